@@ -1,0 +1,208 @@
+"""The whole contract between the arrays and where their bytes come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from dicomslide.errors import FrameReadError, MetadataError
+from dicomslide.tile import FramePositions
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from pydicom.dataset import Dataset
+
+__all__ = ["ConcatenatedSource", "FrameSource", "FrameStore", "frame_source"]
+
+
+@runtime_checkable
+class FrameSource(Protocol):
+    """One DICOM instance (or concatenation) whose frames can be read.
+
+    A source is thin: its pickle holds a name and options, never an offset table, a handle, a
+    session or a token. What is expensive is made once per process and kept by `identity`.
+    """
+
+    @property
+    def identity(self) -> tuple[Hashable, ...]:
+        """Name of these bytes: hashable, and the same in every process."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What messages call it: a file name, URL or SOP Instance UID."""
+        ...
+
+    @property
+    def metadata(self) -> Dataset:
+        """The header, without pixel data and per-frame functional groups."""
+        ...
+
+    @property
+    def transfer_syntax_uid(self) -> str:
+        """Transfer syntax of the frames."""
+        ...
+
+    def frame_positions(self) -> FramePositions | None:
+        """Return what the per-frame functional groups say; None where they say nothing."""
+        ...
+
+    def read_frames(self, indices: Sequence[int]) -> list[bytes]:
+        """Read frames, in one batch.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            Zero-based frames, in any order.
+
+        Returns
+        -------
+        list of bytes
+            One buffer a frame, in the same order, from the frame's first bit; empty where an
+            empty frame is stored.
+
+        Raises
+        ------
+        FrameReadError
+            Naming the source and the frame.
+
+        """
+        ...
+
+
+@runtime_checkable
+class FrameStore(Protocol):
+    """Where several instances are: what stands in for a DICOMweb client."""
+
+    def source(self, metadata: Dataset) -> FrameSource:
+        """Return the source of the instance that the metadata describe."""
+        ...
+
+
+def frame_source(client: Any, metadata: Dataset) -> FrameSource:
+    """Return the source of an instance from what a caller gave as client.
+
+    Raises
+    ------
+    TypeError
+        When the client is none of the kinds that are known.
+
+    """
+    if isinstance(client, FrameSource):
+        return client
+    if isinstance(client, FrameStore):
+        return client.source(metadata)
+    raise TypeError(
+        f"client is a {type(client).__name__}; expected what dicomslide.open_slide makes: a"
+        " FrameStore or a FrameSource"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ConcatenatedSource:
+    """The parts of a concatenation as one image (PS3.3 C.7.6.16.2.2.4)."""
+
+    parts: tuple[FrameSource, ...]
+    """In the order of their frames."""
+    firsts: tuple[int, ...]
+    """Concatenation Frame Offset Number of each."""
+    counts: tuple[int, ...]
+    """Number of Frames of each."""
+
+    @classmethod
+    def of(cls, parts: Sequence[FrameSource]) -> ConcatenatedSource:
+        """Put parts in order.
+
+        Raises
+        ------
+        MetadataError
+            When two parts claim the same frames.
+
+        """
+
+        def first(part: FrameSource) -> int:
+            return int(part.metadata.get("ConcatenationFrameOffsetNumber") or 0)
+
+        ordered = sorted(parts, key=first)
+        firsts = tuple(first(part) for part in ordered)
+        counts = tuple(int(part.metadata.get("NumberOfFrames") or 1) for part in ordered)
+        for i in range(1, len(ordered)):
+            if firsts[i] < firsts[i - 1] + counts[i - 1]:
+                raise MetadataError(
+                    f"{ordered[i].name}: it starts at frame {firsts[i] + 1} of its concatenation,"
+                    f" but {ordered[i - 1].name} holds frames {firsts[i - 1] + 1} to"
+                    f" {firsts[i - 1] + counts[i - 1]}"
+                )
+        return cls(tuple(ordered), firsts, counts)
+
+    @property
+    def identity(self) -> tuple[Hashable, ...]:
+        """Name of these bytes."""
+        return ("concatenation", *(part.identity for part in self.parts))
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.parts[0].name
+
+    @property
+    def metadata(self) -> Dataset:
+        """The first part's header, with the frames of all."""
+        from pydicom.dataset import Dataset
+
+        joined = Dataset(self.parts[0].metadata)
+        joined.file_meta = getattr(self.parts[0].metadata, "file_meta", None)
+        joined.NumberOfFrames = self.firsts[-1] + self.counts[-1]
+        joined.ConcatenationFrameOffsetNumber = 0
+        return joined
+
+    @property
+    def transfer_syntax_uid(self) -> str:
+        """Transfer syntax of the frames."""
+        return self.parts[0].transfer_syntax_uid
+
+    def frame_positions(self) -> FramePositions | None:
+        """Return what the per-frame functional groups of all parts say."""
+        found = [part.frame_positions() for part in self.parts]
+        given = [each for each in found if each is not None]
+        if len(given) < len(found):
+            return None
+        if sum(self.counts) != self.firsts[-1] + self.counts[-1]:
+            raise MetadataError(
+                f"{self.name}: the parts of its concatenation hold {sum(self.counts)} frames of"
+                f" {self.firsts[-1] + self.counts[-1]}"
+            )
+
+        def joined(values: list[Any]) -> Any:
+            return None if any(value is None for value in values) else np.concatenate(values)
+
+        return FramePositions(
+            rows=joined([each.rows for each in given]),
+            columns=joined([each.columns for each in given]),
+            z=joined([each.z for each in given]),
+            channels=joined([each.channels for each in given]),
+        )
+
+    def read_frames(self, indices: Sequence[int]) -> list[bytes]:
+        """Read frames, in one batch a part."""
+        wanted: dict[int, list[int]] = {}
+        for at, index in enumerate(indices):
+            wanted.setdefault(self._part_of(index), []).append(at)
+        frames: list[bytes] = [b""] * len(indices)
+        for part, places in wanted.items():
+            local = [indices[at] - self.firsts[part] for at in places]
+            for at, frame in zip(places, self.parts[part].read_frames(local), strict=True):
+                frames[at] = frame
+        return frames
+
+    def _part_of(self, index: int) -> int:
+        part = int(np.searchsorted(self.firsts, index, "right")) - 1
+        if part < 0 or index >= self.firsts[part] + self.counts[part]:
+            raise FrameReadError(
+                "it belongs to a part of the concatenation that isn't here", self.name, index
+            )
+        return part
+

@@ -1,0 +1,290 @@
+"""DICOM Part 10 files: where they are, and how their bytes are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import warnings
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dicomslide import utils
+from dicomslide.backends import part10
+from dicomslide.cache import Registry
+from dicomslide.errors import (
+    DicomSlideError,
+    FrameReadError,
+    MetadataError,
+    MetadataWarning,
+    NotDicomError,
+    SourceChangedError,
+)
+from dicomslide.layout import pixel_format_of
+from dicomslide.perframe import scan_per_frame_groups
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Sequence
+
+    from pydicom.dataset import Dataset
+
+    from dicomslide.tile import FramePositions
+
+__all__ = ["FileSource", "FileStore", "is_dicom_file"]
+
+
+class LocalFile:
+    """A file that is read by position, by any number of threads, without a lock.
+
+    The descriptor is closed when nobody holds the file any more, never under a reader.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - lives as long as this
+        status = os.fstat(self._file.fileno())
+        self.size = status.st_size
+        self.mtime_ns = status.st_mtime_ns
+        if not hasattr(os, "pread"):  # Windows: seek and read, one at a time
+            self._lock = threading.Lock()
+            self.read = self._seek_and_read  # type: ignore[method-assign]
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read bytes; fewer than `length` only at the end of the file."""
+        descriptor = self._file.fileno()
+        data = os.pread(descriptor, length, offset)
+        while len(data) < length:  # Linux reads no more than 2 GiB at once
+            more = os.pread(descriptor, length - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def _seek_and_read(self, offset: int, length: int) -> bytes:
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.read(length) or b""
+
+    def __del__(self) -> None:
+        file = getattr(self, "_file", None)
+        if file is not None:
+            file.close()
+
+
+class _Instance:
+    """What is expensive about a file, made once per process when it is first wanted."""
+
+    def __init__(self, path: str) -> None:
+        self.file = LocalFile(path)
+        self.header = part10.read_header(self.file)
+        self._lock = threading.RLock()
+
+    @property
+    def num_frames(self) -> int:
+        return int(utils.number(self.header.dataset, "NumberOfFrames") or 1)
+
+    @cached_property
+    def _positions_and_rest(self) -> tuple[FramePositions | None, int]:
+        span, blob = self.header.per_frame, self.header.blob
+        if span is None:
+            return None, self.header.rest
+        try:
+            return scan_per_frame_groups(blob.read, blob.size, span, self.num_frames)
+        except MetadataError as error:
+            raise MetadataError(f"{blob.name}: {error}") from error
+
+    @cached_property
+    def _frames(self) -> part10.Frames:
+        header = self.header
+        span = header.per_frame
+        rest = header.rest
+        if span is not None and span.length == part10.UNDEFINED:
+            _, rest = self._positions_and_rest
+        return part10.locate_frames(
+            header,
+            part10.locate_pixel_data(header, rest),
+            self.num_frames,
+            pixel_format_of(header.dataset).native_bits,
+        )
+
+    def positions(self) -> FramePositions | None:
+        with self._lock:  # one thread scans, the others wait for it
+            return self._positions_and_rest[0]
+
+    def frames(self) -> part10.Frames:
+        with self._lock:
+            return self._frames
+
+
+_instances: Registry[tuple[Hashable, ...], _Instance] = Registry(128)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileSource:
+    """A DICOM Part 10 file.
+
+    Thin: what a process needs to open the same file again, and to notice if it isn't.
+    """
+
+    path: str
+    """Absolute."""
+    sop_instance_uid: str
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> FileSource:
+        """Open a file and read its header.
+
+        Raises
+        ------
+        FileNotFoundError, PermissionError, IsADirectoryError
+            As the system has it.
+        NotDicomError
+            When it isn't a DICOM Part 10 file.
+        MetadataError
+            When its header can't be read.
+
+        """
+        absolute = os.path.abspath(os.fspath(path))
+        instance = _Instance(absolute)
+        dataset = instance.header.dataset
+        uid = utils.text(dataset, "SOPInstanceUID") or utils.text(
+            dataset.file_meta, "MediaStorageSOPInstanceUID"
+        )
+        source = cls(absolute, uid or absolute, instance.file.size, instance.file.mtime_ns)
+        _instances.get(source.identity, lambda: instance)
+        return source
+
+    @property
+    def identity(self) -> tuple[Hashable, ...]:
+        """Name of these bytes: the same in every process that sees the same file."""
+        return ("file", self.path, self.sop_instance_uid, self.size, self.mtime_ns)
+
+    @property
+    def name(self) -> str:
+        """Path of the file."""
+        return self.path
+
+    def _instance(self) -> _Instance:
+        return _instances.get(self.identity, self._reopen)
+
+    def _reopen(self) -> _Instance:
+        instance = _Instance(self.path)
+        if (instance.file.size, instance.file.mtime_ns) != (self.size, self.mtime_ns):
+            raise SourceChangedError(
+                f"{self.path}: the file isn't any more the one that was opened: it has"
+                f" {instance.file.size} bytes, expected {self.size}, or another time of change;"
+                " open the slide again"
+            )
+        return instance
+
+    @property
+    def metadata(self) -> Dataset:
+        """The header, without pixel data and per-frame functional groups."""
+        return self._instance().header.dataset
+
+    @property
+    def transfer_syntax_uid(self) -> str:
+        """Transfer syntax of the frames."""
+        return self._instance().header.transfer_syntax_uid
+
+    def frame_positions(self) -> FramePositions | None:
+        """Return what the per-frame functional groups say; None where they say nothing."""
+        return self._instance().positions()
+
+    def read_frames(self, indices: Sequence[int]) -> list[bytes]:
+        """Read frames, in the order of the file, without a lock."""
+        instance = self._instance()
+        frames, blob, count = instance.frames(), instance.header.blob, instance.num_frames
+        found: dict[int, bytes] = {}
+        for index in sorted(set(indices)):
+            if not 0 <= index < count:
+                raise FrameReadError(f"the image has {count} frames", self.path, index)
+            try:
+                found[index] = frames.read(blob, index)
+            except FrameReadError as error:
+                raise error.located(self.path, index) from error
+        return [found[index] for index in indices]
+
+
+def is_dicom_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has the DICM prefix of Part 10; False too where it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(part10.PREAMBLE)[128:] == b"DICM"
+    except (OSError, ValueError):
+        return False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileStore:
+    """Files on disk: stands where the documented API has a DICOMweb client."""
+
+    sources: tuple[FileSource, ...]
+
+    @classmethod
+    def open(cls, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> FileStore:
+        """Open a file, the files of a folder (and its folders), or a list of both.
+
+        What isn't DICOM is passed over in a folder, and an error where it was named. A file
+        that is DICOM but can't be read is left out with a warning.
+
+        Raises
+        ------
+        FileNotFoundError
+            When a path doesn't exist.
+        NotDicomError
+            When no DICOM file is there, or a file that was named isn't one.
+
+        """
+        if isinstance(paths, (str, os.PathLike)):
+            paths = [paths]
+        sources: dict[str, FileSource] = {}
+        names = []
+        for given in paths:
+            path = Path(given).expanduser()
+            names.append(str(path))
+            if path.is_dir():
+                for file in sorted(path.rglob("*")):
+                    if file.is_file() and is_dicom_file(file):
+                        try:
+                            _add(sources, FileSource.open(file))
+                        except DicomSlideError as error:
+                            warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=3)
+            else:
+                _add(sources, FileSource.open(path))
+        if not sources:
+            raise NotDicomError(f"{', '.join(names) or 'an empty list'}: no DICOM file is there")
+        return cls(tuple(sources.values()))
+
+    @property
+    def metadata(self) -> list[Dataset]:
+        """The headers of all files."""
+        return [source.metadata for source in self.sources]
+
+    def source(self, metadata: Dataset) -> FileSource:
+        """Return the file of an instance.
+
+        Raises
+        ------
+        MetadataError
+            When no file has its SOP Instance UID.
+
+        """
+        uid = utils.text(metadata, "SOPInstanceUID")
+        for source in self.sources:
+            if source.sop_instance_uid == uid or source.metadata is metadata:
+                return source
+        raise MetadataError(f"no file holds the instance with SOP Instance UID {uid}")
+
+
+def _add(sources: dict[str, FileSource], source: FileSource) -> None:
+    other = sources.setdefault(source.sop_instance_uid, source)
+    if other.path != source.path:
+        warnings.warn(
+            f"left out: {source.path} has the SOP Instance UID of {other.path}",
+            MetadataWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,157 @@
+"""What a process keeps: bounded, guarded, and never part of a pickle.
+
+Readers travel between processes as names. What is expensive to make from a name
+(an open file, a parsed header, a colour transform, a thread pool) is made once in
+each process and kept here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    import numpy as np
+
+__all__ = ["FrameCache", "Registry"]
+
+K = TypeVar("K", bound="Hashable")
+V = TypeVar("V")
+
+
+def _after_fork_in_child(instance: object, method: str) -> None:
+    """Call a method in every forked child, for as long as the instance lives."""
+    if hasattr(os, "register_at_fork"):
+        reference = weakref.ref(instance)
+
+        def call() -> None:
+            alive = reference()
+            if alive is not None:
+                getattr(alive, method)()
+
+        os.register_at_fork(after_in_child=call)
+
+
+class Registry(Generic[K, V]):
+    """A bounded mapping that makes a missing value once, whatever the number of threads.
+
+    The least recently used value is forgotten first; whoever holds it keeps it alive.
+
+    Parameters
+    ----------
+    size : int
+        Number of values that are kept.
+
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[K, V] = OrderedDict()
+        self._renew_locks()
+        _after_fork_in_child(self, "_renew_locks")
+
+    def _renew_locks(self) -> None:
+        # a lock that another thread held while the process forked would never open
+        self._lock = threading.Lock()
+        self._making: dict[K, threading.Lock] = {}
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        """Return the value for `key`, made by `make` when there is none."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+            making = self._making.setdefault(key, threading.Lock())
+        with making:  # other keys go on meanwhile
+            with self._lock:
+                if key in self._values:
+                    return self._values[key]
+            try:
+                value = make()
+            finally:
+                with self._lock:
+                    self._making.pop(key, None)
+            with self._lock:
+                self._values[key] = value
+                while len(self._values) > self._size:
+                    self._values.popitem(last=False)
+            return value
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def clear(self) -> None:
+        """Forget all values."""
+        with self._lock:
+            self._values.clear()
+
+
+class FrameCache:
+    """Decoded frames, least recently used last to stay: bounded in bytes, and per image in frames.
+
+    Parameters
+    ----------
+    max_bytes : callable
+        Gives the bound in bytes at each insertion.
+
+    """
+
+    def __init__(self, max_bytes: Callable[[], int]) -> None:
+        self._max_bytes = max_bytes
+        self._frames: OrderedDict[tuple[Hashable, int], np.ndarray] = OrderedDict()
+        self._images: dict[Hashable, OrderedDict[int, None]] = {}
+        self._nbytes = 0
+        self._renew_lock()
+        _after_fork_in_child(self, "_renew_lock")
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes held."""
+        return self._nbytes
+
+    def get(self, image: Hashable, frame: int) -> np.ndarray | None:
+        """Return a decoded frame of an image, or None."""
+        with self._lock:
+            array = self._frames.get((image, frame))
+            if array is not None:
+                self._frames.move_to_end((image, frame))
+                self._images[image].move_to_end(frame)
+            return array
+
+    def put(self, image: Hashable, frame: int, array: np.ndarray, max_frames: int) -> None:
+        """Keep a decoded frame, and at most `max_frames` of its image."""
+        limit = self._max_bytes()
+        if max_frames < 1 or array.nbytes > limit:
+            return
+        with self._lock:
+            if (image, frame) in self._frames:
+                return
+            self._frames[image, frame] = array
+            self._images.setdefault(image, OrderedDict())[frame] = None
+            self._nbytes += array.nbytes
+            while len(self._images[image]) > max_frames:
+                self._forget(image, next(iter(self._images[image])))
+            while self._nbytes > limit:
+                self._forget(*next(iter(self._frames)))
+
+    def _forget(self, image: Hashable, frame: int) -> None:
+        self._nbytes -= self._frames.pop((image, frame)).nbytes
+        frames = self._images[image]
+        del frames[frame]
+        if not frames:
+            del self._images[image]
+
+    def clear(self) -> None:
+        """Forget all frames."""
+        with self._lock:
+            self._frames.clear()
+            self._images.clear()
+            self._nbytes = 0

@@ -1,0 +1,439 @@
+"""One frame's bytes to pixels.
+
+A pure function of bytes, pixel format and transfer syntax, with one table of decoders. It
+decodes whole or not at all: what is truncated or contradicts its header raises.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import re
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dicomslide.codestream import (
+    JpegHeader,
+    jpeg_xl_size,
+    parse_jpeg,
+    parse_jpeg2000,
+)
+from dicomslide.errors import FrameDecodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeAlias
+
+    from numpy.typing import NDArray
+
+    Pixels: TypeAlias = NDArray[Any]
+    Buffer: TypeAlias = bytes | bytearray | memoryview
+
+__all__ = ["DECODERS", "Decoder", "PixelFormat", "decode_frame"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PixelFormat:
+    """How a header describes the pixels of a frame (PS3.3 C.7.6.3)."""
+
+    rows: int
+    columns: int
+    samples: int = 1
+    bits_allocated: int = 8
+    bits_stored: int = 8
+    signed: bool = False
+    floating: bool = False
+    """Whether the pixels are Float or Double Float Pixel Data."""
+    photometric: str = "MONOCHROME2"
+    planar: bool = False
+    """Whether native frames hold one plane a sample (Planar Configuration 1)."""
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.columns) < 1 or self.samples not in (1, 3):
+            raise ValueError(
+                f"a frame of {self.rows} × {self.columns} pixels with {self.samples} samples"
+                " isn't an image; expected at least 1 × 1 with 1 or 3 samples"
+            )
+        allowed = (32, 64) if self.floating else (1, 8, 16, 32)
+        if self.bits_allocated not in allowed:
+            raise ValueError(f"Bits Allocated {self.bits_allocated} isn't one of {allowed}")
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the decoded pixels: bool for bit-packed ones."""
+        if self.bits_allocated == 1:
+            return np.dtype(np.bool_)
+        kind = "f" if self.floating else "i" if self.signed else "u"
+        return np.dtype(f"{kind}{self.bits_allocated // 8}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(rows, columns, samples)"""
+        return self.rows, self.columns, self.samples
+
+    @property
+    def is_color(self) -> bool:
+        """Whether the decoded pixels are RGB."""
+        return self.samples == 3
+
+    @property
+    def native_bits(self) -> int:
+        """Size of a native frame in bits; frames follow each other without padding."""
+        pixels = self.rows * self.columns
+        if self.photometric == "YBR_FULL_422":  # PS3.3 C.7.6.3.1.2: two pixels share chroma
+            return 16 * pixels
+        return pixels * self.samples * self.bits_allocated
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decoder:
+    """How frames of one transfer syntax are stored, and what decodes them."""
+
+    name: str
+    decode: Callable[[memoryview, PixelFormat], Pixels]
+    encapsulated: bool = True
+    little_endian: bool = True
+    implicit_vr: bool = False
+    deflated: bool = False
+    """Whether the whole data set is deflated, not single frames."""
+
+
+def decode_frame(buffer: Buffer, pixel_format: PixelFormat, transfer_syntax_uid: str) -> Pixels:
+    """Decode one frame.
+
+    Parameters
+    ----------
+    buffer : bytes-like
+        The frame as stored, from its first bit, fragments joined.
+    pixel_format : PixelFormat
+        What the header says of it.
+    transfer_syntax_uid : str
+        Transfer syntax in which it is stored.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (rows, columns, samples), of the format's dtype, RGB if colour. A codestream may
+        hold fewer rows and columns than declared (a cropped tile at the edge), never more. It
+        may be a read-only view of `buffer`.
+
+    Raises
+    ------
+    FrameDecodeError
+        When the transfer syntax isn't supported, or the bytes aren't what they should be.
+
+    """
+    decoder = DECODERS.get(transfer_syntax_uid)
+    if decoder is None:
+        raise FrameDecodeError(
+            f"transfer syntax {transfer_syntax_uid} isn't supported; supported are "
+            + ", ".join(f"{uid} ({known.name})" for uid, known in DECODERS.items())
+        )
+    try:
+        array = decoder.decode(memoryview(buffer).cast("B"), pixel_format)
+    except FrameDecodeError:
+        raise
+    except Exception as error:  # each decoder has error types of its own
+        raise FrameDecodeError(
+            f"{len(buffer)} bytes of {decoder.name} don't decode: {error}"
+        ) from error
+    if array.ndim == 2:
+        array = array[:, :, None]
+    _check_size(array.shape[0], array.shape[1], array.shape[2], pixel_format)
+    if array.dtype != pixel_format.dtype:
+        array = _as_declared(array, pixel_format)
+    return array
+
+
+def _check_size(rows: int, columns: int, samples: int, declared: PixelFormat) -> None:
+    if not (0 < rows <= declared.rows and 0 < columns <= declared.columns):
+        raise FrameDecodeError(
+            f"the codestream holds {rows} × {columns} pixels (rows × columns), the header"
+            f" declares {declared.rows} × {declared.columns}"
+        )
+    if samples != declared.samples:
+        raise FrameDecodeError(
+            f"the codestream holds {samples} samples per pixel, the header declares"
+            f" {declared.samples}"
+        )
+
+
+def _check_precision(precision: int, declared: PixelFormat) -> None:
+    if precision > max(declared.bits_allocated, 8):
+        raise FrameDecodeError(
+            f"the codestream holds {precision} bits a sample, the header allocates"
+            f" {declared.bits_allocated}"
+        )
+
+
+def _as_declared(array: Pixels, declared: PixelFormat) -> Pixels:
+    """Cast decoded pixels, whose precision was checked, to the declared dtype."""
+    if declared.bits_allocated == 1:
+        return array != 0
+    if declared.signed and array.dtype.kind == "u":
+        # a codestream that doesn't know of signs holds the two's complement of Bits Stored
+        sign = 1 << (declared.bits_stored - 1)
+        wide = array.astype(np.int64)
+        return ((wide ^ sign) - sign).astype(declared.dtype)
+    if array.dtype.kind == "f" or array.dtype.itemsize > declared.dtype.itemsize:
+        raise FrameDecodeError(f"the codestream holds {array.dtype}, not {declared.dtype}")
+    return array.astype(declared.dtype)
+
+
+def _ybr_to_rgb(array: Pixels) -> Pixels:
+    from pydicom.pixels.processing import convert_color_space
+
+    return convert_color_space(array, "YBR_FULL", "RGB", per_frame=True)
+
+
+# -- native ----------------------------------------------------------------------------------
+
+
+def _native(buffer: memoryview, declared: PixelFormat, byteorder: str = "<") -> Pixels:
+    needed = -(-declared.native_bits // 8)
+    if len(buffer) < needed:
+        raise FrameDecodeError(f"{len(buffer)} bytes are left of a native frame of {needed} bytes")
+    rows, columns, samples = declared.shape
+    if declared.bits_allocated == 1:
+        bits = np.unpackbits(
+            np.frombuffer(buffer, np.uint8), count=rows * columns * samples, bitorder="little"
+        )
+        return bits.view(np.bool_).reshape(rows, columns, samples)
+    flat = np.frombuffer(buffer[:needed], declared.dtype.newbyteorder(byteorder))
+    if declared.photometric == "YBR_FULL_422":
+        return _ybr_to_rgb(_expand_422(flat, declared))
+    if declared.planar and samples > 1:
+        array = np.moveaxis(flat.reshape(samples, rows, columns), 0, -1)
+    else:
+        array = flat.reshape(rows, columns, samples)
+    if declared.photometric == "YBR_FULL":
+        return _ybr_to_rgb(np.ascontiguousarray(array))
+    return array.astype(declared.dtype, copy=False)
+
+
+def _expand_422(flat: Pixels, declared: PixelFormat) -> Pixels:
+    """Give both pixels of each Y1 Y2 Cb Cr their own chroma."""
+    pairs = flat.reshape(-1, 4)
+    full = np.empty((len(pairs), 2, 3), flat.dtype)
+    full[:, :, 0] = pairs[:, :2]
+    full[:, :, 1:] = pairs[:, None, 2:]
+    return full.reshape(declared.shape)
+
+
+def _native_big_endian(buffer: memoryview, declared: PixelFormat) -> Pixels:
+    return _native(buffer, declared, ">")
+
+
+def _inflated(buffer: memoryview, declared: PixelFormat) -> Pixels:
+    needed = -(-declared.native_bits // 8)
+    # never more than declared, whatever the stream would grow to
+    return _native(memoryview(zlib.decompressobj(-15).decompress(buffer, needed)), declared)
+
+
+def _rle(buffer: memoryview, declared: PixelFormat) -> Pixels:
+    import imagecodecs
+
+    rows, columns, samples = declared.shape
+    dtype = declared.dtype
+    count = int.from_bytes(buffer[:4], "little")
+    if count != samples * dtype.itemsize:
+        raise FrameDecodeError(
+            f"the RLE header counts {count} segments; {samples} samples of {dtype} have"
+            f" {samples * dtype.itemsize}"
+        )
+    needed = rows * columns * samples * dtype.itemsize
+    planes = imagecodecs.dicomrle_decode(buffer, dtype=dtype.newbyteorder("<"))
+    if len(planes) != needed:
+        raise FrameDecodeError(f"RLE gives {len(planes)} bytes, the frame has {needed}")
+    array = np.frombuffer(planes, dtype.newbyteorder("<")).reshape(samples, rows, columns)
+    array = np.moveaxis(array, 0, -1)
+    if declared.photometric.startswith("YBR_FULL"):
+        return _ybr_to_rgb(np.ascontiguousarray(array))
+    return array
+
+
+# -- JPEG ------------------------------------------------------------------------------------
+
+_END_OF_IMAGE = b"\xff\xd9"
+_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00%c"  # APP14, ends with the transform
+# libjpeg's warnings that don't touch the pixels; any other one is an error here
+_HARMLESS = re.compile(r"extraneous bytes before marker 0xd9|SOS parameters|JFIF rev|Adobe color")
+
+
+def _jpeg(buffer: memoryview, declared: PixelFormat) -> Pixels:
+    header = parse_jpeg(buffer)
+    _check_precision(header.precision, declared)
+    _check_size(header.rows, header.columns, len(header.component_ids), declared)
+    if header.lossless or header.precision != 8:
+        return _jpeg_uncommon(buffer, header, declared)
+    if declared.samples == 1:
+        return _strict_jpeg(buffer, "GRAY")
+    wanted = _jpeg_is_ycbcr(header, declared)
+    if wanted != _libjpeg_takes_for_ycbcr(header):
+        buffer = _with_color_transform(buffer, header, wanted)
+    return _strict_jpeg(buffer, "RGB")
+
+
+def _jpeg_is_ycbcr(header: JpegHeader, declared: PixelFormat) -> bool:
+    """Whether a colour JPEG is YCbCr, by the codestream first, then by the header."""
+    claimed = declared.photometric != "RGB"
+    if header.adobe_transform is not None:
+        found = header.adobe_transform != 0
+    elif header.jfif or header.subsampled:
+        found = True
+    elif bytes(header.component_ids) == b"RGB":
+        found = False
+    else:
+        return claimed
+    if found != claimed:
+        _log_conflict(declared.photometric, "YCbCr" if found else "RGB")
+    return found
+
+
+@functools.lru_cache
+def _log_conflict(photometric: str, found: str) -> None:  # once for each pair
+    logger.info(
+        "Photometric Interpretation is %s, but the JPEG codestream holds %s, as which it is decoded",
+        photometric,
+        found,
+    )
+
+
+def _libjpeg_takes_for_ycbcr(header: JpegHeader) -> bool:
+    if header.jfif:
+        return True
+    if header.adobe_transform is not None:
+        return header.adobe_transform != 0
+    return bytes(header.component_ids) != b"RGB"
+
+
+def _with_color_transform(buffer: memoryview, header: JpegHeader, ycbcr: bool) -> memoryview:
+    """Replace the markers from which libjpeg takes the colour space by one that says it."""
+    parts: list[bytes | memoryview] = [buffer[:2], _ADOBE % int(ycbcr)]
+    at = 2
+    for start, end in header.colour_segments:
+        parts.append(buffer[at:start])
+        at = end
+    parts.append(buffer[at:])
+    return memoryview(b"".join(parts))
+
+
+def _strict_jpeg(buffer: memoryview, colorspace: str) -> Pixels:
+    import simplejpeg
+
+    try:
+        return simplejpeg.decode_jpeg(buffer, colorspace)  # type: ignore[no-any-return]
+    except ValueError as error:
+        if _HARMLESS.search(str(error)):
+            return simplejpeg.decode_jpeg(buffer, colorspace, strict=False)  # type: ignore[no-any-return]
+        if _ends_image(buffer):
+            raise
+    # nothing but the marker may be missing; if more is, this raises
+    return simplejpeg.decode_jpeg(bytes(buffer) + _END_OF_IMAGE, colorspace)  # type: ignore[no-any-return]
+
+
+def _ends_image(buffer: memoryview) -> bool:
+    return bytes(buffer[-16:]).rstrip(b"\0").endswith(_END_OF_IMAGE)
+
+
+def _jpeg_uncommon(buffer: memoryview, header: JpegHeader, declared: PixelFormat) -> Pixels:
+    """Decode 12-bit and lossless JPEG, of which libjpeg's warnings don't reach us."""
+    import imagecodecs
+
+    if not _ends_image(buffer):
+        raise FrameDecodeError("the JPEG codestream ends without its EOI marker: it is truncated")
+    data = bytes(buffer)
+    components = "RGB" if declared.samples == 3 else "GRAYSCALE"
+    ycbcr = declared.samples == 3 and _jpeg_is_ycbcr(header, declared)
+    source = "YCBCR" if ycbcr and not header.lossless else components
+
+    def decode(codestream: bytes) -> Pixels:
+        return imagecodecs.jpeg8_decode(codestream, colorspace=source, outcolorspace=components)
+
+    array = decode(data)
+    # A decoder that has run out of data goes on with zeros. One that has not, ignores what is
+    # put before the end marker: if that changes the pixels, data were missing.
+    end = data.rindex(_END_OF_IMAGE)
+    if not np.array_equal(array, decode(data[:end] + b"\xaa" * 64 + data[end:])):
+        raise FrameDecodeError("the JPEG codestream ends before its last pixel: it is truncated")
+    return _ybr_to_rgb(array) if ycbcr and header.lossless else array
+
+
+def _jpeg_ls(buffer: memoryview, declared: PixelFormat) -> Pixels:
+    import imagecodecs
+
+    header = parse_jpeg(buffer)
+    _check_precision(header.precision, declared)
+    _check_size(header.rows, header.columns, len(header.component_ids), declared)
+    array = imagecodecs.jpegls_decode(buffer)
+    return _ybr_to_rgb(array) if declared.photometric.startswith("YBR_FULL") else array
+
+
+# -- JPEG 2000, JPEG XL ----------------------------------------------------------------------
+
+
+def _jpeg_2000(buffer: memoryview, declared: PixelFormat) -> Pixels:
+    """Decode JPEG 2000 or HTJ2K, whichever the codestream is."""
+    import imagecodecs
+
+    header = parse_jpeg2000(buffer)
+    _check_precision(header.precision, declared)
+    _check_size(header.rows, header.columns, header.components, declared)
+    if not header.complete:
+        raise FrameDecodeError("the JPEG 2000 codestream is truncated, or its lengths are wrong")
+    # OpenJPH is faster, but wraps where a lossy codestream overshoots
+    if header.high_throughput and header.reversible:
+        array = imagecodecs.htj2k_decode(buffer)
+    else:
+        array = imagecodecs.jpeg2k_decode(buffer)
+    stored_as_ycbcr = declared.photometric == "YBR_FULL" or (
+        # writers that leave RGB under this claim don't subsample
+        declared.photometric == "YBR_FULL_422" and header.subsampled
+    )
+    if stored_as_ycbcr and not header.multiple_component_transform:
+        return _ybr_to_rgb(array)
+    return array
+
+
+def _jpeg_xl(buffer: memoryview, declared: PixelFormat) -> Pixels:
+    import imagecodecs
+
+    _check_size(*jpeg_xl_size(buffer), declared.samples, declared)
+    return imagecodecs.jpegxl_decode(buffer)  # the codestream knows its colours
+
+
+_UID = "1.2.840.10008.1.2"
+
+DECODERS: dict[str, Decoder] = {
+    _UID: Decoder("Implicit VR Little Endian", _native, encapsulated=False, implicit_vr=True),
+    f"{_UID}.1": Decoder("Explicit VR Little Endian", _native, encapsulated=False),
+    f"{_UID}.2": Decoder(
+        "Explicit VR Big Endian", _native_big_endian, encapsulated=False, little_endian=False
+    ),
+    f"{_UID}.1.99": Decoder(
+        "Deflated Explicit VR Little Endian", _native, encapsulated=False, deflated=True
+    ),
+    f"{_UID}.1.98": Decoder("Encapsulated Uncompressed Explicit VR Little Endian", _native),
+    f"{_UID}.8.1": Decoder("Deflated Image Frame Compression", _inflated),
+    f"{_UID}.5": Decoder("RLE Lossless", _rle),
+    f"{_UID}.4.50": Decoder("JPEG Baseline", _jpeg),
+    f"{_UID}.4.51": Decoder("JPEG Extended", _jpeg),
+    f"{_UID}.4.57": Decoder("JPEG Lossless", _jpeg),
+    f"{_UID}.4.70": Decoder("JPEG Lossless SV1", _jpeg),
+    f"{_UID}.4.80": Decoder("JPEG-LS Lossless", _jpeg_ls),
+    f"{_UID}.4.81": Decoder("JPEG-LS Near Lossless", _jpeg_ls),
+    f"{_UID}.4.90": Decoder("JPEG 2000 Lossless", _jpeg_2000),
+    f"{_UID}.4.91": Decoder("JPEG 2000", _jpeg_2000),
+    f"{_UID}.4.201": Decoder("HTJ2K Lossless", _jpeg_2000),
+    f"{_UID}.4.202": Decoder("HTJ2K Lossless RPCL", _jpeg_2000),
+    f"{_UID}.4.203": Decoder("HTJ2K", _jpeg_2000),
+    f"{_UID}.4.110": Decoder("JPEG XL Lossless", _jpeg_xl),
+    f"{_UID}.4.111": Decoder("JPEG XL JPEG Recompression", _jpeg_xl),
+    f"{_UID}.4.112": Decoder("JPEG XL", _jpeg_xl),
+}
+"""Everything that is known of each transfer syntax, by UID (PS3.5 section 10)."""

@@ -1,0 +1,206 @@
+"""What the headers of JPEG, JPEG 2000 and JPEG XL codestreams say.
+
+Only markers are read, never entropy-coded data: cheap enough for every frame, and enough
+to know size, precision and colour before anything is allocated or decoded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+
+__all__ = ["Jpeg2000Header", "JpegHeader", "jpeg_xl_size", "parse_jpeg", "parse_jpeg2000"]
+
+# markers without a length (T.81 table B.1): TEM, RST0-RST7, SOI
+_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+_START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xF7})  # sequential, progressive, lossless, LS
+_UNSUPPORTED_FRAME = frozenset({*range(0xC5, 0xD0)} - {0xC8, 0xCC})  # hierarchical, arithmetic
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class JpegHeader:
+    """What precedes the first scan of a JPEG or JPEG-LS codestream."""
+
+    rows: int
+    columns: int
+    precision: int
+    lossless: bool
+    component_ids: tuple[int, ...]
+    subsampled: bool
+    """Whether a component has fewer samples than another."""
+    adobe_transform: int | None
+    """Colour transform of the Adobe APP14 marker: 0 none, 1 YCbCr."""
+    jfif: bool
+    colour_segments: tuple[tuple[int, int], ...]
+    """(start, end) in bytes of the APP0 JFIF and APP14 Adobe segments."""
+
+
+def parse_jpeg(buffer: memoryview) -> JpegHeader:
+    """Read the markers of a JPEG or JPEG-LS codestream up to its first scan.
+
+    Raises
+    ------
+    ValueError
+        When the markers don't make sense, or no frame header precedes the scan.
+
+    """
+    size = len(buffer)
+    if size < 4 or buffer[0] != 0xFF or buffer[1] != 0xD8:
+        raise ValueError(f"no JPEG codestream: it starts with {bytes(buffer[:4]).hex() or 'nothing'}")
+    adobe: int | None = None
+    jfif = False
+    segments: list[tuple[int, int]] = []
+    frame: tuple[int, int, int, bool, tuple[int, ...], bool] | None = None
+    at = 2
+    while at + 4 <= size:
+        if buffer[at] != 0xFF:
+            raise ValueError(f"no marker at byte {at} of the JPEG header")
+        code = buffer[at + 1]
+        if code == 0xFF:  # fill byte
+            at += 1
+            continue
+        if code in _STANDALONE:
+            at += 2
+            continue
+        length = buffer[at + 2] << 8 | buffer[at + 3]
+        end = at + 2 + length
+        if length < 2 or end > size:
+            raise ValueError(f"marker FF{code:02X} at byte {at} runs past the end of the frame")
+        body = buffer[at + 4 : end]
+        if code == 0xE0 and bytes(body[:5]) == b"JFIF\0":
+            jfif = True
+            segments.append((at, end))
+        elif code == 0xEE and bytes(body[:5]) == b"Adobe" and len(body) >= 12:
+            adobe = body[11]
+            segments.append((at, end))
+        elif code in _START_OF_FRAME:
+            precision, rows, columns, components = struct.unpack(">BHHB", body[:6])
+            if len(body) < 6 + 3 * components or not components:
+                raise ValueError("the JPEG frame header is too short for its components")
+            sampling = {body[7 + 3 * i] for i in range(components)}
+            ids = tuple(body[6 + 3 * i] for i in range(components))
+            frame = rows, columns, precision, code == 0xC3, ids, len(sampling) > 1
+        elif code in _UNSUPPORTED_FRAME:
+            raise ValueError(f"JPEG process FF{code:02X} (hierarchical or arithmetic) isn't in DICOM")
+        elif code == 0xDA:
+            if frame is None:
+                break
+            return JpegHeader(*frame, adobe, jfif, tuple(segments))
+        at = end
+    raise ValueError("the JPEG codestream ends before its first scan")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Jpeg2000Header:
+    """The main header of a JPEG 2000 codestream."""
+
+    rows: int
+    columns: int
+    precision: int
+    signed: bool
+    components: int
+    subsampled: bool
+    high_throughput: bool
+    """Whether a CAP marker says that it is HTJ2K (T.814)."""
+    multiple_component_transform: bool
+    reversible: bool
+    complete: bool
+    """Whether the tile-parts are as long as they say, and end with the EOC marker."""
+
+
+def parse_jpeg2000(buffer: memoryview) -> Jpeg2000Header:
+    """Read the main header of a JPEG 2000 codestream, and walk its tile-parts.
+
+    Raises
+    ------
+    ValueError
+        When the markers don't make sense.
+
+    """
+    data = bytes(buffer)
+    start = data.find(b"\xff\x4f\xff\x51")  # SOC, SIZ; a JP2 box may stand before
+    if start < 0:
+        raise ValueError(f"no JPEG 2000 codestream: it starts with {data[:4].hex() or 'nothing'}")
+    try:
+        return _main_header(data, start + 2)
+    except struct.error:
+        raise ValueError("the JPEG 2000 codestream ends within its main header") from None
+
+
+def _main_header(data: bytes, at: int) -> Jpeg2000Header:
+    high_throughput = transform = reversible = False
+    while True:
+        marker, length = struct.unpack_from(">HH", data, at)
+        if marker == 0xFF51:  # SIZ
+            right, bottom, left, top = struct.unpack_from(">4I", data, at + 6)
+            (components,) = struct.unpack_from(">H", data, at + 38)
+            triples = struct.unpack_from(f">{3 * components}B", data, at + 40)
+        elif marker == 0xFF50:  # CAP; its bit for Part 15
+            high_throughput = bool(struct.unpack_from(">I", data, at + 4)[0] & 0x00020000)
+        elif marker == 0xFF52:  # COD
+            transform = data[at + 8] == 1
+            reversible = data[at + 13] == 1
+        elif marker == 0xFF90:  # SOT: the first tile-part
+            break
+        at += 2 + length
+    precisions = triples[::3]
+    return Jpeg2000Header(
+        rows=bottom - top,
+        columns=right - left,
+        precision=max(p & 0x7F for p in precisions) + 1,
+        signed=bool(precisions[0] & 0x80),
+        components=components,
+        subsampled=len(set(triples[1::3])) > 1 or len(set(triples[2::3])) > 1,
+        high_throughput=high_throughput,
+        multiple_component_transform=transform,
+        reversible=reversible,
+        complete=_tile_parts_are_complete(data, at),
+    )
+
+
+def _tile_parts_are_complete(data: bytes, at: int) -> bool:
+    while at + 12 <= len(data) and data[at : at + 2] == b"\xff\x90":
+        (length,) = struct.unpack_from(">I", data, at + 6)
+        if length == 0:  # the last tile-part, up to EOC
+            return data.rstrip(b"\0").endswith(b"\xff\xd9")
+        if length < 14:
+            return False
+        at += length
+    return data[at : at + 2] == b"\xff\xd9"
+
+
+def jpeg_xl_size(buffer: memoryview) -> tuple[int, int]:
+    """Read (rows, columns) from the SizeHeader of a JPEG XL codestream (ISO/IEC 18181-1).
+
+    Raises
+    ------
+    ValueError
+        When there is no JPEG XL codestream.
+
+    """
+    head = bytes(buffer[:4096])
+    start = 0
+    if head[4:8] == b"JXL ":  # the box format: codestream in jxlc, or in parts in jxlp
+        whole, part = head.find(b"jxlc"), head.find(b"jxlp")
+        start = whole + 4 if whole >= 0 else part + 8
+    if head[start : start + 2] != b"\xff\x0a":
+        raise ValueError(f"no JPEG XL codestream: it starts with {head[:4].hex() or 'nothing'}")
+    bits = int.from_bytes(head[start + 2 : start + 14], "little")
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value = bits & ((1 << count) - 1)
+        bits >>= count
+        return value
+
+    small = take(1)
+
+    def side() -> int:
+        return 8 * (1 + take(5)) if small else 1 + take((9, 13, 18, 30)[take(2)])
+
+    rows = side()
+    ratio = take(3)
+    if ratio == 0:
+        return rows, side()
+    numerator, denominator = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
+    return rows, rows * numerator // denominator

@@ -1,0 +1,538 @@
+"""A tiled image: its channels, focal planes, geometry and total pixel matrices."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomslide import utils
+from dicomslide.backends.base import frame_source
+from dicomslide.errors import MetadataError
+from dicomslide.geometry import SlideGeometry, SlideGrid
+from dicomslide.layout import ImageLayout, geometry_of
+from dicomslide.matrix import OnError, TotalPixelMatrix, layout_of
+from dicomslide.options import check_memory
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pydicom.dataset import Dataset
+
+    from dicomslide.channel import Channel
+    from dicomslide.enum import ChannelTypes
+
+__all__ = ["TiledImage"]
+
+SINGLE_PLANE_TOLERANCE = 0.5
+"""µm by which an offset may differ from that of an only focal plane."""
+
+
+class TiledImage:
+    """A tiled DICOM image.
+
+    An image with the Total Pixel Matrix Rows and Total Pixel Matrix Columns attributes,
+    whatever its SOP Class: VL Whole Slide Microscopy Image, Segmentation or Parametric Map.
+    It has one total pixel matrix for each channel and focal plane.
+
+    Parameters
+    ----------
+    client : FrameStore or FrameSource
+        Where the frames are.
+    image_metadata : pydicom.dataset.Dataset
+        Metadata of a tiled DICOM image.
+    max_frame_cache_size : int, default: 6
+        Largest number of this image's decoded frames that the process keeps.
+    correct_color : bool, default: True
+        Whether colours are mapped to sRGB by the ICC profile of the optical path.
+    on_error : {"raise", "fill"}, default: "raise"
+        Whether a frame that can't be read or decoded raises, or is background with a warning.
+
+    Raises
+    ------
+    MetadataError
+        When the header lacks what is needed, or contradicts itself.
+
+    Examples
+    --------
+    >>> image = slide.get_volume_images()[0]
+    >>> image.metadata.BitsAllocated
+    >>> matrix = image.get_total_pixel_matrix(channel_index=0)
+    >>> matrix[:1000, 350:750, :]
+
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        image_metadata: Dataset,
+        max_frame_cache_size: int = 6,
+        *,
+        correct_color: bool = True,
+        on_error: OnError = "raise",
+    ) -> None:
+        self._source = frame_source(client, image_metadata)
+        self._max_frame_cache_size = max_frame_cache_size
+        self._correct_color = correct_color
+        self._on_error: OnError = on_error
+        self._extent: tuple[float, float] | None = None
+        if not utils.is_tiled_image(self._source.metadata):
+            raise MetadataError(
+                f"{self._source.name}: not a tiled image: no Total Pixel Matrix Rows and Columns"
+            )
+
+    def __repr__(self) -> str:
+        rows, columns = self.size
+        return f"<TiledImage {self.flavor} {rows} × {columns} pixels, {self._source.name}>"
+
+    # -- what it is --
+
+    @property
+    def metadata(self) -> Dataset:
+        """Image metadata, without pixel data and per-frame functional groups."""
+        return self._source.metadata
+
+    @property
+    def name(self) -> str:
+        """What messages call it: file name, URL or SOP Instance UID."""
+        return self._source.name
+
+    @property
+    def flavor(self) -> str:
+        """Value 3 of Image Type: VOLUME, THUMBNAIL, LABEL, OVERVIEW, ..."""
+        return utils.image_flavor(self.metadata) or "VOLUME"
+
+    @property
+    def transfer_syntax_uid(self) -> str:
+        """Transfer syntax of the frames."""
+        return self._source.transfer_syntax_uid
+
+    @property
+    def frame_of_reference_uid(self) -> str:
+        """Unique identifier of the frame of reference.
+
+        Raises
+        ------
+        MetadataError
+            When the image has none.
+
+        """
+        uid = utils.text(self.metadata, "FrameOfReferenceUID")
+        if uid is None:
+            raise MetadataError(f"{self.name}: no Frame of Reference UID")
+        return uid
+
+    @property
+    def _layout(self) -> ImageLayout:
+        return layout_of(self._source)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Number of total pixel matrix rows and columns."""
+        return int(self.metadata.TotalPixelMatrixRows), int(self.metadata.TotalPixelMatrixColumns)
+
+    # -- channels and focal planes --
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """The channels, in the order of their items."""
+        return self._layout.channels
+
+    @property
+    def focal_plane_offsets(self) -> tuple[float, ...]:
+        """Offset of each focal plane from the slide surface along Z, in µm."""
+        return self._layout.planes
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels."""
+        return len(self.channels)
+
+    @property
+    def num_focal_planes(self) -> int:
+        """Number of focal planes."""
+        return len(self.focal_plane_offsets)
+
+    @property
+    def channel_type(self) -> ChannelTypes:
+        """Type of channels."""
+        return self.channels[0].type
+
+    def get_channel_identifier(self, channel_index: int) -> str:
+        """Get identifier of a channel.
+
+        Parameters
+        ----------
+        channel_index : int
+            Zero-based index into channels, in the order of their items
+
+        Returns
+        -------
+        str
+            Channel identifier
+
+        Raises
+        ------
+        ValueError
+            When no channel is found for `channel_index`
+
+        """
+        return self.channels[self._check(channel_index, self.num_channels, "channel")].identifier
+
+    def get_channel_index(self, channel_identifier: str) -> int:
+        """Get index of a channel.
+
+        Parameters
+        ----------
+        channel_identifier : str
+            Optical Path Identifier, Segment Number or LUT Label
+
+        Returns
+        -------
+        int
+            Zero-based index into channels, in the order of their items
+
+        Raises
+        ------
+        ValueError
+            When no channel is found for `channel_identifier`
+
+        """
+        identifiers = [channel.identifier for channel in self.channels]
+        if str(channel_identifier) not in identifiers:
+            raise ValueError(
+                f"{self.name}: no channel {channel_identifier!r}; there are {identifiers}"
+            )
+        return identifiers.index(str(channel_identifier))
+
+    def get_focal_plane_offset(self, focal_plane_index: int) -> float:
+        """Get z offset in slide coordinate system of a focal plane.
+
+        Parameters
+        ----------
+        focal_plane_index : int
+            Zero-based index into focal planes, from the glass slide towards the coverslip
+
+        Returns
+        -------
+        float
+            Offset from the slide surface along the Z axis in micrometers
+
+        Raises
+        ------
+        ValueError
+            When no focal plane is found for `focal_plane_index`
+
+        """
+        index = self._check(focal_plane_index, self.num_focal_planes, "focal plane")
+        return self.focal_plane_offsets[index]
+
+    def get_focal_plane_index(self, focal_plane_offset: float) -> int:
+        """Get index of a focal plane.
+
+        Parameters
+        ----------
+        focal_plane_offset : float
+            Offset from the slide surface along the Z axis in micrometers
+
+        Returns
+        -------
+        int
+            Zero-based index of the nearest focal plane
+
+        Raises
+        ------
+        ValueError
+            When none lies within half the distance between planes, or within 0.5 µm of an
+            only one
+
+        """
+        offsets = np.array(self.focal_plane_offsets)
+        nearest = int(np.argmin(np.abs(offsets - focal_plane_offset)))
+        if len(offsets) == 1:
+            tolerance = SINGLE_PLANE_TOLERANCE
+        else:
+            tolerance = float(np.min(np.diff(np.sort(offsets)))) / 2
+        if not abs(offsets[nearest] - focal_plane_offset) <= tolerance + 1e-9:
+            raise ValueError(
+                f"{self.name}: no focal plane within {tolerance:g} µm of {focal_plane_offset} µm;"
+                f" there are {offsets.tolist()}"
+            )
+        return nearest
+
+    def _check(self, index: int, count: int, kind: str) -> int:
+        if not 0 <= index < count:
+            raise ValueError(f"{self.name}: no {kind} {index}; there are {count}, from 0 on")
+        return int(index)
+
+    # -- pixels --
+
+    def get_total_pixel_matrix(
+        self, channel_index: int = 0, focal_plane_index: int = 0
+    ) -> TotalPixelMatrix:
+        """Get total pixel matrix for a given channel and focal plane.
+
+        Parameters
+        ----------
+        channel_index : int, default: 0
+            Zero-based index into channels, in the order of their items
+        focal_plane_index : int, default: 0
+            Zero-based index into focal planes, from the glass slide towards the coverslip
+
+        Returns
+        -------
+        dicomslide.TotalPixelMatrix
+            Total Pixel Matrix
+
+        Raises
+        ------
+        ValueError
+            When there is no such channel or focal plane
+
+        """
+        return TotalPixelMatrix(
+            self._source,
+            self.metadata,
+            channel_index,
+            focal_plane_index,
+            self._max_frame_cache_size,
+            self._correct_color,
+            on_error=self._on_error,
+        )
+
+    def get_image_region(
+        self,
+        offset: tuple[int, int],
+        size: tuple[int, int],
+        channel_index: int = 0,
+        focal_plane_index: int = 0,
+    ) -> NDArray[Any]:
+        """Get image region.
+
+        Parameters
+        ----------
+        offset : tuple of int
+            Zero-based (row, column) of the region's first pixel in the total pixel matrix
+        size : tuple of int
+            Rows and columns of the requested region
+        channel_index : int, default: 0
+            Zero-based index into channels, in the order of their items
+        focal_plane_index : int, default: 0
+            Zero-based index into focal planes, from the glass slide towards the coverslip
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (rows, columns, samples), exactly as requested; outside of the matrix is
+            background
+
+        Raises
+        ------
+        ValueError
+            When there is no such channel or focal plane, or a size is negative
+
+        """
+        if min(size) < 0:
+            raise ValueError(f"size {tuple(size)} is negative")
+        check_memory(size[0] * size[1], f"a region of {size[0]} × {size[1]} pixels")
+        rows, columns = (
+            start + np.arange(length) for start, length in zip(offset, size, strict=True)
+        )
+        return self._sample(SlideGrid(rows, columns), channel_index, focal_plane_index)
+
+    def get_slide_region(
+        self,
+        offset: tuple[float, float],
+        size: tuple[float, float],
+        channel_index: int = 0,
+        focal_plane_index: int = 0,
+    ) -> NDArray[Any]:
+        """Get slide region.
+
+        Parameters
+        ----------
+        offset : tuple of float
+            (x, y) of the region's corner with the lowest coordinates in mm
+        size : tuple of float
+            Width and height along X and Y in mm
+        channel_index : int, default: 0
+            Zero-based index into channels, in the order of their items
+        focal_plane_index : int, default: 0
+            Zero-based index into focal planes, from the glass slide towards the coverslip
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (rows, columns, samples), upright: columns run along X, rows against Y;
+            outside of the matrix is background. Its shape depends on `size` only.
+
+        Raises
+        ------
+        ValueError
+            When there is no such channel or focal plane, or a size is negative
+        MetadataError
+            When the header doesn't say where the image lies on the slide
+
+        """
+        if min(size) < 0:
+            raise ValueError(f"size {tuple(size)} mm is negative")
+        geometry = self.geometry
+        rows, columns = geometry.region_shape(size)
+        check_memory(rows * columns, f"a region of {rows} × {columns} pixels")
+        return self._sample(geometry.region(offset, size), channel_index, focal_plane_index)
+
+    def _sample(
+        self, grid: SlideGrid, channel_index: int, focal_plane_index: int
+    ) -> NDArray[Any]:
+        """Read the pixels of a grid; outside of the matrix is background."""
+        matrix = self.get_total_pixel_matrix(channel_index, focal_plane_index)
+        shape = (*grid.shape, matrix.shape[2])
+        check_memory(math.prod(shape) * matrix.dtype.itemsize, f"a region of shape {shape}")
+        out = np.empty(shape, matrix.dtype)
+        out[...] = self._layout.background
+        in_rows = (grid.rows >= 0) & (grid.rows < matrix.shape[0])
+        in_columns = (grid.columns >= 0) & (grid.columns < matrix.shape[1])
+        if grid.rows.ndim == 2:
+            inside = in_rows & in_columns
+            out[inside] = matrix[grid.rows[inside], grid.columns[inside]]
+            return out
+        stored = out.swapaxes(0, 1) if grid.transpose else out
+        rows, columns = grid.rows[in_rows], grid.columns[in_columns]
+        if rows.size and columns.size:
+            # what lies inside is one run on either axis
+            top, left = int(np.argmax(in_rows)), int(np.argmax(in_columns))
+            stored[top : top + len(rows), left : left + len(columns)] = matrix.read(
+                (_as_slice(rows), _as_slice(columns), slice(None))
+            )
+        return out
+
+    # -- geometry --
+
+    @property
+    def geometry(self) -> SlideGeometry:
+        """The affine between the matrix and the slide.
+
+        Raises
+        ------
+        MetadataError
+            When the header doesn't say where the image lies on the slide.
+
+        """
+        return geometry_of(self.metadata, extent=self._extent)
+
+    @property
+    def physical_offset(self) -> tuple[float, float]:
+        """(x, y) of the centre of the matrix' first pixel in mm: Total Pixel Matrix Origin."""
+        return self.geometry.origin
+
+    @property
+    def physical_size(self) -> tuple[float, float]:
+        """Size of the total pixel matrix along the X and Y axes in mm, pixels' edges included."""
+        return self.geometry.physical_size
+
+    @property
+    def physical_bounds(self) -> tuple[float, float, float, float]:
+        """(x_min, y_min, x_max, y_max) of the matrix' outer edges in mm."""
+        return self.geometry.bounds
+
+    def get_rotation(self) -> float:
+        """Get angle to rotate image such that it aligns with slide.
+
+        Returns
+        -------
+        float
+            Counterclockwise angle of rotation in degrees, in (−360, 0]
+
+        """
+        return self.geometry.rotation
+
+    def get_pixel_indices(self, offset: tuple[float, float]) -> tuple[int, int]:
+        """Get indices into total pixel matrix for a given slide position.
+
+        Parameters
+        ----------
+        offset : tuple of float
+            (x, y) in the slide coordinate system in mm
+
+        Returns
+        -------
+        tuple of int
+            Zero-based (row, column) of the pixel there; negative or beyond the matrix where
+            the slide was not imaged
+
+        """
+        row, column = self.geometry.indices(offset[:2]).tolist()
+        return row, column
+
+    def get_slide_offset(self, pixel_indices: tuple[int, int]) -> tuple[float, float]:
+        """Get slide coordinates for a given total pixel matrix position.
+
+        Parameters
+        ----------
+        pixel_indices : tuple of int
+            Zero-based (row, column) offset in the total pixel matrix
+
+        Returns
+        -------
+        tuple of float
+            (x, y) of the pixel's centre in mm
+
+        """
+        x, y = self.geometry.to_slide(pixel_indices).tolist()
+        return x, y
+
+    def map_pixel_indices_to_slide_coordinates(
+        self, pixel_indices: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        """Map pixel indices to slide coordinates.
+
+        Parameters
+        ----------
+        pixel_indices : numpy.ndarray
+            Zero-based (row, column) indices into the total pixel matrix, shape (n, 2)
+
+        Returns
+        -------
+        numpy.ndarray
+            (x, y, z) in the slide coordinate system in mm, shape (n, 3); z is that of the
+            first focal plane
+
+        """
+        points = self.geometry.to_slide(_columns(pixel_indices, (2,)))
+        z = np.full((len(points), 1), self.focal_plane_offsets[0] / 1000)
+        return np.hstack([points, z])
+
+    def map_slide_coordinates_to_pixel_indices(
+        self, slide_coordinates: NDArray[Any]
+    ) -> NDArray[np.int64]:
+        """Map slide coordinates to pixel indices.
+
+        Parameters
+        ----------
+        slide_coordinates : numpy.ndarray
+            (x, y, z) in the slide coordinate system in mm, shape (n, 3); z isn't used
+
+        Returns
+        -------
+        numpy.ndarray
+            Zero-based (row, column) indices into the total pixel matrix, shape (n, 2)
+
+        """
+        points = _columns(slide_coordinates, (2, 3))
+        return self.geometry.indices(points[:, :2])
+
+
+def _columns(values: NDArray[Any], counts: tuple[int, ...]) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or array.shape[1] not in counts:
+        raise ValueError(f"an array of shape (n, {counts[-1]}) is expected, not {array.shape}")
+    return array
+
+
+def _as_slice(indices: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Return evenly spaced indices as a slice, which reads without a copy."""
+    step = int(indices[1] - indices[0]) if len(indices) > 1 else 1
+    if step == 0 or np.any(np.diff(indices) != step):
+        return indices
+    stop = int(indices[-1]) + step
+    return slice(int(indices[0]), None if stop < 0 else stop, step)

@@ -1,0 +1,344 @@
+"""What an image's header says of its pixels: format, grid, channels, planes, geometry."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dicomslide import utils
+from dicomslide.channel import Channel, channels_of
+from dicomslide.codec import PixelFormat
+from dicomslide.color import WHITE, cielab_to_srgb
+from dicomslide.errors import FramePositionError, MetadataError, MetadataWarning
+from dicomslide.geometry import SlideGeometry
+from dicomslide.tile import (
+    FrameMap,
+    FramePositions,
+    FullFrames,
+    SparseFrames,
+    TileGrid,
+    focal_planes,
+    index_of,
+)
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+__all__ = [
+    "ImageLayout",
+    "field_of_view",
+    "geometry_of",
+    "grid_of",
+    "pixel_format_of",
+    "pixel_spacing_of",
+    "read_layout",
+]
+
+MICROMETERS = 1000  # in a millimetre
+LARGEST_SLIDE = 100.0  # mm; a larger Imaged Volume Width is in µm
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageLayout:
+    """What is needed to find and decode any tile of an image."""
+
+    pixel_format: PixelFormat
+    transfer_syntax_uid: str
+    grid: TileGrid
+    channels: tuple[Channel, ...]
+    planes: tuple[float, ...]
+    """Offset of each focal plane in µm."""
+    frames: FrameMap
+    num_frames: int
+    background: tuple[float, ...]
+    """Value of absent tiles, one number a sample."""
+    is_label_map: bool
+    """Whether pixels are segment numbers, so that all segments share the frames."""
+
+
+def pixel_format_of(image: Dataset) -> PixelFormat:
+    """Return how the header describes the pixels.
+
+    Raises
+    ------
+    MetadataError
+        When the image pixel description is missing or impossible.
+
+    """
+    floating = "FloatPixelData" in image or (
+        utils.text(image, "SOPClassUID") == utils.PARAMETRIC_MAP_STORAGE
+        and "PixelRepresentation" not in image
+    )
+    try:
+        allocated = int(image.BitsAllocated)
+        return PixelFormat(
+            rows=int(image.Rows),
+            columns=int(image.Columns),
+            samples=int(image.get("SamplesPerPixel") or 1),
+            bits_allocated=allocated,
+            bits_stored=int(image.get("BitsStored") or allocated),
+            signed=not floating and image.get("PixelRepresentation") == 1,
+            floating=floating,
+            photometric=utils.text(image, "PhotometricInterpretation") or "MONOCHROME2",
+            planar=image.get("PlanarConfiguration") == 1,
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise MetadataError(f"{_name(image)}: its pixels aren't described: {error}") from error
+
+
+def grid_of(image: Dataset) -> TileGrid:
+    """Return the tile grid.
+
+    Raises
+    ------
+    MetadataError
+        When the image isn't tiled, or a size is impossible.
+
+    """
+    keywords = ("TotalPixelMatrixRows", "TotalPixelMatrixColumns", "Rows", "Columns")
+    values = [int(utils.number(image, keyword) or 0) for keyword in keywords]
+    if min(values) < 1:
+        said = ", ".join(f"{k} {image.get(k)}" for k in keywords)
+        raise MetadataError(f"{_name(image)}: not a tiled image: {said}")
+    return TileGrid(*values)
+
+
+def _name(image: Dataset) -> str:
+    return utils.text(image, "SOPInstanceUID") or "image"
+
+
+def is_label_map(image: Dataset) -> bool:
+    """Whether an image is a segmentation whose pixels are segment numbers."""
+    return utils.text(image, "SegmentationType") == "LABELMAP"
+
+
+# -- frames ----------------------------------------------------------------------------------
+
+
+def read_layout(
+    image: Dataset, transfer_syntax_uid: str, positions: FramePositions | None, name: str
+) -> ImageLayout:
+    """Work out the layout of an image.
+
+    Parameters
+    ----------
+    image : pydicom.dataset.Dataset
+        Header of a tiled image.
+    transfer_syntax_uid : str
+        Transfer syntax of its frames.
+    positions : FramePositions or None
+        What its per-frame functional groups say.
+    name : str
+        What messages call the image.
+
+    Raises
+    ------
+    MetadataError
+        When the header lacks what is needed, or contradicts itself.
+    FramePositionError
+        When a frame lies outside the matrix, or two lie at one place.
+
+    """
+    pixel_format, grid = pixel_format_of(image), grid_of(image)
+    channels = channels_of(image)
+    num_frames = int(utils.number(image, "NumberOfFrames") or 1)
+    try:
+        if positions is not None:
+            planes, frames = _sparse(image, grid, channels, positions)
+        elif utils.text(image, "DimensionOrganizationType") == "TILED_SPARSE":
+            raise MetadataError("it is TILED_SPARSE, but its frames have no positions")
+        else:
+            planes, frames = _full(image, grid, channels, num_frames)
+    except FramePositionError as error:
+        raise error.located(name, error.frame or 0) from None
+    except MetadataError as error:
+        raise MetadataError(f"{name}: {error}") from None
+    return ImageLayout(
+        pixel_format=pixel_format,
+        transfer_syntax_uid=transfer_syntax_uid,
+        grid=grid,
+        channels=channels,
+        planes=planes,
+        frames=frames,
+        num_frames=num_frames,
+        background=_background(image, pixel_format),
+        is_label_map=is_label_map(image),
+    )
+
+
+def _sparse(
+    image: Dataset, grid: TileGrid, channels: tuple[Channel, ...], positions: FramePositions
+) -> tuple[tuple[float, ...], FrameMap]:
+    count = len(positions)
+    if positions.z is None:
+        planes, of_frame = (_first_plane(image),), np.zeros(count, np.int64)
+    else:
+        planes, of_frame = focal_planes(positions.z)
+    if positions.channels is None:
+        channel = np.zeros(count, np.int64)
+    else:
+        channel = index_of([each.identifier for each in channels], positions.channels)
+    return planes, SparseFrames(grid, positions, channel, of_frame, len(planes))
+
+
+def _full(
+    image: Dataset, grid: TileGrid, channels: tuple[Channel, ...], num_frames: int
+) -> tuple[tuple[float, ...], FrameMap]:
+    num_planes = max(1, int(utils.number(image, "TotalPixelMatrixFocalPlanes") or 1))
+    num_channels = 1 if is_label_map(image) else len(channels)
+    first = int(utils.number(image, "ConcatenationFrameOffsetNumber") or 0)
+    expected = grid.num_tiles * num_planes * num_channels
+    is_part = utils.text(image, "ConcatenationUID") is not None
+    if num_frames + first > expected or (num_frames < expected and not is_part):
+        # counts of planes and paths are often bogus on images of one plane and path
+        if num_frames != grid.num_tiles:
+            raise MetadataError(
+                f"the header declares {num_frames} frames"
+                + (f" from frame {first + 1} on" if first else "")
+                + f"; {grid.shape[0]} × {grid.shape[1]} tiles, {num_planes} focal planes and"
+                f" {num_channels} channels make {expected}"
+            )
+        num_planes = 1
+        first = 0
+    start = _first_plane(image)
+    step = _spacing_between_planes(image)
+    if num_planes > 1 and step is None:
+        raise MetadataError(f"it has {num_planes} focal planes, but no Spacing Between Slices")
+    planes = tuple(start + k * (step or 0.0) for k in range(num_planes))
+    return planes, FullFrames(grid.num_tiles, num_planes, num_frames, first)
+
+
+def _first_plane(image: Dataset) -> float:
+    """Z Offset in Slide Coordinate System in µm, 0 where nothing says."""
+    for origin in _origins(image):
+        z = utils.number(origin, "ZOffsetInSlideCoordinateSystem")
+        if z is not None:
+            return z
+    return 0.0
+
+
+def _spacing_between_planes(image: Dataset) -> float | None:
+    """Spacing Between Slices, in µm."""
+    for measures in _shared(image, "PixelMeasuresSequence"):
+        step = utils.number(measures, "SpacingBetweenSlices")
+        if step:
+            return step * MICROMETERS
+    return None
+
+
+def _background(image: Dataset, pixel_format: PixelFormat) -> tuple[float, ...]:
+    """PS3.3 C.8.12.4.1.5: Recommended Absent Pixel CIELab Value for colour, else white."""
+    if pixel_format.is_color:
+        lab = image.get("RecommendedAbsentPixelCIELabValue")
+        return WHITE if lab is None or len(lab) != 3 else cielab_to_srgb([int(v) for v in lab])
+    return (float("nan"),) if pixel_format.floating else (0,)
+
+
+# -- geometry --------------------------------------------------------------------------------
+
+
+def _shared(image: Dataset, keyword: str) -> list[Dataset]:
+    return [
+        item
+        for group in utils.items(image, "SharedFunctionalGroupsSequence")
+        for item in utils.items(group, keyword)
+    ]
+
+
+def _origins(image: Dataset) -> list[Dataset]:
+    """Items that may give the origin: at the top level, or (some writers) in the shared groups."""
+    keyword = "TotalPixelMatrixOriginSequence"
+    return [*utils.items(image, keyword), *_shared(image, keyword)]
+
+
+def pixel_spacing_of(image: Dataset) -> tuple[float, float] | None:
+    """Return Pixel Spacing (between rows, between columns) in mm, or None."""
+    for measures in _shared(image, "PixelMeasuresSequence"):
+        spacing = measures.get("PixelSpacing")
+        if spacing is not None and len(spacing) == 2 and min(map(float, spacing)) > 0:
+            return float(spacing[0]), float(spacing[1])
+    return None
+
+
+def field_of_view(image: Dataset) -> tuple[float, float] | None:
+    """Return the extent (along the rows, along the columns) in mm of the matrix, or None.
+
+    Imaged Volume Width and Height where the header has them, else from the pixel spacing.
+    """
+    width = utils.number(image, "ImagedVolumeWidth")
+    height = utils.number(image, "ImagedVolumeHeight")
+    if width and height and width > 0 and height > 0:
+        scale = MICROMETERS if max(width, height) > LARGEST_SLIDE else 1
+        return width / scale, height / scale
+    spacing = pixel_spacing_of(image)
+    if spacing is None:
+        return None
+    grid = grid_of(image)
+    return grid.columns * spacing[1], grid.rows * spacing[0]
+
+
+def geometry_of(
+    image: Dataset,
+    *,
+    extent: tuple[float, float] | None = None,
+    relative: bool = False,
+) -> SlideGeometry:
+    """Return the affine between the matrix and the slide.
+
+    Parameters
+    ----------
+    image : pydicom.dataset.Dataset
+        Header of a tiled image.
+    extent : tuple of float, optional
+        (along the rows, along the columns) in mm that the matrix covers: what to derive the
+        spacing from where the header neither gives it nor the imaged volume.
+    relative : bool, default: False
+        Whether millimetres may count from the first pixel, with a warning, where the header
+        doesn't give its place on the slide.
+
+    Raises
+    ------
+    MetadataError
+        When orientation, spacing or origin is absent or impossible.
+
+    """
+    name = _name(image)
+    grid = grid_of(image)
+    orientation = image.get("ImageOrientationSlide")
+    if orientation is None or len(orientation) != 6:
+        raise MetadataError(f"{name}: no Image Orientation (Slide), so it has no place on the slide")
+    spacing = pixel_spacing_of(image)
+    if spacing is None:
+        covered = field_of_view(image) or extent
+        if covered is None:
+            raise MetadataError(f"{name}: no Pixel Spacing, nor anything to derive it from")
+        spacing = covered[1] / grid.rows, covered[0] / grid.columns
+    cosines = [float(value) for value in orientation]
+    try:
+        return SlideGeometry(
+            _origin(image, relative),
+            (cosines[0], cosines[1]),
+            (cosines[3], cosines[4]),
+            spacing,
+            (grid.rows, grid.columns),
+        )
+    except ValueError as error:
+        raise MetadataError(f"{name}: {error}") from error
+
+
+def _origin(image: Dataset, relative: bool) -> tuple[float, float]:
+    for item in _origins(image):
+        x = utils.number(item, "XOffsetInSlideCoordinateSystem")
+        y = utils.number(item, "YOffsetInSlideCoordinateSystem")
+        if x is not None and y is not None:
+            return x, y
+    absent = f"{_name(image)}: no Total Pixel Matrix Origin"
+    if not relative:
+        raise MetadataError(f"{absent}, so it has no place on the slide")
+    warnings.warn(
+        f"{absent}: millimetres count from its first pixel", MetadataWarning, stacklevel=3
+    )
+    return 0.0, 0.0

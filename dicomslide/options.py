@@ -1,0 +1,144 @@
+"""Options that hold for a whole process, and the limits they set."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from dicomslide.errors import MemoryLimitError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Options", "check_memory", "get_options", "set_options"]
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not a POSIX system
+        return 16 * 2**30
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of a process.
+
+    Each can be set beforehand by an environment variable, ``DICOMSLIDE_`` and its name in
+    capitals, which is how the workers of a cluster get them.
+    """
+
+    frame_cache_bytes: int = 256 * 2**20
+    """Bytes of decoded frames kept by the process, over all images."""
+
+    memory_limit_bytes: int = dataclasses.field(default_factory=_physical_memory)
+    """No array larger than this is ever allocated; by default the machine's memory."""
+
+    num_threads: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
+    """Threads that decode the frames of one eager read."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            lowest = 1 if field.name == "num_threads" else 0
+            if not isinstance(value, int) or value < lowest:
+                raise ValueError(f"{field.name} must be an integer of {lowest} or more: {value!r}")
+
+
+def _from_environment() -> Options:
+    values = {}
+    for field in dataclasses.fields(Options):
+        text = os.environ.get(f"DICOMSLIDE_{field.name.upper()}")
+        if text is not None:
+            values[field.name] = int(text)
+    return Options(**values)
+
+
+class _Current:
+    """The options in force, guarded."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.options: Options | None = None
+
+
+_current = _Current()
+
+
+def get_options() -> Options:
+    """Return the options in force in this process."""
+    options = _current.options
+    if options is None:
+        options = _current.options = _from_environment()
+    return options
+
+
+class set_options:  # noqa: N801 - reads as a function, like xarray.set_options
+    """Set options for this process; used with ``with``, until the end of the block.
+
+    Parameters
+    ----------
+    frame_cache_bytes : int, optional
+        Bytes of decoded frames kept by the process, over all images.
+    memory_limit_bytes : int, optional
+        No array larger than this is ever allocated.
+    num_threads : int, optional
+        Threads that decode the frames of one eager read.
+
+    Examples
+    --------
+    >>> import dicomslide
+    >>> with dicomslide.set_options(num_threads=1):
+    ...     dicomslide.get_options().num_threads
+    1
+
+    """
+
+    def __init__(
+        self,
+        *,
+        frame_cache_bytes: int | None = None,
+        memory_limit_bytes: int | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        given = {
+            "frame_cache_bytes": frame_cache_bytes,
+            "memory_limit_bytes": memory_limit_bytes,
+            "num_threads": num_threads,
+        }
+        self._before = get_options()
+        changes = {name: value for name, value in given.items() if value is not None}
+        with _current.lock:
+            _current.options = dataclasses.replace(self._before, **changes)
+
+    def __enter__(self) -> Options:
+        return get_options()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with _current.lock:
+            _current.options = self._before
+
+
+def check_memory(nbytes: int, what: str) -> None:
+    """Raise an error when `nbytes` for `what` is more than may be allocated.
+
+    Raises
+    ------
+    MemoryLimitError
+        Before anything is allocated.
+
+    """
+    limit = get_options().memory_limit_bytes
+    if nbytes > limit:
+        raise MemoryLimitError(
+            f"{what} takes {nbytes:,} bytes, more than the limit of {limit:,} bytes; read a"
+            " smaller region, use a coarser level or to_dask(), or raise the limit with"
+            " dicomslide.set_options(memory_limit_bytes=...)"
+        )

@@ -1,0 +1,250 @@
+"""Where each frame lies: the tile grid of a total pixel matrix, and which frame is which tile.
+
+TILED_FULL is arithmetic and never an object or a number per frame; TILED_SPARSE is two
+integer arrays. Tiles are numbered in row-major order over the whole grid everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from dicomslide.errors import FramePositionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TypeAlias
+
+    from numpy.typing import NDArray
+
+    Integers: TypeAlias = NDArray[np.int64]
+
+__all__ = ["FrameMap", "FramePositions", "FullFrames", "SparseFrames", "TileGrid", "focal_planes"]
+
+SAME_PLANE = 0.01
+"""Offsets closer than this, in µm, are one focal plane."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TileGrid:
+    """A total pixel matrix cut into tiles of one size, the last ones perhaps cropped."""
+
+    rows: int
+    """Total Pixel Matrix Rows"""
+    columns: int
+    """Total Pixel Matrix Columns"""
+    tile_rows: int
+    """Rows"""
+    tile_columns: int
+    """Columns"""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of tiles along rows and columns of the grid."""
+        return -(-self.rows // self.tile_rows), -(-self.columns // self.tile_columns)
+
+    @property
+    def num_tiles(self) -> int:
+        """Number of tiles, absent ones included."""
+        down, across = self.shape
+        return down * across
+
+    def position(self, tile: int) -> tuple[int, int]:
+        """Return the zero-based (row, column) of a tile in the grid."""
+        return divmod(tile, self.shape[1])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FramePositions:
+    """What the per-frame functional groups say, one entry a frame."""
+
+    rows: Integers
+    """Zero-based row of the first pixel: Row Position In Total Image Pixel Matrix − 1."""
+    columns: Integers
+    """Zero-based column of the first pixel."""
+    z: NDArray[np.float64] | None = None
+    """Z Offset in Slide Coordinate System in µm; None where frames don't say."""
+    channels: NDArray[np.str_] | None = None
+    """Identifier of the channel; None where frames don't say."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class FrameMap(Protocol):
+    """Which frame is which tile."""
+
+    def frames(self, channel: int, plane: int, tiles: Integers) -> Integers:
+        """Return the zero-based frame of each tile, −1 where a tile is absent."""
+        ...
+
+    def place(self, frame: int) -> tuple[int, int, int]:
+        """Return the (channel, plane, tile) of a zero-based frame.
+
+        Raises
+        ------
+        IndexError
+            When there is no such frame.
+
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FullFrames:
+    """TILED_FULL: columns, rows, focal planes, then channels (PS3.3 C.7.6.17.3)."""
+
+    num_tiles: int
+    num_planes: int
+    num_frames: int
+    """Frames that are here."""
+    first: int = 0
+    """Concatenation Frame Offset Number of a part that stands alone."""
+
+    def frames(self, channel: int, plane: int, tiles: Integers) -> Integers:
+        """Return the zero-based frame of each tile, −1 where a tile is absent."""
+        found = (channel * self.num_planes + plane) * self.num_tiles + tiles - self.first
+        return np.where((found >= 0) & (found < self.num_frames), found, -1)
+
+    def place(self, frame: int) -> tuple[int, int, int]:
+        """Return the (channel, plane, tile) of a zero-based frame."""
+        if not 0 <= frame < self.num_frames:
+            raise IndexError(f"there is no frame {frame + 1} among {self.num_frames}")
+        stack, tile = divmod(frame + self.first, self.num_tiles)
+        channel, plane = divmod(stack, self.num_planes)
+        return channel, plane, tile
+
+
+class SparseFrames:
+    """TILED_SPARSE: every frame says where it lies.
+
+    Parameters
+    ----------
+    grid : TileGrid
+        Tile grid on which the frames lie.
+    positions : FramePositions
+        Where they lie.
+    channels : numpy.ndarray
+        Zero-based channel of each frame.
+    planes : numpy.ndarray
+        Zero-based focal plane of each frame.
+    num_planes : int
+        Number of focal planes.
+
+    Raises
+    ------
+    FramePositionError
+        When a frame lies outside the matrix or off the grid, or two lie at one place.
+
+    """
+
+    def __init__(
+        self,
+        grid: TileGrid,
+        positions: FramePositions,
+        channels: Integers,
+        planes: Integers,
+        num_planes: int,
+    ) -> None:
+        _check_on_grid(grid, positions)
+        tiles = (positions.rows // grid.tile_rows) * grid.shape[1] + (
+            positions.columns // grid.tile_columns
+        )
+        keys = (channels * num_planes + planes) * grid.num_tiles + tiles
+        self._num_planes = num_planes
+        self._num_tiles = grid.num_tiles
+        self._order = np.argsort(keys, kind="stable")
+        self._keys = keys[self._order]
+        double = np.flatnonzero(np.diff(self._keys) == 0)
+        if double.size:
+            first, second = self._order[double[0] : double[0] + 2]
+            raise FramePositionError(
+                f"frames {first + 1} and {second + 1} both lie at row {positions.rows[first] + 1},"
+                f" column {positions.columns[first] + 1} of the same channel and focal plane",
+                frame=int(second),
+            )
+
+    def frames(self, channel: int, plane: int, tiles: Integers) -> Integers:
+        """Return the zero-based frame of each tile, −1 where a tile is absent."""
+        wanted = (channel * self._num_planes + plane) * self._num_tiles + tiles
+        at = np.searchsorted(self._keys, wanted)
+        at[at == len(self._keys)] = 0
+        return np.where(self._keys[at] == wanted, self._order[at], -1)
+
+    def place(self, frame: int) -> tuple[int, int, int]:
+        """Return the (channel, plane, tile) of a zero-based frame."""
+        if not 0 <= frame < len(self._order):
+            raise IndexError(f"there is no frame {frame + 1} among {len(self._order)}")
+        key = int(self._keys[np.flatnonzero(self._order == frame)[0]])
+        stack, tile = divmod(key, self._num_tiles)
+        channel, plane = divmod(stack, self._num_planes)
+        return channel, plane, tile
+
+
+def _check_on_grid(grid: TileGrid, positions: FramePositions) -> None:
+    for values, size, step, name in (
+        (positions.rows, grid.rows, grid.tile_rows, "row"),
+        (positions.columns, grid.columns, grid.tile_columns, "column"),
+    ):
+        outside = np.flatnonzero((values < 0) | (values >= size))
+        if outside.size:
+            frame = int(outside[0])
+            raise FramePositionError(
+                f"it lies at {name} {values[frame] + 1}, outside the total pixel matrix of"
+                f" {grid.rows} rows × {grid.columns} columns",
+                frame=frame,
+            )
+        off = np.flatnonzero(values % step)
+        if off.size:
+            frame = int(off[0])
+            raise FramePositionError(
+                f"it lies at {name} {values[frame] + 1}, which isn't on the grid of"
+                f" {grid.tile_rows} × {grid.tile_columns} tiles",
+                frame=frame,
+            )
+
+
+def focal_planes(z: NDArray[np.float64]) -> tuple[tuple[float, ...], Integers]:
+    """Group offsets along Z into focal planes, from the glass slide towards the coverslip.
+
+    Parameters
+    ----------
+    z : numpy.ndarray
+        Offset of each frame in µm.
+
+    Returns
+    -------
+    offsets : tuple of float
+        Offset of each plane in µm, ascending.
+    planes : numpy.ndarray
+        Zero-based plane of each frame.
+
+    """
+    values, inverse = np.unique(z, return_inverse=True)
+    starts = np.concatenate([[True], np.diff(values) >= SAME_PLANE])
+    return tuple(values[starts].tolist()), (np.cumsum(starts) - 1)[inverse]
+
+
+def index_of(identifiers: Sequence[str], channels: NDArray[np.str_]) -> Integers:
+    """Map each frame's channel identifier to its zero-based index.
+
+    Raises
+    ------
+    FramePositionError
+        When a frame names a channel that the image doesn't have.
+
+    """
+    names, inverse = np.unique(channels, return_inverse=True)
+    known = {name: i for i, name in reversed(list(enumerate(identifiers)))}
+    codes = np.array([known.get(name, -1) for name in names.tolist()], dtype=np.int64)
+    found = codes[inverse]
+    unknown = np.flatnonzero(found < 0)
+    if unknown.size:
+        frame = int(unknown[0])
+        raise FramePositionError(
+            f"it belongs to channel {str(channels[frame])!r}, but the image has {list(identifiers)}",
+            frame=frame,
+        )
+    return found
