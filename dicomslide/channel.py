@@ -39,7 +39,9 @@ class Channel:
     @property
     def wavelength(self) -> float | None:
         """Illumination Wave Length in nm; None where it is absent, or 0."""
-        return None if self.item is None else utils.number(self.item, "IlluminationWaveLength") or None
+        return (
+            None if self.item is None else utils.number(self.item, "IlluminationWaveLength") or None
+        )
 
     @property
     def icc_profile(self) -> bytes | None:

@@ -25,7 +25,7 @@ from dicomslide.errors import FrameDecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, TypeAlias
+    from typing import Any, Literal, TypeAlias
 
     from numpy.typing import NDArray
 
@@ -73,7 +73,7 @@ class PixelFormat:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(rows, columns, samples)"""
+        """Rows, columns and samples."""
         return self.rows, self.columns, self.samples
 
     @property
@@ -185,6 +185,12 @@ def _as_declared(array: Pixels, declared: PixelFormat) -> Pixels:
     return array.astype(declared.dtype)
 
 
+def _imagecodecs() -> Any:
+    import imagecodecs  # late, for it is large; as Any, for its stubs know bytes only
+
+    return imagecodecs
+
+
 def _ybr_to_rgb(array: Pixels) -> Pixels:
     from pydicom.pixels.processing import convert_color_space
 
@@ -194,7 +200,9 @@ def _ybr_to_rgb(array: Pixels) -> Pixels:
 # -- native ----------------------------------------------------------------------------------
 
 
-def _native(buffer: memoryview, declared: PixelFormat, byteorder: str = "<") -> Pixels:
+def _native(
+    buffer: memoryview, declared: PixelFormat, byteorder: Literal["<", ">"] = "<"
+) -> Pixels:
     needed = -(-declared.native_bits // 8)
     if len(buffer) < needed:
         raise FrameDecodeError(f"{len(buffer)} bytes are left of a native frame of {needed} bytes")
@@ -236,8 +244,6 @@ def _inflated(buffer: memoryview, declared: PixelFormat) -> Pixels:
 
 
 def _rle(buffer: memoryview, declared: PixelFormat) -> Pixels:
-    import imagecodecs
-
     rows, columns, samples = declared.shape
     dtype = declared.dtype
     count = int.from_bytes(buffer[:4], "little")
@@ -247,7 +253,7 @@ def _rle(buffer: memoryview, declared: PixelFormat) -> Pixels:
             f" {samples * dtype.itemsize}"
         )
     needed = rows * columns * samples * dtype.itemsize
-    planes = imagecodecs.dicomrle_decode(buffer, dtype=dtype.newbyteorder("<"))
+    planes = _imagecodecs().dicomrle_decode(buffer, dtype=dtype.newbyteorder("<"))
     if len(planes) != needed:
         raise FrameDecodeError(f"RLE gives {len(planes)} bytes, the frame has {needed}")
     array = np.frombuffer(planes, dtype.newbyteorder("<")).reshape(samples, rows, columns)
@@ -298,7 +304,7 @@ def _jpeg_is_ycbcr(header: JpegHeader, declared: PixelFormat) -> bool:
 @functools.lru_cache
 def _log_conflict(photometric: str, found: str) -> None:  # once for each pair
     logger.info(
-        "Photometric Interpretation is %s, but the JPEG codestream holds %s, as which it is decoded",
+        "Photometric Interpretation is %s; the JPEG codestream holds %s and is decoded as that",
         photometric,
         found,
     )
@@ -327,14 +333,14 @@ def _strict_jpeg(buffer: memoryview, colorspace: str) -> Pixels:
     import simplejpeg
 
     try:
-        return simplejpeg.decode_jpeg(buffer, colorspace)  # type: ignore[no-any-return]
+        return simplejpeg.decode_jpeg(buffer, colorspace)
     except ValueError as error:
         if _HARMLESS.search(str(error)):
-            return simplejpeg.decode_jpeg(buffer, colorspace, strict=False)  # type: ignore[no-any-return]
+            return simplejpeg.decode_jpeg(buffer, colorspace, strict=False)
         if _ends_image(buffer):
             raise
     # nothing but the marker may be missing; if more is, this raises
-    return simplejpeg.decode_jpeg(bytes(buffer) + _END_OF_IMAGE, colorspace)  # type: ignore[no-any-return]
+    return simplejpeg.decode_jpeg(bytes(buffer) + _END_OF_IMAGE, colorspace)
 
 
 def _ends_image(buffer: memoryview) -> bool:
@@ -343,8 +349,6 @@ def _ends_image(buffer: memoryview) -> bool:
 
 def _jpeg_uncommon(buffer: memoryview, header: JpegHeader, declared: PixelFormat) -> Pixels:
     """Decode 12-bit and lossless JPEG, of which libjpeg's warnings don't reach us."""
-    import imagecodecs
-
     if not _ends_image(buffer):
         raise FrameDecodeError("the JPEG codestream ends without its EOI marker: it is truncated")
     data = bytes(buffer)
@@ -353,7 +357,7 @@ def _jpeg_uncommon(buffer: memoryview, header: JpegHeader, declared: PixelFormat
     source = "YCBCR" if ycbcr and not header.lossless else components
 
     def decode(codestream: bytes) -> Pixels:
-        return imagecodecs.jpeg8_decode(codestream, colorspace=source, outcolorspace=components)
+        return _imagecodecs().jpeg8_decode(codestream, colorspace=source, outcolorspace=components)
 
     array = decode(data)
     # A decoder that has run out of data goes on with zeros. One that has not, ignores what is
@@ -365,12 +369,10 @@ def _jpeg_uncommon(buffer: memoryview, header: JpegHeader, declared: PixelFormat
 
 
 def _jpeg_ls(buffer: memoryview, declared: PixelFormat) -> Pixels:
-    import imagecodecs
-
     header = parse_jpeg(buffer)
     _check_precision(header.precision, declared)
     _check_size(header.rows, header.columns, len(header.component_ids), declared)
-    array = imagecodecs.jpegls_decode(buffer)
+    array = _imagecodecs().jpegls_decode(buffer)
     return _ybr_to_rgb(array) if declared.photometric.startswith("YBR_FULL") else array
 
 
@@ -379,8 +381,6 @@ def _jpeg_ls(buffer: memoryview, declared: PixelFormat) -> Pixels:
 
 def _jpeg_2000(buffer: memoryview, declared: PixelFormat) -> Pixels:
     """Decode JPEG 2000 or HTJ2K, whichever the codestream is."""
-    import imagecodecs
-
     header = parse_jpeg2000(buffer)
     _check_precision(header.precision, declared)
     _check_size(header.rows, header.columns, header.components, declared)
@@ -388,9 +388,9 @@ def _jpeg_2000(buffer: memoryview, declared: PixelFormat) -> Pixels:
         raise FrameDecodeError("the JPEG 2000 codestream is truncated, or its lengths are wrong")
     # OpenJPH is faster, but wraps where a lossy codestream overshoots
     if header.high_throughput and header.reversible:
-        array = imagecodecs.htj2k_decode(buffer)
+        array = _imagecodecs().htj2k_decode(buffer)
     else:
-        array = imagecodecs.jpeg2k_decode(buffer)
+        array = _imagecodecs().jpeg2k_decode(buffer)
     stored_as_ycbcr = declared.photometric == "YBR_FULL" or (
         # writers that leave RGB under this claim don't subsample
         declared.photometric == "YBR_FULL_422" and header.subsampled
@@ -401,10 +401,8 @@ def _jpeg_2000(buffer: memoryview, declared: PixelFormat) -> Pixels:
 
 
 def _jpeg_xl(buffer: memoryview, declared: PixelFormat) -> Pixels:
-    import imagecodecs
-
     _check_size(*jpeg_xl_size(buffer), declared.samples, declared)
-    return imagecodecs.jpegxl_decode(buffer)  # the codestream knows its colours
+    return _imagecodecs().jpegxl_decode(buffer)  # the codestream knows its colours
 
 
 _UID = "1.2.840.10008.1.2"

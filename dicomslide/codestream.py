@@ -46,7 +46,9 @@ def parse_jpeg(buffer: memoryview) -> JpegHeader:
     """
     size = len(buffer)
     if size < 4 or buffer[0] != 0xFF or buffer[1] != 0xD8:
-        raise ValueError(f"no JPEG codestream: it starts with {bytes(buffer[:4]).hex() or 'nothing'}")
+        raise ValueError(
+            f"no JPEG codestream: it starts with {bytes(buffer[:4]).hex() or 'nothing'}"
+        )
     adobe: int | None = None
     jfif = False
     segments: list[tuple[int, int]] = []
@@ -81,7 +83,9 @@ def parse_jpeg(buffer: memoryview) -> JpegHeader:
             ids = tuple(body[6 + 3 * i] for i in range(components))
             frame = rows, columns, precision, code == 0xC3, ids, len(sampling) > 1
         elif code in _UNSUPPORTED_FRAME:
-            raise ValueError(f"JPEG process FF{code:02X} (hierarchical or arithmetic) isn't in DICOM")
+            raise ValueError(
+                f"JPEG process FF{code:02X} (hierarchical or arithmetic) isn't in DICOM"
+            )
         elif code == 0xDA:
             if frame is None:
                 break

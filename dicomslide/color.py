@@ -49,7 +49,9 @@ class ColorTransform:
                 renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
             )
         except (OSError, TypeError, ImageCms.PyCMSError) as error:
-            raise ValueError(f"ICC profile of {len(profile)} bytes isn't usable: {error}") from error
+            raise ValueError(
+                f"ICC profile of {len(profile)} bytes isn't usable: {error}"
+            ) from error
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Transform pixels of shape (rows, columns, 3)."""

@@ -155,9 +155,7 @@ class SlideGeometry:
     def bounds(self) -> tuple[float, float, float, float]:
         """(x_min, y_min, x_max, y_max) in mm of the pixels' outer edges."""
         rows, columns = self.shape
-        corners = self.to_slide(
-            [(r, c) for r in (-0.5, rows - 0.5) for c in (-0.5, columns - 0.5)]
-        )
+        corners = self.to_slide([(r, c) for r in (-0.5, rows - 0.5) for c in (-0.5, columns - 0.5)])
         (x_min, y_min), (x_max, y_max) = corners.min(axis=0), corners.max(axis=0)
         return float(x_min), float(y_min), float(x_max), float(y_max)
 
@@ -216,12 +214,12 @@ class SlideGeometry:
 
         """
         orientation = self._aligned()
-        axes = []
+        axes: list[NDArray[np.float64]] = []
         for axis, length in enumerate(self.shape):
             direction = (self.column_direction, self.row_direction)[axis]
             along = 1 if (axis == 0) != orientation.transpose else 0  # rows run along Y
             step = math.copysign(self.spacing[axis], direction[along])
-            axes.append(self.origin[along] + step * np.arange(length))
+            axes.append(self.origin[along] + step * np.arange(length, dtype=np.float64))
         y, x = axes[::-1] if orientation.transpose else axes
         return (y[::-1] if orientation.flip_y else y), (x[::-1] if orientation.flip_x else x)
 

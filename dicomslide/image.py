@@ -12,8 +12,9 @@ from dicomslide.backends.base import frame_source
 from dicomslide.errors import MetadataError
 from dicomslide.geometry import SlideGeometry, SlideGrid
 from dicomslide.layout import ImageLayout, geometry_of
-from dicomslide.matrix import OnError, TotalPixelMatrix, layout_of
+from dicomslide.matrix import TotalPixelMatrix
 from dicomslide.options import check_memory
+from dicomslide.reader import OnError, layout_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -381,9 +382,7 @@ class TiledImage:
         check_memory(rows * columns, f"a region of {rows} × {columns} pixels")
         return self._sample(geometry.region(offset, size), channel_index, focal_plane_index)
 
-    def _sample(
-        self, grid: SlideGrid, channel_index: int, focal_plane_index: int
-    ) -> NDArray[Any]:
+    def _sample(self, grid: SlideGrid, channel_index: int, focal_plane_index: int) -> NDArray[Any]:
         """Read the pixels of a grid; outside of the matrix is background."""
         matrix = self.get_total_pixel_matrix(channel_index, focal_plane_index)
         shape = (*grid.shape, matrix.shape[2])
@@ -401,7 +400,7 @@ class TiledImage:
         if rows.size and columns.size:
             # what lies inside is one run on either axis
             top, left = int(np.argmax(in_rows)), int(np.argmax(in_columns))
-            stored[top : top + len(rows), left : left + len(columns)] = matrix.read(
+            stored[top : top + len(rows), left : left + len(columns)] = matrix.reader.read(
                 (_as_slice(rows), _as_slice(columns), slice(None))
             )
         return out

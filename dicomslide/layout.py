@@ -174,7 +174,8 @@ def _sparse(
 ) -> tuple[tuple[float, ...], FrameMap]:
     count = len(positions)
     if positions.z is None:
-        planes, of_frame = (_first_plane(image),), np.zeros(count, np.int64)
+        planes: tuple[float, ...] = (_first_plane(image),)
+        of_frame = np.zeros(count, np.int64)
     else:
         planes, of_frame = focal_planes(positions.z)
     if positions.channels is None:
@@ -309,7 +310,9 @@ def geometry_of(
     grid = grid_of(image)
     orientation = image.get("ImageOrientationSlide")
     if orientation is None or len(orientation) != 6:
-        raise MetadataError(f"{name}: no Image Orientation (Slide), so it has no place on the slide")
+        raise MetadataError(
+            f"{name}: no Image Orientation (Slide), so it has no place on the slide"
+        )
     spacing = pixel_spacing_of(image)
     if spacing is None:
         covered = field_of_view(image) or extent

@@ -75,7 +75,7 @@ def get_options() -> Options:
     return options
 
 
-class set_options:  # noqa: N801 - reads as a function, like xarray.set_options
+class set_options:
     """Set options for this process; used with ``with``, until the end of the block.
 
     Parameters

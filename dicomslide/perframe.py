@@ -292,7 +292,9 @@ class _Walker:
                 continue
             if tag in WANTED and len(self.values[tag]) < self.frames:
                 self._keep(tag, at, length)
-            elif vr == b"SQ" or (self._implicit and length >= 8 and self._tag(data, at) == _ITEM_TAG):
+            elif vr == b"SQ" or (
+                self._implicit and length >= 8 and self._tag(data, at) == _ITEM_TAG
+            ):
                 self.sequence(at, at + length)
             at += length
             if at > len(data):
@@ -320,9 +322,7 @@ class _Walker:
 # -- values ----------------------------------------------------------------------------------
 
 
-def _complete(
-    values: dict[int, list[bytes | int | str]], num_frames: int
-) -> FramePositions | None:
+def _complete(values: dict[int, list[bytes | int | str]], num_frames: int) -> FramePositions | None:
     for tag, each in values.items():
         if each and len(each) != num_frames:
             raise MetadataError(
@@ -336,7 +336,9 @@ def _positions(values: dict[int, NDArray[np.generic]]) -> FramePositions | None:
     if ROW not in values or COLUMN not in values:
         return None
     z = values.get(Z_OFFSET)
-    channels = next((values[tag] for tag in (SEGMENT, LUT_LABEL, OPTICAL_PATH) if tag in values), None)
+    channels = next(
+        (values[tag] for tag in (SEGMENT, LUT_LABEL, OPTICAL_PATH) if tag in values), None
+    )
     return FramePositions(
         rows=values[ROW].astype(np.int64) - 1,
         columns=values[COLUMN].astype(np.int64) - 1,

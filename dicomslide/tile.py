@@ -244,7 +244,7 @@ def index_of(identifiers: Sequence[str], channels: NDArray[np.str_]) -> Integers
     if unknown.size:
         frame = int(unknown[0])
         raise FramePositionError(
-            f"it belongs to channel {str(channels[frame])!r}, but the image has {list(identifiers)}",
+            f"it belongs to channel {str(channels[frame])!r}; the image has {list(identifiers)}",
             frame=frame,
         )
     return found

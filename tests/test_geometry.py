@@ -107,13 +107,9 @@ def test_worked_regions_of_the_typical_orientation():
     geo = geometry(*WORKED["typical"]["args"])
     matrix = numbered(20, 30)
     expected = np.array([[1524, 1424, 1324, 1224, 1124]]) + np.arange(4)[:, None]
-    np.testing.assert_array_equal(
-        sample(geo, matrix, (9.9845, 19.9735), (0.005, 0.004)), expected
-    )
+    np.testing.assert_array_equal(sample(geo, matrix, (9.9845, 19.9735), (0.005, 0.004)), expected)
     expected = [[0, 0, 0, 0], [0, 0, 0, 0], [101, 1, 0, 0], [102, 2, 0, 0]]
-    np.testing.assert_array_equal(
-        sample(geo, matrix, (9.9985, 19.9985), (0.004, 0.004)), expected
-    )
+    np.testing.assert_array_equal(sample(geo, matrix, (9.9985, 19.9985), (0.004, 0.004)), expected)
 
 
 def test_worked_oblique_region_keeps_every_pixel_once():
@@ -241,5 +237,5 @@ def test_impossible_geometry_is_refused(wrong):
         spacing=(0.001, 0.001),
         shape=(2, 2),
     )
-    with pytest.raises(ValueError, match="geometry|orientation|spacing"):
+    with pytest.raises(ValueError, match=r"geometry|orientation|spacing"):
         SlideGeometry(**(args | wrong))

@@ -154,7 +154,6 @@ class ConcatenatedSource:
         from pydicom.dataset import Dataset
 
         joined = Dataset(self.parts[0].metadata)
-        joined.file_meta = getattr(self.parts[0].metadata, "file_meta", None)
         joined.NumberOfFrames = self.firsts[-1] + self.counts[-1]
         joined.ConcatenationFrameOffsetNumber = 0
         return joined
@@ -205,4 +204,3 @@ class ConcatenatedSource:
                 "it belongs to a part of the concatenation that isn't here", self.name, index
             )
         return part
-

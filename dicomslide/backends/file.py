@@ -22,7 +22,7 @@ from dicomslide.errors import (
     SourceChangedError,
 )
 from dicomslide.layout import pixel_format_of
-from dicomslide.perframe import scan_per_frame_groups
+from dicomslide.perframe import UNDEFINED, scan_per_frame_groups
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
@@ -99,7 +99,7 @@ class _Instance:
         header = self.header
         span = header.per_frame
         rest = header.rest
-        if span is not None and span.length == part10.UNDEFINED:
+        if span is not None and span.length == UNDEFINED:
             _, rest = self._positions_and_rest
         return part10.locate_frames(
             header,

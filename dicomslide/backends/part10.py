@@ -22,11 +22,10 @@ from dicomslide.options import check_memory, get_options
 from dicomslide.perframe import UNDEFINED, PerFrameSpan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
-    from pydicom.tag import BaseTag
 
 __all__ = ["Blob", "Frames", "Header", "MemoryBlob", "PixelData", "locate_frames", "read_header"]
 
@@ -186,8 +185,10 @@ def _read_header(blob: Blob) -> Header:
             file,
             decoder.implicit_vr,
             decoder.little_endian,
-            stop_when=lambda tag, vr, length: tag >= PER_FRAME_GROUPS
-            and (tag == PER_FRAME_GROUPS or tag in PIXEL_DATA or tag.group == 0x7FE0),
+            stop_when=lambda tag, vr, length: (
+                tag >= PER_FRAME_GROUPS
+                and (tag == PER_FRAME_GROUPS or tag in PIXEL_DATA or tag.group == 0x7FE0)
+            ),
         )
         for _ in dataset.iterall():  # convert every value while validation is off
             pass
@@ -350,9 +351,7 @@ class EncapsulatedFrames:
     def read(self, blob: Blob, index: int) -> bytes:
         """Read one frame, its fragments joined."""
         if index >= len(self.starts):
-            raise FrameReadError(
-                f"the file ends before it: {len(self.starts)} frames are there"
-            )
+            raise FrameReadError(f"the file ends before it: {len(self.starts)} frames are there")
         start, end = int(self.starts[index]), int(self.ends[index])
         if not 0 <= start < self.limit:
             raise FrameReadError(

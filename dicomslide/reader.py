@@ -1,0 +1,387 @@
+"""Reads the pixels of one channel and focal plane: tiles found, fetched, decoded and placed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from dicomslide.cache import FrameCache, Registry
+from dicomslide.codec import decode_frame
+from dicomslide.color import ColorTransform, color_transform
+from dicomslide.errors import FrameError, FrameReadError, FrameWarning, MetadataError
+from dicomslide.indexing import Axis, Piece, expand_key, points
+from dicomslide.layout import ImageLayout, read_layout
+from dicomslide.options import check_memory, get_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from typing import TypeAlias
+
+    from numpy.typing import NDArray
+
+    from dicomslide.backends.base import FrameSource
+
+    Pixels: TypeAlias = NDArray[Any]
+
+__all__ = ["ChunkReader", "MatrixReader", "OnError", "chunk_multiple", "layout_of"]
+
+OnError = Literal["raise", "fill"]
+
+AUTO_CHUNK = 2048
+"""Pixels along an edge that ``chunks="auto"`` comes near to."""
+BATCH = 16
+"""Frames that a thread reads at once."""
+
+_layouts: Registry[tuple[Hashable, ...], ImageLayout] = Registry(256)
+_frames = FrameCache(lambda: get_options().frame_cache_bytes)
+_pools: Registry[tuple[int, int], ThreadPoolExecutor] = Registry(1)
+
+
+def layout_of(source: FrameSource) -> ImageLayout:
+    """Return this process's layout of an image, worked out once."""
+
+    def read() -> ImageLayout:
+        return read_layout(
+            source.metadata, source.transfer_syntax_uid, source.frame_positions(), source.name
+        )
+
+    return _layouts.get(source.identity, read)
+
+
+def chunk_multiple(chunks: str | int, tile_shape: tuple[int, int]) -> tuple[int, int]:
+    """Return how many tiles, down and across, make a chunk.
+
+    Parameters
+    ----------
+    chunks : {"frames", "auto"} or int
+        One frame; whole frames of about 2,048² pixels; or whole frames of at least so many
+        pixels along an edge.
+    tile_shape : tuple of int
+        (rows, columns) of a tile.
+
+    Raises
+    ------
+    ValueError
+        When `chunks` is none of these.
+
+    """
+    if chunks == "frames":
+        return 1, 1
+    if chunks == "auto":
+        return max(1, round(AUTO_CHUNK / tile_shape[0])), max(1, round(AUTO_CHUNK / tile_shape[1]))
+    if isinstance(chunks, (int, np.integer)) and not isinstance(chunks, bool) and chunks > 0:
+        return -(-int(chunks) // tile_shape[0]), -(-int(chunks) // tile_shape[1])
+    raise ValueError(f'chunks must be "frames", "auto" or a number of pixels, not {chunks!r}')
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixReader:
+    """Reads pixels of one channel and focal plane of an image.
+
+    Thin: its pickle holds what is given here. The layout is looked up, once a process, where
+    pixels are read.
+    """
+
+    source: FrameSource
+    channel_index: int = 0
+    focal_plane_index: int = 0
+    max_frame_cache_size: int = 9
+    """Largest number of the image's decoded frames that the process keeps."""
+    correct_color: bool = True
+    """Whether colours are mapped to sRGB by the ICC profile of the optical path."""
+    on_error: OnError = "raise"
+    """Whether a bad frame raises, or is background with a warning."""
+
+    @property
+    def layout(self) -> ImageLayout:
+        """What the header says of the pixels."""
+        return layout_of(self.source)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, columns and samples of the matrix."""
+        layout = self.layout
+        return layout.grid.rows, layout.grid.columns, layout.pixel_format.samples
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the pixels."""
+        return self.layout.pixel_format.dtype
+
+    def __dask_tokenize__(self) -> tuple[Hashable, ...]:
+        return (
+            "dicomslide",
+            self.source.identity,
+            self.channel_index,
+            self.focal_plane_index,
+            self.correct_color,
+            self.on_error,
+        )
+
+    def read(self, key: Sequence[Any], *, num_threads: int | None = None) -> Pixels:
+        """Read the pixels that a key for each axis picks, each independently of the others.
+
+        Parameters
+        ----------
+        key : sequence
+            For rows, columns and samples: an integer (which drops its axis), a slice, or a
+            one-dimensional array of integers or booleans.
+        num_threads : int, optional
+            Threads that decode; by default the option of that name.
+
+        Returns
+        -------
+        numpy.ndarray
+            Up to three dimensions.
+
+        Raises
+        ------
+        IndexError
+            When a key reaches outside its axis.
+        FrameError
+            When a frame can't be read or decoded.
+        MemoryLimitError
+            When the result would be too large.
+
+        """
+        rows, columns, samples = (
+            Axis.of(part, length) for part, length in zip(key, self.shape, strict=True)
+        )
+        layout = self.layout
+        shape = len(rows), len(columns), layout.pixel_format.samples
+        check_memory(
+            shape[0] * shape[1] * shape[2] * self.dtype.itemsize,
+            f"a region of {shape[0]} × {shape[1]} pixels",
+        )
+        out = np.empty(shape, self.dtype)
+        down = list(rows.pieces(layout.grid.tile_rows))
+        right = list(columns.pieces(layout.grid.tile_columns))
+        tiles = np.array(
+            [[r.tile * layout.grid.shape[1] + c.tile for c in right] for r in down], np.int64
+        ).ravel()
+        places = [(r, c) for r in down for c in right]
+
+        def place(at: int, tile: Pixels | None) -> None:
+            r, c = places[at]
+            _place(out, r, c, layout.background if tile is None else tile)
+
+        self._visit(tiles, place, num_threads)
+        result = out[
+            :: -1 if rows.reverse else 1,
+            :: -1 if columns.reverse else 1,
+        ]
+        wanted = samples.indices
+        if isinstance(wanted, range):
+            wanted_slice = slice(wanted.start, wanted.stop, wanted.step)
+            result = result[:, :, wanted_slice][:, :, :: -1 if samples.reverse else 1]
+        else:
+            result = result[:, :, wanted]
+        drop = tuple(0 if axis.drop else slice(None) for axis in (rows, columns, samples))
+        return result[drop]
+
+    def read_points(self, parts: list[Any]) -> Pixels:
+        """Read scattered pixels as NumPy would pick them: only the tiles in which they lie."""
+        for part, length in zip(parts, self.shape, strict=True):
+            if not isinstance(part, slice):  # checked here, for messages that name the length
+                Axis.of(part.ravel() if isinstance(part, np.ndarray) else part, length)
+        rows, columns, samples = points(parts, self.shape)
+        grid = self.layout.grid
+        of_pixel = (rows // grid.tile_rows) * grid.shape[1] + columns // grid.tile_columns
+        tiles, inverse = np.unique(of_pixel, return_inverse=True)
+        inverse = inverse.reshape(of_pixel.shape)
+        out = np.empty(rows.shape, self.dtype)
+
+        def place(at: int, tile: Pixels | None) -> None:
+            here = inverse == at
+            if tile is None:
+                out[here] = np.asarray(self.layout.background)[samples[here]]
+            else:
+                out[here] = tile[
+                    rows[here] % grid.tile_rows, columns[here] % grid.tile_columns, samples[here]
+                ]
+
+        self._visit(tiles, place, None)
+        return out
+
+    def read_tiles(self, key: Any) -> Pixels:
+        """Read whole tiles: one, or a stack of them."""
+        if isinstance(key, (list, range)):
+            key = np.asarray(key)
+        wanted = Axis.of(key, self.layout.grid.num_tiles)
+        indices = np.asarray(wanted.indices, dtype=np.int64)
+        indices = indices[::-1] if wanted.reverse else indices
+        check_memory(
+            len(indices) * math.prod(self.layout.pixel_format.shape) * self.dtype.itemsize,
+            f"a stack of {len(indices)} tiles",
+        )
+        out = np.empty((len(indices), *self.layout.pixel_format.shape), self.dtype)
+
+        def place(at: int, tile: Pixels | None) -> None:
+            out[at] = self.layout.background if tile is None else tile
+
+        self._visit(indices, place, None)
+        return out[0] if wanted.drop else out
+
+    def _visit(
+        self,
+        tiles: NDArray[np.int64],
+        place: Callable[[int, Pixels | None], None],
+        num_threads: int | None,
+    ) -> None:
+        """Call ``place(i, pixels)`` for each tile, with None for an absent one."""
+        layout = self.layout
+        channel = 0 if layout.is_label_map else self.channel_index
+        frames = layout.frames.frames(channel, self.focal_plane_index, tiles).tolist()
+        wanted = list(enumerate(frames))
+        threads = num_threads or get_options().num_threads
+        step = max(1, min(BATCH, -(-len(wanted) // threads)))
+        batches = [wanted[i : i + step] for i in range(0, len(wanted), step)]
+
+        def run(batch: list[tuple[int, int]]) -> None:
+            for at, tile in self._decode(batch):
+                place(at, tile)
+
+        if threads > 1 and len(batches) > 1:
+            for _ in _pool(threads).map(run, batches):
+                pass
+        else:
+            for batch in batches:
+                run(batch)
+
+    def _decode(self, batch: list[tuple[int, int]]) -> Iterator[tuple[int, Pixels | None]]:
+        """Yield the decoded tile of each (place, frame); None where it is background."""
+        image = (self.source.identity, self.correct_color)
+        missing = []
+        for at, frame in batch:
+            cached = None if frame < 0 else _frames.get(image, frame)
+            if frame < 0 or cached is not None:
+                yield at, cached
+            else:
+                missing.append((at, frame))
+        if not missing:
+            return
+        transform = self._color_transform()
+        buffers = self._read_frames([frame for _, frame in missing])
+        for (at, frame), buffer in zip(missing, buffers, strict=True):
+            tile = None if not buffer else self._decode_tile(frame, buffer, transform)
+            if tile is not None:
+                _frames.put(image, frame, tile, self.max_frame_cache_size)
+            yield at, tile
+
+    def _read_frames(self, frames: list[int]) -> list[bytes]:
+        """Read frames; with ``on_error="fill"``, one by one if it must be."""
+        try:
+            buffers = self.source.read_frames(frames)
+        except (FrameReadError, MetadataError) as error:
+            if self.on_error == "raise":
+                raise
+            if len(frames) > 1:
+                return [buffer for frame in frames for buffer in self._read_frames([frame])]
+            self._warn(error)
+            return [b""]
+        if len(buffers) != len(frames):
+            raise FrameReadError(
+                f"{len(buffers)} frames came for {len(frames)} that were asked for",
+                self.source.name,
+            )
+        return buffers
+
+    def _decode_tile(
+        self, frame: int, buffer: bytes, transform: ColorTransform | None
+    ) -> Pixels | None:
+        layout = self.layout
+        try:
+            tile = decode_frame(buffer, layout.pixel_format, layout.transfer_syntax_uid)
+        except FrameError as error:
+            located = error.located(self.source.name, frame)
+            if self.on_error == "raise":
+                raise located from error
+            self._warn(located)
+            return None
+        if transform is not None:
+            tile = transform(tile)
+        if tile.shape != layout.pixel_format.shape:  # cropped at the edge of the matrix
+            whole = np.empty(layout.pixel_format.shape, tile.dtype)
+            whole[...] = layout.background
+            whole[: tile.shape[0], : tile.shape[1]] = tile
+            tile = whole
+        return tile
+
+    def _warn(self, error: Exception) -> None:
+        warnings.warn(f"filled with background: {error}", FrameWarning, stacklevel=2)
+
+    def _color_transform(self) -> ColorTransform | None:
+        layout = self.layout
+        if not self.correct_color or layout.pixel_format.dtype != np.uint8:
+            return None
+        if not layout.pixel_format.is_color:
+            return None
+        profile = layout.channels[self.channel_index].icc_profile
+        if profile is None:
+            profile = self.source.metadata.get("ICCProfile")
+        return color_transform(bytes(profile), self.source.name) if profile else None
+
+
+class ChunkReader:
+    """What a task holds: reads in the task's own thread, each axis by its own key.
+
+    Parameters
+    ----------
+    array : MatrixReader or alike
+        Has `shape`, `dtype` and ``read(key, num_threads=...)``.
+
+    """
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the array."""
+        return self.array.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def __getitem__(self, key: tuple[Any, ...]) -> Pixels:
+        parts = expand_key(key if isinstance(key, tuple) else (key,), self.ndim)
+        return self.array.read(parts, num_threads=1)
+
+    def __dask_tokenize__(self) -> Any:
+        return self.array.__dask_tokenize__()
+
+
+def _place(out: Pixels, row: Piece, column: Piece, tile: Pixels | tuple[float, ...]) -> None:
+    """Put a tile's (or background's) part into the result."""
+    slices = isinstance(row.target, slice) and isinstance(column.target, slice)
+    if slices:
+        target: Any = (row.target, column.target)
+        source: Any = (row.source, column.source)
+    else:
+        target = np.ix_(_whole(row.target), _whole(column.target))
+        source = np.ix_(_whole(row.source), _whole(column.source))
+    out[target] = tile[source] if isinstance(tile, np.ndarray) else tile
+
+
+def _whole(part: slice | NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.arange(part.start, part.stop, part.step or 1) if isinstance(part, slice) else part
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    # a forked child has the parent's pool but none of its threads, hence the process id
+    return _pools.get(
+        (os.getpid(), threads), lambda: ThreadPoolExecutor(threads, thread_name_prefix="dicomslide")
+    )

@@ -1,0 +1,243 @@
+"""Synthetic slides: a pyramid, a label and an overview."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from dicomslide.codec import PixelFormat
+from dicomslide.geometry import SlideGeometry
+from dicomslide.testing.drawing import (
+    Drawing,
+    PositionDrawing,
+    RasterDrawing,
+    draw_label,
+    draw_tissue,
+)
+from dicomslide.testing.image import OffsetTable, SyntheticImage
+from dicomslide.testing.write import write_image
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["averaged", "write_slide"]
+
+JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
+
+
+def write_slide(
+    folder: str | os.PathLike[str],
+    *,
+    shape: tuple[int, int] = (1024, 1280),
+    downsamples: Sequence[int] = (1, 2, 4),
+    tile_shape: tuple[int, int] = (256, 256),
+    origin: tuple[float, float] = (18.0, 32.0),
+    orientation: Sequence[float] = (0, -1, 0, -1, 0, 0),
+    spacing: tuple[float, float] = (0.0005, 0.0005),
+    transfer_syntax_uid: str = JPEG_BASELINE,
+    drawing: Literal["tissue", "position"] = "tissue",
+    samples: Literal[1, 3] = 3,
+    bits: int = 8,
+    optical_paths: Sequence[str] = ("1",),
+    planes: Sequence[float] = (0.0,),
+    sparse: bool = False,
+    absent: Sequence[tuple[int, int]] = (),
+    offset_table: OffsetTable = "basic",
+    undefined_lengths: bool = False,
+    associated: bool = True,
+    icc_profile: bytes | None = None,
+    container_id: str = "DS-0001",
+    slide_number: int = 1,
+    seed: int = 0,
+) -> list[Path]:
+    """Write a synthetic slide: a pyramid, and a label and an overview.
+
+    Parameters
+    ----------
+    folder : path-like
+        Folder to write into; it is made if it isn't there.
+    shape : tuple of int
+        Total pixel matrix (rows, columns) of the base level.
+    downsamples : sequence of int
+        Factor of each level; a level is made by averaging boxes of that many pixels squared
+        (tissue), or shows its own positions.
+    tile_shape : tuple of int
+        (rows, columns) of a frame.
+    origin : tuple of float
+        (x, y) of the centre of the base level's first pixel in mm.
+    orientation : sequence of float
+        The six cosines of Image Orientation (Slide).
+    spacing : tuple of float
+        (between rows, between columns) of the base level in mm.
+    transfer_syntax_uid : str
+        Any key of :data:`ENCODERS`.
+    drawing : {"tissue", "position"}
+        What the levels show; see :func:`position_values`.
+    samples : {1, 3}
+        Greyscale or colour. Tissue is in colour.
+    bits : {8, 12, 16}
+        Bits Stored, of greyscale.
+    optical_paths : sequence of str
+        Optical Path Identifiers, all in each image.
+    planes : sequence of float
+        Z offset of each focal plane in µm, all in each image.
+    sparse : bool
+        TILED_SPARSE rather than TILED_FULL.
+    absent : sequence of tuple of int
+        (row, column) in the tile grid of the base level's tiles without a frame.
+    offset_table : {"basic", "extended", "empty"}
+        How encapsulated frames are found.
+    undefined_lengths : bool
+        Whether sequences of the per-frame groups have undefined lengths.
+    associated : bool
+        Whether a label and an overview are written too.
+    icc_profile : bytes, optional
+        Of colour images; sRGB if not given.
+    container_id : str
+        Container Identifier.
+    slide_number : int
+        Images of one number share study, series, and frame of reference.
+    seed : int
+        Another seed, another section of tissue.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The files: levels in order, then label and overview.
+
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    cosines = tuple(float(value) for value in orientation)
+    base = SlideGeometry(origin, cosines[0:2], cosines[3:5], spacing, shape)  # type: ignore[arg-type]
+    pixel_format = PixelFormat(
+        rows=tile_shape[0],
+        columns=tile_shape[1],
+        samples=samples,
+        bits_allocated=8 if bits <= 8 else 16,
+        bits_stored=bits,
+    )
+    common = dict(
+        pixel_format=pixel_format,
+        transfer_syntax_uid=transfer_syntax_uid,
+        optical_paths=tuple(optical_paths),
+        planes=tuple(float(z) for z in planes),
+        sparse=sparse,
+        offset_table=offset_table,
+        undefined_lengths=undefined_lengths,
+        icc_profile=icc_profile,
+        container_id=container_id,
+        slide_number=slide_number,
+    )
+    picture: NDArray[np.uint8] | None = None
+    if drawing == "tissue":
+        upright = base.upright_shape if base.orientation else shape
+        picture = draw_tissue(upright, seed)
+    images: list[tuple[str, SyntheticImage]] = []
+    previous = 1
+    for number, factor in enumerate(downsamples):
+        geometry = averaged(base, factor)
+        shown: Drawing = PositionDrawing(samples, pixel_format.dtype)
+        if picture is not None:
+            picture = _averaged_picture(picture, geometry, factor // previous)
+            shown = RasterDrawing(picture, geometry)
+        images.append(
+            (
+                f"level-{number}.dcm",
+                SyntheticImage(
+                    geometry=geometry,
+                    drawing=shown,
+                    resampled=factor > 1,
+                    absent=frozenset(absent) if factor == 1 else frozenset(),
+                    instance_number=number + 1,
+                    **common,  # type: ignore[arg-type]
+                ),
+            )
+        )
+        previous = factor
+    if associated:
+        images += _associated(base, picture, container_id, slide_number, len(images))
+    return [write_image(folder / name, image) for name, image in images]
+
+
+def averaged(base: SlideGeometry, factor: int) -> SlideGeometry:
+    """Return the geometry of a level made by averaging boxes of `factor` pixels squared."""
+    middle = (factor - 1) / 2
+    x, y = base.to_slide((middle, middle)).tolist()
+    return dataclasses.replace(
+        base,
+        origin=(x, y),
+        spacing=(base.spacing[0] * factor, base.spacing[1] * factor),
+        shape=(max(1, base.shape[0] // factor), max(1, base.shape[1] // factor)),
+    )
+
+
+def _averaged_picture(
+    picture: NDArray[np.uint8], geometry: SlideGeometry, factor: int
+) -> NDArray[np.uint8]:
+    """Average an upright picture; pixels left over lie at the end of the stored matrix."""
+    if factor == 1:
+        return picture
+    orientation = geometry.orientation
+    rows, columns = geometry.upright_shape if orientation else geometry.shape
+    down = slice(None, rows * factor)
+    across = slice(None, columns * factor)
+    if orientation is not None and orientation.flip_y:
+        down = slice(picture.shape[0] - rows * factor, None)
+    if orientation is not None and orientation.flip_x:
+        across = slice(picture.shape[1] - columns * factor, None)
+    boxes = picture[down, across].reshape(rows, factor, columns, factor, 3)
+    total = np.zeros((rows, columns, 3), np.uint32)
+    for i in range(factor):
+        for j in range(factor):
+            total += boxes[:, i, :, j]
+    return (total // factor**2).astype(np.uint8)
+
+
+def _associated(
+    base: SlideGeometry,
+    picture: NDArray[np.uint8] | None,
+    container_id: str,
+    slide_number: int,
+    count: int,
+) -> list[tuple[str, SyntheticImage]]:
+    """Return a label of 22 × 18 mm and an overview of the whole slide of 25 × 75 mm."""
+    from PIL import Image
+
+    def image(flavor: str, shown: NDArray[np.uint8], x: float, y: float, step: float) -> Any:
+        # as the slide stands upright: columns along X, rows against Y
+        geometry = SlideGeometry(
+            (x + step / 2, y - step / 2), (1.0, 0.0), (0.0, -1.0), (step, step), shown.shape[:2]
+        )
+        return SyntheticImage(
+            geometry=geometry,
+            drawing=RasterDrawing(shown, geometry),
+            pixel_format=PixelFormat(rows=shown.shape[0], columns=shown.shape[1], samples=3),
+            transfer_syntax_uid=JPEG_BASELINE,
+            flavor=flavor,
+            container_id=container_id,
+            slide_number=slide_number,
+            instance_number=count + (1 if flavor == "LABEL" else 2),
+        )
+
+    label = draw_label((360, 440), [container_id, "H&E", "dicomslide"])
+    overview = np.full((1500, 500, 3), (238, 240, 242), np.uint8)
+    overview[10:370, 30:470] = label
+    x_min, _, x_max, y_max = base.bounds
+    if picture is not None:
+        width = max(1, round((x_max - x_min) / 0.05))
+        height = max(1, round(picture.shape[0] / picture.shape[1] * width))
+        small = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
+        top, left = max(0, round((75 - y_max) / 0.05)), max(0, round(x_min / 0.05))
+        part = overview[top : top + height, left : left + width]
+        part[...] = small[: part.shape[0], : part.shape[1]]
+    return [
+        ("label.dcm", image("LABEL", label, 1.5, 74.5, 0.05)),
+        ("overview.dcm", image("OVERVIEW", overview, 0.0, 75.0, 0.05)),
+    ]
