@@ -1,3 +1,121 @@
-"""DICOM whole slide images as lazy, labelled arrays."""
+"""DICOM whole slide images as lazy, labelled arrays.
+
+Names are resolved when they are first used: importing the package costs neither xarray nor
+dask.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dicomslide.enum import ChannelTypes, ImageFlavors
+    from dicomslide.errors import (
+        AmbiguousSlideError,
+        DicomSlideError,
+        FrameDecodeError,
+        FrameError,
+        FramePositionError,
+        FrameReadError,
+        FrameWarning,
+        LevelNotFoundError,
+        MemoryLimitError,
+        MetadataError,
+        MetadataWarning,
+        NotDicomError,
+        NotSlideError,
+        SourceChangedError,
+    )
+    from dicomslide.image import TiledImage
+    from dicomslide.labelled import SlideIndex
+    from dicomslide.matrix import TotalPixelMatrix
+    from dicomslide.options import Options, get_options, set_options
+    from dicomslide.slide import Slide, open_slide
+    from dicomslide.utils import (
+        is_image,
+        is_label_image,
+        is_overview_image,
+        is_tiled_image,
+        is_volume_image,
+    )
+
+_MODULES = {
+    "enum": ("ChannelTypes", "ImageFlavors"),
+    "errors": (
+        "AmbiguousSlideError",
+        "DicomSlideError",
+        "FrameDecodeError",
+        "FrameError",
+        "FramePositionError",
+        "FrameReadError",
+        "FrameWarning",
+        "LevelNotFoundError",
+        "MemoryLimitError",
+        "MetadataError",
+        "MetadataWarning",
+        "NotDicomError",
+        "NotSlideError",
+        "SourceChangedError",
+    ),
+    "image": ("TiledImage",),
+    "labelled": ("SlideIndex",),
+    "matrix": ("TotalPixelMatrix",),
+    "options": ("Options", "get_options", "set_options"),
+    "slide": ("Slide", "open_slide"),
+    "utils": (
+        "is_image",
+        "is_label_image",
+        "is_overview_image",
+        "is_tiled_image",
+        "is_volume_image",
+    ),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "AmbiguousSlideError",
+    "ChannelTypes",
+    "DicomSlideError",
+    "FrameDecodeError",
+    "FrameError",
+    "FramePositionError",
+    "FrameReadError",
+    "FrameWarning",
+    "ImageFlavors",
+    "LevelNotFoundError",
+    "MemoryLimitError",
+    "MetadataError",
+    "MetadataWarning",
+    "NotDicomError",
+    "NotSlideError",
+    "Options",
+    "Slide",
+    "SlideIndex",
+    "SourceChangedError",
+    "TiledImage",
+    "TotalPixelMatrix",
+    "__version__",
+    "get_options",
+    "is_image",
+    "is_label_image",
+    "is_overview_image",
+    "is_tiled_image",
+    "is_volume_image",
+    "open_slide",
+    "set_options",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

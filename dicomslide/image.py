@@ -76,7 +76,9 @@ class TiledImage:
         self._max_frame_cache_size = max_frame_cache_size
         self._correct_color = correct_color
         self._on_error: OnError = on_error
-        self._extent: tuple[float, float] | None = None
+        # (along the rows, along the columns) in mm, of the pyramid: set by it, and used where
+        # the header lacks both spacing and imaged volume
+        self.extent: tuple[float, float] | None = None
         if not utils.is_tiled_image(self._source.metadata):
             raise MetadataError(
                 f"{self._source.name}: not a tiled image: no Total Pixel Matrix Rows and Columns"
@@ -417,7 +419,7 @@ class TiledImage:
             When the header doesn't say where the image lies on the slide.
 
         """
-        return geometry_of(self.metadata, extent=self._extent)
+        return geometry_of(self.metadata, extent=self.extent)
 
     @property
     def physical_offset(self) -> tuple[float, float]:

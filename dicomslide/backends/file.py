@@ -275,7 +275,7 @@ class FileStore:
         """
         uid = utils.text(metadata, "SOPInstanceUID")
         for source in self.sources:
-            if source.sop_instance_uid == uid or source.metadata is metadata:
+            if source.sop_instance_uid == uid if uid else source.metadata is metadata:
                 return source
         raise MetadataError(f"no file holds the instance with SOP Instance UID {uid}")
 

@@ -1,0 +1,289 @@
+"""The engine ``dicomslide`` of xarray."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import threading
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import xarray as xr
+from xarray.backends import BackendArray, BackendEntrypoint
+from xarray.core import indexing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from dicomslide.labelled import StackedReader
+    from dicomslide.slide import Slide
+
+__all__ = ["DicomSlideBackendArray", "DicomSlideBackendEntrypoint"]
+
+FILES_TO_GUESS = 32
+"""Files of a folder that are looked at to guess whether it holds a slide."""
+WHOLE_SLIDE_IMAGE = b"1.2.840.10008.5.1.4.1.1.77.1.6"
+
+
+class DicomSlideBackendArray(BackendArray):
+    """Pixels that xarray indexes lazily.
+
+    Parameters
+    ----------
+    reader : StackedReader
+        Gives the pixels with the dims in their final order.
+
+    """
+
+    __slots__ = ("dtype", "reader", "shape")
+
+    def __init__(self, reader: StackedReader) -> None:
+        self.reader = reader
+        self.shape = reader.shape
+        self.dtype: np.dtype[Any] = reader.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._read
+        )
+
+    async def async_getitem(self, key: indexing.ExplicitIndexer) -> Any:
+        """Read in another thread, so that the event loop goes on."""
+        return await asyncio.to_thread(self.__getitem__, key)
+
+    def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        # a worker thread is one of several already: it decodes by itself
+        eager = threading.current_thread() is threading.main_thread()
+        return self.reader.read(key, num_threads=None if eager else 1)
+
+
+class DicomSlideBackendEntrypoint(BackendEntrypoint):
+    """Opens DICOM whole slide images as labelled arrays in slide coordinates.
+
+    ``xarray.open_datatree("slide/", engine="dicomslide", chunks={})`` gives all levels,
+    ``xarray.open_dataset("slide/", engine="dicomslide")`` the base level.
+    """
+
+    description: ClassVar[str] = "DICOM whole slide images in slide coordinates (mm)"
+    url: ClassVar[str] = "https://pypi.org/project/dicomslide/"
+    supports_groups: ClassVar[bool] = True
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Whether this is a DICOM slide on disk; looks at the first bytes of few files."""
+        try:
+            path = os.fspath(filename_or_obj)
+            if isinstance(path, bytes) or "://" in path:
+                return False
+            if not os.path.isdir(path):
+                return _is_slide_image(path)
+            with os.scandir(path) as entries:
+                files = itertools.islice((e.path for e in entries if e.is_file()), FILES_TO_GUESS)
+                return any(_is_slide_image(file) for file in files)
+        except (OSError, TypeError, ValueError):
+            return False
+
+    def open_dataset(
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        level: int | None = None,
+        group: str | None = None,
+        frame: Literal["slide", "matrix"] = "slide",
+        squeeze: bool = True,
+        container_id: str | None = None,
+        frame_of_reference_uid: str | None = None,
+        correct_color: bool = True,
+        on_error: Literal["raise", "fill"] = "raise",
+        include_patient: bool = False,
+    ) -> xr.Dataset:
+        """Open one level of a slide.
+
+        Parameters
+        ----------
+        filename_or_obj : path-like, list of path-like or dicomslide.Slide
+            A DICOM file, a folder of them, or a list of both.
+        drop_variables : str or iterable of str, optional
+            Variables to leave out.
+        level : int, optional
+            Zero-based index into pyramid levels; 0, the largest, if neither this nor `group`
+            is given.
+        group : str, optional
+            Name of a node of the tree: ``"level_1"``, ``"label"``, ``"overview"``.
+        frame : {"slide", "matrix"}, default: "slide"
+            Upright, with dims y and x in mm; or rows and columns as stored.
+        squeeze : bool, default: True
+            Whether dims of size one, other than rows and columns, become scalar coordinates.
+        container_id, frame_of_reference_uid : str, optional
+            Which slide, where several are there.
+        correct_color : bool, default: True
+            Whether colours are mapped to sRGB by the ICC profile of the optical path.
+        on_error : {"raise", "fill"}, default: "raise"
+            Whether a bad frame raises, or is background with a warning.
+        include_patient : bool, default: False
+            Whether attributes that identify the patient are among the attributes.
+
+        Returns
+        -------
+        xarray.Dataset
+            With the variable ``image``, dims (channel, z, y, x, sample).
+
+        Raises
+        ------
+        LevelNotFoundError
+            When there is no such level or group.
+        DicomSlideError
+            When there is no slide, or several, or it can't be read.
+
+        """
+        from dicomslide.errors import LevelNotFoundError
+        from dicomslide.labelled import associated_groups, level_dataset, slide_attrs
+
+        slide = _open(
+            filename_or_obj, container_id, frame_of_reference_uid, correct_color, on_error
+        )
+        if level is not None and group is not None:
+            raise TypeError("level and group both name a node: give one of them")
+        name = (group or "").strip("/")
+        if name.startswith("level_") and name[6:].isdecimal():
+            level = int(name[6:])
+        if name and level is None:
+            others = associated_groups(slide, data=_lazy, frame=frame, squeeze=squeeze)
+            if name not in others:
+                there = [f"level_{i}" for i in range(slide.num_levels)] + list(others)
+                raise LevelNotFoundError(f"{slide.name}: no group {group!r}; there are {there}")
+            dataset = others[name]
+        else:
+            dataset = level_dataset(slide, level or 0, data=_lazy, frame=frame, squeeze=squeeze)
+        dataset.attrs = slide_attrs(slide, include_patient=include_patient) | dataset.attrs
+        return _finished(dataset, filename_or_obj, drop_variables)
+
+    def open_groups_as_dict(
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        frame: Literal["slide", "matrix"] = "slide",
+        squeeze: bool = True,
+        associated: bool = False,
+        container_id: str | None = None,
+        frame_of_reference_uid: str | None = None,
+        correct_color: bool = True,
+        on_error: Literal["raise", "fill"] = "raise",
+        include_patient: bool = False,
+    ) -> dict[str, xr.Dataset]:
+        """Open all levels of a slide, by path; see :meth:`open_datatree`."""
+        from dicomslide.labelled import slide_groups
+
+        slide = _open(
+            filename_or_obj, container_id, frame_of_reference_uid, correct_color, on_error
+        )
+        groups = slide_groups(
+            slide,
+            data=_lazy,
+            frame=frame,
+            squeeze=squeeze,
+            associated=associated,
+            include_patient=include_patient,
+        )
+        return {
+            path: _finished(dataset, filename_or_obj, drop_variables)
+            for path, dataset in groups.items()
+        }
+
+    def open_datatree(
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        group: str | None = None,
+        frame: Literal["slide", "matrix"] = "slide",
+        squeeze: bool = True,
+        associated: bool = False,
+        container_id: str | None = None,
+        frame_of_reference_uid: str | None = None,
+        correct_color: bool = True,
+        on_error: Literal["raise", "fill"] = "raise",
+        include_patient: bool = False,
+    ) -> xr.DataTree:
+        """Open a slide as a tree of its levels.
+
+        Parameters
+        ----------
+        filename_or_obj, drop_variables, frame, squeeze, container_id, frame_of_reference_uid
+            See :meth:`open_dataset`.
+        correct_color, on_error, include_patient
+            See :meth:`open_dataset`.
+        group : str, optional
+            Node to open as the root; all of them if not given.
+        associated : bool, default: False
+            Whether label, overview and thumbnail are nodes beside the levels.
+
+        Returns
+        -------
+        xarray.DataTree
+            With the nodes ``level_0``, ``level_1``, ...
+
+        Raises
+        ------
+        DicomSlideError
+            When there is no slide, or several, or it can't be read.
+
+        """
+        options: dict[str, Any] = dict(
+            drop_variables=drop_variables,
+            frame=frame,
+            squeeze=squeeze,
+            container_id=container_id,
+            frame_of_reference_uid=frame_of_reference_uid,
+            correct_color=correct_color,
+            on_error=on_error,
+            include_patient=include_patient,
+        )
+        if group is not None and group.strip("/"):
+            groups = {"/": self.open_dataset(filename_or_obj, group=group, **options)}
+        else:
+            groups = self.open_groups_as_dict(filename_or_obj, associated=associated, **options)
+        tree = xr.DataTree.from_dict(groups)
+        tree.encoding |= groups["/"].encoding
+        return tree
+
+
+def _lazy(reader: StackedReader) -> indexing.LazilyIndexedArray:
+    return indexing.LazilyIndexedArray(DicomSlideBackendArray(reader))
+
+
+def _open(
+    source: Any, container_id: str | None, frame_of_reference_uid: str | None, correct_color: bool,
+    on_error: Literal["raise", "fill"],
+) -> Slide:  # fmt: skip
+    from dicomslide.slide import open_slide
+
+    return open_slide(
+        source,
+        container_id=container_id,
+        frame_of_reference_uid=frame_of_reference_uid,
+        correct_color=correct_color,
+        on_error=on_error,
+    )
+
+
+def _finished(
+    dataset: xr.Dataset, source: Any, drop_variables: str | Iterable[str] | None
+) -> xr.Dataset:
+    if drop_variables is not None:
+        names = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables)
+        dataset = dataset.drop_vars(names, errors="ignore")
+    if isinstance(source, (str, os.PathLike)):
+        dataset.encoding["source"] = os.path.abspath(os.fspath(source))
+    return dataset
+
+
+def _is_slide_image(path: str) -> bool:
+    # the SOP Class UID stands in the file meta information, which is short
+    with open(path, "rb") as file:
+        head = file.read(1024)
+    return head[128:132] == b"DICM" and WHOLE_SLIDE_IMAGE in head

@@ -1,0 +1,242 @@
+"""The command line: info, thumbnail, demo."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dicomslide.codec import DECODERS
+from dicomslide.errors import DicomSlideError, MetadataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dicomslide.image import TiledImage
+    from dicomslide.slide import Slide
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Arguments; those of the process if not given.
+
+    Returns
+    -------
+    int
+        Exit code: 0, or 1 for wrong input. Wrong usage exits with 2.
+
+    """
+    options = _parser().parse_args(arguments)
+    warnings.showwarning = _show_warning
+    try:
+        options.run(options)
+    except (DicomSlideError, OSError, MemoryError, ImportError) as error:
+        print(f"dicomslide: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("dicomslide: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"dicomslide: warning: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    import dicomslide
+
+    parser = argparse.ArgumentParser(
+        prog="dicomslide", description="DICOM whole slide images as lazy, labelled arrays."
+    )
+    parser.add_argument("--version", action="version", version=dicomslide.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    info = commands.add_parser("info", help="show levels, sizes, channels and focal planes")
+    info.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    info.set_defaults(run=_info)
+
+    thumbnail = commands.add_parser("thumbnail", help="save an upright picture of the slide")
+    thumbnail.add_argument("--size", type=_positive, default=1024, help="longer edge in pixels")
+    thumbnail.add_argument("--channel", type=int, default=0, help="zero-based channel")
+    thumbnail.add_argument("--focal-plane", type=int, default=0, help="zero-based focal plane")
+    thumbnail.set_defaults(run=_thumbnail)
+
+    demo = commands.add_parser(
+        "demo", help="open a slide with xarray, measure its tissue with dask, draw the result"
+    )
+    demo.add_argument("--output", type=Path, default=Path("dicomslide-demo"), metavar="FOLDER",
+                      help="where pictures are saved (default: %(default)s)")  # fmt: skip
+    demo.set_defaults(run=_demo)
+
+    for command in (info, thumbnail, demo):
+        optional = command is demo
+        command.add_argument(
+            "slide",
+            type=Path,
+            nargs="?" if optional else None,
+            metavar="SLIDE",
+            help="DICOM file or folder" + (" (default: a synthetic slide)" if optional else ""),
+        )
+        command.add_argument("--container-id", help="which slide, where a folder holds several")
+    thumbnail.add_argument("out", type=Path, metavar="OUT", help="picture to write, e.g. out.png")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} isn't above zero")
+    return value
+
+
+# -- info ------------------------------------------------------------------------------------
+
+
+def describe(slide: Slide) -> dict[str, Any]:
+    """Return what ``dicomslide info`` shows, as plain values."""
+    from dicomslide.labelled import slide_attrs
+
+    factors = slide.downsampling_factors
+    levels = [
+        {"level": i, "downsampling_factor": round(factors[i], 4)} | _describe_image(level.image)
+        for i, level in enumerate(slide.levels)
+    ]
+    others = (*slide.label_images, *slide.overview_images, *slide.thumbnail_images)
+    return slide_attrs(slide) | {
+        "levels": levels,
+        "associated_images": [_describe_image(image) for image in others],
+        "channels": [
+            {
+                "type": channel.type.value,
+                "identifier": channel.identifier,
+                "description": channel.description,
+                "wavelength_nm": channel.wavelength,
+            }
+            for channel in slide.channels
+        ],
+        "focal_planes_um": list(slide.focal_plane_offsets),
+        "derived_images": [image.name for image in slide.derived_images],
+    }
+
+
+def _describe_image(image: TiledImage) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "flavor": image.flavor,
+        "rows": image.size[0],
+        "columns": image.size[1],
+        "tile_rows": int(image.metadata.Rows),
+        "tile_columns": int(image.metadata.Columns),
+        "frames": int(image.metadata.get("NumberOfFrames") or 1),
+        "transfer_syntax_uid": image.transfer_syntax_uid,
+        "transfer_syntax": DECODERS[image.transfer_syntax_uid].name,
+        "photometric_interpretation": str(image.metadata.get("PhotometricInterpretation")),
+        "file": image.name,
+    }
+    try:
+        geometry = image.geometry
+    except MetadataError:
+        return described | {"um_per_pixel": None, "field_of_view_mm": None, "rotation": None}
+    return described | {
+        "um_per_pixel": [spacing * 1000 for spacing in geometry.spacing],
+        "field_of_view_mm": list(geometry.physical_size),
+        "rotation": geometry.rotation,
+        "mirrored": geometry.handedness > 0,
+        "image_orientation_slide": [
+            float(value) for value in image.metadata.ImageOrientationSlide
+        ],
+    }
+
+
+def _info(options: argparse.Namespace) -> None:
+    from dicomslide.slide import open_slide
+
+    described = describe(open_slide(options.slide, container_id=options.container_id))
+    if options.json:
+        print(json.dumps(described, indent=2, ensure_ascii=False))
+        return
+    for name in ("container_identifier", "manufacturer", "manufacturer_model_name", "stains",
+                 "objective_lens_power"):  # fmt: skip
+        value = described.get(name)
+        if value is not None:
+            text = ", ".join(value) if isinstance(value, list) else value
+            print(f"{name.replace('_', ' '):24}{text}")
+    base = described["levels"][0]
+    if base["rotation"] is not None:
+        mirrored = ", mirrored" if base["mirrored"] else ""
+        cosines = "\\".join(f"{value:g}" for value in base["image_orientation_slide"])
+        print(f"{'orientation':24}{cosines} ({base['rotation']:g}°{mirrored})")
+    for channel in described["channels"]:
+        nm = f", {channel['wavelength_nm']:g} nm" if channel["wavelength_nm"] else ""
+        kind = channel["type"].replace("_", " ").lower()
+        print(f"{kind:24}{channel['identifier']}: {channel['description'] or '-'}{nm}")
+    planes = described["focal_planes_um"]
+    print(f"{'focal planes':24}{len(planes)} at {', '.join(f'{z:g}' for z in planes)} µm")
+    print()
+    _print_table(described["levels"] + described["associated_images"])
+
+
+def _print_table(images: list[dict[str, Any]]) -> None:
+    head = ("", "rows × columns", "µm/pixel", "mm × mm", "tile", "frames", "transfer syntax")
+    rows = [head]
+    for image in images:
+        spacing, view = image["um_per_pixel"], image["field_of_view_mm"]
+        name = f"level {image['level']}" if "level" in image else image["flavor"].lower()
+        rows.append(
+            (
+                name,
+                f"{image['rows']:,} × {image['columns']:,}",
+                "-" if spacing is None else _either(spacing),
+                "-" if view is None else f"{view[0]:.3g} × {view[1]:.3g}",
+                f"{image['tile_rows']} × {image['tile_columns']}",
+                f"{image['frames']:,}",
+                f"{image['transfer_syntax']}, {image['photometric_interpretation']}",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _either(spacing: list[float]) -> str:
+    if abs(spacing[0] - spacing[1]) <= 1e-6 * spacing[0]:
+        return f"{spacing[0]:.4g}"
+    return f"{spacing[0]:.4g} × {spacing[1]:.4g}"
+
+
+# -- thumbnail -------------------------------------------------------------------------------
+
+
+def _thumbnail(options: argparse.Namespace) -> None:
+    from PIL import Image
+
+    from dicomslide.slide import open_slide
+
+    slide = open_slide(options.slide, container_id=options.container_id)
+    try:
+        pixels = slide.thumbnail(
+            options.size, channel_index=options.channel, focal_plane_index=options.focal_plane
+        )
+    except ValueError as error:
+        raise MetadataError(str(error)) from error
+    try:
+        Image.fromarray(pixels).save(options.out)
+    except (ValueError, KeyError) as error:  # a name without a format that Pillow writes
+        raise OSError(f"{options.out}: can't be written: {error}") from error
+    print(f"{options.out}: {pixels.shape[1]} × {pixels.shape[0]} pixels")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from dicomslide.demo import run
+
+    run(options.slide, options.output, container_id=options.container_id)
