@@ -36,9 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     """
     options = _parser().parse_args(arguments)
-    warnings.showwarning = _show_warning
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]  # fewer arguments
+            options.run(options)
     except (DicomSlideError, OSError, MemoryError, ImportError) as error:
         print(f"dicomslide: error: {error}", file=sys.stderr)
         return 1
@@ -151,9 +152,7 @@ def _describe_image(image: TiledImage) -> dict[str, Any]:
         "field_of_view_mm": list(geometry.physical_size),
         "rotation": geometry.rotation,
         "mirrored": geometry.handedness > 0,
-        "image_orientation_slide": [
-            float(value) for value in image.metadata.ImageOrientationSlide
-        ],
+        "image_orientation_slide": [float(value) for value in image.metadata.ImageOrientationSlide],
     }
 
 

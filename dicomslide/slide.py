@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Hashable, Iterable, Sequence
 
+    import numpy as np
     import xarray as xr
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
@@ -416,6 +417,38 @@ class Slide:
         """
         image, channel, plane = self._place(level, channel_index, focal_plane_index)
         return image.get_slide_region(offset, size, channel, plane)
+
+    def thumbnail(
+        self, size: int = 1024, *, channel_index: int = 0, focal_plane_index: int = 0
+    ) -> NDArray[np.uint8]:
+        """Return an upright picture of the whole slide, as a screen shows it.
+
+        Parameters
+        ----------
+        size : int, default: 1024
+            Pixels along the longer edge; never more than the base level has.
+        channel_index : int, default: 0
+            Zero-based index into channels
+        focal_plane_index : int, default: 0
+            Zero-based index into focal planes
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (rows, columns, 3), or (rows, columns) where the slide is grey, uint8
+
+        Raises
+        ------
+        ValueError
+            When there is no such channel or focal plane
+
+        """
+        from dicomslide.picture import picture_of
+
+        levels = range(self.num_levels)
+        enough = [level for level in levels if max(self.levels[level].size) >= size]
+        place = self._place(max(enough, default=0), channel_index, focal_plane_index)
+        return picture_of(place[0], size, *place[1:])
 
     # -- labelled --
 

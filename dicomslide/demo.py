@@ -1,0 +1,279 @@
+"""The main job in one go: open a slide, measure its tissue, crop a region, draw it all."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomslide.picture import add_scale_bar, picture_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import xarray as xr
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    from dicomslide.slide import Slide
+
+__all__ = ["otsu_threshold", "run", "tissue_mask"]
+
+SYNTHETIC_SHAPE = (8192, 10240)
+SYNTHETIC_DOWNSAMPLES = (1, 4, 8, 16)
+CHUNK_SIZE = "12MiB"
+"""Of what ``chunks="auto"`` makes: about 2,048² pixels."""
+CELLS = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01)
+"""Edges in mm, of which the first that fits a few times into the slide cuts it into cells."""
+
+
+def run(slide: str | Path | None, output: Path, *, container_id: str | None = None) -> None:
+    """Run the demonstration.
+
+    Parameters
+    ----------
+    slide : path-like or None
+        A DICOM file or folder; a synthetic slide is written if it is None.
+    output : pathlib.Path
+        Folder for pictures, made if it isn't there.
+    container_id : str, optional
+        Which slide, where a folder holds several.
+
+    Raises
+    ------
+    ImportError
+        When matplotlib isn't installed.
+
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        raise ImportError(
+            "the demo draws with matplotlib, which isn't installed: pip install 'dicomslide[plot]'"
+        ) from None
+    mpl.use("Agg")
+    import dask.base
+    import xarray as xr
+    from dask.diagnostics.progress import ProgressBar
+
+    from dicomslide.slide import open_slide
+
+    output.mkdir(parents=True, exist_ok=True)
+    if slide is None:
+        slide = output / "slide"
+        _write(slide)
+    opened = open_slide(slide, container_id=container_id)
+    with dask.config.set({"array.chunk-size": CHUNK_SIZE}):
+        tree = xr.open_datatree(
+            opened,  # type: ignore[arg-type]  # xarray's stubs know paths only
+            engine="dicomslide",
+            chunks="auto",
+            associated=True,
+        )
+    print(f"\nxr.open_datatree({str(slide)!r}, engine='dicomslide', chunks='auto')\n{tree}\n")
+
+    image = tree["level_0"].image
+    if "x" not in image.dims:
+        raise ValueError(f"{slide}: the demo needs an image that lies upright on the slide")
+    image = image.isel({dim: 0 for dim in ("channel", "z") if dim in image.dims})
+    threshold = _threshold(opened)
+    mask = tissue_mask(image, threshold)
+    cell = next((c for c in CELLS if min(_extent(image)) >= 3.5 * c), CELLS[-1])
+    windows = {dim: max(1, round(cell / image[dim].attrs["pixel_size"])) for dim in ("y", "x")}
+    cells = mask.astype(np.uint32).coarsen(windows, boundary="trim").sum()
+    print(f"tissue mask over level 0 ({mask.sizes['y']:,} × {mask.sizes['x']:,} pixels) with dask")
+    with ProgressBar(dt=0.5):  # type: ignore[no-untyped-call]
+        start = time.perf_counter()
+        counts, total = dask.base.compute(cells, mask.sum())  # type: ignore[no-untyped-call]
+    seconds = time.perf_counter() - start
+    width, height = _extent(image)
+    tissue = float(total) / mask.size
+    fraction = counts / (windows["y"] * windows["x"])
+    print(
+        f"tissue: {tissue:.1%} of {width:.2f} × {height:.2f} mm, {tissue * width * height:.2f} mm²"
+        f" ({mask.size / seconds / 1e6:.0f} million pixels a second)"
+    )
+    print(f"tissue fraction in cells of {cell:g} × {cell:g} mm (y in mm down, x in mm across):")
+    print(fraction.round(2).to_pandas().rename("{:.2f}".format, axis=0).rename(
+        "{:.2f}".format, axis=1).to_string())  # fmt: skip
+
+    region = _region(image, fraction)
+    print(f"\nregion: {region.sizes['y']} × {region.sizes['x']} pixels around"
+          f" x = {float(region.x.mean()):.3f} mm, y = {float(region.y.mean()):.3f} mm")  # fmt: skip
+    for path in _draw(opened, tree, threshold, fraction, cell, region, output):
+        print(f"saved {path}")
+
+
+def _write(folder: Path) -> None:
+    from dicomslide.testing import write_slide
+
+    rows, columns = SYNTHETIC_SHAPE
+    print(f"writing a synthetic slide of {rows:,} × {columns:,} pixels to {folder}")
+    write_slide(folder, shape=SYNTHETIC_SHAPE, downsamples=SYNTHETIC_DOWNSAMPLES)
+
+
+def tissue_mask(image: xr.DataArray, threshold: float) -> xr.DataArray:
+    """Return where an image is stained: its colours, or its greys, are above a threshold."""
+    if "sample" not in image.dims:
+        return image > threshold
+    import xarray as xr
+
+    # on whole chunks: selecting sample by sample would decode each frame three times
+    return xr.apply_ufunc(
+        lambda pixels: _chroma(pixels) > threshold,
+        image,
+        input_core_dims=[["sample"]],
+        dask="parallelized",
+        output_dtypes=[np.bool_],
+    )
+
+
+def _chroma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the distance between the strongest and the weakest of red, green and blue."""
+    red, green, blue = (pixels[..., sample] for sample in range(3))
+    strongest = np.maximum(np.maximum(red, green), blue)
+    return strongest - np.minimum(np.minimum(red, green), blue)
+
+
+def _threshold(slide: Slide) -> float:
+    """Return Otsu's threshold, found on the coarsest level."""
+    pixels = slide.levels[-1].image.get_total_pixel_matrix()[...]
+    return otsu_threshold(_chroma(pixels) if pixels.shape[2] == 3 else pixels)
+
+
+def otsu_threshold(values: NDArray[Any]) -> float:
+    """Return the threshold that best parts values into two groups (Otsu 1979)."""
+    counts, edges = np.histogram(values, bins=256)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    total = np.cumsum(counts * centres)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = total / below - (total[-1] - total) / above
+        variance = np.nan_to_num(below * above * distance**2)
+    return float(centres[int(np.argmax(variance))])
+
+
+def _extent(image: xr.DataArray) -> tuple[float, float]:
+    width, height = (image.sizes[dim] * image[dim].attrs["pixel_size"] for dim in ("x", "y"))
+    return width, height
+
+
+def _region(image: xr.DataArray, fraction: xr.DataArray) -> xr.DataArray:
+    """Crop a square of a few hundred pixels where most of the tissue is, by millimetres."""
+    inner = fraction.isel(y=slice(1, -1), x=slice(1, -1)) if min(fraction.shape) > 2 else fraction
+    best = inner.isel(inner.argmax(...))
+    half = min(320 * image.x.attrs["pixel_size"], *(edge / 3 for edge in _extent(image)))
+    x, y = float(best.x), float(best.y)
+    return image.sel(x=slice(x - half, x + half), y=slice(y - half, y + half)).load()
+
+
+# -- drawing ---------------------------------------------------------------------------------
+
+
+def _show(axes: Axes, pixels: NDArray[Any], bounds: tuple[float, float, float, float]) -> None:
+    x_min, y_min, x_max, y_max = bounds
+    grey = dict(cmap="gray") if pixels.ndim == 2 else {}
+    axes.imshow(pixels, extent=(x_min, x_max, y_min, y_max), **grey)  # type: ignore[arg-type]
+    axes.set_xlabel("x [mm]")
+    axes.set_ylabel("y [mm]")
+
+
+def _draw(
+    slide: Slide,
+    tree: xr.DataTree,
+    threshold: float,
+    fraction: xr.DataArray,
+    cell: float,
+    region: xr.DataArray,
+    output: Path,
+) -> list[Path]:
+    from matplotlib.figure import Figure
+
+    image = slide.levels[0].image
+    source = next(
+        (level.image for level in reversed(slide.levels) if max(level.size) >= 900), image
+    )
+    picture = picture_of(source, 1200)
+    bounds = image.physical_bounds
+    paths = []
+
+    def save(figure: Figure, name: str) -> None:
+        paths.append(output / name)
+        figure.savefig(paths[-1], dpi=110)
+
+    associated = [tree[name] for name in ("overview", "label") if name in tree.children]
+    figure = Figure(figsize=(5 + 4 * len(associated), 6.5), layout="constrained")
+    panels = figure.subplots(1, 1 + len(associated), squeeze=False)[0]
+    for axes, node in zip(panels, associated, strict=False):
+        if "x" in node.image.dims:
+            node.image.plot.imshow(ax=axes)
+            axes.set(xlabel="x [mm]", ylabel="y [mm]", aspect="equal", title=node.name)
+            if node.name == "overview":
+                x_min, y_min, x_max, y_max = bounds
+                axes.add_patch(_rectangle(x_min, y_min, x_max - x_min, y_max - y_min))
+        else:
+            axes.imshow(node.image.values)
+            axes.set_title(str(node.name))
+    _show(panels[-1], picture, bounds)
+    panels[-1].set_title(f"{slide.container_identifier or 'slide'}, {source.flavor.lower()}")
+    add_scale_bar(panels[-1])
+    save(figure, "slide.png")
+
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    axes = figure.subplots()
+    _show(axes, picture, bounds)
+    stained = (_chroma(picture) if picture.ndim == 3 else picture) > threshold
+    height, width = stained.shape
+    axes.contour(
+        np.linspace(bounds[0], bounds[2], width),
+        np.linspace(bounds[3], bounds[1], height),
+        stained,
+        levels=[0.5],
+        colors="tab:green",
+        linewidths=0.8,
+    )
+    _cells(axes, fraction, cell)
+    width_mm, height_mm = _extent(region)
+    axes.add_patch(_rectangle(float(region.x[0]), float(region.y[-1]), width_mm, height_mm))
+    axes.set(xlim=(bounds[0], bounds[2]), ylim=(bounds[1], bounds[3]))
+    axes.set_title(f"tissue (outlined), and its fraction in cells of {cell:g} × {cell:g} mm")
+    add_scale_bar(axes)
+    save(figure, "tissue.png")
+
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    axes = figure.subplots()
+    if "sample" in region.dims:
+        region.plot.imshow(ax=axes)
+    else:
+        region.plot.imshow(ax=axes, cmap="gray")
+    axes.set(xlabel="x [mm]", ylabel="y [mm]", aspect="equal", title="region of interest")
+    add_scale_bar(axes)
+    save(figure, "region.png")
+    return paths
+
+
+def _cells(axes: Axes, fraction: xr.DataArray, cell: float) -> None:
+    """Draw the borders of the cells, and in each its fraction."""
+    style: dict[str, Any] = dict(color="0.35", linewidth=0.6, linestyle=":")
+    half = cell / 2
+    for x in fraction.x.values:
+        axes.axvline(x - half, **style)
+        axes.axvline(x + half, **style)
+    for y in fraction.y.values:
+        axes.axhline(y - half, **style)
+        axes.axhline(y + half, **style)
+    if fraction.size > 150:  # no room for numbers
+        return
+    box = dict(boxstyle="round", facecolor="white", edgecolor="none", alpha=0.75)
+    for y in fraction.y.values:
+        for x in fraction.x.values:
+            text = f"{float(fraction.sel(x=x, y=y)):.0%}"
+            axes.annotate(text, (x, y), ha="center", va="center", bbox=box)
+
+
+def _rectangle(x: float, y: float, width: float, height: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x, y), width, height, fill=False, edgecolor="tab:blue", linewidth=1.5)

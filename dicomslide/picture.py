@@ -1,0 +1,128 @@
+"""Pictures of a slide for people: upright, in colours that a screen shows, with scale."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomslide.errors import MetadataError
+from dicomslide.options import check_memory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    from dicomslide.image import TiledImage
+    from dicomslide.reader import MatrixReader
+
+__all__ = ["add_scale_bar", "as_displayed", "picture_of"]
+
+BAND = 64 * 2**20
+"""Bytes that are decoded at once."""
+
+
+def picture_of(
+    image: TiledImage, size: int, channel_index: int = 0, focal_plane_index: int = 0
+) -> NDArray[np.uint8]:
+    """Return an upright picture of a whole image.
+
+    Parameters
+    ----------
+    image : TiledImage
+        The image; any size is read in bands and reduced.
+    size : int
+        Pixels along the longer edge; never more than the image has.
+    channel_index, focal_plane_index : int
+        Zero-based.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (rows, columns, 3) or (rows, columns), uint8.
+
+    Raises
+    ------
+    ValueError
+        When there is no such channel or focal plane.
+
+    """
+    from PIL import Image
+
+    matrix = image.get_total_pixel_matrix(channel_index, focal_plane_index)
+    try:
+        geometry = image.geometry
+    except MetadataError:
+        geometry = None
+    orientation = None if geometry is None else geometry.orientation
+    if geometry is not None and orientation is None:
+        x_min, y_min, _, _ = geometry.bounds
+        check_memory(math.prod(geometry.region_shape(geometry.physical_size)), "an oblique image")
+        pixels = image.get_slide_region(
+            (x_min, y_min), geometry.physical_size, channel_index, focal_plane_index
+        )
+    else:
+        pixels = _reduced(matrix.reader, max(1, max(matrix.shape[:2]) // size))
+        pixels = orientation.apply(pixels) if orientation is not None else pixels
+    pixels = as_displayed(pixels)
+    height, width = pixels.shape[:2]
+    if geometry is not None:  # pixels needn't be square, millimetres are
+        width_mm, height_mm = geometry.physical_size
+        scale = min(size, max(image.size)) / max(width_mm, height_mm)
+        width, height = (max(1, round(edge * scale)) for edge in (width_mm, height_mm))
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0))
+
+
+def _reduced(reader: MatrixReader, factor: int) -> NDArray[Any]:
+    """Read a whole matrix in bands, and average boxes of `factor` pixels squared."""
+    rows, columns, samples = reader.shape
+    across = max(1, columns // factor)
+    tile_rows = reader.layout.grid.tile_rows
+    per_row = columns * samples * reader.dtype.itemsize
+    step = max(factor, BAND // per_row // math.lcm(factor, tile_rows) * math.lcm(factor, tile_rows))
+    step = step // factor * factor
+    bands = []
+    for top in range(0, max(1, rows // factor) * factor, step):
+        band = reader.read((slice(top, min(top + step, rows)), slice(None), slice(None)))
+        down = max(1, band.shape[0] // factor)
+        boxes = band[: down * factor, : across * factor]
+        if factor > 1 and min(boxes.shape[:2]) >= factor:
+            shape = (down, factor, across, factor, samples)
+            boxes = boxes.reshape(shape).mean(axis=(1, 3), dtype=np.float32)
+            boxes = boxes.astype(reader.dtype)
+        bands.append(boxes)
+    return np.concatenate(bands)
+
+
+def as_displayed(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return pixels of shape (rows, columns, samples) as a screen shows them.
+
+    Colour stays as it is; greys of more than 8 bits are stretched between their 0.1th and
+    99.9th percentile; a single sample loses its dim.
+    """
+    if pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8) * np.uint8(255)
+    low, high = np.nanpercentile(pixels, (0.1, 99.9)) if pixels.size else (0, 1)
+    scaled = (np.nan_to_num(pixels.astype(np.float64), nan=low) - low) / max(high - low, 1e-12)
+    return (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+
+
+def add_scale_bar(axes: Axes, *, color: str = "black") -> None:
+    """Draw a scale bar, of a round length, into the lower left of axes in mm."""
+    left, right = sorted(axes.get_xlim())
+    bottom, top = sorted(axes.get_ylim())
+    length = 10 ** math.floor(math.log10((right - left) / 4))
+    length *= max(m for m in (1, 2, 5) if m * length <= (right - left) / 4)
+    x, y = left + 0.05 * (right - left), bottom + 0.05 * (top - bottom)
+    label = f"{length:g} mm" if length >= 0.5 else f"{length * 1000:g} µm"
+    style: dict[str, Any] = dict(color=color, zorder=10)
+    axes.plot([x, x + length], [y, y], linewidth=4, solid_capstyle="butt", **style)
+    axes.annotate(
+        label, (x + length / 2, y), (0, 5), textcoords="offset points", ha="center", **style
+    )

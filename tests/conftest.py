@@ -1,0 +1,70 @@
+"""What several tests use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dicomslide import reader
+from dicomslide.testing import write_slide
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _empty_frame_cache():
+    """No test sees what another one decoded."""
+    reader._frames.clear()
+    yield
+    reader._frames.clear()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Small real slides; not part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real slides: {SHARED} isn't there")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tissue_slide(tmp_path_factory) -> Path:
+    """A colour slide of three JPEG levels, with label and overview."""
+    folder = tmp_path_factory.mktemp("tissue")
+    write_slide(folder, shape=(600, 900), downsamples=(1, 2, 4))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def position_slide(tmp_path_factory) -> Path:
+    """A colour slide of two native levels whose values tell positions."""
+    folder = tmp_path_factory.mktemp("position")
+    write_slide(
+        folder,
+        shape=(130, 170),
+        downsamples=(1, 2),
+        tile_shape=(32, 48),
+        drawing="position",
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stack_slide(tmp_path_factory) -> Path:
+    """A fluorescence slide of two optical paths and three focal planes."""
+    folder = tmp_path_factory.mktemp("stack")
+    write_slide(
+        folder,
+        shape=(100, 140),
+        downsamples=(1, 2),
+        tile_shape=(32, 48),
+        drawing="position",
+        samples=1,
+        bits=16,
+        transfer_syntax_uid="1.2.840.10008.1.2.4.80",
+        optical_paths=("DAPI", "FITC"),
+        planes=(5.0, 7.0, 9.0),
+    )
+    return folder
