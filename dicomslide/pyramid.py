@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicomslide import utils
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import AmbiguousSlideError, MetadataError, MetadataWarning
 from dicomslide.layout import field_of_view
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from dicomslide.channel import Channel
     from dicomslide.image import TiledImage
 
-__all__ = ["ImagePyramid", "Level", "build_pyramid", "slide_key"]
+__all__ = ["ImagePyramid", "Level", "build_pyramid"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +141,3 @@ def _places_of(
                     )
                 places[place] = (image, c, p)
     return places
-
-
-def slide_key(image: TiledImage) -> tuple[str | None, str | None]:
-    """Return (Frame of Reference UID, Container Identifier), None where absent."""
-    return (
-        utils.text(image.metadata, "FrameOfReferenceUID"),
-        utils.text(image.metadata, "ContainerIdentifier"),
-    )

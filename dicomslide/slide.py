@@ -7,7 +7,15 @@ import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 from dicomslide import utils
-from dicomslide.backends.base import ConcatenatedSource, FrameSource, frame_source
+from dicomslide.backends.base import frame_source
+from dicomslide.collection import (
+    choose_slide,
+    group_by_slide,
+    is_derived,
+    is_volume,
+    join_concatenations,
+    list_slides,
+)
 from dicomslide.errors import (
     AmbiguousSlideError,
     LevelNotFoundError,
@@ -16,7 +24,7 @@ from dicomslide.errors import (
     NotSlideError,
 )
 from dicomslide.image import TiledImage
-from dicomslide.pyramid import build_pyramid, slide_key
+from dicomslide.pyramid import build_pyramid
 
 if TYPE_CHECKING:
     import os
@@ -27,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from dicomslide.backends.base import FrameStore
+    from dicomslide.backends.base import FrameSource, FrameStore
     from dicomslide.channel import Channel
     from dicomslide.pyramid import Level
     from dicomslide.reader import OnError
@@ -82,7 +90,7 @@ class Slide:
         on_error: OnError = "raise",
     ) -> None:
         self._open(
-            _join_concatenations([frame_source(client, metadata) for metadata in image_metadata]),
+            join_concatenations([frame_source(client, metadata) for metadata in image_metadata]),
             max_frame_cache_size,
             pyramid_tolerance,
             correct_color,
@@ -116,7 +124,7 @@ class Slide:
                 )
             else:
                 logger.debug("%s: passed over, for it is no tiled image", source.name)
-        volumes = [image for image in images if _is_volume(image)]
+        volumes = [image for image in images if is_volume(image)]
         if not volumes:
             names = ", ".join(source.name for source in self._sources[:3])
             raise NotSlideError(
@@ -125,7 +133,7 @@ class Slide:
             )
         slides = group_by_slide(images)
         if len(slides) > 1:
-            raise AmbiguousSlideError(_several(slides))
+            raise AmbiguousSlideError(list_slides(slides))
         self._images = tuple(images)
         self._pyramid = build_pyramid(volumes, pyramid_tolerance)
         self._warn_if_mirrored()
@@ -306,10 +314,8 @@ class Slide:
 
         Parameters
         ----------
-        channel_index : int, default: 0
-            Zero-based index into channels
-        focal_plane_index : int, default: 0
-            Zero-based index into focal planes
+        channel_index, focal_plane_index : int, default: 0
+            Zero-based indices into channels and focal planes
 
         Returns
         -------
@@ -352,10 +358,8 @@ class Slide:
             Zero-based index into pyramid levels
         size : tuple of int
             Rows and columns of the requested region at `level`
-        channel_index : int, default: 0
-            Zero-based index into channels
-        focal_plane_index : int, default: 0
-            Zero-based index into focal planes
+        channel_index, focal_plane_index : int, default: 0
+            Zero-based indices into channels and focal planes
 
         Returns
         -------
@@ -396,10 +400,8 @@ class Slide:
             Zero-based index into pyramid levels
         size : tuple of float
             Width and height along X and Y in mm
-        channel_index : int, default: 0
-            Zero-based index into channels
-        focal_plane_index : int, default: 0
-            Zero-based index into focal planes
+        channel_index, focal_plane_index : int, default: 0
+            Zero-based indices into channels and focal planes
 
         Returns
         -------
@@ -427,10 +429,8 @@ class Slide:
         ----------
         size : int, default: 1024
             Pixels along the longer edge; never more than the base level has.
-        channel_index : int, default: 0
-            Zero-based index into channels
-        focal_plane_index : int, default: 0
-            Zero-based index into focal planes
+        channel_index, focal_plane_index : int, default: 0
+            Zero-based indices into channels and focal planes
 
         Returns
         -------
@@ -543,97 +543,6 @@ def _rebuild(
     return slide
 
 
-def _join_concatenations(sources: Sequence[FrameSource]) -> tuple[FrameSource, ...]:
-    """Make one source of the parts of each concatenation."""
-    parts: dict[str, list[FrameSource]] = {}
-    joined: dict[str, FrameSource | None] = {}
-    for source in sources:
-        uid = utils.text(source.metadata, "ConcatenationUID") or source.name
-        parts.setdefault(uid, []).append(source)
-        joined[uid] = None
-    return tuple(
-        each[0] if len(each) == 1 else ConcatenatedSource.of(each)
-        for each in (parts[uid] for uid in joined)
-    )
-
-
-def is_derived(image: TiledImage) -> bool:
-    """Whether an image is a segmentation or a parametric map."""
-    sop_class = utils.text(image.metadata, "SOPClassUID")
-    return sop_class in utils.SEGMENTATION_STORAGES or sop_class == utils.PARAMETRIC_MAP_STORAGE
-
-
-def _is_volume(image: TiledImage) -> bool:
-    return utils.is_volume_image(image.metadata) and not is_derived(image)
-
-
-def group_by_slide(images: Iterable[TiledImage]) -> list[list[TiledImage]]:
-    """Put images together that share a frame of reference and a container.
-
-    An image that lacks one of both joins the only slide that has the other; a label or an
-    overview, whose frame of reference is often its own, that of its container or series.
-    """
-    volumes = [image for image in images if _is_volume(image)]
-    groups: dict[tuple[str | None, str | None], list[TiledImage]] = {}
-    incomplete = []
-    for image in volumes:
-        key = slide_key(image)
-        if None in key:
-            incomplete.append(image)
-        else:
-            groups.setdefault(key, []).append(image)
-    for image in incomplete:
-        key = slide_key(image)
-        fitting = [
-            known
-            for known in groups
-            if all(a is None or b is None or a == b for a, b in zip(key, known, strict=True))
-            and (key != (None, None) or _same_series(image, groups[known]))
-        ]
-        groups.setdefault(fitting[0] if len(fitting) == 1 else key, []).append(image)
-    slides = list(groups.values())
-    for image in images:
-        if not _is_volume(image):
-            for slide in slides if len(slides) == 1 else _fitting_slides(image, slides):
-                slide.append(image)
-    return slides
-
-
-def _same_series(image: TiledImage, others: list[TiledImage]) -> bool:
-    uid = utils.text(image.metadata, "SeriesInstanceUID")
-    return any(utils.text(other.metadata, "SeriesInstanceUID") == uid for other in others)
-
-
-def _fitting_slides(image: TiledImage, slides: list[list[TiledImage]]) -> list[list[TiledImage]]:
-    frame, container = slide_key(image)
-    by_frame = [slide for slide in slides if frame is not None and slide_key(slide[0])[0] == frame]
-    by_container = [
-        slide for slide in slides if container is not None and slide_key(slide[0])[1] == container
-    ]
-    by_series = [slide for slide in slides if _same_series(image, slide)]
-    if found := by_frame or by_container or by_series:
-        return found
-    warnings.warn(
-        f"left out: {image.name}: {image.flavor} of none of the {len(slides)} slides",
-        MetadataWarning,
-        stacklevel=4,
-    )
-    return []
-
-
-def _several(slides: list[list[TiledImage]]) -> str:
-    lines = [f"{len(slides)} slides are here; choose one with container_id=..."]
-    for slide in slides:
-        frame, container = slide_key(slide[0])
-        rows, columns = max(image.size for image in slide)
-        lines.append(
-            f"  container {container!r}, frame of reference {frame}: {len(slide)} images, up to"
-            f" {rows} × {columns} pixels"
-        )
-    lines.append("or, where two scans are of one container, with frame_of_reference_uid=...")
-    return "\n".join(lines)
-
-
 def open_slide(
     source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | FrameStore | Slide,
     *,
@@ -682,7 +591,7 @@ def open_slide(
         store = FileStore.open(source)
     metadata = store.metadata
     if container_id is not None or frame_of_reference_uid is not None:
-        metadata = _chosen(store, metadata, container_id, frame_of_reference_uid)
+        metadata = choose_slide(store, metadata, container_id, frame_of_reference_uid)
     return Slide(
         store,
         metadata,
@@ -691,24 +600,3 @@ def open_slide(
         correct_color=correct_color,
         on_error=on_error,
     )
-
-
-def _chosen(
-    store: FrameStore, metadata: Sequence[Dataset], container: str | None, frame: str | None
-) -> list[Dataset]:
-    """Return the metadata of the images of one slide of several."""
-    images = [TiledImage(store, each) for each in metadata if utils.is_tiled_image(each)]
-    slides = group_by_slide(images)
-    kept = [
-        slide
-        for slide in slides
-        if container in (None, slide_key(slide[0])[1]) and frame in (None, slide_key(slide[0])[0])
-    ]
-    if not kept:
-        there = sorted(str(slide_key(slide[0])[1]) for slide in slides)
-        raise NotSlideError(
-            f"no slide with container {container!r}"
-            + (f" and frame of reference {frame}" if frame else "")
-            + f"; there are {there}"
-        )
-    return [image.metadata for slide in kept for image in slide]

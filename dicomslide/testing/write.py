@@ -53,6 +53,9 @@ class _Writer:
             return head + self.pack("I", len(content)) + content
         return head + self.pack("I", 0xFFFFFFFF) + content + self.pack("HHI", 0xFFFE, 0xE00D, 0)
 
+    def fragment(self, content: bytes) -> bytes:
+        return self.pack("HHI", 0xFFFE, 0xE000, len(content)) + content
+
     def sequence(self, tag: int, items: bytes) -> bytes:
         if not self.undefined_lengths:
             return self.element(tag, "SQ", items)
@@ -98,7 +101,7 @@ def _write_frames(file: Any, image: SyntheticImage, writer: _Writer) -> None:
             file.write(writer.element(tag, "OV", bytes(8 * count)))
     file.write(writer.element(0x7FE00010, "OB", b"", 0xFFFFFFFF))
     basic = image.offset_table == "basic"
-    file.write(writer.item(bytes(4 * count if basic else 0)))
+    file.write(writer.fragment(bytes(4 * count if basic else 0)))
     base = file.tell()
     offsets: list[int] = []
     lengths: list[int] = []
@@ -114,7 +117,7 @@ def _write_frames(file: Any, image: SyntheticImage, writer: _Writer) -> None:
         written[frame if image.share_frames else b""] = offsets[-1]
         size = -(-len(frame) // (2 * image.fragments)) * 2
         for at in range(0, max(len(frame), 1), max(size, 1)):
-            file.write(writer.item(frame[at : at + size]))
+            file.write(writer.fragment(frame[at : at + size]))
     file.write(writer.pack("HHI", 0xFFFE, 0xE0DD, 0))
     if extended:
         file.seek(table_at)

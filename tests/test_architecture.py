@@ -1,0 +1,145 @@
+"""Imports point downwards; importing is cheap; modules stay small."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dicomslide
+
+PACKAGE = Path(dicomslide.__file__).parent
+
+# from the bottom up: a module may import only what stands before it
+FLOORS = [
+    "errors",
+    "enum",
+    "options",
+    "cache",
+    "utils",
+    "geometry",
+    "channel",
+    "tile",
+    "perframe",
+    "codestream",
+    "codec",
+    "color",
+    "layout",
+    "backends.base",
+    "backends.part10",
+    "backends.file",
+    "indexing",
+    "reader",
+    "matrix",
+    "image",
+    "picture",
+    "pyramid",
+    "collection",
+    "slide",
+    "labelled",
+    "testing.drawing",
+    "testing.encode",
+    "testing.image",
+    "testing.write",
+    "testing.slide",
+    "testing",
+    "demo",
+    "cli",
+    "backends.xarray_plugin",
+]
+# a slide's methods that make labelled objects and pictures, and the functions that open one
+LATE = {("slide", "labelled")}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if name not in ("__init__", "backends.__init__"):
+            yield name.removesuffix(".__init__"), path
+
+
+def imported(path):
+    """Modules of the package that a module imports when it runs: not for its types only."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only or not isinstance(node, ast.ImportFrom):
+            continue
+        if node.module == "dicomslide":
+            yield from (alias.name for alias in node.names)
+        elif (node.module or "").startswith("dicomslide."):
+            home = node.module.removeprefix("dicomslide.")
+            names = {f"{home}.{alias.name}" for alias in node.names} & set(FLOORS)
+            yield from names or {home}
+
+
+def test_every_module_has_its_floor():
+    assert {name for name, _ in modules()} == set(FLOORS)
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: Path(value).name)
+def test_imports_point_downwards(name, path):
+    below = set(FLOORS[: FLOORS.index(name)])
+    above = {other for other in imported(path) if other not in below and (name, other) not in LATE}
+    assert not above
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: Path(value).name)
+def test_modules_stay_small(name, path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 600
+
+
+def test_import_costs_no_heavy_package():
+    code = (
+        "import sys, dicomslide; from dicomslide import open_slide, Slide, TotalPixelMatrix;"
+        "heavy = {'xarray', 'dask', 'pandas', 'highdicom', 'matplotlib', 'imagecodecs', 'PIL'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there():
+    for name in dicomslide.__all__:
+        assert getattr(dicomslide, name) is not None
+    assert dir(dicomslide) == sorted(dicomslide.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        dicomslide.nothing  # noqa: B018
+
+
+def test_every_option_is_set_by_its_environment_variable():
+    code = "import dicomslide; print(dicomslide.get_options())"
+    environment = {
+        "DICOMSLIDE_FRAME_CACHE_BYTES": "5",
+        "DICOMSLIDE_MEMORY_LIMIT_BYTES": "6",
+        "DICOMSLIDE_NUM_THREADS": "7",
+    }
+    import os
+
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | environment,
+    )
+    assert "frame_cache_bytes=5, memory_limit_bytes=6, num_threads=7" in out.stdout
+
+
+def test_options_are_checked_and_restored():
+    before = dicomslide.get_options()
+    with dicomslide.set_options(num_threads=1) as options:
+        assert options.num_threads == 1
+    assert dicomslide.get_options() == before
+    for wrong in ({"num_threads": 0}, {"frame_cache_bytes": -1}, {"memory_limit_bytes": 1.5}):
+        with pytest.raises(ValueError, match="must be an integer"):
+            dicomslide.set_options(**wrong)
+    assert dicomslide.get_options() == before

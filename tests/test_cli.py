@@ -1,0 +1,118 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dicomslide import demo
+from dicomslide.cli import main
+
+
+def test_info_as_a_table(tissue_slide, capsys):
+    assert main(["info", str(tissue_slide)]) == 0
+    out = capsys.readouterr().out
+    assert "DS-0001" in out
+    assert "hematoxylin stain, water soluble eosin stain" in out
+    lines = {line.split("  ")[0]: line for line in out.splitlines()}
+    assert "600 × 900" in lines["level 0"]
+    assert "0.5 " in lines["level 0"]
+    assert "0.3 × 0.45" in lines["level 0"]
+    assert "JPEG Baseline, YBR_FULL_422" in lines["level 2"]
+    assert "25 × 75" in lines["overview"]
+    assert "0\\-1\\0\\-1\\0\\0 (-90°)" in out
+
+
+def test_info_as_json(stack_slide, capsys):
+    assert main(["info", "--json", str(stack_slide)]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["focal_planes_um"] == [5, 7, 9]
+    assert [c["identifier"] for c in described["channels"]] == ["DAPI", "FITC"]
+    assert [c["wavelength_nm"] for c in described["channels"]] == [405, 465]
+    assert described["levels"][1]["rows"] == 50
+    assert described["levels"][1]["um_per_pixel"] == [1, 1]
+    assert described["levels"][0]["frames"] == 4 * 3 * 6
+
+
+def test_thumbnail(tissue_slide, tmp_path, capsys):
+    out = tmp_path / "out.png"
+    assert main(["thumbnail", str(tissue_slide), str(out), "--size", "150"]) == 0
+    with Image.open(out) as image:
+        assert image.size == (100, 150)
+    assert "100 × 150 pixels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "absent"], "absent"),
+        (["info", "{empty}"], "no DICOM file"),
+        (["info", "{text}"], "not a DICOM file"),
+        (["info", "{slide}/label.dcm"], "not a slide"),
+        (["info", "{slide}", "--container-id", "X"], "there are ['DS-0001']"),
+        (["thumbnail", "{slide}", "{empty}/no/such/folder.png"], "folder.png"),
+        (["thumbnail", "{slide}", "{empty}/out.xyz"], "out.xyz"),
+        (["thumbnail", "{slide}", "{empty}/out.png", "--channel", "5"], "no channel 5"),
+        (["demo", "absent", "--output", "{empty}/demo"], "absent"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_one(
+    tissue_slide, tmp_path, capsys, arguments, message
+):
+    text = tmp_path / "text.txt"
+    text.write_text("not a slide")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    filled = [a.format(empty=empty, text=text, slide=tissue_slide) for a in arguments]
+    assert main(filled) == 1
+    captured = capsys.readouterr()
+    errors = captured.err.strip().splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("dicomslide: error: ")
+    assert message in errors[0]
+
+
+@pytest.mark.parametrize("arguments", [[], ["info"], ["thumbnail", "x"], ["x"],
+                                       ["thumbnail", "x", "y", "--size", "0"]])  # fmt: skip
+def test_wrong_usage_exits_with_two(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert "usage: dicomslide" in capsys.readouterr().err
+
+
+def test_demo_on_a_slide_of_its_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "SYNTHETIC_SHAPE", (1024, 1280))
+    monkeypatch.setattr(demo, "SYNTHETIC_DOWNSAMPLES", (1, 2, 4, 8))
+    out = tmp_path / "out"
+    assert main(["demo", "--output", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "Group: /level_3" in printed
+    assert "tissue: " in printed
+    assert "100% Completed" in printed
+    for name in ("slide.png", "tissue.png", "region.png"):
+        with Image.open(out / name) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        assert min(pixels.shape[:2]) > 400
+        assert pixels.std() > 10
+
+
+def test_demo_on_a_grey_slide(stack_slide, tmp_path, capsys):
+    assert main(["demo", str(stack_slide), "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "tissue.png").exists()
+
+
+def test_tissue_is_measured_right(tissue_slide):
+    """Against NumPy on the whole image."""
+    import dicomslide
+
+    slide = dicomslide.open_slide(tissue_slide)
+    pixels = slide.get_image_region((0, 0), 0, (600, 900)).astype(int)
+    expected = pixels.max(axis=2) - pixels.min(axis=2) > 30
+    mask = demo.tissue_mask(slide.to_dataset().image, 30)
+    np.testing.assert_array_equal(mask.values, np.rot90(expected, -1))
+    values = np.concatenate([np.full(100, 10), np.full(50, 90), [11, 89]])
+    assert 11 <= demo.otsu_threshold(values) <= 89

@@ -1,0 +1,389 @@
+"""A total pixel matrix is indexed like the NumPy array that it stands for."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import dask
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import dicomslide
+from dicomslide.backends.file import FileSource
+from dicomslide.codec import PixelFormat
+from dicomslide.geometry import SlideGeometry
+from dicomslide.testing import PositionDrawing, SyntheticImage, position_values, write_image
+
+SHAPE = (23, 31)
+TILE = (7, 10)
+FORMATS = {
+    "uint8 RGB": PixelFormat(rows=TILE[0], columns=TILE[1], samples=3),
+    "uint16": PixelFormat(rows=TILE[0], columns=TILE[1], bits_allocated=16, bits_stored=16),
+    "bool": PixelFormat(rows=TILE[0], columns=TILE[1], bits_allocated=1, bits_stored=1),
+    "float32": PixelFormat(
+        rows=TILE[0], columns=TILE[1], bits_allocated=32, bits_stored=32, floating=True
+    ),
+}
+
+
+def geometry(shape=SHAPE):
+    return SlideGeometry((10.0, 20.0), (0.0, -1.0), (-1.0, 0.0), (0.001, 0.001), shape)
+
+
+def as_parametric_map(dataset):
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.30"
+    del dataset.PixelRepresentation
+
+
+@pytest.fixture(scope="module")
+def matrices(tmp_path_factory):
+    """Matrix and the array that it stands for, by kind of pixel."""
+    folder = tmp_path_factory.mktemp("matrices")
+    made = {}
+    for name, fmt in FORMATS.items():
+        drawing = PositionDrawing(fmt.samples, fmt.dtype)
+        image = SyntheticImage(geometry=geometry(), drawing=drawing, pixel_format=fmt)
+        path = write_image(
+            folder / f"{name}.dcm", image, change=as_parametric_map if fmt.floating else None
+        )
+        source = FileSource.open(path)
+        matrix = dicomslide.TotalPixelMatrix(source, source.metadata, correct_color=False)
+        array = position_values(
+            np.arange(SHAPE[0]), np.arange(SHAPE[1]), samples=fmt.samples, dtype=fmt.dtype
+        )
+        made[name] = matrix, array
+    return made
+
+
+def keys(shape):
+    """Keys of three axes: integers, slices, Ellipsis, and what may be left out."""
+    return hnp.basic_indices(shape, allow_ellipsis=True, allow_newaxis=False).filter(
+        lambda key: isinstance(key, tuple) and (len(key) > 1 or key == (Ellipsis,))
+    )
+
+
+def as_documented(array, key):
+    """NumPy's result, but an integer sample keeps its axis."""
+    parts = list(key)
+    if Ellipsis in parts:
+        at = parts.index(Ellipsis)
+        parts[at : at + 1] = [slice(None)] * (3 - len(parts) + 1)
+    if len(parts) == 3 and isinstance(parts[2], int):
+        sample = parts[2] % array.shape[2]
+        parts[2] = slice(sample, sample + 1)
+    return array[tuple(parts)]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_basic_indexing_is_numpys(matrices, kind):
+    matrix, array = matrices[kind]
+    assert (matrix.shape, matrix.dtype, matrix.ndim) == (array.shape, array.dtype, 3)
+    assert (matrix.size, matrix.nbytes) == (array.size, array.nbytes)
+
+    @given(keys(array.shape))
+    @settings(deadline=None, max_examples=80)
+    def check(key):
+        result = matrix[key]
+        expected = as_documented(array, key)
+        assert result.dtype == expected.dtype
+        np.testing.assert_array_equal(result, expected)
+
+    check()
+
+
+@st.composite
+def fancy_keys(draw, shape):
+    """Keys with arrays of integers or booleans on one or more axes."""
+
+    def axis(length):
+        integers = st.integers(-length, length - 1)
+        return st.one_of(
+            st.slices(length),
+            st.lists(integers, max_size=6),
+            hnp.arrays(np.bool_, length),
+        )
+
+    return tuple(draw(axis(length)) for length in shape)
+
+
+@pytest.mark.parametrize("kind", ["uint8 RGB", "bool"])
+def test_fancy_indexing_is_numpys(matrices, kind):
+    matrix, array = matrices[kind]
+
+    @given(fancy_keys(array.shape))
+    @settings(deadline=None, max_examples=150)
+    def check(key):
+        plain = tuple(np.array(k, int) if isinstance(k, list) else k for k in key)
+        try:
+            expected = array[plain]
+        except IndexError:  # arrays that don't broadcast
+            with pytest.raises(IndexError):
+                matrix[key]
+            return
+        np.testing.assert_array_equal(matrix[key], expected)
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        (np.array([[0, 5], [22, -1]]), slice(None)),
+        (3, [1, 30, 2]),
+        ([0, 22], 4, [0, 2]),
+        (slice(None), np.array([[1], [2]]), np.array([[0, 1]])),
+        ([], slice(None)),
+        (np.int16(3), np.uint8(4), slice(None)),
+    ],
+)
+def test_arrays_of_any_shape_and_mixed_with_integers(matrices, key):
+    matrix, array = matrices["uint8 RGB"]
+    plain = tuple(np.array(k, int) if isinstance(k, list) else k for k in key)
+    np.testing.assert_array_equal(matrix[key], array[plain])
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_dask_array_slices_like_numpy(matrices, data):
+    matrix, array = matrices["uint8 RGB"]
+    chunks = data.draw(st.sampled_from(["frames", "auto", 5, 20]))
+    lazy = matrix.to_dask(chunks)
+    first = data.draw(hnp.basic_indices(array.shape, allow_newaxis=False))
+    expected, result = array[first], lazy[first]
+    if expected.ndim:  # and once more, so that slices are fused
+        second = data.draw(hnp.basic_indices(expected.shape, allow_newaxis=False))
+        expected, result = expected[second], result[second]
+    np.testing.assert_array_equal(result.compute(scheduler="sync"), expected)
+
+
+def test_dask_chunks_are_frames(matrices):
+    matrix, array = matrices["uint16"]
+    lazy = matrix.to_dask()
+    assert lazy.chunks == ((7, 7, 7, 2), (10, 10, 10, 1), (1,))
+    assert matrix.to_dask(20).chunks[:2] == ((21, 2), (20, 11))
+    assert matrix.to_dask("auto").chunks[:2] == ((23,), (31,))
+    np.testing.assert_array_equal(lazy.compute(scheduler="threads"), array)
+    for wrong in (0, -1, "frame", 2.5, True):
+        with pytest.raises(ValueError, match="chunks must be"):
+            matrix.to_dask(wrong)
+
+
+def test_dask_reads_only_the_frames_of_a_region(matrices, monkeypatch):
+    matrix, array = matrices["uint16"]
+    read = []
+    original = FileSource.read_frames
+
+    def counting(self, indices):
+        read.extend(indices)
+        return original(self, indices)
+
+    monkeypatch.setattr(FileSource, "read_frames", counting)
+    lazy = matrix.to_dask("auto")[8:13, 11:19]
+    np.testing.assert_array_equal(lazy.compute(scheduler="sync"), array[8:13, 11:19])
+    assert read == [5]
+    read.clear()
+    dicomslide.reader._frames.clear()
+    np.testing.assert_array_equal(matrix[[0, 22], [0, 30], :], array[[0, 22], [0, 30], :])
+    assert sorted(read) == [0, 15]
+
+
+def test_tiles_are_row_major_and_whole(matrices):
+    matrix, array = matrices["uint8 RGB"]
+    assert matrix.tile_grid_shape == (4, 4)
+    assert len(matrix) == matrix.num_tiles == 16
+    assert matrix.tile_shape == (7, 10, 3)
+    assert matrix.tile_size == 210
+    stack = matrix[2:6]
+    assert stack.shape == (4, 7, 10, 3)
+    for i, tile in enumerate(matrix):
+        (row, column), size = matrix.get_tile_bounding_box(i)
+        assert size == (7, 10)
+        assert tuple(matrix.tile_positions[i]) == (row, column) == matrix.get_tile_position(i)
+        assert tuple(matrix.tile_grid_positions[i]) == matrix.get_tile_grid_position(i)
+        part = array[row : row + 7, column : column + 10]
+        np.testing.assert_array_equal(tile[: part.shape[0], : part.shape[1]], part)
+        if 2 <= i < 6:
+            np.testing.assert_array_equal(stack[i - 2], tile)
+    np.testing.assert_array_equal(matrix[-1], matrix[15])
+    np.testing.assert_array_equal(matrix[[3, -1]], np.stack([matrix[3], matrix[15]]))
+    np.testing.assert_array_equal(matrix[np.arange(16) == 5], matrix[5:6])
+    np.testing.assert_array_equal(matrix[::-5], np.stack([matrix[i] for i in (15, 10, 5, 0)]))
+
+
+def test_tile_index_by_position_and_frame(matrices):
+    matrix, _ = matrices["uint16"]
+    assert matrix.get_tile_index((2, 3)) == matrix.get_tile_index(position=(2, 3)) == 11
+    assert matrix.get_tile_index(2, 3) == 11
+    assert matrix.get_tile_index(frame_number=12) == 11
+    with pytest.raises(IndexError, match="grid of 4 × 4"):
+        matrix.get_tile_index((4, 0))
+    with pytest.raises(IndexError, match="frame 17"):
+        matrix.get_tile_index(frame_number=17)
+    with pytest.raises(TypeError):
+        matrix.get_tile_index()
+    with pytest.raises(TypeError):
+        matrix.get_tile_index((0, 0), 1)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        (23, 0),
+        (0, -32),
+        (0, 0, 3),
+        16,
+        -17,
+        [16],
+        (slice(None), [31]),
+        (0, 0, 0, 0),
+        (None, 0),
+        (..., ...),
+        (True, 0),
+        (np.zeros(5, bool), 0),
+        (0.5, 0),
+        ("a", 0),
+        1.5,
+    ],
+)
+def test_impossible_keys_raise_index_error(matrices, key):
+    matrix, _ = matrices["uint8 RGB"]
+    with pytest.raises(IndexError):
+        matrix[key]
+
+
+def test_numpy_protocol(matrices):
+    matrix, array = matrices["uint16"]
+    np.testing.assert_array_equal(np.asarray(matrix), array)
+    assert np.asarray(matrix, dtype=float).dtype == float
+    with pytest.raises(ValueError, match="without a copy"):
+        np.array(matrix, copy=False)
+
+
+def test_results_belong_to_the_caller(matrices):
+    matrix, array = matrices["uint8 RGB"]
+    for key in (0, (..., 0), (slice(0, 7), slice(0, 10))):
+        result = matrix[key]
+        result[...] = 0  # neither read-only nor a view of what is cached
+    np.testing.assert_array_equal(matrix[...], array)
+
+
+def test_memory_is_checked_before_it_is_allocated(matrices):
+    matrix, _ = matrices["uint8 RGB"]
+    with dicomslide.set_options(memory_limit_bytes=1000):
+        with pytest.raises(dicomslide.MemoryLimitError, match="limit of 1,000 bytes"):
+            matrix[...]
+        with pytest.raises(dicomslide.MemoryLimitError):
+            matrix[:]
+        assert matrix[:5, :5].shape == (5, 5, 3)
+
+
+def test_names_are_the_same_in_every_process(matrices):
+    matrix, _ = matrices["uint8 RGB"]
+    copy = pickle.loads(pickle.dumps(matrix))
+    assert copy.to_dask().name == matrix.to_dask().name
+    assert matrix.to_dask("auto").name != matrix.to_dask().name
+    assert dask.base.tokenize(copy) == dask.base.tokenize(matrix)
+    assert len(pickle.dumps(matrix)) < 1000
+
+
+def test_threads_agree(matrices):
+    matrix, array = matrices["uint8 RGB"]
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, (SHAPE[0] - 5, SHAPE[1] - 8), (1000, 2))
+
+    def read(corner):
+        r, c = corner
+        return matrix[r : r + 5, c : c + 8]
+
+    with ThreadPoolExecutor(8) as pool:
+        for (r, c), region in zip(corners, pool.map(read, corners), strict=True):
+            np.testing.assert_array_equal(region, array[r : r + 5, c : c + 8])
+
+
+@pytest.mark.parametrize("order", ["row-major", "reversed"])
+@pytest.mark.parametrize("table", ["basic", "extended", "empty"])
+def test_sparse_images_have_background_where_tiles_are_absent(tmp_path, order, table):
+    fmt = FORMATS["uint16"]
+    absent = frozenset({(0, 1), (3, 3), (2, 0)})
+    image = SyntheticImage(
+        geometry=geometry(),
+        drawing=PositionDrawing(1, fmt.dtype),
+        pixel_format=fmt,
+        sparse=True,
+        absent=absent,
+        order=order,
+        offset_table=table,
+        transfer_syntax_uid="1.2.840.10008.1.2.4.80",
+    )
+    source = FileSource.open(write_image(tmp_path / "sparse.dcm", image))
+    matrix = dicomslide.TotalPixelMatrix(source, source.metadata)
+    expected = position_values(np.arange(23), np.arange(31), samples=1, dtype=np.uint16)
+    for r, c in absent:
+        expected[r * 7 : r * 7 + 7, c * 10 : c * 10 + 10] = 0
+    np.testing.assert_array_equal(matrix[...], expected)
+    np.testing.assert_array_equal(
+        matrix[[0, 14, 22], [12, 3, 30]], expected[[0, 14, 22], [12, 3, 30]]
+    )
+    assert not matrix[1].any()
+    assert matrix.num_tiles == 16
+    assert matrix.get_tile_index(frame_number=1) == (0 if order == "row-major" else 14)
+
+
+def test_absent_colour_tiles_are_the_recommended_colour(tmp_path):
+    fmt = FORMATS["uint8 RGB"]
+    image = SyntheticImage(
+        geometry=geometry(),
+        drawing=PositionDrawing(3, np.uint8),
+        pixel_format=fmt,
+        sparse=True,
+        absent=frozenset({(1, 1)}),
+    )
+    white = FileSource.open(write_image(tmp_path / "white.dcm", image))
+    matrix = dicomslide.TotalPixelMatrix(white, white.metadata, correct_color=False)
+    assert np.all(matrix[5] == 255)
+
+    def mid_grey(dataset):
+        dataset.RecommendedAbsentPixelCIELabValue = [35130, 32896, 32896]  # L* 53.6, a* b* 0
+
+    grey = FileSource.open(write_image(tmp_path / "grey.dcm", image, change=mid_grey))
+    matrix = dicomslide.TotalPixelMatrix(grey, grey.metadata, correct_color=False)
+    assert np.unique(matrix[5]).tolist() == [128]
+
+
+def test_frame_cache_is_bounded_in_bytes_and_frames(matrices):
+    matrix, _ = matrices["uint8 RGB"]
+    cache = dicomslide.reader._frames
+    matrix[...]
+    assert cache.nbytes == 9 * 7 * 10 * 3  # max_frame_cache_size
+    cache.clear()
+    with dicomslide.set_options(frame_cache_bytes=3 * 210):
+        matrix[...]
+        assert cache.nbytes == 3 * 210
+
+
+def test_wrong_channel_or_plane_is_a_value_error(matrices):
+    matrix, _ = matrices["uint16"]
+    source = matrix.reader.source
+    for kwargs in ({"channel_index": 1}, {"channel_index": -1}, {"focal_plane_index": 2}):
+        with pytest.raises(ValueError, match=r"no (channel|focal plane)"):
+            dicomslide.TotalPixelMatrix(source, source.metadata, **kwargs)
+    with pytest.raises(ValueError, match="on_error"):
+        dicomslide.TotalPixelMatrix(source, source.metadata, on_error="ignore")
+
+
+def test_a_client_of_another_kind_is_a_type_error(matrices):
+    matrix, _ = matrices["uint16"]
+    with pytest.raises(TypeError, match="FrameStore"):
+        dicomslide.TotalPixelMatrix(object(), matrix.reader.source.metadata)
+
+
+def test_reading_in_threads_gives_the_same(matrices):
+    matrix, array = matrices["uint8 RGB"]
+    read = functools.partial(matrix.reader.read, (slice(None), slice(None), slice(None)))
+    np.testing.assert_array_equal(read(num_threads=1), array)
+    np.testing.assert_array_equal(read(num_threads=4), array)

@@ -1,0 +1,392 @@
+"""Slides: which images belong together, levels, regions, and what goes wrong."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pydicom
+import pytest
+
+import dicomslide
+from dicomslide.testing import position_values, write_slide
+
+EXPLICIT = "1.2.840.10008.1.2.1"
+SMALL = dict(
+    shape=(60, 80),
+    downsamples=(1, 2),
+    tile_shape=(32, 32),
+    drawing="position",
+    transfer_syntax_uid=EXPLICIT,
+    associated=False,
+)
+
+
+def changed(path, change):
+    """Rewrite a file with its data set changed."""
+    dataset = pydicom.dcmread(path)
+    change(dataset)
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.save_as(path)
+
+
+def test_levels_and_what_they_share(tissue_slide):
+    slide = dicomslide.open_slide(tissue_slide)
+    assert slide.num_levels == 3
+    assert slide.total_pixel_matrix_dimensions == ((600, 900), (300, 450), (150, 225))
+    assert slide.downsampling_factors == (1.0, 2.0, 4.0)
+    assert slide.size == (600, 900)
+    assert (slide.num_channels, slide.num_focal_planes) == (1, 1)
+    assert slide.container_identifier == "DS-0001"
+    assert [image.flavor for image in slide.label_images] == ["LABEL"]
+    assert [image.flavor for image in slide.overview_images] == ["OVERVIEW"]
+    assert len(slide.get_volume_images()) == 3
+    assert "3 levels of 600 × 900" in repr(slide)
+    with pytest.raises(
+        dicomslide.LevelNotFoundError, match=r"no level 3; there are 0 \(600 × 900\), 1"
+    ):
+        slide.get_image_region((0, 0), 3, (5, 5))
+    with pytest.raises(IndexError):
+        slide.level(-1)
+    with pytest.raises(ValueError, match="no channel 1"):
+        slide.get_volume_images(1)
+
+
+def test_regions_are_exactly_as_large_as_asked_for(position_slide):
+    slide = dicomslide.open_slide(position_slide, correct_color=False)
+    whole = position_values(np.arange(130), np.arange(170))
+    region = slide.get_image_region((120, -5), 0, (20, 30))
+    expected = np.full((20, 30, 3), 255, np.uint8)
+    expected[:10, 5:] = whole[120:, :25]
+    np.testing.assert_array_equal(region, expected)
+    # offsets are those of the base level; level 1 has half of its rows and columns
+    region = slide.get_image_region((21, 33), 1, (4, 5))
+    np.testing.assert_array_equal(region, position_values(np.arange(10, 14), np.arange(16, 21)))
+    assert slide.get_image_region((500, 500), 0, (3, 4)).tolist() == [[[255] * 3] * 4] * 3
+    assert slide.get_image_region((0, 0), 0, (0, 4)).shape == (0, 4, 3)
+    with pytest.raises(ValueError, match="negative"):
+        slide.get_image_region((0, 0), 0, (-1, 4))
+    with pytest.raises(dicomslide.MemoryLimitError):
+        slide.get_image_region((0, 0), 0, (10**7, 10**7))
+
+
+def test_worked_slide_regions_through_the_api(tmp_path):
+    """Worked example 1, where M[r, c] is read off the position drawing."""
+    write_slide(
+        tmp_path,
+        shape=(20, 30),
+        downsamples=(1,),
+        tile_shape=(8, 8),
+        origin=(10, 20),
+        spacing=(0.001, 0.001),
+        drawing="position",
+        samples=1,
+        bits=16,
+        transfer_syntax_uid=EXPLICIT,
+        associated=False,
+    )
+    slide = dicomslide.open_slide(tmp_path)
+
+    def numbered(region):
+        """From 257 r + c to 100 r + c + 1, background 0 apart."""
+        row, column = np.divmod(region[..., 0].astype(int), 257)
+        return 100 * row + column + 1
+
+    region = slide.get_slide_region((9.9845, 19.9735), 0, (0.005, 0.004))
+    expected = np.array([[1524, 1424, 1324, 1224, 1124]]) + np.arange(4)[:, None]
+    np.testing.assert_array_equal(numbered(region), expected)
+    region = slide.get_slide_region((9.9985, 19.9985), 0, (0.004, 0.004))
+    np.testing.assert_array_equal(numbered(region)[2:, :2], [[101, 1], [102, 2]])
+    assert not region[:2].any()
+    assert not region[:, 2:].any()
+    image = slide.get_volume_images()[0]
+    assert image.get_slide_offset((3, 7)) == pytest.approx((9.997, 19.993))
+    assert image.get_pixel_indices((9.997, 19.993)) == (3, 7)
+    assert image.physical_size == pytest.approx((0.020, 0.030))
+    assert image.physical_offset == (10, 20)
+    assert image.get_rotation() == pytest.approx(-90)
+    points = image.map_pixel_indices_to_slide_coordinates(np.array([[3, 7], [0, 0]]))
+    np.testing.assert_allclose(points, [[9.997, 19.993, 0], [10, 20, 0]])
+    np.testing.assert_array_equal(
+        image.map_slide_coordinates_to_pixel_indices(points), [[3, 7], [0, 0]]
+    )
+    with pytest.raises(ValueError, match=r"shape \(n, 2\)"):
+        image.map_pixel_indices_to_slide_coordinates(np.zeros((2, 3)))
+
+
+def test_focal_planes_and_channels_by_name(stack_slide):
+    slide = dicomslide.open_slide(stack_slide)
+    image = slide.get_volume_images()[0]
+    assert slide.focal_plane_offsets == image.focal_plane_offsets == (5.0, 7.0, 9.0)
+    assert image.get_focal_plane_index(7.0) == 1
+    assert image.get_focal_plane_index(7.9) == 1
+    assert image.get_focal_plane_offset(2) == 9.0
+    for wrong in (3.5, 10.5, float("nan")):
+        with pytest.raises(ValueError, match="no focal plane"):
+            image.get_focal_plane_index(wrong)
+    for index in (-1, 3):
+        with pytest.raises(ValueError, match="no focal plane"):
+            image.get_focal_plane_offset(index)
+    assert image.get_channel_identifier(1) == "FITC"
+    assert image.get_channel_index("DAPI") == 0
+    for wrong in (-1, 2):
+        with pytest.raises(ValueError, match="no channel"):
+            image.get_channel_identifier(wrong)
+    with pytest.raises(ValueError, match=r"\['DAPI', 'FITC'\]"):
+        image.get_channel_index("TRITC")
+    region = slide.get_image_region((0, 0), 0, (4, 4), channel_index=1, focal_plane_index=2)
+    expected = position_values(np.arange(4), np.arange(4), 1, 2, samples=1, dtype=np.uint16)
+    np.testing.assert_array_equal(region, expected)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_stacks_in_files_of_their_own_are_one_slide(tmp_path, sparse):
+    """One file for each optical path and focal plane, as many scanners write them."""
+    for number, (path, z) in enumerate([("a", 4.0), ("a", 6.0), ("b", 4.0), ("b", 6.0)]):
+        (file,) = write_slide(
+            tmp_path / "x",
+            **SMALL | dict(downsamples=(1,), drawing="position", samples=1, bits=16),
+            optical_paths=(path,),
+            planes=(z,),
+            sparse=sparse,
+        )
+        changed(file, lambda ds, n=number: setattr(ds, "SOPInstanceUID", f"1.2.3.{n + 1}"))
+        file.rename(tmp_path / f"{number}.dcm")
+    slide = dicomslide.open_slide(tmp_path)
+    assert slide.num_levels == 1
+    assert slide.focal_plane_offsets == (4.0, 6.0)
+    assert [channel.identifier for channel in slide.channels] == ["a", "b"]
+    assert slide.to_dataset().image.shape == (2, 2, 80, 60)
+    assert "3.dcm" in slide.get_volume_images(1, 1)[0].name
+
+
+def test_several_slides_are_listed_and_chosen(tmp_path):
+    write_slide(tmp_path / "one", **SMALL)
+    write_slide(tmp_path / "two", **SMALL, slide_number=2, container_id="DS-0002")
+    with pytest.raises(dicomslide.AmbiguousSlideError) as error:
+        dicomslide.open_slide(tmp_path)
+    assert "2 slides" in str(error.value)
+    assert "container_id=" in str(error.value)
+    assert "'DS-0001'" in str(error.value)
+    assert "'DS-0002'" in str(error.value)
+    slide = dicomslide.open_slide(tmp_path, container_id="DS-0002")
+    assert slide.container_identifier == "DS-0002"
+    assert slide.num_levels == 2
+    with pytest.raises(dicomslide.NotSlideError, match=r"there are \['DS-0001', 'DS-0002'\]"):
+        dicomslide.open_slide(tmp_path, container_id="DS-0003")
+
+
+def test_two_scans_of_one_container_are_two_slides(tmp_path):
+    write_slide(tmp_path / "one", **SMALL)
+    write_slide(tmp_path / "two", **SMALL, slide_number=2)
+    with pytest.raises(dicomslide.AmbiguousSlideError, match="frame_of_reference_uid="):
+        dicomslide.open_slide(tmp_path)
+    uid = dicomslide.open_slide(tmp_path / "two").frame_of_reference_uid
+    slide = dicomslide.open_slide(tmp_path, frame_of_reference_uid=uid)
+    assert slide.frame_of_reference_uid == uid
+
+
+def test_labels_with_a_frame_of_reference_of_their_own_belong_to_their_container(tmp_path):
+    paths = write_slide(tmp_path, **SMALL | dict(associated=True))
+    changed(paths[-2], lambda ds: setattr(ds, "FrameOfReferenceUID", "1.2.3"))
+
+    def without(dataset):
+        del dataset.FrameOfReferenceUID
+
+    changed(paths[-1], without)
+    slide = dicomslide.open_slide(tmp_path)
+    assert len(slide.label_images) == len(slide.overview_images) == 1
+    with pytest.raises(dicomslide.MetadataError, match="no Frame of Reference"):
+        slide.overview_images[0].frame_of_reference_uid  # noqa: B018
+
+
+def test_images_that_lack_frame_of_reference_or_container_join_their_slide(tmp_path):
+    paths = write_slide(tmp_path, **SMALL)
+
+    def without(dataset):
+        del dataset.FrameOfReferenceUID
+
+    changed(paths[1], without)
+    assert dicomslide.open_slide(tmp_path).num_levels == 2
+
+    def without_both(dataset):
+        del dataset.ContainerIdentifier
+
+    changed(paths[1], without_both)
+    assert dicomslide.open_slide(tmp_path).num_levels == 2
+
+
+def test_two_images_of_one_place_are_ambiguous(tmp_path):
+    paths = write_slide(tmp_path, **SMALL)
+    shutil.copy(paths[0], tmp_path / "again.dcm")
+    changed(tmp_path / "again.dcm", lambda ds: setattr(ds, "SOPInstanceUID", "1.2.3"))
+    with pytest.raises(dicomslide.AmbiguousSlideError, match=r"again\.dcm and .*level-0\.dcm"):
+        dicomslide.open_slide(tmp_path)
+
+
+def test_a_thumbnail_of_the_size_of_a_level_is_associated(tmp_path):
+    paths = write_slide(tmp_path, **SMALL)
+    shutil.copy(paths[1], tmp_path / "thumbnail.dcm")
+
+    def as_thumbnail(dataset):
+        dataset.SOPInstanceUID = "1.2.3"
+        dataset.ImageType = ["DERIVED", "PRIMARY", "THUMBNAIL", "RESAMPLED"]
+
+    changed(tmp_path / "thumbnail.dcm", as_thumbnail)
+    slide = dicomslide.open_slide(tmp_path)
+    assert slide.num_levels == 2
+    assert [image.flavor for image in slide.thumbnail_images] == ["THUMBNAIL"]
+    assert "thumbnail" in slide.to_datatree(associated=True).children
+
+
+def test_spacing_of_the_base_on_every_level_does_not_merge_levels(tmp_path):
+    paths = write_slide(tmp_path, **SMALL)
+    spacing = pydicom.dcmread(paths[0]).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+
+    def wrong(dataset):
+        dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = spacing
+
+    changed(paths[1], wrong)
+    assert dicomslide.open_slide(tmp_path).num_levels == 2
+
+
+def test_an_image_of_another_place_is_no_level(tmp_path):
+    paths = write_slide(tmp_path, **SMALL)
+
+    def away(dataset):
+        dataset.TotalPixelMatrixOriginSequence[0].XOffsetInSlideCoordinateSystem = "3.5"
+
+    changed(paths[1], away)
+    with pytest.warns(
+        dicomslide.MetadataWarning, match=r"level-1\.dcm: its centre is 14\.5 mm away"
+    ):
+        slide = dicomslide.open_slide(tmp_path)
+    assert slide.num_levels == 1
+
+
+@pytest.mark.parametrize(
+    ("width", "scale"), [(0.04, 1), (40.0, 1000)], ids=["millimetres", "micrometres"]
+)
+def test_absent_spacing_is_derived_from_the_imaged_volume(tmp_path, width, scale):
+    paths = write_slide(tmp_path, **SMALL)
+
+    def without(dataset):
+        dataset.ImagedVolumeWidth, dataset.ImagedVolumeHeight = width, width * 3 / 4
+        if scale == 1000:  # such writers give micrometres of a slide that is large in them
+            dataset.ImagedVolumeWidth, dataset.ImagedVolumeHeight = 400.0, 300.0
+        del dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+
+    changed(paths[0], without)
+    slide = dicomslide.open_slide(paths[0])
+    spacing = 0.0005 if scale == 1 else 0.005
+    assert slide.levels[0].image.geometry.spacing == pytest.approx((spacing, spacing))
+
+
+def test_absent_spacing_of_a_level_is_derived_from_the_base(tmp_path):
+    paths = write_slide(tmp_path, **SMALL)
+
+    def without(dataset):
+        del dataset.ImagedVolumeWidth
+        del dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+
+    changed(paths[1], without)
+    slide = dicomslide.open_slide(tmp_path)
+    assert slide.levels[1].image.geometry.spacing == pytest.approx((0.001, 0.001))
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    ["OpticalPathSequence", "ImageType", "DimensionOrganizationType", "TotalPixelMatrixFocalPlanes",
+     "NumberOfOpticalPaths", "ContainerIdentifier", "ImagedVolumeWidth", "FrameOfReferenceUID",
+     "SpecimenDescriptionSequence", "ImagedVolumeDepth", "StudyInstanceUID"],
+)  # fmt: skip
+def test_what_real_files_lack_does_not_keep_them_closed(tmp_path, keyword):
+    paths = write_slide(tmp_path, **SMALL)
+    for path in paths:
+        changed(path, lambda ds: ds.__delattr__(keyword))
+    slide = dicomslide.open_slide(tmp_path, correct_color=False)
+    assert slide.num_levels == 2
+    expected = position_values(np.arange(60), np.arange(80))
+    np.testing.assert_array_equal(slide.get_image_region((0, 0), 0, (60, 80)), expected)
+    assert slide.to_datatree()["level_1"].image.shape == (40, 30, 3)
+
+
+def test_bogus_counts_on_single_images_are_worked_around(tmp_path):
+    paths = write_slide(tmp_path, **SMALL | dict(downsamples=(1,)))
+    changed(paths[0], lambda ds: setattr(ds, "TotalPixelMatrixFocalPlanes", 3))
+    slide = dicomslide.open_slide(tmp_path, correct_color=False)
+    assert slide.num_focal_planes == 1
+    expected = position_values(np.arange(60), np.arange(80))
+    np.testing.assert_array_equal(slide.get_image_region((0, 0), 0, (60, 80)), expected)
+
+
+def test_invalid_values_are_read_as_they_are(tmp_path):
+    """Without pydicom's warnings, which are errors in these tests."""
+    (path,) = write_slide(tmp_path, **SMALL | dict(downsamples=(1,)))
+    data = path.read_bytes()
+    assert data.count(b"20260102") >= 2
+    path.write_bytes(data.replace(b"20260102", b"2026-1-2"))
+    slide = dicomslide.open_slide(path)
+    assert str(slide.metadata.StudyDate) == "2026-1-2"
+
+
+def test_a_tile_larger_than_the_matrix(tmp_path):
+    write_slide(tmp_path, **SMALL | dict(shape=(22, 21), downsamples=(1,), tile_shape=(64, 128)))
+    slide = dicomslide.open_slide(tmp_path, correct_color=False)
+    expected = position_values(np.arange(22), np.arange(21))
+    np.testing.assert_array_equal(slide.get_image_region((0, 0), 0, (22, 21)), expected)
+    assert slide.to_dataset().image.chunks[:2] == ((21,), (22,))
+
+
+def test_colour_is_corrected_at_every_door_unless_asked(tmp_path):
+    from PIL import ImageCms
+
+    import dicomslide.testing as testing
+
+    swapped = bytearray(testing.srgb_profile())
+    at_red, at_blue = swapped.find(b"rXYZ"), swapped.find(b"bXYZ")
+    swapped[at_red : at_red + 4], swapped[at_blue : at_blue + 4] = b"bXYZ", b"rXYZ"
+    ImageCms.ImageCmsProfile(__import__("io").BytesIO(bytes(swapped)))  # it is a profile
+    write_slide(tmp_path, **SMALL, icc_profile=bytes(swapped))
+    stored = position_values(np.arange(60), np.arange(80))
+    plain = dicomslide.open_slide(tmp_path, correct_color=False)
+    corrected = dicomslide.open_slide(tmp_path)
+    np.testing.assert_array_equal(plain.get_image_region((0, 0), 0, (60, 80)), stored)
+    seen = corrected.get_image_region((0, 0), 0, (60, 80)).astype(int)
+    assert np.abs(seen - stored[..., ::-1]).max() <= 2  # red and blue change places
+    tree = corrected.to_datatree()["level_0"].image.values
+    np.testing.assert_array_equal(tree, np.rot90(seen, -1))
+
+
+def test_thumbnails_are_upright_and_in_proportion(tmp_path, tissue_slide, stack_slide):
+    slide = dicomslide.open_slide(tissue_slide)
+    picture = slide.thumbnail(300)
+    assert picture.shape == (300, 200, 3)
+    from PIL import Image
+
+    upright = Image.fromarray(slide.to_dataset(0).image.values).resize((200, 300), Image.BOX)
+    assert np.abs(picture.astype(int) - np.asarray(upright)).mean() < 6
+    assert slide.thumbnail(10**6).shape == (900, 600, 3)
+    grey = dicomslide.open_slide(stack_slide).thumbnail(70, channel_index=1)
+    assert grey.shape == (70, 50)
+    assert grey.dtype == np.uint8
+    assert (grey.min(), grey.max()) == (0, 255)
+    write_slide(tmp_path, **SMALL | dict(spacing=(0.001, 0.0005), downsamples=(1,)))
+    with pytest.raises(ValueError, match="no channel"):
+        slide.thumbnail(channel_index=3)
+    # 60 rows of 1 µm (along X) and 80 columns of 0.5 µm (along Y)
+    assert dicomslide.open_slide(tmp_path).thumbnail(60).shape == (40, 60, 3)
+
+
+def test_nothing_to_open(tmp_path, tissue_slide):
+    with pytest.raises(FileNotFoundError):
+        dicomslide.open_slide(tmp_path / "absent")
+    with pytest.raises(dicomslide.NotDicomError, match="no DICOM file"):
+        dicomslide.open_slide(tmp_path)
+    with pytest.raises(dicomslide.NotDicomError, match="empty list"):
+        dicomslide.open_slide([])
+    (tmp_path / "text.txt").write_text("not a slide")
+    with pytest.raises(dicomslide.NotDicomError, match=r"text\.txt: not a DICOM file"):
+        dicomslide.open_slide(tmp_path / "text.txt")
+    with pytest.raises(dicomslide.NotSlideError, match="no VOLUME or THUMBNAIL"):
+        dicomslide.open_slide(tissue_slide / "label.dcm")
