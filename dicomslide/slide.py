@@ -467,9 +467,7 @@ class Slide:
         level : int, default: 0
             Zero-based index into pyramid levels.
         chunks : {"frames", "auto"} or int, default: "frames"
-            One frame a chunk; ``"auto"``, whole frames of about 2,048² pixels, which is faster
-            wherever most of a level is read; or whole frames of at least so many pixels along
-            an edge.
+            See :meth:`TotalPixelMatrix.to_dask`.
         frame : {"slide", "matrix"}, default: "slide"
             Upright, with dims y and x in mm; or rows and columns as stored.
         squeeze : bool, default: True
