@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import re
+import struct
 import zlib
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["DECODERS", "Decoder", "PixelFormat", "decode_frame"]
 
 logger = logging.getLogger(__name__)
+
+RLE_PADDING = 8
+"""Zeros that padding of an RLE segment may decode to."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,31 +248,40 @@ def _inflated(buffer: memoryview, declared: PixelFormat) -> Pixels:
 
 
 def _rle(buffer: memoryview, declared: PixelFormat) -> Pixels:
+    """PS3.5 annex G: one segment for each byte of each sample, the highest byte first."""
     rows, columns, samples = declared.shape
-    dtype = declared.dtype
-    count = int.from_bytes(buffer[:4], "little")
-    if count != samples * dtype.itemsize:
+    size, count = declared.dtype.itemsize, samples * declared.dtype.itemsize
+    if len(buffer) < 64:
+        raise FrameDecodeError(f"{len(buffer)} bytes can't hold an RLE header of 64")
+    found, *offsets = struct.unpack("<16I", buffer[:64])
+    if found != count:
         raise FrameDecodeError(
-            f"the RLE header counts {count} segments; {samples} samples of {dtype} have"
-            f" {samples * dtype.itemsize}"
+            f"the RLE header counts {found} segments; {samples} samples of {declared.dtype} have"
+            f" {count}"
         )
-    needed = rows * columns * samples * dtype.itemsize
-    planes = _imagecodecs().dicomrle_decode(buffer, dtype=dtype.newbyteorder("<"))
-    if len(planes) != needed:
-        raise FrameDecodeError(f"RLE gives {len(planes)} bytes, the frame has {needed}")
-    array = np.frombuffer(planes, dtype.newbyteorder("<")).reshape(samples, rows, columns)
-    array = np.moveaxis(array, 0, -1)
-    if declared.photometric.startswith("YBR_FULL"):
-        return _ybr_to_rgb(np.ascontiguousarray(array))
-    return array
+    ends = [*offsets[1:count], len(buffer)]
+    planes = np.empty((samples, size, rows * columns), np.uint8)
+    for segment, (start, end) in enumerate(zip(offsets, ends, strict=False)):
+        if not 64 <= start < end <= len(buffer):
+            raise FrameDecodeError(
+                f"RLE segment {segment + 1} goes from byte {start} to {end} of {len(buffer)}"
+            )
+        plane = np.frombuffer(_imagecodecs().packbits_decode(buffer[start:end]), np.uint8)
+        rest = plane[rows * columns :]  # padding behind the segment decodes to a few zeros
+        if len(plane) < rows * columns or len(rest) > RLE_PADDING or rest.any():
+            raise FrameDecodeError(
+                f"RLE segment {segment + 1} holds {len(plane)} bytes, expected {rows * columns}"
+            )
+        planes[segment // size, size - 1 - segment % size] = plane[: rows * columns]
+    little = np.ascontiguousarray(planes.transpose(2, 0, 1)).view(declared.dtype.newbyteorder("<"))
+    array = little.reshape(rows, columns, samples)
+    return _ybr_to_rgb(array) if declared.photometric.startswith("YBR_FULL") else array
 
 
 # -- JPEG ------------------------------------------------------------------------------------
 
 _END_OF_IMAGE = b"\xff\xd9"
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00%c"  # APP14, ends with the transform
-# libjpeg's warnings that don't touch the pixels; any other one is an error here
-_HARMLESS = re.compile(r"extraneous bytes before marker 0xd9|SOS parameters|JFIF rev|Adobe color")
 
 
 def _jpeg(buffer: memoryview, declared: PixelFormat) -> Pixels:
@@ -330,27 +343,49 @@ def _with_color_transform(buffer: memoryview, header: JpegHeader, ycbcr: bool) -
 
 
 def _strict_jpeg(buffer: memoryview, colorspace: str) -> Pixels:
+    """Decode with libjpeg's warnings as errors: they tell of truncation, not of pixels."""
     import simplejpeg
 
-    try:
-        return simplejpeg.decode_jpeg(buffer, colorspace)
-    except ValueError as error:
-        if _HARMLESS.search(str(error)):
-            return simplejpeg.decode_jpeg(buffer, colorspace, strict=False)
-        if _ends_image(buffer):
-            raise
-    # nothing but the marker may be missing; if more is, this raises
-    return simplejpeg.decode_jpeg(bytes(buffer) + _END_OF_IMAGE, colorspace)
+    for _ in range(3):
+        try:
+            return simplejpeg.decode_jpeg(buffer, colorspace)
+        except ValueError as error:
+            mended = _mended(buffer, str(error))
+            if mended is None:
+                raise
+            buffer = mended
+    return simplejpeg.decode_jpeg(buffer, colorspace)
+
+
+def _mended(buffer: memoryview, warning: str) -> memoryview | None:
+    """Put right what libjpeg warns of but is known to be harmless, for a second, strict try."""
+    if not _ends_image(buffer):  # nothing but the marker may be missing: if more is, it shows
+        return memoryview(bytes(buffer) + _END_OF_IMAGE)
+    data = bytes(buffer)
+    end = data.rindex(_END_OF_IMAGE)
+    surplus = re.search(r"(\d+) extraneous bytes before marker 0xd9", warning)
+    if surplus:
+        return memoryview(data[: end - int(surplus[1])] + _END_OF_IMAGE)
+    if "SOS parameters" in warning:  # of a sequential scan, where they can only be 0, 63, 0
+        scan = parse_jpeg(buffer).scan
+        behind = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
+        if behind <= end:
+            return memoryview(data[: behind - 3] + b"\0\x3f\0" + data[behind:])
+    return None
 
 
 def _ends_image(buffer: memoryview) -> bool:
     return bytes(buffer[-16:]).rstrip(b"\0").endswith(_END_OF_IMAGE)
 
 
+def _require_end_of_image(buffer: memoryview) -> None:
+    if not _ends_image(buffer):
+        raise FrameDecodeError("the codestream ends without its EOI marker: it is truncated")
+
+
 def _jpeg_uncommon(buffer: memoryview, header: JpegHeader, declared: PixelFormat) -> Pixels:
     """Decode 12-bit and lossless JPEG, of which libjpeg's warnings don't reach us."""
-    if not _ends_image(buffer):
-        raise FrameDecodeError("the JPEG codestream ends without its EOI marker: it is truncated")
+    _require_end_of_image(buffer)
     data = bytes(buffer)
     components = "RGB" if declared.samples == 3 else "GRAYSCALE"
     ycbcr = declared.samples == 3 and _jpeg_is_ycbcr(header, declared)
@@ -372,6 +407,7 @@ def _jpeg_ls(buffer: memoryview, declared: PixelFormat) -> Pixels:
     header = parse_jpeg(buffer)
     _check_precision(header.precision, declared)
     _check_size(header.rows, header.columns, len(header.component_ids), declared)
+    _require_end_of_image(buffer)  # CharLS notices too, but may take seconds to
     array = _imagecodecs().jpegls_decode(buffer)
     return _ybr_to_rgb(array) if declared.photometric.startswith("YBR_FULL") else array
 
@@ -386,11 +422,9 @@ def _jpeg_2000(buffer: memoryview, declared: PixelFormat) -> Pixels:
     _check_size(header.rows, header.columns, header.components, declared)
     if not header.complete:
         raise FrameDecodeError("the JPEG 2000 codestream is truncated, or its lengths are wrong")
-    # OpenJPH is faster, but wraps where a lossy codestream overshoots
-    if header.high_throughput and header.reversible:
-        array = _imagecodecs().htj2k_decode(buffer)
-    else:
-        array = _imagecodecs().jpeg2k_decode(buffer)
+    # not OpenJPH, which is faster at HTJ2K: its errors get lost on the way to Python, and it
+    # wraps (255 becomes 0) where a lossy codestream overshoots
+    array = _imagecodecs().jpeg2k_decode(buffer)
     stored_as_ycbcr = declared.photometric == "YBR_FULL" or (
         # writers that leave RGB under this claim don't subsample
         declared.photometric == "YBR_FULL_422" and header.subsampled

@@ -11,6 +11,9 @@ import struct
 
 __all__ = ["Jpeg2000Header", "JpegHeader", "jpeg_xl_size", "parse_jpeg", "parse_jpeg2000"]
 
+MOST_TILES = 65535
+"""Tiles of a JPEG 2000 image (T.800 A.4.2)."""
+
 # markers without a length (T.81 table B.1): TEM, RST0-RST7, SOI
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xF7})  # sequential, progressive, lossless, LS
@@ -33,6 +36,8 @@ class JpegHeader:
     jfif: bool
     colour_segments: tuple[tuple[int, int], ...]
     """(start, end) in bytes of the APP0 JFIF and APP14 Adobe segments."""
+    scan: int
+    """Offset of the first SOS marker."""
 
 
 def parse_jpeg(buffer: memoryview) -> JpegHeader:
@@ -89,7 +94,7 @@ def parse_jpeg(buffer: memoryview) -> JpegHeader:
         elif code == 0xDA:
             if frame is None:
                 break
-            return JpegHeader(*frame, adobe, jfif, tuple(segments))
+            return JpegHeader(*frame, adobe, jfif, tuple(segments), at)
         at = end
     raise ValueError("the JPEG codestream ends before its first scan")
 
@@ -104,10 +109,7 @@ class Jpeg2000Header:
     signed: bool
     components: int
     subsampled: bool
-    high_throughput: bool
-    """Whether a CAP marker says that it is HTJ2K (T.814)."""
     multiple_component_transform: bool
-    reversible: bool
     complete: bool
     """Whether the tile-parts are as long as they say, and end with the EOC marker."""
 
@@ -132,18 +134,21 @@ def parse_jpeg2000(buffer: memoryview) -> Jpeg2000Header:
 
 
 def _main_header(data: bytes, at: int) -> Jpeg2000Header:
-    high_throughput = transform = reversible = False
+    transform = False
     while True:
         marker, length = struct.unpack_from(">HH", data, at)
         if marker == 0xFF51:  # SIZ
             right, bottom, left, top = struct.unpack_from(">4I", data, at + 6)
+            width, height, tile_left, tile_top = struct.unpack_from(">4I", data, at + 22)
+            if not (width and height and tile_left <= left < right and tile_top <= top < bottom):
+                raise ValueError("the image and tile sizes of the JPEG 2000 header make no sense")
+            tiles = -(-(right - tile_left) // width) * -(-(bottom - tile_top) // height)
+            if tiles > MOST_TILES:
+                raise ValueError(f"the JPEG 2000 header cuts the image into {tiles} tiles")
             (components,) = struct.unpack_from(">H", data, at + 38)
             triples = struct.unpack_from(f">{3 * components}B", data, at + 40)
-        elif marker == 0xFF50:  # CAP; its bit for Part 15
-            high_throughput = bool(struct.unpack_from(">I", data, at + 4)[0] & 0x00020000)
         elif marker == 0xFF52:  # COD
             transform = data[at + 8] == 1
-            reversible = data[at + 13] == 1
         elif marker == 0xFF90:  # SOT: the first tile-part
             break
         at += 2 + length
@@ -155,9 +160,7 @@ def _main_header(data: bytes, at: int) -> Jpeg2000Header:
         signed=bool(precisions[0] & 0x80),
         components=components,
         subsampled=len(set(triples[1::3])) > 1 or len(set(triples[2::3])) > 1,
-        high_throughput=high_throughput,
         multiple_component_transform=transform,
-        reversible=reversible,
         complete=_tile_parts_are_complete(data, at),
     )
 

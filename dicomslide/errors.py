@@ -82,7 +82,8 @@ class FrameError(DicomSlideError):
 
     def located(self, source: str, frame: int) -> FrameError:
         """Return this error with the place filled in where it isn't known yet."""
-        return type(self)(self.reason, self.source or source, frame)
+        known = self.frame is not None
+        return type(self)(self.reason, self.source or source, self.frame if known else frame)
 
     def __str__(self) -> str:
         place = [] if self.source is None else [os.fspath(self.source)]

@@ -6,6 +6,8 @@ import functools
 import io
 import pickle
 import struct
+import subprocess
+import sys
 
 import imagecodecs
 import numpy as np
@@ -370,6 +372,49 @@ def test_errors_of_the_htj2k_decoder_are_not_lost(uid):
     frame = frame_of(uid)
     for at in range(frame.index(b"\xff\x93"), len(frame) - 2, 3):
         decode_or_refuse(frame[:at] + b"\xff" + frame[at + 1 :], uid)
+
+
+def patched(uid, changes):
+    """A frame with other bytes at places counted from the start."""
+    data = bytearray(frame_of(uid))
+    for at, value in changes.items():
+        data[at : at + len(value)] = value
+    return bytes(data)
+
+
+LETHAL = {
+    "RLE segment beyond the frame": (RLE, {12: struct.pack("<I", 0x90000000)}),
+    "RLE segment at the end": (RLE, {12: struct.pack("<I", 1 << 20)}),
+    "RLE segments in descending order": (RLE, {8: struct.pack("<I", 3000)}),
+    "RLE segment within the header": (RLE, {4: struct.pack("<I", 0)}),
+    "HTJ2K tile grid of senseless size": (
+        HTJ2K_LOSSLESS,
+        {24: b"\0\xa6\0\0\x18\0\x59\x10\xaf"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LETHAL)
+def test_damage_neither_ends_nor_stops_the_process(case):
+    """In a process of its own, for a decoder in C may crash or go on for ever."""
+    uid, changes = LETHAL[case]
+    code = (
+        "import sys, dicomslide.codec as c\n"
+        "from dicomslide.errors import FrameDecodeError\n"
+        f"f = c.PixelFormat(rows={ROWS}, columns={COLUMNS}, samples=3, photometric='RGB')\n"
+        "try:\n"
+        f"    c.decode_frame(sys.stdin.buffer.read(), f, {uid!r})\n"
+        "except FrameDecodeError:\n"
+        "    print('refused')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=patched(uid, changes),
+        capture_output=True,
+        timeout=10,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, b"refused")
 
 
 # -- colour of JPEG --------------------------------------------------------------------------

@@ -484,7 +484,7 @@ def test_private_and_invalid_elements_do_no_harm(tmp_path):
     data = path.read_bytes()
     for valid, invalid in (
         (b"20260102", b"2026-1-2"),
-        (b"SYNTHETIC-1 ", b"SYN\\ITIC-1 "),
+        (b"SYNTHETIC-1 ", b"SYN\\THETIC1 "),
     ):
         assert valid in data
         data = data.replace(valid, invalid)

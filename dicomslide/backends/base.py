@@ -153,9 +153,11 @@ class ConcatenatedSource:
         """The first part's header, with the frames of all."""
         from pydicom.dataset import Dataset
 
-        joined = Dataset(self.parts[0].metadata)
-        joined.NumberOfFrames = self.firsts[-1] + self.counts[-1]
-        joined.ConcatenationFrameOffsetNumber = 0
+        joined = Dataset()
+        joined.update(self.parts[0].metadata)
+        # new elements, for those of the part are shared with it
+        joined.add_new("NumberOfFrames", "IS", self.firsts[-1] + self.counts[-1])
+        joined.add_new("ConcatenationFrameOffsetNumber", "UL", 0)
         return joined
 
     @property

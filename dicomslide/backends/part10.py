@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from dicomslide.codec import DECODERS, Decoder
-from dicomslide.errors import FrameReadError, MetadataError, NotDicomError
+from dicomslide.errors import DicomSlideError, FrameReadError, MetadataError, NotDicomError
 from dicomslide.options import check_memory, get_options
 from dicomslide.perframe import UNDEFINED, PerFrameSpan
 
@@ -156,7 +156,7 @@ def read_header(blob: Blob) -> Header:
         raise NotDicomError(f"{blob.name}: not a DICOM file: no DICM prefix at byte 128")
     try:
         return _read_header(blob)
-    except (NotDicomError, MetadataError):
+    except DicomSlideError:
         raise
     except Exception as error:  # whatever a damaged header makes pydicom raise
         raise MetadataError(f"{blob.name}: the header can't be read: {error}") from error

@@ -13,6 +13,8 @@ from dicomslide.testing.encode import LOSSY, PHOTOMETRIC
 from dicomslide.tile import TileGrid
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
@@ -64,6 +66,8 @@ class SyntheticImage:
     slide_number: int = 1
     """Images of one number share study, series and frame of reference."""
     instance_number: int = 1
+    encoded: Callable[[int, int, int], bytes] | None = None
+    """Gives the frame of (channel, plane, tile), instead of encoding what is drawn."""
     share_frames: bool = False
     """Whether equal frames share their bytes on disk (extended offset table only)."""
 

@@ -107,7 +107,10 @@ def _write_frames(file: Any, image: SyntheticImage, writer: _Writer) -> None:
     lengths: list[int] = []
     written: dict[bytes, int] = {}
     for place in places:
-        frame = encode_frame(image.tile(*place), image.pixel_format, image.transfer_syntax_uid)
+        if image.encoded is not None:
+            frame = image.encoded(*place)
+        else:
+            frame = encode_frame(image.tile(*place), image.pixel_format, image.transfer_syntax_uid)
         frame += b"\0" * (len(frame) % 2)
         lengths.append(len(frame))
         if image.share_frames and frame in written:
@@ -138,7 +141,7 @@ def _write_native(file: Any, image: SyntheticImage, writer: _Writer) -> None:
     data += b"\0" * (len(data) % 2)
     tag = {False: 0x7FE00010, True: 0x7FE00008 if fmt.bits_allocated == 32 else 0x7FE00009}
     vr = {32: "OF", 64: "OD"}[fmt.bits_allocated] if fmt.floating else "OW"
-    if not writer.little_endian and fmt.bits_allocated == 8:
+    if not writer.little_endian and fmt.bits_allocated in (1, 8):
         # PS3.5 A.3: OW is a string of 16-bit words in the transfer syntax' byte order
         data = np.frombuffer(data, np.uint8).reshape(-1, 2)[:, ::-1].tobytes()
     file.write(writer.element(tag[fmt.floating], vr, data))
