@@ -203,7 +203,7 @@ class StackedReader:
             len(channel) * len(plane) * math.prod(shape) * self.dtype.itemsize,
             f"{len(channel) * len(plane)} regions of {shape}",
         )
-        both = not (lengths[0].drop or lengths[1].drop)
+        turn = self.orientation.transpose and not (lengths[0].drop or lengths[1].drop)
 
         def one(c: int, p: int) -> NDArray[Any]:
             reader = self.readers[c][p]
@@ -212,7 +212,7 @@ class StackedReader:
                 region[...] = self.background if region.ndim == 3 else self.background[0]
             else:
                 region = reader.read(matrix_key, num_threads=num_threads)
-            return region.swapaxes(0, 1) if self.orientation.transpose and both else region
+            return region.swapaxes(0, 1) if turn else region
 
         channels, planes = _ordered(channel), _ordered(plane)
         if channel.drop and plane.drop:
@@ -221,7 +221,8 @@ class StackedReader:
         if len(stacked) == 1:
             whole = stacked[0][None]
         else:
-            whole = np.stack(stacked) if stacked else np.empty((0, *shape), self.dtype)
+            upright = (shape[1], shape[0], *shape[2:]) if turn else shape
+            whole = np.stack(stacked) if stacked else np.empty((0, *upright), self.dtype)
         lead = [len(axis) for axis in (channel, plane) if not axis.drop]
         return whole.reshape(*lead, *whole.shape[1:])
 
