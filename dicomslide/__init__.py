@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from dicomslide.image import TiledImage
     from dicomslide.labelled import SlideIndex
     from dicomslide.matrix import TotalPixelMatrix
+    from dicomslide.opening import open_slide
     from dicomslide.options import Options, get_options, set_options
-    from dicomslide.slide import Slide, open_slide
+    from dicomslide.slide import Slide
     from dicomslide.utils import (
         is_image,
         is_label_image,
@@ -63,8 +64,9 @@ _MODULES = {
     "image": ("TiledImage",),
     "labelled": ("SlideIndex",),
     "matrix": ("TotalPixelMatrix",),
+    "opening": ("open_slide",),
     "options": ("Options", "get_options", "set_options"),
-    "slide": ("Slide", "open_slide"),
+    "slide": ("Slide",),
     "utils": (
         "is_image",
         "is_label_image",

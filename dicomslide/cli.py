@@ -157,7 +157,7 @@ def _describe_image(image: TiledImage) -> dict[str, Any]:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from dicomslide.slide import open_slide
+    from dicomslide.opening import open_slide
 
     described = describe(open_slide(options.slide, container_id=options.container_id))
     if options.json:
@@ -219,7 +219,7 @@ def _either(spacing: list[float]) -> str:
 def _thumbnail(options: argparse.Namespace) -> None:
     from PIL import Image
 
-    from dicomslide.slide import open_slide
+    from dicomslide.opening import open_slide
 
     slide = open_slide(options.slide, container_id=options.container_id)
     try:

@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING
 
 from dicomslide import utils
 from dicomslide.backends.base import ConcatenatedSource, FrameSource
-from dicomslide.errors import MetadataWarning, NotSlideError
+from dicomslide.errors import MetadataWarning
 from dicomslide.image import TiledImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pydicom.dataset import Dataset
 
-    from dicomslide.backends.base import FrameStore
-
-__all__ = ["choose_slide", "group_by_slide", "is_derived", "is_volume", "join_concatenations",
+__all__ = ["group_by_slide", "is_derived", "is_volume", "join_concatenations",
            "list_slides"]  # fmt: skip
 
 
@@ -120,24 +117,3 @@ def list_slides(slides: list[list[TiledImage]]) -> str:
         )
     lines.append("or, where two scans are of one container, with frame_of_reference_uid=...")
     return "\n".join(lines)
-
-
-def choose_slide(
-    store: FrameStore, metadata: Sequence[Dataset], container: str | None, frame: str | None
-) -> list[Dataset]:
-    """Return the metadata of the images of one slide of several."""
-    images = [TiledImage(store, each) for each in metadata if utils.is_tiled_image(each)]
-    slides = group_by_slide(images)
-    kept = [
-        slide
-        for slide in slides
-        if container in (None, slide_key(slide[0])[1]) and frame in (None, slide_key(slide[0])[0])
-    ]
-    if not kept:
-        there = sorted(str(slide_key(slide[0])[1]) for slide in slides)
-        raise NotSlideError(
-            f"no slide with container {container!r}"
-            + (f" and frame of reference {frame}" if frame else "")
-            + f"; there are {there}"
-        )
-    return [image.metadata for slide in kept for image in slide]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomslide.errors import MetadataError
 from dicomslide.picture import add_scale_bar, picture_of
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def run(slide: str | Path | None, output: Path, *, container_id: str | None = No
     import xarray as xr
     from dask.diagnostics.progress import ProgressBar
 
-    from dicomslide.slide import open_slide
+    from dicomslide.opening import open_slide
 
     output.mkdir(parents=True, exist_ok=True)
     if slide is None:
@@ -75,7 +76,7 @@ def run(slide: str | Path | None, output: Path, *, container_id: str | None = No
 
     image = tree["level_0"].image
     if "x" not in image.dims:
-        raise ValueError(f"{slide}: the demo needs an image that lies upright on the slide")
+        raise MetadataError(f"{slide}: the demo needs an image with an upright place on the slide")
     image = image.isel({dim: 0 for dim in ("channel", "z") if dim in image.dims})
     threshold = _threshold(opened)
     mask = tissue_mask(image, threshold)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,31 +15,27 @@ from xarray.indexes import PandasIndex
 from dicomslide import utils
 from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.geometry import Orientation, SlideGeometry
-from dicomslide.indexing import Axis
 from dicomslide.layout import geometry_of
-from dicomslide.options import check_memory
-from dicomslide.reader import ChunkReader, MatrixReader, chunk_multiple
+from dicomslide.stack import StackedReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
-    from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
     from dicomslide.image import TiledImage
+    from dicomslide.reader import MatrixReader
     from dicomslide.slide import Slide
+    from dicomslide.stack import Data
 
 __all__ = [
     "SlideIndex",
-    "StackedReader",
     "associated_groups",
-    "dask_data",
     "level_dataset",
     "slide_groups",
 ]
 
 Frame = Literal["slide", "matrix"]
-Data: TypeAlias = "Callable[[StackedReader], Any]"
 AS_STORED = Orientation(transpose=False, flip_y=False, flip_x=False)
 NOISE = 1e-9
 """Fraction of a pixel by which a bound may be off and still meet a pixel's centre."""
@@ -140,153 +135,6 @@ def _is_numeric(label: Any) -> bool:
     return np.asarray(getattr(label, "values", label)).dtype.kind in "iuf"
 
 
-# -- data ------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class StackedReader:
-    """Pixels of several channels and focal planes as one array in the order of the tree's dims.
-
-    Each axis takes a key of its own (an integer, a slice or an array). Thin, like the readers
-    of which it is made.
-    """
-
-    readers: tuple[tuple[MatrixReader | None, ...], ...]
-    """By channel, then by focal plane; None where there are no pixels."""
-    orientation: Orientation
-    """How the matrix is turned."""
-    kept: tuple[bool, bool, bool]
-    """Whether the dims channel, z and sample are there."""
-    matrix_shape: tuple[int, int, int]
-    """Rows, columns and samples of each matrix."""
-    tile_shape: tuple[int, int]
-    """Rows and columns of a tile."""
-    dtype: np.dtype[Any]
-    background: tuple[float, ...]
-
-    @property
-    def plane_shape(self) -> tuple[int, int]:
-        """Length of the last dims but the samples."""
-        rows, columns, _ = self.matrix_shape
-        return (columns, rows) if self.orientation.transpose else (rows, columns)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Length of each dim."""
-        full = len(self.readers), len(self.readers[0]), self.matrix_shape[2]
-        stack = [length for length, kept in zip(full[:2], self.kept[:2], strict=True) if kept]
-        return (*stack, *self.plane_shape, *((full[2],) if self.kept[2] else ()))
-
-    def __dask_tokenize__(self) -> Any:
-        return (
-            "dicomslide.StackedReader",
-            tuple(
-                None if r is None else r.__dask_tokenize__() for row in self.readers for r in row
-            ),
-            dataclasses.astuple(self.orientation),
-            self.kept,
-        )
-
-    def read(self, key: Sequence[Any], *, num_threads: int | None = None) -> NDArray[Any]:
-        """Read what a key for each dim picks, each independently of the others."""
-        keys = list(key)
-        channel = Axis.of(keys.pop(0) if self.kept[0] else 0, len(self.readers))
-        plane = Axis.of(keys.pop(0) if self.kept[1] else 0, len(self.readers[0]))
-        height, width = self.plane_shape
-        y = _turned(keys.pop(0), height, self.orientation.flip_y)
-        x = _turned(keys.pop(0), width, self.orientation.flip_x)
-        sample = keys.pop(0) if self.kept[2] else 0
-        matrix_key = (x, y, sample) if self.orientation.transpose else (y, x, sample)
-        lengths = [Axis.of(k, n) for k, n in zip(matrix_key, self.matrix_shape, strict=True)]
-        shape = tuple(len(axis) for axis in lengths if not axis.drop)
-        check_memory(
-            len(channel) * len(plane) * math.prod(shape) * self.dtype.itemsize,
-            f"{len(channel) * len(plane)} regions of {shape}",
-        )
-        turn = self.orientation.transpose and not (lengths[0].drop or lengths[1].drop)
-
-        def one(c: int, p: int) -> NDArray[Any]:
-            reader = self.readers[c][p]
-            if reader is None:
-                region = np.empty((*shape, self.matrix_shape[2])[: len(shape)], self.dtype)
-                region[...] = self.background if region.ndim == 3 else self.background[0]
-            else:
-                region = reader.read(matrix_key, num_threads=num_threads)
-            return region.swapaxes(0, 1) if turn else region
-
-        channels, planes = _ordered(channel), _ordered(plane)
-        if channel.drop and plane.drop:
-            return one(channels[0], planes[0])
-        stacked = [one(c, p) for c, p in itertools.product(channels, planes)]
-        if len(stacked) == 1:
-            whole = stacked[0][None]
-        else:
-            upright = (shape[1], shape[0], *shape[2:]) if turn else shape
-            whole = np.stack(stacked) if stacked else np.empty((0, *upright), self.dtype)
-        lead = [len(axis) for axis in (channel, plane) if not axis.drop]
-        return whole.reshape(*lead, *whole.shape[1:])
-
-    def chunk_lengths(self, multiple: tuple[int, int] = (1, 1)) -> tuple[tuple[int, ...], ...]:
-        """Return the chunks of each dim: whole frames, `multiple` of them down and across."""
-        rows, columns, samples = self.matrix_shape
-        down = _lengths(rows, self.tile_shape[0] * multiple[0])
-        right = _lengths(columns, self.tile_shape[1] * multiple[1])
-        y, x = (right, down) if self.orientation.transpose else (down, right)
-        stack = (len(self.readers), len(self.readers[0]))
-        ones = [(1,) * n for n, kept in zip(stack, self.kept[:2], strict=True) if kept]
-        return (
-            *ones,
-            y[::-1] if self.orientation.flip_y else y,
-            x[::-1] if self.orientation.flip_x else x,
-            *(((samples,),) if self.kept[2] else ()),
-        )
-
-
-def _lengths(length: int, step: int) -> tuple[int, ...]:
-    whole, rest = divmod(length, step)
-    return (step,) * whole + ((rest,) if rest else ())
-
-
-def _ordered(axis: Axis) -> list[int]:
-    values = [int(value) for value in axis.indices]
-    return values[::-1] if axis.reverse else values
-
-
-def _turned(key: Any, length: int, flip: bool) -> Any:
-    """Return the key of the axis as stored that picks what `key` picks of it turned around."""
-    if not flip:
-        return key
-    if isinstance(key, slice):
-        wanted = range(*key.indices(length))
-        if not wanted:
-            return slice(0, 0)
-        stop = length - 1 - wanted[-1] - wanted.step // abs(wanted.step)
-        return slice(length - 1 - wanted[0], None if stop < 0 else stop, -wanted.step)
-    axis = Axis.of(key, length)
-    return length - 1 - (axis.indices[0] if axis.drop else np.asarray(axis.indices))
-
-
-def dask_data(chunks: Literal["frames", "auto"] | int) -> Data:
-    """Return what makes a dask array of a reader."""
-
-    def make(reader: StackedReader) -> Any:
-        import dask.array
-        from dask.base import tokenize
-
-        multiple = chunk_multiple(chunks, reader.tile_shape)
-        return dask.array.from_array(  # type: ignore[no-untyped-call]
-            ChunkReader(reader),
-            chunks=reader.chunk_lengths(multiple),
-            name=f"slide-{tokenize(reader, multiple)}",
-            asarray=False,
-            lock=False,
-            meta=np.empty((0,) * len(reader.shape), reader.dtype),
-            inline_array=True,
-        )
-
-    return make
-
-
 # -- datasets --------------------------------------------------------------------------------
 
 
@@ -331,6 +179,8 @@ def level_dataset(
                 None if place is None else place[0].get_total_pixel_matrix(*place[1:]).reader
             )
         readers.append(tuple(row))
+    for image in images.images[1:]:
+        _check_alike(images.image, image)
     coords = _stack_coords(slide, channels, planes)
     dataset = _image_dataset(
         images.image, tuple(readers), coords, data=data, frame=frame, squeeze=squeeze
@@ -341,6 +191,40 @@ def level_dataset(
         "downsampling_factors": [rows / images.size[0], columns / images.size[1]],
     }
     return dataset
+
+
+def _check_alike(first: TiledImage, other: TiledImage) -> None:
+    """Raise where the images of a level can't be one array, warn where they lie apart.
+
+    Raises
+    ------
+    MetadataError
+        When pixels are of another kind, or the matrix lies in another way.
+
+    """
+    here, there = (image.get_total_pixel_matrix() for image in (first, other))
+    if (here.dtype, here.shape) != (there.dtype, there.shape):
+        raise MetadataError(
+            f"{other.name} has {there.dtype} pixels of {there.shape[2]} samples, {first.name}"
+            f" {here.dtype} of {here.shape[2]}: as channels of a level they can't be one array"
+        )
+    try:
+        a, b = first.geometry, other.geometry
+    except MetadataError:
+        return
+    if not np.allclose(a.matrix[:, :2], b.matrix[:, :2], rtol=0, atol=1e-4 * min(a.spacing)):
+        raise MetadataError(
+            f"{other.name} lies on the slide in another way than {first.name}: orientation or"
+            " pixel spacing differ, so they can't be one array"
+        )
+    apart = math.dist(a.origin, b.origin)
+    if apart > min(a.spacing) / 2:
+        warnings.warn(
+            f"{other.name} lies {apart:.3g} mm away from {first.name}; coordinates are those of"
+            " the latter",
+            MetadataWarning,
+            stacklevel=5,
+        )
 
 
 def _stack_coords(

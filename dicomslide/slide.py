@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from dicomslide import utils
 from dicomslide.backends.base import frame_source
 from dicomslide.collection import (
-    choose_slide,
     group_by_slide,
     is_derived,
     is_volume,
@@ -27,20 +26,19 @@ from dicomslide.image import TiledImage
 from dicomslide.pyramid import build_pyramid
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Hashable, Iterable, Sequence
+    from collections.abc import Hashable, Sequence
 
     import numpy as np
     import xarray as xr
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from dicomslide.backends.base import FrameSource, FrameStore
+    from dicomslide.backends.base import FrameSource
     from dicomslide.channel import Channel
     from dicomslide.pyramid import Level
     from dicomslide.reader import OnError
 
-__all__ = ["Slide", "open_slide"]
+__all__ = ["Slide"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +94,7 @@ class Slide:
             correct_color,
             on_error,
         )
+        self._warn_if_mirrored()
 
     def _open(
         self,
@@ -136,7 +135,6 @@ class Slide:
             raise AmbiguousSlideError(list_slides(slides))
         self._images = tuple(images)
         self._pyramid = build_pyramid(volumes, pyramid_tolerance)
-        self._warn_if_mirrored()
 
     def _warn_if_mirrored(self) -> None:
         try:
@@ -484,7 +482,8 @@ class Slide:
             When there is no such level.
 
         """
-        from dicomslide.labelled import dask_data, level_dataset
+        from dicomslide.labelled import level_dataset
+        from dicomslide.stack import dask_data
 
         return level_dataset(self, level, data=dask_data(chunks), frame=frame, squeeze=squeeze)
 
@@ -516,7 +515,8 @@ class Slide:
         """
         import xarray as xr
 
-        from dicomslide.labelled import dask_data, slide_groups
+        from dicomslide.labelled import slide_groups
+        from dicomslide.stack import dask_data
 
         groups = slide_groups(
             self,
@@ -539,62 +539,3 @@ def _rebuild(
     slide = Slide.__new__(Slide)
     slide._open(sources, max_frame_cache_size, pyramid_tolerance, correct_color, on_error)
     return slide
-
-
-def open_slide(
-    source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | FrameStore | Slide,
-    *,
-    container_id: str | None = None,
-    frame_of_reference_uid: str | None = None,
-    max_frame_cache_size: int = 6,
-    pyramid_tolerance: float = 0.1,
-    correct_color: bool = True,
-    on_error: OnError = "raise",
-) -> Slide:
-    """Open a slide.
-
-    Parameters
-    ----------
-    source : path-like, list of path-like, FrameStore or Slide
-        A DICOM file, a folder of them, or a list of both.
-    container_id : str, optional
-        Container Identifier of the slide wanted, where several are there.
-    frame_of_reference_uid : str, optional
-        Frame of Reference UID of the slide wanted, where several are there.
-    max_frame_cache_size, pyramid_tolerance, correct_color, on_error
-        See :class:`Slide`.
-
-    Returns
-    -------
-    dicomslide.Slide
-        The slide; no pixels are read.
-
-    Raises
-    ------
-    FileNotFoundError
-        When a path doesn't exist.
-    NotDicomError, NotSlideError
-        When there is no DICOM file, or none with a slide image.
-    AmbiguousSlideError
-        When several slides are there; the message lists them.
-
-    """
-    if isinstance(source, Slide):
-        return source
-    if hasattr(source, "source"):
-        store: Any = source
-    else:
-        from dicomslide.backends.file import FileStore
-
-        store = FileStore.open(source)
-    metadata = store.metadata
-    if container_id is not None or frame_of_reference_uid is not None:
-        metadata = choose_slide(store, metadata, container_id, frame_of_reference_uid)
-    return Slide(
-        store,
-        metadata,
-        max_frame_cache_size,
-        pyramid_tolerance,
-        correct_color=correct_color,
-        on_error=on_error,
-    )

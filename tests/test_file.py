@@ -668,3 +668,18 @@ def test_a_relative_path_is_kept_as_an_absolute_one(tmp_path, monkeypatch):
     write(tmp_path / "image.dcm")
     monkeypatch.chdir(tmp_path)
     assert FileSource.open("image.dcm").path == str(tmp_path / "image.dcm")
+
+
+def test_a_wrong_offset_of_the_last_frame_leaves_the_others(tmp_path):
+    path = write(tmp_path / "image.dcm", RLE, offset_table="basic")
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0") + 12
+    count = int.from_bytes(data[at + 4 : at + 8], "little") // 4
+    last = at + 8 + 4 * (count - 1)
+    wrong = int.from_bytes(data[last : last + 4], "little") + 6
+    data[last : last + 4] = wrong.to_bytes(4, "little")
+    path.write_bytes(data)
+    source = FileSource.open(path)
+    assert len(source.read_frames(range(count - 2))) == count - 2
+    with pytest.raises(FrameReadError, match=rf"image\.dcm, frame {count}: .*no item begins"):
+        source.read_frames([count - 1])

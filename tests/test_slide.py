@@ -390,3 +390,31 @@ def test_nothing_to_open(tmp_path, tissue_slide):
         dicomslide.open_slide(tmp_path / "text.txt")
     with pytest.raises(dicomslide.NotSlideError, match="no VOLUME or THUMBNAIL"):
         dicomslide.open_slide(tissue_slide / "label.dcm")
+
+
+def test_channels_that_lie_differently_are_no_one_array(tmp_path):
+    """Each reads by itself; as one array they would be wrong."""
+    grey = SMALL | dict(downsamples=(1,), samples=1, bits=16)
+    for name, options in (("a", {}), ("b", {}), ("c", dict(bits=8))):
+        (path,) = write_slide(tmp_path / name, **grey | options, optical_paths=(name,))
+        changed(path, lambda ds, n=name: setattr(ds, "SOPInstanceUID", f"1.2.{ord(n)}"))
+    a, b, c = (tmp_path / name / "level-0.dcm" for name in "abc")
+    assert dicomslide.open_slide([a, b]).to_dataset().image.shape == (2, 80, 60)
+    with pytest.raises(dicomslide.MetadataError, match="can't be one array"):
+        dicomslide.open_slide([a, c]).to_dataset()
+
+    def shifted(dataset):
+        dataset.TotalPixelMatrixOriginSequence[0].YOffsetInSlideCoordinateSystem = "32.002"
+
+    changed(b, shifted)
+    with pytest.warns(dicomslide.MetadataWarning, match=r"0\.002 mm away"):
+        dicomslide.open_slide([a, b]).to_dataset()
+
+    def turned(dataset):
+        dataset.ImageOrientationSlide = [0, 1, 0, 1, 0, 0]
+
+    changed(b, turned)
+    slide = dicomslide.open_slide([a, b], pyramid_tolerance=1)
+    with pytest.raises(dicomslide.MetadataError, match="in another way"):
+        slide.to_dataset()
+    assert slide.get_image_region((0, 0), 0, (5, 5), channel_index=1).shape == (5, 5, 1)

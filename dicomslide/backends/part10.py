@@ -447,10 +447,11 @@ def _by_basic_table(blob: Blob, starts: NDArray[np.int64], limit: int) -> Encaps
     ordered = np.unique(starts)
     last = int(ordered[-1])
     end = last
-    for offset, length, _ in _items(blob, last, limit):
-        if length < 0:
-            break
-        end = offset + ITEM_HEADER + length
+    with contextlib.suppress(MetadataError):  # a wrong offset: reading that frame will say so
+        for offset, length, _ in _items(blob, last, limit):
+            if length < 0:
+                break
+            end = offset + ITEM_HEADER + length
     following = np.append(ordered, max(end, last + 1))
     return EncapsulatedFrames(
         starts, following[np.searchsorted(ordered, starts) + 1], limit, single=False

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dicomslide.labelled import StackedReader
     from dicomslide.slide import Slide
+    from dicomslide.stack import StackedReader
 
 __all__ = ["DicomSlideBackendArray", "DicomSlideBackendEntrypoint"]
 
@@ -260,7 +260,7 @@ def _open(
     source: Any, container_id: str | None, frame_of_reference_uid: str | None, correct_color: bool,
     on_error: Literal["raise", "fill"],
 ) -> Slide:  # fmt: skip
-    from dicomslide.slide import open_slide
+    from dicomslide.opening import open_slide
 
     return open_slide(
         source,

@@ -1,0 +1,102 @@
+"""The short way in: from a path to a slide."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dicomslide import utils
+from dicomslide.collection import group_by_slide, slide_key
+from dicomslide.errors import NotSlideError
+from dicomslide.image import TiledImage
+from dicomslide.slide import Slide
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Sequence
+
+    from pydicom.dataset import Dataset
+
+    from dicomslide.backends.base import FrameStore
+    from dicomslide.reader import OnError
+
+__all__ = ["open_slide"]
+
+
+def open_slide(
+    source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | FrameStore | Slide,
+    *,
+    container_id: str | None = None,
+    frame_of_reference_uid: str | None = None,
+    max_frame_cache_size: int = 6,
+    pyramid_tolerance: float = 0.1,
+    correct_color: bool = True,
+    on_error: OnError = "raise",
+) -> Slide:
+    """Open a slide.
+
+    Parameters
+    ----------
+    source : path-like, list of path-like, FrameStore or Slide
+        A DICOM file, a folder of them, or a list of both.
+    container_id : str, optional
+        Container Identifier of the slide wanted, where several are there.
+    frame_of_reference_uid : str, optional
+        Frame of Reference UID of the slide wanted, where several are there.
+    max_frame_cache_size, pyramid_tolerance, correct_color, on_error
+        See :class:`Slide`.
+
+    Returns
+    -------
+    dicomslide.Slide
+        The slide; no pixels are read.
+
+    Raises
+    ------
+    FileNotFoundError
+        When a path doesn't exist.
+    NotDicomError, NotSlideError
+        When there is no DICOM file, or none with a slide image.
+    AmbiguousSlideError
+        When several slides are there; the message lists them.
+
+    """
+    if isinstance(source, Slide):
+        return source
+    if hasattr(source, "source"):
+        store: Any = source
+    else:
+        from dicomslide.backends.file import FileStore
+
+        store = FileStore.open(source)
+    metadata = store.metadata
+    if container_id is not None or frame_of_reference_uid is not None:
+        metadata = _choose(store, metadata, container_id, frame_of_reference_uid)
+    return Slide(
+        store,
+        metadata,
+        max_frame_cache_size,
+        pyramid_tolerance,
+        correct_color=correct_color,
+        on_error=on_error,
+    )
+
+
+def _choose(
+    store: FrameStore, metadata: Sequence[Dataset], container: str | None, frame: str | None
+) -> list[Dataset]:
+    """Return the metadata of the images of one slide of several."""
+    images = [TiledImage(store, each) for each in metadata if utils.is_tiled_image(each)]
+    slides = group_by_slide(images)
+    kept = [
+        slide
+        for slide in slides
+        if container in (None, slide_key(slide[0])[1]) and frame in (None, slide_key(slide[0])[0])
+    ]
+    if not kept:
+        there = sorted(str(slide_key(slide[0])[1]) for slide in slides)
+        raise NotSlideError(
+            f"no slide with container {container!r}"
+            + (f" and frame of reference {frame}" if frame else "")
+            + f"; there are {there}"
+        )
+    return [image.metadata for slide in kept for image in slide]

@@ -1,0 +1,169 @@
+"""Channels and focal planes as one array, upright: what the labelled datasets read from."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from dicomslide.indexing import Axis
+from dicomslide.options import check_memory
+from dicomslide.reader import ChunkReader, MatrixReader, chunk_multiple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from dicomslide.geometry import Orientation
+
+__all__ = ["Data", "StackedReader", "dask_data"]
+
+Data: TypeAlias = "Callable[[StackedReader], Any]"
+
+
+@dataclasses.dataclass(frozen=True)
+class StackedReader:
+    """Pixels of several channels and focal planes as one array in the order of the tree's dims.
+
+    Each axis takes a key of its own (an integer, a slice or an array). Thin, like the readers
+    of which it is made.
+    """
+
+    readers: tuple[tuple[MatrixReader | None, ...], ...]
+    """By channel, then by focal plane; None where there are no pixels."""
+    orientation: Orientation
+    """How the matrix is turned."""
+    kept: tuple[bool, bool, bool]
+    """Whether the dims channel, z and sample are there."""
+    matrix_shape: tuple[int, int, int]
+    """Rows, columns and samples of each matrix."""
+    tile_shape: tuple[int, int]
+    """Rows and columns of a tile."""
+    dtype: np.dtype[Any]
+    background: tuple[float, ...]
+
+    @property
+    def plane_shape(self) -> tuple[int, int]:
+        """Length of the last dims but the samples."""
+        rows, columns, _ = self.matrix_shape
+        return (columns, rows) if self.orientation.transpose else (rows, columns)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each dim."""
+        full = len(self.readers), len(self.readers[0]), self.matrix_shape[2]
+        stack = [length for length, kept in zip(full[:2], self.kept[:2], strict=True) if kept]
+        return (*stack, *self.plane_shape, *((full[2],) if self.kept[2] else ()))
+
+    def __dask_tokenize__(self) -> Any:
+        return (
+            "dicomslide.StackedReader",
+            tuple(
+                None if r is None else r.__dask_tokenize__() for row in self.readers for r in row
+            ),
+            dataclasses.astuple(self.orientation),
+            self.kept,
+        )
+
+    def read(self, key: Sequence[Any], *, num_threads: int | None = None) -> NDArray[Any]:
+        """Read what a key for each dim picks, each independently of the others."""
+        keys = list(key)
+        channel = Axis.of(keys.pop(0) if self.kept[0] else 0, len(self.readers))
+        plane = Axis.of(keys.pop(0) if self.kept[1] else 0, len(self.readers[0]))
+        height, width = self.plane_shape
+        y = _turned(keys.pop(0), height, self.orientation.flip_y)
+        x = _turned(keys.pop(0), width, self.orientation.flip_x)
+        sample = keys.pop(0) if self.kept[2] else 0
+        matrix_key = (x, y, sample) if self.orientation.transpose else (y, x, sample)
+        lengths = [Axis.of(k, n) for k, n in zip(matrix_key, self.matrix_shape, strict=True)]
+        shape = tuple(len(axis) for axis in lengths if not axis.drop)
+        check_memory(
+            len(channel) * len(plane) * math.prod(shape) * self.dtype.itemsize,
+            f"{len(channel) * len(plane)} regions of {shape}",
+        )
+        turn = self.orientation.transpose and not (lengths[0].drop or lengths[1].drop)
+
+        def one(c: int, p: int) -> NDArray[Any]:
+            reader = self.readers[c][p]
+            if reader is None:
+                region = np.empty((*shape, self.matrix_shape[2])[: len(shape)], self.dtype)
+                region[...] = self.background if region.ndim == 3 else self.background[0]
+            else:
+                region = reader.read(matrix_key, num_threads=num_threads)
+            return region.swapaxes(0, 1) if turn else region
+
+        channels, planes = _ordered(channel), _ordered(plane)
+        if channel.drop and plane.drop:
+            return one(channels[0], planes[0])
+        stacked = [one(c, p) for c, p in itertools.product(channels, planes)]
+        if len(stacked) == 1:
+            whole = stacked[0][None]
+        else:
+            upright = (shape[1], shape[0], *shape[2:]) if turn else shape
+            whole = np.stack(stacked) if stacked else np.empty((0, *upright), self.dtype)
+        lead = [len(axis) for axis in (channel, plane) if not axis.drop]
+        return whole.reshape(*lead, *whole.shape[1:])
+
+    def chunk_lengths(self, multiple: tuple[int, int] = (1, 1)) -> tuple[tuple[int, ...], ...]:
+        """Return the chunks of each dim: whole frames, `multiple` of them down and across."""
+        rows, columns, samples = self.matrix_shape
+        down = _lengths(rows, self.tile_shape[0] * multiple[0])
+        right = _lengths(columns, self.tile_shape[1] * multiple[1])
+        y, x = (right, down) if self.orientation.transpose else (down, right)
+        stack = (len(self.readers), len(self.readers[0]))
+        ones = [(1,) * n for n, kept in zip(stack, self.kept[:2], strict=True) if kept]
+        return (
+            *ones,
+            y[::-1] if self.orientation.flip_y else y,
+            x[::-1] if self.orientation.flip_x else x,
+            *(((samples,),) if self.kept[2] else ()),
+        )
+
+
+def _lengths(length: int, step: int) -> tuple[int, ...]:
+    whole, rest = divmod(length, step)
+    return (step,) * whole + ((rest,) if rest else ())
+
+
+def _ordered(axis: Axis) -> list[int]:
+    values = [int(value) for value in axis.indices]
+    return values[::-1] if axis.reverse else values
+
+
+def _turned(key: Any, length: int, flip: bool) -> Any:
+    """Return the key of the axis as stored that picks what `key` picks of it turned around."""
+    if not flip:
+        return key
+    if isinstance(key, slice):
+        wanted = range(*key.indices(length))
+        if not wanted:
+            return slice(0, 0)
+        stop = length - 1 - wanted[-1] - wanted.step // abs(wanted.step)
+        return slice(length - 1 - wanted[0], None if stop < 0 else stop, -wanted.step)
+    axis = Axis.of(key, length)
+    return length - 1 - (axis.indices[0] if axis.drop else np.asarray(axis.indices))
+
+
+def dask_data(chunks: Literal["frames", "auto"] | int) -> Data:
+    """Return what makes a dask array of a reader."""
+
+    def make(reader: StackedReader) -> Any:
+        import dask.array
+        from dask.base import tokenize
+
+        multiple = chunk_multiple(chunks, reader.tile_shape)
+        return dask.array.from_array(  # type: ignore[no-untyped-call]
+            ChunkReader(reader),
+            chunks=reader.chunk_lengths(multiple),
+            name=f"slide-{tokenize(reader, multiple)}",
+            asarray=False,
+            lock=False,
+            meta=np.empty((0,) * len(reader.shape), reader.dtype),
+            inline_array=True,
+        )
+
+    return make
