@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from dicomslide import utils
 from dicomslide.backends.base import ConcatenatedSource, FrameSource
 from dicomslide.errors import MetadataWarning
-from dicomslide.image import TiledImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from dicomslide.image import TiledImage
 
 
 __all__ = ["group_by_slide", "is_derived", "is_volume", "join_concatenations",
