@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dicomslide import utils
 from dicomslide.codec import DECODERS
 from dicomslide.errors import DicomSlideError, MetadataError
 
@@ -40,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]  # fewer arguments
             options.run(options)
+    except BrokenPipeError:  # whoever reads has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing is left to flush
+        return 0
     except (DicomSlideError, OSError, MemoryError, ImportError) as error:
         print(f"dicomslide: error: {error}", file=sys.stderr)
         return 1
@@ -83,21 +88,37 @@ def _parser() -> argparse.ArgumentParser:
         optional = command is demo
         command.add_argument(
             "slide",
-            type=Path,
+            type=_path,
             nargs="?" if optional else None,
             metavar="SLIDE",
             help="DICOM file or folder" + (" (default: a synthetic slide)" if optional else ""),
         )
         command.add_argument("--container-id", help="which slide, where a folder holds several")
+        command.add_argument("--frame-of-reference-uid", help="which scan, where there are two")
     thumbnail.add_argument("out", type=Path, metavar="OUT", help="picture to write, e.g. out.png")
     return parser
 
 
+def _open(options: argparse.Namespace) -> Slide:
+    from dicomslide.opening import open_slide
+
+    return open_slide(
+        options.slide,
+        container_id=options.container_id,
+        frame_of_reference_uid=options.frame_of_reference_uid,
+    )
+
+
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} isn't above zero")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} isn't a number above zero")
+    return int(text)
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path")
+    return Path(text)
 
 
 # -- info ------------------------------------------------------------------------------------
@@ -137,7 +158,7 @@ def _describe_image(image: TiledImage) -> dict[str, Any]:
         "columns": image.size[1],
         "tile_rows": int(image.metadata.Rows),
         "tile_columns": int(image.metadata.Columns),
-        "frames": int(image.metadata.get("NumberOfFrames") or 1),
+        "frames": int(utils.number(image.metadata, "NumberOfFrames") or 1),
         "transfer_syntax_uid": image.transfer_syntax_uid,
         "transfer_syntax": DECODERS[image.transfer_syntax_uid].name,
         "photometric_interpretation": str(image.metadata.get("PhotometricInterpretation")),
@@ -146,7 +167,8 @@ def _describe_image(image: TiledImage) -> dict[str, Any]:
     try:
         geometry = image.geometry
     except MetadataError:
-        return described | {"um_per_pixel": None, "field_of_view_mm": None, "rotation": None}
+        keys = ("um_per_pixel", "field_of_view_mm", "rotation", "mirrored")
+        return described | dict.fromkeys((*keys, "image_orientation_slide"))
     return described | {
         "um_per_pixel": [spacing * 1000 for spacing in geometry.spacing],
         "field_of_view_mm": list(geometry.physical_size),
@@ -157,9 +179,7 @@ def _describe_image(image: TiledImage) -> dict[str, Any]:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from dicomslide.opening import open_slide
-
-    described = describe(open_slide(options.slide, container_id=options.container_id))
+    described = describe(_open(options))
     if options.json:
         print(json.dumps(described, indent=2, ensure_ascii=False))
         return
@@ -219,9 +239,7 @@ def _either(spacing: list[float]) -> str:
 def _thumbnail(options: argparse.Namespace) -> None:
     from PIL import Image
 
-    from dicomslide.opening import open_slide
-
-    slide = open_slide(options.slide, container_id=options.container_id)
+    slide = _open(options)
     try:
         pixels = slide.thumbnail(
             options.size, channel_index=options.channel, focal_plane_index=options.focal_plane
@@ -238,4 +256,4 @@ def _thumbnail(options: argparse.Namespace) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from dicomslide.demo import run
 
-    run(options.slide, options.output, container_id=options.container_id)
+    run(None if options.slide is None else _open(options), options.output)

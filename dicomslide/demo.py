@@ -29,17 +29,15 @@ CELLS = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01)
 """Edges in mm, of which the first that fits a few times into the slide cuts it into cells."""
 
 
-def run(slide: str | Path | None, output: Path, *, container_id: str | None = None) -> None:
+def run(slide: Slide | None, output: Path) -> None:
     """Run the demonstration.
 
     Parameters
     ----------
-    slide : path-like or None
-        A DICOM file or folder; a synthetic slide is written if it is None.
+    slide : Slide or None
+        The slide; a synthetic one is written if it is None.
     output : pathlib.Path
         Folder for pictures, made if it isn't there.
-    container_id : str, optional
-        Which slide, where a folder holds several.
 
     Raises
     ------
@@ -62,23 +60,24 @@ def run(slide: str | Path | None, output: Path, *, container_id: str | None = No
 
     output.mkdir(parents=True, exist_ok=True)
     if slide is None:
-        slide = output / "slide"
-        _write(slide)
-    opened = open_slide(slide, container_id=container_id)
+        _write(output / "slide")
+        slide = open_slide(output / "slide")
     with dask.config.set({"array.chunk-size": CHUNK_SIZE}):
         tree = xr.open_datatree(
-            opened,  # type: ignore[arg-type]  # xarray's stubs know paths only
+            slide,  # type: ignore[arg-type]  # xarray's stubs know paths only
             engine="dicomslide",
             chunks="auto",
             associated=True,
         )
-    print(f"\nxr.open_datatree({str(slide)!r}, engine='dicomslide', chunks='auto')\n{tree}\n")
+    print(f"\nxr.open_datatree(slide, engine='dicomslide', chunks='auto')\n{tree}\n")
 
     image = tree["level_0"].image
     if "x" not in image.dims:
-        raise MetadataError(f"{slide}: the demo needs an image with an upright place on the slide")
+        raise MetadataError(
+            f"{slide.name}: the demo needs an image with an upright place on the slide"
+        )
     image = image.isel({dim: 0 for dim in ("channel", "z") if dim in image.dims})
-    threshold = _threshold(opened)
+    threshold = _threshold(slide)
     mask = tissue_mask(image, threshold)
     cell = next((c for c in CELLS if min(_extent(image)) >= 3.5 * c), CELLS[-1])
     windows = {dim: max(1, round(cell / image[dim].attrs["pixel_size"])) for dim in ("y", "x")}
@@ -92,7 +91,7 @@ def run(slide: str | Path | None, output: Path, *, container_id: str | None = No
     tissue = float(total) / mask.size
     fraction = counts / (windows["y"] * windows["x"])
     print(
-        f"tissue: {tissue:.1%} of {width:.2f} × {height:.2f} mm, {tissue * width * height:.2f} mm²"
+        f"tissue: {tissue:.1%} of {width:.3g} × {height:.3g} mm, {tissue * width * height:.3g} mm²"
         f" ({mask.size / seconds / 1e6:.0f} million pixels a second)"
     )
     print(f"tissue fraction in cells of {cell:g} × {cell:g} mm (y in mm down, x in mm across):")
@@ -102,7 +101,7 @@ def run(slide: str | Path | None, output: Path, *, container_id: str | None = No
     region = _region(image, fraction)
     print(f"\nregion: {region.sizes['y']} × {region.sizes['x']} pixels around"
           f" x = {float(region.x.mean()):.3f} mm, y = {float(region.y.mean()):.3f} mm")  # fmt: skip
-    for path in _draw(opened, tree, threshold, fraction, cell, region, output):
+    for path in _draw(slide, tree, threshold, fraction, cell, region, output):
         print(f"saved {path}")
 
 
@@ -164,6 +163,8 @@ def _extent(image: xr.DataArray) -> tuple[float, float]:
 def _region(image: xr.DataArray, fraction: xr.DataArray) -> xr.DataArray:
     """Crop a square of a few hundred pixels where most of the tissue is, by millimetres."""
     inner = fraction.isel(y=slice(1, -1), x=slice(1, -1)) if min(fraction.shape) > 2 else fraction
+    if not inner.size:  # smaller than a cell
+        return image.load()
     best = inner.isel(inner.argmax(...))
     half = min(320 * image.x.attrs["pixel_size"], *(edge / 3 for edge in _extent(image)))
     x, y = float(best.x), float(best.y)

@@ -11,10 +11,10 @@ from dicomslide import utils
 from dicomslide.backends.base import frame_source
 from dicomslide.errors import MetadataError
 from dicomslide.geometry import SlideGeometry, SlideGrid
-from dicomslide.layout import ImageLayout, geometry_of
+from dicomslide.layout import ImageLayout, geometry_of, grid_of
 from dicomslide.matrix import TotalPixelMatrix
 from dicomslide.options import check_memory
-from dicomslide.reader import OnError, layout_of
+from dicomslide.reader import OnError, check_on_error, layout_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,10 +79,8 @@ class TiledImage:
         # (along the rows, along the columns) in mm, of the pyramid: set by it, and used where
         # the header lacks both spacing and imaged volume
         self.extent: tuple[float, float] | None = None
-        if not utils.is_tiled_image(self._source.metadata):
-            raise MetadataError(
-                f"{self._source.name}: not a tiled image: no Total Pixel Matrix Rows and Columns"
-            )
+        check_on_error(on_error)
+        grid_of(self._source.metadata)
 
     def __repr__(self) -> str:
         rows, columns = self.size
@@ -132,7 +130,8 @@ class TiledImage:
     @property
     def size(self) -> tuple[int, int]:
         """Number of total pixel matrix rows and columns."""
-        return int(self.metadata.TotalPixelMatrixRows), int(self.metadata.TotalPixelMatrixColumns)
+        grid = grid_of(self.metadata)
+        return grid.rows, grid.columns
 
     # -- channels and focal planes --
 
@@ -377,8 +376,11 @@ class TiledImage:
             When the header doesn't say where the image lies on the slide
 
         """
-        if min(size) < 0:
-            raise ValueError(f"size {tuple(size)} mm is negative")
+        if not all(map(math.isfinite, (*offset, *size))) or min(size) < 0:
+            raise ValueError(
+                f"offset {tuple(offset)} and size {tuple(size)} aren't millimetres: expected"
+                " finite numbers, and no negative size"
+            )
         geometry = self.geometry
         rows, columns = geometry.region_shape(size)
         check_memory(rows * columns, f"a region of {rows} × {columns} pixels")

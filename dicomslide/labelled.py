@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import warnings
@@ -16,10 +17,11 @@ from dicomslide import utils
 from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.geometry import Orientation, SlideGeometry
 from dicomslide.layout import geometry_of
+from dicomslide.options import check_memory
 from dicomslide.stack import StackedReader
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Hashable, Iterable, Mapping, Sequence
 
     from pydicom.dataset import Dataset
 
@@ -52,16 +54,16 @@ class SlideIndex(PandasIndex):
     __slots__ = ("spacing",)
 
     spacing: float
-    """Distance between centres in mm; of an only pixel, its extent."""
+    """Extent of a pixel in mm; it stays when pixels are left out."""
 
     def __init__(
         self, array: Any, dim: Hashable, coord_dtype: Any = None, *, spacing: float | None = None
     ) -> None:
         super().__init__(array, dim, coord_dtype)
-        values = self.index.to_numpy()
-        if len(values) > 1:
-            spacing = float(np.min(np.abs(np.diff(values))))
-        self.spacing = math.inf if spacing is None else spacing
+        if spacing is None:  # that of pixels side by side
+            values = self.index.to_numpy()
+            spacing = float(np.min(np.abs(np.diff(values)))) if len(values) > 1 else math.inf
+        self.spacing = spacing
 
     def _replace(
         self, index: Any, dim: Hashable | None = None, coord_dtype: Any = None
@@ -84,11 +86,23 @@ class SlideIndex(PandasIndex):
         variables : mapping
             The coordinate, by name.
         options : mapping
-            ``spacing``, the extent of an only pixel in mm.
+            ``spacing``, the extent of a pixel in mm; by default the distance between centres.
 
         """
         plain = PandasIndex.from_variables(variables, options={})
         return cls(plain.index, plain.dim, plain.coord_dtype, spacing=options.get("spacing"))
+
+    @classmethod
+    def concat(
+        cls,
+        indexes: Sequence[PandasIndex],
+        dim: Hashable,
+        positions: Iterable[Iterable[int]] | None = None,
+    ) -> SlideIndex:
+        """Join indexes; the extent of a pixel is that of the first."""
+        joined = PandasIndex.concat(indexes, dim, positions)
+        spacing = getattr(indexes[0], "spacing", None)
+        return cls(joined.index, dim, joined.coord_dtype, spacing=spacing)
 
     def sel(self, labels: dict[Any, Any], method: Any = None, tolerance: Any = None) -> Any:
         """Select by mm: see the class.
@@ -103,11 +117,13 @@ class SlideIndex(PandasIndex):
         if isinstance(label, slice):
             return super().sel({name: self._interval(label)})
         if method is None and tolerance is None and _is_numeric(label):
+            with contextlib.suppress(KeyError):
+                return super().sel(labels)
             try:
                 return super().sel(
                     labels, method="nearest", tolerance=self.spacing / 2 * (1 + 1e-6)
                 )
-            except KeyError:
+            except (KeyError, ValueError):  # ValueError: there is no order to search in
                 values = self.index
                 raise KeyError(
                     f"no pixel at {name} = {label!r} mm; the coordinate goes from"
@@ -181,6 +197,13 @@ def level_dataset(
         readers.append(tuple(row))
     for image in images.images[1:]:
         _check_alike(images.image, image)
+    if len(images.places) < len(channels) * len(planes):
+        warnings.warn(
+            f"{slide.name}: level {level} has pixels for {len(images.places)} of"
+            f" {len(channels)} × {len(planes)} channels and focal planes; the rest is background",
+            MetadataWarning,
+            stacklevel=4,
+        )
     coords = _stack_coords(slide, channels, planes)
     dataset = _image_dataset(
         images.image, tuple(readers), coords, data=data, frame=frame, squeeze=squeeze
@@ -270,6 +293,7 @@ def _image_dataset(
     """Return the dataset of one grid of pixels."""
     if frame not in ("slide", "matrix"):
         raise ValueError(f'frame must be "slide" or "matrix", not {frame!r}')
+    check_memory(8 * sum(image.size), f"{image.name}: coordinates")
     geometry = _geometry(image)
     layout = next(r for row in readers for r in row if r is not None).layout
     orientation = None if geometry is None or frame == "matrix" else geometry.orientation

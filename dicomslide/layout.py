@@ -72,21 +72,33 @@ def pixel_format_of(image: Dataset) -> PixelFormat:
         utils.text(image, "SOPClassUID") == utils.PARAMETRIC_MAP_STORAGE
         and "PixelRepresentation" not in image
     )
+    name = utils.name_of(image)
+    values = {k: utils.number(image, k) for k in ("Rows", "Columns", "BitsAllocated")}
+    wrong = [f"{keyword} {image.get(keyword)}" for keyword, value in values.items() if not value]
+    if wrong:
+        raise MetadataError(f"{name}: its pixels aren't described: {', '.join(wrong)}")
+    rows, columns, allocated = (int(value or 0) for value in values.values())
+    photometric = utils.text(image, "PhotometricInterpretation") or "MONOCHROME2"
+    expected = 3 if photometric == "RGB" or photometric.startswith("YBR") else 1
+    samples = int(utils.number(image, "SamplesPerPixel") or expected)
+    if samples != expected:
+        raise MetadataError(
+            f"{name}: {samples} samples per pixel, but {photometric} has {expected}"
+        )
     try:
-        allocated = int(image.BitsAllocated)
         return PixelFormat(
-            rows=int(image.Rows),
-            columns=int(image.Columns),
-            samples=int(image.get("SamplesPerPixel") or 1),
+            rows=rows,
+            columns=columns,
+            samples=samples,
             bits_allocated=allocated,
-            bits_stored=int(image.get("BitsStored") or allocated),
+            bits_stored=int(utils.number(image, "BitsStored") or allocated),
             signed=not floating and image.get("PixelRepresentation") == 1,
             floating=floating,
-            photometric=utils.text(image, "PhotometricInterpretation") or "MONOCHROME2",
+            photometric=photometric,
             planar=image.get("PlanarConfiguration") == 1,
         )
-    except (AttributeError, TypeError, ValueError) as error:
-        raise MetadataError(f"{_name(image)}: its pixels aren't described: {error}") from error
+    except ValueError as error:
+        raise MetadataError(f"{name}: its pixels aren't described: {error}") from error
 
 
 def grid_of(image: Dataset) -> TileGrid:
@@ -102,12 +114,8 @@ def grid_of(image: Dataset) -> TileGrid:
     values = [int(utils.number(image, keyword) or 0) for keyword in keywords]
     if min(values) < 1:
         said = ", ".join(f"{k} {image.get(k)}" for k in keywords)
-        raise MetadataError(f"{_name(image)}: not a tiled image: {said}")
+        raise MetadataError(f"{utils.name_of(image)}: not a tiled image: {said}")
     return TileGrid(*values)
-
-
-def _name(image: Dataset) -> str:
-    return utils.text(image, "SOPInstanceUID") or "image"
 
 
 def is_label_map(image: Dataset) -> bool:
@@ -233,8 +241,8 @@ def _spacing_between_planes(image: Dataset) -> float | None:
 def _background(image: Dataset, pixel_format: PixelFormat) -> tuple[float, ...]:
     """PS3.3 C.8.12.4.1.5: Recommended Absent Pixel CIELab Value for colour, else white."""
     if pixel_format.is_color:
-        lab = image.get("RecommendedAbsentPixelCIELabValue")
-        return WHITE if lab is None or len(lab) != 3 else cielab_to_srgb([int(v) for v in lab])
+        lab = utils.numbers(image, "RecommendedAbsentPixelCIELabValue", 3)
+        return WHITE if lab is None else cielab_to_srgb([int(value) for value in lab])
     return (float("nan"),) if pixel_format.floating else (0,)
 
 
@@ -258,9 +266,9 @@ def _origins(image: Dataset) -> list[Dataset]:
 def pixel_spacing_of(image: Dataset) -> tuple[float, float] | None:
     """Return Pixel Spacing (between rows, between columns) in mm, or None."""
     for measures in _shared(image, "PixelMeasuresSequence"):
-        spacing = measures.get("PixelSpacing")
-        if spacing is not None and len(spacing) == 2 and min(map(float, spacing)) > 0:
-            return float(spacing[0]), float(spacing[1])
+        spacing = utils.numbers(measures, "PixelSpacing", 2)
+        if spacing is not None and min(spacing) > 0:
+            return spacing[0], spacing[1]
     return None
 
 
@@ -306,12 +314,12 @@ def geometry_of(
         When orientation, spacing or origin is absent or impossible.
 
     """
-    name = _name(image)
+    name = utils.name_of(image)
     grid = grid_of(image)
-    orientation = image.get("ImageOrientationSlide")
-    if orientation is None or len(orientation) != 6:
+    cosines = utils.numbers(image, "ImageOrientationSlide", 6)
+    if cosines is None:
         raise MetadataError(
-            f"{name}: no Image Orientation (Slide), so it has no place on the slide"
+            f"{name}: no usable Image Orientation (Slide), so it has no place on the slide"
         )
     spacing = pixel_spacing_of(image)
     if spacing is None:
@@ -319,10 +327,10 @@ def geometry_of(
         if covered is None:
             raise MetadataError(f"{name}: no Pixel Spacing, nor anything to derive it from")
         spacing = covered[1] / grid.rows, covered[0] / grid.columns
-    cosines = [float(value) for value in orientation]
+    origin = _origin(image, relative)
     try:
         return SlideGeometry(
-            _origin(image, relative),
+            origin,
             (cosines[0], cosines[1]),
             (cosines[3], cosines[4]),
             spacing,
@@ -338,7 +346,7 @@ def _origin(image: Dataset, relative: bool) -> tuple[float, float]:
         y = utils.number(item, "YOffsetInSlideCoordinateSystem")
         if x is not None and y is not None:
             return x, y
-    absent = f"{_name(image)}: no Total Pixel Matrix Origin"
+    absent = f"{utils.name_of(image)}: no Total Pixel Matrix Origin"
     if not relative:
         raise MetadataError(f"{absent}, so it has no place on the slide")
     warnings.warn(

@@ -9,7 +9,13 @@ import numpy as np
 
 from dicomslide.backends.base import frame_source
 from dicomslide.indexing import Axis, expand_key
-from dicomslide.reader import ChunkReader, MatrixReader, OnError, chunk_multiple
+from dicomslide.reader import (
+    ChunkReader,
+    MatrixReader,
+    OnError,
+    check_on_error,
+    chunk_multiple,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -74,8 +80,7 @@ class TotalPixelMatrix:
         *,
         on_error: OnError = "raise",
     ) -> None:
-        if on_error not in ("raise", "fill"):
-            raise ValueError(f'on_error must be "raise" or "fill", not {on_error!r}')
+        check_on_error(on_error)
         self.reader = MatrixReader(
             frame_source(client, image_metadata),
             operator.index(channel_index),

@@ -65,8 +65,15 @@ def open_slide(
     if hasattr(source, "source"):
         store: Any = source
     else:
+        import os
+
         from dicomslide.backends.file import FileStore
 
+        if not isinstance(source, (str, os.PathLike, list, tuple, set, frozenset)):
+            raise TypeError(
+                f"a slide can't be opened from a {type(source).__name__}; expected a path, a list"
+                " of paths, a FrameStore or a Slide"
+            )
         store = FileStore.open(source)
     metadata = store.metadata
     if container_id is not None or frame_of_reference_uid is not None:

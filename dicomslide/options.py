@@ -50,9 +50,13 @@ class Options:
 def _from_environment() -> Options:
     values = {}
     for field in dataclasses.fields(Options):
-        text = os.environ.get(f"DICOMSLIDE_{field.name.upper()}")
+        variable = f"DICOMSLIDE_{field.name.upper()}"
+        text = os.environ.get(variable)
         if text is not None:
-            values[field.name] = int(text)
+            try:
+                values[field.name] = int(text)
+            except ValueError:
+                raise ValueError(f"{variable} must be an integer: {text!r}") from None
     return Options(**values)
 
 

@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 
     Pixels: TypeAlias = NDArray[Any]
 
-__all__ = ["ChunkReader", "MatrixReader", "OnError", "chunk_multiple", "layout_of"]
+__all__ = [
+    "ChunkReader",
+    "MatrixReader",
+    "OnError",
+    "check_on_error",
+    "chunk_multiple",
+    "layout_of",
+]
 
 OnError = Literal["raise", "fill"]
 
@@ -52,6 +59,12 @@ def layout_of(source: FrameSource) -> ImageLayout:
         )
 
     return _layouts.get(source.identity, read)
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise a ValueError unless the value is one of :data:`OnError`."""
+    if on_error not in ("raise", "fill"):
+        raise ValueError(f'on_error must be "raise" or "fill", not {on_error!r}')
 
 
 def chunk_multiple(chunks: str | int, tile_shape: tuple[int, int]) -> tuple[int, int]:
@@ -212,7 +225,9 @@ class MatrixReader:
     def read_tiles(self, key: Any) -> Pixels:
         """Read whole tiles: one, or a stack of them."""
         if isinstance(key, (list, range)):
-            key = np.asarray(key)
+            key = np.asarray(key) if len(key) else np.empty(0, np.int64)
+        if isinstance(key, (bool, np.bool_)):
+            raise IndexError("a single boolean isn't an index here; expected one for each tile")
         wanted = Axis.of(key, self.layout.grid.num_tiles)
         indices = np.asarray(wanted.indices, dtype=np.int64)
         indices = indices[::-1] if wanted.reverse else indices

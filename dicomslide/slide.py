@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -287,7 +288,7 @@ class Slide:
             When there is no such level.
 
         """
-        if not 0 <= level < self.num_levels:
+        if not 0 <= operator.index(level) < self.num_levels:
             there = ", ".join(f"{i} ({r} × {c})" for i, (r, c) in enumerate(
                 self.total_pixel_matrix_dimensions))  # fmt: skip
             raise LevelNotFoundError(f"{self.name}: no level {level}; there are {there}")
@@ -438,11 +439,13 @@ class Slide:
         Raises
         ------
         ValueError
-            When there is no such channel or focal plane
+            When there is no such channel or focal plane, or `size` is less than one
 
         """
         from dicomslide.picture import picture_of
 
+        if size < 1:
+            raise ValueError(f"a picture of {size} pixels along its longer edge isn't possible")
         levels = range(self.num_levels)
         enough = [level for level in levels if max(self.levels[level].size) >= size]
         place = self._place(max(enough, default=0), channel_index, focal_plane_index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.enum import ImageFlavors
@@ -22,7 +23,9 @@ __all__ = [
     "is_tiled_image",
     "is_volume_image",
     "items",
+    "name_of",
     "number",
+    "numbers",
     "text",
 ]
 
@@ -53,9 +56,27 @@ def number(dataset: Dataset, keyword: str) -> float | None:
     """Return a value as a number; None where it is absent, empty or not a number."""
     value = dataset.get(keyword)
     try:
-        return None if value is None else float(value)
+        found = math.nan if value is None else float(value)
     except (TypeError, ValueError):
         return None
+    return found if math.isfinite(found) else None
+
+
+def numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+    """Return so many finite values as numbers; None where there are fewer, more, or others."""
+    value: Any = dataset.get(keyword)
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or len(value) != count:
+        return None
+    try:
+        found = tuple(float(each) for each in value)
+    except (TypeError, ValueError):
+        return None
+    return found if all(math.isfinite(each) for each in found) else None
+
+
+def name_of(dataset: Dataset) -> str:
+    """Return what messages call an instance: its file if it has one, else its UID."""
+    return getattr(dataset, "filename", None) or text(dataset, "SOPInstanceUID") or "image"
 
 
 def is_image(dataset: Dataset) -> bool:

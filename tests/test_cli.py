@@ -10,6 +10,7 @@ from PIL import Image
 
 from dicomslide import demo
 from dicomslide.cli import main
+from dicomslide.testing import write_slide
 
 
 def test_info_as_a_table(tissue_slide, capsys):
@@ -75,8 +76,10 @@ def test_wrong_input_is_one_line_and_exit_code_one(
     assert message in errors[0]
 
 
-@pytest.mark.parametrize("arguments", [[], ["info"], ["thumbnail", "x"], ["x"],
-                                       ["thumbnail", "x", "y", "--size", "0"]])  # fmt: skip
+WRONG_USAGE = ["", "info", "thumbnail x", "x", "thumbnail x y --size 0", "thumbnail x y --size a"]
+
+
+@pytest.mark.parametrize("arguments", [*map(str.split, WRONG_USAGE), ["info", ""]])
 def test_wrong_usage_exits_with_two(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
@@ -98,6 +101,12 @@ def test_demo_on_a_slide_of_its_own(tmp_path, capsys, monkeypatch):
             pixels = np.asarray(image.convert("RGB"))
         assert min(pixels.shape[:2]) > 400
         assert pixels.std() > 10
+
+
+def test_demo_on_a_tiny_slide(tmp_path, capsys):
+    write_slide(tmp_path / "slide", shape=(16, 20), downsamples=(1,), associated=False)
+    assert main(["demo", str(tmp_path / "slide"), "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "region.png").exists()
 
 
 def test_demo_on_a_grey_slide(stack_slide, tmp_path, capsys):

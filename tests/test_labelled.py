@@ -367,7 +367,13 @@ def test_index_survives_what_xarray_does_with_it():
     array = indexed([3.0, 2.0, 1.0])
     thinned = array.isel(x=slice(None, None, 2))
     assert isinstance(thinned.xindexes["x"], SlideIndex)
-    assert int(thinned.sel(x=1.9)) == 0 or int(thinned.sel(x=1.9)) == 2
+    assert int(thinned.sel(x=1.4)) == 2
+    with pytest.raises(KeyError):  # of a pixel that was left out
+        thinned.sel(x=1.9)
+    shuffled = array.isel(x=[2, 0, 1])
+    assert int(shuffled.sel(x=3.0)) == 0
+    with pytest.raises(KeyError):
+        shuffled.sel(x=2.9)
     assert thinned.sel(x=slice(0, 2)).values.tolist() == [2]
     only = array.isel(x=[1])
     assert int(only.sel(x=2.4)) == 1
@@ -377,6 +383,10 @@ def test_index_survives_what_xarray_does_with_it():
     assert renamed.sel(u=slice(2.5, 1.5)).values.tolist() == [1]
     joined = xr.concat([array, indexed([0.0, -1.0])], dim="x")
     assert joined.sel(x=slice(-2, 0.5)).values.tolist() == [0, 1]
+    apart = xr.concat([array.isel(x=[0]), array.isel(x=[2])], dim="x")
+    assert int(apart.sel(x=1.4)) == 2
+    with pytest.raises(KeyError):
+        apart.sel(x=2.0)
     total = array + array
     assert total.sel(x=slice(0.5, 1.5)).values.tolist() == [4]
     xr.testing.assert_identical(array.copy(deep=True), array)

@@ -378,6 +378,66 @@ def test_thumbnails_are_upright_and_in_proportion(tmp_path, tissue_slide, stack_
     assert dicomslide.open_slide(tmp_path).thumbnail(60).shape == (40, 60, 3)
 
 
+def test_arguments_that_make_no_sense(tissue_slide):
+    slide = dicomslide.open_slide(tissue_slide)
+    for offset, size in (
+        ((float("nan"), 29), (1, 1)),
+        ((1, 2), (float("inf"), 1)),
+        ((1, 2), (-1, 1)),
+    ):
+        with pytest.raises(ValueError, match="aren't millimetres"):
+            slide.get_slide_region(offset, 0, size)
+    for size in (0, -5):
+        with pytest.raises(ValueError, match="isn't possible"):
+            slide.thumbnail(size)
+    with pytest.raises(ValueError, match="on_error"):
+        dicomslide.open_slide(tissue_slide, on_error="ignore")
+    with pytest.raises(TypeError):
+        slide.level("1")
+    for source in (None, 5, b"bytes"):
+        with pytest.raises(TypeError, match="can't be opened from"):
+            dicomslide.open_slide(source)
+    with pytest.raises(IndexError, match="boolean"):
+        slide.get_volume_images()[0].get_total_pixel_matrix()[True]
+
+
+def test_coordinates_are_checked_before_they_are_made(tmp_path):
+    write_slide(tmp_path, **SMALL | dict(downsamples=(1,), sparse=True))
+
+    def endless(dataset):
+        dataset.TotalPixelMatrixRows = dataset.TotalPixelMatrixColumns = 2**32 - 1
+
+    changed(tmp_path / "level-0.dcm", endless)
+    slide = dicomslide.open_slide(tmp_path)
+    with (
+        dicomslide.set_options(memory_limit_bytes=10**9),
+        pytest.raises(dicomslide.MemoryLimitError, match="coordinates"),
+    ):
+        slide.to_dataset()
+
+
+def test_a_file_without_uid_does_not_close_a_large_folder(tmp_path):
+    (path,) = write_slide(tmp_path, **SMALL | dict(downsamples=(1,)))
+    data = path.read_bytes()
+    others = tmp_path / "others"
+    others.mkdir()
+    for number in range(140):  # more than the process keeps open
+        uid = pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID.encode()
+        new = uid[:-4] + f"{number:04}".encode()
+        (others / f"{number}.dcm").write_bytes(data.replace(uid, new).replace(b"VOLUME", b"LABEL "))
+
+    def without(dataset):
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "LABEL", "NONE"]
+
+    changed(others / "7.dcm", without)
+    raw = (others / "7.dcm").read_bytes()
+    at = raw.index(b"\x08\0\x18\0UI")
+    length = int.from_bytes(raw[at + 6 : at + 8], "little")
+    (others / "7.dcm").write_bytes(raw[: at + 8] + bytes(length) + raw[at + 8 + length :])
+    slide = dicomslide.open_slide(tmp_path)
+    assert len(slide.label_images) == 140
+
+
 def test_nothing_to_open(tmp_path, tissue_slide):
     with pytest.raises(FileNotFoundError):
         dicomslide.open_slide(tmp_path / "absent")

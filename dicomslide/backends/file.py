@@ -25,7 +25,7 @@ from dicomslide.layout import pixel_format_of
 from dicomslide.perframe import UNDEFINED, scan_per_frame_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Sequence
 
     from pydicom.dataset import Dataset
 
@@ -43,12 +43,16 @@ class LocalFile:
     def __init__(self, path: str) -> None:
         self.name = path
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - lives as long as this
-        status = os.fstat(self._file.fileno())
-        self.size = status.st_size
-        self.mtime_ns = status.st_mtime_ns
+        self.size, self.mtime_ns = self.signature
         if not hasattr(os, "pread"):  # Windows: seek and read, one at a time
             self._lock = threading.Lock()
             self.read = self._seek_and_read  # type: ignore[method-assign]
+
+    @property
+    def signature(self) -> tuple[int, int]:
+        """Size and time of change, as they are now."""
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
 
     def read(self, offset: int, length: int) -> bytes:
         """Read bytes; fewer than `length` only at the end of the file."""
@@ -172,13 +176,16 @@ class FileSource:
 
     def _reopen(self) -> _Instance:
         instance = _Instance(self.path)
-        if (instance.file.size, instance.file.mtime_ns) != (self.size, self.mtime_ns):
-            raise SourceChangedError(
-                f"{self.path}: the file isn't any more the one that was opened: it has"
-                f" {instance.file.size} bytes, expected {self.size}, or another time of change;"
-                " open the slide again"
-            )
+        self._check_unchanged(instance.file)
         return instance
+
+    def _check_unchanged(self, file: LocalFile) -> None:
+        size, mtime_ns = file.signature
+        if (size, mtime_ns) != (self.size, self.mtime_ns):
+            raise SourceChangedError(
+                f"{self.path}: the file isn't any more the one that was opened: it has {size}"
+                f" bytes, expected {self.size}, or another time of change; open the slide again"
+            )
 
     @property
     def metadata(self) -> Dataset:
@@ -198,6 +205,7 @@ class FileSource:
         """Read frames, in the order of the file, without a lock."""
         instance = self._instance()
         frames, blob, count = instance.frames(), instance.header.blob, instance.num_frames
+        self._check_unchanged(instance.file)
         found: dict[int, bytes] = {}
         for index in sorted(set(indices)):
             if not 0 <= index < count:
@@ -247,8 +255,8 @@ class FileStore:
             path = Path(given).expanduser()
             names.append(str(path))
             if path.is_dir():
-                for file in sorted(path.rglob("*")):
-                    if file.is_file() and is_dicom_file(file):
+                for file in _files(path):
+                    if is_dicom_file(file):
                         try:
                             _add(sources, FileSource.open(file))
                         except DicomSlideError as error:
@@ -275,9 +283,22 @@ class FileStore:
         """
         uid = utils.text(metadata, "SOPInstanceUID")
         for source in self.sources:
-            if source.sop_instance_uid == uid if uid else source.metadata is metadata:
+            if (source.sop_instance_uid if uid else source.path) == (
+                uid or getattr(metadata, "filename", None)
+            ):
                 return source
-        raise MetadataError(f"no file holds the instance with SOP Instance UID {uid}")
+        raise MetadataError(f"no file holds the instance {utils.name_of(metadata)}")
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Yield the files of a folder and its folders, in order; what can't be listed is warned of."""
+
+    def on_error(error: OSError) -> None:
+        warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=5)
+
+    for parent, folders, files in os.walk(folder, onerror=on_error):
+        folders.sort()
+        yield from (os.path.join(parent, file) for file in sorted(files))
 
 
 def _add(sources: dict[str, FileSource], source: FileSource) -> None:

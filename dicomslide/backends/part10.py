@@ -193,6 +193,7 @@ def _read_header(blob: Blob) -> Header:
         for _ in dataset.iterall():  # convert every value while validation is off
             pass
     dataset.file_meta = file_meta  # type: ignore[assignment]
+    dataset.filename = blob.name
     rest = file.tell()
     tag, _, length, value = _element_at(blob, rest, decoder)
     per_frame = None
@@ -415,6 +416,7 @@ def locate_frames(
     if pixel_data.length != UNDEFINED:
         limit = min(limit, pixel_data.start + pixel_data.length)
     if not header.decoder.encapsulated:
+        _check_native_length(blob, pixel_data, num_frames, native_bits)
         swapped = not header.decoder.little_endian and pixel_data.vr == b"OW"
         return NativeFrames(
             pixel_data.start, limit, native_bits, swapped and _has_8_bits(header.dataset)
@@ -431,11 +433,24 @@ def locate_frames(
             starts, starts + ITEM_HEADER + lengths.astype(np.int64), limit, single=True
         )
     if table_length == 4 * num_frames:
-        table = np.frombuffer(blob.read(pixel_data.start + ITEM_HEADER, table_length), "<u4")
+        data = blob.read(pixel_data.start + ITEM_HEADER, table_length)
+        table = np.frombuffer(data[: len(data) // 4 * 4], "<u4")
         # in a file of more than 4 GiB the 32-bit offsets wrap: such a table is no table
         if len(table) == num_frames and limit - base <= UNDEFINED:
             return _by_basic_table(blob, base + table.astype(np.int64), limit)
     return _by_scan(blob, base, limit, num_frames)
+
+
+def _check_native_length(
+    blob: Blob, pixel_data: PixelData, num_frames: int, native_bits: int
+) -> None:
+    """Raise where the header describes other pixels than are there: they would be shifted."""
+    expected = -(-num_frames * native_bits // 8)
+    if pixel_data.length not in (expected, expected + expected % 2):
+        raise MetadataError(
+            f"{blob.name}: the header describes {num_frames} frames of {native_bits} bits,"
+            f" {expected} bytes; the pixel data have {pixel_data.length}"
+        )
 
 
 def _has_8_bits(dataset: Dataset) -> bool:

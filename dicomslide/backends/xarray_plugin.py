@@ -147,7 +147,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         )
         if level is not None and group is not None:
             raise TypeError("level and group both name a node: give one of them")
-        name = (group or "").strip("/")
+        name = str(group or "").strip("/")
         if name.startswith("level_") and name[6:].isdecimal():
             level = int(name[6:])
         if name and level is None:
