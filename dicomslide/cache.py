@@ -18,14 +18,18 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["FrameCache", "Registry"]
+__all__ = ["ForkLock", "FrameCache", "Registry"]
 
 K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
 
 
 def _after_fork_in_child(instance: object, method: str) -> None:
-    """Call a method in every forked child, for as long as the instance lives."""
+    """Call a method in every forked child, for as long as the instance lives.
+
+    A child starts with nothing: a lock that another thread held while the process forked
+    would never open there, and what it guarded may be half done.
+    """
     if hasattr(os, "register_at_fork"):
         reference = weakref.ref(instance)
 
@@ -35,6 +39,23 @@ def _after_fork_in_child(instance: object, method: str) -> None:
                 getattr(alive, method)()
 
         os.register_at_fork(after_in_child=call)
+
+
+class ForkLock:
+    """A lock that is open in a forked child, whoever held it in the parent."""
+
+    def __init__(self) -> None:
+        self._start()
+        _after_fork_in_child(self, "_start")
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
 
 
 class Registry(Generic[K, V]):
@@ -51,14 +72,13 @@ class Registry(Generic[K, V]):
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._values: OrderedDict[K, V] = OrderedDict()
-        self._renew_locks()
-        _after_fork_in_child(self, "_renew_locks")
+        self._start()
+        _after_fork_in_child(self, "_start")
 
-    def _renew_locks(self) -> None:
-        # a lock that another thread held while the process forked would never open
+    def _start(self) -> None:
         self._lock = threading.Lock()
         self._making: dict[K, threading.Lock] = {}
+        self._values: OrderedDict[K, V] = OrderedDict()
 
     def get(self, key: K, make: Callable[[], V]) -> V:
         """Return the value for `key`, made by `make` when there is none."""
@@ -103,14 +123,14 @@ class FrameCache:
 
     def __init__(self, max_bytes: Callable[[], int]) -> None:
         self._max_bytes = max_bytes
+        self._start()
+        _after_fork_in_child(self, "_start")
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
         self._frames: OrderedDict[tuple[Hashable, int], np.ndarray] = OrderedDict()
         self._images: dict[Hashable, OrderedDict[int, None]] = {}
         self._nbytes = 0
-        self._renew_lock()
-        _after_fork_in_child(self, "_renew_lock")
-
-    def _renew_lock(self) -> None:
-        self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:

@@ -106,7 +106,6 @@ class Jpeg2000Header:
     rows: int
     columns: int
     precision: int
-    signed: bool
     components: int
     subsampled: bool
     multiple_component_transform: bool
@@ -157,7 +156,6 @@ def _main_header(data: bytes, at: int) -> Jpeg2000Header:
         rows=bottom - top,
         columns=right - left,
         precision=max(p & 0x7F for p in precisions) + 1,
-        signed=bool(precisions[0] & 0x80),
         components=components,
         subsampled=len(set(triples[1::3])) > 1 or len(set(triples[2::3])) > 1,
         multiple_component_transform=transform,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import dask
@@ -125,3 +126,46 @@ def test_threads_read_a_thousand_random_regions(tissue_slide):
         for (row, column), pixels in zip(corners, pool.map(region, corners), strict=True):
             expected = padded[row + 100 : row + 164, column + 100 : column + 164]
             np.testing.assert_array_equal(pixels, expected)
+
+
+def hold(lock, holding, release):
+    with lock:
+        holding.set()
+        release.wait(30)
+
+
+def corner(slide):
+    return slide.get_image_region((0, 0), 0, (5, 6))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_lock_held_while_the_process_forks_does_not_stop_the_child(position_slide):
+    from dicomslide import reader
+    from dicomslide.backends import file, part10
+
+    slide = dicomslide.open_slide(position_slide, correct_color=False)
+    instance = file._instances.get(slide.get_volume_images()[0]._source.identity, lambda: None)
+    locks = [reader._frames._lock, reader._layouts._lock, file._instances._lock, instance._lock,
+             part10._reading]  # fmt: skip
+    release = threading.Event()
+    holders = []
+    for lock in locks:
+        holding = threading.Event()
+        holders.append(threading.Thread(target=hold, args=(lock, holding, release)))
+        holders[-1].start()
+        assert holding.wait(10)
+    try:
+        context = multiprocessing.get_context("fork")
+        queue = context.SimpleQueue()
+        child = context.Process(target=lambda: queue.put(corner(slide)))
+        child.start()
+        child.join(30)
+        stuck = child.is_alive()
+        if stuck:
+            child.kill()
+        assert not stuck
+        np.testing.assert_array_equal(queue.get(), EXPECTED)
+    finally:
+        release.set()
+        for holder in holders:
+            holder.join()

@@ -10,12 +10,12 @@ import contextlib
 import dataclasses
 import io
 import struct
-import threading
 import zlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from dicomslide.cache import ForkLock
 from dicomslide.codec import DECODERS, Decoder
 from dicomslide.errors import DicomSlideError, FrameReadError, MetadataError, NotDicomError
 from dicomslide.options import check_memory, get_options
@@ -37,7 +37,7 @@ ITEM_HEADER = 8
 _ITEM = b"\xfe\xff\x00\xe0"
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0"
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"SQ", b"UC", b"UR", b"UT")
-_reading = threading.Lock()
+_reading = ForkLock()
 
 
 class Blob(Protocol):
