@@ -104,6 +104,11 @@ class SlideIndex(PandasIndex):
         spacing = getattr(indexes[0], "spacing", None)
         return cls(joined.index, dim, joined.coord_dtype, spacing=spacing)
 
+    def join(self, other: PandasIndex, how: str = "inner") -> SlideIndex:
+        """Join with an index of the same kind, as alignment does."""
+        joined = super().join(other, how)  # type: ignore[arg-type]
+        return self._replace(joined.index, coord_dtype=joined.coord_dtype)
+
     def sel(self, labels: dict[Any, Any], method: Any = None, tolerance: Any = None) -> Any:
         """Select by mm: see the class.
 

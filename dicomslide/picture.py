@@ -83,10 +83,15 @@ def _reduced(reader: MatrixReader, factor: int) -> NDArray[Any]:
     per_row = columns * samples * reader.dtype.itemsize
     step = max(factor, BAND // per_row // math.lcm(factor, tile_rows) * math.lcm(factor, tile_rows))
     step = step // factor * factor
+    background = np.asarray(reader.layout.background, reader.dtype)
     bands = []
     for top in range(0, max(1, rows // factor) * factor, step):
-        band = reader.read((slice(top, min(top + step, rows)), slice(None), slice(None)))
-        down = max(1, band.shape[0] // factor)
+        bottom = min(top + step, rows)
+        down = max(1, (bottom - top) // factor)
+        if not _has_frames(reader, top, bottom):
+            bands.append(np.full((down, across, samples), background, reader.dtype))
+            continue
+        band = reader.read((slice(top, bottom), slice(None), slice(None)))
         boxes = band[: down * factor, : across * factor]
         if factor > 1 and min(boxes.shape[:2]) >= factor:
             shape = (down, factor, across, factor, samples)
@@ -94,6 +99,15 @@ def _reduced(reader: MatrixReader, factor: int) -> NDArray[Any]:
             boxes = boxes.astype(reader.dtype)
         bands.append(boxes)
     return np.concatenate(bands)
+
+
+def _has_frames(reader: MatrixReader, top: int, bottom: int) -> bool:
+    """Whether any tile of some rows is there."""
+    grid, frames = reader.layout.grid, reader.layout.frames
+    first, last = top // grid.tile_rows, (bottom - 1) // grid.tile_rows + 1
+    tiles = np.arange(first * grid.shape[1], last * grid.shape[1])
+    found = frames.frames(reader.channel_index, reader.focal_plane_index, tiles)
+    return bool((found >= 0).any())
 
 
 def as_displayed(pixels: NDArray[Any]) -> NDArray[np.uint8]:

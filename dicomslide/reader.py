@@ -203,15 +203,18 @@ class MatrixReader:
         for part, length in zip(parts, self.shape, strict=True):
             if not isinstance(part, slice):  # checked here, for messages that name the length
                 Axis.of(part.ravel() if isinstance(part, np.ndarray) else part, length)
-        rows, columns, samples = points(parts, self.shape)
+        indices = points(parts, self.shape)
+        shape = indices[0].shape
+        rows, columns, samples = (each.ravel() for each in indices)
         grid = self.layout.grid
         of_pixel = (rows // grid.tile_rows) * grid.shape[1] + columns // grid.tile_columns
-        tiles, inverse = np.unique(of_pixel, return_inverse=True)
-        inverse = inverse.reshape(of_pixel.shape)
+        order = np.argsort(of_pixel, kind="stable")
+        tiles, starts = np.unique(of_pixel[order], return_index=True)
+        pixels_of = np.split(order, starts[1:])
         out = np.empty(rows.shape, self.dtype)
 
         def place(at: int, tile: Pixels | None) -> None:
-            here = inverse == at
+            here = pixels_of[at]
             if tile is None:
                 out[here] = np.asarray(self.layout.background)[samples[here]]
             else:
@@ -220,7 +223,7 @@ class MatrixReader:
                 ]
 
         self._visit(tiles, place, None)
-        return out
+        return out.reshape(shape)
 
     def read_tiles(self, key: Any) -> Pixels:
         """Read whole tiles: one, or a stack of them."""

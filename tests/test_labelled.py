@@ -379,6 +379,10 @@ def test_index_survives_what_xarray_does_with_it():
     assert int(only.sel(x=2.4)) == 1
     with pytest.raises(KeyError):
         only.sel(x=2.6)
+    first, second = xr.align(array.isel(x=slice(2)), array.isel(x=slice(1, None)), join="inner")
+    assert int(first.sel(x=2.4)) == int(second.sel(x=1.6)) == 1
+    with pytest.raises(KeyError):
+        first.sel(x=2.6)
     renamed = array.rename(x="u")
     assert renamed.sel(u=slice(2.5, 1.5)).values.tolist() == [1]
     joined = xr.concat([array, indexed([0.0, -1.0])], dim="x")

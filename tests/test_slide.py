@@ -438,6 +438,26 @@ def test_a_file_without_uid_does_not_close_a_large_folder(tmp_path):
     assert len(slide.label_images) == 140
 
 
+def test_thumbnail_of_a_slide_with_few_tiles(tmp_path):
+    """Most of a matrix of 60,000² pixels is absent, and isn't visited."""
+    write_slide(
+        tmp_path,
+        **SMALL | dict(shape=(512, 512), tile_shape=(256, 256), downsamples=(1,), sparse=True),
+        orientation=(1, 0, 0, 0, -1, 0),
+    )
+
+    def larger(dataset):
+        dataset.TotalPixelMatrixRows = dataset.TotalPixelMatrixColumns = 60_000
+        dataset.RecommendedAbsentPixelCIELabValue = [0, 32896, 32896]
+
+    changed(tmp_path / "level-0.dcm", larger)
+    picture = dicomslide.open_slide(tmp_path, correct_color=False).thumbnail(600)
+    assert picture.shape == (600, 600, 3)
+    assert picture[:5, :5, :2].mean() > 60  # 512 pixels of 60,000
+    assert not picture[12:].any()
+    assert not picture[:, 12:].any()
+
+
 def test_nothing_to_open(tmp_path, tissue_slide):
     with pytest.raises(FileNotFoundError):
         dicomslide.open_slide(tmp_path / "absent")
