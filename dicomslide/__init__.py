@@ -1,7 +1,7 @@
 """DICOM whole slide images as lazy, labelled arrays.
 
-Names are resolved when they are first used: importing the package costs neither xarray nor
-dask.
+What leads to arrays is imported when it is first used: importing the package costs neither
+xarray nor dask.
 """
 
 from __future__ import annotations
@@ -9,73 +9,48 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from dicomslide.enum import ChannelTypes, ImageFlavors
+from dicomslide.errors import (
+    AmbiguousSlideError,
+    DicomSlideError,
+    FrameDecodeError,
+    FrameError,
+    FramePositionError,
+    FrameReadError,
+    FrameWarning,
+    LevelNotFoundError,
+    MemoryLimitError,
+    MetadataError,
+    MetadataWarning,
+    NotDicomError,
+    NotSlideError,
+    SourceChangedError,
+)
+from dicomslide.options import Options, get_options, set_options
+from dicomslide.utils import (
+    is_image,
+    is_label_image,
+    is_overview_image,
+    is_tiled_image,
+    is_volume_image,
+)
 
 if TYPE_CHECKING:
-    from dicomslide.enum import ChannelTypes, ImageFlavors
-    from dicomslide.errors import (
-        AmbiguousSlideError,
-        DicomSlideError,
-        FrameDecodeError,
-        FrameError,
-        FramePositionError,
-        FrameReadError,
-        FrameWarning,
-        LevelNotFoundError,
-        MemoryLimitError,
-        MetadataError,
-        MetadataWarning,
-        NotDicomError,
-        NotSlideError,
-        SourceChangedError,
-    )
     from dicomslide.image import TiledImage
     from dicomslide.labelled import SlideIndex
     from dicomslide.matrix import TotalPixelMatrix
     from dicomslide.opening import open_slide
-    from dicomslide.options import Options, get_options, set_options
     from dicomslide.slide import Slide
-    from dicomslide.utils import (
-        is_image,
-        is_label_image,
-        is_overview_image,
-        is_tiled_image,
-        is_volume_image,
-    )
 
-_MODULES = {
-    "enum": ("ChannelTypes", "ImageFlavors"),
-    "errors": (
-        "AmbiguousSlideError",
-        "DicomSlideError",
-        "FrameDecodeError",
-        "FrameError",
-        "FramePositionError",
-        "FrameReadError",
-        "FrameWarning",
-        "LevelNotFoundError",
-        "MemoryLimitError",
-        "MetadataError",
-        "MetadataWarning",
-        "NotDicomError",
-        "NotSlideError",
-        "SourceChangedError",
-    ),
-    "image": ("TiledImage",),
-    "labelled": ("SlideIndex",),
-    "matrix": ("TotalPixelMatrix",),
-    "opening": ("open_slide",),
-    "options": ("Options", "get_options", "set_options"),
-    "slide": ("Slide",),
-    "utils": (
-        "is_image",
-        "is_label_image",
-        "is_overview_image",
-        "is_tiled_image",
-        "is_volume_image",
-    ),
+__version__ = "0.1.0"
+
+_LATE = {
+    "Slide": "slide",
+    "SlideIndex": "labelled",
+    "TiledImage": "image",
+    "TotalPixelMatrix": "matrix",
+    "open_slide": "opening",
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "AmbiguousSlideError",
@@ -112,9 +87,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
     globals()[name] = value
     return value
 
