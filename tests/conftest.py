@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from dicomslide import reader
 from dicomslide.testing import write_slide
+
+# CI tries the same examples each time; a developer's machine goes on looking for others
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("developer", deadline=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "developer")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
