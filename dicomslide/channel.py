@@ -9,6 +9,8 @@ from dicomslide import utils
 from dicomslide.enum import ChannelTypes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pydicom.dataset import Dataset
 
 __all__ = ["Channel", "channels_of"]
@@ -54,42 +56,26 @@ def channels_of(image: Dataset) -> tuple[Channel, ...]:
 
     An image without any item has one channel, an implied optical path "1".
     """
-    sop_class = str(image.get("SOPClassUID", ""))
-    if sop_class in utils.SEGMENTATION_STORAGES:
-        found = [
-            Channel(ChannelTypes.SEGMENT, utils.text(item, "SegmentNumber") or str(i + 1), item)
-            for i, item in enumerate(utils.items(image, "SegmentSequence"))
-        ]
-    elif sop_class == utils.PARAMETRIC_MAP_STORAGE:
-        found = _parameters(image)
+    sop_class = utils.text(image, "SOPClassUID")
+    if sop_class == utils.PARAMETRIC_MAP_STORAGE:
+        kind, keyword, items = ChannelTypes.PARAMETER, "LUTLabel", _parameters(image)
+    elif sop_class in utils.SEGMENTATION_STORAGES:
+        kind, keyword = ChannelTypes.SEGMENT, "SegmentNumber"
+        items = utils.items(image, "SegmentSequence")
     else:
-        found = [
-            Channel(
-                ChannelTypes.OPTICAL_PATH,
-                utils.text(item, "OpticalPathIdentifier") or str(i + 1),
-                item,
-            )
-            for i, item in enumerate(utils.items(image, "OpticalPathSequence"))
-        ]
-    if found:
-        return tuple(found)
-    kind = {utils.PARAMETRIC_MAP_STORAGE: ChannelTypes.PARAMETER}.get(
-        sop_class,
-        ChannelTypes.SEGMENT
-        if sop_class in utils.SEGMENTATION_STORAGES
-        else ChannelTypes.OPTICAL_PATH,
+        kind, keyword = ChannelTypes.OPTICAL_PATH, "OpticalPathIdentifier"
+        items = utils.items(image, "OpticalPathSequence")
+    found = tuple(
+        Channel(kind, utils.text(item, keyword) or str(i + 1), item) for i, item in enumerate(items)
     )
-    return (Channel(kind, "1"),)
+    return found or (Channel(kind, "1"),)
 
 
-def _parameters(image: Dataset) -> list[Channel]:
-    """Return the parameters of a parametric map, one for each LUT Label, in item order."""
+def _parameters(image: Dataset) -> Sequence[Dataset]:
+    """Return the mappings of a parametric map, one for each LUT Label, in item order."""
     labelled: dict[str, Dataset] = {}
     for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         for group in utils.items(image, keyword):
             for item in utils.items(group, "RealWorldValueMappingSequence"):
                 labelled.setdefault(utils.text(item, "LUTLabel") or "", item)
-    return [
-        Channel(ChannelTypes.PARAMETER, label or str(i + 1), item)
-        for i, (label, item) in enumerate(labelled.items())
-    ]
+    return list(labelled.values())

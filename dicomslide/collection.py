@@ -28,16 +28,19 @@ def slide_key(image: TiledImage) -> tuple[str | None, str | None]:
 
 
 def join_concatenations(sources: Sequence[FrameSource]) -> tuple[FrameSource, ...]:
-    """Make one source of the parts of each concatenation."""
-    parts: dict[str, list[FrameSource]] = {}
-    joined: dict[str, FrameSource | None] = {}
+    """Make one source of the parts of each concatenation.
+
+    A UID alone isn't believed: parts are of one flavor, and of one total pixel matrix.
+    """
+    parts: dict[tuple[object, ...], list[FrameSource]] = {}
     for source in sources:
-        uid = utils.text(source.metadata, "ConcatenationUID") or source.name
-        parts.setdefault(uid, []).append(source)
-        joined[uid] = None
+        metadata = source.metadata
+        keywords = ("TotalPixelMatrixRows", "TotalPixelMatrixColumns")
+        uid = utils.text(metadata, "ConcatenationUID") or source.name
+        key = (uid, utils.image_flavor(metadata), *(metadata.get(k) for k in keywords))
+        parts.setdefault(key, []).append(source)
     return tuple(
-        each[0] if len(each) == 1 else ConcatenatedSource.of(each)
-        for each in (parts[uid] for uid in joined)
+        each[0] if len(each) == 1 else ConcatenatedSource.of(each) for each in parts.values()
     )
 
 
@@ -67,21 +70,27 @@ def group_by_slide(images: Iterable[TiledImage]) -> list[list[TiledImage]]:
             incomplete.append(image)
         else:
             groups.setdefault(key, []).append(image)
-    for image in incomplete:
-        key = slide_key(image)
-        fitting = [
-            known
-            for known in groups
-            if all(a is None or b is None or a == b for a, b in zip(key, known, strict=True))
-            and (key != (None, None) or _same_series(image, groups[known]))
-        ]
-        groups.setdefault(fitting[0] if len(fitting) == 1 else key, []).append(image)
     slides = list(groups.values())
+    for image in incomplete:
+        fitting = [slide for slide in slides if _may_belong(image, slide)]
+        alike = [slide for slide in fitting if slide_key(slide[0]) == slide_key(image)]
+        if len(alike or fitting) == 1:
+            (alike or fitting)[0].append(image)
+        else:
+            slides.append([image])
     for image in images:
         if not is_volume(image):
             for slide in slides if len(slides) == 1 else _fitting_slides(image, slides):
                 slide.append(image)
     return slides
+
+
+def _may_belong(image: TiledImage, slide: list[TiledImage]) -> bool:
+    """Whether nothing that an image says keeps it from a slide, and something speaks for it."""
+    pairs = list(zip(slide_key(image), slide_key(slide[0]), strict=True))
+    if any(None not in pair and pair[0] != pair[1] for pair in pairs):
+        return False
+    return any(a is not None and a == b for a, b in pairs) or _same_series(image, slide)
 
 
 def _same_series(image: TiledImage, others: list[TiledImage]) -> bool:

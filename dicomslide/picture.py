@@ -96,18 +96,17 @@ def _reduced(reader: MatrixReader, factor: int) -> NDArray[Any]:
         if factor > 1 and min(boxes.shape[:2]) >= factor:
             shape = (down, factor, across, factor, samples)
             boxes = boxes.reshape(shape).mean(axis=(1, 3), dtype=np.float32)
-            boxes = boxes.astype(reader.dtype)
+            boxes = (np.rint(boxes) if reader.dtype.kind in "iu" else boxes).astype(reader.dtype)
         bands.append(boxes)
     return np.concatenate(bands)
 
 
 def _has_frames(reader: MatrixReader, top: int, bottom: int) -> bool:
     """Whether any tile of some rows is there."""
-    grid, frames = reader.layout.grid, reader.layout.frames
+    grid = reader.layout.grid
     first, last = top // grid.tile_rows, (bottom - 1) // grid.tile_rows + 1
     tiles = np.arange(first * grid.shape[1], last * grid.shape[1])
-    found = frames.frames(reader.channel_index, reader.focal_plane_index, tiles)
-    return bool((found >= 0).any())
+    return bool((reader.frames_of(tiles) >= 0).any())
 
 
 def as_displayed(pixels: NDArray[Any]) -> NDArray[np.uint8]:

@@ -137,6 +137,12 @@ class MatrixReader:
             self.on_error,
         )
 
+    def frames_of(self, tiles: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the zero-based frame of each tile, −1 where a tile is absent."""
+        layout = self.layout
+        channel = 0 if layout.is_label_map else self.channel_index
+        return layout.frames.frames(channel, self.focal_plane_index, tiles)
+
     def read(self, key: Sequence[Any], *, num_threads: int | None = None) -> Pixels:
         """Read the pixels that a key for each axis picks, each independently of the others.
 
@@ -253,10 +259,7 @@ class MatrixReader:
         num_threads: int | None,
     ) -> None:
         """Call ``place(i, pixels)`` for each tile, with None for an absent one."""
-        layout = self.layout
-        channel = 0 if layout.is_label_map else self.channel_index
-        frames = layout.frames.frames(channel, self.focal_plane_index, tiles).tolist()
-        wanted = list(enumerate(frames))
+        wanted = list(enumerate(self.frames_of(tiles).tolist()))
         threads = num_threads or get_options().num_threads
         step = max(1, min(BATCH, -(-len(wanted) // threads)))
         batches = [wanted[i : i + step] for i in range(0, len(wanted), step)]

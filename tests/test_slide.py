@@ -216,6 +216,37 @@ def test_images_that_lack_frame_of_reference_or_container_join_their_slide(tmp_p
     assert dicomslide.open_slide(tmp_path).num_levels == 2
 
 
+def test_slides_that_name_neither_frame_nor_container_are_told_apart_by_series(tmp_path):
+    def nameless(dataset):
+        del dataset.FrameOfReferenceUID
+        del dataset.ContainerIdentifier
+
+    for number, shape in ((1, (60, 80)), (2, (120, 160))):
+        options = SMALL | dict(shape=shape, slide_number=number)
+        for path in write_slide(tmp_path / str(number), **options):
+            changed(path, nameless)
+    with pytest.raises(dicomslide.AmbiguousSlideError, match="2 slides"):
+        dicomslide.open_slide(tmp_path)
+    assert dicomslide.open_slide(tmp_path / "1").num_levels == 2
+
+
+def test_a_concatenation_uid_that_lies_joins_nothing(tmp_path):
+    """One UID on every image of the slide, with numbers that contradict each other."""
+    paths = write_slide(tmp_path, **SMALL | dict(associated=True))
+    for path in paths:
+
+        def bogus(dataset):
+            dataset.ConcatenationUID = "1.2.3"
+            dataset.ConcatenationFrameOffsetNumber = 0
+
+        changed(path, bogus)
+    slide = dicomslide.open_slide(tmp_path, correct_color=False)
+    assert slide.num_levels == 2
+    assert len(slide.label_images) == len(slide.overview_images) == 1
+    expected = position_values(np.arange(60), np.arange(80))
+    np.testing.assert_array_equal(slide.get_image_region((0, 0), 0, (60, 80)), expected)
+
+
 def test_two_images_of_one_place_are_ambiguous(tmp_path):
     paths = write_slide(tmp_path, **SMALL)
     shutil.copy(paths[0], tmp_path / "again.dcm")
