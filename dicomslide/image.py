@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
+    from dicomslide.backends.base import FrameSource
     from dicomslide.channel import Channel
     from dicomslide.enum import ChannelTypes
 
@@ -97,6 +98,11 @@ class TiledImage:
     def name(self) -> str:
         """What messages call it: file name, URL or SOP Instance UID."""
         return self._source.name
+
+    @property
+    def source(self) -> FrameSource:
+        """Where the frames are."""
+        return self._source
 
     @property
     def flavor(self) -> str:

@@ -13,8 +13,7 @@ from dicomslide.channel import Channel, channels_of
 from dicomslide.codec import PixelFormat
 from dicomslide.color import WHITE, cielab_to_srgb
 from dicomslide.errors import FramePositionError, MetadataError, MetadataWarning
-from dicomslide.geometry import SlideGeometry
-from dicomslide.tile import (
+from dicomslide.frames import (
     FrameMap,
     FramePositions,
     FullFrames,
@@ -23,6 +22,7 @@ from dicomslide.tile import (
     focal_planes,
     index_of,
 )
+from dicomslide.geometry import SlideGeometry
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

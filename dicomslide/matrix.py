@@ -272,7 +272,10 @@ class TotalPixelMatrix:
         if (position is None) == (frame_number is None):
             raise TypeError("either position or frame_number must be given")
         if frame_number is not None:
-            channel, plane, tile = self.reader.layout.frames.place(operator.index(frame_number) - 1)
+            frame = np.array([operator.index(frame_number) - 1])
+            channel, plane, tile = (
+                int(found[0]) for found in self.reader.layout.frames.places(frame)
+            )
             reader = self.reader
             if (channel, plane) != (reader.channel_index, reader.focal_plane_index):
                 raise IndexError(

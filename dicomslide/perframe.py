@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dicomslide.errors import MetadataError
-from dicomslide.tile import FramePositions
+from dicomslide.frames import FramePositions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

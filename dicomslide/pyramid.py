@@ -11,8 +11,8 @@ import numpy as np
 
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import AmbiguousSlideError, MetadataError, MetadataWarning
+from dicomslide.frames import focal_planes
 from dicomslide.layout import field_of_view
-from dicomslide.tile import focal_planes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

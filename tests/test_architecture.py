@@ -22,7 +22,7 @@ FLOORS = [
     "utils",
     "geometry",
     "channel",
-    "tile",
+    "frames",
     "perframe",
     "codestream",
     "codec",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from dicomslide.errors import FrameReadError, MetadataError
-from dicomslide.tile import FramePositions
+from dicomslide.frames import FramePositions
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -48,6 +48,10 @@ class FrameSource(Protocol):
 
     def frame_positions(self) -> FramePositions | None:
         """Return what the per-frame functional groups say; None where they say nothing."""
+        ...
+
+    def read_instance(self) -> Dataset:
+        """Read the whole data set, whatever its size: for what isn't pixels, like annotations."""
         ...
 
     def read_frames(self, indices: Sequence[int]) -> list[bytes]:
@@ -186,6 +190,10 @@ class ConcatenatedSource:
             z=joined([each.z for each in given]),
             channels=joined([each.channels for each in given]),
         )
+
+    def read_instance(self) -> Dataset:
+        """Read the whole data set of the first part."""
+        return self.parts[0].read_instance()
 
     def read_frames(self, indices: Sequence[int]) -> list[bytes]:
         """Read frames, in one batch a part."""

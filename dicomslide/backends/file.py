@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-    from dicomslide.tile import FramePositions
+    from dicomslide.frames import FramePositions
 
 __all__ = ["FileSource", "FileStore", "is_dicom_file"]
 
@@ -200,6 +200,19 @@ class FileSource:
     def frame_positions(self) -> FramePositions | None:
         """Return what the per-frame functional groups say; None where they say nothing."""
         return self._instance().positions()
+
+    def read_instance(self) -> Dataset:
+        """Read the whole data set, whatever its size.
+
+        Raises
+        ------
+        MetadataError
+            When it can't be read.
+
+        """
+        instance = self._instance()
+        self._check_unchanged(instance.file)
+        return part10.read_instance(instance.file)
 
     def read_frames(self, indices: Sequence[int]) -> list[bytes]:
         """Read frames, in the order of the file, without a lock."""

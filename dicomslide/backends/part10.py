@@ -22,15 +22,18 @@ from dicomslide.options import check_memory, get_options
 from dicomslide.perframe import UNDEFINED, PerFrameSpan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
+    from pydicom.tag import BaseTag
 
-__all__ = ["Blob", "Frames", "Header", "MemoryBlob", "PixelData", "locate_frames", "read_header"]
+__all__ = ["Blob", "Frames", "Header", "MemoryBlob", "PixelData", "locate_frames", "read_header",
+           "read_instance"]  # fmt: skip
 
 PREAMBLE = 132
 PER_FRAME_GROUPS = 0x52009230
+ANNOTATION_GROUPS = 0x006A0002
 EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS = 0x7FE00001, 0x7FE00002
 PIXEL_DATA = (0x7FE00010, 0x7FE00008, 0x7FE00009)  # integer, float, double float
 ITEM_HEADER = 8
@@ -154,15 +157,41 @@ def read_header(blob: Blob) -> Header:
     head = blob.read(0, PREAMBLE)
     if head[128:] != b"DICM":
         raise NotDicomError(f"{blob.name}: not a DICOM file: no DICM prefix at byte 128")
+    with _errors_of_headers(blob):
+        return _read_header(blob, _is_bulk)
+
+
+def read_instance(blob: Blob) -> Dataset:
+    """Read the whole data set of a Part 10 file, whatever its size.
+
+    Raises
+    ------
+    MetadataError
+        When it can't be read.
+
+    """
+    with _errors_of_headers(blob):
+        return _read_header(blob, None).dataset
+
+
+@contextlib.contextmanager
+def _errors_of_headers(blob: Blob) -> Iterator[None]:
     try:
-        return _read_header(blob)
+        yield
     except DicomSlideError:
         raise
     except Exception as error:  # whatever a damaged header makes pydicom raise
         raise MetadataError(f"{blob.name}: the header can't be read: {error}") from error
 
 
-def _read_header(blob: Blob) -> Header:
+def _is_bulk(tag: BaseTag, vr: str | None, length: int) -> bool:
+    """Whether an element is one before which a header ends: it may be as large as pixels."""
+    return tag in (PER_FRAME_GROUPS, ANNOTATION_GROUPS, *PIXEL_DATA) or tag.group == 0x7FE0
+
+
+def _read_header(
+    blob: Blob, stop_when: Callable[[BaseTag, str | None, int], bool] | None
+) -> Header:
     from pydicom.filereader import read_dataset
 
     file = io.BufferedReader(_BlobFile(blob), 2**16)
@@ -185,10 +214,7 @@ def _read_header(blob: Blob) -> Header:
             file,
             decoder.implicit_vr,
             decoder.little_endian,
-            stop_when=lambda tag, vr, length: (
-                tag >= PER_FRAME_GROUPS
-                and (tag == PER_FRAME_GROUPS or tag in PIXEL_DATA or tag.group == 0x7FE0)
-            ),
+            stop_when=stop_when,
         )
         for _ in dataset.iterall():  # convert every value while validation is off
             pass

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from dicomslide.frames import TileGrid
 from dicomslide.testing.encode import LOSSY, PHOTOMETRIC
-from dicomslide.tile import TileGrid
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -80,8 +80,8 @@ class FrameMap(Protocol):
         """Return the zero-based frame of each tile, −1 where a tile is absent."""
         ...
 
-    def place(self, frame: int) -> tuple[int, int, int]:
-        """Return the (channel, plane, tile) of a zero-based frame.
+    def places(self, frames: Integers) -> tuple[Integers, Integers, Integers]:
+        """Return the channel, plane and tile of each zero-based frame.
 
         Raises
         ------
@@ -108,13 +108,10 @@ class FullFrames:
         found = (channel * self.num_planes + plane) * self.num_tiles + tiles - self.first
         return np.where((found >= 0) & (found < self.num_frames), found, -1)
 
-    def place(self, frame: int) -> tuple[int, int, int]:
-        """Return the (channel, plane, tile) of a zero-based frame."""
-        if not 0 <= frame < self.num_frames:
-            raise IndexError(f"there is no frame {frame + 1} among {self.num_frames}")
-        stack, tile = divmod(frame + self.first, self.num_tiles)
-        channel, plane = divmod(stack, self.num_planes)
-        return channel, plane, tile
+    def places(self, frames: Integers) -> tuple[Integers, Integers, Integers]:
+        """Return the channel, plane and tile of each zero-based frame."""
+        _check_frames(frames, self.num_frames)
+        return _unstacked(frames + self.first, self.num_planes, self.num_tiles)
 
 
 class SparseFrames:
@@ -173,14 +170,27 @@ class SparseFrames:
         at[at == len(self._keys)] = 0
         return np.where(self._keys[at] == wanted, self._order[at], -1)
 
-    def place(self, frame: int) -> tuple[int, int, int]:
-        """Return the (channel, plane, tile) of a zero-based frame."""
-        if not 0 <= frame < len(self._order):
-            raise IndexError(f"there is no frame {frame + 1} among {len(self._order)}")
-        key = int(self._keys[np.flatnonzero(self._order == frame)[0]])
-        stack, tile = divmod(key, self._num_tiles)
-        channel, plane = divmod(stack, self._num_planes)
-        return channel, plane, tile
+    def places(self, frames: Integers) -> tuple[Integers, Integers, Integers]:
+        """Return the channel, plane and tile of each zero-based frame."""
+        _check_frames(frames, len(self._order))
+        keys = np.empty_like(self._keys)
+        keys[self._order] = self._keys
+        return _unstacked(keys[frames], self._num_planes, self._num_tiles)
+
+
+def _check_frames(frames: Integers, count: int) -> None:
+    wrong = frames[(frames < 0) | (frames >= count)]
+    if wrong.size:
+        raise IndexError(f"there is no frame {wrong.flat[0] + 1} among {count}")
+
+
+def _unstacked(
+    keys: Integers, num_planes: int, num_tiles: int
+) -> tuple[Integers, Integers, Integers]:
+    """Split keys, in which tiles run fastest, then planes, then channels."""
+    stack, tile = np.divmod(keys, num_tiles)
+    channel, plane = np.divmod(stack, num_planes)
+    return channel, plane, tile
 
 
 def _check_on_grid(grid: TileGrid, positions: FramePositions) -> None:
