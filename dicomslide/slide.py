@@ -24,7 +24,7 @@ from dicomslide.errors import (
     NotSlideError,
 )
 from dicomslide.image import TiledImage
-from dicomslide.pyramid import build_pyramid
+from dicomslide.levels import build_pyramid
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from dicomslide.backends.base import FrameSource
     from dicomslide.channel import Channel
-    from dicomslide.pyramid import Level
+    from dicomslide.levels import Level
     from dicomslide.reader import OnError
 
 __all__ = ["Slide"]

@@ -37,7 +37,7 @@ FLOORS = [
     "matrix",
     "image",
     "picture",
-    "pyramid",
+    "levels",
     "collection",
     "slide",
     "opening",
