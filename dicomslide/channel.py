@@ -9,11 +9,27 @@ from dicomslide import utils
 from dicomslide.enum import ChannelTypes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-__all__ = ["Channel", "channels_of"]
+__all__ = ["Channel", "channel_type_of", "channels_of", "shared_channel"]
+
+_IDENTIFIERS = {
+    ChannelTypes.OPTICAL_PATH: ("OpticalPathIdentificationSequence", "OpticalPathIdentifier"),
+    ChannelTypes.SEGMENT: ("SegmentIdentificationSequence", "ReferencedSegmentNumber"),
+    ChannelTypes.PARAMETER: ("RealWorldValueMappingSequence", "LUTLabel"),
+}
+"""Functional group that says to which channel a frame belongs, and the element that names it."""
+_DESCRIPTIONS = {
+    ChannelTypes.OPTICAL_PATH: "OpticalPathDescription",
+    ChannelTypes.SEGMENT: "SegmentLabel",
+    ChannelTypes.PARAMETER: "LUTExplanation",
+}
+QUANTITY = ("246205007", "G-C1C6")
+"""Code of the concept "Quantity" in SNOMED CT, and its retired identifier (PS3.3 C.7.6.16.2.11)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,14 +45,7 @@ class Channel:
     @property
     def description(self) -> str | None:
         """What a person calls it: Optical Path Description, Segment Label, LUT Explanation."""
-        if self.item is None:
-            return None
-        keyword = {
-            ChannelTypes.OPTICAL_PATH: "OpticalPathDescription",
-            ChannelTypes.SEGMENT: "SegmentLabel",
-            ChannelTypes.PARAMETER: "LUTExplanation",
-        }[self.type]
-        return utils.text(self.item, keyword)
+        return None if self.item is None else utils.text(self.item, _DESCRIPTIONS[self.type])
 
     @property
     def wavelength(self) -> float | None:
@@ -50,32 +59,124 @@ class Channel:
         """ICC Profile of an optical path."""
         return None if self.item is None else self.item.get("ICCProfile")
 
+    @property
+    def category(self) -> str | None:
+        """Meaning of the Segmented Property Category Code."""
+        return self._meaning("SegmentedPropertyCategoryCodeSequence")
 
-def channels_of(image: Dataset) -> tuple[Channel, ...]:
+    @property
+    def property_type(self) -> str | None:
+        """Meaning of the Segmented Property Type Code."""
+        return self._meaning("SegmentedPropertyTypeCodeSequence")
+
+    @property
+    def algorithm(self) -> str | None:
+        """Segment Algorithm Name, or the Segment Algorithm Type where it has no name."""
+        if self.item is None:
+            return None
+        return utils.text(self.item, "SegmentAlgorithmName") or utils.text(
+            self.item, "SegmentAlgorithmType"
+        )
+
+    @property
+    def quantity(self) -> str | None:
+        """Meaning of the code of the quantity that a parameter is (PS3.3 C.7.6.16.2.11)."""
+        for item in utils.items(self.item, "QuantityDefinitionSequence"):
+            names = utils.items(item, "ConceptNameCodeSequence")
+            if any(utils.text(name, "CodeValue") in QUANTITY for name in names):
+                for code in utils.items(item, "ConceptCodeSequence"):
+                    return utils.text(code, "CodeMeaning")
+        return None
+
+    @property
+    def unit(self) -> str | None:
+        """Code Value of the Measurement Units Code, in UCUM."""
+        for code in utils.items(self.item, "MeasurementUnitsCodeSequence"):
+            return utils.text(code, "CodeValue")
+        return None
+
+    @property
+    def mapping(self) -> tuple[float, float] | None:
+        """Slope and intercept from stored to real world values; None where it isn't linear."""
+        if self.item is None:
+            return None
+        slope = utils.number(self.item, "RealWorldValueSlope")
+        intercept = utils.number(self.item, "RealWorldValueIntercept")
+        return None if slope is None or intercept is None else (slope, intercept)
+
+    def _meaning(self, keyword: str) -> str | None:
+        for code in utils.items(self.item, keyword):
+            return utils.text(code, "CodeMeaning")
+        return None
+
+
+def channel_type_of(image: Dataset) -> ChannelTypes:
+    """Return what the channels of an image are, by its SOP Class."""
+    sop_class = utils.text(image, "SOPClassUID")
+    if sop_class == utils.PARAMETRIC_MAP_STORAGE:
+        return ChannelTypes.PARAMETER
+    if sop_class in utils.SEGMENTATION_STORAGES:
+        return ChannelTypes.SEGMENT
+    return ChannelTypes.OPTICAL_PATH
+
+
+def channels_of(
+    image: Dataset,
+    of_frames: Sequence[str] | NDArray[np.str_] = (),
+    frame_groups: Callable[[Sequence[int]], Sequence[Dataset]] | None = None,
+) -> tuple[Channel, ...]:
     """Return the channels of an image, in the order of their items.
 
     An image without any item has one channel, an implied optical path "1".
+
+    Parameters
+    ----------
+    image : pydicom.dataset.Dataset
+        Header of a tiled image.
+    of_frames : sequence of str
+        Identifier of the channel of each frame, where frames say.
+    frame_groups : callable, optional
+        Returns the per-frame functional groups of some frames: where parameters are described
+        that aren't in the shared groups.
+
     """
-    sop_class = utils.text(image, "SOPClassUID")
-    if sop_class == utils.PARAMETRIC_MAP_STORAGE:
-        kind, keyword, items = ChannelTypes.PARAMETER, "LUTLabel", _parameters(image)
-    elif sop_class in utils.SEGMENTATION_STORAGES:
-        kind, keyword = ChannelTypes.SEGMENT, "SegmentNumber"
-        items = utils.items(image, "SegmentSequence")
+    kind = channel_type_of(image)
+    keyword = "SegmentNumber" if kind is ChannelTypes.SEGMENT else _IDENTIFIERS[kind][1]
+    items: Sequence[Dataset]
+    if kind is ChannelTypes.PARAMETER:
+        items = _mappings(utils.items(image, "SharedFunctionalGroupsSequence"))
+        if not items and len(of_frames) and frame_groups is not None:
+            firsts = {name: frame for frame, name in reversed(list(enumerate(of_frames)))}
+            items = _mappings(frame_groups(sorted(firsts.values())))
     else:
-        kind, keyword = ChannelTypes.OPTICAL_PATH, "OpticalPathIdentifier"
-        items = utils.items(image, "OpticalPathSequence")
+        items = utils.items(image, {
+            ChannelTypes.OPTICAL_PATH: "OpticalPathSequence",
+            ChannelTypes.SEGMENT: "SegmentSequence",
+        }[kind])  # fmt: skip
     found = tuple(
         Channel(kind, utils.text(item, keyword) or str(i + 1), item) for i, item in enumerate(items)
     )
     return found or (Channel(kind, "1"),)
 
 
-def _parameters(image: Dataset) -> Sequence[Dataset]:
-    """Return the mappings of a parametric map, one for each LUT Label, in item order."""
+def shared_channel(image: Dataset) -> str | None:
+    """Return the identifier of the channel to which the shared groups say that all frames belong.
+
+    Several mappings of a parametric map are several views of the same frames: then None.
+    """
+    sequence, keyword = _IDENTIFIERS[channel_type_of(image)]
+    named = [
+        utils.text(item, keyword)
+        for group in utils.items(image, "SharedFunctionalGroupsSequence")
+        for item in utils.items(group, sequence)
+    ]
+    return named[0] if len(named) == 1 else None
+
+
+def _mappings(groups: Sequence[Dataset]) -> list[Dataset]:
+    """Return the Real World Value Mappings in functional groups, one for each LUT Label."""
     labelled: dict[str, Dataset] = {}
-    for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        for group in utils.items(image, keyword):
-            for item in utils.items(group, "RealWorldValueMappingSequence"):
-                labelled.setdefault(utils.text(item, "LUTLabel") or "", item)
+    for group in groups:
+        for item in utils.items(group, "RealWorldValueMappingSequence"):
+            labelled.setdefault(utils.text(item, "LUTLabel") or "", item)
     return list(labelled.values())

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dicomslide import utils
-from dicomslide.channel import Channel, channels_of
+from dicomslide.channel import Channel, channels_of, shared_channel
 from dicomslide.codec import PixelFormat
 from dicomslide.color import WHITE, cielab_to_srgb
+from dicomslide.enum import ChannelTypes
 from dicomslide.errors import FramePositionError, MetadataError, MetadataWarning
 from dicomslide.frames import (
     FrameMap,
@@ -25,6 +26,8 @@ from dicomslide.frames import (
 from dicomslide.geometry import SlideGeometry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from pydicom.dataset import Dataset
 
 __all__ = [
@@ -55,8 +58,11 @@ class ImageLayout:
     num_frames: int
     background: tuple[float, ...]
     """Value of absent tiles, one number a sample."""
-    is_label_map: bool
-    """Whether pixels are segment numbers, so that all segments share the frames."""
+    label_values: tuple[int, ...] | None
+    """Pixel value of each channel, where pixels are segment numbers (LABELMAP); else None."""
+    shares_frames: bool
+    """Whether the channels are views of the same frames: segments of a label map, or several
+    mappings of one parametric map."""
 
 
 def pixel_format_of(image: Dataset) -> PixelFormat:
@@ -127,7 +133,11 @@ def is_label_map(image: Dataset) -> bool:
 
 
 def read_layout(
-    image: Dataset, transfer_syntax_uid: str, positions: FramePositions | None, name: str
+    image: Dataset,
+    transfer_syntax_uid: str,
+    positions: FramePositions | None,
+    name: str,
+    frame_groups: Callable[[Sequence[int]], Sequence[Dataset]] | None = None,
 ) -> ImageLayout:
     """Work out the layout of an image.
 
@@ -141,6 +151,8 @@ def read_layout(
         What its per-frame functional groups say.
     name : str
         What messages call the image.
+    frame_groups : callable, optional
+        Returns the per-frame functional groups of some frames.
 
     Raises
     ------
@@ -151,15 +163,17 @@ def read_layout(
 
     """
     pixel_format, grid = pixel_format_of(image), grid_of(image)
-    channels = channels_of(image)
+    of_frames = () if positions is None or positions.channels is None else positions.channels
+    channels = channels_of(image, of_frames, frame_groups)
+    shares_frames = is_label_map(image) or _has_several_mappings(image, channels)
     num_frames = int(utils.number(image, "NumberOfFrames") or 1)
     try:
         if positions is not None:
-            planes, frames = _sparse(image, grid, channels, positions)
+            planes, frames = _sparse(image, grid, channels, positions, shares_frames)
         elif utils.text(image, "DimensionOrganizationType") == "TILED_SPARSE":
             raise MetadataError("it is TILED_SPARSE, but its frames have no positions")
         else:
-            planes, frames = _full(image, grid, channels, num_frames)
+            planes, frames = _full(image, grid, channels, num_frames, shares_frames)
     except FramePositionError as error:
         raise error.located(name, error.frame or 0) from None
     except MetadataError as error:
@@ -173,12 +187,17 @@ def read_layout(
         frames=frames,
         num_frames=num_frames,
         background=_background(image, pixel_format),
-        is_label_map=is_label_map(image),
+        label_values=_label_values(channels) if is_label_map(image) else None,
+        shares_frames=shares_frames,
     )
 
 
 def _sparse(
-    image: Dataset, grid: TileGrid, channels: tuple[Channel, ...], positions: FramePositions
+    image: Dataset,
+    grid: TileGrid,
+    channels: tuple[Channel, ...],
+    positions: FramePositions,
+    shares_frames: bool,
 ) -> tuple[tuple[float, ...], FrameMap]:
     count = len(positions)
     if positions.z is None:
@@ -186,18 +205,23 @@ def _sparse(
         of_frame = np.zeros(count, np.int64)
     else:
         planes, of_frame = focal_planes(positions.z)
-    if positions.channels is None:
-        channel = np.zeros(count, np.int64)
+    identifiers = [each.identifier for each in channels]
+    if positions.channels is not None and not shares_frames:
+        channel = index_of(identifiers, positions.channels)
     else:
-        channel = index_of([each.identifier for each in channels], positions.channels)
+        channel = np.full(count, _only_channel(image, identifiers, shares_frames))
     return planes, SparseFrames(grid, positions, channel, of_frame, len(planes))
 
 
 def _full(
-    image: Dataset, grid: TileGrid, channels: tuple[Channel, ...], num_frames: int
+    image: Dataset,
+    grid: TileGrid,
+    channels: tuple[Channel, ...],
+    num_frames: int,
+    shares_frames: bool,
 ) -> tuple[tuple[float, ...], FrameMap]:
     num_planes = max(1, int(utils.number(image, "TotalPixelMatrixFocalPlanes") or 1))
-    num_channels = 1 if is_label_map(image) else len(channels)
+    num_channels = 1 if shares_frames else len(channels)
     first = int(utils.number(image, "ConcatenationFrameOffsetNumber") or 0)
     expected = grid.num_tiles * num_planes * num_channels
     is_part = utils.text(image, "ConcatenationUID") is not None
@@ -211,13 +235,40 @@ def _full(
                 f" {num_channels} channels make {expected}"
             )
         num_planes = 1
-        first = 0
+        first = _only_channel(image, [each.identifier for each in channels], shares_frames)
+        first *= grid.num_tiles
     start = _first_plane(image)
     step = _spacing_between_planes(image)
     if num_planes > 1 and step is None:
         raise MetadataError(f"it has {num_planes} focal planes, but no Spacing Between Slices")
     planes = tuple(start + k * (step or 0.0) for k in range(num_planes))
     return planes, FullFrames(grid.num_tiles, num_planes, num_frames, first)
+
+
+def _only_channel(image: Dataset, identifiers: list[str], shares_frames: bool) -> int:
+    """Return the channel of all frames, where each doesn't say: what the shared groups say."""
+    shared = None if shares_frames else shared_channel(image)
+    if shared is None or len(identifiers) == 1:
+        return 0
+    if shared not in identifiers:
+        raise MetadataError(f"its frames belong to channel {shared!r}; the image has {identifiers}")
+    return identifiers.index(shared)
+
+
+def _label_values(channels: tuple[Channel, ...]) -> tuple[int, ...]:
+    try:
+        return tuple(int(channel.identifier) for channel in channels)
+    except ValueError:
+        named = [channel.identifier for channel in channels]
+        raise MetadataError(f"segments of a label map need numbers, not {named}") from None
+
+
+def _has_several_mappings(image: Dataset, channels: tuple[Channel, ...]) -> bool:
+    return (
+        channels[0].type is ChannelTypes.PARAMETER
+        and len(channels) > 1
+        and bool(_shared(image, "RealWorldValueMappingSequence"))
+    )
 
 
 def _first_plane(image: Dataset) -> float:

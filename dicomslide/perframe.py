@@ -17,7 +17,7 @@ from dicomslide.errors import MetadataError
 from dicomslide.frames import FramePositions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import TypeAlias
 
     from numpy.typing import NDArray
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Read: TypeAlias = Callable[[int, int], bytes]
 
-__all__ = ["PerFrameSpan", "positions_of_dataset", "scan_per_frame_groups"]
+__all__ = ["PerFrameSpan", "find_items", "positions_of_dataset", "scan_per_frame_groups"]
 
 UNDEFINED = 0xFFFFFFFF
 BLOCK = 4 * 2**20
@@ -217,10 +217,30 @@ def _is_conclusive(found: dict[int, _Found], num_frames: int) -> bool:
 # -- walk ------------------------------------------------------------------------------------
 
 
+def find_items(
+    read: Read, size: int, span: PerFrameSpan, num_frames: int, frames: Sequence[int]
+) -> list[bytes]:
+    """Return the bytes of the items of some frames, without the items' own headers.
+
+    Raises
+    ------
+    MetadataError
+        When the sequence is truncated, or has another number of items.
+
+    """
+    walker, _ = _walked(read, size, span, num_frames)
+    return [walker.data[slice(*walker.items[frame])] for frame in frames]
+
+
 def _walk(
     read: Read, size: int, span: PerFrameSpan, num_frames: int
 ) -> tuple[FramePositions | None, int]:
     """Walk the items element by element."""
+    walker, end = _walked(read, size, span, num_frames)
+    return _complete(walker.values, num_frames), end
+
+
+def _walked(read: Read, size: int, span: PerFrameSpan, num_frames: int) -> tuple[_Walker, int]:
     available = size - span.start
     length = min(span.length, available) if span.length != UNDEFINED else min(BLOCK, available)
     while True:
@@ -234,12 +254,12 @@ def _walk(
                     "the Per-Frame Functional Groups Sequence is truncated or isn't well formed"
                 ) from None
             length = min(4 * length, available)
-    if walker.frames != num_frames:
+    if len(walker.items) != num_frames:
         raise MetadataError(
-            f"the Per-Frame Functional Groups Sequence has {walker.frames} items for"
+            f"the Per-Frame Functional Groups Sequence has {len(walker.items)} items for"
             f" {num_frames} frames"
         )
-    return _complete(walker.values, num_frames), span.start + end
+    return walker, span.start + end
 
 
 class _Walker:
@@ -247,31 +267,36 @@ class _Walker:
 
     def __init__(self, data: bytes, span: PerFrameSpan) -> None:
         order = "<" if span.little_endian else ">"
-        self._data = data
+        self.data = data
         self._tag = struct.Struct(order + "HH").unpack_from
         self._u2 = struct.Struct(order + "H").unpack_from
         self._u4 = struct.Struct(order + "I").unpack_from
         self._i4 = struct.Struct(order + "i").unpack_from
         self._implicit = span.implicit_vr
-        self.frames = 0
+        self.items: list[tuple[int, int]] = []
+        """First byte of each frame's item, and the one behind its last."""
         self.values: dict[int, list[bytes | int | str]] = {tag: [] for tag in WANTED}
 
     def sequence(self, at: int, end: int | None, *, top: bool = False) -> int:
         while end is None or at < end:
-            group, element = self._tag(self._data, at)
-            tag, (length,) = group << 16 | element, self._u4(self._data, at + 4)
+            group, element = self._tag(self.data, at)
+            tag, (length,) = group << 16 | element, self._u4(self.data, at + 4)
             at += 8
             if tag == _END:
                 return at
             if tag != _ITEM:
                 raise IndexError
+            start = at
             if top:
-                self.frames += 1
+                self.items.append((start, start))
             at = self.item(at, None if length == UNDEFINED else at + length)
+            if top:
+                end_tag = 8 if length == UNDEFINED else 0
+                self.items[-1] = (start, at - end_tag)
         return at
 
     def item(self, at: int, end: int | None) -> int:
-        data = self._data
+        data = self.data
         while end is None or at < end:
             group, element = self._tag(data, at)
             tag = group << 16 | element
@@ -290,7 +315,7 @@ class _Walker:
             if length == UNDEFINED:
                 at = self._undefined(at, vr)
                 continue
-            if tag in WANTED and len(self.values[tag]) < self.frames:
+            if tag in WANTED and len(self.values[tag]) < len(self.items):
                 self._keep(tag, at, length)
             elif vr == b"SQ" or (
                 self._implicit and length >= 8 and self._tag(data, at) == _ITEM_TAG
@@ -311,11 +336,11 @@ class _Walker:
 
     def _keep(self, tag: int, at: int, length: int) -> None:
         vr = WANTED[tag]
-        value: bytes | int = self._data[at : at + length]
+        value: bytes | int = self.data[at : at + length]
         if vr == b"SL":
-            (value,) = self._i4(self._data, at)
+            (value,) = self._i4(self.data, at)
         elif vr == b"US":
-            (value,) = self._u2(self._data, at)
+            (value,) = self._u2(self.data, at)
         self.values[tag].append(value)
 
 

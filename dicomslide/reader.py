@@ -55,7 +55,11 @@ def layout_of(source: FrameSource) -> ImageLayout:
 
     def read() -> ImageLayout:
         return read_layout(
-            source.metadata, source.transfer_syntax_uid, source.frame_positions(), source.name
+            source.metadata,
+            source.transfer_syntax_uid,
+            source.frame_positions(),
+            source.name,
+            source.frame_groups,
         )
 
     return _layouts.get(source.identity, read)
@@ -110,6 +114,9 @@ class MatrixReader:
     """Whether colours are mapped to sRGB by the ICC profile of the optical path."""
     on_error: OnError = "raise"
     """Whether a bad frame raises, or is background with a warning."""
+    as_labels: bool = False
+    """Whether a label map gives its segment numbers, whatever the channel; else the pixels of
+    the channel's segment are True."""
 
     @property
     def layout(self) -> ImageLayout:
@@ -125,7 +132,19 @@ class MatrixReader:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Data type of the pixels."""
-        return self.layout.pixel_format.dtype
+        return self.layout.pixel_format.dtype if self._label is None else np.dtype(np.bool_)
+
+    @property
+    def background(self) -> tuple[float, ...]:
+        """Value of pixels of absent tiles, one number a sample."""
+        background, label = self.layout.background, self._label
+        return background if label is None else (background[0] == label,)
+
+    @property
+    def _label(self) -> int | None:
+        """The value of the pixels that are the channel's segment, in a label map."""
+        values = self.layout.label_values
+        return None if self.as_labels or values is None else values[self.channel_index]
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
         return (
@@ -135,12 +154,13 @@ class MatrixReader:
             self.focal_plane_index,
             self.correct_color,
             self.on_error,
+            self.as_labels,
         )
 
     def frames_of(self, tiles: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the zero-based frame of each tile, −1 where a tile is absent."""
         layout = self.layout
-        channel = 0 if layout.is_label_map else self.channel_index
+        channel = 0 if layout.shares_frames else self.channel_index
         return layout.frames.frames(channel, self.focal_plane_index, tiles)
 
     def read(self, key: Sequence[Any], *, num_threads: int | None = None) -> Pixels:
@@ -186,9 +206,11 @@ class MatrixReader:
         ).ravel()
         places = [(r, c) for r in down for c in right]
 
+        background = self.background
+
         def place(at: int, tile: Pixels | None) -> None:
             r, c = places[at]
-            _place(out, r, c, layout.background if tile is None else tile)
+            _place(out, r, c, background if tile is None else tile)
 
         self._visit(tiles, place, num_threads)
         result = out[
@@ -218,11 +240,12 @@ class MatrixReader:
         tiles, starts = np.unique(of_pixel[order], return_index=True)
         pixels_of = np.split(order, starts[1:])
         out = np.empty(rows.shape, self.dtype)
+        background = np.asarray(self.background)
 
         def place(at: int, tile: Pixels | None) -> None:
             here = pixels_of[at]
             if tile is None:
-                out[here] = np.asarray(self.layout.background)[samples[here]]
+                out[here] = background[samples[here]]
             else:
                 out[here] = tile[
                     rows[here] % grid.tile_rows, columns[here] % grid.tile_columns, samples[here]
@@ -245,9 +268,10 @@ class MatrixReader:
             f"a stack of {len(indices)} tiles",
         )
         out = np.empty((len(indices), *self.layout.pixel_format.shape), self.dtype)
+        background = self.background
 
         def place(at: int, tile: Pixels | None) -> None:
-            out[at] = self.layout.background if tile is None else tile
+            out[at] = background if tile is None else tile
 
         self._visit(indices, place, None)
         return out[0] if wanted.drop else out
@@ -264,9 +288,11 @@ class MatrixReader:
         step = max(1, min(BATCH, -(-len(wanted) // threads)))
         batches = [wanted[i : i + step] for i in range(0, len(wanted), step)]
 
+        label = self._label
+
         def run(batch: list[tuple[int, int]]) -> None:
             for at, tile in self._decode(batch):
-                place(at, tile)
+                place(at, tile if tile is None or label is None else tile == label)
 
         if threads > 1 and len(batches) > 1:
             for _ in _pool(threads).map(run, batches):

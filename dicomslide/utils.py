@@ -39,9 +39,9 @@ SEGMENTATION_STORAGES = frozenset(
 PARAMETRIC_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.30"
 
 
-def items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
-    """Return the items of a sequence; none where it is absent or empty."""
-    value = dataset.get(keyword)
+def items(dataset: Dataset | None, keyword: str) -> Sequence[Dataset]:
+    """Return the items of a sequence; none where it, or the data set, is absent or empty."""
+    value = None if dataset is None else dataset.get(keyword)
     return () if value is None else value
 
 

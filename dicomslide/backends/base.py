@@ -50,6 +50,10 @@ class FrameSource(Protocol):
         """Return what the per-frame functional groups say; None where they say nothing."""
         ...
 
+    def frame_groups(self, indices: Sequence[int]) -> list[Dataset]:
+        """Read the per-frame functional groups of some frames; none where there are none."""
+        ...
+
     def read_instance(self) -> Dataset:
         """Read the whole data set, whatever its size: for what isn't pixels, like annotations."""
         ...
@@ -190,6 +194,15 @@ class ConcatenatedSource:
             z=joined([each.z for each in given]),
             channels=joined([each.channels for each in given]),
         )
+
+    def frame_groups(self, indices: Sequence[int]) -> list[Dataset]:
+        """Read the per-frame functional groups of some frames; none where there are none."""
+        return [
+            group
+            for index in indices
+            for part in [self._part_of(index)]
+            for group in self.parts[part].frame_groups([index - self.firsts[part]])
+        ]
 
     def read_instance(self) -> Dataset:
         """Read the whole data set of the first part."""

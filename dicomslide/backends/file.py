@@ -201,6 +201,11 @@ class FileSource:
         """Return what the per-frame functional groups say; None where they say nothing."""
         return self._instance().positions()
 
+    def frame_groups(self, indices: Sequence[int]) -> list[Dataset]:
+        """Read the per-frame functional groups of some frames; none where there are none."""
+        instance = self._instance()
+        return part10.read_per_frame_groups(instance.header, instance.num_frames, indices)
+
     def read_instance(self) -> Dataset:
         """Read the whole data set, whatever its size.
 

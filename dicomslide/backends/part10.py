@@ -19,17 +19,17 @@ from dicomslide.cache import ForkLock
 from dicomslide.codec import DECODERS, Decoder
 from dicomslide.errors import DicomSlideError, FrameReadError, MetadataError, NotDicomError
 from dicomslide.options import check_memory, get_options
-from dicomslide.perframe import UNDEFINED, PerFrameSpan
+from dicomslide.perframe import UNDEFINED, PerFrameSpan, find_items
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
     from pydicom.tag import BaseTag
 
 __all__ = ["Blob", "Frames", "Header", "MemoryBlob", "PixelData", "locate_frames", "read_header",
-           "read_instance"]  # fmt: skip
+           "read_instance", "read_per_frame_groups"]  # fmt: skip
 
 PREAMBLE = 132
 PER_FRAME_GROUPS = 0x52009230
@@ -172,6 +172,27 @@ def read_instance(blob: Blob) -> Dataset:
     """
     with _errors_of_headers(blob):
         return _read_header(blob, None).dataset
+
+
+def read_per_frame_groups(header: Header, num_frames: int, frames: Sequence[int]) -> list[Dataset]:
+    """Read the items of the Per-Frame Functional Groups Sequence of some frames; none if absent.
+
+    Raises
+    ------
+    MetadataError
+        When they can't be read.
+
+    """
+    from pydicom.filereader import read_dataset
+
+    span, blob = header.per_frame, header.blob
+    if span is None:
+        return []
+    with _errors_of_headers(blob), _no_validation():
+        return [
+            read_dataset(io.BytesIO(item), span.implicit_vr, span.little_endian)
+            for item in find_items(blob.read, blob.size, span, num_frames, frames)
+        ]
 
 
 @contextlib.contextmanager
