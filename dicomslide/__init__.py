@@ -37,7 +37,7 @@ from dicomslide.utils import (
 
 if TYPE_CHECKING:
     from dicomslide.image import TiledImage
-    from dicomslide.labelled import SlideIndex
+    from dicomslide.index import SlideIndex
     from dicomslide.matrix import TotalPixelMatrix
     from dicomslide.opening import open_slide
     from dicomslide.slide import Slide
@@ -46,7 +46,7 @@ __version__ = "0.1.0"
 
 _LATE = {
     "Slide": "slide",
-    "SlideIndex": "labelled",
+    "SlideIndex": "index",
     "TiledImage": "image",
     "TotalPixelMatrix": "matrix",
     "open_slide": "opening",

@@ -126,7 +126,7 @@ def _path(text: str) -> Path:
 
 def describe(slide: Slide) -> dict[str, Any]:
     """Return what ``dicomslide info`` shows, as plain values."""
-    from dicomslide.labelled import slide_attrs
+    from dicomslide.attributes import slide_attrs
 
     factors = slide.downsampling_factors
     levels = [

@@ -58,13 +58,17 @@ def is_volume(image: TiledImage) -> bool:
 def group_by_slide(images: Iterable[TiledImage]) -> list[list[TiledImage]]:
     """Put images together that share a frame of reference and a container.
 
-    An image that lacks one of both joins the only slide that has the other; a label or an
-    overview, whose frame of reference is often its own, that of its container or series.
+    A volume image that lacks one of both joins the only slide that has the other. A label or an
+    overview, whose frame of reference is often its own, joins that of its container or series; a
+    derived image that of its frame of reference. Where nothing but derived images is there, they
+    are slides of their own.
     """
-    volumes = [image for image in images if is_volume(image)]
+    images = tuple(images)
+    roots = [image for image in images if is_volume(image)]
+    roots = roots or [image for image in images if is_derived(image)]
     groups: dict[tuple[str | None, str | None], list[TiledImage]] = {}
     incomplete = []
-    for image in volumes:
+    for image in roots:
         key = slide_key(image)
         if None in key:
             incomplete.append(image)
@@ -78,10 +82,12 @@ def group_by_slide(images: Iterable[TiledImage]) -> list[list[TiledImage]]:
             (alike or fitting)[0].append(image)
         else:
             slides.append([image])
-    for image in images:
-        if not is_volume(image):
-            for slide in slides if len(slides) == 1 else _fitting_slides(image, slides):
-                slide.append(image)
+    if slides:
+        members = set(map(id, roots))
+        for image in images:
+            if id(image) not in members:
+                for slide in _fitting_slides(image, slides):
+                    slide.append(image)
     return slides
 
 
@@ -99,20 +105,39 @@ def _same_series(image: TiledImage, others: list[TiledImage]) -> bool:
 
 
 def _fitting_slides(image: TiledImage, slides: list[list[TiledImage]]) -> list[list[TiledImage]]:
+    """Return the slides to which an image belongs that isn't a volume image."""
     frame, container = slide_key(image)
-    by_frame = [slide for slide in slides if frame is not None and slide_key(slide[0])[0] == frame]
-    by_container = [
-        slide for slide in slides if container is not None and slide_key(slide[0])[1] == container
+    keys = [slide_key(slide[0]) for slide in slides]
+    possible = list(zip(slides, keys, strict=True))
+    if is_derived(image):  # its millimetres mean something in its own frame of reference only
+        possible = [
+            (slide, key) for slide, key in possible if None in (frame, key[0]) or frame == key[0]
+        ]
+    if len(possible) == 1:
+        return [possible[0][0]]
+    by_reference = [
+        slide for slide, _ in possible if is_derived(image) and _refers_to(image, slide)
     ]
-    by_series = [slide for slide in slides if _same_series(image, slide)]
-    if found := by_frame or by_container or by_series:
+    by_frame = [slide for slide, key in possible if frame is not None and key[0] == frame]
+    by_container = [
+        slide for slide, key in possible if container is not None and key[1] == container
+    ]
+    by_series = [slide for slide, _ in possible if _same_series(image, slide)]
+    if found := by_reference or by_frame or by_container or by_series:
         return found
+    what = "segmentation or parametric map" if is_derived(image) else image.flavor
     warnings.warn(
-        f"left out: {image.name}: {image.flavor} of none of the {len(slides)} slides",
+        f"left out: {image.name}: {what} of none of the {len(slides)} slides (its frame of"
+        f" reference is {frame}, its container {container})",
         MetadataWarning,
         stacklevel=4,
     )
     return []
+
+
+def _refers_to(image: TiledImage, others: list[TiledImage]) -> bool:
+    uids = {uid for _, _, uid in image.get_references()}
+    return any(utils.text(other.metadata, "SOPInstanceUID") in uids for other in others)
 
 
 def list_slides(slides: list[list[TiledImage]]) -> str:

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
     Integers: TypeAlias = NDArray[np.int64]
 
-__all__ = ["FrameMap", "FramePositions", "FullFrames", "SparseFrames", "TileGrid", "focal_planes"]
+__all__ = ["FrameMap", "FramePositions", "FullFrames", "SparseFrames", "TileGrid",
+           "focal_planes", "match_planes", "plane_tolerance"]  # fmt: skip
 
+SINGLE_PLANE_TOLERANCE = 0.5
+"""µm by which an offset may differ from that of an only focal plane."""
 SAME_PLANE = 0.01
 """Offsets closer than this, in µm, are one focal plane."""
 
@@ -235,6 +238,36 @@ def focal_planes(z: NDArray[np.float64]) -> tuple[tuple[float, ...], Integers]:
     values, inverse = np.unique(z, return_inverse=True)
     starts = np.concatenate([[True], np.diff(values) >= SAME_PLANE])
     return tuple(values[starts].tolist()), (np.cumsum(starts) - 1)[inverse]
+
+
+def plane_tolerance(planes: Sequence[float]) -> float:
+    """Return how far, in µm, an offset may be from that of its focal plane: half their distance.
+
+    Parameters
+    ----------
+    planes : sequence of float
+        Offset of each focal plane in µm.
+
+    """
+    if len(planes) < 2:
+        return SINGLE_PLANE_TOLERANCE
+    return float(np.diff(np.sort(planes)).min()) / 2
+
+
+def match_planes(offsets: Sequence[float], planes: Sequence[float]) -> tuple[int, ...] | None:
+    """Return the index of the plane in which each offset lies; None where not each has its own.
+
+    Parameters
+    ----------
+    offsets, planes : sequence of float
+        In µm.
+
+    """
+    distances = np.abs(np.subtract.outer(np.array(offsets), np.array(planes)))
+    nearest = tuple(distances.argmin(axis=1).tolist())
+    if (distances.min(axis=1) > plane_tolerance(planes)).any() or len(set(nearest)) < len(nearest):
+        return None
+    return nearest
 
 
 def index_of(identifiers: Sequence[str], channels: NDArray[np.str_]) -> Integers:

@@ -12,6 +12,7 @@ from dicomslide.backends.base import frame_source
 from dicomslide.errors import MetadataError
 from dicomslide.geometry import SlideGeometry, SlideGrid
 from dicomslide.layout import ImageLayout, geometry_of, grid_of
+from dicomslide.lookup import ChannelsAndPlanes
 from dicomslide.matrix import TotalPixelMatrix
 from dicomslide.options import check_memory
 from dicomslide.reader import OnError, check_on_error, layout_of
@@ -26,11 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TiledImage"]
 
-SINGLE_PLANE_TOLERANCE = 0.5
-"""µm by which an offset may differ from that of an only focal plane."""
 
-
-class TiledImage:
+class TiledImage(ChannelsAndPlanes):
     """A tiled DICOM image.
 
     An image with the Total Pixel Matrix Rows and Total Pixel Matrix Columns attributes,
@@ -130,7 +128,8 @@ class TiledImage:
         return uid
 
     @property
-    def _layout(self) -> ImageLayout:
+    def layout(self) -> ImageLayout:
+        """What the header says of the pixels, worked out once a process."""
         return layout_of(self._source)
 
     @property
@@ -144,48 +143,49 @@ class TiledImage:
     @property
     def channels(self) -> tuple[Channel, ...]:
         """The channels, in the order of their items."""
-        return self._layout.channels
+        return self.layout.channels
 
     @property
     def focal_plane_offsets(self) -> tuple[float, ...]:
         """Offset of each focal plane from the slide surface along Z, in µm."""
-        return self._layout.planes
+        return self.layout.planes
 
-    @property
-    def num_channels(self) -> int:
-        """Number of channels."""
-        return len(self.channels)
+    def get_references(self, sop_class_uid: str | None = None) -> list[tuple[str, str, str]]:
+        """Get unique identifiers of referenced instances.
 
-    @property
-    def num_focal_planes(self) -> int:
-        """Number of focal planes."""
-        return len(self.focal_plane_offsets)
+        Parameters
+        ----------
+        sop_class_uid : str, optional
+            SOP Class UID of instances for which references should be obtained
+
+        Returns
+        -------
+        list of tuple of str
+            Study, Series and SOP Instance UID of each instance that the Common Instance Reference
+            module names (PS3.3 C.12.2), in its order
+
+        """
+        study = utils.text(self.metadata, "StudyInstanceUID") or ""
+        others = utils.items(self.metadata, "StudiesContainingOtherReferencedInstancesSequence")
+        found = [
+            (study_uid, utils.text(series, "SeriesInstanceUID") or "", instance)
+            for study_uid, item in [
+                (study, self.metadata),
+                *((utils.text(other, "StudyInstanceUID") or "", other) for other in others),
+            ]
+            for series in utils.items(item, "ReferencedSeriesSequence")
+            for instance in utils.items(series, "ReferencedInstanceSequence")
+        ]
+        return [
+            (study_uid, series_uid, utils.text(instance, "ReferencedSOPInstanceUID") or "")
+            for study_uid, series_uid, instance in found
+            if sop_class_uid in (None, utils.text(instance, "ReferencedSOPClassUID"))
+        ]
 
     @property
     def channel_type(self) -> ChannelTypes:
         """Type of channels."""
         return self.channels[0].type
-
-    def get_channel_identifier(self, channel_index: int) -> str:
-        """Get identifier of a channel.
-
-        Parameters
-        ----------
-        channel_index : int
-            Zero-based index into channels, in the order of their items
-
-        Returns
-        -------
-        str
-            Channel identifier
-
-        Raises
-        ------
-        ValueError
-            When no channel is found for `channel_index`
-
-        """
-        return self.channels[self._check(channel_index, self.num_channels, "channel")].identifier
 
     def get_channel_index(self, channel_identifier: str) -> int:
         """Get index of a channel.
@@ -212,66 +212,6 @@ class TiledImage:
                 f"{self.name}: no channel {channel_identifier!r}; there are {identifiers}"
             )
         return identifiers.index(str(channel_identifier))
-
-    def get_focal_plane_offset(self, focal_plane_index: int) -> float:
-        """Get z offset in slide coordinate system of a focal plane.
-
-        Parameters
-        ----------
-        focal_plane_index : int
-            Zero-based index into focal planes, from the glass slide towards the coverslip
-
-        Returns
-        -------
-        float
-            Offset from the slide surface along the Z axis in micrometers
-
-        Raises
-        ------
-        ValueError
-            When no focal plane is found for `focal_plane_index`
-
-        """
-        index = self._check(focal_plane_index, self.num_focal_planes, "focal plane")
-        return self.focal_plane_offsets[index]
-
-    def get_focal_plane_index(self, focal_plane_offset: float) -> int:
-        """Get index of a focal plane.
-
-        Parameters
-        ----------
-        focal_plane_offset : float
-            Offset from the slide surface along the Z axis in micrometers
-
-        Returns
-        -------
-        int
-            Zero-based index of the nearest focal plane
-
-        Raises
-        ------
-        ValueError
-            When none lies within half the distance between planes, or within 0.5 µm of an
-            only one
-
-        """
-        offsets = np.array(self.focal_plane_offsets)
-        nearest = int(np.argmin(np.abs(offsets - focal_plane_offset)))
-        if len(offsets) == 1:
-            tolerance = SINGLE_PLANE_TOLERANCE
-        else:
-            tolerance = float(np.min(np.diff(np.sort(offsets)))) / 2
-        if not abs(offsets[nearest] - focal_plane_offset) <= tolerance + 1e-9:
-            raise ValueError(
-                f"{self.name}: no focal plane within {tolerance:g} µm of {focal_plane_offset} µm;"
-                f" there are {offsets.tolist()}"
-            )
-        return nearest
-
-    def _check(self, index: int, count: int, kind: str) -> int:
-        if not 0 <= index < count:
-            raise ValueError(f"{self.name}: no {kind} {index}; there are {count}, from 0 on")
-        return int(index)
 
     # -- pixels --
 
@@ -398,7 +338,7 @@ class TiledImage:
         shape = (*grid.shape, matrix.shape[2])
         check_memory(math.prod(shape) * matrix.dtype.itemsize, f"a region of shape {shape}")
         out = np.empty(shape, matrix.dtype)
-        out[...] = self._layout.background
+        out[...] = self.layout.background
         in_rows = (grid.rows >= 0) & (grid.rows < matrix.shape[0])
         in_columns = (grid.columns >= 0) & (grid.columns < matrix.shape[1])
         if grid.rows.ndim == 2:

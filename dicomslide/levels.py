@@ -33,6 +33,11 @@ class Level:
     places: dict[tuple[int, int], tuple[TiledImage, int, int]]
     """(channel, focal plane) of the slide -> image, and channel and focal plane in it."""
 
+    def images_of(self, channels: range) -> tuple[TiledImage, ...]:
+        """Return the images that hold some of the slide's channels, each once."""
+        found = [place[0] for key, place in self.places.items() if key[0] in channels]
+        return tuple({id(image): image for image in found}.values())
+
     @property
     def image(self) -> TiledImage:
         """The image that stands for the level's geometry."""

@@ -2,62 +2,45 @@
 
 from __future__ import annotations
 
-import logging
-import operator
-import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
-from dicomslide import utils
 from dicomslide.backends.base import frame_source
-from dicomslide.collection import (
-    group_by_slide,
-    is_derived,
-    is_volume,
-    join_concatenations,
-    list_slides,
-)
-from dicomslide.errors import (
-    AmbiguousSlideError,
-    LevelNotFoundError,
-    MetadataError,
-    MetadataWarning,
-    NotSlideError,
-)
-from dicomslide.image import TiledImage
-from dicomslide.levels import build_pyramid
+from dicomslide.collection import join_concatenations
+from dicomslide.contents import SlideContents, SlideOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     import xarray as xr
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from dicomslide.backends.base import FrameSource
-    from dicomslide.channel import Channel
-    from dicomslide.levels import Level
     from dicomslide.reader import OnError
 
 __all__ = ["Slide"]
 
-logger = logging.getLogger(__name__)
 
-
-class Slide:
+class Slide(SlideContents):
     """A digital slide.
 
     The images that share a Frame of Reference UID and a Container Identifier: those of one or
-    more channels and focal planes, at one or more resolutions (levels), with label, overview
-    and derived images.
+    more channels and focal planes, at one or more resolutions (levels), with label, overview,
+    and the segmentations and parametric maps that were derived from them. Where there are
+    derived images only, their own sizes are the levels.
+
+    Channels are counted through: optical paths first, then the segments and parameters of each
+    derived series. Rows and columns are those of the total pixel matrices as stored, x and y
+    millimetres of the slide (PS3.3 C.8.12.2.1).
 
     Parameters
     ----------
-    client : FrameStore
+    client : dicomweb_client.DICOMClient or FrameStore
         Where the frames are.
     image_metadata : sequence of pydicom.dataset.Dataset
         Metadata of the VL Whole Slide Microscopy Image instances of the slide, and of
-        Segmentation and Parametric Map instances derived from them.
+        Segmentation, Parametric Map and Microscopy Bulk Simple Annotations instances derived
+        from them.
     max_frame_cache_size : int, default: 6
         Largest number of decoded frames of each image that the process keeps.
     pyramid_tolerance : float, default: 0.1
@@ -70,11 +53,17 @@ class Slide:
     Raises
     ------
     NotSlideError
-        When no VOLUME or THUMBNAIL image is among the images.
+        When no VOLUME or THUMBNAIL image, nor one derived from it, is among the images.
     AmbiguousSlideError
         When they belong to several slides, or two hold the same place in it.
     MetadataError
         When a header lacks what is needed, or contradicts itself.
+
+    Examples
+    --------
+    >>> slide = dicomslide.open_slide("slide/")
+    >>> slide.get_slide_region(offset=(16, 29), level=0, size=(0.5, 0.5))
+    >>> slide.find_segments(label="tumour")
 
     """
 
@@ -88,83 +77,15 @@ class Slide:
         correct_color: bool = True,
         on_error: OnError = "raise",
     ) -> None:
-        self._open(
-            join_concatenations([frame_source(client, metadata) for metadata in image_metadata]),
-            max_frame_cache_size,
-            pyramid_tolerance,
-            correct_color,
-            on_error,
+        sources = [frame_source(client, metadata) for metadata in image_metadata]
+        options = SlideOptions(
+            max_frame_cache_size=max_frame_cache_size,
+            pyramid_tolerance=pyramid_tolerance,
+            correct_color=correct_color,
+            on_error=on_error,
         )
-        self._warn_if_mirrored()
-
-    def _open(
-        self,
-        sources: tuple[FrameSource, ...],
-        max_frame_cache_size: int,
-        pyramid_tolerance: float,
-        correct_color: bool,
-        on_error: OnError,
-    ) -> None:
-        self._sources = sources
-        self._max_frame_cache_size = max_frame_cache_size
-        self._pyramid_tolerance = pyramid_tolerance
-        self._correct_color = correct_color
-        self._on_error: OnError = on_error
-        images = []
-        for source in self._sources:
-            if utils.is_tiled_image(source.metadata):
-                images.append(
-                    TiledImage(
-                        source,
-                        source.metadata,
-                        max_frame_cache_size,
-                        correct_color=correct_color,
-                        on_error=on_error,
-                    )
-                )
-            else:
-                logger.debug("%s: passed over, for it is no tiled image", source.name)
-        volumes = [image for image in images if is_volume(image)]
-        if not volumes:
-            names = ", ".join(source.name for source in self._sources[:3])
-            raise NotSlideError(
-                f"{names}{', ...' if len(self._sources) > 3 else ''}: not a slide: no VOLUME or"
-                f" THUMBNAIL image among {len(self._sources)} instances"
-            )
-        slides = group_by_slide(images)
-        if len(slides) > 1:
-            raise AmbiguousSlideError(list_slides(slides))
-        self._images = tuple(images)
-        self._pyramid = build_pyramid(volumes, pyramid_tolerance)
-
-    def _warn_if_mirrored(self) -> None:
-        try:
-            mirrored = self._pyramid.levels[0].image.geometry.handedness > 0
-        except MetadataError:
-            return
-        if mirrored:
-            warnings.warn(
-                f"{self._pyramid.levels[0].image.name}: its Image Orientation (Slide) is that of a"
-                " mirror image, seen through the glass; it is taken literally",
-                MetadataWarning,
-                stacklevel=3,
-            )
-
-    # -- what it is --
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # thin: names only; headers are read again where the slide arrives
-        return _rebuild, (
-            self._sources,
-            self._max_frame_cache_size,
-            self._pyramid_tolerance,
-            self._correct_color,
-            self._on_error,
-        )
-
-    def __dask_tokenize__(self) -> tuple[Hashable, ...]:
-        identities = tuple(source.identity for source in self._sources)
-        return ("dicomslide.Slide", identities, self._correct_color, self._on_error)
+        super().__init__(join_concatenations(sources), options)
+        self.warn_if_mirrored(stacklevel=2)
 
     def __repr__(self) -> str:
         rows, columns = self.size
@@ -174,89 +95,7 @@ class Slide:
             f" {self.num_focal_planes} focal planes>"
         )
 
-    @property
-    def name(self) -> str:
-        """File name or URL of the base level."""
-        return self.levels[0].image.name
-
-    @property
-    def metadata(self) -> Dataset:
-        """Metadata of the base level."""
-        return self.levels[0].image.metadata
-
-    @property
-    def container_identifier(self) -> str | None:
-        """Container Identifier, or None."""
-        return utils.text(self.metadata, "ContainerIdentifier")
-
-    @property
-    def frame_of_reference_uid(self) -> str:
-        """Unique identifier of the frame of reference.
-
-        Raises
-        ------
-        MetadataError
-            When the images have none.
-
-        """
-        return self.levels[0].image.frame_of_reference_uid
-
-    # -- images --
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        """The levels, from the largest to the smallest."""
-        return self._pyramid.levels
-
-    @property
-    def channels(self) -> tuple[Channel, ...]:
-        """The channels, in the order of their items in the first image that has them."""
-        return self._pyramid.channels
-
-    @property
-    def focal_plane_offsets(self) -> tuple[float, ...]:
-        """Offset of each focal plane from the slide surface along Z, in µm."""
-        return self._pyramid.planes
-
-    @property
-    def label_images(self) -> tuple[TiledImage, ...]:
-        """LABEL images of the slide."""
-        return self._of_flavor(utils.is_label_image)
-
-    @property
-    def overview_images(self) -> tuple[TiledImage, ...]:
-        """OVERVIEW images of the slide."""
-        return self._of_flavor(utils.is_overview_image)
-
-    @property
-    def thumbnail_images(self) -> tuple[TiledImage, ...]:
-        """THUMBNAIL images of the size of a level, which aren't levels themselves."""
-        return self._pyramid.associated
-
-    @property
-    def derived_images(self) -> tuple[TiledImage, ...]:
-        """Segmentations and parametric maps of the slide."""
-        return tuple(image for image in self._images if is_derived(image))
-
-    def _of_flavor(self, has: Any) -> tuple[TiledImage, ...]:
-        return tuple(
-            image for image in self._images if has(image.metadata) and not is_derived(image)
-        )
-
-    @property
-    def num_levels(self) -> int:
-        """Number of pyramid levels."""
-        return len(self.levels)
-
-    @property
-    def num_channels(self) -> int:
-        """Number of channels."""
-        return len(self.channels)
-
-    @property
-    def num_focal_planes(self) -> int:
-        """Number of focal planes."""
-        return len(self.focal_plane_offsets)
+    # -- sizes --
 
     @property
     def size(self) -> tuple[int, int]:
@@ -274,67 +113,60 @@ class Slide:
         rows, columns = self.size
         return tuple((rows / r + columns / c) / 2 for r, c in self.total_pixel_matrix_dimensions)
 
-    def level(self, level: int) -> Level:
-        """Return a level.
+    @property
+    def pixel_spacings(self) -> tuple[tuple[float, float], ...]:
+        """Distance in mm between neighbouring pixels along a row and along a column, by level.
 
-        Parameters
-        ----------
-        level : int
-            Zero-based index; 0 is the largest.
+        Pixel Spacing has them the other way round (PS3.3 10.7.1.3).
 
         Raises
         ------
-        LevelNotFoundError
-            When there is no such level.
+        MetadataError
+            When a header doesn't say where its image lies on the slide.
 
         """
-        if not 0 <= operator.index(level) < self.num_levels:
-            there = ", ".join(f"{i} ({r} × {c})" for i, (r, c) in enumerate(
-                self.total_pixel_matrix_dimensions))  # fmt: skip
-            raise LevelNotFoundError(f"{self.name}: no level {level}; there are {there}")
-        return self.levels[level]
+        spacings = (level.image.geometry.spacing for level in self.levels)
+        return tuple((along_row, along_column) for along_column, along_row in spacings)
 
-    def _place(
-        self, level: int, channel_index: int, focal_plane_index: int
-    ) -> tuple[TiledImage, int, int]:
-        found = self.level(level).places.get((channel_index, focal_plane_index))
-        if found is None:
-            raise ValueError(
-                f"{self.name}: level {level} has no channel {channel_index} in focal plane"
-                f" {focal_plane_index}; the slide has {self.num_channels} channels and"
-                f" {self.num_focal_planes} focal planes, from 0 on"
-            )
-        return found
-
-    def get_volume_images(
-        self, channel_index: int = 0, focal_plane_index: int = 0
-    ) -> tuple[TiledImage, ...]:
-        """Get VOLUME or THUMBNAIL images for a channel and focal plane.
-
-        Parameters
-        ----------
-        channel_index, focal_plane_index : int, default: 0
-            Zero-based indices into channels and focal planes
-
-        Returns
-        -------
-        tuple of dicomslide.TiledImage
-            Images sorted by size in descending order
+    @property
+    def physical_offset(self) -> tuple[float, float]:
+        """Lowest (x, y) in mm of the centres of the first pixels of the levels' matrices.
 
         Raises
         ------
-        ValueError
-            When there is no such channel or focal plane
+        MetadataError
+            When a header doesn't say where its image lies on the slide.
 
         """
-        places = [
-            level.places[channel_index, focal_plane_index]
-            for level in self.levels
-            if (channel_index, focal_plane_index) in level.places
-        ]
-        if not places:
-            self._place(0, channel_index, focal_plane_index)
-        return tuple(image for image, _, _ in places)
+        offsets = [image.physical_offset for level in self.levels for image in level.images]
+        return min(x for x, _ in offsets), min(y for _, y in offsets)
+
+    @property
+    def physical_size(self) -> tuple[float, float]:
+        """Largest extent in mm along X and Y of the levels' matrices, pixels' edges included.
+
+        Raises
+        ------
+        MetadataError
+            When a header doesn't say where its image lies on the slide.
+
+        """
+        sizes = [image.physical_size for level in self.levels for image in level.images]
+        return max(width for width, _ in sizes), max(height for _, height in sizes)
+
+    @property
+    def physical_bounds(self) -> tuple[float, float, float, float]:
+        """(x_min, y_min, x_max, y_max) in mm of the outer edges of the levels' matrices.
+
+        Raises
+        ------
+        MetadataError
+            When a header doesn't say where its image lies on the slide.
+
+        """
+        bounds = [image.physical_bounds for level in self.levels for image in level.images]
+        x_min, y_min, x_max, y_max = zip(*bounds, strict=True)
+        return min(x_min), min(y_min), max(x_max), max(y_max)
 
     # -- pixels --
 
@@ -451,6 +283,148 @@ class Slide:
         place = self._place(max(enough, default=0), channel_index, focal_plane_index)
         return picture_of(place[0], size, *place[1:])
 
+    # -- between pixels and millimetres --
+
+    def get_pixel_indices(
+        self,
+        offset: tuple[float, float],
+        level: int,
+        channel_index: int = 0,
+        focal_plane_index: int = 0,
+    ) -> tuple[int, int]:
+        """Get indices into total pixel matrix for a given slide position.
+
+        Parameters
+        ----------
+        offset : tuple of float
+            (x, y) in the slide coordinate system in mm
+        level : int
+            Zero-based index into pyramid levels
+        channel_index, focal_plane_index : int, default: 0
+            Zero-based indices into channels and focal planes
+
+        Returns
+        -------
+        tuple of int
+            Zero-based (row, column) of the pixel there; negative, or beyond the matrix, where
+            the slide wasn't imaged
+
+        Raises
+        ------
+        LevelNotFoundError
+            When there is no such level
+        ValueError
+            When there is no such channel or focal plane
+
+        """
+        image, _, _ = self._place(level, channel_index, focal_plane_index)
+        return image.get_pixel_indices(offset)
+
+    def get_slide_offset(
+        self,
+        pixel_indices: tuple[int, int],
+        level: int,
+        channel_index: int = 0,
+        focal_plane_index: int = 0,
+    ) -> tuple[float, float]:
+        """Get slide coordinates for a given total pixel matrix position.
+
+        Parameters
+        ----------
+        pixel_indices : tuple of int
+            Zero-based (row, column) in the total pixel matrix
+        level : int
+            Zero-based index into pyramid levels
+        channel_index, focal_plane_index : int, default: 0
+            Zero-based indices into channels and focal planes
+
+        Returns
+        -------
+        tuple of float
+            (x, y) of the pixel's centre in mm
+
+        Raises
+        ------
+        LevelNotFoundError
+            When there is no such level
+        ValueError
+            When there is no such channel or focal plane
+
+        """
+        image, _, _ = self._place(level, channel_index, focal_plane_index)
+        return image.get_slide_offset(pixel_indices)
+
+    def map_pixel_indices_to_slide_coordinates(
+        self,
+        pixel_indices: NDArray[Any],
+        level: int,
+        channel_index: int = 0,
+        focal_plane_index: int = 0,
+    ) -> NDArray[np.float64]:
+        """Map pixel indices to slide coordinates.
+
+        Parameters
+        ----------
+        pixel_indices : numpy.ndarray
+            Zero-based (row, column) indices into the total pixel matrix, shape (n, 2)
+        level : int
+            Zero-based index into pyramid levels
+        channel_index, focal_plane_index : int, default: 0
+            Zero-based indices into channels and focal planes
+
+        Returns
+        -------
+        numpy.ndarray
+            (x, y, z) in the slide coordinate system in mm, shape (n, 3); z is that of the
+            focal plane
+
+        Raises
+        ------
+        LevelNotFoundError
+            When there is no such level
+        ValueError
+            When there is no such channel or focal plane
+
+        """
+        image, _, plane = self._place(level, channel_index, focal_plane_index)
+        points = image.map_pixel_indices_to_slide_coordinates(pixel_indices)
+        points[:, 2] = image.focal_plane_offsets[plane] / 1000
+        return points
+
+    def map_slide_coordinates_to_pixel_indices(
+        self,
+        slide_coordinates: NDArray[Any],
+        level: int,
+        channel_index: int = 0,
+        focal_plane_index: int = 0,
+    ) -> NDArray[np.int64]:
+        """Map slide coordinates to pixel indices.
+
+        Parameters
+        ----------
+        slide_coordinates : numpy.ndarray
+            (x, y, z) in the slide coordinate system in mm, shape (n, 3); z isn't used
+        level : int
+            Zero-based index into pyramid levels
+        channel_index, focal_plane_index : int, default: 0
+            Zero-based indices into channels and focal planes
+
+        Returns
+        -------
+        numpy.ndarray
+            Zero-based (row, column) indices into the total pixel matrix, shape (n, 2)
+
+        Raises
+        ------
+        LevelNotFoundError
+            When there is no such level
+        ValueError
+            When there is no such channel or focal plane
+
+        """
+        image, _, _ = self._place(level, channel_index, focal_plane_index)
+        return image.map_slide_coordinates_to_pixel_indices(slide_coordinates)
+
     # -- labelled --
 
     def to_dataset(
@@ -530,15 +504,3 @@ class Slide:
             include_patient=include_patient,
         )
         return xr.DataTree.from_dict(groups, name=self.container_identifier)
-
-
-def _rebuild(
-    sources: tuple[FrameSource, ...],
-    max_frame_cache_size: int,
-    pyramid_tolerance: float,
-    correct_color: bool,
-    on_error: OnError,
-) -> Slide:
-    slide = Slide.__new__(Slide)
-    slide._open(sources, max_frame_cache_size, pyramid_tolerance, correct_color, on_error)
-    return slide

@@ -139,8 +139,9 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             When there is no slide, or several, or it can't be read.
 
         """
+        from dicomslide.attributes import slide_attrs
         from dicomslide.errors import LevelNotFoundError
-        from dicomslide.labelled import associated_groups, level_dataset, slide_attrs
+        from dicomslide.labelled import level_dataset, other_groups
 
         slide = _open(
             filename_or_obj, container_id, frame_of_reference_uid, correct_color, on_error
@@ -151,7 +152,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         if name.startswith("level_") and name[6:].isdecimal():
             level = int(name[6:])
         if name and level is None:
-            others = associated_groups(slide, data=_lazy, frame=frame, squeeze=squeeze)
+            others = other_groups(slide, data=_lazy, frame=frame, squeeze=squeeze)
             if name not in others:
                 there = [f"level_{i}" for i in range(slide.num_levels)] + list(others)
                 raise LevelNotFoundError(f"{slide.name}: no group {group!r}; there are {there}")

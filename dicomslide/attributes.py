@@ -1,0 +1,150 @@
+"""What headers say of a slide and its images, as plain values for the tree's attributes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dicomslide import utils
+from dicomslide.enum import ChannelTypes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydicom.dataset import Dataset
+
+    from dicomslide.channel import Channel
+    from dicomslide.geometry import Orientation, SlideGeometry
+    from dicomslide.image import TiledImage
+    from dicomslide.slide import Slide
+
+__all__ = ["derived_attrs", "image_attrs", "slide_attrs", "stains_of"]
+
+
+def slide_attrs(slide: Slide, *, include_patient: bool = False) -> dict[str, Any]:
+    """Return what a header says of the slide."""
+    metadata = slide.metadata
+    keywords = {
+        "container_identifier": "ContainerIdentifier",
+        "frame_of_reference_uid": "FrameOfReferenceUID",
+        "study_instance_uid": "StudyInstanceUID",
+        "series_instance_uid": "SeriesInstanceUID",
+        "manufacturer": "Manufacturer",
+        "manufacturer_model_name": "ManufacturerModelName",
+        "acquisition_datetime": "AcquisitionDateTime",
+    }
+    if include_patient:
+        keywords |= {
+            "patient_id": "PatientID",
+            "patient_name": "PatientName",
+            "patient_birth_date": "PatientBirthDate",
+            "patient_sex": "PatientSex",
+            "accession_number": "AccessionNumber",
+        }
+    attrs: dict[str, Any] = {
+        name: utils.text(metadata, keyword) for name, keyword in keywords.items()
+    }
+    attrs["objective_lens_power"] = next(
+        (
+            power
+            for item in utils.items(metadata, "OpticalPathSequence")
+            if (power := utils.number(item, "ObjectiveLensPower"))
+        ),
+        None,
+    )
+    attrs["stains"] = stains_of(metadata) or None
+    return _present(attrs)
+
+
+def image_attrs(
+    image: TiledImage, geometry: SlideGeometry | None, orientation: Orientation | None
+) -> dict[str, Any]:
+    """Return what a header says of an image and of where it lies.
+
+    Parameters
+    ----------
+    image : TiledImage
+        The image.
+    geometry : SlideGeometry or None
+        Where it lies on the slide.
+    orientation : Orientation or None
+        How it was turned upright; None where its pixels are as stored: then an affine says where.
+
+    """
+    metadata = image.metadata
+    attrs: dict[str, Any] = {
+        "long_name": image.flavor.lower(),
+        "sop_instance_uid": utils.text(metadata, "SOPInstanceUID"),
+        "series_instance_uid": utils.text(metadata, "SeriesInstanceUID"),
+        "series_description": utils.text(metadata, "SeriesDescription"),
+        "transfer_syntax_uid": image.transfer_syntax_uid,
+        "photometric_interpretation": utils.text(metadata, "PhotometricInterpretation"),
+    }
+    if geometry is not None:
+        attrs |= {
+            "pixel_spacing": list(geometry.spacing),
+            "image_orientation_slide": [
+                *geometry.row_direction,
+                0.0,
+                *geometry.column_direction,
+                0.0,
+            ],
+            "total_pixel_matrix_origin": list(geometry.origin),
+        }
+        if orientation is None:
+            attrs["affine"] = geometry.matrix.tolist()  # (x, y) = affine @ (row, column, 1)
+    return _present(attrs)
+
+
+def derived_attrs(image: TiledImage, channels: Sequence[Channel]) -> dict[str, Any]:
+    """Return what the pixels of a segmentation or parametric map mean.
+
+    Flags are those of the CF conventions: `flag_meanings` are words, parted by blanks.
+    """
+    metadata = image.metadata
+    attrs: dict[str, Any] = {
+        "long_name": "segmentation",
+        "segmentation_type": utils.text(metadata, "SegmentationType"),
+        "content_label": utils.text(metadata, "ContentLabel"),
+    }
+    if attrs["segmentation_type"] == "FRACTIONAL":
+        attrs |= {
+            "segmentation_fractional_type": utils.text(metadata, "SegmentationFractionalType"),
+            "maximum_fractional_value": utils.number(metadata, "MaximumFractionalValue"),
+        }
+    if image.layout.label_values is not None:
+        names = [channel.description or channel.identifier for channel in channels]
+        attrs |= {
+            "flag_values": [int(channel.identifier) for channel in channels],
+            "flag_meanings": " ".join("_".join(name.split()) for name in names),
+            "segment_labels": names,
+            "segment_types": [channel.property_type or "" for channel in channels],
+        }
+    if channels[0].type is ChannelTypes.PARAMETER:
+        attrs["long_name"] = "parametric map"
+        quantities = {channel.quantity for channel in channels}
+        if len(quantities) == 1 and None not in quantities:
+            attrs["long_name"] = quantities.pop()
+        units = {channel.unit for channel in channels}
+        if len(units) == 1 and all(channel.mapping in (None, (1, 0)) for channel in channels):
+            attrs["units"] = units.pop()  # of the pixels as they are
+    return _present(attrs)
+
+
+def _present(attrs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attrs.items() if value is not None}
+
+
+def stains_of(metadata: Dataset) -> list[str]:
+    """Return the substances that the specimens were stained with, by name (TID 8003)."""
+    found: dict[str, None] = {}
+    for specimen in utils.items(metadata, "SpecimenDescriptionSequence"):
+        for step in utils.items(specimen, "SpecimenPreparationSequence"):
+            for item in utils.items(step, "SpecimenPreparationStepContentItemSequence"):
+                names = utils.items(item, "ConceptNameCodeSequence")
+                # "Using substance", in SNOMED CT and by its retired identifier
+                if any(utils.text(n, "CodeValue") in ("424361007", "G-C350") for n in names):
+                    for code in utils.items(item, "ConceptCodeSequence"):
+                        found[utils.text(code, "CodeMeaning") or ""] = None
+                    if stain := utils.text(item, "TextValue"):
+                        found[stain] = None
+    return [name for name in found if name]

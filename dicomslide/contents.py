@@ -1,0 +1,470 @@
+"""What a slide consists of: its images, sorted into levels, channels and focal planes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import operator
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from dicomslide import utils
+from dicomslide.collection import group_by_slide, is_derived, is_volume, list_slides
+from dicomslide.derived import ChannelGroup, derived_series, place_series
+from dicomslide.enum import ChannelTypes
+from dicomslide.errors import (
+    AmbiguousSlideError,
+    LevelNotFoundError,
+    MetadataError,
+    MetadataWarning,
+    NotSlideError,
+)
+from dicomslide.identity import Identified
+from dicomslide.image import TiledImage
+from dicomslide.levels import build_pyramid
+from dicomslide.lookup import ChannelsAndPlanes
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from pydicom.dataset import Dataset
+    from pydicom.sr.coding import Code
+
+    from dicomslide.backends.base import FrameSource
+    from dicomslide.channel import Channel
+    from dicomslide.levels import Level
+    from dicomslide.reader import OnError
+
+__all__ = ["SlideContents", "SlideOptions"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SlideOptions:
+    """How a slide is read: see :class:`dicomslide.Slide`."""
+
+    max_frame_cache_size: int
+    pyramid_tolerance: float
+    correct_color: bool
+    on_error: OnError
+
+
+class SlideContents(ChannelsAndPlanes, Identified):
+    """Images of a slide: what :class:`dicomslide.Slide` reads from.
+
+    Parameters
+    ----------
+    sources : sequence of FrameSource
+        The instances.
+    options : SlideOptions
+        How they are read.
+
+    """
+
+    def __init__(self, sources: Sequence[FrameSource], options: SlideOptions) -> None:
+        self._sources = tuple(sources)
+        self._options = options
+        tiled = [source for source in sources if utils.is_tiled_image(source.metadata)]
+        self._others = tuple(source for source in sources if source not in tiled)
+        for source in self._others:
+            logger.debug("%s: it is no tiled image", source.name)
+        self._images = tuple(
+            TiledImage(
+                source,
+                source.metadata,
+                options.max_frame_cache_size,
+                correct_color=options.correct_color,
+                on_error=options.on_error,
+            )
+            for source in tiled
+        )
+        slides = group_by_slide(self._images)
+        if not slides:
+            names = ", ".join(source.name for source in self._sources[:3])
+            raise NotSlideError(
+                f"{names}{', ...' if len(self._sources) > 3 else ''}: not a slide: no VOLUME or"
+                f" THUMBNAIL image, nor one derived from it, among {len(self._sources)} instances"
+            )
+        if len(slides) > 1:
+            raise AmbiguousSlideError(list_slides(slides))
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Sort the images into levels, and their channels into groups."""
+        tolerance = self._options.pyramid_tolerance
+        volumes = [image for image in self._images if is_volume(image)]
+        series = derived_series(image for image in self._images if is_derived(image))
+        # where there are derived images alone, the first series gives the levels
+        self._pyramid = build_pyramid(volumes or series[0].images, tolerance)
+        self._groups: tuple[ChannelGroup, ...] = ()
+        if volumes:
+            images = tuple(
+                (image, index) for index, level in enumerate(self.levels) for image in level.images
+            )
+            self._groups = (ChannelGroup("image", self._pyramid.channels, 0, images),)
+        count: dict[str, int] = {}
+        for each in series:
+            number = count[each.kind] = count.get(each.kind, 0) + 1
+            name = each.kind if number == 1 else f"{each.kind}_{number}"
+            group = place_series(
+                each, name, self.num_channels, self.levels, self.focal_plane_offsets, tolerance
+            )
+            self._groups = (*self._groups, group)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # thin: names only; headers are read again where the slide arrives
+        return _rebuild, (type(self), self._sources, self._options)
+
+    def __dask_tokenize__(self) -> tuple[Hashable, ...]:
+        options = self._options
+        identities = tuple(source.identity for source in self._sources)
+        return (
+            "dicomslide.Slide",
+            identities,
+            options.correct_color,
+            options.on_error,
+            options.pyramid_tolerance,
+        )
+
+    @property
+    def name(self) -> str:
+        """File name or URL of the base level."""
+        return self.levels[0].image.name
+
+    @property
+    def metadata(self) -> Dataset:
+        """Metadata of the base level."""
+        return self.levels[0].image.metadata
+
+    @property
+    def container_identifier(self) -> str | None:
+        """Container Identifier, or None."""
+        return utils.text(self.metadata, "ContainerIdentifier")
+
+    @property
+    def frame_of_reference_uid(self) -> str:
+        """Unique identifier of the frame of reference.
+
+        Raises
+        ------
+        MetadataError
+            When the images have none.
+
+        """
+        return self.levels[0].image.frame_of_reference_uid
+
+    # -- images --
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels, from the largest to the smallest."""
+        return self._pyramid.levels
+
+    @property
+    def num_levels(self) -> int:
+        """Number of pyramid levels, from the highest resolution to the lowest."""
+        return len(self.levels)
+
+    @property
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """Channels by the variable of the tree that they are: optical paths, derived series."""
+        return self._groups
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """The channels: optical paths, then segments and parameters, series by series.
+
+        Each in the order of their items in the first image that has them.
+        """
+        return tuple(channel for group in self._groups for channel in group.channels)
+
+    @property
+    def focal_plane_offsets(self) -> tuple[float, ...]:
+        """Offset of each focal plane from the slide surface along Z, in µm."""
+        return self._pyramid.planes
+
+    @property
+    def label_images(self) -> tuple[TiledImage, ...]:
+        """LABEL images of the slide."""
+        return self._of_flavor(utils.is_label_image)
+
+    @property
+    def overview_images(self) -> tuple[TiledImage, ...]:
+        """OVERVIEW images of the slide."""
+        return self._of_flavor(utils.is_overview_image)
+
+    @property
+    def thumbnail_images(self) -> tuple[TiledImage, ...]:
+        """THUMBNAIL images of the size of a level, which aren't levels themselves."""
+        return self._pyramid.associated
+
+    @property
+    def derived_images(self) -> tuple[TiledImage, ...]:
+        """Segmentations and parametric maps of the slide."""
+        return tuple(image for image in self._images if is_derived(image))
+
+    def _of_flavor(self, has: Any) -> tuple[TiledImage, ...]:
+        return tuple(
+            image for image in self._images if has(image.metadata) and not is_derived(image)
+        )
+
+    def get_volume_images(
+        self, channel_index: int = 0, focal_plane_index: int = 0
+    ) -> tuple[TiledImage, ...]:
+        """Get VOLUME or THUMBNAIL images for a channel and focal plane.
+
+        Parameters
+        ----------
+        channel_index, focal_plane_index : int, default: 0
+            Zero-based indices into channels and focal planes
+
+        Returns
+        -------
+        tuple of dicomslide.TiledImage
+            Images sorted by size in descending order; for segments and parameters, the derived
+            images, those on no level's grid too
+
+        Raises
+        ------
+        ValueError
+            When there is no such channel or focal plane
+
+        """
+        channel = self._channel(channel_index)
+        (group,) = (group for group in self._groups if channel_index in group.indices)
+        key = (channel_index, focal_plane_index)
+        found = tuple(
+            image
+            for image, level in group.images
+            if (level is None and channel.identifier in [c.identifier for c in image.channels])
+            or (level is not None and self._holds(level, key, image))
+        )
+        if not found:
+            self._check(focal_plane_index, self.num_focal_planes, "focal plane")
+            raise ValueError(
+                f"{self.name}: channel {channel_index} has no image in focal plane"
+                f" {focal_plane_index}"
+            )
+        return found
+
+    def _holds(self, level: int, key: tuple[int, int], image: TiledImage) -> bool:
+        place = self.levels[level].places.get(key)
+        return place is not None and place[0] is image
+
+    def level(self, level: int) -> Level:
+        """Return a level.
+
+        Parameters
+        ----------
+        level : int
+            Zero-based index; 0 is the largest.
+
+        Raises
+        ------
+        LevelNotFoundError
+            When there is no such level.
+
+        """
+        if not 0 <= operator.index(level) < self.num_levels:
+            there = ", ".join(
+                f"{i} ({each.size[0]} × {each.size[1]})" for i, each in enumerate(self.levels)
+            )
+            raise LevelNotFoundError(f"{self.name}: no level {level}; there are {there}")
+        return self.levels[level]
+
+    def _place(
+        self, level: int, channel_index: int, focal_plane_index: int
+    ) -> tuple[TiledImage, int, int]:
+        """Return the image of a channel and focal plane at a level, and their indices in it."""
+        places = self.level(level).places
+        found = places.get((channel_index, focal_plane_index))
+        if found is not None:
+            return found
+        channel = self._channel(channel_index)
+        planes = sorted({plane for index, plane in places if index == channel_index})
+        if planes:
+            raise ValueError(
+                f"{self.name}: channel {channel_index} has no focal plane {focal_plane_index} at"
+                f" level {level}; there are {planes}"
+            )
+        there = [
+            i
+            for i, each in enumerate(self.levels)
+            if any(index == channel_index for index, _ in each.places)
+        ]
+        where = f"at levels {there}" if there else "on the grid of no level"
+        raise ValueError(
+            f"{self.name}: channel {channel_index} ({channel.type.value} {channel.identifier!r})"
+            f" has no pixels at level {level}; it has some {where}, in the images of"
+            f" get_volume_images(channel_index={channel_index})"
+        )
+
+    # -- channels --
+
+    def get_channel_type(self, channel_index: int) -> ChannelTypes:
+        """Get type of a channel.
+
+        Parameters
+        ----------
+        channel_index : int
+            Zero-based index into channels
+
+        Returns
+        -------
+        dicomslide.ChannelTypes
+            Channel type
+
+        Raises
+        ------
+        ValueError
+            When no channel is found for `channel_index`
+
+        """
+        return self._channel(channel_index).type
+
+    def get_channel_index(self, channel_identifier: str, channel_type: str | ChannelTypes) -> int:
+        """Get index of a channel.
+
+        Parameters
+        ----------
+        channel_identifier : str
+            Optical Path Identifier, Segment Number or LUT Label
+        channel_type : str or dicomslide.ChannelTypes
+            Channel type
+
+        Returns
+        -------
+        int
+            Zero-based index into channels; of the first where several have the identifier (a
+            warning says so)
+
+        Raises
+        ------
+        ValueError
+            When no channel is found for `channel_identifier` and `channel_type`
+
+        """
+        kind = ChannelTypes(channel_type)
+        of_type = [
+            (index, channel.identifier)
+            for index, channel in enumerate(self.channels)
+            if channel.type is kind
+        ]
+        found = [index for index, name in of_type if name == str(channel_identifier)]
+        if not found:
+            raise ValueError(
+                f"{self.name}: no channel {channel_identifier!r} of type {kind.value}; there are"
+                f" {[name for _, name in of_type]}"
+            )
+        if len(found) > 1:
+            warnings.warn(
+                f"{self.name}: channels {found} all have the identifier {channel_identifier!r};"
+                f" {found[0]} is taken",
+                MetadataWarning,
+                stacklevel=2,
+            )
+        return found[0]
+
+    def find_optical_paths(
+        self,
+        identifier: str | None = None,
+        description: str | None = None,
+        illumination_wavelength: float | None = None,
+        specimen_stain: Code | None = None,
+    ) -> tuple[int, ...]:
+        """Find optical paths.
+
+        Parameters
+        ----------
+        identifier : str, optional
+            Optical path identifier
+        description : str, optional
+            Optical path description
+        illumination_wavelength : float, optional
+            Optical path illumination wavelength in nm
+        specimen_stain : pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
+            Substance used for specimen staining
+
+        Returns
+        -------
+        tuple of int
+            Zero-based indices, ascending, of the channels for which all that is given holds
+
+        """
+        return tuple(
+            index
+            for index, channel in enumerate(self.channels)
+            if channel.type is ChannelTypes.OPTICAL_PATH
+            and utils.does_optical_path_item_match(
+                channel.item, identifier, description, illumination_wavelength
+            )
+            and (specimen_stain is None or self._is_stained(index, specimen_stain))
+        )
+
+    def _is_stained(self, channel_index: int, stain: Code) -> bool:
+        (group,) = (group for group in self._groups if channel_index in group.indices)
+        identifier = self.channels[channel_index].identifier
+        return any(
+            utils.does_specimen_description_item_match(item, stain)
+            for image, _ in group.images
+            if identifier in [channel.identifier for channel in image.channels]
+            for item in utils.items(image.metadata, "SpecimenDescriptionSequence")
+        )
+
+    def find_segments(
+        self,
+        number: int | None = None,
+        label: str | None = None,
+        property_category: Code | None = None,
+        property_type: Code | None = None,
+    ) -> tuple[int, ...]:
+        """Find segments.
+
+        Parameters
+        ----------
+        number : int, optional
+            Segment number
+        label : str, optional
+            Segment label
+        property_category : pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
+            Category of segmented property
+        property_type : pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
+            Type of segmented property
+
+        Returns
+        -------
+        tuple of int
+            Zero-based indices, ascending, of the channels for which all that is given holds
+
+        """
+        return tuple(
+            index
+            for index, channel in enumerate(self.channels)
+            if channel.type is ChannelTypes.SEGMENT
+            and utils.does_segment_item_match(
+                channel.item, number, label, property_category, property_type
+            )
+        )
+
+    def warn_if_mirrored(self, stacklevel: int) -> None:
+        """Warn when the base level shows the slide as seen through the glass."""
+        try:
+            mirrored = self.levels[0].image.geometry.handedness > 0
+        except MetadataError:
+            return
+        if mirrored:
+            warnings.warn(
+                f"{self.name}: its Image Orientation (Slide) is that of a mirror image, seen"
+                " through the glass; it is taken literally",
+                MetadataWarning,
+                stacklevel=stacklevel + 1,
+            )
+
+
+def _rebuild(
+    kind: type[SlideContents], sources: tuple[FrameSource, ...], options: SlideOptions
+) -> SlideContents:
+    slide = kind.__new__(kind)
+    SlideContents.__init__(slide, sources, options)
+    return slide

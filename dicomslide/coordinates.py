@@ -1,0 +1,163 @@
+"""Coordinate variables of the labelled datasets: millimetres, focal planes, channels."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from dicomslide.enum import ChannelTypes
+from dicomslide.index import SlideIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dicomslide.channel import Channel
+    from dicomslide.geometry import Orientation, SlideGeometry
+
+__all__ = ["channel_coords", "focal_plane_coords", "matrix_coords"]
+
+
+def matrix_coords(
+    geometry: SlideGeometry | None, orientation: Orientation | None, size: tuple[int, int]
+) -> xr.Coordinates:
+    """Return y and x in mm of an upright matrix, or row and column where it is as stored."""
+    if geometry is None or orientation is None:
+        return xr.Coordinates(
+            {
+                name: xr.Variable(name, np.arange(length))
+                for name, length in zip(("row", "column"), size, strict=True)
+            }
+        )
+    y, x = geometry.upright_coordinates()
+    along_x, along_y = geometry.slide_spacing
+    coords = xr.Coordinates()
+    for name, values, spacing in (("y", y, along_y), ("x", x, along_x)):
+        attrs = {"long_name": f"{name.upper()} of the slide", "units": "mm", "pixel_size": spacing}
+        coords = coords.assign(_indexed(name, values, attrs, spacing))
+    return coords
+
+
+def focal_plane_coords(
+    offsets: Sequence[float], planes: Sequence[int], *, is_dim: bool
+) -> xr.Coordinates:
+    """Return z in mm of focal planes, with their indices beside it.
+
+    Parameters
+    ----------
+    offsets : sequence of float
+        In µm.
+    planes : sequence of int
+        Zero-based indices.
+    is_dim : bool
+        Whether z is a dim; else both are scalars.
+
+    """
+    values = np.array(offsets) / 1000
+    attrs = {"long_name": "focal plane's offset", "units": "mm"}
+    index = xr.Variable("z", np.array(planes), {"long_name": "focal plane's index"})
+    if not is_dim:
+        return xr.Coordinates({"z": xr.Variable("z", values, attrs)[0], "focal_plane": index[0]})
+    return _indexed("z", values, attrs, None).assign(focal_plane=index)
+
+
+def _indexed(
+    name: str, values: Any, attrs: dict[str, Any], spacing: float | None
+) -> xr.Coordinates:
+    index = SlideIndex(pd.Index(values, name=name), name, spacing=spacing)
+    variables = index.create_variables({name: xr.Variable(name, values, attrs)})
+    return xr.Coordinates(variables, indexes={name: index})
+
+
+def channel_coords(
+    dim: str, channels: Sequence[Channel], stains: Sequence[str], *, is_dim: bool
+) -> dict[str, xr.Variable]:
+    """Return the identifiers of channels, and beside them what a person knows them by.
+
+    Parameters
+    ----------
+    dim : str
+        Name of the dim, and of the identifiers: ``channel``, ``segment``, ``parameter``.
+    channels : sequence of Channel
+        Channels of one type.
+    stains : sequence of str
+        What the specimen of each channel was stained with; empty where nothing says.
+    is_dim : bool
+        Whether there is such a dim; else all are scalars.
+
+    """
+    kind = channels[0].type
+    columns: dict[str, tuple[Sequence[Any], dict[str, str]]] = {
+        dim: ([c.identifier for c in channels], {"long_name": _NAMES[kind]}),
+    }
+    if kind is ChannelTypes.OPTICAL_PATH:
+        columns |= {
+            f"{dim}_description": (
+                [c.description or c.identifier for c in channels],
+                {"long_name": "Optical Path Description"},
+            ),
+            f"{dim}_stain": (stains, {"long_name": "substances used for specimen staining"}),
+            "wavelength": (
+                [c.wavelength for c in channels],
+                {"long_name": "Illumination Wave Length", "units": "nm"},
+            ),
+        }
+    elif kind is ChannelTypes.SEGMENT:
+        columns |= {
+            f"{dim}_label": (
+                [c.description or c.identifier for c in channels],
+                {"long_name": "Segment Label"},
+            ),
+            f"{dim}_category": (
+                [c.category for c in channels],
+                {"long_name": "Segmented Property Category"},
+            ),
+            f"{dim}_type": (
+                [c.property_type for c in channels],
+                {"long_name": "Segmented Property Type"},
+            ),
+            f"{dim}_algorithm": (
+                [c.algorithm for c in channels],
+                {"long_name": "Segment Algorithm"},
+            ),
+        }
+    else:
+        mappings = [c.mapping or (None, None) for c in channels]
+        columns |= {
+            f"{dim}_description": (
+                [c.description or c.identifier for c in channels],
+                {"long_name": "LUT Explanation"},
+            ),
+            f"{dim}_quantity": ([c.quantity for c in channels], {"long_name": "Quantity"}),
+            f"{dim}_unit": ([c.unit for c in channels], {"long_name": "Measurement Units (UCUM)"}),
+            f"{dim}_slope": (
+                [slope for slope, _ in mappings],
+                {"long_name": "Real World Value Slope"},
+            ),
+            f"{dim}_intercept": (
+                [intercept for _, intercept in mappings],
+                {"long_name": "Real World Value Intercept"},
+            ),
+        }
+    found = {
+        name: xr.Variable(dim, _filled(values), attrs)
+        for name, (values, attrs) in columns.items()
+        if any(value not in (None, "") for value in values)
+    }
+    return found if is_dim else {name: variable[0] for name, variable in found.items()}
+
+
+_NAMES = {
+    ChannelTypes.OPTICAL_PATH: "Optical Path Identifier",
+    ChannelTypes.SEGMENT: "Segment Number",
+    ChannelTypes.PARAMETER: "LUT Label",
+}
+
+
+def _filled(values: Sequence[Any]) -> Any:
+    """Return an array of texts, or of numbers, with those that are absent empty or NaN."""
+    texts = any(isinstance(value, str) for value in values)
+    return np.array([("" if texts else math.nan) if v is None else v for v in values])

@@ -1,0 +1,190 @@
+"""Which channels of a slide its derived images are, and on which levels they lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dicomslide import utils
+from dicomslide.enum import ChannelTypes
+from dicomslide.errors import MetadataError
+from dicomslide.frames import match_planes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from dicomslide.channel import Channel
+    from dicomslide.image import TiledImage
+    from dicomslide.levels import Level
+
+__all__ = ["ChannelGroup", "DerivedSeries", "derived_series", "place_series", "shares_grid"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that are one variable of the tree: optical paths, or those of a derived series."""
+
+    name: str
+    """``image``, ``segmentation``, ``segmentation_2``, ``parametric_map``, ..."""
+    channels: tuple[Channel, ...]
+    first: int
+    """Zero-based index, among the channels of the slide, of the first."""
+    images: tuple[tuple[TiledImage, int | None], ...]
+    """From the largest to the smallest, each with the index of its level; None where it lies on
+    no level's grid."""
+
+    @property
+    def indices(self) -> range:
+        """Zero-based indices of the channels in the slide."""
+        return range(self.first, self.first + len(self.channels))
+
+
+class DerivedSeries:
+    """Images of a series whose channels are the same, or stand beside each other."""
+
+    def __init__(self) -> None:
+        self.images: list[TiledImage] = []
+        self.channels: dict[str, Channel] = {}
+        self._held: set[object] = set()
+
+    @property
+    def kind(self) -> str:
+        """Name of the variable, before variables are numbered."""
+        is_map = self.images[0].channel_type is ChannelTypes.PARAMETER
+        return "parametric_map" if is_map else "segmentation"
+
+    def add(self, image: TiledImage) -> bool:
+        """Add an image, unless it holds what is held already, or calls other things the same."""
+        held = _held_by(image)
+        if self._held & held or any(
+            _meaning(self.channels.get(channel.identifier, channel)) != _meaning(channel)
+            for channel in image.channels
+        ):
+            return False
+        self._held |= held
+        self.images.append(image)
+        self.images.sort(key=lambda image: -math.prod(image.size))
+        self.channels = {c.identifier: c for c in image.channels} | self.channels
+        return True
+
+
+def _held_by(image: TiledImage) -> set[object]:
+    """Return keys of what an image holds; a label map is one array for all its segments."""
+    names = ["all"] if image.layout.label_values else [c.identifier for c in image.channels]
+    return {(image.size, name, z) for name in names for z in image.focal_plane_offsets}
+
+
+def _meaning(channel: Channel) -> tuple[str | None, ...]:
+    return channel.description, channel.category, channel.property_type, channel.quantity
+
+
+def derived_series(images: Iterable[TiledImage]) -> list[DerivedSeries]:
+    """Put derived images together whose channels make one variable of the tree.
+
+    Those of a series do, at different levels or with different segments, if their pixels are of
+    one kind and none holds what another one holds. In the order of their first images.
+    """
+    by_kind: dict[tuple[object, ...], list[DerivedSeries]] = {}
+    found: list[DerivedSeries] = []
+    for image in images:
+        kind = (
+            utils.text(image.metadata, "SeriesInstanceUID") or image.name,
+            utils.text(image.metadata, "SegmentationType"),
+            utils.text(image.metadata, "SegmentationFractionalType"),
+            image.channel_type,
+            image.layout.pixel_format.dtype,
+        )
+        alike = by_kind.setdefault(kind, [])
+        if not any(series.add(image) for series in alike):
+            series = DerivedSeries()
+            series.add(image)
+            alike.append(series)
+            found.append(series)
+    return found
+
+
+def place_series(
+    series: DerivedSeries,
+    name: str,
+    first: int,
+    levels: Sequence[Level],
+    planes: Sequence[float],
+    tolerance: float,
+) -> ChannelGroup:
+    """Find the level of each image of a derived series, and put its channels there.
+
+    Parameters
+    ----------
+    series : DerivedSeries
+        The images.
+    name : str
+        Of the variable.
+    first : int
+        Zero-based index of its first channel in the slide.
+    levels : sequence of Level
+        Levels of the slide; the places of this series are added to theirs.
+    planes : sequence of float
+        Offset of each focal plane of the slide in µm. An image whose planes aren't among them
+        counts its own.
+    tolerance : float
+        Distance in mm by which the centres of images of one level may differ, if more than a
+        pixel.
+
+    """
+    index = {identifier: first + i for i, identifier in enumerate(series.channels)}
+    placed: list[tuple[TiledImage, int | None]] = []
+    for image in series.images:
+        at = next((i for i, level in enumerate(levels) if _fits(level, image, tolerance)), None)
+        placed.append((image, at))
+        if at is None:
+            logger.info("%s: %d × %d pixels are on no level's grid", image.name, *image.size)
+            continue
+        offsets = image.focal_plane_offsets
+        for plane, of_slide in enumerate(match_planes(offsets, planes) or range(len(offsets))):
+            for c, channel in enumerate(image.channels):
+                levels[at].places[index[channel.identifier], of_slide] = image, c, plane
+    return ChannelGroup(name, tuple(series.channels.values()), first, tuple(placed))
+
+
+def _fits(level: Level, image: TiledImage, tolerance: float) -> bool:
+    """Whether an image's pixels are those of a level: as many, as large, lying the same way."""
+    if image.size != level.size:
+        return False
+    image.extent = level.image.extent
+    try:
+        here, there = image.geometry, level.image.geometry
+    except MetadataError:
+        return True  # nothing says that they aren't
+    step = min(there.spacing)
+    return np.allclose(
+        here.matrix[:, :2], there.matrix[:, :2], rtol=0, atol=1e-4 * step
+    ) and math.dist(here.center, there.center) <= max(tolerance, step)
+
+
+def shares_grid(level: TiledImage, planes: Sequence[float], image: TiledImage) -> bool:
+    """Whether an image of a level can be a variable beside it: pixels at the same millimetres.
+
+    Parameters
+    ----------
+    level : TiledImage
+        The image whose coordinates the level has.
+    planes : sequence of float
+        Offset of each focal plane of the level in µm.
+    image : TiledImage
+        An image of that level: it may lie apart from it, and have planes of its own.
+
+    """
+    offsets = image.focal_plane_offsets
+    if len(offsets) > 1 and len(match_planes(offsets, planes) or ()) != len(planes):
+        return False
+    try:
+        here, there = image.geometry, level.geometry
+    except MetadataError:
+        return True
+    return math.dist(here.origin, there.origin) <= min(there.spacing) / 2
