@@ -1,0 +1,783 @@
+"""Segmentations and parametric maps: channels of the slide, variables of its tree."""
+
+from __future__ import annotations
+
+import pickle
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+import xarray as xr
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+import dicomslide
+from dicomslide import ChannelTypes, TiledImage, open_slide
+from dicomslide.backends.file import FileStore
+from dicomslide.codec import PixelFormat
+from dicomslide.geometry import SlideGeometry
+from dicomslide.testing import PositionDrawing, SyntheticImage, position_values, write_image
+from dicomslide.testing import write_slide as write
+
+EXPLICIT = "1.2.840.10008.1.2.1"
+SHAPE = (70, 110)
+TILE = (32, 48)
+POINTS = ([3, 5], [0, 109])
+
+
+def write_slide(folder, **options):
+    return write(
+        folder,
+        **{
+            "shape": SHAPE,
+            "downsamples": (1, 2),
+            "tile_shape": TILE,
+            "drawing": "position",
+            "transfer_syntax_uid": EXPLICIT,
+            "associated": False,
+        }
+        | options,
+    )
+
+
+def upright(matrix):
+    """The typical orientation's rows and columns as the slide stands."""
+    return np.rot90(matrix, -1)
+
+
+@pytest.fixture(scope="module")
+def levels(tmp_path_factory):
+    """Files of a slide of two levels."""
+    return write_slide(tmp_path_factory.mktemp("levels"))
+
+
+@pytest.fixture(scope="module")
+def masks():
+    rng = np.random.default_rng(7)
+    masks = rng.random((*SHAPE, 2)) > 0.6
+    masks[:32, :48] = False  # a tile of nothing
+    return masks
+
+
+def segment(number, label, kind=codes.SCT.Tumor):
+    return hd.seg.SegmentDescription(
+        number,
+        label,
+        codes.SCT.MorphologicallyAbnormalStructure,
+        kind,
+        hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        hd.AlgorithmIdentificationSequence("net", codes.DCM.ArtificialIntelligence, "1"),
+    )
+
+
+SEGMENTS = (segment(3, "tumour"), segment(4, "stroma", codes.SCT.ConnectiveTissue))
+
+
+def write_segmentation(path, source, pixels, kind, *, segments=SEGMENTS, series=None, **options):
+    """Let highdicom write a segmentation of an image; pixels (rows, columns[, segments])."""
+    segmentation = hd.seg.Segmentation(
+        source_images=[pydicom.dcmread(source)],
+        pixel_array=pixels[None],
+        segmentation_type=kind,
+        segment_descriptions=list(segments),
+        series_instance_uid=series or hd.UID(),
+        series_number=5,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="m",
+        manufacturer_model_name="mm",
+        software_versions="1",
+        device_serial_number="s",
+        tile_pixel_array=True,
+        **options,
+    )
+    segmentation.save_as(path)
+    return path
+
+
+def labels_of(masks):
+    return np.select([masks[..., 0], masks[..., 1]], [3, 4], 0).astype(np.uint8)
+
+
+def kept(image, index):
+    """Pixels of a channel of a TiledImage, without the sample axis."""
+    return image.get_total_pixel_matrix(index)[:, :][..., 0]
+
+
+# -- segmentations ---------------------------------------------------------------------------
+
+BINARY = {
+    "sparse": {},
+    "all frames": {"omit_empty_frames": False},
+    "full": {"dimension_organization_type": "TILED_FULL"},
+    "bits that aren't byte-aligned": {"tile_size": (9, 13)},
+    "tiles of one bit": {"tile_size": (1, 1)},
+    "larger than the matrix": {"tile_size": (128, 128)},
+}
+
+
+@pytest.mark.parametrize("options", BINARY.values(), ids=BINARY.keys())
+def test_binary_segments_are_boolean_channels(tmp_path, levels, masks, options):
+    small = masks if options.get("tile_size") != (1, 1) else masks[:, :]
+    path = write_segmentation(
+        tmp_path / "seg.dcm", levels[0], small.astype(np.uint8), "BINARY", **options
+    )
+    slide = open_slide([*levels, path])
+    assert (slide.num_channels, slide.num_levels) == (3, 2)
+    assert slide.get_channel_type(0) is ChannelTypes.OPTICAL_PATH
+    for k, number in enumerate(("3", "4")):
+        index = slide.get_channel_index(number, "SEGMENT")
+        assert (index, slide.get_channel_identifier(index)) == (1 + k, number)
+        assert slide.get_channel_type(index) is ChannelTypes.SEGMENT
+        region = slide.get_image_region((0, 0), 0, SHAPE, index)
+        assert region.dtype == bool
+        np.testing.assert_array_equal(region[..., 0], masks[..., k])
+        outside = slide.get_image_region((60, 100), 0, (20, 20), index)
+        np.testing.assert_array_equal(outside[:10, :10, 0], masks[60:, 100:, k])
+        assert not outside[10:].any()
+        assert not outside[:, 10:].any()
+    level = slide.to_datatree()["level_0"]
+    assert level.segmentation.dims == ("segment", "y", "x")
+    assert level.segmentation.dtype == bool
+    assert level.segmentation.attrs["segmentation_type"] == "BINARY"
+    for k, number in enumerate(("3", "4")):
+        chosen = level.segmentation.sel(segment=number)
+        np.testing.assert_array_equal(chosen, upright(masks[..., k]))
+    assert "segmentation" not in slide.to_datatree()["level_1"]
+
+
+FRACTIONAL = {
+    "native": {},
+    "JPEG 2000": {"transfer_syntax_uid": "1.2.840.10008.1.2.4.90"},
+    "JPEG-LS": {"transfer_syntax_uid": "1.2.840.10008.1.2.4.80"},
+    "RLE": {"transfer_syntax_uid": "1.2.840.10008.1.2.5"},
+}
+
+
+@pytest.mark.parametrize("options", FRACTIONAL.values(), ids=FRACTIONAL.keys())
+def test_fractional_segments_keep_their_values(tmp_path, levels, masks, options):
+    rng = np.random.default_rng(1)
+    values = rng.integers(0, 201, masks.shape) * masks
+    path = write_segmentation(
+        tmp_path / "seg.dcm",
+        levels[0],
+        values / 200,
+        "FRACTIONAL",
+        max_fractional_value=200,
+        **options,
+    )
+    slide = open_slide([levels[0], path])
+    variable = slide.to_dataset().segmentation
+    assert variable.dtype == np.uint8
+    assert variable.attrs["maximum_fractional_value"] == 200
+    assert variable.attrs["segmentation_fractional_type"] == "PROBABILITY"
+    for k in range(2):
+        np.testing.assert_array_equal(
+            slide.get_image_region((0, 0), 0, SHAPE, 1 + k)[..., 0], values[..., k]
+        )
+        np.testing.assert_array_equal(variable[k], upright(values[..., k]))
+
+
+LABELMAP = {
+    "native": {},
+    "RLE": {"transfer_syntax_uid": "1.2.840.10008.1.2.5"},
+    "full": {"dimension_organization_type": "TILED_FULL"},
+}
+
+
+@pytest.mark.parametrize("options", LABELMAP.values(), ids=LABELMAP.keys())
+def test_a_label_map_is_one_image_whose_segments_are_boolean_channels(
+    tmp_path, levels, masks, options
+):
+    labels = labels_of(masks)
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], labels, "LABELMAP", **options)
+    slide = open_slide([levels[0], path])
+    variable = slide.to_dataset(squeeze=False).segmentation
+    assert variable.dims == ("z", "y", "x")
+    assert variable.dtype == np.uint8
+    np.testing.assert_array_equal(variable[0], upright(labels))
+    assert variable.attrs["flag_values"] == [0, 3, 4]
+    assert variable.attrs["flag_meanings"] == "Background tumour stroma"
+    for number in (0, 3, 4):
+        index = slide.get_channel_index(str(number), ChannelTypes.SEGMENT)
+        region = slide.get_image_region((0, 0), 0, SHAPE, index)
+        assert region.dtype == bool
+        np.testing.assert_array_equal(region[..., 0], labels == number)
+        (image,) = slide.get_volume_images(index)
+        matrix = image.get_total_pixel_matrix(image.get_channel_index(str(number)))
+        assert matrix.dtype == bool
+        np.testing.assert_array_equal(matrix[0][..., 0], labels[:32, :48] == number)
+        points = [3, 5], [0, 109]
+        np.testing.assert_array_equal(matrix[(*points, 0)], labels[points] == number)
+        np.testing.assert_array_equal(matrix.to_dask()[..., 0], labels == number)
+
+
+def test_absent_tiles_of_a_label_map_are_its_background(tmp_path, levels, masks):
+    labels = labels_of(masks)  # its first tile is empty and has no frame
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], labels, "LABELMAP")
+    image = open_slide([levels[0], path]).derived_images[0]
+    assert image.layout.num_frames < 9
+    assert image.get_total_pixel_matrix(image.get_channel_index("0"))[0].all()
+    assert not image.get_total_pixel_matrix(image.get_channel_index("3"))[0].any()
+
+
+def test_segments_are_labelled(tmp_path, levels, masks):
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], masks.astype(np.uint8), "BINARY")
+    variable = open_slide([levels[0], path]).to_dataset().segmentation
+    assert variable.segment.values.tolist() == ["3", "4"]
+    assert variable.segment_label.values.tolist() == ["tumour", "stroma"]
+    assert set(variable.segment_category.values) == {"Morphologically abnormal structure"}
+    assert variable.segment_type.values.tolist() == ["Tumor", "Connective tissue"]
+    assert variable.segment_algorithm.values.tolist() == ["net", "net"]
+    swapped = variable.swap_dims(segment="segment_label").sel(segment_label="stroma")
+    np.testing.assert_array_equal(swapped, upright(masks[..., 1]))
+
+
+def test_one_segment_is_a_scalar_coordinate(tmp_path, levels, masks):
+    path = write_segmentation(
+        tmp_path / "seg.dcm", levels[0], masks[..., 0].astype(np.uint8), "BINARY",
+        segments=[segment(1, "tumour")],
+    )  # fmt: skip
+    slide = open_slide([levels[0], path])
+    variable = slide.to_dataset().segmentation
+    assert variable.dims == ("y", "x")
+    assert variable.segment.item() == "1"
+    assert variable.segment_label.item() == "tumour"
+    assert slide.to_dataset(squeeze=False).segmentation.dims == ("segment", "z", "y", "x")
+
+
+def test_segments_are_found(tmp_path, levels, masks):
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], masks.astype(np.uint8), "BINARY")
+    slide = open_slide([levels[0], path])
+    assert slide.find_segments() == (1, 2)
+    assert slide.find_segments(number=4) == (2,)
+    assert slide.find_segments(label="tumour") == (1,)
+    assert slide.find_segments(label="tumour", number=4) == ()
+    assert slide.find_segments(property_type=codes.SCT.ConnectiveTissue) == (2,)
+    assert slide.find_segments(
+        property_category=Code("49755003", "SCT", "any meaning"),
+        property_type=hd.sr.CodedConcept("108369006", "SCT", "any meaning"),
+    ) == (1,)
+    assert slide.find_optical_paths() == (0,)
+    assert slide.find_optical_paths(identifier="1", description="Brightfield") == (0,)
+    assert slide.find_optical_paths(identifier="2") == ()
+    assert slide.find_optical_paths(specimen_stain=Code("12710003", "SCT", "hematoxylin")) == (0,)
+    assert slide.find_optical_paths(specimen_stain=Code("1", "SCT", "other")) == ()
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_channels_that_are_not_there_raise(tmp_path, levels, masks, wrong):
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], masks.astype(np.uint8), "BINARY")
+    slide = open_slide([levels[0], path])
+    message = f"no channel {wrong}; there are 3"
+    with pytest.raises(ValueError, match=message):
+        slide.get_channel_identifier(wrong)
+    with pytest.raises(ValueError, match=message):
+        slide.get_channel_type(wrong)
+    with pytest.raises(ValueError, match=message):
+        slide.get_image_region((0, 0), 0, (1, 1), wrong)
+    with pytest.raises(ValueError, match=message):
+        slide.get_volume_images(wrong)
+    with pytest.raises(ValueError, match=r"no channel '9' of type SEGMENT; there are \['3', '4'\]"):
+        slide.get_channel_index("9", "SEGMENT")
+    with pytest.raises(ValueError, match="no channel '3' of type OPTICAL_PATH"):
+        slide.get_channel_index("3", ChannelTypes.OPTICAL_PATH)
+    with pytest.raises(ValueError, match="FOO"):
+        slide.get_channel_index("3", "FOO")
+
+
+def test_shared_groups_say_to_which_segment_all_frames_belong(tmp_path, levels, masks):
+    path = write_segmentation(
+        tmp_path / "seg.dcm", levels[0], masks[..., 0].astype(np.uint8), "BINARY",
+        segments=[segment(1, "tumour")], omit_empty_frames=False,
+    )  # fmt: skip
+    dataset = pydicom.dcmread(path)
+    identification = dataset.PerFrameFunctionalGroupsSequence[0].SegmentIdentificationSequence
+    identification[0].ReferencedSegmentNumber = 2
+    dataset.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence = identification
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        del group.SegmentIdentificationSequence
+    dataset.SegmentSequence.append(segment(2, "stroma"))
+    dataset.save_as(path)
+    image = open_slide([levels[0], path]).derived_images[0]
+    assert not kept(image, 0).any()
+    np.testing.assert_array_equal(kept(image, 1), masks[..., 0])
+    # the same without positions: frames are in the order of the tiles
+    del dataset.PerFrameFunctionalGroupsSequence
+    dataset.DimensionOrganizationType = "TILED_FULL"
+    dataset.save_as(path)
+    image = open_slide([levels[0], path]).derived_images[0]
+    assert not kept(image, 0).any()
+    np.testing.assert_array_equal(kept(image, 1), masks[..., 0])
+    identification[0].ReferencedSegmentNumber = 5
+    dataset.save_as(path)
+    with pytest.raises(dicomslide.MetadataError, match="belong to channel '5'; the image has"):
+        open_slide([levels[0], path])
+
+
+# -- several derived images ------------------------------------------------------------------
+
+
+def test_equal_numbers_of_two_series_are_different_channels(tmp_path, levels, masks):
+    first = write_segmentation(tmp_path / "a.dcm", levels[0], masks.astype(np.uint8), "BINARY")
+    labels = labels_of(masks)
+    second = write_segmentation(tmp_path / "b.dcm", levels[0], labels, "LABELMAP")
+    third = write_segmentation(tmp_path / "c.dcm", levels[0], (~masks).astype(np.uint8), "BINARY")
+    slide = open_slide([levels[0], first, second, third])
+    identifiers = [channel.identifier for channel in slide.channels]
+    assert identifiers == ["1", "3", "4", "0", "3", "4", "3", "4"]
+    with pytest.warns(dicomslide.MetadataWarning, match=r"channels \[1, 4, 6\] all have"):
+        assert slide.get_channel_index("3", "SEGMENT") == 1
+    assert slide.find_segments(number=4) == (2, 5, 7)
+    np.testing.assert_array_equal(
+        slide.get_image_region((0, 0), 0, SHAPE, 6)[..., 0], ~masks[..., 0]
+    )
+    level = slide.to_dataset()
+    assert level.segmentation.dims == ("segment", "y", "x")
+    assert level.segmentation_2.dims == ("y", "x")
+    assert level.segmentation_3.dims == ("segment_3", "y", "x")
+    np.testing.assert_array_equal(level.segmentation, ~level.segmentation_3)
+    np.testing.assert_array_equal(level.segmentation_2, upright(labels))
+    assert level.segment_3_label.values.tolist() == ["tumour", "stroma"]
+    uids = [level[f"segmentation{n}"].attrs["series_instance_uid"] for n in ("", "_2", "_3")]
+    assert len(set(uids)) == 3
+
+
+def test_a_series_with_an_instance_for_each_level_is_one_variable(tmp_path, levels, masks):
+    series = hd.UID()
+    small = masks[:70:2, :110:2]
+    paths = [
+        write_segmentation(
+            tmp_path / f"{i}.dcm", levels[i], pixels.astype(np.uint8), "BINARY", series=series
+        )
+        for i, pixels in ((1, small), (0, masks))
+    ]
+    slide = open_slide([*levels, *paths])
+    assert slide.num_channels == 3
+    np.testing.assert_array_equal(
+        slide.get_image_region((0, 0), 1, (35, 55), 2)[..., 0], small[..., 1]
+    )
+    tree = slide.to_datatree()
+    np.testing.assert_array_equal(tree["level_1"].segmentation[1], upright(small[..., 1]))
+    np.testing.assert_array_equal(tree["level_0"].segmentation[1], upright(masks[..., 1]))
+    assert [image.size for image in slide.get_volume_images(2)] == [(70, 110), (35, 55)]
+
+
+def test_segments_in_instances_of_their_own_are_one_variable(tmp_path, levels, masks):
+    series = hd.UID()
+    paths = [
+        write_segmentation(
+            tmp_path / f"{k}.dcm", levels[0], masks[..., k].astype(np.uint8), "BINARY",
+            segments=[segment(1, name)], series=series,
+        )
+        for k, name in enumerate(("tumour", "stroma"))
+    ]  # fmt: skip
+    dataset = pydicom.dcmread(paths[1])
+    dataset.SegmentSequence[0].SegmentNumber = 2
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        group.SegmentIdentificationSequence[0].ReferencedSegmentNumber = 2
+    dataset.save_as(paths[1])
+    variable = open_slide([levels[0], *paths]).to_dataset().segmentation
+    assert variable.segment_label.values.tolist() == ["tumour", "stroma"]
+    for k in range(2):
+        np.testing.assert_array_equal(variable[k], upright(masks[..., k]))
+
+
+def test_images_of_a_series_that_hold_the_same_are_variables_of_their_own(tmp_path, levels, masks):
+    series = hd.UID()
+    paths = [
+        write_segmentation(
+            tmp_path / f"{k}.dcm", levels[0], masks[..., [k, 1 - k]].astype(np.uint8), "BINARY",
+            series=series,
+        )
+        for k in range(2)
+    ]  # fmt: skip
+    level = open_slide([levels[0], *paths]).to_dataset()
+    np.testing.assert_array_equal(level.segmentation[0], upright(masks[..., 0]))
+    np.testing.assert_array_equal(level.segmentation_2[0], upright(masks[..., 1]))
+
+
+def test_a_level_without_pixels_for_a_channel_raises_and_says_which_has(tmp_path, levels, masks):
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], masks.astype(np.uint8), "BINARY")
+    slide = open_slide([*levels, path])
+    with pytest.raises(ValueError, match=r"SEGMENT '3'\) has no pixels at level 1; .*levels \[0\]"):
+        slide.get_image_region((0, 0), 1, (5, 5), 1)
+    with pytest.raises(ValueError, match=r"no focal plane 1 at level 0; there are \[0\]"):
+        slide.get_image_region((0, 0), 0, (5, 5), 1, 1)
+
+
+# -- where they lie --------------------------------------------------------------------------
+
+
+def test_what_lies_on_no_level_is_a_node_with_its_own_millimetres(tmp_path, levels, masks):
+    small = masks[:70:2, :110:2]
+    path = write_segmentation(tmp_path / "seg.dcm", levels[1], small.astype(np.uint8), "BINARY")
+    slide = open_slide([levels[0], path])  # the level that it was made of isn't here
+    tree = slide.to_datatree()
+    assert set(tree.children) == {"level_0", "segmentation"}
+    assert "segmentation" not in tree["level_0"].data_vars
+    variable = tree["segmentation"].segmentation
+    np.testing.assert_array_equal(variable[0], upright(small[..., 0]))
+    expected = open_slide(levels[1]).to_dataset()
+    np.testing.assert_allclose(variable.x, expected.x, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(variable.y, expected.y, rtol=0, atol=1e-9)
+    (image,) = slide.get_volume_images(1)
+    np.testing.assert_array_equal(kept(image, 0), small[..., 0])
+    with pytest.raises(ValueError, match=r"grid of no level, in the images of get_volume_images"):
+        slide.get_image_region((0, 0), 0, (5, 5), 1)
+    dataset = xr.open_dataset(
+        [levels[0], path], engine="dicomslide", group="segmentation", chunks={}
+    )
+    np.testing.assert_array_equal(dataset.segmentation[0], upright(small[..., 0]))
+
+
+def test_a_matrix_of_the_levels_size_that_lies_apart_keeps_its_own_millimetres(
+    tmp_path, levels, masks
+):
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], masks.astype(np.uint8), "BINARY")
+    dataset = pydicom.dcmread(path)
+    origin = dataset.TotalPixelMatrixOriginSequence[0]
+    origin.XOffsetInSlideCoordinateSystem = "17.9995"  # one row further
+    dataset.save_as(path)
+    slide = open_slide([*levels, path])
+    tree = slide.to_datatree()
+    assert "segmentation" not in tree["level_0"].data_vars
+    inside = dict(x=slice(17.98, 17.99), y=slice(31.97, 31.98))
+    image = tree["level_0"].image.sel(inside)
+    chosen = tree["segmentation"].segmentation.sel(inside)
+    np.testing.assert_allclose(chosen.x, image.x, rtol=0, atol=1e-9)
+    rows = upright(np.arange(70)[:, None].repeat(110, 1))
+    at = [round((17.9995 - x) / 0.0005) for x in chosen.x.values]
+    np.testing.assert_array_equal(
+        chosen[0].isel(y=0), masks[at, round((32 - float(chosen.y[0])) / 0.0005), 0]
+    )
+    assert rows.shape == (110, 70)
+    # the API reads it by level, in its own millimetres too
+    assert slide.get_pixel_indices((17.9995, 32.0), 0, 1) == (0, 0)
+    np.testing.assert_array_equal(
+        slide.get_slide_region((17.98, 31.97), 0, (0.01, 0.01), 1)[..., 0],
+        slide.get_volume_images(1)[0].get_slide_region((17.98, 31.97), (0.01, 0.01))[..., 0],
+    )
+
+
+def test_a_pixel_by_millimetres_is_the_same_place_in_image_and_segmentation(tmp_path, levels):
+    rows, columns = np.indices(SHAPE)
+    mask = ((rows % 16) == 5) & ((columns % 16) == 9)
+    path = write_segmentation(
+        tmp_path / "seg.dcm", levels[0], mask.astype(np.uint8), "BINARY",
+        segments=[segment(1, "dots")],
+    )  # fmt: skip
+    slide = open_slide([*levels, path], correct_color=False)
+    level = slide.to_datatree()["level_0"]
+    dots = level.segmentation.where(level.segmentation, drop=True).stack(p=("y", "x"))
+    for x, y in [(17.9975, 31.9955), (17.9895, 31.9875)]:
+        assert bool(level.segmentation.sel(x=x, y=y))
+        red, green, _ = level.image.sel(x=x, y=y).values
+        assert (red % 16, green % 16) == (5, 9)
+        assert slide.get_slide_region((x - 2e-4, y - 2e-4), 0, (5e-4, 5e-4), 1).all()
+    assert dots.size
+
+
+def test_a_derived_image_of_another_frame_of_reference_is_left_out(tmp_path, levels, masks):
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], masks.astype(np.uint8), "BINARY")
+    dataset = pydicom.dcmread(path)
+    dataset.FrameOfReferenceUID = "1.2.3"
+    dataset.save_as(path)
+    with pytest.warns(dicomslide.MetadataWarning, match=r"left out: .* reference is 1\.2\.3"):
+        slide = open_slide([levels[0], path])
+    assert slide.num_channels == 1
+
+
+def test_a_derived_image_without_frame_of_reference_joins_the_slide_it_refers_to(
+    tmp_path, levels, masks
+):
+    other = write_slide(tmp_path / "other", slide_number=2, container_id="DS-0002")
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], masks.astype(np.uint8), "BINARY")
+    dataset = pydicom.dcmread(path)
+    dataset.FrameOfReferenceUID = ""
+    dataset.save_as(path)
+    with pytest.raises(dicomslide.AmbiguousSlideError):
+        open_slide([*levels, *other, path])
+    assert open_slide([*levels, *other, path], container_id="DS-0001").num_channels == 3
+    assert open_slide([*levels, *other, path], container_id="DS-0002").num_channels == 1
+
+
+def test_a_segmentation_alone_opens(tmp_path, levels, masks):
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], masks.astype(np.uint8), "BINARY")
+    slide = open_slide(path)
+    assert (slide.num_levels, slide.num_channels) == (1, 2)
+    assert slide.get_channel_type(0) is ChannelTypes.SEGMENT
+    np.testing.assert_array_equal(
+        slide.get_image_region((0, 0), 0, SHAPE, 1)[..., 0], masks[..., 1]
+    )
+    with xr.open_dataset(path, engine="dicomslide") as dataset:
+        assert set(dataset.data_vars) == {"segmentation"}
+        np.testing.assert_array_equal(dataset.segmentation[1], upright(masks[..., 1]))
+
+
+# -- focal planes ----------------------------------------------------------------------------
+
+
+def write_plane_segmentation(path, planes, *, sparse=False, size=SHAPE):
+    """A bit-packed segmentation of one segment with focal planes of its own."""
+    image = SyntheticImage(
+        geometry=SlideGeometry((18.0, 32.0), (0.0, -1.0), (-1.0, 0.0), (0.0005, 0.0005), size),
+        drawing=PositionDrawing(1, np.bool_),
+        pixel_format=PixelFormat(rows=32, columns=48, bits_allocated=1, bits_stored=1),
+        planes=planes,
+        sparse=sparse,
+        instance_number=47,
+    )
+
+    def change(dataset):
+        dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.66.4"
+        dataset.Modality = "SEG"
+        dataset.SegmentationType = "BINARY"
+        dataset.SegmentSequence = [segment(1, "nuclei")]
+        dataset.SeriesInstanceUID = "1.2.3.4"
+        del dataset.OpticalPathSequence
+
+    return write_image(path, image, change=change)
+
+
+def mask_of(plane):
+    return position_values(np.arange(70), np.arange(110), 0, plane, samples=1, dtype=bool)[..., 0]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    """A z-stack of three planes in one file, of one level."""
+    folder = tmp_path_factory.mktemp("stack")
+    options = dict(samples=1, bits=16, planes=(5.0, 7.0, 9.0), downsamples=(1,))
+    return write_slide(folder, **options)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_segmentation_of_all_focal_planes_has_the_images_z(tmp_path, stack, sparse):
+    path = write_plane_segmentation(tmp_path / "seg.dcm", (5.0, 7.0, 9.0), sparse=sparse)
+    slide = open_slide([*stack, path])
+    level = slide.to_dataset()
+    assert level.segmentation.dims == ("z", "y", "x")
+    for plane, z in enumerate((0.005, 0.007, 0.009)):
+        np.testing.assert_array_equal(level.segmentation.sel(z=z), upright(mask_of(plane)))
+        np.testing.assert_array_equal(
+            slide.get_image_region((0, 0), 0, SHAPE, 1, plane)[..., 0], mask_of(plane)
+        )
+
+
+def test_a_segmentation_of_one_focal_plane_says_in_its_attributes_which(tmp_path, stack):
+    path = write_plane_segmentation(tmp_path / "seg.dcm", (7.0,))
+    slide = open_slide([*stack, path])
+    for squeeze in (True, False):
+        variable = slide.to_dataset(squeeze=squeeze).segmentation
+        assert "z" not in variable.dims
+        assert variable.attrs["focal_plane_offset"] == pytest.approx(0.007)
+    assert slide.get_focal_plane_index(7.0) == 1
+    np.testing.assert_array_equal(
+        slide.get_image_region((0, 0), 0, SHAPE, 1, 1)[..., 0], mask_of(0)
+    )
+    with pytest.raises(ValueError, match=r"no focal plane 0 at level 0; there are \[1\]"):
+        slide.get_image_region((0, 0), 0, SHAPE, 1, 0)
+
+
+def test_a_segmentation_of_other_focal_planes_is_a_node_of_its_own(tmp_path, stack):
+    path = write_plane_segmentation(tmp_path / "seg.dcm", (20.0, 24.0))
+    slide = open_slide([*stack, path])
+    tree = slide.to_datatree()
+    assert "segmentation" not in tree["level_0"].data_vars
+    variable = tree["segmentation"].segmentation
+    np.testing.assert_allclose(variable.z, [0.020, 0.024])
+    np.testing.assert_array_equal(variable.sel(z=0.024), upright(mask_of(1)))
+    # the API counts the segmentation's own planes
+    np.testing.assert_array_equal(
+        slide.get_image_region((0, 0), 0, SHAPE, 1, 1)[..., 0], mask_of(1)
+    )
+
+
+# -- parametric maps -------------------------------------------------------------------------
+
+
+def mapping(label, slope=1.0, *, kind=float):
+    return hd.pm.RealWorldValueMapping(
+        lut_label=label,
+        lut_explanation=f"map {label}",
+        unit=Code("%", "UCUM", "percent"),
+        value_range=(kind(0), kind(1000)),
+        slope=slope,
+        intercept=-5.0,
+        quantity_definition=Code("130401", "DCM", "Class activation"),
+    )
+
+
+def write_map(path, source, pixels, mappings):
+    dataset = hd.pm.ParametricMap(
+        [pydicom.dcmread(source)],
+        pixels[None],
+        hd.UID(),
+        6,
+        hd.UID(),
+        1,
+        "m",
+        "mm",
+        "1",
+        "s",
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=mappings,
+        window_center=500,
+        window_width=500,
+        tile_pixel_array=True,
+        tile_size=TILE,
+    )
+    dataset.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint16])
+@pytest.mark.parametrize("labels", [("a",), ("b", "a")])
+def test_parametric_maps_are_channels_by_lut_label(tmp_path, levels, dtype, labels):
+    rng = np.random.default_rng(3)
+    values = (rng.random((*SHAPE, len(labels))) * 1000).astype(dtype)
+    kind = int if dtype == np.uint16 else float
+    path = write_map(
+        tmp_path / "pm.dcm", levels[0], values,
+        [[mapping(label, 2.0 + k, kind=kind)] for k, label in enumerate(labels)],
+    )  # fmt: skip
+    slide = open_slide([*levels, path])
+    assert slide.num_channels == 1 + len(labels)
+    variable = slide.to_dataset(squeeze=False).parametric_map
+    assert variable.dims == ("parameter", "z", "y", "x")
+    assert variable.dtype == dtype
+    assert variable.parameter.values.tolist() == list(labels)
+    assert variable.parameter_description.values.tolist() == [f"map {label}" for label in labels]
+    assert set(variable.parameter_quantity.values) == {"Class activation"}
+    assert set(variable.parameter_unit.values) == {"%"}
+    assert variable.parameter_slope.values.tolist() == [2.0, 3.0][: len(labels)]
+    assert set(variable.parameter_intercept.values) == {-5.0}
+    for k, label in enumerate(labels):
+        index = slide.get_channel_index(label, "PARAMETER")
+        assert (index, slide.get_channel_type(index)) == (1 + k, ChannelTypes.PARAMETER)
+        region = slide.get_image_region((0, 0), 0, SHAPE, index)
+        assert region.dtype == dtype
+        np.testing.assert_array_equal(region[..., 0], values[..., k])
+        np.testing.assert_array_equal(variable.sel(parameter=label)[0], upright(values[..., k]))
+    outside = slide.get_image_region((-1, 0), 0, (1, 1), 1)
+    assert np.isnan(outside).all() if dtype != np.uint16 else not outside.any()
+
+
+def test_values_that_are_real_world_values_have_units(tmp_path, levels):
+    values = np.ones((*SHAPE, 1), np.float32)
+    path = write_map(tmp_path / "pm.dcm", levels[0], values, [[mapping("a")]])
+    assert "units" not in open_slide([levels[0], path]).to_dataset().parametric_map.attrs
+    dataset = pydicom.dcmread(path)
+    item = dataset.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence[0]
+    item.RealWorldValueIntercept = 0.0
+    dataset.save_as(path)
+    variable = open_slide([levels[0], path]).to_dataset().parametric_map
+    assert variable.attrs["units"] == "%"
+    assert variable.attrs["long_name"] == "Class activation"
+
+
+def test_several_mappings_of_the_same_pixels_are_channels_of_the_same_frames(tmp_path, levels):
+    rng = np.random.default_rng(4)
+    values = (rng.random((*SHAPE, 1)) * 1000).astype(np.float32)
+    path = write_map(
+        tmp_path / "pm.dcm", levels[0], values, [[mapping("percent"), mapping("raw", 0.5)]]
+    )
+    slide = open_slide([levels[0], path])
+    assert [c.identifier for c in slide.channels[1:]] == ["percent", "raw"]
+    for index in (1, 2):
+        np.testing.assert_array_equal(
+            slide.get_image_region((0, 0), 0, SHAPE, index)[..., 0], values[..., 0]
+        )
+
+
+# -- the tree as a whole ---------------------------------------------------------------------
+
+
+def test_trees_with_derived_images_pickle_and_have_names_that_last(tmp_path, levels, masks):
+    first = write_segmentation(tmp_path / "a.dcm", levels[0], labels_of(masks), "LABELMAP")
+    slide = open_slide([*levels, first])
+    assert pickle.loads(pickle.dumps(slide)).num_channels == slide.num_channels
+    tree = slide.to_datatree()
+    again = pickle.loads(pickle.dumps(tree))
+    np.testing.assert_array_equal(again["level_0"].segmentation, upright(labels_of(masks)))
+    names = [open_slide([*levels, first]).to_dataset().segmentation.data.name for _ in range(2)]
+    assert names[0] == names[1]
+    matrix = slide.derived_images[0].get_total_pixel_matrix(1)
+    assert matrix.to_dask().name != slide.derived_images[0].get_total_pixel_matrix(2).to_dask().name
+
+
+def test_the_engine_opens_derived_images_beside_their_level(tmp_path, levels, masks):
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], masks.astype(np.uint8), "BINARY")
+    tree = xr.open_datatree([*levels, path], engine="dicomslide", chunks={})
+    part = tree["level_0"].to_dataset().sel(x=slice(17.97, 17.98), y=slice(31.96, 31.99))
+    np.testing.assert_array_equal(
+        part.segmentation.sel(segment="4").transpose("y", "x"),
+        tree["level_0"].segmentation[1].sel(x=part.x, y=part.y),
+    )
+    lazy = xr.open_dataset([*levels, path], engine="dicomslide")
+    np.testing.assert_array_equal(lazy.segmentation[0], upright(masks[..., 0]))
+    np.testing.assert_array_equal(lazy.segmentation[:, 5, 7], upright(masks)[5, 7])
+    area = (lazy.segmentation.sum(("y", "x")) * 0.0005**2).values
+    np.testing.assert_allclose(area, masks.sum((0, 1)) * 0.0005**2)
+
+
+def test_matrix_frame_keeps_rows_and_columns(tmp_path, levels, masks):
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], masks.astype(np.uint8), "BINARY")
+    variable = open_slide([levels[0], path]).to_dataset(frame="matrix").segmentation
+    assert variable.dims == ("segment", "row", "column")
+    np.testing.assert_array_equal(variable[1], masks[..., 1])
+
+
+# -- real files ------------------------------------------------------------------------------
+
+REAL = [
+    "control",
+    "control_labelmap",
+    "control_labelmap_palette_color",
+    "dots",
+    "dots_tiled_full",
+    "numbers",
+]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_segmentations_equal_highdicoms_reading(shared_data, name):
+    path = shared_data / "highdicom" / f"seg_image_sm_{name}.dcm"
+    expected = hd.seg.segread(path)
+    numbers = list(expected.segment_numbers)
+    matrices = expected.get_total_pixel_matrix(segment_numbers=numbers)
+    store = FileStore.open(path)
+    image = TiledImage(store, store.metadata[0])
+    slide = open_slide([shared_data / "highdicom" / f"sm_image_{name.split('_')[0]}.dcm", path])
+    assert slide.num_channels == 1 + image.num_channels
+    for k, number in enumerate(numbers):
+        matrix = image.get_total_pixel_matrix(image.get_channel_index(str(number)))
+        assert matrix.dtype == bool
+        np.testing.assert_array_equal(matrix[:, :][..., 0], matrices[..., k])
+        index = slide.get_channel_index(str(number), "SEGMENT")
+        np.testing.assert_array_equal(
+            slide.get_image_region((0, 0), 0, (50, 50), index)[..., 0], matrices[..., k]
+        )
+        description = expected.get_segment_description(number)
+        assert slide.channels[index].description == description.segment_label
+
+
+@pytest.mark.parametrize("name", ["control_labelmap", "dots_tiled_full"])
+def test_real_segmentations_share_their_levels_grid(shared_data, name):
+    folder = shared_data / "highdicom"
+    image = folder / f"sm_image_{name.split('_')[0]}.dcm"
+    tree = open_slide([image, folder / f"seg_image_sm_{name}.dcm"]).to_datatree()
+    assert set(tree.children) == {"level_0"}
+    assert tree["level_0"].segmentation.sizes["x"] == tree["level_0"].image.sizes["x"]
+
+
+def test_a_real_segmentation_a_pixel_apart_keeps_its_own_millimetres(shared_data):
+    """Its writer counted positions from one, so that its header puts it a pixel further."""
+    folder = shared_data / "highdicom"
+    tree = open_slide(
+        [folder / "sm_image_control.dcm", folder / "seg_image_sm_control.dcm"]
+    ).to_datatree()
+    apart = tree["level_0"].x.values - tree["segmentation"].x.values
+    np.testing.assert_allclose(apart, 0.000499, rtol=0, atol=1e-9)
