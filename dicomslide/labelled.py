@@ -23,8 +23,6 @@ from dicomslide.stack import StackedReader
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping, Sequence
 
-    from pydicom.dataset import Dataset
-
     from dicomslide.image import TiledImage
     from dicomslide.reader import MatrixReader
     from dicomslide.slide import Slide
@@ -490,21 +488,5 @@ def slide_attrs(slide: Slide, *, include_patient: bool = False) -> dict[str, Any
         ),
         None,
     )
-    attrs["stains"] = stains_of(metadata) or None
+    attrs["stains"] = utils.stains_of(metadata) or None
     return {name: value for name, value in attrs.items() if value is not None}
-
-
-def stains_of(metadata: Dataset) -> list[str]:
-    """Return the substances that the specimens were stained with, by name (TID 8003)."""
-    found: dict[str, None] = {}
-    for specimen in utils.items(metadata, "SpecimenDescriptionSequence"):
-        for step in utils.items(specimen, "SpecimenPreparationSequence"):
-            for item in utils.items(step, "SpecimenPreparationStepContentItemSequence"):
-                names = utils.items(item, "ConceptNameCodeSequence")
-                # "Using substance", in SNOMED CT and by its retired identifier
-                if any(utils.text(n, "CodeValue") in ("424361007", "G-C350") for n in names):
-                    for code in utils.items(item, "ConceptCodeSequence"):
-                        found[utils.text(code, "CodeMeaning") or ""] = None
-                    if stain := utils.text(item, "TextValue"):
-                        found[stain] = None
-    return [name for name in found if name]
