@@ -36,6 +36,7 @@ FLOORS = [
     "indexing",
     "reader",
     "stack",
+    "sampler",
     "matrix",
     "image",
     "picture",
