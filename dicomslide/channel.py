@@ -39,25 +39,23 @@ class Channel:
     type: ChannelTypes
     identifier: str
     """Optical Path Identifier, Segment Number, or LUT Label."""
-    item: Dataset | None = None
-    """The item that describes it; None where the header has none."""
+    item: Dataset
+    """The item that describes it."""
 
     @property
     def description(self) -> str | None:
         """What a person calls it: Optical Path Description, Segment Label, LUT Explanation."""
-        return None if self.item is None else utils.text(self.item, _DESCRIPTIONS[self.type])
+        return utils.text(self.item, _DESCRIPTIONS[self.type])
 
     @property
     def wavelength(self) -> float | None:
         """Illumination Wave Length in nm; None where it is absent, or 0."""
-        return (
-            None if self.item is None else utils.number(self.item, "IlluminationWaveLength") or None
-        )
+        return utils.number(self.item, "IlluminationWaveLength") or None
 
     @property
     def icc_profile(self) -> bytes | None:
         """ICC Profile of an optical path."""
-        return None if self.item is None else self.item.get("ICCProfile")
+        return self.item.get("ICCProfile")
 
     @property
     def category(self) -> str | None:
@@ -72,8 +70,6 @@ class Channel:
     @property
     def algorithm(self) -> str | None:
         """Segment Algorithm Name, or the Segment Algorithm Type where it has no name."""
-        if self.item is None:
-            return None
         return utils.text(self.item, "SegmentAlgorithmName") or utils.text(
             self.item, "SegmentAlgorithmType"
         )
@@ -98,8 +94,6 @@ class Channel:
     @property
     def mapping(self) -> tuple[float, float] | None:
         """Slope and intercept from stored to real world values; None where it isn't linear."""
-        if self.item is None:
-            return None
         slope = utils.number(self.item, "RealWorldValueSlope")
         intercept = utils.number(self.item, "RealWorldValueIntercept")
         return None if slope is None or intercept is None else (slope, intercept)
@@ -127,7 +121,7 @@ def channels_of(
 ) -> tuple[Channel, ...]:
     """Return the channels of an image, in the order of their items.
 
-    An image without any item has one channel, an implied optical path "1".
+    An image without any item has one channel, an implied "1".
 
     Parameters
     ----------
@@ -156,7 +150,15 @@ def channels_of(
     found = tuple(
         Channel(kind, utils.text(item, keyword) or str(i + 1), item) for i, item in enumerate(items)
     )
-    return found or (Channel(kind, "1"),)
+    return found or (Channel(kind, "1", _implied(keyword)),)
+
+
+def _implied(keyword: str) -> Dataset:
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    setattr(item, keyword, "1")
+    return item
 
 
 def shared_channel(image: Dataset) -> str | None:

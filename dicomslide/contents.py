@@ -69,7 +69,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         self._others = tuple(source for source in sources if source not in tiled)
         for source in self._others:
             logger.debug("%s: it is no tiled image", source.name)
-        self._images = tuple(
+        images = [
             TiledImage(
                 source,
                 source.metadata,
@@ -78,8 +78,8 @@ class SlideContents(ChannelsAndPlanes, Identified):
                 on_error=options.on_error,
             )
             for source in tiled
-        )
-        slides = group_by_slide(self._images)
+        ]
+        slides = group_by_slide(images)
         if not slides:
             names = ", ".join(source.name for source in self._sources[:3])
             raise NotSlideError(
@@ -88,6 +88,8 @@ class SlideContents(ChannelsAndPlanes, Identified):
             )
         if len(slides) > 1:
             raise AmbiguousSlideError(list_slides(slides))
+        members = set(map(id, slides[0]))
+        self._images = tuple(image for image in images if id(image) in members)
         self._arrange()
 
     def _arrange(self) -> None:

@@ -70,7 +70,8 @@ class DerivedSeries:
         self._held |= held
         self.images.append(image)
         self.images.sort(key=lambda image: -math.prod(image.size))
-        self.channels = {c.identifier: c for c in image.channels} | self.channels
+        for channel in image.channels:
+            self.channels.setdefault(channel.identifier, channel)
         return True
 
 
