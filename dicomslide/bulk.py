@@ -13,7 +13,7 @@ from dicomslide import utils
 from dicomslide.annotation import AnnotationGroup, Measurement
 from dicomslide.backends.base import ConcatenatedSource
 from dicomslide.errors import MetadataError, MetadataWarning
-from dicomslide.graphic import NUM_POINTS
+from dicomslide.graphic import BLOCK, NUM_POINTS
 from dicomslide.reader import layout_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ __all__ = ["find_annotation_groups", "read_annotation_groups"]
 logger = logging.getLogger(__name__)
 
 BULK_SIMPLE_ANNOTATIONS_STORAGE = "1.2.840.10008.5.1.4.1.1.91.1"
-BLOCK = 2**20  # points that are mapped at once, which bounds what temporary arrays take
 
 
 def find_annotation_groups(
@@ -116,7 +115,7 @@ class _Pixels:
     def to_slide(self, points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Map (column, row) to (x, y) in mm, shape (n, 2)."""
         mapped = np.empty(points.shape)
-        # from a corner to the centres that the geometry counts by: PS3.3 C.10.5.1.2
+        # from the corner to the centres by which the geometry counts: PS3.3 C.8.12.4.1.4
         shift = np.asarray(self.first) - 0.5
         for start in range(0, len(points), BLOCK):
             part = slice(start, start + BLOCK)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.floating[Any]]
     Integers: TypeAlias = NDArray[np.int64]
 
-__all__ = ["NUM_POINTS", "bounding_boxes", "centroids", "ellipse_outlines", "padded"]
+__all__ = ["BLOCK", "NUM_POINTS", "bounding_boxes", "centroids", "ellipse_outlines", "padded"]
 
 NUM_POINTS: dict[str, int | None] = {
     "POINT": 1,
@@ -57,7 +57,8 @@ def bounding_boxes(graphic_type: str, points: Floats, offsets: Integers) -> NDAr
     boxes = np.empty((len(offsets) - 1, 4))
     if len(boxes) and graphic_type == "ELLIPSE":
         center, first, second = _ellipses(points)
-        half = np.hypot(first, second)  # of c + a cos t + b sin t, also where a isn't at b's right
+        # of c + a cos t + b sin t, whatever the angle between a and b
+        half = np.hypot(first, second)
         boxes[:, :2], boxes[:, 2:] = center - half, center + half
     elif len(boxes):
         for axis in (0, 1):
