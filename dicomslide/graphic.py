@@ -31,7 +31,7 @@ NUM_POINTS: dict[str, int | None] = {
 }
 """Graphic types of bulk annotations (PS3.3 C.37.1.2), and the points of one; None for any."""
 
-BLOCK = 2**18
+BLOCK = 2**16
 """Points that are worked on at once, which bounds what temporary arrays take."""
 
 
