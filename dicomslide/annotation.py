@@ -1,0 +1,342 @@
+"""Annotations of a slide: those of a group as columns, and the region around a single one."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomslide.graphic import bounding_boxes, centroids, ellipse_outlines, padded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import geopandas
+    import pandas as pd
+    from numpy.typing import ArrayLike, NDArray
+    from pydicom.sr.coding import Code
+
+__all__ = ["AnnotatedRegion", "AnnotationGroup", "Measurement", "region_of_annotation"]
+
+ELLIPSE_VERTICES = 64  # of a polygon that stands for an ellipse: within 0.12 % of its half axis
+MICROMETERS = 1000  # in a millimetre
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Measurement:
+    """One measurement of the annotations of a group: an item of the Measurements Sequence."""
+
+    name: Code | None
+    """What was measured: Concept Name Code Sequence."""
+    unit: Code | None
+    """Measurement Units Code Sequence, in general of UCUM."""
+    values: NDArray[np.float32]
+    """Shape (n,): one value an annotation, NaN where it has none."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class AnnotationGroup:
+    """Annotations of one graphic type and one meaning, as columns (PS3.3 C.37.1.2).
+
+    A sequence of arrays: ``group[i]`` has the points of annotation i, shape (m, 2) or (m, 3),
+    in millimetres on the slide. They are views of `coordinates`, and no object exists an
+    annotation until it is asked for. All arrays are read-only.
+    """
+
+    number: int
+    """Annotation Group Number, from 1 on within an instance."""
+    uid: str | None
+    """Annotation Group UID"""
+    label: str | None
+    """Annotation Group Label"""
+    description: str | None
+    """Annotation Group Description"""
+    graphic_type: str
+    """POINT, POLYLINE, POLYGON (closed, its first point isn't repeated), ELLIPSE (the ends of its
+    major, then of its minor axis) or RECTANGLE (its corners)."""
+    property_category: Code | None
+    """Annotation Property Category, such as Morphologically Abnormal Structure."""
+    property_type: Code | None
+    """Annotation Property Type, such as Nucleus."""
+    generation_type: str | None
+    """MANUAL, SEMIAUTOMATIC or AUTOMATIC: Annotation Group Generation Type."""
+    algorithm_name: str | None
+    """Algorithm Name of the first Annotation Group Algorithm Identification item."""
+    optical_paths: tuple[str, ...] | None
+    """Referenced Optical Path Identifiers; None where the annotations apply to all."""
+    planes: tuple[float, ...] | None
+    """Common Z Coordinate Values in mm; None where the annotations apply to all planes, where
+    each point has its own z, or where nothing says."""
+    coordinates: NDArray[np.floating[Any]]
+    """(x, y) or (x, y, z) of all points in mm, shape (n_points, 2) or (n_points, 3).
+
+    float32 or float64 as the file has them where it gives millimetres; float64 where it gives
+    pixels, since a float32 is up to 0.015 pixel off at 0.25 µm, enough to put a corner that lies
+    on the edge of a pixel on either side."""
+    offsets: NDArray[np.int64]
+    """Shape (n + 1,): annotation i has the points ``offsets[i]:offsets[i + 1]``."""
+    measurements: tuple[Measurement, ...] = ()
+    """In the order of their items; several may have the same name."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> NDArray[np.floating[Any]]:
+        i = operator.index(index)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"no annotation {index}; the group has {len(self)}, from 0 on")
+        i %= len(self)
+        return self.coordinates[self.offsets[i] : self.offsets[i + 1]]
+
+    def __iter__(self) -> Iterator[NDArray[np.floating[Any]]]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        label = "" if self.label is None else f" {self.label!r}"
+        measured = ", ".join(_meaning(each.name) or "?" for each in self.measurements)
+        return (
+            f"<AnnotationGroup {self.number}{label}: {len(self)} of {self.graphic_type},"
+            f" {len(self.coordinates)} points{', with ' if measured else ''}{measured}>"
+        )
+
+    @property
+    def bounds(self) -> NDArray[np.float64]:
+        """(x_min, y_min, x_max, y_max) of each annotation in mm, shape (n, 4).
+
+        That of an ellipse holds all of it, however it is turned.
+        """
+        return bounding_boxes(self.graphic_type, self.coordinates, self.offsets)
+
+    @property
+    def centroids(self) -> NDArray[np.float64]:
+        """(x, y) of the middle of each annotation in mm, shape (n, 2).
+
+        That of a polygon is of its area, that of a polyline of its length. A polygon without
+        area has the mean of its points.
+        """
+        return centroids(self.graphic_type, self.coordinates, self.offsets)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a table with one row an annotation.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``x``, ``y`` (centroid) and ``z`` (mean, where points have one), ``x_min``,
+            ``y_min``, ``x_max``, ``y_max`` (bounding box), all in mm; ``n_points``; one a
+            measurement, named by its meaning (with ``_2``, ``_3``, … where that name is taken);
+            and, the same in every row, ``group`` (its number), ``label``, ``graphic_type``,
+            ``property_category`` and ``property_type``. The units are in ``attrs["units"]``.
+            The tables of several groups go together with ``pandas.concat``.
+
+        """
+        import pandas as pd
+
+        corners = ("x_min", "y_min", "x_max", "y_max")
+        table: dict[str, Any] = dict(zip("xy", self.centroids.T, strict=True))
+        if self.coordinates.shape[1] == 3:
+            z = self.coordinates[:, 2].astype(np.float64)
+            counts = np.diff(self.offsets)
+            table["z"] = np.add.reduceat(z, self.offsets[:-1]) / counts if len(self) else z
+        elif self.planes is not None and len(self.planes) == 1:
+            table["z"] = np.full(len(self), self.planes[0])
+        table.update(zip(corners, self.bounds.T, strict=True))
+        units = dict.fromkeys(table, "mm")
+        table["n_points"] = np.diff(self.offsets)
+        constants = {
+            "label": self.label,
+            "graphic_type": self.graphic_type,
+            "property_category": _meaning(self.property_category),
+            "property_type": _meaning(self.property_type),
+        }
+        taken = {*table, "group", *constants, "geometry"}
+        for measurement in self.measurements:
+            name = _meaning(measurement.name) or "measurement"
+            column = next(c for c in _alternatives(name) if c not in taken)
+            taken.add(column)
+            table[column] = measurement.values
+            if measurement.unit is not None:
+                units[column] = measurement.unit.value
+        table["group"] = np.full(len(self), self.number)
+        for column, value in constants.items():
+            codes = np.full(len(self), -1 if value is None else 0, np.int8)
+            categories = [] if value is None else [value]
+            table[column] = pd.Categorical.from_codes(codes, pd.Index(categories, dtype=object))
+        frame = pd.DataFrame(table)
+        frame.attrs["units"] = units
+        return frame
+
+    def to_geopandas(self) -> geopandas.GeoDataFrame:
+        """Return :meth:`to_pandas` with the annotations as shapes, in mm on the slide.
+
+        Returns
+        -------
+        geopandas.GeoDataFrame
+            Points, line strings or polygons (an ellipse is one of 64 corners) in the column
+            ``geometry``, without z and without a coordinate reference system. A polygon of one
+            or two points is one without area.
+
+        Raises
+        ------
+        ImportError
+            When geopandas, or shapely, which it stands on, isn't installed.
+
+        """
+        try:
+            import geopandas
+            import shapely
+        except ImportError as error:
+            raise ImportError(
+                "to_geopandas needs geopandas: pip install geopandas; without it there are"
+                " to_pandas(), and the points of each annotation"
+            ) from error
+        points: NDArray[np.floating[Any]] = self.coordinates[:, :2].astype(np.float64)
+        offsets = self.offsets
+        kind = shapely.GeometryType.POLYGON
+        if self.graphic_type == "POINT":
+            shapes = shapely.points(points)
+        elif self.graphic_type == "POLYLINE":
+            kind = shapely.GeometryType.LINESTRING
+            points, offsets = padded(points, offsets, closed=False, minimum=2)
+            shapes = shapely.from_ragged_array(kind, points, (offsets,))
+        else:
+            if self.graphic_type == "ELLIPSE":
+                points, offsets = ellipse_outlines(points, ELLIPSE_VERTICES)
+            points, offsets = padded(points, offsets, closed=True, minimum=4)
+            rings = np.arange(len(self) + 1)
+            shapes = shapely.from_ragged_array(kind, points, (offsets, rings))
+        return geopandas.GeoDataFrame(self.to_pandas(), geometry=shapes)
+
+
+def _meaning(code: Code | None) -> str | None:
+    return None if code is None else code.meaning
+
+
+def _alternatives(name: str) -> Iterator[str]:
+    yield name
+    number = 2
+    while True:
+        yield f"{name}_{number}"
+        number += 1
+
+
+# -- the region around one annotation ---------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AnnotatedRegion:
+    """A box on the slide, as :meth:`Slide.get_slide_region` takes it."""
+
+    offset: tuple[float, float]
+    """(x, y) of the corner with the lowest coordinates in mm."""
+    size: tuple[float, float]
+    """Width and height along X and Y in mm."""
+    focal_plane_index: int
+    """Of the focal plane nearest to the annotation."""
+
+
+def region_of_annotation(
+    annotation: Any,
+    *,
+    frame_of_reference_uid: str,
+    spacing: tuple[float, float],
+    planes: Sequence[float],
+    padding: ArrayLike = 0.0,
+) -> AnnotatedRegion:
+    """Return the region around a three-dimensional spatial coordinates item of a report.
+
+    Parameters
+    ----------
+    annotation : highdicom.sr.Scoord3DContentItem
+        Content item of value type SCOORD3D (PS3.3 C.18.9), in millimetres; any data set with its
+        Graphic Type, Graphic Data and Referenced Frame of Reference UID will do.
+    frame_of_reference_uid : str
+        Frame of reference of the slide.
+    spacing : tuple of float
+        (along X, along Y) in mm of the samples of the region: its size is at least one sample,
+        and without padding a POINT is exactly the pixel in which it lies.
+    planes : sequence of float
+        Offset of each focal plane of the slide in µm.
+    padding : float or sequence of float, default: 0.0
+        Millimetres around the annotation: of all sides; or left and right, and top and bottom;
+        or left (−X), top (+Y), right (+X) and bottom (−Y).
+
+    Raises
+    ------
+    TypeError
+        When `annotation` is no item with spatial coordinates.
+    ValueError
+        When it is an ELLIPSOID, of another frame of reference, or lies in several focal planes;
+        or when `padding` isn't one, two or four finite numbers of zero or more.
+
+    """
+    graphic_type, points = _graphic_of(annotation, frame_of_reference_uid)
+    left, top, right, bottom = _paddings(padding)
+    box = bounding_boxes(graphic_type, points, np.array([0, len(points)]))[0]
+    lows = box[:2] - (left, bottom)
+    sizes = box[2:] - lows + (right, top)
+    # of less than one sample, the sample in whose middle the annotation lies
+    small = sizes < spacing
+    lows = np.where(small, (box[:2] + box[2:] - spacing) / 2, lows)
+    sizes = np.where(small, spacing, sizes)
+    nearest = np.unique(
+        np.abs(np.subtract.outer(points[:, 2] * MICROMETERS, planes)).argmin(axis=1)
+    )
+    if len(nearest) > 1:
+        raise ValueError(
+            f"the annotation lies in focal planes {nearest.tolist()}, from z"
+            f" {points[:, 2].min():g} to {points[:, 2].max():g} mm; a region is of one plane"
+        )
+    return AnnotatedRegion(
+        (float(lows[0]), float(lows[1])), (float(sizes[0]), float(sizes[1])), int(nearest[0])
+    )
+
+
+def _graphic_of(annotation: Any, frame_of_reference_uid: str) -> tuple[str, NDArray[np.float64]]:
+    """Return graphic type and points, shape (n, 3), of an item that is of this slide."""
+    graphic_type, data = (getattr(annotation, k, None) for k in ("GraphicType", "GraphicData"))
+    if graphic_type is None or data is None:
+        raise TypeError(
+            f"annotation is a {type(annotation).__name__} without Graphic Type and Graphic Data;"
+            " expected a SCOORD3D content item, such as highdicom.sr.Scoord3DContentItem"
+        )
+    frame = getattr(annotation, "ReferencedFrameOfReferenceUID", None)
+    if frame is None or str(frame) != frame_of_reference_uid:
+        raise ValueError(
+            f"the annotation is of frame of reference {frame}, the slide of"
+            f" {frame_of_reference_uid}: expected three-dimensional coordinates on this slide"
+        )
+    # points that a graphic has at the least, and at the most
+    counts = {
+        "POINT": (1, 1),
+        "MULTIPOINT": (1, None),
+        "POLYLINE": (1, None),
+        "POLYGON": (1, None),
+        "ELLIPSE": (4, 4),
+    }
+    if graphic_type not in counts:
+        raise ValueError(
+            f"Graphic Type {graphic_type} has no region; expected one of {', '.join(counts)}"
+        )
+    values = np.asarray(data, dtype=np.float64)
+    least, most = counts[graphic_type]
+    number = values.size // 3
+    if values.size % 3 or number < least or number > (most or number):
+        raise ValueError(f"{values.size} values of Graphic Data don't make a {graphic_type}")
+    if not np.isfinite(values).all():
+        raise ValueError("Graphic Data has a value that isn't finite")
+    return graphic_type, values.reshape(-1, 3)
+
+
+def _paddings(padding: ArrayLike) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom in mm."""
+    values = np.asarray(padding, dtype=np.float64)
+    if values.shape not in ((), (2,), (4,)) or not (np.isfinite(values) & (values >= 0)).all():
+        raise ValueError(
+            f"padding is {padding!r}; expected one, two or four finite numbers of millimetres, none"
+            " of them negative"
+        )
+    left, top, right, bottom = np.resize(values, 4).tolist()
+    return left, top, right, bottom
