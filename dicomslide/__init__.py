@@ -39,6 +39,7 @@ from dicomslide.utils import (
 )
 
 if TYPE_CHECKING:
+    from dicomslide.annotation import AnnotationGroup, Measurement
     from dicomslide.image import TiledImage
     from dicomslide.index import SlideIndex
     from dicomslide.matrix import TotalPixelMatrix, TotalPixelMatrixSampler
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LATE = {
+    "AnnotationGroup": "annotation",
+    "Measurement": "annotation",
     "Pyramid": "pyramid",
     "PyramidLevel": "pyramid",
     "Slide": "slide",
@@ -86,6 +89,7 @@ _LATE = {
 
 __all__ = [
     "AmbiguousSlideError",
+    "AnnotationGroup",
     "ChannelTypes",
     "DicomSlideError",
     "FrameDecodeError",
@@ -96,6 +100,7 @@ __all__ = [
     "ImageFlavors",
     "LevelNotFoundError",
     "MemoryLimitError",
+    "Measurement",
     "MetadataError",
     "MetadataWarning",
     "NotDicomError",

@@ -302,6 +302,79 @@ class SlideContents(ChannelsAndPlanes, Identified):
             f" get_volume_images(channel_index={channel_index})"
         )
 
+    # -- sizes --
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the largest total pixel matrix."""
+        return self.levels[0].size
+
+    @property
+    def total_pixel_matrix_dimensions(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of the total pixel matrices at each level."""
+        return tuple(level.size for level in self.levels)
+
+    @property
+    def downsampling_factors(self) -> tuple[float, ...]:
+        """Factor of each level relative to the base: the mean of those of rows and columns."""
+        rows, columns = self.size
+        return tuple((rows / r + columns / c) / 2 for r, c in self.total_pixel_matrix_dimensions)
+
+    @property
+    def pixel_spacings(self) -> tuple[tuple[float, float], ...]:
+        """Distance in mm between neighbouring pixels along a row and along a column, by level.
+
+        Pixel Spacing has them the other way round (PS3.3 10.7.1.3).
+
+        Raises
+        ------
+        MetadataError
+            When a header doesn't say where its image lies on the slide.
+
+        """
+        spacings = (level.image.geometry.spacing for level in self.levels)
+        return tuple((along_row, along_column) for along_column, along_row in spacings)
+
+    @property
+    def physical_offset(self) -> tuple[float, float]:
+        """Lowest (x, y) in mm of the centres of the first pixels of the levels' matrices.
+
+        Raises
+        ------
+        MetadataError
+            When a header doesn't say where its image lies on the slide.
+
+        """
+        offsets = [image.physical_offset for level in self.levels for image in level.images]
+        return min(x for x, _ in offsets), min(y for _, y in offsets)
+
+    @property
+    def physical_size(self) -> tuple[float, float]:
+        """Largest extent in mm along X and Y of the levels' matrices, pixels' edges included.
+
+        Raises
+        ------
+        MetadataError
+            When a header doesn't say where its image lies on the slide.
+
+        """
+        sizes = [image.physical_size for level in self.levels for image in level.images]
+        return max(width for width, _ in sizes), max(height for _, height in sizes)
+
+    @property
+    def physical_bounds(self) -> tuple[float, float, float, float]:
+        """(x_min, y_min, x_max, y_max) in mm of the outer edges of the levels' matrices.
+
+        Raises
+        ------
+        MetadataError
+            When a header doesn't say where its image lies on the slide.
+
+        """
+        bounds = [image.physical_bounds for level in self.levels for image in level.images]
+        x_min, y_min, x_max, y_max = zip(*bounds, strict=True)
+        return min(x_min), min(y_min), max(x_max), max(y_max)
+
     # -- channels --
 
     def get_channel_type(self, channel_index: int) -> ChannelTypes:

@@ -11,6 +11,7 @@ from dicomslide import utils
 from dicomslide.backends.base import frame_source
 from dicomslide.errors import MetadataError
 from dicomslide.geometry import SlideGeometry, SlideGrid
+from dicomslide.identity import Identified
 from dicomslide.layout import ImageLayout, geometry_of, grid_of
 from dicomslide.lookup import ChannelsAndPlanes
 from dicomslide.matrix import TotalPixelMatrix
@@ -18,6 +19,8 @@ from dicomslide.options import check_memory
 from dicomslide.reader import OnError, check_on_error, layout_of
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["TiledImage"]
 
 
-class TiledImage(ChannelsAndPlanes):
+class TiledImage(ChannelsAndPlanes, Identified):
     """A tiled DICOM image.
 
     An image with the Total Pixel Matrix Rows and Total Pixel Matrix Columns attributes,
@@ -80,6 +83,11 @@ class TiledImage(ChannelsAndPlanes):
         self.extent: tuple[float, float] | None = None
         check_on_error(on_error)
         grid_of(self._source.metadata)
+
+    def __dask_tokenize__(self) -> tuple[Hashable, ...]:
+        return (
+            "dicomslide.TiledImage", self._source.identity, self._correct_color, self._on_error
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         rows, columns = self.size

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dicomslide.backends.base import frame_source
+from dicomslide.identity import Identified
 from dicomslide.indexing import Axis, expand_key
 from dicomslide.reader import (
     ChunkReader,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["TotalPixelMatrix", "TotalPixelMatrixSampler"]
 
 
-class TotalPixelMatrix:
+class TotalPixelMatrix(Identified):
     """Total pixel matrix of one channel and focal plane of a tiled image.
 
     Looks like a NumPy array of shape (rows, columns, samples) and is indexed like one; frames

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from dicomslide import utils
 from dicomslide.backends.base import frame_source
 from dicomslide.collection import join_concatenations
 from dicomslide.contents import SlideContents, SlideOptions
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
+    from dicomslide.annotation import AnnotationGroup
     from dicomslide.reader import OnError
 
 __all__ = ["Slide"]
@@ -94,79 +96,6 @@ class Slide(SlideContents):
             f" {rows} × {columns} pixels and less, {self.num_channels} channels,"
             f" {self.num_focal_planes} focal planes>"
         )
-
-    # -- sizes --
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Rows and columns of the largest total pixel matrix."""
-        return self.levels[0].size
-
-    @property
-    def total_pixel_matrix_dimensions(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of the total pixel matrices at each level."""
-        return tuple(level.size for level in self.levels)
-
-    @property
-    def downsampling_factors(self) -> tuple[float, ...]:
-        """Factor of each level relative to the base: the mean of those of rows and columns."""
-        rows, columns = self.size
-        return tuple((rows / r + columns / c) / 2 for r, c in self.total_pixel_matrix_dimensions)
-
-    @property
-    def pixel_spacings(self) -> tuple[tuple[float, float], ...]:
-        """Distance in mm between neighbouring pixels along a row and along a column, by level.
-
-        Pixel Spacing has them the other way round (PS3.3 10.7.1.3).
-
-        Raises
-        ------
-        MetadataError
-            When a header doesn't say where its image lies on the slide.
-
-        """
-        spacings = (level.image.geometry.spacing for level in self.levels)
-        return tuple((along_row, along_column) for along_column, along_row in spacings)
-
-    @property
-    def physical_offset(self) -> tuple[float, float]:
-        """Lowest (x, y) in mm of the centres of the first pixels of the levels' matrices.
-
-        Raises
-        ------
-        MetadataError
-            When a header doesn't say where its image lies on the slide.
-
-        """
-        offsets = [image.physical_offset for level in self.levels for image in level.images]
-        return min(x for x, _ in offsets), min(y for _, y in offsets)
-
-    @property
-    def physical_size(self) -> tuple[float, float]:
-        """Largest extent in mm along X and Y of the levels' matrices, pixels' edges included.
-
-        Raises
-        ------
-        MetadataError
-            When a header doesn't say where its image lies on the slide.
-
-        """
-        sizes = [image.physical_size for level in self.levels for image in level.images]
-        return max(width for width, _ in sizes), max(height for _, height in sizes)
-
-    @property
-    def physical_bounds(self) -> tuple[float, float, float, float]:
-        """(x_min, y_min, x_max, y_max) in mm of the outer edges of the levels' matrices.
-
-        Raises
-        ------
-        MetadataError
-            When a header doesn't say where its image lies on the slide.
-
-        """
-        bounds = [image.physical_bounds for level in self.levels for image in level.images]
-        x_min, y_min, x_max, y_max = zip(*bounds, strict=True)
-        return min(x_min), min(y_min), max(x_max), max(y_max)
 
     # -- pixels --
 
@@ -282,6 +211,76 @@ class Slide(SlideContents):
         enough = [level for level in levels if max(self.levels[level].size) >= size]
         place = self._place(max(enough, default=0), channel_index, focal_plane_index)
         return picture_of(place[0], size, *place[1:])
+
+    def get_slide_region_for_annotation(
+        self,
+        annotation: Any,
+        level: int,
+        channel_index: int = 0,
+        padding: float | Sequence[float] = 0.0,
+    ) -> NDArray[Any]:
+        """Get slide region defined by a graphic annotation.
+
+        Parameters
+        ----------
+        annotation : highdicom.sr.Scoord3DContentItem
+            Graphic annotation that defines the region of interest in the slide coordinate
+            system: POINT, MULTIPOINT, POLYLINE, POLYGON or ELLIPSE
+        level : int
+            Zero-based index into pyramid levels
+        channel_index : int, default: 0
+            Zero-based index into channels
+        padding : float or sequence of float, default: 0.0
+            Padding in mm of all borders; of left/right and top/bottom; or of left (−X), top (+Y),
+            right (+X) and bottom (−Y)
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (rows, columns, samples), upright: columns run along X, rows against Y; of the
+            focal plane nearest to the annotation's z, and at least one pixel
+
+        Raises
+        ------
+        LevelNotFoundError
+            When there is no such level
+        ValueError
+            When the annotation is an ELLIPSOID or in another frame of reference, the padding
+            isn't millimetres, or there is no such channel
+
+        """
+        from dicomslide.annotation import region_of_annotation
+
+        region = region_of_annotation(
+            annotation,
+            frame_of_reference_uid=self.frame_of_reference_uid,
+            spacing=self.level(level).image.geometry.slide_spacing,
+            planes=self.focal_plane_offsets,
+            padding=padding,
+        )
+        return self.get_slide_region(
+            region.offset, level, region.size, channel_index, region.focal_plane_index
+        )
+
+    def annotations(self) -> tuple[AnnotationGroup, ...]:
+        """Read the Microscopy Bulk Simple Annotations of the slide (PS3.3 A.87).
+
+        Returns
+        -------
+        tuple of dicomslide.AnnotationGroup
+            Points, polygons, ... as columns in mm of the slide, with label, property codes and
+            measurements
+
+        Raises
+        ------
+        MetadataError
+            When annotations contradict themselves, or refer to an image that isn't here
+
+        """
+        from dicomslide.bulk import find_annotation_groups
+
+        uid = utils.text(self.metadata, "FrameOfReferenceUID")
+        return find_annotation_groups(self._others, self._images, uid)
 
     # -- between pixels and millimetres --
 
