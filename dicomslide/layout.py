@@ -33,11 +33,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ImageLayout",
     "field_of_view",
+    "first_plane_of",
     "geometry_of",
     "grid_of",
     "pixel_format_of",
     "pixel_spacing_of",
     "read_layout",
+    "spacing_of",
 ]
 
 MICROMETERS = 1000  # in a millimetre
@@ -201,7 +203,7 @@ def _sparse(
 ) -> tuple[tuple[float, ...], FrameMap]:
     count = len(positions)
     if positions.z is None:
-        planes: tuple[float, ...] = (_first_plane(image),)
+        planes: tuple[float, ...] = (first_plane_of(image),)
         of_frame = np.zeros(count, np.int64)
     else:
         planes, of_frame = focal_planes(positions.z)
@@ -237,7 +239,7 @@ def _full(
         num_planes = 1
         first = _only_channel(image, [each.identifier for each in channels], shares_frames)
         first *= grid.num_tiles
-    start = _first_plane(image)
+    start = first_plane_of(image)
     step = _spacing_between_planes(image)
     if num_planes > 1 and step is None:
         raise MetadataError(f"it has {num_planes} focal planes, but no Spacing Between Slices")
@@ -271,7 +273,7 @@ def _has_several_mappings(image: Dataset, channels: tuple[Channel, ...]) -> bool
     )
 
 
-def _first_plane(image: Dataset) -> float:
+def first_plane_of(image: Dataset) -> float:
     """Z Offset in Slide Coordinate System in µm, 0 where nothing says."""
     for origin in _origins(image):
         z = utils.number(origin, "ZOffsetInSlideCoordinateSystem")
@@ -340,6 +342,35 @@ def field_of_view(image: Dataset) -> tuple[float, float] | None:
     return grid.columns * spacing[1], grid.rows * spacing[0]
 
 
+def spacing_of(image: Dataset, extent: tuple[float, float] | None = None) -> tuple[float, float]:
+    """Return the spacing (between rows, between columns) in mm, derived where it isn't given.
+
+    Parameters
+    ----------
+    image : pydicom.dataset.Dataset
+        Header of a tiled image.
+    extent : tuple of float, optional
+        (along the rows, along the columns) in mm that the matrix covers: what to derive the
+        spacing from where the header neither gives it nor the imaged volume.
+
+    Raises
+    ------
+    MetadataError
+        When there is nothing to derive it from.
+
+    """
+    spacing = pixel_spacing_of(image)
+    if spacing is not None:
+        return spacing
+    covered = field_of_view(image) or extent
+    if covered is None:
+        raise MetadataError(
+            f"{utils.name_of(image)}: no Pixel Spacing, nor anything to derive it from"
+        )
+    grid = grid_of(image)
+    return covered[1] / grid.rows, covered[0] / grid.columns
+
+
 def geometry_of(
     image: Dataset,
     *,
@@ -353,8 +384,7 @@ def geometry_of(
     image : pydicom.dataset.Dataset
         Header of a tiled image.
     extent : tuple of float, optional
-        (along the rows, along the columns) in mm that the matrix covers: what to derive the
-        spacing from where the header neither gives it nor the imaged volume.
+        What the matrix covers, as of :func:`spacing_of`.
     relative : bool, default: False
         Whether millimetres may count from the first pixel, with a warning, where the header
         doesn't give its place on the slide.
@@ -372,12 +402,7 @@ def geometry_of(
         raise MetadataError(
             f"{name}: no usable Image Orientation (Slide), so it has no place on the slide"
         )
-    spacing = pixel_spacing_of(image)
-    if spacing is None:
-        covered = field_of_view(image) or extent
-        if covered is None:
-            raise MetadataError(f"{name}: no Pixel Spacing, nor anything to derive it from")
-        spacing = covered[1] / grid.rows, covered[0] / grid.columns
+    spacing = spacing_of(image, extent)
     origin = _origin(image, relative)
     try:
         return SlideGeometry(

@@ -1,18 +1,17 @@
-"""Which images are levels of one pyramid."""
+"""The images of each level of a slide, by channel and focal plane."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicomslide.enum import ImageFlavors
-from dicomslide.errors import AmbiguousSlideError, MetadataError, MetadataWarning
+from dicomslide.errors import AmbiguousSlideError, MetadataWarning
 from dicomslide.frames import focal_planes
 from dicomslide.layout import field_of_view
+from dicomslide.pyramid import group_levels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,8 +59,8 @@ class ImagePyramid:
 def build_pyramid(images: Sequence[TiledImage], tolerance: float) -> ImagePyramid:
     """Sort VOLUME and THUMBNAIL images of one slide into levels.
 
-    Images are of one level when their matrices are of one size: spacing alone doesn't tell,
-    some scanners write that of the base everywhere.
+    See :func:`dicomslide.pyramid.group_levels`; an image that shows another place is left out,
+    with a warning that says so.
 
     Parameters
     ----------
@@ -76,19 +75,13 @@ def build_pyramid(images: Sequence[TiledImage], tolerance: float) -> ImagePyrami
         When two images hold the same channel and focal plane of a level.
 
     """
-    # stable: in the order of size, volumes before thumbnails
-    ordered = sorted(images, key=lambda i: (-math.prod(i.size), i.flavor == "THUMBNAIL"))
-    by_size: dict[tuple[int, int], list[TiledImage]] = {}
-    associated: list[TiledImage] = []
-    for image in ordered:
-        if image.flavor == ImageFlavors.THUMBNAIL.value and image.size in by_size:
-            associated.append(image)
-        else:
-            by_size.setdefault(image.size, []).append(image)
-    base = ordered[0]
-    for image in ordered:
-        image.extent = field_of_view(base.metadata)
-    kept = [same for same in by_size.values() if _belongs(base, same[0], tolerance)]
+    groups = group_levels([image.metadata for image in images], tolerance)
+    for reason in groups.misfits.values():
+        warnings.warn(f"left out: {reason}", MetadataWarning, stacklevel=4)
+    extent = field_of_view(images[groups.base].metadata)
+    for image in images:
+        image.extent = extent
+    kept = [[images[i] for i in same] for same in groups.levels]
     members = [image for same in kept for image in same]
     channels = _channels_of(members)
     planes, _ = focal_planes(
@@ -97,27 +90,7 @@ def build_pyramid(images: Sequence[TiledImage], tolerance: float) -> ImagePyrami
     levels = tuple(
         Level(same[0].size, tuple(same), _places_of(same, channels, planes)) for same in kept
     )
-    return ImagePyramid(levels, channels, planes, tuple(associated))
-
-
-def _belongs(base: TiledImage, image: TiledImage, tolerance: float) -> bool:
-    """Whether an image shows the same place as the base; a warning says why if it doesn't."""
-    try:
-        here, there = image.geometry, base.geometry
-    except MetadataError:
-        return True  # nothing says that it doesn't
-    distance = math.dist(here.center, there.center)
-    allowed = max(tolerance, *here.spacing)
-    if distance <= allowed:
-        return True
-    warnings.warn(
-        f"left out: {image.name}: its centre is {distance:.3g} mm away from that of"
-        f" {base.name}, more than the {allowed:.3g} mm within which images are levels of one"
-        " pyramid",
-        MetadataWarning,
-        stacklevel=5,
-    )
-    return False
+    return ImagePyramid(levels, channels, planes, tuple(images[i] for i in groups.associated))
 
 
 def _channels_of(images: Sequence[TiledImage]) -> tuple[Channel, ...]:

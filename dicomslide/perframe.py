@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,6 +47,14 @@ WANTED = {
     COLUMN: b"SL",
     ROW: b"SL",
     SEGMENT: b"US",
+}
+_PER_FRAME_GROUPS = 0x52009230
+# functional group macro -> what is wanted of it
+_MACROS = {
+    0x0048021A: (Z_OFFSET, COLUMN, ROW),  # Plane Position (Slide)
+    0x00480207: (OPTICAL_PATH,),  # Optical Path Identification
+    0x0062000A: (SEGMENT,),  # Segment Identification
+    0x00409096: (LUT_LABEL,),  # Real World Value Mapping
 }
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _PIXEL_DATA_GROUP = b"\xe0\x7f"
@@ -117,25 +125,34 @@ def scan_per_frame_groups(
 
 
 def positions_of_dataset(image: Dataset) -> FramePositions | None:
-    """Read the same from a data set in memory; None where it gives no positions."""
-    from dicomslide import utils
+    """Read the same from a data set in memory; None where it gives no positions.
 
-    values: dict[int, list[bytes | int | str]] = {tag: [] for tag in WANTED}
-    groups = utils.items(image, "PerFrameFunctionalGroupsSequence")
-    if not groups:
+    Raises
+    ------
+    MetadataError
+        When some frames have positions and others none.
+
+    """
+    element: Any = image.get_item(_PER_FRAME_GROUPS)
+    if element is None:
         return None
-
-    def visit(dataset: Dataset, element: object) -> None:
-        tag = int(element.tag)  # type: ignore[attr-defined]
-        if tag in frame_values or tag not in WANTED:
-            return
-        frame_values[tag] = element.value  # type: ignore[attr-defined]
-
+    if element.is_raw and element.value:  # not parsed yet, nor need it be
+        data = element.value
+        implicit_vr = element.is_implicit_VR or element.VR == "UN"  # PS3.5 6.2.2
+        span = PerFrameSpan(0, len(data), implicit_vr, element.is_little_endian)
+        num_frames = int(image.get("NumberOfFrames") or 1)
+        return scan_per_frame_groups(
+            lambda at, length: data[at : at + length], len(data), span, num_frames
+        )[0]
+    groups = image[_PER_FRAME_GROUPS].value
+    values: dict[int, list[Any]] = {tag: [] for tag in WANTED}
     for group in groups:
-        frame_values: dict[int, bytes | int | str] = {}
-        group.walk(visit)
-        for tag, value in frame_values.items():
-            values[tag].append(value)
+        for macro, tags in _MACROS.items():
+            items = group[macro].value if macro in group else ()
+            for tag in tags:
+                value = items[0].get(tag) if items else None
+                if value is not None and value.value is not None:
+                    values[tag].append(value.value)
     return _complete(values, len(groups))
 
 

@@ -28,6 +28,7 @@ FLOORS = [
     "codec",
     "color",
     "layout",
+    "pyramid",
     "backends.base",
     "backends.part10",
     "backends.file",

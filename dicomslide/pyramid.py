@@ -1,0 +1,416 @@
+"""Image pyramids: which images are levels of one, and which of them is wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, overload
+
+import numpy as np
+
+from dicomslide import utils
+from dicomslide.enum import ImageFlavors
+from dicomslide.errors import MetadataError
+from dicomslide.layout import field_of_view, first_plane_of, geometry_of, grid_of, spacing_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pydicom.dataset import Dataset
+
+__all__ = [
+    "LevelGroups",
+    "Pyramid",
+    "PyramidLevel",
+    "compute_image_center_position",
+    "get_image_pixel_spacing",
+    "get_image_size",
+    "group_levels",
+    "select_image_at_magnification",
+    "select_image_at_pixel_spacing",
+    "sort_images_by_pixel_spacing",
+    "sort_images_by_size",
+]
+
+MAGNIFICATIONS = (1, 2, 4, 10, 20, 40)
+SPACING_AT_1X = 0.01
+"""mm between pixels at 1×: 40× is 0.00025 mm, as scanners have it."""
+SAME_SPACING = 1e-6
+"""Spacings are the same within this fraction of them."""
+
+
+# -- which images are levels of one pyramid --------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LevelGroups:
+    """How some images, each named by its index, make a pyramid."""
+
+    base: int
+    """The largest image."""
+    levels: tuple[tuple[int, ...], ...]
+    """The images of each level, from the largest to the smallest."""
+    associated: tuple[int, ...]
+    """Thumbnails of the size of a level, which aren't levels."""
+    misfits: dict[int, str]
+    """Images that show another place than the base, and a sentence that says so."""
+
+
+def group_levels(images: Sequence[Dataset], tolerance: float) -> LevelGroups:
+    """Sort VOLUME and THUMBNAIL images into the levels of one pyramid.
+
+    Images are of one level when their total pixel matrices are of one size: spacing alone
+    doesn't tell, some scanners write that of the base everywhere. The centre of a level lies
+    where that of the base lies, within a pixel of the level or `tolerance`, whichever is more;
+    an image that has no place on the slide is believed.
+
+    Parameters
+    ----------
+    images : sequence of pydicom.dataset.Dataset
+        Headers of VOLUME and THUMBNAIL images; at least one.
+    tolerance : float
+        Distance in mm by which centres may differ.
+
+    Raises
+    ------
+    MetadataError
+        When an image isn't tiled.
+
+    """
+    sizes = [_size_of(image) for image in images]
+    thumbnails = [utils.image_flavor(i) == ImageFlavors.THUMBNAIL.value for i in images]
+    # the sort is stable: in the order of size, volumes before thumbnails
+    order = sorted(range(len(images)), key=lambda i: (-math.prod(sizes[i]), thumbnails[i]))
+    base = images[order[0]]
+    by_size: dict[tuple[int, int], list[int]] = {}
+    associated = []
+    misfits = {}
+    for i in order:
+        reason = _why_not(base, images[i], tolerance)
+        if thumbnails[i] and sizes[i] in by_size:
+            associated.append(i)
+        elif reason is not None:
+            misfits[i] = reason
+        else:
+            by_size.setdefault(sizes[i], []).append(i)
+    levels = tuple(tuple(same) for same in by_size.values())
+    return LevelGroups(order[0], levels, tuple(associated), misfits)
+
+
+def _size_of(image: Dataset) -> tuple[int, int]:
+    grid = grid_of(image)
+    return grid.rows, grid.columns
+
+
+def _why_not(base: Dataset, image: Dataset, tolerance: float) -> str | None:
+    """Say why an image is no level above a base; None where it may be one."""
+    extent = field_of_view(base)
+    try:
+        here, there = (geometry_of(each, extent=extent) for each in (image, base))
+    except MetadataError:
+        return None  # nothing says that it isn't
+    distance = math.dist(here.center, there.center)
+    allowed = max(tolerance, *here.spacing)
+    if distance <= allowed:
+        return None
+    return (
+        f"{utils.name_of(image)}: its centre is {distance:.3g} mm away from that of"
+        f" {utils.name_of(base)}, more than the {allowed:.3g} mm within which images are levels"
+        " of one pyramid"
+    )
+
+
+class PyramidLevel(NamedTuple):
+    """Image pyramid level."""
+
+    total_pixel_matrix_dimensions: tuple[int, int]
+    """Total Pixel Matrix Rows and Columns."""
+    pixel_spacing: tuple[float, float]
+    """Spacing (between rows, between columns) in mm, in the order of Pixel Spacing."""
+    downsampling_factors: tuple[float, float]
+    """How many (rows, columns) of the base level make one."""
+    has_pixels: bool
+    """Whether there is an image at the level."""
+
+
+class Pyramid(Sequence[PyramidLevel]):
+    """Image pyramid: a sequence of levels, from the largest to the smallest.
+
+    Images are of one level when their total pixel matrices are of one size. A THUMBNAIL of the
+    size of a level adds none.
+
+    Parameters
+    ----------
+    metadata : sequence of pydicom.dataset.Dataset
+        Metadata of VOLUME or THUMBNAIL images, or of images derived from them, in any order.
+    tolerance : float
+        Distance in mm by which the centres of levels may differ, if more than a pixel.
+    ref_metadata : sequence of pydicom.dataset.Dataset, optional
+        Metadata of the source images from which those of `metadata` derive. The levels are
+        theirs, whether `metadata` has an image there or not.
+
+    Raises
+    ------
+    ValueError
+        When there is no image.
+    MetadataError
+        A ValueError: when an image isn't a tiled VOLUME or THUMBNAIL, lies elsewhere on the
+        slide, matches no level of `ref_metadata`, or has no pixel spacing.
+
+    """
+
+    def __init__(
+        self,
+        metadata: Sequence[Dataset],
+        tolerance: float,
+        ref_metadata: Sequence[Dataset] | None = None,
+    ) -> None:
+        template = metadata if ref_metadata is None else ref_metadata
+        if not template:
+            raise ValueError("a pyramid has at least one image; none was given")
+        for image in (*template, *metadata):
+            if not (utils.is_tiled_image(image) and utils.is_volume_image(image)):
+                raise MetadataError(
+                    f"{utils.name_of(image)}: not a level of a pyramid: expected a tiled VOLUME or"
+                    f" THUMBNAIL image, not {utils.image_flavor(image)}"
+                )
+        groups = group_levels(template, tolerance)
+        for reason in groups.misfits.values():
+            raise MetadataError(reason)
+        base = template[groups.base]
+        levels = [template[same[0]] for same in groups.levels]
+        sizes = [_size_of(level) for level in levels]
+        for image in () if ref_metadata is None else metadata:
+            if _size_of(image) not in sizes:
+                raise MetadataError(
+                    f"{utils.name_of(image)}: no level has a total pixel matrix of its size,"
+                    f" {_size_of(image)}; there are {sizes}"
+                )
+            if elsewhere := _why_not(base, image, tolerance):
+                raise MetadataError(elsewhere)
+        present = {_size_of(image) for image in metadata}
+        extent = field_of_view(base)
+        self._levels = tuple(
+            PyramidLevel(
+                total_pixel_matrix_dimensions=size,
+                pixel_spacing=spacing_of(level, extent),
+                downsampling_factors=(sizes[0][0] / size[0], sizes[0][1] / size[1]),
+                has_pixels=size in present,
+            )
+            for level, size in zip(levels, sizes, strict=True)
+        )
+
+    def __repr__(self) -> str:
+        sizes = [level.total_pixel_matrix_dimensions for level in self]
+        return f"<Pyramid of {len(self)} levels: {', '.join(f'{r} × {c}' for r, c in sizes)}>"
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    @overload
+    def __getitem__(self, index: int) -> PyramidLevel: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[PyramidLevel, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> PyramidLevel | tuple[PyramidLevel, ...]:
+        return self._levels[index]
+
+
+# -- what an image says ----------------------------------------------------------------------
+
+
+def compute_image_center_position(image: Dataset) -> tuple[float, float, float]:
+    """Compute position of image center in slide coordinate system.
+
+    Parameters
+    ----------
+    image : pydicom.dataset.Dataset
+        Metadata of DICOM VL Whole Slide Microscopy Image instance
+
+    Returns
+    -------
+    tuple of float
+        (x, y, z) coordinates in mm of the middle of the total pixel matrix; z is that of its
+        origin, the first focal plane
+
+    Raises
+    ------
+    MetadataError
+        When the header doesn't say where the image lies on the slide.
+
+    """
+    return (*geometry_of(image).center, first_plane_of(image) / 1000)
+
+
+def get_image_pixel_spacing(image: Dataset) -> tuple[float, float]:
+    """Get pixel spacing (spacing between pixels) of an image.
+
+    Parameters
+    ----------
+    image : pydicom.dataset.Dataset
+        Metadata of a DICOM VL Whole Slide Microscopy Image instance or derived image instance
+        (e.g., DICOM Segmentation)
+
+    Returns
+    -------
+    tuple of float
+        Pixel Spacing (between rows, between columns) in mm; derived from Imaged Volume Width
+        and Height where it is absent
+
+    Raises
+    ------
+    MetadataError
+        When there is neither.
+
+    """
+    return spacing_of(image)
+
+
+def get_image_size(image: Dataset) -> int:
+    """Get size of an image.
+
+    Parameters
+    ----------
+    image : pydicom.dataset.Dataset
+        Metadata of a DICOM VL Whole Slide Microscopy Image instance or a derived image instance
+        (e.g., DICOM Segmentation)
+
+    Returns
+    -------
+    int
+        Number of pixels in each total pixel matrix
+
+    Raises
+    ------
+    MetadataError
+        When the image isn't tiled.
+
+    """
+    return math.prod(_size_of(image))
+
+
+# -- which image is wanted -------------------------------------------------------------------
+
+
+def select_image_at_magnification(
+    collection: Sequence[Dataset], magnification: int, tolerance: float | None = None
+) -> Dataset:
+    """Select an image from a collection at a desired magnification.
+
+    Parameters
+    ----------
+    collection : sequence of pydicom.dataset.Dataset
+        Metadata of DICOM VL Whole Slide Microscopy Image instances
+    magnification : {1, 2, 4, 10, 20, 40}
+        Magnification level (corresponds roughly to object lens power of a microscope): 40× is
+        0.00025 mm between pixels, 1× is 0.01 mm. The nearest image is taken.
+    tolerance : float, optional
+        Distance in mm between the spacing wanted and that of the image that can be tolerated
+
+    Returns
+    -------
+    pydicom.dataset.Dataset
+        Image closest to the desired magnification
+
+    Raises
+    ------
+    ValueError
+        When `collection` is empty, `magnification` is none of the choices, or `tolerance` is
+        exceeded.
+
+    """
+    if magnification not in MAGNIFICATIONS:
+        raise ValueError(f"magnification {magnification!r} is none of {MAGNIFICATIONS}")
+    spacing = SPACING_AT_1X / magnification
+    return select_image_at_pixel_spacing(collection, (spacing, spacing), tolerance)
+
+
+def select_image_at_pixel_spacing(
+    collection: Sequence[Dataset],
+    pixel_spacing: tuple[float, float],
+    tolerance: float | None = None,
+) -> Dataset:
+    """Select an image from a collection at a desired spatial pixel spacing.
+
+    Parameters
+    ----------
+    collection : sequence of pydicom.dataset.Dataset
+        Metadata of DICOM VL Whole Slide Microscopy Image instances
+    pixel_spacing : tuple of float
+        Desired spacing (between rows, between columns) in mm, in the order of Pixel Spacing
+    tolerance : float, optional
+        Distance in mm between the spacing wanted and that of the image that can be tolerated
+
+    Returns
+    -------
+    pydicom.dataset.Dataset
+        Image closest to the desired pixel spacing: the one whose spacing differs least, on the
+        axis on which it differs more; the first, if there are several of one spacing
+
+    Raises
+    ------
+    ValueError
+        When `collection` is empty, or `tolerance` is exceeded.
+    MetadataError
+        A ValueError: when an image has no pixel spacing.
+
+    """
+    if not collection:
+        raise ValueError("the collection of images to select from is empty")
+    spacings = np.array([spacing_of(image) for image in collection])
+    distances = np.abs(spacings - np.asarray(pixel_spacing, dtype=np.float64)).max(axis=1)
+    noise = SAME_SPACING * max(pixel_spacing)
+    nearest = int(np.argmax(distances <= distances.min() + noise))
+    if tolerance is not None and distances[nearest] > tolerance + noise:
+        raise ValueError(
+            f"no image within {tolerance:g} mm of a pixel spacing of {tuple(pixel_spacing)} mm; the"
+            f" nearest has {tuple(spacings[nearest].tolist())} mm"
+        )
+    return collection[nearest]
+
+
+def sort_images_by_pixel_spacing(collection: Iterable[Dataset]) -> list[Dataset]:
+    """Sort images by pixel spacing in ascending order (lowest to highest).
+
+    Parameters
+    ----------
+    collection : sequence of pydicom.dataset.Dataset
+        Metadata of DICOM VL Whole Slide Microscopy Image instances
+
+    Returns
+    -------
+    list of pydicom.dataset.Dataset
+        The images by the area of a pixel; those of one spacing in the order given
+
+    Raises
+    ------
+    MetadataError
+        When an image has no pixel spacing.
+
+    """
+    return sorted(collection, key=lambda image: math.prod(spacing_of(image)))
+
+
+def sort_images_by_size(collection: Iterable[Dataset]) -> list[Dataset]:
+    """Sort images by size in descending order (largest to smallest).
+
+    Parameters
+    ----------
+    collection : sequence of pydicom.dataset.Dataset
+        Metadata of DICOM VL Whole Slide Microscopy Image instances
+
+    Returns
+    -------
+    list of pydicom.dataset.Dataset
+        The images by the number of pixels of their matrices; those of one size in the order
+        given
+
+    Raises
+    ------
+    MetadataError
+        When an image isn't tiled.
+
+    """
+    return sorted(collection, key=get_image_size, reverse=True)
