@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dicomslide.image import TiledImage
     from dicomslide.slide import Slide
 
-__all__ = ["derived_attrs", "image_attrs", "slide_attrs", "stains_of"]
+__all__ = ["derived_attrs", "image_attrs", "slide_attrs"]
 
 
 def slide_attrs(slide: Slide, *, include_patient: bool = False) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def slide_attrs(slide: Slide, *, include_patient: bool = False) -> dict[str, Any
         ),
         None,
     )
-    attrs["stains"] = stains_of(metadata) or None
+    attrs["stains"] = utils.stains_of(metadata) or None
     return _present(attrs)
 
 
@@ -132,19 +132,3 @@ def derived_attrs(image: TiledImage, channels: Sequence[Channel]) -> dict[str, A
 
 def _present(attrs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in attrs.items() if value is not None}
-
-
-def stains_of(metadata: Dataset) -> list[str]:
-    """Return the substances that the specimens were stained with, by name (TID 8003)."""
-    found: dict[str, None] = {}
-    for specimen in utils.items(metadata, "SpecimenDescriptionSequence"):
-        for step in utils.items(specimen, "SpecimenPreparationSequence"):
-            for item in utils.items(step, "SpecimenPreparationStepContentItemSequence"):
-                names = utils.items(item, "ConceptNameCodeSequence")
-                # "Using substance", in SNOMED CT and by its retired identifier
-                if any(utils.text(n, "CodeValue") in ("424361007", "G-C350") for n in names):
-                    for code in utils.items(item, "ConceptCodeSequence"):
-                        found[utils.text(code, "CodeMeaning") or ""] = None
-                    if stain := utils.text(item, "TextValue"):
-                        found[stain] = None
-    return [name for name in found if name]

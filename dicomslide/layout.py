@@ -173,7 +173,10 @@ def read_layout(
         if positions is not None:
             planes, frames = _sparse(image, grid, channels, positions, shares_frames)
         elif utils.text(image, "DimensionOrganizationType") == "TILED_SPARSE":
-            raise MetadataError("it is TILED_SPARSE, but its frames have no positions")
+            raise MetadataError(
+                "it is TILED_SPARSE, but its frames have no positions: there is no Per-Frame"
+                " Functional Groups Sequence with a row and column for each"
+            )
         else:
             planes, frames = _full(image, grid, channels, num_frames, shares_frames)
     except FramePositionError as error:

@@ -130,21 +130,23 @@ def positions_of_dataset(image: Dataset) -> FramePositions | None:
     Raises
     ------
     MetadataError
-        When some frames have positions and others none.
+        When the sequence hasn't an item for each frame, or some frames have positions and
+        others none.
 
     """
     element: Any = image.get_item(_PER_FRAME_GROUPS)
     if element is None:
         return None
+    num_frames = int(image.get("NumberOfFrames") or 1)
     if element.is_raw and element.value:  # not parsed yet, nor need it be
         data = element.value
         implicit_vr = element.is_implicit_VR or element.VR == "UN"  # PS3.5 6.2.2
         span = PerFrameSpan(0, len(data), implicit_vr, element.is_little_endian)
-        num_frames = int(image.get("NumberOfFrames") or 1)
         return scan_per_frame_groups(
             lambda at, length: data[at : at + length], len(data), span, num_frames
         )[0]
     groups = image[_PER_FRAME_GROUPS].value
+    _check_count(len(groups), num_frames)
     values: dict[int, list[Any]] = {tag: [] for tag in WANTED}
     for group in groups:
         for macro, tags in _MACROS.items():
@@ -153,7 +155,7 @@ def positions_of_dataset(image: Dataset) -> FramePositions | None:
                 value = items[0].get(tag) if items else None
                 if value is not None and value.value is not None:
                     values[tag].append(value.value)
-    return _complete(values, len(groups))
+    return _complete(values, num_frames)
 
 
 # -- search ----------------------------------------------------------------------------------
@@ -271,11 +273,7 @@ def _walked(read: Read, size: int, span: PerFrameSpan, num_frames: int) -> tuple
                     "the Per-Frame Functional Groups Sequence is truncated or isn't well formed"
                 ) from None
             length = min(4 * length, available)
-    if len(walker.items) != num_frames:
-        raise MetadataError(
-            f"the Per-Frame Functional Groups Sequence has {len(walker.items)} items for"
-            f" {num_frames} frames"
-        )
+    _check_count(len(walker.items), num_frames)
     return walker, span.start + end
 
 
@@ -359,6 +357,13 @@ class _Walker:
         elif vr == b"US":
             (value,) = self._u2(self.data, at)
         self.values[tag].append(value)
+
+
+def _check_count(count: int, num_frames: int) -> None:
+    if count != num_frames:
+        raise MetadataError(
+            f"the Per-Frame Functional Groups Sequence has {count} items for {num_frames} frames"
+        )
 
 
 # -- values ----------------------------------------------------------------------------------

@@ -8,14 +8,23 @@ from typing import TYPE_CHECKING, Any
 from dicomslide.enum import ImageFlavors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from typing import TypeAlias
 
+    from highdicom.sr import CodedConcept
     from pydicom.dataset import Dataset
+    from pydicom.sr.coding import Code
+
+    AnyCode: TypeAlias = Code | CodedConcept
 
 __all__ = [
     "SEGMENTATION_STORAGES",
     "PARAMETRIC_MAP_STORAGE",
     "VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE",
+    "codes",
+    "does_optical_path_item_match",
+    "does_segment_item_match",
+    "does_specimen_description_item_match",
     "image_flavor",
     "is_image",
     "is_label_image",
@@ -26,6 +35,7 @@ __all__ = [
     "name_of",
     "number",
     "numbers",
+    "stains_of",
     "text",
 ]
 
@@ -37,6 +47,10 @@ SEGMENTATION_STORAGES = frozenset(
     }
 )
 PARAMETRIC_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.30"
+USING_SUBSTANCE = ("424361007", "G-C350")
+"""Code of the concept "Using substance" in SNOMED CT, and its retired identifier (TID 8003)."""
+SINGLE_PRECISION = 2.0**-23
+"""Fraction within which 32-bit floating-point numbers (VR FL) are the same."""
 
 
 def items(dataset: Dataset | None, keyword: str) -> Sequence[Dataset]:
@@ -72,6 +86,20 @@ def numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | N
     except (TypeError, ValueError):
         return None
     return found if all(math.isfinite(each) for each in found) else None
+
+
+def codes(dataset: Dataset, keyword: str) -> Iterator[Code]:
+    """Yield the codes of a code sequence (PS3.3 8.8), whichever value element holds them."""
+    from pydicom.sr.coding import Code
+
+    for item in items(dataset, keyword):
+        values = (text(item, kind) for kind in ("CodeValue", "LongCodeValue", "URNCodeValue"))
+        yield Code(
+            value=next(filter(None, values), ""),
+            scheme_designator=text(item, "CodingSchemeDesignator") or "",
+            meaning=text(item, "CodeMeaning") or "",
+            scheme_version=text(item, "CodingSchemeVersion"),
+        )
 
 
 def name_of(dataset: Dataset) -> str:
@@ -181,3 +209,132 @@ def is_overview_image(dataset: Dataset) -> bool:
 
     """
     return is_image(dataset) and image_flavor(dataset) == ImageFlavors.OVERVIEW.value
+
+
+# -- items that match ------------------------------------------------------------------------
+
+
+def does_optical_path_item_match(
+    item: Dataset,
+    identifier: str | None = None,
+    description: str | None = None,
+    illumination_wavelength: float | None = None,
+) -> bool:
+    """Check whether an optical path item matches.
+
+    Parameters
+    ----------
+    item : pydicom.dataset.Dataset
+        Item of the Optical Path Sequence
+    identifier : str, optional
+        Optical Path Identifier
+    description : str, optional
+        Optical Path Description
+    illumination_wavelength : float, optional
+        Illumination Wave Length in nm; a match within single precision, in which it is stored
+
+    Returns
+    -------
+    bool
+        Whether the item matches in all that is given
+
+    """
+    if illumination_wavelength is not None:
+        wavelength = number(item, "IlluminationWaveLength")
+        if wavelength is None or not math.isclose(
+            wavelength, illumination_wavelength, rel_tol=SINGLE_PRECISION
+        ):
+            return False
+    return _says(item, "OpticalPathIdentifier", identifier) and _says(
+        item, "OpticalPathDescription", description
+    )
+
+
+def does_segment_item_match(
+    item: Dataset,
+    number: int | None = None,
+    label: str | None = None,
+    property_category: AnyCode | None = None,
+    property_type: AnyCode | None = None,
+) -> bool:
+    """Check whether a segment item matches.
+
+    Parameters
+    ----------
+    item : pydicom.dataset.Dataset
+        Item of the Segment Sequence
+    number : int, optional
+        Segment Number
+    label : str, optional
+        Segment Label
+    property_category : pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
+        Segmented Property Category; codes are equal as pydicom has it, so that a retired
+        SNOMED identifier (SRT) equals its concept in SNOMED CT (SCT)
+    property_type : pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
+        Segmented Property Type, likewise
+
+    Returns
+    -------
+    bool
+        Whether the item matches in all that is given
+
+    """
+    return (
+        _says(item, "SegmentNumber", number)
+        and _says(item, "SegmentLabel", label)
+        and _has_code(item, "SegmentedPropertyCategoryCodeSequence", property_category)
+        and _has_code(item, "SegmentedPropertyTypeCodeSequence", property_type)
+    )
+
+
+def does_specimen_description_item_match(
+    item: Dataset, specimen_stain: AnyCode | None = None
+) -> bool:
+    """Check whether a specimen description item matches.
+
+    Parameters
+    ----------
+    item : pydicom.dataset.Dataset
+        Item of the Specimen Description Sequence
+    specimen_stain : pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
+        Substance that the specimen was stained with, in any step of its preparation; a stain
+        given as text has no code, and matches none
+
+    Returns
+    -------
+    bool
+        Whether the item matches
+
+    """
+    return specimen_stain is None or any(
+        _has_code(content, "ConceptCodeSequence", specimen_stain) for content in _stains(item)
+    )
+
+
+def stains_of(image: Dataset) -> list[str]:
+    """Return the substances that the specimens were stained with, by name."""
+    found: dict[str | None, None] = {}
+    for specimen in items(image, "SpecimenDescriptionSequence"):
+        for content in _stains(specimen):
+            for code in items(content, "ConceptCodeSequence"):
+                found[text(code, "CodeMeaning")] = None
+            found[text(content, "TextValue")] = None
+    return [name for name in found if name]
+
+
+def _stains(specimen: Dataset) -> Iterator[Dataset]:
+    """Yield the content items that name a stain, as code or as text (TID 8003)."""
+    for step in items(specimen, "SpecimenPreparationSequence"):
+        for content in items(step, "SpecimenPreparationStepContentItemSequence"):
+            if any(
+                code.value in USING_SUBSTANCE for code in codes(content, "ConceptNameCodeSequence")
+            ):
+                yield content
+
+
+def _says(item: Dataset, keyword: str, wanted: object) -> bool:
+    return wanted is None or text(item, keyword) == str(wanted).strip()
+
+
+def _has_code(item: Dataset, keyword: str, wanted: AnyCode | None) -> bool:
+    return wanted is None or any(code == wanted for code in codes(item, keyword))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
-from dicomslide.attributes import derived_attrs, image_attrs, stains_of
+from dicomslide.attributes import derived_attrs, image_attrs
 from dicomslide.coordinates import channel_coords, focal_plane_coords, matrix_coords
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import MetadataError, MetadataWarning
@@ -249,7 +249,7 @@ def _plain(name: str) -> str:
 
 
 def _stain(image: TiledImage) -> str:
-    return ", ".join(stains_of(image.metadata))
+    return ", ".join(utils.stains_of(image.metadata))
 
 
 def _readers(

@@ -32,6 +32,7 @@ FLOORS = [
     "backends.base",
     "backends.part10",
     "backends.file",
+    "tile",
     "indexing",
     "reader",
     "stack",

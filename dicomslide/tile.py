@@ -1,0 +1,239 @@
+"""Tiles and the total pixel matrix that they make, and where each frame lies."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomslide import utils
+from dicomslide.errors import DicomSlideError
+from dicomslide.layout import MICROMETERS, geometry_of, read_layout
+from dicomslide.options import check_memory
+from dicomslide.perframe import positions_of_dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TypeAlias
+
+    from numpy.typing import NDArray
+    from pydicom.dataset import Dataset
+
+    from dicomslide.backends.file import FileSource
+
+    Positions: TypeAlias = Sequence[tuple[int, int]] | NDArray[Any]
+
+__all__ = [
+    "assemble_total_pixel_matrix",
+    "compute_frame_positions",
+    "disassemble_total_pixel_matrix",
+]
+
+PER_FRAME_GROUPS = "PerFrameFunctionalGroupsSequence"
+BYTES_PER_FRAME = 48
+"""What :func:`compute_frame_positions` returns for one frame."""
+
+
+def assemble_total_pixel_matrix(
+    tiles: Sequence[NDArray[Any]],
+    tile_positions: Positions,
+    total_pixel_matrix_rows: int,
+    total_pixel_matrix_columns: int,
+) -> NDArray[Any]:
+    """Assemble a total pixel matrix from individual tiles.
+
+    Parameters
+    ----------
+    tiles : sequence of numpy.ndarray
+        Individual image tiles of shape (rows, columns) or (rows, columns, samples)
+    tile_positions : sequence of tuple of int, or numpy.ndarray
+        Zero-based (row, column) position of each tile's first pixel in the total pixel matrix,
+        shape (tiles, 2)
+    total_pixel_matrix_rows : int
+        Number of total rows
+    total_pixel_matrix_columns : int
+        Number of total columns
+
+    Returns
+    -------
+    numpy.ndarray
+        Total pixel matrix of shape (rows, columns) or (rows, columns, samples) and of the
+        tiles' data type. What no tile covers is white in colour images and 0 in others; what
+        reaches over the edge of the matrix is cut off; of tiles that overlap, the last is seen.
+
+    Raises
+    ------
+    ValueError
+        When there is no tile, tiles differ in kind, or a position is missing or lies outside
+        of the matrix.
+    MemoryLimitError
+        When the matrix would be too large.
+
+    """
+    if not len(tiles):
+        raise ValueError("no tiles: what their data type and samples are isn't known")
+    shape = (total_pixel_matrix_rows, total_pixel_matrix_columns)
+    positions = _checked(tile_positions, shape)
+    if len(tiles) != len(positions):
+        raise ValueError(f"{len(tiles)} tiles, but {len(positions)} positions")
+    first = np.asarray(tiles[0])
+    matrix = _blank((*shape, *first.shape[2:]), first.shape[2:], first.dtype)
+    for i, ((row, column), each) in enumerate(zip(positions.tolist(), tiles, strict=True)):
+        tile = np.asarray(each)
+        if (tile.ndim, tile.shape[2:], tile.dtype) != (matrix.ndim, matrix.shape[2:], matrix.dtype):
+            raise ValueError(
+                f"tile {i} is of shape {tile.shape} and type {tile.dtype}; expected one of the kind"
+                f" of tile 0, which is of shape {first.shape} and type {first.dtype}"
+            )
+        here = matrix[row : row + tile.shape[0], column : column + tile.shape[1]]
+        here[...] = tile[: here.shape[0], : here.shape[1]]
+    return matrix
+
+
+def disassemble_total_pixel_matrix(
+    total_pixel_matrix: NDArray[Any], tile_positions: Positions, rows: int, columns: int
+) -> NDArray[Any]:
+    """Disassemble a total pixel matrix into individual tiles.
+
+    Parameters
+    ----------
+    total_pixel_matrix : numpy.ndarray
+        Total pixel matrix of shape (rows, columns) or (rows, columns, samples)
+    tile_positions : sequence of tuple of int, or numpy.ndarray
+        Zero-based (row, column) position of each tile's first pixel in the total pixel matrix,
+        shape (tiles, 2)
+    rows : int
+        Number of rows per tile
+    columns : int
+        Number of columns per tile
+
+    Returns
+    -------
+    numpy.ndarray
+        Stacked image tiles of shape (tiles, rows, columns) or (tiles, rows, columns, samples).
+        What lies outside of the matrix is white in colour images and 0 in others.
+
+    Raises
+    ------
+    ValueError
+        When the matrix has neither two nor three dimensions, a size isn't positive, or a
+        position lies outside of the matrix.
+    MemoryLimitError
+        When the tiles would take too much.
+
+    """
+    shape = total_pixel_matrix.shape
+    if len(shape) not in (2, 3):
+        raise ValueError(f"a total pixel matrix has two or three dimensions, not {len(shape)}")
+    if min(rows, columns) < 1:
+        raise ValueError(f"tiles of {rows} × {columns} pixels hold nothing")
+    positions = _checked(tile_positions, shape[:2])
+    stack = (len(positions), rows, columns, *shape[2:])
+    tiles = _blank(stack, shape[2:], total_pixel_matrix.dtype)
+    for tile, (row, column) in zip(tiles, positions.tolist(), strict=True):
+        part = total_pixel_matrix[row : row + rows, column : column + columns]
+        tile[: part.shape[0], : part.shape[1]] = part
+    return tiles
+
+
+def _checked(tile_positions: Positions, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    given = np.asarray(tile_positions)
+    if not given.size:
+        return np.empty((0, 2), np.int64)
+    if given.ndim != 2 or given.shape[1] != 2 or given.dtype.kind not in "iu":
+        raise ValueError(
+            f"tile positions are (row, column) integers, shape (tiles, 2), not {given.dtype} of"
+            f" shape {given.shape}"
+        )
+    positions = given.astype(np.int64)
+    outside = np.flatnonzero(((positions < 0) | (positions >= shape)).any(axis=1))
+    if outside.size:
+        raise ValueError(
+            f"tile {outside[0]} lies at {tuple(positions[outside[0]].tolist())}, outside of the"
+            f" matrix of {shape[0]} × {shape[1]} pixels"
+        )
+    return positions
+
+
+def _blank(shape: tuple[int, ...], samples: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Make an array that is white if it is in colour, else 0."""
+    check_memory(math.prod(shape) * dtype.itemsize, f"an array of shape {shape}")
+    if samples != (3,):
+        return np.zeros(shape, dtype)
+    return np.full(shape, np.iinfo(dtype).max if dtype.kind in "iu" else 1, dtype)
+
+
+# -- frames ----------------------------------------------------------------------------------
+
+
+def compute_frame_positions(
+    image: Dataset,
+) -> tuple[NDArray[np.uint32], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Compute the positions of frames.
+
+    Parameters
+    ----------
+    image : pydicom.dataset.Dataset
+        Metadata of a tiled image. Where it is TILED_SPARSE, either its Per-Frame Functional
+        Groups Sequence has to be there, or the file from which it was read.
+
+    Returns
+    -------
+    total_pixel_matrix_positions : numpy.ndarray
+        Zero-based (row, column) of the first pixel of each frame in the total pixel matrix,
+        shape (frames, 2), unsigned
+    slide_positions : numpy.ndarray
+        (x, y, z) of the centre of that pixel in the slide coordinate system in mm, shape
+        (frames, 3)
+    channel_indices : numpy.ndarray
+        Zero-based channel of each frame, in the order of the items of the Optical Path
+        Sequence or the Segment Sequence; 0 throughout where channels share the frames, as the
+        segments of a label map do
+    focal_plane_indices : numpy.ndarray
+        Zero-based focal plane of each frame, from the glass slide towards the coverslip
+
+    Raises
+    ------
+    MetadataError
+        When the header lacks what is needed, or contradicts itself.
+    FramePositionError
+        When a frame lies outside the matrix or off its grid, or two lie at one place.
+
+    """
+    file = _file_of(image)
+    layout = read_layout(
+        image,
+        "",  # how frames are encoded doesn't say where they lie
+        positions_of_dataset(image) if file is None else file.frame_positions(),
+        utils.name_of(image),
+        (lambda frames: [image[PER_FRAME_GROUPS].value[frame] for frame in frames])
+        if file is None
+        else file.frame_groups,
+    )
+    check_memory(layout.num_frames * BYTES_PER_FRAME, f"positions of {layout.num_frames} frames")
+    channels, planes, tiles = layout.frames.places(np.arange(layout.num_frames))
+    grid = layout.grid
+    positions = np.stack(np.divmod(tiles, grid.shape[1]), axis=-1)
+    positions *= (grid.tile_rows, grid.tile_columns)
+    z = np.array(layout.planes)[planes] / MICROMETERS
+    slide_positions = np.column_stack([geometry_of(image).to_slide(positions), z])
+    return positions.astype(np.uint32), slide_positions, channels, planes
+
+
+def _file_of(image: Dataset) -> FileSource | None:
+    """Return the file whose per-frame groups a data set doesn't have with it.
+
+    A data set that this package read leaves them in the file.
+    """
+    from dicomslide.backends.file import FileSource
+
+    path = getattr(image, "filename", None)
+    if PER_FRAME_GROUPS in image or not isinstance(path, (str, os.PathLike)):
+        return None
+    try:
+        source = FileSource.open(path)
+    except (OSError, DicomSlideError):
+        return None  # it isn't there any more, or not what it was: the header has to do
+    return source if source.sop_instance_uid == utils.text(image, "SOPInstanceUID") else None
