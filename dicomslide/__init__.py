@@ -28,6 +28,9 @@ from dicomslide.errors import (
 )
 from dicomslide.options import Options, get_options, set_options
 from dicomslide.utils import (
+    does_optical_path_item_match,
+    does_segment_item_match,
+    does_specimen_description_item_match,
     is_image,
     is_label_image,
     is_overview_image,
@@ -38,18 +41,47 @@ from dicomslide.utils import (
 if TYPE_CHECKING:
     from dicomslide.image import TiledImage
     from dicomslide.index import SlideIndex
-    from dicomslide.matrix import TotalPixelMatrix
+    from dicomslide.matrix import TotalPixelMatrix, TotalPixelMatrixSampler
     from dicomslide.opening import open_slide
+    from dicomslide.pyramid import (
+        Pyramid,
+        PyramidLevel,
+        compute_image_center_position,
+        get_image_pixel_spacing,
+        get_image_size,
+        select_image_at_magnification,
+        select_image_at_pixel_spacing,
+        sort_images_by_pixel_spacing,
+        sort_images_by_size,
+    )
     from dicomslide.slide import Slide
+    from dicomslide.tile import (
+        assemble_total_pixel_matrix,
+        compute_frame_positions,
+        disassemble_total_pixel_matrix,
+    )
 
 __version__ = "0.1.0"
 
 _LATE = {
+    "Pyramid": "pyramid",
+    "PyramidLevel": "pyramid",
     "Slide": "slide",
     "SlideIndex": "index",
     "TiledImage": "image",
     "TotalPixelMatrix": "matrix",
+    "TotalPixelMatrixSampler": "matrix",
+    "assemble_total_pixel_matrix": "tile",
+    "compute_frame_positions": "tile",
+    "compute_image_center_position": "pyramid",
+    "disassemble_total_pixel_matrix": "tile",
+    "get_image_pixel_spacing": "pyramid",
+    "get_image_size": "pyramid",
     "open_slide": "opening",
+    "select_image_at_magnification": "pyramid",
+    "select_image_at_pixel_spacing": "pyramid",
+    "sort_images_by_pixel_spacing": "pyramid",
+    "sort_images_by_size": "pyramid",
 }
 
 __all__ = [
@@ -69,12 +101,24 @@ __all__ = [
     "NotDicomError",
     "NotSlideError",
     "Options",
+    "Pyramid",
+    "PyramidLevel",
     "Slide",
     "SlideIndex",
     "SourceChangedError",
     "TiledImage",
     "TotalPixelMatrix",
+    "TotalPixelMatrixSampler",
     "__version__",
+    "assemble_total_pixel_matrix",
+    "compute_frame_positions",
+    "compute_image_center_position",
+    "disassemble_total_pixel_matrix",
+    "does_optical_path_item_match",
+    "does_segment_item_match",
+    "does_specimen_description_item_match",
+    "get_image_pixel_spacing",
+    "get_image_size",
     "get_options",
     "is_image",
     "is_label_image",
@@ -82,7 +126,11 @@ __all__ = [
     "is_tiled_image",
     "is_volume_image",
     "open_slide",
+    "select_image_at_magnification",
+    "select_image_at_pixel_spacing",
     "set_options",
+    "sort_images_by_pixel_spacing",
+    "sort_images_by_size",
 ]
 
 

@@ -286,7 +286,8 @@ class TiledImage(ChannelsAndPlanes):
         rows, columns = (
             start + np.arange(length) for start, length in zip(offset, size, strict=True)
         )
-        return self._sample(SlideGrid(rows, columns), channel_index, focal_plane_index)
+        matrix = self.get_total_pixel_matrix(channel_index, focal_plane_index)
+        return matrix.reader.read_grid(SlideGrid(rows, columns))
 
     def get_slide_region(
         self,
@@ -330,30 +331,8 @@ class TiledImage(ChannelsAndPlanes):
         geometry = self.geometry
         rows, columns = geometry.region_shape(size)
         check_memory(rows * columns, f"a region of {rows} × {columns} pixels")
-        return self._sample(geometry.region(offset, size), channel_index, focal_plane_index)
-
-    def _sample(self, grid: SlideGrid, channel_index: int, focal_plane_index: int) -> NDArray[Any]:
-        """Read the pixels of a grid; outside of the matrix is background."""
         matrix = self.get_total_pixel_matrix(channel_index, focal_plane_index)
-        shape = (*grid.shape, matrix.shape[2])
-        check_memory(math.prod(shape) * matrix.dtype.itemsize, f"a region of shape {shape}")
-        out = np.empty(shape, matrix.dtype)
-        out[...] = self.layout.background
-        in_rows = (grid.rows >= 0) & (grid.rows < matrix.shape[0])
-        in_columns = (grid.columns >= 0) & (grid.columns < matrix.shape[1])
-        if grid.rows.ndim == 2:
-            inside = in_rows & in_columns
-            out[inside] = matrix[grid.rows[inside], grid.columns[inside]]
-            return out
-        stored = out.swapaxes(0, 1) if grid.transpose else out
-        rows, columns = grid.rows[in_rows], grid.columns[in_columns]
-        if rows.size and columns.size:
-            # what lies inside is one run on either axis
-            top, left = int(np.argmax(in_rows)), int(np.argmax(in_columns))
-            stored[top : top + len(rows), left : left + len(columns)] = matrix.reader.read(
-                (_as_slice(rows), _as_slice(columns), slice(None))
-            )
-        return out
+        return matrix.reader.read_grid(geometry.region(offset, size))
 
     # -- geometry --
 
@@ -476,12 +455,3 @@ def _columns(values: NDArray[Any], counts: tuple[int, ...]) -> NDArray[np.float6
     if array.ndim != 2 or array.shape[1] not in counts:
         raise ValueError(f"an array of shape (n, {counts[-1]}) is expected, not {array.shape}")
     return array
-
-
-def _as_slice(indices: NDArray[np.int64]) -> slice | NDArray[np.int64]:
-    """Return evenly spaced indices as a slice, which reads without a copy."""
-    step = int(indices[1] - indices[0]) if len(indices) > 1 else 1
-    if step == 0 or np.any(np.diff(indices) != step):
-        return indices
-    stop = int(indices[-1]) + step
-    return slice(int(indices[0]), None if stop < 0 else stop, step)

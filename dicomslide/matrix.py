@@ -16,6 +16,7 @@ from dicomslide.reader import (
     check_on_error,
     chunk_multiple,
 )
+from dicomslide.sampler import TotalPixelMatrixSampler
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     Pixels: TypeAlias = NDArray[Any]
 
-__all__ = ["TotalPixelMatrix"]
+__all__ = ["TotalPixelMatrix", "TotalPixelMatrixSampler"]
 
 
 class TotalPixelMatrix:
@@ -277,6 +278,8 @@ class TotalPixelMatrix:
                 int(found[0]) for found in self.reader.layout.frames.places(frame)
             )
             reader = self.reader
+            if reader.layout.shares_frames:
+                channel = reader.channel_index
             if (channel, plane) != (reader.channel_index, reader.focal_plane_index):
                 raise IndexError(
                     f"frame {frame_number} belongs to channel {channel}, focal plane {plane}; this"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dicomslide.backends.base import FrameSource
+    from dicomslide.geometry import SlideGrid
 
     Pixels: TypeAlias = NDArray[Any]
 
@@ -276,6 +277,40 @@ class MatrixReader:
         self._visit(indices, place, None)
         return out[0] if wanted.drop else out
 
+    def read_grid(self, grid: SlideGrid) -> Pixels:
+        """Read the pixels of a grid, which may reach outside of the matrix: there is background.
+
+        Parameters
+        ----------
+        grid : SlideGrid
+            Which pixels; along an axis, those inside of the matrix have to be one run.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (rows, columns, samples) of the grid.
+
+        """
+        rows, columns, samples = self.shape
+        shape = (*grid.shape, samples)
+        check_memory(math.prod(shape) * self.dtype.itemsize, f"a region of shape {shape}")
+        out = np.empty(shape, self.dtype)
+        out[...] = self.background
+        in_rows = (grid.rows >= 0) & (grid.rows < rows)
+        in_columns = (grid.columns >= 0) & (grid.columns < columns)
+        if grid.rows.ndim == 2:
+            inside = in_rows & in_columns
+            out[inside] = self.read_points([grid.rows[inside], grid.columns[inside], slice(None)])
+            return out
+        stored = out.swapaxes(0, 1) if grid.transpose else out
+        wanted_rows, wanted_columns = grid.rows[in_rows], grid.columns[in_columns]
+        if wanted_rows.size and wanted_columns.size:
+            top, left = int(np.argmax(in_rows)), int(np.argmax(in_columns))
+            stored[top : top + len(wanted_rows), left : left + len(wanted_columns)] = self.read(
+                (_as_slice(wanted_rows), _as_slice(wanted_columns), slice(None))
+            )
+        return out
+
     def _visit(
         self,
         tiles: NDArray[np.int64],
@@ -425,6 +460,15 @@ def _place(out: Pixels, row: Piece, column: Piece, tile: Pixels | tuple[float, .
 
 def _whole(part: slice | NDArray[np.int64]) -> NDArray[np.int64]:
     return np.arange(part.start, part.stop, part.step or 1) if isinstance(part, slice) else part
+
+
+def _as_slice(indices: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Return evenly spaced indices as a slice, which reads without a copy."""
+    step = int(indices[1] - indices[0]) if len(indices) > 1 else 1
+    if step == 0 or np.any(np.diff(indices) != step):
+        return indices
+    stop = int(indices[-1]) + step
+    return slice(int(indices[0]), None if stop < 0 else stop, step)
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:

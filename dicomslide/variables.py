@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
+from dicomslide import utils
 from dicomslide.attributes import derived_attrs, image_attrs
 from dicomslide.coordinates import channel_coords, focal_plane_coords, matrix_coords
 from dicomslide.enum import ChannelTypes

@@ -36,6 +36,7 @@ FLOORS = [
     "indexing",
     "reader",
     "stack",
+    "sampler",
     "matrix",
     "lookup",
     "identity",
