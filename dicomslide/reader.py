@@ -294,22 +294,26 @@ class MatrixReader:
         rows, columns, samples = self.shape
         shape = (*grid.shape, samples)
         check_memory(math.prod(shape) * self.dtype.itemsize, f"a region of shape {shape}")
-        out = np.empty(shape, self.dtype)
-        out[...] = self.background
         in_rows = (grid.rows >= 0) & (grid.rows < rows)
         in_columns = (grid.columns >= 0) & (grid.columns < columns)
-        if grid.rows.ndim == 2:
+        oblique = grid.rows.ndim == 2
+        if in_rows.all() and in_columns.all() and not oblique:  # no need of background
+            pixels = self._read_runs(grid.rows, grid.columns)
+            return np.ascontiguousarray(pixels.swapaxes(0, 1) if grid.transpose else pixels)
+        out = np.empty(shape, self.dtype)
+        out[...] = self.background
+        if oblique:
             inside = in_rows & in_columns
             out[inside] = self.read_points([grid.rows[inside], grid.columns[inside], slice(None)])
-            return out
-        stored = out.swapaxes(0, 1) if grid.transpose else out
-        wanted_rows, wanted_columns = grid.rows[in_rows], grid.columns[in_columns]
-        if wanted_rows.size and wanted_columns.size:
+        elif in_rows.any() and in_columns.any():
+            stored = out.swapaxes(0, 1) if grid.transpose else out
+            pixels = self._read_runs(grid.rows[in_rows], grid.columns[in_columns])
             top, left = int(np.argmax(in_rows)), int(np.argmax(in_columns))
-            stored[top : top + len(wanted_rows), left : left + len(wanted_columns)] = self.read(
-                (_as_slice(wanted_rows), _as_slice(wanted_columns), slice(None))
-            )
+            stored[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
         return out
+
+    def _read_runs(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Pixels:
+        return self.read((_as_slice(rows), _as_slice(columns), slice(None)))
 
     def _visit(
         self,
@@ -464,6 +468,8 @@ def _whole(part: slice | NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _as_slice(indices: NDArray[np.int64]) -> slice | NDArray[np.int64]:
     """Return evenly spaced indices as a slice, which reads without a copy."""
+    if not indices.size:
+        return slice(0)
     step = int(indices[1] - indices[0]) if len(indices) > 1 else 1
     if step == 0 or np.any(np.diff(indices) != step):
         return indices
