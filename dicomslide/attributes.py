@@ -10,8 +10,6 @@ from dicomslide.enum import ChannelTypes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pydicom.dataset import Dataset
-
     from dicomslide.channel import Channel
     from dicomslide.geometry import Orientation, SlideGeometry
     from dicomslide.image import TiledImage
