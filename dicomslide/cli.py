@@ -10,14 +10,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicomslide import utils
-from dicomslide.codec import DECODERS
+from dicomslide.description import describe, table_of
 from dicomslide.errors import DicomSlideError, MetadataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dicomslide.image import TiledImage
     from dicomslide.slide import Slide
 
 __all__ = ["main"]
@@ -124,60 +122,6 @@ def _path(text: str) -> Path:
 # -- info ------------------------------------------------------------------------------------
 
 
-def describe(slide: Slide) -> dict[str, Any]:
-    """Return what ``dicomslide info`` shows, as plain values."""
-    from dicomslide.attributes import slide_attrs
-
-    factors = slide.downsampling_factors
-    levels = [
-        {"level": i, "downsampling_factor": round(factors[i], 4)} | _describe_image(level.image)
-        for i, level in enumerate(slide.levels)
-    ]
-    others = (*slide.label_images, *slide.overview_images, *slide.thumbnail_images)
-    return slide_attrs(slide) | {
-        "levels": levels,
-        "associated_images": [_describe_image(image) for image in others],
-        "channels": [
-            {
-                "type": channel.type.value,
-                "identifier": channel.identifier,
-                "description": channel.description,
-                "wavelength_nm": channel.wavelength,
-            }
-            for channel in slide.channels
-        ],
-        "focal_planes_um": list(slide.focal_plane_offsets),
-        "derived_images": [image.name for image in slide.derived_images],
-    }
-
-
-def _describe_image(image: TiledImage) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "flavor": image.flavor,
-        "rows": image.size[0],
-        "columns": image.size[1],
-        "tile_rows": int(image.metadata.Rows),
-        "tile_columns": int(image.metadata.Columns),
-        "frames": int(utils.number(image.metadata, "NumberOfFrames") or 1),
-        "transfer_syntax_uid": image.transfer_syntax_uid,
-        "transfer_syntax": DECODERS[image.transfer_syntax_uid].name,
-        "photometric_interpretation": str(image.metadata.get("PhotometricInterpretation")),
-        "file": image.name,
-    }
-    try:
-        geometry = image.geometry
-    except MetadataError:
-        keys = ("um_per_pixel", "field_of_view_mm", "rotation", "mirrored")
-        return described | dict.fromkeys((*keys, "image_orientation_slide"))
-    return described | {
-        "um_per_pixel": [spacing * 1000 for spacing in geometry.spacing],
-        "field_of_view_mm": list(geometry.physical_size),
-        "rotation": geometry.rotation,
-        "mirrored": geometry.handedness > 0,
-        "image_orientation_slide": [float(value) for value in image.metadata.ImageOrientationSlide],
-    }
-
-
 def _info(options: argparse.Namespace) -> None:
     described = describe(_open(options))
     if options.json:
@@ -201,36 +145,16 @@ def _info(options: argparse.Namespace) -> None:
     planes = described["focal_planes_um"]
     print(f"{'focal planes':24}{len(planes)} at {', '.join(f'{z:g}' for z in planes)} µm")
     print()
-    _print_table(described["levels"] + described["associated_images"])
+    derived = [image for series in described["derived_series"] for image in series["images"]]
+    _print_table(described["levels"] + described["associated_images"] + derived)
 
 
 def _print_table(images: list[dict[str, Any]]) -> None:
-    head = ("", "rows × columns", "µm/pixel", "mm × mm", "tile", "frames", "transfer syntax")
-    rows = [head]
-    for image in images:
-        spacing, view = image["um_per_pixel"], image["field_of_view_mm"]
-        name = f"level {image['level']}" if "level" in image else image["flavor"].lower()
-        rows.append(
-            (
-                name,
-                f"{image['rows']:,} × {image['columns']:,}",
-                "-" if spacing is None else _either(spacing),
-                "-" if view is None else f"{view[0]:.3g} × {view[1]:.3g}",
-                f"{image['tile_rows']} × {image['tile_columns']}",
-                f"{image['frames']:,}",
-                f"{image['transfer_syntax']}, {image['photometric_interpretation']}",
-            )
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    rows = table_of(images)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
-
-
-def _either(spacing: list[float]) -> str:
-    if abs(spacing[0] - spacing[1]) <= 1e-6 * spacing[0]:
-        return f"{spacing[0]:.4g}"
-    return f"{spacing[0]:.4g} × {spacing[1]:.4g}"
 
 
 # -- thumbnail -------------------------------------------------------------------------------

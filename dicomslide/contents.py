@@ -107,8 +107,9 @@ class SlideContents(ChannelsAndPlanes, Identified):
             self._groups = (ChannelGroup("image", self._pyramid.channels, 0, images),)
         count: dict[str, int] = {}
         for each in series:
-            number = count[each.kind] = count.get(each.kind, 0) + 1
-            name = each.kind if number == 1 else f"{each.kind}_{number}"
+            kind = each.images[0].kind
+            number = count[kind] = count.get(kind, 0) + 1
+            name = kind if number == 1 else f"{kind}_{number}"
             group = place_series(
                 each, name, self.num_channels, self.levels, self.focal_plane_offsets, tolerance
             )

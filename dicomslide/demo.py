@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide.errors import MetadataError
-from dicomslide.picture import add_scale_bar, picture_of
+from dicomslide.picture import add_scale_bar, picture_of, show_picture
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -174,14 +174,6 @@ def _region(image: xr.DataArray, fraction: xr.DataArray) -> xr.DataArray:
 # -- drawing ---------------------------------------------------------------------------------
 
 
-def _show(axes: Axes, pixels: NDArray[Any], bounds: tuple[float, float, float, float]) -> None:
-    x_min, y_min, x_max, y_max = bounds
-    grey = dict(cmap="gray") if pixels.ndim == 2 else {}
-    axes.imshow(pixels, extent=(x_min, x_max, y_min, y_max), **grey)  # type: ignore[arg-type]
-    axes.set_xlabel("x [mm]")
-    axes.set_ylabel("y [mm]")
-
-
 def _draw(
     slide: Slide,
     tree: xr.DataTree,
@@ -218,14 +210,14 @@ def _draw(
         else:
             axes.imshow(node.image.values)
             axes.set_title(str(node.name))
-    _show(panels[-1], picture, bounds)
+    show_picture(panels[-1], picture, bounds)
     panels[-1].set_title(f"{slide.container_identifier or 'slide'}, {source.flavor.lower()}")
     add_scale_bar(panels[-1])
     save(figure, "slide.png")
 
     figure = Figure(figsize=(8, 8), layout="constrained")
     axes = figure.subplots()
-    _show(axes, picture, bounds)
+    show_picture(axes, picture, bounds)
     stained = (_chroma(picture) if picture.ndim == 3 else picture) > threshold
     height, width = stained.shape
     axes.contour(

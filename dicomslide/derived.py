@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dicomslide import utils
-from dicomslide.enum import ChannelTypes
 from dicomslide.errors import MetadataError
 from dicomslide.frames import match_planes
 
@@ -52,12 +51,6 @@ class DerivedSeries:
         self.images: list[TiledImage] = []
         self.channels: dict[str, Channel] = {}
         self._held: set[object] = set()
-
-    @property
-    def kind(self) -> str:
-        """Name of the variable, before variables are numbered."""
-        is_map = self.images[0].channel_type is ChannelTypes.PARAMETER
-        return "parametric_map" if is_map else "segmentation"
 
     def add(self, image: TiledImage) -> bool:
         """Add an image, unless it holds what is held already, or calls other things the same."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from dicomslide import utils
 from dicomslide.backends.base import frame_source
+from dicomslide.enum import ChannelTypes
 from dicomslide.errors import MetadataError
 from dicomslide.geometry import SlideGeometry, SlideGrid
 from dicomslide.identity import Identified
@@ -26,9 +27,14 @@ if TYPE_CHECKING:
 
     from dicomslide.backends.base import FrameSource
     from dicomslide.channel import Channel
-    from dicomslide.enum import ChannelTypes
 
 __all__ = ["TiledImage"]
+
+KINDS = {
+    ChannelTypes.OPTICAL_PATH: "image",
+    ChannelTypes.SEGMENT: "segmentation",
+    ChannelTypes.PARAMETER: "parametric_map",
+}
 
 
 class TiledImage(ChannelsAndPlanes, Identified):
@@ -91,7 +97,13 @@ class TiledImage(ChannelsAndPlanes, Identified):
 
     def __repr__(self) -> str:
         rows, columns = self.size
-        return f"<TiledImage {self.flavor} {rows} × {columns} pixels, {self._source.name}>"
+        what = self.flavor if self.kind == "image" else self.kind.replace("_", " ")
+        return f"<TiledImage {what} {rows} × {columns} pixels, {self._source.name}>"
+
+    def _repr_html_(self) -> str:
+        from dicomslide.html import image_html
+
+        return image_html(self)
 
     # -- what it is --
 
@@ -109,6 +121,11 @@ class TiledImage(ChannelsAndPlanes, Identified):
     def source(self) -> FrameSource:
         """Where the frames are."""
         return self._source
+
+    @property
+    def kind(self) -> str:
+        """What the tree calls its variable: image, segmentation or parametric_map."""
+        return KINDS[self.channel_type]
 
     @property
     def flavor(self) -> str:

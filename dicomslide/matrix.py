@@ -112,6 +112,11 @@ class TotalPixelMatrix(Identified):
             f" {self.num_tiles} tiles of {self.tile_shape[0]} × {self.tile_shape[1]}>"
         )
 
+    def _repr_html_(self) -> str:
+        from dicomslide.html import matrix_html
+
+        return matrix_html(self)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Rows, Columns, and Samples per Pixel."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dicomslide.image import TiledImage
     from dicomslide.reader import MatrixReader
 
-__all__ = ["add_scale_bar", "as_displayed", "picture_of"]
+__all__ = ["add_scale_bar", "as_displayed", "picture_of", "plot_image", "show_picture"]
 
 BAND = 64 * 2**20
 """Bytes that are decoded at once."""
@@ -124,6 +124,42 @@ def as_displayed(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = np.nanpercentile(pixels, (0.1, 99.9)) if pixels.size else (0, 1)
     scaled = (np.nan_to_num(pixels.astype(np.float64), nan=low) - low) / max(high - low, 1e-12)
     return (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+
+
+def plot_image(
+    image: TiledImage,
+    size: int,
+    channel_index: int = 0,
+    focal_plane_index: int = 0,
+    *,
+    scale_bar: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """Plot an upright picture of a whole image, with axes in mm; see :meth:`Slide.plot`."""
+    bounds = image.physical_bounds
+    if ax is None:
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError:
+            raise ImportError(
+                "plot draws with matplotlib, which isn't installed: pip install 'dicomslide[plot]'"
+            ) from None
+        ax = plt.gca()
+    show_picture(ax, picture_of(image, size, channel_index, focal_plane_index), bounds)
+    if scale_bar:
+        add_scale_bar(ax)
+    return ax
+
+
+def show_picture(
+    axes: Axes, pixels: NDArray[Any], bounds: tuple[float, float, float, float]
+) -> None:
+    """Show an upright picture in its place: bounds are (x_min, y_min, x_max, y_max) in mm."""
+    x_min, y_min, x_max, y_max = bounds
+    grey = dict(cmap="gray") if pixels.ndim == 2 else {}
+    axes.imshow(pixels, extent=(x_min, x_max, y_min, y_max), **grey)  # type: ignore[arg-type]
+    axes.set_xlabel("x [mm]")
+    axes.set_ylabel("y [mm]")
 
 
 def add_scale_bar(axes: Axes, *, color: str = "black") -> None:

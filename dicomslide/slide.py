@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
     import numpy as np
     import xarray as xr
+    from matplotlib.axes import Axes
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
     from dicomslide.annotation import AnnotationGroup
+    from dicomslide.image import TiledImage
     from dicomslide.reader import OnError
 
 __all__ = ["Slide"]
@@ -96,6 +98,11 @@ class Slide(SlideContents):
             f" {rows} × {columns} pixels and less, {self.num_channels} channels,"
             f" {self.num_focal_planes} focal planes>"
         )
+
+    def _repr_html_(self) -> str:
+        from dicomslide.html import slide_html
+
+        return slide_html(self)
 
     # -- pixels --
 
@@ -205,12 +212,64 @@ class Slide(SlideContents):
         """
         from dicomslide.picture import picture_of
 
+        return picture_of(*self._picture_source(size, channel_index, focal_plane_index))
+
+    def _picture_source(
+        self, size: int, channel_index: int, focal_plane_index: int
+    ) -> tuple[TiledImage, int, int, int]:
+        """Return the smallest image that is large enough for a picture, and where it is in it."""
         if size < 1:
             raise ValueError(f"a picture of {size} pixels along its longer edge isn't possible")
-        levels = range(self.num_levels)
+        place = (channel_index, focal_plane_index)
+        levels = [i for i, level in enumerate(self.levels) if place in level.places]
         enough = [level for level in levels if max(self.levels[level].size) >= size]
-        place = self._place(max(enough, default=0), channel_index, focal_plane_index)
-        return picture_of(place[0], size, *place[1:])
+        level = max(enough, default=min(levels, default=0))
+        image, channel, plane = self._place(level, channel_index, focal_plane_index)
+        return image, size, channel, plane
+
+    def plot(
+        self,
+        *,
+        size: int = 1024,
+        channel_index: int = 0,
+        focal_plane_index: int = 0,
+        scale_bar: bool = True,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Plot an upright picture of the whole slide, with axes in mm.
+
+        Parameters
+        ----------
+        size : int, default: 1024
+            Pixels of the picture along its longer edge; never more than the base level has.
+        channel_index, focal_plane_index : int, default: 0
+            Zero-based indices into channels and focal planes.
+        scale_bar : bool, default: True
+            Whether a bar of a round length is drawn.
+        ax : matplotlib.axes.Axes, optional
+            Axes to plot into; the current ones if not given.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            With the limits of the slide in mm.
+
+        Raises
+        ------
+        ImportError
+            When matplotlib isn't installed.
+        MetadataError
+            When the header doesn't say where the image lies on the slide.
+        ValueError
+            When there is no such channel or focal plane, or `size` is less than one.
+
+        """
+        from dicomslide.picture import plot_image
+
+        image, *options = self._picture_source(size, channel_index, focal_plane_index)
+        axes = plot_image(image, *options, scale_bar=scale_bar, ax=ax)
+        axes.set_title(self.container_identifier or "slide")
+        return axes
 
     def get_slide_region_for_annotation(
         self,

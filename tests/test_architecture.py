@@ -56,6 +56,8 @@ FLOORS = [
     "coordinates",
     "variables",
     "labelled",
+    "description",
+    "html",
     "testing.drawing",
     "testing.encode",
     "testing.image",
@@ -67,7 +69,12 @@ FLOORS = [
     "backends.xarray_plugin",
 ]
 # a slide's methods that make labelled objects and pictures, and the functions that open one
-LATE = {("slide", "labelled")}
+LATE = {
+    ("slide", "labelled"),
+    ("slide", "html"),
+    ("image", "html"),
+    ("matrix", "html"),
+}
 
 
 def modules():

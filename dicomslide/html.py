@@ -1,0 +1,164 @@
+"""What a notebook shows of a slide, an image and a matrix: a picture and a table."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from typing import TYPE_CHECKING
+
+from dicomslide.description import describe, describe_image, table_of
+from dicomslide.picture import picture_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from dicomslide.image import TiledImage
+    from dicomslide.matrix import TotalPixelMatrix
+    from dicomslide.slide import Slide
+
+__all__ = ["image_html", "matrix_html", "slide_html"]
+
+PICTURE_SIZE = 224
+"""Pixels along the longer edge of a picture."""
+MOST_PIXELS = 2**24
+"""No larger image is read for a picture: at about a second a gigabyte, a fraction of a second."""
+MOST_LINES = 48
+"""Lines of a drawn grid, at most, along an edge."""
+
+
+def slide_html(slide: Slide) -> str:
+    """Return a slide's picture, levels, associated and derived images, channels and planes."""
+    described = describe(slide)
+    derived = [image for series in described["derived_series"] for image in series["images"]]
+    images = [*described["levels"], *described["associated_images"], *derived]
+    facts = [
+        ("Container", described.get("container_identifier")),
+        ("Scanner", " ".join(filter(None, map(described.get, _SCANNER)))),
+        ("Stains", ", ".join(described.get("stains", []))),
+        ("Field of view", _field_of_view(described["levels"][0]["field_of_view_mm"])),
+        ("Focal planes", ", ".join(f"{z:g}" for z in described["focal_planes_um"]) + " µm"),
+    ]
+    channels = [("", "type", "identifier", "description")] + [
+        (
+            str(index),
+            channel["type"].replace("_", " ").lower(),
+            channel["identifier"],
+            channel["description"] or "",
+        )
+        for index, channel in enumerate(described["channels"])
+    ]
+    source = next(
+        (level.image for level in reversed(slide.levels) if max(level.size) >= PICTURE_SIZE),
+        slide.levels[0].image,
+    )
+    return _page(
+        f"Slide: {slide.num_levels} levels, {slide.num_channels} channels,"
+        f" {slide.num_focal_planes} focal planes",
+        _picture(source),
+        _facts(facts) + _table(table_of(images)) + _folded("Channels", _table(channels)),
+    )
+
+
+_SCANNER = ("manufacturer", "manufacturer_model_name")
+
+
+def image_html(image: TiledImage) -> str:
+    """Return an image's picture, size and encoding."""
+    described = describe_image(image)
+    facts = [
+        ("File", described["file"]),
+        ("Field of view", _field_of_view(described["field_of_view_mm"])),
+        ("Channels", ", ".join(channel.identifier for channel in image.channels)),
+        ("Focal planes", ", ".join(f"{z:g}" for z in image.focal_plane_offsets) + " µm"),
+    ]
+    return _page(
+        f"TiledImage: {described['flavor']}",
+        _picture(image),
+        _facts(facts) + _table(table_of([described])),
+    )
+
+
+def matrix_html(matrix: TotalPixelMatrix) -> str:
+    """Return a matrix' shape, type and tiles, with a drawing of the grid; reads no pixels."""
+    rows, columns, samples = matrix.shape
+    down, across = matrix.tile_grid_shape
+    tile_rows, tile_columns, _ = matrix.tile_shape
+    table = [
+        ("", "matrix", "tile"),
+        ("shape", f"{rows:,} × {columns:,} × {samples}", f"{tile_rows} × {tile_columns}"),
+        ("bytes", f"{matrix.nbytes:,}", f"{matrix.tile_size * matrix.dtype.itemsize:,}"),
+        ("count", f"{down:,} × {across:,} tiles", f"{matrix.num_tiles:,} in all"),
+        ("type", str(matrix.dtype), ""),
+    ]
+    scale = PICTURE_SIZE / max(rows, columns)
+    drawing = _grid(columns * scale, rows * scale, tile_columns * scale, tile_rows * scale)
+    return _page("TotalPixelMatrix", drawing, _table(table))
+
+
+def _field_of_view(size: Sequence[float] | None) -> str | None:
+    return None if size is None else f"{size[0]:.4g} × {size[1]:.4g} mm (x × y)"
+
+
+def _picture(image: TiledImage) -> str:
+    """Return a picture as an element, or the reason why there is none: never an error."""
+    from PIL import Image
+
+    rows, columns = image.size
+    if rows * columns > MOST_PIXELS:
+        return f"<em>no picture: {rows:,} × {columns:,} pixels<br>would have to be read</em>"
+    try:
+        picture = Image.fromarray(picture_of(image, PICTURE_SIZE))
+    except Exception as error:  # whatever keeps pixels from being read, the table is shown
+        return f"<em>no picture: {escape(str(error))}</em>"
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{escape(image.flavor.lower())}">'
+
+
+def _grid(width: float, height: float, step_x: float, step_y: float) -> str:
+    """Draw a matrix with its tiles; every so many lines where there are too many."""
+    paths = [f"M0 0H{width:.2f}V{height:.2f}H0Z"]
+    paths += [f"M{x:.2f} 0V{height:.2f}" for x in _lines(width, step_x)]
+    paths += [f"M0 {y:.2f}H{width:.2f}" for y in _lines(height, step_y)]
+    return (
+        f'<svg width="{width + 2:.0f}" height="{height + 2:.0f}" viewBox="-1 -1'
+        f' {width + 2:.2f} {height + 2:.2f}" fill="currentColor" fill-opacity="0.08"'
+        f' stroke="currentColor" stroke-width="0.7"><path d="{"".join(paths)}"/></svg>'
+    )
+
+
+def _lines(length: float, step: float) -> Iterable[float]:
+    count = int(length / step)
+    every = -(-count // MOST_LINES) or 1
+    return (i * step for i in range(every, count + 1, every) if i * step < length)
+
+
+def _page(title: str, picture: str, body: str) -> str:
+    return (
+        f"<div><div><strong>dicomslide.{escape(title)}</strong></div>"
+        '<div style="display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start;margin-top:.5em">'
+        f'<div style="max-width:{PICTURE_SIZE + 8}px">{picture}</div><div>{body}</div></div></div>'
+    )
+
+
+def _facts(facts: Iterable[tuple[str, str | None]]) -> str:
+    lines = (f"<div>{name}: {escape(value)}</div>" for name, value in facts if value)
+    return f'<div style="margin-bottom:.5em">{"".join(lines)}</div>'
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *rest = rows
+    cells = "".join(f'<th style="text-align:left">{escape(cell)}</th>' for cell in head)
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td style="text-align:left">{escape(cell)}</td>' for cell in row)
+        + "</tr>"
+        for row in rest
+    )
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _folded(title: str, body: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
