@@ -93,6 +93,8 @@ class Axis:
 
 
 def _check_array(key: NDArray[Any], length: int) -> NDArray[np.int64]:
+    if key.ndim != 1:
+        raise IndexError(f"an index array of shape {key.shape}; expected one dimension")
     if key.dtype == np.bool_:
         if key.shape != (length,):
             raise IndexError(
@@ -124,6 +126,12 @@ def expand_key(key: tuple[Any, ...], ndim: int) -> list[Any]:
         raise IndexError("a new axis can't be made by indexing; use to_dask() or NumPy's own")
     if any(isinstance(part, (bool, np.bool_)) for part in parts):
         raise IndexError("a single boolean isn't an index here; expected one for each pixel")
+    for part in parts:
+        if isinstance(part, np.ndarray) and part.dtype == np.bool_ and part.ndim > 1:
+            raise IndexError(
+                f"a boolean index of shape {part.shape} spans several axes; expected one for each"
+                " axis: use those that numpy.nonzero() returns"
+            )
     dots = [i for i, part in enumerate(parts) if part is Ellipsis]
     if len(dots) > 1:
         raise IndexError("an index can only have a single ellipsis ('...')")

@@ -9,15 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 import dask
 import numpy as np
 import pytest
+from highdicom.color import ColorManager
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from test_color import swapped_profile
 
 import dicomslide
 from dicomslide.backends.file import FileSource
 from dicomslide.codec import PixelFormat
 from dicomslide.geometry import SlideGeometry
 from dicomslide.testing import PositionDrawing, SyntheticImage, position_values, write_image
+from dicomslide.testing.image import srgb_profile
 
 SHAPE = (23, 31)
 TILE = (7, 10)
@@ -25,19 +28,33 @@ FORMATS = {
     "uint8 RGB": PixelFormat(rows=TILE[0], columns=TILE[1], samples=3),
     "uint16": PixelFormat(rows=TILE[0], columns=TILE[1], bits_allocated=16, bits_stored=16),
     "bool": PixelFormat(rows=TILE[0], columns=TILE[1], bits_allocated=1, bits_stored=1),
+    "int16": PixelFormat(
+        rows=TILE[0], columns=TILE[1], bits_allocated=16, bits_stored=16, signed=True
+    ),
     "float32": PixelFormat(
         rows=TILE[0], columns=TILE[1], bits_allocated=32, bits_stored=32, floating=True
     ),
+    "float64": PixelFormat(
+        rows=TILE[0], columns=TILE[1], bits_allocated=64, bits_stored=64, floating=True
+    ),
 }
+ABSENT = frozenset({(0, 1), (3, 3), (2, 0)})
 
 
 def geometry(shape=SHAPE):
     return SlideGeometry((10.0, 20.0), (0.0, -1.0), (-1.0, 0.0), (0.001, 0.001), shape)
 
 
-def as_parametric_map(dataset):
-    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.30"
-    del dataset.PixelRepresentation
+def as_described(fmt):
+    """Return what changes a header where the writer of tests knows unsigned integers only."""
+
+    def change(dataset):
+        dataset.PixelRepresentation = int(fmt.signed)
+        if fmt.floating:
+            dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.30"
+            del dataset.PixelRepresentation
+
+    return change
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +62,24 @@ def matrices(tmp_path_factory):
     """Matrix and the array that it stands for, by kind of pixel."""
     folder = tmp_path_factory.mktemp("matrices")
     made = {}
-    for name, fmt in FORMATS.items():
+    for name, fmt in [*FORMATS.items(), ("with absent tiles", FORMATS["uint8 RGB"])]:
+        absent = ABSENT if name == "with absent tiles" else frozenset()
         drawing = PositionDrawing(fmt.samples, fmt.dtype)
-        image = SyntheticImage(geometry=geometry(), drawing=drawing, pixel_format=fmt)
-        path = write_image(
-            folder / f"{name}.dcm", image, change=as_parametric_map if fmt.floating else None
+        image = SyntheticImage(
+            geometry=geometry(),
+            drawing=drawing,
+            pixel_format=fmt,
+            sparse=bool(absent),
+            absent=absent,
         )
+        path = write_image(folder / f"{name}.dcm", image, change=as_described(fmt))
         source = FileSource.open(path)
         matrix = dicomslide.TotalPixelMatrix(source, source.metadata, correct_color=False)
         array = position_values(
             np.arange(SHAPE[0]), np.arange(SHAPE[1]), samples=fmt.samples, dtype=fmt.dtype
         )
+        for r, c in absent:
+            array[r * 7 : r * 7 + 7, c * 10 : c * 10 + 10] = 255
         made[name] = matrix, array
     return made
 
@@ -70,8 +94,9 @@ def keys(shape):
 def as_documented(array, key):
     """NumPy's result, but an integer sample keeps its axis."""
     parts = list(key)
-    if Ellipsis in parts:
-        at = parts.index(Ellipsis)
+    dots = [i for i, part in enumerate(parts) if part is Ellipsis]
+    if dots:
+        at = dots[0]
         parts[at : at + 1] = [slice(None)] * (3 - len(parts) + 1)
     if len(parts) == 3 and isinstance(parts[2], int):
         sample = parts[2] % array.shape[2]
@@ -79,7 +104,7 @@ def as_documented(array, key):
     return array[tuple(parts)]
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", [*FORMATS, "with absent tiles"])
 def test_basic_indexing_is_numpys(matrices, kind):
     matrix, array = matrices[kind]
     assert (matrix.shape, matrix.dtype, matrix.ndim) == (array.shape, array.dtype, 3)
@@ -104,6 +129,7 @@ def fancy_keys(draw, shape):
         integers = st.integers(-length, length - 1)
         return st.one_of(
             st.slices(length),
+            integers,
             st.lists(integers, max_size=6),
             hnp.arrays(np.bool_, length),
         )
@@ -111,7 +137,7 @@ def fancy_keys(draw, shape):
     return tuple(draw(axis(length)) for length in shape)
 
 
-@pytest.mark.parametrize("kind", ["uint8 RGB", "bool"])
+@pytest.mark.parametrize("kind", ["uint8 RGB", "bool", "with absent tiles"])
 def test_fancy_indexing_is_numpys(matrices, kind):
     matrix, array = matrices[kind]
 
@@ -120,7 +146,7 @@ def test_fancy_indexing_is_numpys(matrices, kind):
     def check(key):
         plain = tuple(np.array(k, int) if isinstance(k, list) else k for k in key)
         try:
-            expected = array[plain]
+            expected = as_documented(array, plain)
         except IndexError:  # arrays that don't broadcast
             with pytest.raises(IndexError):
                 matrix[key]
@@ -215,6 +241,46 @@ def test_tiles_are_row_major_and_whole(matrices):
     np.testing.assert_array_equal(matrix[::-5], np.stack([matrix[i] for i in (15, 10, 5, 0)]))
 
 
+@pytest.mark.parametrize("kind", ["uint8 RGB", "uint16", "bool", "with absent tiles"])
+def test_keys_of_tiles_are_numpys_on_the_stack_of_tiles(matrices, kind):
+    matrix, array = matrices[kind]
+    # the writer repeats the last row and column in edge tiles; an absent tile is background
+    wide = np.pad(array, ((0, 5), (0, 9), (0, 0)), mode="edge")
+    stack = wide.reshape(4, 7, 4, 10, -1).swapaxes(1, 2).reshape(16, 7, 10, -1)
+    assert list(map(tuple, matrix.tile_grid_positions)) == list(np.ndindex(4, 4))
+
+    @given(
+        st.one_of(
+            st.integers(-16, 15),
+            st.integers(-16, 15).map(np.int16),
+            st.slices(16),
+            st.lists(st.integers(-16, 15), max_size=8),
+            hnp.arrays(np.int64, st.integers(0, 8), elements=st.integers(-16, 15)),
+            hnp.arrays(np.bool_, 16),
+            hnp.arrays(np.bool_, 16).map(list),
+            st.builds(range, st.integers(0, 15), st.integers(0, 16)),
+        )
+    )
+    def check(key):
+        plain = np.array(key, int) if isinstance(key, (list, range)) and not len(key) else key
+        expected = stack[list(plain) if isinstance(plain, range) else plain]
+        result = matrix[key]
+        assert result.dtype == expected.dtype
+        np.testing.assert_array_equal(result, expected)
+
+    check()
+
+
+def test_iterators_are_independent(matrices):
+    matrix, _ = matrices["with absent tiles"]
+    stack = matrix[:]
+    pairs = [(a, b) for a in matrix for b in matrix]
+    assert len(pairs) == 256
+    for i, (a, b) in enumerate(pairs):
+        np.testing.assert_array_equal(a, stack[i // 16])
+        np.testing.assert_array_equal(b, stack[i % 16])
+
+
 def test_tile_index_by_position_and_frame(matrices):
     matrix, _ = matrices["uint16"]
     assert matrix.get_tile_index((2, 3)) == matrix.get_tile_index(position=(2, 3)) == 11
@@ -228,6 +294,35 @@ def test_tile_index_by_position_and_frame(matrices):
         matrix.get_tile_index()
     with pytest.raises(TypeError):
         matrix.get_tile_index((0, 0), 1)
+    for index in (16, -17):
+        for get in (
+            matrix.get_tile_position,
+            matrix.get_tile_grid_position,
+            matrix.get_tile_bounding_box,
+        ):
+            with pytest.raises(IndexError):
+                get(index)
+
+
+def test_frames_of_a_label_map_are_tiles_of_each_segment(tmp_path):
+    from pydicom.dataset import Dataset
+
+    def as_label_map(dataset):
+        dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.66.7"
+        dataset.SegmentationType = "LABELMAP"
+        dataset.SegmentSequence = [Dataset(), Dataset()]
+        for number, segment in enumerate(dataset.SegmentSequence, start=1):
+            segment.SegmentNumber = number
+
+    fmt = PixelFormat(rows=TILE[0], columns=TILE[1])
+    image = SyntheticImage(
+        geometry=geometry(), drawing=PositionDrawing(1, np.uint8), pixel_format=fmt
+    )
+    source = FileSource.open(write_image(tmp_path / "map.dcm", image, change=as_label_map))
+    for channel in (0, 1):
+        matrix = dicomslide.TotalPixelMatrix(source, source.metadata, channel)
+        assert matrix.dtype == bool
+        assert matrix.get_tile_index(frame_number=12) == 11
 
 
 @pytest.mark.parametrize(
@@ -248,6 +343,14 @@ def test_tile_index_by_position_and_frame(matrices):
         (0.5, 0),
         ("a", 0),
         1.5,
+        None,
+        True,
+        [[0, 1]],
+        np.zeros((2, 2), int),
+        np.zeros(15, bool),
+        np.zeros(SHAPE, bool),
+        (np.zeros(SHAPE, bool), slice(None)),
+        (np.zeros(SHAPE, bool), 0),
     ],
 )
 def test_impossible_keys_raise_index_error(matrices, key):
@@ -353,6 +456,58 @@ def test_absent_colour_tiles_are_the_recommended_colour(tmp_path):
     grey = FileSource.open(write_image(tmp_path / "grey.dcm", image, change=mid_grey))
     matrix = dicomslide.TotalPixelMatrix(grey, grey.metadata, correct_color=False)
     assert np.unique(matrix[5]).tolist() == [128]
+
+
+class Careless(FileSource):
+    """A source that answers with another number of frames than asked for."""
+
+    def read_frames(self, indices):
+        frames = super().read_frames(indices)
+        return frames[:-1] if self.sop_instance_uid.endswith("-") else [*frames, b""]
+
+
+@pytest.mark.parametrize("on_error", ["raise", "fill"])
+@pytest.mark.parametrize("fault", ["-", "+"])
+def test_another_number_of_frames_than_asked_for_is_an_error(matrices, fault, on_error):
+    source = matrices["uint16"][0].reader.source
+    careless = Careless(source.path, source.sop_instance_uid + fault, source.size, source.mtime_ns)
+    matrix = dicomslide.TotalPixelMatrix(careless, source.metadata, on_error=on_error)
+    for key in (0, slice(2, 6), (slice(0, 14), slice(0, 20))):
+        with pytest.raises(dicomslide.FrameReadError, match=r"frames came for \d+ that were asked"):
+            matrix[key]
+
+
+def test_each_optical_path_has_its_own_profile(tmp_path):
+    profiles = {
+        "sRGB": srgb_profile(),
+        "swapped": swapped_profile(),
+        "broken": b"no profile at all",
+    }
+
+    def with_profiles(dataset):
+        for item in dataset.OpticalPathSequence:
+            item.ICCProfile = profiles[item.OpticalPathIdentifier]
+
+    image = SyntheticImage(
+        geometry=geometry(),
+        drawing=PositionDrawing(3, np.uint8),
+        pixel_format=FORMATS["uint8 RGB"],
+        optical_paths=tuple(profiles),
+    )
+    source = FileSource.open(write_image(tmp_path / "paths.dcm", image, change=with_profiles))
+
+    def pixels(channel, **options):
+        return dicomslide.TotalPixelMatrix(source, source.metadata, channel, **options)[...]
+
+    for channel, name in enumerate(profiles):
+        stored = pixels(channel, correct_color=False)
+        if name == "broken":
+            with pytest.warns(dicomslide.MetadataWarning, match=r"paths\.dcm.*stay as stored"):
+                np.testing.assert_array_equal(pixels(channel), stored)
+        else:
+            expected = ColorManager(profiles[name]).transform_frame(stored)
+            np.testing.assert_array_equal(pixels(channel), expected)
+            assert np.any(expected != stored) == (name == "swapped")
 
 
 def test_frame_cache_is_bounded_in_bytes_and_frames(matrices):
