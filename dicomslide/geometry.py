@@ -185,7 +185,7 @@ class SlideGeometry:
         """Counterclockwise angle from X to the matrix rows, degrees in (−360, 0]."""
         angle = math.degrees(math.atan2(self.row_direction[1], self.row_direction[0]))
         angle = angle - 360 if angle > ROUNDING_NOISE else angle
-        return 0.0 if abs(angle) < ROUNDING_NOISE else angle
+        return 0.0 if abs(angle) <= ROUNDING_NOISE else angle
 
     @property
     def orientation(self) -> Orientation | None:
