@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dicomslide.description import describe, describe_image, table_of
 from dicomslide.picture import picture_of
+from dicomslide.utils import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -53,8 +54,8 @@ def slide_html(slide: Slide) -> str:
         slide.levels[0].image,
     )
     return _page(
-        f"Slide: {slide.num_levels} levels, {slide.num_channels} channels,"
-        f" {slide.num_focal_planes} focal planes",
+        f"Slide: {counted(slide.num_levels, 'level')}, {counted(slide.num_channels, 'channel')},"
+        f" {counted(slide.num_focal_planes, 'focal plane')}",
         _picture(source),
         _facts(facts) + _table(table_of(images)) + _folded("Channels", _table(channels)),
     )
@@ -150,11 +151,10 @@ def _facts(facts: Iterable[tuple[str, str | None]]) -> str:
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     head, *rest = rows
-    cells = "".join(f'<th style="text-align:left">{escape(cell)}</th>' for cell in head)
+    style = "text-align:left;padding:.1em .9em .1em 0"
+    cells = "".join(f'<th style="{style}">{escape(cell)}</th>' for cell in head)
     body = "".join(
-        "<tr>"
-        + "".join(f'<td style="text-align:left">{escape(cell)}</td>' for cell in row)
-        + "</tr>"
+        "<tr>" + "".join(f'<td style="{style}">{escape(cell)}</td>' for cell in row) + "</tr>"
         for row in rest
     )
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"

@@ -93,10 +93,12 @@ class Slide(SlideContents):
 
     def __repr__(self) -> str:
         rows, columns = self.size
+        smaller = " and less" if self.num_levels > 1 else ""
         return (
-            f"<Slide {self.container_identifier or self.name}: {self.num_levels} levels of"
-            f" {rows} × {columns} pixels and less, {self.num_channels} channels,"
-            f" {self.num_focal_planes} focal planes>"
+            f"<Slide {self.container_identifier or self.name}:"
+            f" {utils.counted(self.num_levels, 'level')} of {rows} × {columns} pixels{smaller},"
+            f" {utils.counted(self.num_channels, 'channel')},"
+            f" {utils.counted(self.num_focal_planes, 'focal plane')}>"
         )
 
     def _repr_html_(self) -> str:

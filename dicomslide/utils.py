@@ -22,6 +22,7 @@ __all__ = [
     "PARAMETRIC_MAP_STORAGE",
     "VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE",
     "codes",
+    "counted",
     "does_optical_path_item_match",
     "does_segment_item_match",
     "does_specimen_description_item_match",
@@ -100,6 +101,11 @@ def codes(dataset: Dataset, keyword: str) -> Iterator[Code]:
             meaning=text(item, "CodeMeaning") or "",
             scheme_version=text(item, "CodingSchemeVersion"),
         )
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number of things in words: ``1 level``, ``3 levels``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def name_of(dataset: Dataset) -> str:

@@ -1,0 +1,202 @@
+"""What notebooks show: HTML of slides, images and matrices, and plots in millimetres."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import sys
+from html.parser import HTMLParser
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+import dicomslide
+from dicomslide import open_slide
+from dicomslide.testing import write_slide
+
+mpl.use("Agg")
+
+
+class Page(HTMLParser):
+    """Reads back what a page shows: its text, and the tags that are open at the end."""
+
+    VOID = frozenset({"img", "br"})
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.words, self.cells = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.open[-1:] in (["td"], ["th"]):
+            self.cells.append(data)
+
+    @property
+    def text(self):
+        return "\n".join(self.words)
+
+
+def read(page):
+    parsed = Page(page)
+    assert parsed.open == []
+    return parsed
+
+
+def picture_in(page):
+    (data,) = re.findall(r'src="data:image/png;base64,([^"]*)"', page)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def test_html_of_a_slide_has_its_levels_and_picture(tissue_slide):
+    slide = open_slide(tissue_slide)
+    html = slide._repr_html_()
+    page = read(html)
+    assert "3 levels, 1 channel, 1 focal plane" in page.text
+    assert "Container: DS-0001" in page.text
+    assert "hematoxylin stain" in page.text
+    assert "Field of view: 0.3 × 0.45 mm" in page.text
+    for cell in ("600 × 900", "300 × 450", "150 × 225", "label", "overview", "Brightfield"):
+        assert cell in page.cells
+    np.testing.assert_array_equal(picture_in(html), slide.thumbnail(224))
+
+
+def test_html_of_an_image_has_its_size_and_picture(tissue_slide):
+    image = open_slide(tissue_slide).get_volume_images()[2]
+    html = image._repr_html_()
+    assert "150 × 225" in read(html).cells
+    assert picture_in(html).shape == (224, 149, 3)
+
+
+def test_html_of_a_matrix_reads_no_pixels(tissue_slide, monkeypatch):
+    matrix = open_slide(tissue_slide).get_volume_images()[0].get_total_pixel_matrix()
+    monkeypatch.setattr("dicomslide.reader.decode_frame", None)
+    page = read(matrix._repr_html_())
+    assert "600 × 900 × 3" in page.cells
+    assert "3 × 4 tiles" in page.cells
+    assert f"{600 * 900 * 3:,}" in page.cells
+
+
+def test_html_shows_the_table_though_pixels_cannot_be_read(tmp_path):
+    (path,) = write_slide(tmp_path, shape=(300, 300), downsamples=(1,), associated=False)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\xff\xd8\xff", len(data) // 2)
+    data[at : at + 200] = bytes(200)
+    path.write_bytes(data)
+    page = read(open_slide(path)._repr_html_())
+    assert "no picture" in page.text
+    assert "300 × 300" in page.cells
+
+
+def test_html_reads_no_image_that_is_too_large_for_a_picture(tissue_slide, monkeypatch):
+    monkeypatch.setattr("dicomslide.html.MOST_PIXELS", 1000)
+    monkeypatch.setattr("dicomslide.reader.decode_frame", None)
+    page = read(open_slide(tissue_slide)._repr_html_())
+    assert "would have to be read" in page.text
+
+
+def test_html_escapes_what_headers_say(tmp_path):
+    write_slide(
+        tmp_path,
+        shape=(40, 40),
+        downsamples=(1,),
+        container_id="<script>&amp;",
+        associated=False,
+    )
+    html = open_slide(tmp_path)._repr_html_()
+    assert "<script>" not in html
+    assert "Container: <script>&amp;" in read(html).text
+
+
+def test_html_of_an_image_without_millimetres(shared_data):
+    slide = open_slide(shared_data / "cmu-1-small-region")
+    page = read(slide._repr_html_())
+    assert "2,967 × 2,220" in page.cells
+    label = slide.label_images[0]
+    assert "-" in read(label._repr_html_()).cells
+
+
+def test_plot_has_axes_in_millimetres_and_a_scale_bar(tissue_slide):
+    slide = open_slide(tissue_slide)
+    axes = Figure().subplots()
+    assert slide.plot(ax=axes, size=200) is axes
+    x_min, y_min, x_max, y_max = slide.physical_bounds
+    assert axes.get_xlim() == pytest.approx((x_min, x_max))
+    assert axes.get_ylim() == pytest.approx((y_min, y_max))
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("x [mm]", "y [mm]")
+    assert axes.get_title() == "DS-0001"
+    (shown,) = axes.images
+    np.testing.assert_array_equal(shown.get_array(), slide.thumbnail(200))
+    (bar,) = axes.lines
+    assert np.diff(bar.get_xdata())[0] == pytest.approx(0.05)
+    assert [text.get_text() for text in axes.texts] == ["50 µm"]
+    without = slide.plot(ax=Figure().subplots(), size=50, scale_bar=False)
+    assert not list(without.lines)
+
+
+def test_plot_takes_the_current_axes(stack_slide):
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots()
+    try:
+        slide = open_slide(stack_slide)
+        assert slide.plot(channel_index=1, focal_plane_index=2) is axes
+        assert axes.images[0].get_cmap().name == "gray"
+        with pytest.raises(ValueError, match="no channel 5"):
+            slide.plot(channel_index=5)
+        with pytest.raises(ValueError, match="0 pixels along its longer edge"):
+            slide.plot(size=0)
+    finally:
+        plt.close("all")
+
+
+def test_plot_without_matplotlib_says_what_to_install(tissue_slide, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r"pip install 'dicomslide\[plot\]'"):
+        open_slide(tissue_slide).plot()
+
+
+def test_plot_of_a_channel_takes_a_level_that_has_it(tmp_path, tissue_slide):
+    hd = pytest.importorskip("highdicom")
+    import pydicom
+    from pydicom.sr.codedict import codes
+
+    mask = np.zeros((1, 600, 900), np.uint8)
+    mask[:, 100:200, 300:400] = 1
+    description = hd.seg.SegmentDescription(
+        1, "square", codes.SCT.Tissue, codes.SCT.Tissue,
+        hd.seg.SegmentAlgorithmTypeValues.MANUAL,
+    )  # fmt: skip
+    hd.seg.Segmentation(
+        [pydicom.dcmread(tissue_slide / "level-0.dcm")], mask, "BINARY", [description],
+        hd.UID(), 2, hd.UID(), 1, "m", "mm", "1", "s", tile_pixel_array=True,
+    ).save_as(tmp_path / "seg.dcm")  # fmt: skip
+    slide = open_slide([*tissue_slide.glob("*.dcm"), tmp_path / "seg.dcm"])
+    picture = slide.thumbnail(90, channel_index=1)
+    assert picture.shape == (90, 60)
+    np.testing.assert_array_equal(np.argwhere(picture > 128).min(axis=0), [30, 40])
+    assert "segmentation" in read(slide._repr_html_()).cells
+    assert repr(slide.derived_images[0]).startswith("<TiledImage segmentation 600 × 900")
+
+
+def test_repr_counts_in_words(tissue_slide):
+    slide = open_slide(tissue_slide)
+    assert repr(slide) == (
+        "<Slide DS-0001: 3 levels of 600 × 900 pixels and less, 1 channel, 1 focal plane>"
+    )
+    one = dicomslide.open_slide(tissue_slide / "level-0.dcm")
+    assert "1 level of 600 × 900 pixels, 1 channel" in repr(one)
