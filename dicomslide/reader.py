@@ -147,6 +147,17 @@ class MatrixReader:
         values = self.layout.label_values
         return None if self.as_labels or values is None else values[self.channel_index]
 
+    @property
+    def icc_profile(self) -> bytes | None:
+        """ICC Profile of the optical path, or of the image; None where it isn't in colour."""
+        layout = self.layout
+        if not layout.pixel_format.is_color:
+            return None
+        profile = layout.channels[self.channel_index].icc_profile
+        if profile is None:
+            profile = self.source.metadata.get("ICCProfile")
+        return bytes(profile) if profile else None
+
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
         return (
             "dicomslide",
@@ -403,15 +414,10 @@ class MatrixReader:
         warnings.warn(f"filled with background: {error}", FrameWarning, stacklevel=2)
 
     def _color_transform(self) -> ColorTransform | None:
-        layout = self.layout
-        if not self.correct_color or layout.pixel_format.dtype != np.uint8:
+        if not self.correct_color or self.layout.pixel_format.dtype != np.uint8:
             return None
-        if not layout.pixel_format.is_color:
-            return None
-        profile = layout.channels[self.channel_index].icc_profile
-        if profile is None:
-            profile = self.source.metadata.get("ICCProfile")
-        return color_transform(bytes(profile), self.source.name) if profile else None
+        profile = self.icc_profile
+        return None if profile is None else color_transform(profile, self.source.name)
 
 
 class ChunkReader:

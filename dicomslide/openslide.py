@@ -1,0 +1,496 @@
+"""A slide as openslide-python shows one: `OpenSlide`, for programs written for that library."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import operator
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from dicomslide import utils
+from dicomslide.backends.file import FileSource, FileStore, is_dicom_file
+from dicomslide.enum import ImageFlavors
+from dicomslide.errors import DicomSlideError, MetadataWarning
+from dicomslide.opening import open_slide
+from dicomslide.properties import (
+    OPENSLIDE_NAMES,
+    PROPERTY_NAME_BACKGROUND_COLOR,
+    PROPERTY_NAME_BARCODE,
+    PROPERTY_NAME_BOUNDS_HEIGHT,
+    PROPERTY_NAME_BOUNDS_WIDTH,
+    PROPERTY_NAME_BOUNDS_X,
+    PROPERTY_NAME_BOUNDS_Y,
+    PROPERTY_NAME_COMMENT,
+    PROPERTY_NAME_MPP_X,
+    PROPERTY_NAME_MPP_Y,
+    PROPERTY_NAME_OBJECTIVE_POWER,
+    PROPERTY_NAME_QUICKHASH1,
+    PROPERTY_NAME_VENDOR,
+    VENDOR,
+    properties_of,
+)
+from dicomslide.rgba import as_picture, read_rgba, transparent
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self, TypeAlias
+
+    from PIL import Image, ImageCms
+
+    from dicomslide.backends.base import FrameStore
+    from dicomslide.image import TiledImage
+    from dicomslide.reader import MatrixReader
+    from dicomslide.slide import Slide
+
+    Filename: TypeAlias = str | bytes | os.PathLike[str]
+
+__all__ = [
+    "OpenSlide",
+    "PROPERTY_NAME_BACKGROUND_COLOR",
+    "PROPERTY_NAME_BARCODE",
+    "PROPERTY_NAME_BOUNDS_HEIGHT",
+    "PROPERTY_NAME_BOUNDS_WIDTH",
+    "PROPERTY_NAME_BOUNDS_X",
+    "PROPERTY_NAME_BOUNDS_Y",
+    "PROPERTY_NAME_COMMENT",
+    "PROPERTY_NAME_MPP_X",
+    "PROPERTY_NAME_MPP_Y",
+    "PROPERTY_NAME_OBJECTIVE_POWER",
+    "PROPERTY_NAME_QUICKHASH1",
+    "PROPERTY_NAME_VENDOR",
+]
+
+
+class OpenSlide:
+    """A slide as openslide-python shows one.
+
+    ``dicomslide.OpenSlide(path)`` takes the place of ``openslide.OpenSlide(path)``: same names,
+    same pictures, same properties. Unlike in :class:`dicomslide.Slide`, pictures are
+    :class:`PIL.Image.Image`, and sizes and places are (width, height) and (x, y), in pixels as
+    stored: nothing is turned upright, and no colour is corrected. Levels are VOLUME images: a
+    THUMBNAIL, which may be a level of a Slide, is an associated image, unless there is nothing
+    else.
+
+    Parameters
+    ----------
+    slide : path-like, list of path-like, FrameStore or Slide
+        A file, which brings the files of its series in its folder with it; or anything that
+        :func:`dicomslide.open_slide` takes.
+    channel_index : int, default: 0
+        Zero-based index into the slide's channels.
+    focal_plane_index : int, default: 0
+        Zero-based index into the slide's focal planes.
+
+    Raises
+    ------
+    FileNotFoundError
+        When a path doesn't exist.
+    NotDicomError, NotSlideError, AmbiguousSlideError, MetadataError
+        When there is no slide, there are several, or a header can't be understood.
+    ValueError
+        When there is no such channel or focal plane, or its pixels are floating-point numbers.
+
+    Notes
+    -----
+    Measured against libopenslide 4.0.1 on the same files: pictures, properties and associated
+    images are equal, byte for byte, with these exceptions.
+
+    * A location between two pixels of a level: the stored pixel at floor(x · width of the level
+      / width of level 0), rows likewise. libopenslide divides by the mean of both factors (and
+      drops the fraction of negative quotients), then interpolates, so that colours are mixed
+      and outer edges half transparent.
+    * Where a JPEG's own markers contradict Photometric Interpretation, they are believed.
+    * Greyscale, more than 8 bits, other transfer syntaxes and Image Types, several channels or
+      focal planes: libopenslide refuses them. Here grey becomes RGB; of more than 8 bits the 8
+      most significant of Bits Stored are shown, so that regions and levels match, and of a
+      segment False is black and True white. A greyscale image has no colour profile.
+    * Properties ``dicom.*``: values are without padding, text is decoded by its Specific
+      Character Set, private elements are left out. ``openslide.mpp-*`` is there too where Pixel
+      Spacing is absent but can be derived, and ``openslide.objective-power`` isn't where it is 0.
+    * `associated_images` has DICOM's names LABEL, OVERVIEW and THUMBNAIL, and answers to label,
+      macro and thumbnail as well.
+    * A folder can be opened. Closing twice is allowed. What openslide-python reports as
+      OpenSlideError is a ValueError here, or one of :mod:`dicomslide.errors`; no error keeps
+      the slide from being used further.
+
+    Examples
+    --------
+    >>> slide = dicomslide.OpenSlide("slide/level-0.dcm")
+    >>> slide.read_region((1000, 2000), 0, (512, 512))
+    >>> slide.get_thumbnail((256, 256)).save("thumbnail.png")
+
+    """
+
+    def __init__(
+        self,
+        slide: Filename | Iterable[str | os.PathLike[str]] | FrameStore | Slide,
+        *,
+        channel_index: int = 0,
+        focal_plane_index: int = 0,
+    ) -> None:
+        self._given = repr(slide)
+        self._indices = operator.index(channel_index), operator.index(focal_plane_index)
+        self._slide: Slide | None = _open(slide)
+        self._contents: _Contents | None = _contents_of(self._slide, *self._indices)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._open_contents()
+        return _rebuild, (type(self), self._slide, *self._indices)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._given})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @classmethod
+    def detect_format(cls, filename: Filename) -> str | None:
+        """Return the format of a file.
+
+        Parameters
+        ----------
+        filename : path-like
+            A file, or a folder.
+
+        Returns
+        -------
+        str or None
+            "dicom" for a DICOM Part 10 file of SOP Class VL Whole Slide Microscopy Image, or a
+            folder that holds one; None for all else, also where nothing is.
+
+        """
+        path = Path(os.fsdecode(filename))
+        files = path.rglob("*") if path.is_dir() else [path]
+        return VENDOR if any(_is_slide_image(file) for file in files) else None
+
+    def close(self) -> None:
+        """Close the slide: using it further raises a ValueError."""
+        self._slide = self._contents = None
+
+    def _open_contents(self) -> _Contents:
+        contents = self._contents  # another thread may close it meanwhile
+        if contents is None:
+            raise ValueError(f"{self!r} is closed; open the slide again")
+        return contents
+
+    # -- what it is --
+
+    @property
+    def level_count(self) -> int:
+        """Number of levels."""
+        return len(self._open_contents().levels)
+
+    @property
+    def dimensions(self) -> tuple[int, int]:
+        """(width, height) of level 0 in pixels."""
+        return self.level_dimensions[0]
+
+    @property
+    def level_dimensions(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each level in pixels: Total Pixel Matrix Columns and Rows."""
+        return self._open_contents().dimensions
+
+    @property
+    def level_downsamples(self) -> tuple[float, ...]:
+        """Factor of each level relative to level 0: the mean of those of width and height."""
+        return self._open_contents().downsamples
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """What the header of level 0 says, by name; read-only.
+
+        ``openslide.*`` with sizes, ``mpp-x`` and ``mpp-y`` in µm per pixel along the columns
+        and rows as stored, ``objective-power``, and ``quickhash-1``, which names the series; and
+        ``dicom.*``, each element by its keyword, patient's included, but neither the per-frame
+        functional groups nor bulk data.
+        """
+        return self._open_contents().properties
+
+    @property
+    def associated_images(self) -> Mapping[str, Image.Image]:
+        """Label, overview and thumbnail as RGBA pictures, decoded when asked for; read-only.
+
+        Its keys are LABEL, OVERVIEW and THUMBNAIL, where the slide has them (value 3 of Image
+        Type); openslide's names label, macro and thumbnail work as well. A THUMBNAIL is no level
+        here, as it is none for libopenslide.
+        """
+        return _AssociatedImages(self._open_contents().associated)
+
+    @property
+    def color_profile(self) -> ImageCms.ImageCmsProfile | None:
+        """ICC profile of the optical path at level 0; None without one, and for greyscale."""
+        from PIL import ImageCms
+
+        profile = self._open_contents().levels[0].icc_profile
+        return None if profile is None else ImageCms.getOpenProfile(io.BytesIO(profile))
+
+    def get_best_level_for_downsample(self, downsample: float) -> int:
+        """Return the level from which to make a picture of lower resolution.
+
+        Parameters
+        ----------
+        downsample : float
+            Factor of the picture relative to level 0.
+
+        Returns
+        -------
+        int
+            Zero-based index of the smallest level that is no smaller than the picture, or 0.
+
+        """
+        beyond = [i for i, factor in enumerate(self.level_downsamples) if factor > downsample]
+        return max(0, beyond[0] - 1) if beyond else self.level_count - 1
+
+    # -- pictures --
+
+    def read_region(
+        self, location: tuple[int, int], level: int, size: tuple[int, int]
+    ) -> Image.Image:
+        """Read a region.
+
+        Parameters
+        ----------
+        location : tuple of int
+            (x, y) of its top left pixel in pixels of level 0, whatever `level`; may lie outside.
+        level : int
+            Zero-based level that is read.
+        size : tuple of int
+            (width, height) of the region in pixels of `level`.
+
+        Returns
+        -------
+        PIL.Image.Image
+            RGBA of exactly `size`, with the profile in ``info["icc_profile"]``. Outside of the
+            slide, where a tile is absent, and at a level that isn't there, it is transparent:
+            (0, 0, 0, 0).
+
+        Raises
+        ------
+        ValueError
+            When a size is negative.
+        FrameError
+            When a frame can't be read or decoded.
+        MemoryLimitError
+            When the picture would be too large.
+
+        """
+        contents = self._open_contents()
+        (x, y), (width, height) = map(operator.index, location), map(operator.index, size)
+        level = operator.index(level)
+        if min(width, height) < 0:
+            raise ValueError(f"size {(width, height)} is negative")
+        profile = contents.levels[0].icc_profile
+        if not 0 <= level < len(contents.levels):
+            return as_picture(transparent(width, height), profile)
+        reader = contents.levels[level]
+        (full_width, full_height), (level_width, level_height) = (
+            contents.dimensions[0],
+            contents.dimensions[level],
+        )
+        left, top = x * level_width // full_width, y * level_height // full_height
+        return as_picture(read_rgba(reader, left, top, width, height), profile)
+
+    def get_thumbnail(self, size: tuple[int, int]) -> Image.Image:
+        """Make a picture of the whole slide, on white.
+
+        Parameters
+        ----------
+        size : tuple of int
+            Largest (width, height) in pixels; the ratio of edges is the slide's.
+
+        Returns
+        -------
+        PIL.Image.Image
+            RGB, with the profile in ``info["icc_profile"]``; no larger than the level that it is
+            made of.
+
+        Raises
+        ------
+        ValueError
+            When a size is less than one.
+
+        """
+        from PIL import Image
+
+        if min(size) < 1:
+            raise ValueError(f"a thumbnail of {tuple(size)} pixels isn't possible")
+        downsample = max(edge / wanted for edge, wanted in zip(self.dimensions, size, strict=True))
+        level = self.get_best_level_for_downsample(downsample)
+        region = self.read_region((0, 0), level, self.level_dimensions[level])
+        thumbnail = Image.new("RGB", region.size, "white")
+        thumbnail.paste(region, mask=region)
+        thumbnail.thumbnail(size, Image.Resampling.LANCZOS)
+        if "icc_profile" in region.info:
+            thumbnail.info["icc_profile"] = region.info["icc_profile"]
+        return thumbnail
+
+    def set_cache(self, cache: object) -> None:
+        """Do nothing: all slides of a process share one cache already.
+
+        Its size is an option: ``dicomslide.set_options(frame_cache_bytes=...)``.
+
+        Parameters
+        ----------
+        cache : object
+            An ``openslide.OpenSlideCache``, which isn't used.
+
+        """
+
+
+# -- opening -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contents:
+    """What an open slide shows."""
+
+    base: TiledImage
+    levels: tuple[MatrixReader, ...]
+    associated: dict[str, MatrixReader]
+    """By flavor, in the order of :data:`OPENSLIDE_NAMES`."""
+
+    @property
+    def dimensions(self) -> tuple[tuple[int, int], ...]:
+        return tuple((reader.shape[1], reader.shape[0]) for reader in self.levels)
+
+    @property
+    def downsamples(self) -> tuple[float, ...]:
+        width, height = self.dimensions[0]
+        return tuple((width / w + height / h) / 2 for w, h in self.dimensions)
+
+    @functools.cached_property
+    def properties(self) -> Mapping[str, str]:
+        found = properties_of(self.base, self.levels, self.downsamples, self.associated)
+        return MappingProxyType(found)
+
+
+def _rebuild(
+    cls: type[OpenSlide], slide: Slide, channel_index: int, focal_plane_index: int
+) -> OpenSlide:
+    return cls(slide, channel_index=channel_index, focal_plane_index=focal_plane_index)
+
+
+def _open(slide: Any) -> Slide:
+    if isinstance(slide, bytes):
+        slide = os.fsdecode(slide)
+    if isinstance(slide, (str, os.PathLike)) and os.path.isfile(slide):
+        slide = _series_of(slide)
+    return open_slide(slide)
+
+
+def _series_of(path: str | os.PathLike[str]) -> FileStore:
+    """Open a file and those of its series in its folder, as libopenslide does."""
+    named = FileSource.open(path)
+    uid = utils.text(named.metadata, "SeriesInstanceUID")
+    sources = {named.sop_instance_uid: named}
+    for other in sorted(Path(named.path).parent.iterdir()):
+        if str(other) == named.path or not (other.is_file() and is_dicom_file(other)):
+            continue
+        try:
+            source = FileSource.open(other)
+        except DicomSlideError as error:
+            warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=4)
+            continue
+        if uid is not None and utils.text(source.metadata, "SeriesInstanceUID") == uid:
+            sources.setdefault(source.sop_instance_uid, source)
+    return FileStore(tuple(sources.values()))
+
+
+def _is_slide_image(path: Path) -> bool:
+    if not is_dicom_file(path):
+        return False
+    try:
+        metadata = FileSource.open(path).metadata
+    except (DicomSlideError, OSError):
+        return False
+    sop_class = utils.text(metadata, "SOPClassUID")
+    return sop_class == utils.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE
+
+
+def _contents_of(slide: Slide, channel_index: int, focal_plane_index: int) -> _Contents:
+    """Sort out the levels and associated images; those of libopenslide are no thumbnails."""
+    slide.get_volume_images(channel_index, focal_plane_index)  # raises where there are none
+    key = channel_index, focal_plane_index
+    places = [level.places[key] for level in slide.levels if key in level.places]
+    thumbnails = [place for place in places if place[0].flavor == ImageFlavors.THUMBNAIL.value]
+    if len(thumbnails) < len(places):
+        places = [place for place in places if place not in thumbnails]
+    else:  # nothing else shows the slide
+        thumbnails = []
+    if not places:
+        raise ValueError(
+            f"{slide.name}: channel {channel_index} lies on the grid of no level; its images are"
+            " those of Slide.get_volume_images"
+        )
+    readers = tuple(_as_stored(*place) for place in places)
+    if readers[0].dtype.kind == "f":
+        raise ValueError(
+            f"{slide.name}: the pixels of channel {channel_index} are floating-point numbers,"
+            " which no picture shows; read them with Slide.get_image_region"
+        )
+    found = {
+        ImageFlavors.LABEL: [(image, 0, 0) for image in slide.label_images],
+        ImageFlavors.OVERVIEW: [(image, 0, 0) for image in slide.overview_images],
+        ImageFlavors.THUMBNAIL: [
+            *((image, 0, 0) for image in slide.thumbnail_images),
+            *thumbnails,
+        ],
+    }
+    associated = {
+        flavor.value: _as_stored(*images[0]) for flavor, images in found.items() if images
+    }
+    return _Contents(places[0][0], readers, associated)
+
+
+def _as_stored(image: TiledImage, channel_index: int, focal_plane_index: int) -> MatrixReader:
+    """Return what reads an image's pixels without colour correction, whatever the slide's."""
+    matrix = image.get_total_pixel_matrix(channel_index, focal_plane_index)
+    return dataclasses.replace(matrix.reader, correct_color=False)
+
+
+# -- associated images -------------------------------------------------------------------------
+
+
+class _AssociatedImages(Mapping[str, "Image.Image"]):
+    """Pictures by flavor, decoded each time that one is asked for."""
+
+    def __init__(self, readers: Mapping[str, MatrixReader]) -> None:
+        self._readers = readers
+
+    def _reader(self, key: object) -> MatrixReader | None:
+        flavors = {OPENSLIDE_NAMES[flavor]: flavor for flavor in self._readers}
+        return self._readers.get(flavors.get(key, key))  # type: ignore[call-overload]
+
+    def __getitem__(self, key: str) -> Image.Image:
+        reader = self._reader(key)
+        if reader is None:
+            raise KeyError(f"no associated image {key!r}; there are {list(self)}")
+        rows, columns, _ = reader.shape
+        return as_picture(read_rgba(reader, 0, 0, columns, rows), reader.icc_profile)
+
+    def __contains__(self, key: object) -> bool:
+        return self._reader(key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def __repr__(self) -> str:
+        sizes = {flavor: reader.shape[1::-1] for flavor, reader in self._readers.items()}
+        return f"<associated images, (width, height): {sizes}>"
