@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from dicomslide.index import SlideIndex
     from dicomslide.matrix import TotalPixelMatrix, TotalPixelMatrixSampler
     from dicomslide.opening import open_slide
+    from dicomslide.openslide import OpenSlide
     from dicomslide.pyramid import (
         Pyramid,
         PyramidLevel,
@@ -67,6 +68,7 @@ __version__ = "0.1.0"
 _LATE = {
     "AnnotationGroup": "annotation",
     "Measurement": "annotation",
+    "OpenSlide": "openslide",
     "Pyramid": "pyramid",
     "PyramidLevel": "pyramid",
     "Slide": "slide",
@@ -105,6 +107,7 @@ __all__ = [
     "MetadataWarning",
     "NotDicomError",
     "NotSlideError",
+    "OpenSlide",
     "Options",
     "Pyramid",
     "PyramidLevel",
