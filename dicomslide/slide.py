@@ -511,7 +511,9 @@ class Slide(SlideContents):
         Returns
         -------
         xarray.Dataset
-            With the variable ``image``, dims (channel, z, y, x, sample).
+            With the variables ``image``, dims (channel, z, y, x, sample); ``segmentation``, dims
+            (segment, z, y, x); and ``parametric_map``, dims (parameter, z, y, x): what the level
+            has of them.
 
         Raises
         ------
@@ -547,7 +549,8 @@ class Slide(SlideContents):
         Returns
         -------
         xarray.DataTree
-            With the nodes ``level_0``, ``level_1``, ...
+            With the nodes ``level_0``, ``level_1``, ...; and one for each derived image that lies
+            on no level's grid, by the name of its variable.
 
         """
         import xarray as xr

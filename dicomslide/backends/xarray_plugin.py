@@ -112,7 +112,8 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             Zero-based index into pyramid levels; 0, the largest, if neither this nor `group`
             is given.
         group : str, optional
-            Name of a node of the tree: ``"level_1"``, ``"label"``, ``"overview"``.
+            Name of a node of the tree: ``"level_1"``, ``"label"``, ``"overview"``, or
+            ``"segmentation"`` where it lies on no level's grid.
         frame : {"slide", "matrix"}, default: "slide"
             Upright, with dims y and x in mm; or rows and columns as stored.
         squeeze : bool, default: True
@@ -129,7 +130,8 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         Returns
         -------
         xarray.Dataset
-            With the variable ``image``, dims (channel, z, y, x, sample).
+            With the variables ``image``, dims (channel, z, y, x, sample); ``segmentation``, dims
+            (segment, z, y, x); and ``parametric_map``, dims (parameter, z, y, x).
 
         Raises
         ------
@@ -226,7 +228,8 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         Returns
         -------
         xarray.DataTree
-            With the nodes ``level_0``, ``level_1``, ...
+            With the nodes ``level_0``, ``level_1``, ...; and one for each derived image that lies
+            on no level's grid.
 
         Raises
         ------
