@@ -160,7 +160,7 @@ def _describe_image(image: TiledImage) -> dict[str, Any]:
         "tile_columns": int(image.metadata.Columns),
         "frames": int(utils.number(image.metadata, "NumberOfFrames") or 1),
         "transfer_syntax_uid": image.transfer_syntax_uid,
-        "transfer_syntax": DECODERS[image.transfer_syntax_uid].name,
+        "transfer_syntax": DECODERS[uid].name if (uid := image.transfer_syntax_uid) else None,
         "photometric_interpretation": str(image.metadata.get("PhotometricInterpretation")),
         "file": image.name,
     }

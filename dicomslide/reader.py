@@ -343,9 +343,9 @@ class MatrixReader:
             return None
         if not layout.pixel_format.is_color:
             return None
-        profile = layout.channels[self.channel_index].icc_profile
-        if profile is None:
-            profile = self.source.metadata.get("ICCProfile")
+        item = layout.channels[self.channel_index].item
+        profile = None if item is None else self.source.icc_profile(item)
+        profile = profile or self.source.icc_profile(self.source.metadata)
         return color_transform(bytes(profile), self.source.name) if profile else None
 
 

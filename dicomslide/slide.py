@@ -8,7 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 from dicomslide import utils
-from dicomslide.backends.base import frame_source
+from dicomslide.backends.client import frame_source
 from dicomslide.collection import (
     group_by_slide,
     is_derived,
@@ -53,7 +53,7 @@ class Slide:
 
     Parameters
     ----------
-    client : FrameStore
+    client : dicomweb_client.api.DICOMClient or FrameStore
         Where the frames are.
     image_metadata : sequence of pydicom.dataset.Dataset
         Metadata of the VL Whole Slide Microscopy Image instances of the slide, and of

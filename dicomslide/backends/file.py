@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from dicomslide.frames import FramePositions
 
-__all__ = ["FileSource", "FileStore", "is_dicom_file"]
+__all__ = ["FileSource", "FileStore", "files_of", "is_dicom_file"]
 
 
 class LocalFile:
@@ -201,6 +201,10 @@ class FileSource:
         """Return what the per-frame functional groups say; None where they say nothing."""
         return self._instance().positions()
 
+    def icc_profile(self, item: Dataset) -> bytes | None:
+        """Return the ICC Profile of an item of the header."""
+        return item.get("ICCProfile") or None
+
     def read_instance(self) -> Dataset:
         """Read the whole data set, whatever its size.
 
@@ -268,7 +272,7 @@ class FileStore:
             path = Path(given).expanduser()
             names.append(str(path))
             if path.is_dir():
-                for file in _files(path):
+                for file in files_of(path):
                     if is_dicom_file(file):
                         try:
                             _add(sources, FileSource.open(file))
@@ -303,7 +307,7 @@ class FileStore:
         raise MetadataError(f"no file holds the instance {utils.name_of(metadata)}")
 
 
-def _files(folder: Path) -> Iterator[str]:
+def files_of(folder: Path) -> Iterator[str]:
     """Yield the files of a folder and its folders, in order; what can't be listed is warned of."""
 
     def on_error(error: OSError) -> None:

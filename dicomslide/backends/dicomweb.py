@@ -1,0 +1,598 @@
+"""Instances behind a DICOMweb client: their metadata, frames and bulk data."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import warnings
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import urlsplit
+
+from dicomslide import utils
+from dicomslide.backends.part10 import MemoryBlob, NativeFrames, no_validation
+from dicomslide.cache import ForkLock, Registry
+from dicomslide.codec import DECODERS, NATIVE, PixelFormat
+from dicomslide.errors import FrameReadError, MetadataError, MetadataWarning
+from dicomslide.layout import pixel_format_of
+from dicomslide.options import check_memory
+from dicomslide.perframe import positions_of_dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping, Sequence
+
+    from pydicom.dataset import Dataset
+
+    from dicomslide.frames import FramePositions
+
+__all__ = ["Connection", "DicomWebSource", "dataset_of_json", "register_client"]
+
+MediaTypes: TypeAlias = tuple[str | tuple[str, str], ...] | None
+
+_UID = "1.2.840.10008.1.2"
+MEDIA_TYPES: tuple[MediaTypes, ...] = (
+    (("application/octet-stream", "*"),),  # as stored, byte for byte
+    (("*/*", "*"),),
+    ("application/octet-stream",),  # decoded by the server
+    (("image/jls", f"{_UID}.4.80"),),
+    (("image/jp2", f"{_UID}.4.90"),),
+    (("image/jpeg", f"{_UID}.4.70"),),
+    (("image/dicom-rle", f"{_UID}.5"),),
+)
+"""What frames are asked for as, one after the other, until a server agrees: nothing lossy."""
+LOSSY_MEDIA_TYPES: tuple[MediaTypes, ...] = (("image/jpeg",), ("image/jls",), ("image/jp2",))
+"""What frames of images that are lossy anyway are asked for as."""
+DEFAULT: tuple[MediaTypes, ...] = (("*/*",), None)
+"""At last, what server and client like best."""
+REFUSALS = frozenset({400, 406, 415})
+"""HTTP status that may mean that another media type is wanted."""
+MOST_CLIENTS = 32
+BULK_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
+PER_FRAME_GROUPS = 0x52009230
+PIXEL_DATA_GROUP = 0x7FE0
+PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_CREDENTIALS = re.compile(r"(?<=//)[^/@\s]+@|\?[^\s'\")]*")
+
+
+# -- clients ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Address:
+    """Where a client's server is, without credentials: the same in every process."""
+
+    kind: str
+    """Class of the client."""
+    url: str
+    prefix: str | None
+    """URL path prefix of WADO-RS."""
+
+    @classmethod
+    def of(cls, client: Any) -> Address:
+        """Return the address of a client."""
+        parts = urlsplit(str(getattr(client, "base_url", "")))
+        host = parts.netloc.rpartition("@")[2]
+        known = _web_client_class()
+        kind = (
+            "DICOMwebClient"
+            if known is not None and isinstance(client, known)
+            else f"{type(client).__module__}.{type(client).__qualname__}"
+        )
+        return cls(
+            kind,
+            f"{parts.scheme}://{host}{parts.path.rstrip('/')}",
+            getattr(client, "wado_url_prefix", None),
+        )
+
+    @property
+    def can_be_remade(self) -> bool:
+        """Whether another process can make the client from its address."""
+        return self.kind == "DICOMwebClient"
+
+    @property
+    def root(self) -> str:
+        """URL of the WADO-RS service."""
+        return f"{self.url}/{self.prefix}" if self.prefix else self.url
+
+
+def _web_client_class() -> type | None:
+    """Return dicomweb_client's class if it is imported: else no client can be one."""
+    import sys
+
+    module = sys.modules.get("dicomweb_client.api")
+    return getattr(module, "DICOMwebClient", None)
+
+
+class Connection:
+    """A client and what was learnt of its server; one for each client of a process.
+
+    Parameters
+    ----------
+    client : dicomweb_client.api.DICOMClient
+        Any object with the methods of the protocol that are used.
+
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.address = Address.of(client)
+        self.serves_float_frames = True
+        """False once the server has refused a frame of Float Pixel Data."""
+        self._agreed: list[MediaTypes] = []
+        self._process = os.getpid()
+        self._lock = ForkLock()
+
+    @property
+    def client(self) -> Any:
+        """The client, safe to use in this process."""
+        if self._process != os.getpid():
+            # a forked child must not talk through sockets that the parent talks through
+            with self._lock:
+                if self._process != os.getpid():
+                    close = getattr(getattr(self._client, "_session", None), "close", None)
+                    if close is not None:
+                        close()
+                    self._process = os.getpid()
+        return self._client
+
+    def frames(
+        self, uids: tuple[str, str, str], indices: Sequence[int], *, lossy: bool
+    ) -> list[bytes]:
+        """Retrieve frames in one request, as what was agreed on before, else as what will do.
+
+        Parameters
+        ----------
+        uids : tuple of str
+            Study, Series and SOP Instance UID.
+        indices : sequence of int
+            Zero-based frames.
+        lossy : bool
+            Whether they may come in a lossy compression.
+
+        Raises
+        ------
+        FrameReadError
+            Naming the frames.
+
+        """
+        agreed = self._agreed
+        others = (*MEDIA_TYPES, *(LOSSY_MEDIA_TYPES if lossy else ()), *DEFAULT)
+        first_error: Exception | None = None
+        for media_types in dict.fromkeys((*agreed, *others)):
+            options = {} if media_types is None else {"media_types": media_types}
+            numbers = [index + 1 for index in indices]
+            try:
+                frames = list(self.client.retrieve_instance_frames(*uids, numbers, **options))
+            except Exception as error:  # each client has error types of its own
+                first_error = first_error or error
+                if not _is_refusal(error, agreed=bool(agreed)):
+                    break
+            else:
+                self._agreed = [media_types]
+                return [bytes(frame) for frame in frames]
+        assert first_error is not None
+        raise _read_error(
+            f"{self.address.url} doesn't give {_listed(indices)}: {_reason(first_error)}",
+            uids[2],
+            indices,
+        ) from _cause(first_error)
+
+    def metadata(self, uids: tuple[str, str, str]) -> Dataset:
+        """Retrieve the metadata of an instance."""
+        found = self.ask(f"the metadata of {uids[2]}", "retrieve_instance_metadata", *uids)
+        return dataset_of_json(found[0] if isinstance(found, list) else found)
+
+    def instance(self, uids: tuple[str, str, str]) -> Dataset:
+        """Retrieve the whole data set of an instance."""
+        return self.ask(f"the data set {uids[2]}", "retrieve_instance", *uids)
+
+    def bulk_data(self, uri: str) -> bytes:
+        """Retrieve what a BulkDataURI leads to.
+
+        Servers behind a proxy give URIs that only they can reach, and a client's credentials
+        are for its own server: what lies among the studies is looked for there.
+        """
+        place = uri.find("/studies/")
+        if place >= 0:
+            uri = self.address.root + uri[place:]
+        elif urlsplit(uri).hostname != urlsplit(self.address.url).hostname:
+            raise MetadataError(f"bulk data are at {_public(uri)}, not at {self.address.url}")
+        what = f"the bulk data {_public(uri)}"
+        wanted = (("application/octet-stream", "*"),)
+        try:
+            parts = self.ask(what, "retrieve_bulkdata", uri, media_types=wanted)
+        except MetadataError:
+            parts = self.ask(what, "retrieve_bulkdata", uri)
+        return b"".join(bytes(part) for part in parts)
+
+    def ask(self, what: str, method: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method of the client, with errors that say what it was for.
+
+        Raises
+        ------
+        MetadataError
+            When it fails.
+
+        """
+        try:
+            return getattr(self.client, method)(*arguments, **options)
+        except Exception as error:  # each client has error types of its own
+            raise MetadataError(
+                f"{self.address.url} doesn't give {what}: {_reason(error)}"
+            ) from _cause(error)
+
+
+class _Connections:
+    """The clients that this process has used last, one for each address."""
+
+    def __init__(self) -> None:
+        self._lock = ForkLock()
+        # not forgotten in a forked child: it goes on with the parent's clients
+        self._by_address: OrderedDict[Address, Connection] = OrderedDict()
+
+    def of(self, client: Any) -> Connection:
+        address = Address.of(client)
+        with self._lock:
+            found = self._by_address.get(address)
+            if found is None or found.client is not client:
+                found = Connection(client)
+            self._keep(address, found)
+            return found
+
+    def at(self, address: Address) -> Connection:
+        """Return the connection that was registered last, else a new one."""
+        with self._lock:
+            found = self._by_address.get(address)
+            if found is None:
+                try:
+                    from dicomweb_client.api import DICOMwebClient
+                except ImportError:
+                    raise ImportError(
+                        f"reading from {address.url} takes the package dicomweb-client"
+                    ) from None
+                found = Connection(DICOMwebClient(address.url, wado_url_prefix=address.prefix))
+            self._keep(address, found)
+            return found
+
+    def _keep(self, address: Address, connection: Connection) -> None:
+        self._by_address[address] = connection
+        self._by_address.move_to_end(address)
+        while len(self._by_address) > MOST_CLIENTS:
+            self._by_address.popitem(last=False)
+
+
+_connections = _Connections()
+
+
+def register_client(client: Any) -> None:
+    """Let what was unpickled in this process read through a client.
+
+    What is pickled names a server, but holds neither a client nor its credentials. A worker
+    process that got it reads through the client that was last used or registered for that
+    server, else through a new ``DICOMwebClient(url)``.
+
+    Parameters
+    ----------
+    client : dicomweb_client.api.DICOMwebClient
+        Client for a server, with its session.
+
+    """
+    _connections.of(client)
+
+
+def connection_of(client: Any) -> Connection:
+    """Return this process's connection of a client."""
+    return _connections.of(client)
+
+
+def _is_refusal(error: Exception, *, agreed: bool) -> bool:
+    """Whether another media type is worth a try."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return status in REFUSALS
+    # clients check media types too, and some don't take any
+    return not agreed and isinstance(error, (NotImplementedError, TypeError, ValueError))
+
+
+def _public(text: str) -> str:
+    """Leave out credentials of the URLs in a text."""
+    return _CREDENTIALS.sub("", text)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {_public(str(error))}"
+
+
+def _cause(error: Exception) -> Exception | None:
+    """Return what a traceback may show."""
+    return error if _public(str(error)) == str(error) else None
+
+
+def _listed(indices: Sequence[int]) -> str:
+    numbers = ", ".join(str(index + 1) for index in indices)
+    return f"frame{'s' if len(indices) > 1 else ''} {numbers}"
+
+
+def _read_error(reason: str, name: str, indices: Sequence[int]) -> FrameReadError:
+    return FrameReadError(reason, name, indices[0] if len(indices) == 1 else None)
+
+
+# -- metadata --------------------------------------------------------------------------------
+
+
+class BulkData(bytes):
+    """An empty value that knows where the bulk data are."""
+
+    uri: str = ""
+
+
+def dataset_of_json(json: Mapping[str, Any]) -> Dataset:
+    """Return the data set that DICOM JSON describes (PS3.18 annex F), without pixel data.
+
+    Bulk data become :class:`BulkData`, which are retrieved when they are wanted.
+
+    Raises
+    ------
+    MetadataError
+        When it isn't DICOM JSON.
+
+    """
+    from pydicom.dataset import Dataset
+
+    def bulk_data(tag: str, vr: str, uri: str) -> BulkData | None:
+        if vr not in BULK_VRS:
+            return None
+        value = BulkData()
+        value.uri = uri
+        return value
+
+    # some servers cut float pixels off behind their first number: better none at all
+    kept = {tag: element for tag, element in json.items() if not tag.startswith("7FE0")}
+    try:
+        with no_validation():
+            return Dataset.from_json(kept, bulk_data)
+    except Exception as error:  # pydicom raises KeyError, TypeError, ValueError and others
+        uid = json.get("00080018", {}).get("Value", ["an instance"])[0]
+        raise MetadataError(f"{uid}: its metadata aren't DICOM JSON: {error}") from error
+
+
+def _header_of(image: Dataset) -> Dataset:
+    """Return metadata without pixel data and per-frame groups, which are read once.
+
+    What they say goes with the header as `frame_positions`: whoever gives it back as metadata,
+    gives them too.
+    """
+    from pydicom.dataset import Dataset
+
+    if hasattr(image, "frame_positions"):
+        return image
+    header = Dataset()
+    header.set_original_encoding(*image.original_encoding, image.original_character_set)
+    tags = list(image.keys())
+    for tag in tags:
+        if tag.group != PIXEL_DATA_GROUP and tag != PER_FRAME_GROUPS:
+            header[tag] = image.get_item(tag)
+    try:
+        header.frame_positions = positions_of_dataset(image)
+    except MetadataError as error:
+        raise MetadataError(f"{utils.name_of(image)}: {error}") from None
+    return header
+
+
+def _uids_of(image: Dataset) -> tuple[str, str, str]:
+    keywords = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+    study, series, instance = (utils.text(image, keyword) for keyword in keywords)
+    if study is None or series is None or instance is None:
+        said = ", ".join(f"{keyword} {image.get(keyword)}" for keyword in keywords)
+        raise MetadataError(f"an instance that a client can't be asked for: {said}")
+    return study, series, instance
+
+
+# -- the source ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instance:
+    """What a process has of an instance."""
+
+    connection: Connection
+    header: Dataset
+
+
+_instances: Registry[tuple[Hashable, ...], _Instance] = Registry(256)
+_profiles: Registry[tuple[Hashable, ...], bytes | None] = Registry(256)
+_wholes: Registry[tuple[Hashable, ...], _WholeFrames] = Registry(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class DicomWebSource:
+    """An instance that a DICOMweb client gives.
+
+    Its pickle holds the address of the server and the UIDs: neither metadata nor a client.
+    """
+
+    address: Address
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    _here: _Instance | None = dataclasses.field(default=None, repr=False, compare=False)
+    """Where the client and the metadata were given; None where it was unpickled."""
+
+    @classmethod
+    def of(cls, client: Any, metadata: Dataset) -> DicomWebSource:
+        """Return the source of an instance from its metadata.
+
+        Raises
+        ------
+        MetadataError
+            When they lack UIDs, or the positions of some frames.
+
+        """
+        connection = connection_of(client)
+        here = _Instance(connection, _header_of(metadata))
+        return cls(connection.address, *_uids_of(metadata), here)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self.address.can_be_remade:
+            raise TypeError(
+                f"{self.name} is read through a {self.address.kind}, which can't be made again in"
+                " another process; use threads, open the slide where it is read, or give a"
+                " dicomweb_client.api.DICOMwebClient"
+            )
+        return DicomWebSource, (self.address, *self.uids)
+
+    def __copy__(self) -> DicomWebSource:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DicomWebSource:
+        return self
+
+    @property
+    def identity(self) -> tuple[Hashable, ...]:
+        """Name of these bytes: the same in every process, without credentials."""
+        return ("dicomweb", *dataclasses.astuple(self.address), self.sop_instance_uid)
+
+    @property
+    def name(self) -> str:
+        """SOP Instance UID."""
+        return self.sop_instance_uid
+
+    @property
+    def uids(self) -> tuple[str, str, str]:
+        """Study, Series and SOP Instance UID."""
+        return self.study_instance_uid, self.series_instance_uid, self.sop_instance_uid
+
+    @property
+    def _instance(self) -> _Instance:
+        return self._here or _instances.get(self.identity, self._retrieve)
+
+    def _retrieve(self) -> _Instance:
+        connection = _connections.at(self.address)
+        return _Instance(connection, _header_of(connection.metadata(self.uids)))
+
+    @property
+    def metadata(self) -> Dataset:
+        """The metadata, without pixel data and per-frame functional groups."""
+        return self._instance.header
+
+    @property
+    def transfer_syntax_uid(self) -> None:
+        """None: metadata don't have it, and servers transcode; each frame's bytes tell."""
+        return None
+
+    def frame_positions(self) -> FramePositions | None:
+        """Return what the per-frame functional groups say; None where they say nothing."""
+        return self.metadata.frame_positions
+
+    def icc_profile(self, item: Dataset) -> bytes | None:
+        """Return the ICC Profile of an item of the metadata, retrieved where it is bulk data."""
+        if "ICCProfile" not in item:
+            return None
+        if item.ICCProfile:
+            return bytes(item.ICCProfile)
+        path = utils.text(item, "OpticalPathIdentifier")
+        return _profiles.get((self.identity, path), lambda: self._retrieve_profile(item, path))
+
+    def _retrieve_profile(self, item: Dataset, path: str | None) -> bytes | None:
+        connection = self._instance.connection
+        try:
+            value = item.ICCProfile
+            if not isinstance(value, BulkData):  # whoever read the JSON has lost where it is
+                metadata = connection.metadata(self.uids)
+                value = next(
+                    candidate.get("ICCProfile")
+                    for candidate in (*utils.items(metadata, "OpticalPathSequence"), metadata)
+                    if utils.text(candidate, "OpticalPathIdentifier") == path
+                )
+            if isinstance(value, BulkData):
+                value = connection.bulk_data(value.uri)
+        except (MetadataError, StopIteration) as error:
+            warnings.warn(
+                f"colours stay as stored, for the ICC profile can't be had: {error}",
+                MetadataWarning,
+                stacklevel=2,
+            )
+            return None
+        return value or None
+
+    def read_instance(self) -> Dataset:
+        """Retrieve the whole data set, whatever its size.
+
+        Raises
+        ------
+        MetadataError
+            When the server doesn't give it.
+
+        """
+        return self._instance.connection.instance(self.uids)
+
+    def read_frames(self, indices: Sequence[int]) -> list[bytes]:
+        """Retrieve frames, in one request, in ascending order: some servers sort them."""
+        if not len(indices):
+            return []
+        header, connection = self._instance.header, self._instance.connection
+        count = int(utils.number(header, "NumberOfFrames") or 1)
+        for index in indices:
+            if not 0 <= index < count:
+                raise FrameReadError(f"the image has {count} frames", self.name, index)
+        wanted = sorted({int(index) for index in indices})
+        pixel_format = pixel_format_of(header)
+        # Bit-packed frames don't begin with a byte each: whether a server moves their bits there,
+        # nothing tells.
+        whole = pixel_format.native_bits % 8 != 0
+        if pixel_format.floating and not whole:
+            whole = not connection.serves_float_frames
+        if not whole:
+            try:
+                lossy = utils.text(header, "LossyImageCompression") == "01"
+                frames = connection.frames(self.uids, wanted, lossy=lossy)
+            except FrameReadError:
+                if not pixel_format.floating:
+                    raise
+                connection.serves_float_frames = False
+                whole = True
+        if whole:
+            frames = self._whole(pixel_format, count).read(wanted)
+        if len(frames) != len(wanted):
+            raise _read_error(
+                f"{len(frames)} frames came for {len(wanted)}: {_listed(wanted)}", self.name, wanted
+            )
+        found = dict(zip(wanted, frames, strict=True))
+        return [found[index] for index in indices]
+
+    def _whole(self, pixel_format: PixelFormat, count: int) -> _WholeFrames:
+        check_memory(count * pixel_format.native_bytes, f"{self.name} as a whole")
+        return _wholes.get(
+            self.identity, lambda: _WholeFrames(self.read_instance(), pixel_format, count)
+        )
+
+
+class _WholeFrames:
+    """The frames of an instance of which the server gives the whole only."""
+
+    def __init__(self, dataset: Dataset, pixel_format: PixelFormat, count: int) -> None:
+        from pydicom.encaps import generate_frames
+
+        values = (dataset.get(keyword) for keyword in PIXEL_DATA)
+        data = next((bytes(value) for value in values if value), b"")
+        name = utils.name_of(dataset)
+        meta = getattr(dataset, "file_meta", {})
+        uid = str(meta.get("TransferSyntaxUID") or NATIVE)
+        decoder = DECODERS.get(uid)
+        if decoder is None or not decoder.little_endian:
+            raise FrameReadError(f"the whole of it comes in transfer syntax {uid}", name)
+        self._encapsulated: list[bytes] | None = None
+        if decoder.encapsulated:
+            try:
+                self._encapsulated = list(generate_frames(data, number_of_frames=count))
+            except ValueError as error:
+                raise FrameReadError(f"its pixel data are damaged: {error}", name) from error
+        self._blob = MemoryBlob(name, data)
+        self._native = NativeFrames(0, len(data), pixel_format.native_bits, swapped=False)
+
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """Return frames, each from its first bit."""
+        if self._encapsulated is not None:
+            return [self._encapsulated[index] for index in indices]
+        return [self._native.read(self._blob, index) for index in indices]
