@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ from dicomslide.backends.base import FrameSource, FrameStore
 from dicomslide.backends.dicomweb import DicomWebSource, connection_of, dataset_of_json
 from dicomslide.backends.file import FileSource, files_of, is_dicom_file
 from dicomslide.cache import ForkLock, Registry
-from dicomslide.errors import MetadataError
+from dicomslide.errors import MetadataError, NotDicomError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -90,17 +91,16 @@ class _Folder:
 
         """
         with self._lock:
-            file = self._files.get(uid) or self._look_for(uid)
-            if file is not None:
-                source = FileSource.open(file)
-                if source.sop_instance_uid == uid:
-                    return source
-                self._files.clear()  # files were changed
+            for _ in range(2):
+                file = self._files.get(uid) or self._look_for(uid)
+                if file is not None:
+                    with contextlib.suppress(FileNotFoundError, NotDicomError):
+                        source = FileSource.open(file)
+                        if source.sop_instance_uid == uid:
+                            return source
+                self._files.clear()  # files may have been changed since they were looked at
                 self._seen.clear()
-                file = self._look_for(uid)
-        if file is None:
-            raise MetadataError(f"{self._path}: no file holds the instance {uid or 'without UID'}")
-        return FileSource.open(file)
+        raise MetadataError(f"{self._path}: no file holds the instance {uid or 'without UID'}")
 
     def _look_for(self, uid: str) -> str | None:
         for file in files_of(Path(self._path)):

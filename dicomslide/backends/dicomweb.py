@@ -368,7 +368,8 @@ def _header_of(image: Dataset) -> Dataset:
     if hasattr(image, "frame_positions"):
         return image
     header = Dataset()
-    header.set_original_encoding(*image.original_encoding, image.original_character_set)
+    implicit_vr, little_endian = image.original_encoding
+    header.set_original_encoding(implicit_vr, little_endian, image.original_character_set)
     tags = list(image.keys())
     for tag in tags:
         if tag.group != PIXEL_DATA_GROUP and tag != PER_FRAME_GROUPS:
