@@ -176,6 +176,41 @@ def test_media_types_that_are_refused_are_not_asked_for_again(jpeg_slide):
     assert len(frame_calls(client)) == 4
 
 
+def test_one_instance_that_a_server_cannot_give_as_stored_changes_nothing_for_others(tmp_path):
+    for number in (1, 2):
+        write_slide(tmp_path / str(number), **SMALL, slide_number=number)
+    client = FakeClient(tmp_path)
+    first, second = (frame_source(client, each) for each in client.all_metadata())
+
+    def frames(study, series, instance, frame_numbers, media_types=None):
+        client.calls.append(("frames", instance, list(frame_numbers), media_types))
+        if instance == first.name and media_types == AS_STORED:
+            raise refused(500)
+        return client.frames(instance)[: len(frame_numbers)]
+
+    client.retrieve_instance_frames = frames
+    for source in (first, second, first, second):
+        source.read_frames([0])
+    asked = [call[3] for call in frame_calls(client) if call[1] == second.name]
+    assert asked == [AS_STORED, AS_STORED]
+    asked = [call[3] for call in frame_calls(client) if call[1] == first.name]
+    assert asked == [AS_STORED, (("*/*", "*"),), (("*/*", "*"),)]
+
+
+def test_an_instance_that_is_refused_altogether_changes_nothing_for_others(tmp_path):
+    for number in (1, 2):
+        write_slide(tmp_path / str(number), **SMALL, slide_number=number)
+    client = FakeClient(tmp_path)
+    first, second = (frame_source(client, each) for each in client.all_metadata())
+    client.accepts = lambda media_types: False
+    with pytest.raises(dicomslide.FrameReadError, match="406"):
+        first.read_frames([0])
+    client.accepts = lambda media_types: True
+    client.calls.clear()
+    second.read_frames([0])
+    assert [call[3] for call in frame_calls(client)] == [AS_STORED]
+
+
 def test_a_client_that_knows_no_media_types(jpeg_slide):
     class Simple:
         def __init__(self, client):
@@ -222,11 +257,11 @@ def test_a_server_that_sorts_frames_shifts_no_tile(jpeg_slide):
 
 def test_errors_of_the_server_name_instance_and_frames_but_no_credentials(jpeg_slide):
     def fail(frames, indices):
-        raise refused(500)
+        raise refused(503)
 
     client = FakeClient(jpeg_slide, send=fail)
     source = frame_source(client, client.all_metadata()[0])
-    with pytest.raises(dicomslide.FrameReadError, match=r"frames 1, 2: HTTPError: 500") as info:
+    with pytest.raises(dicomslide.FrameReadError, match=r"frames 1, 2: HTTPError: 503") as info:
         source.read_frames([0, 1])
     assert source.name in str(info.value)
     assert len(frame_calls(client)) == 1  # no other media type helps

@@ -46,8 +46,11 @@ LOSSY_MEDIA_TYPES: tuple[MediaTypes, ...] = (("image/jpeg",), ("image/jls",), ("
 DEFAULT: tuple[MediaTypes, ...] = (("*/*",), None)
 """At last, what server and client like best."""
 REFUSALS = frozenset({400, 406, 415})
-"""HTTP status that may mean that another media type is wanted."""
+"""HTTP status that may mean that a server never gives this media type."""
+FAILURES = frozenset({500, 501})
+"""HTTP status of servers that can't give an instance as this media type."""
 MOST_CLIENTS = 32
+MOST_INSTANCES = 1024
 BULK_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 PER_FRAME_GROUPS = 0x52009230
 PIXEL_DATA_GROUP = 0x7FE0
@@ -119,7 +122,8 @@ class Connection:
         self.address = Address.of(client)
         self.serves_float_frames = True
         """False once the server has refused a frame of Float Pixel Data."""
-        self._agreed: list[MediaTypes] = []
+        self._agreed: OrderedDict[str, MediaTypes] = OrderedDict()  # by SOP Instance UID
+        self._refused: set[MediaTypes] = set()  # by a server that has accepted another
         self._process = os.getpid()
         self._lock = ForkLock()
 
@@ -156,20 +160,23 @@ class Connection:
             Naming the frames.
 
         """
-        agreed = self._agreed
-        others = (*MEDIA_TYPES, *(LOSSY_MEDIA_TYPES if lossy else ()), *DEFAULT)
+        numbers = [index + 1 for index in indices]
+        refused: set[MediaTypes] = set()
         first_error: Exception | None = None
-        for media_types in dict.fromkeys((*agreed, *others)):
+        for media_types in self._media_types(uids[2], lossy=lossy):
             options = {} if media_types is None else {"media_types": media_types}
-            numbers = [index + 1 for index in indices]
             try:
                 frames = list(self.client.retrieve_instance_frames(*uids, numbers, **options))
             except Exception as error:  # each client has error types of its own
                 first_error = first_error or error
-                if not _is_refusal(error, agreed=bool(agreed)):
+                if _is_refusal(error):
+                    refused.add(media_types)
+                elif _status(error) not in FAILURES:
+                    break
+                if uids[2] in self._agreed and _status(error) not in REFUSALS:
                     break
             else:
-                self._agreed = [media_types]
+                self._agree(uids[2], media_types, refused)
                 return [bytes(frame) for frame in frames]
         assert first_error is not None
         raise _read_error(
@@ -177,6 +184,22 @@ class Connection:
             uids[2],
             indices,
         ) from _cause(first_error)
+
+    def _media_types(self, uid: str, *, lossy: bool) -> list[MediaTypes]:
+        """Return what to ask for, what is most likely to be given first."""
+        with self._lock:
+            known = (*MEDIA_TYPES, *(LOSSY_MEDIA_TYPES if lossy else ()), *DEFAULT)
+            hopeful = [each for each in known if each not in self._refused]
+            agreed = [self._agreed[uid]] if uid in self._agreed else []
+            return list(dict.fromkeys((*agreed, *hopeful, *known)))
+
+    def _agree(self, uid: str, media_types: MediaTypes, refused: set[MediaTypes]) -> None:
+        with self._lock:
+            self._agreed[uid] = media_types
+            self._agreed.move_to_end(uid)
+            if len(self._agreed) > MOST_INSTANCES:
+                self._agreed.popitem(last=False)
+            self._refused = (self._refused | refused) - set(self._agreed.values())
 
     def metadata(self, uids: tuple[str, str, str]) -> Dataset:
         """Retrieve the metadata of an instance."""
@@ -286,13 +309,15 @@ def connection_of(client: Any) -> Connection:
     return _connections.of(client)
 
 
-def _is_refusal(error: Exception, *, agreed: bool) -> bool:
-    """Whether another media type is worth a try."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return status in REFUSALS
-    # clients check media types too, and some don't take any
-    return not agreed and isinstance(error, (NotImplementedError, TypeError, ValueError))
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether an error is about the media type; clients check it too, and some take none."""
+    if _status(error) is None:
+        return isinstance(error, (NotImplementedError, TypeError, ValueError))
+    return _status(error) in REFUSALS
 
 
 def _public(text: str) -> str:
