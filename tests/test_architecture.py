@@ -31,6 +31,7 @@ FLOORS = [
     "backends.base",
     "backends.part10",
     "backends.file",
+    "backends.connection",
     "backends.dicomweb",
     "backends.client",
     "indexing",

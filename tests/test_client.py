@@ -18,7 +18,7 @@ from pydicom.uid import UID
 
 import dicomslide
 from dicomslide import Slide, TiledImage, TotalPixelMatrix
-from dicomslide.backends import dicomweb
+from dicomslide.backends import connection, dicomweb
 from dicomslide.backends.client import frame_source
 from dicomslide.backends.dicomweb import DicomWebSource
 from dicomslide.backends.file import FileSource
@@ -195,6 +195,23 @@ def test_one_instance_that_a_server_cannot_give_as_stored_changes_nothing_for_ot
     assert asked == [AS_STORED, AS_STORED]
     asked = [call[3] for call in frame_calls(client) if call[1] == first.name]
     assert asked == [AS_STORED, (("*/*", "*"),), (("*/*", "*"),)]
+
+
+def test_threads_that_find_out_at_once_what_is_given(jpeg_slide):
+    client = FakeClient(jpeg_slide)
+    source = frame_source(client, client.all_metadata()[0])
+    overtaken = []
+
+    def frames(study, series, instance, frame_numbers, media_types=None):
+        if media_types == AS_STORED:
+            if not overtaken:  # another thread agrees before this one hears that it is refused
+                overtaken.append(True)
+                source.read_frames([0])
+            raise refused(500)
+        return client.frames(instance)[: len(frame_numbers)]
+
+    client.retrieve_instance_frames = frames
+    assert len(source.read_frames([1, 2])) == 2
 
 
 def test_an_instance_that_is_refused_altogether_changes_nothing_for_others(tmp_path):
@@ -499,9 +516,9 @@ def test_colours_stay_as_stored_with_one_warning_where_the_profile_cannot_be_had
 
 
 def test_credentials_are_not_sent_to_another_server():
-    connection = dicomweb.connection_of(DICOMwebClient("http://host:8080/dicom-web"))
+    found = connection.connection_of(DICOMwebClient("http://host:8080/dicom-web"))
     with pytest.raises(dicomslide.MetadataError, match=r"bulk data are at http://other/x, not at"):
-        connection.bulk_data("http://other/x?signature=secret")
+        found.bulk_data("http://other/x?signature=secret")
 
 
 # -- other processes -------------------------------------------------------------------------
@@ -548,20 +565,20 @@ def test_pickles_are_thin_and_read_through_the_client_of_their_server(jpeg_slide
 def test_a_process_without_a_client_makes_one(jpeg_slide):
     fake = FakeClient(jpeg_slide)
     source = frame_source(Server("http://elsewhere:8042/dicom-web/", fake), fake.all_metadata()[0])
-    dicomweb._connections._by_address.clear()
+    connection._connections._by_address.clear()
     dicomweb._instances.clear()
-    connection = dicomweb._connections.at(pickle.loads(pickle.dumps(source)).address)
-    assert type(connection.client) is DICOMwebClient
-    assert connection.client.base_url == "http://elsewhere:8042/dicom-web"
-    assert "Authorization" not in connection.client._session.headers
+    remade = connection.connection_at(pickle.loads(pickle.dumps(source)).address).client
+    assert type(remade) is DICOMwebClient
+    assert remade.base_url == "http://elsewhere:8042/dicom-web"
+    assert "Authorization" not in remade._session.headers
 
 
 def test_a_registered_client_serves_what_arrives(jpeg_slide):
     fake = FakeClient(jpeg_slide)
     client = Server("http://registered/dicom-web", fake)
     data = pickle.dumps(frame_source(client, fake.all_metadata()[0]))
-    dicomweb._connections._by_address.clear()
-    dicomweb.register_client(client)
+    connection._connections._by_address.clear()
+    connection.register_client(client)
     source = pickle.loads(data)
     assert source.read_frames([0]) == fake.frames(source.name)[:1]
 

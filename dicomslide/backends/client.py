@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.backends.base import FrameSource, FrameStore
-from dicomslide.backends.dicomweb import DicomWebSource, connection_of, dataset_of_json
+from dicomslide.backends.connection import connection_of, dataset_of_json
+from dicomslide.backends.dicomweb import DicomWebSource
 from dicomslide.backends.file import FileSource, files_of, is_dicom_file
 from dicomslide.cache import ForkLock, Registry
 from dicomslide.errors import MetadataError, NotDicomError
