@@ -40,6 +40,8 @@ from dicomslide.utils import (
 
 if TYPE_CHECKING:
     from dicomslide.annotation import AnnotationGroup, Measurement
+    from dicomslide.backends.connection import register_client
+    from dicomslide.discovery import find_slides
     from dicomslide.image import TiledImage
     from dicomslide.index import SlideIndex
     from dicomslide.matrix import TotalPixelMatrix, TotalPixelMatrixSampler
@@ -80,6 +82,8 @@ _LATE = {
     "compute_frame_positions": "tile",
     "compute_image_center_position": "pyramid",
     "disassemble_total_pixel_matrix": "tile",
+    "find_slides": "discovery",
+    "register_client": "backends.connection",
     "get_image_pixel_spacing": "pyramid",
     "get_image_size": "pyramid",
     "open_slide": "opening",
@@ -125,6 +129,7 @@ __all__ = [
     "does_optical_path_item_match",
     "does_segment_item_match",
     "does_specimen_description_item_match",
+    "find_slides",
     "get_image_pixel_spacing",
     "get_image_size",
     "get_options",
@@ -134,6 +139,7 @@ __all__ = [
     "is_tiled_image",
     "is_volume_image",
     "open_slide",
+    "register_client",
     "select_image_at_magnification",
     "select_image_at_pixel_spacing",
     "set_options",

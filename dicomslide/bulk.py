@@ -31,7 +31,6 @@ __all__ = ["find_annotation_groups", "read_annotation_groups"]
 
 logger = logging.getLogger(__name__)
 
-BULK_SIMPLE_ANNOTATIONS_STORAGE = "1.2.840.10008.5.1.4.1.1.91.1"
 
 
 def find_annotation_groups(
@@ -64,7 +63,7 @@ def find_annotation_groups(
     groups: list[AnnotationGroup] = []
     for source in sources:
         header = source.metadata
-        if utils.text(header, "SOPClassUID") != BULK_SIMPLE_ANNOTATIONS_STORAGE:
+        if utils.text(header, "SOPClassUID") != utils.BULK_SIMPLE_ANNOTATIONS_STORAGE:
             continue
         image = next((image_of[uid] for uid in _references(header) if uid in image_of), None)
         frame = utils.text(header, "FrameOfReferenceUID")
@@ -148,7 +147,7 @@ def read_annotation_groups(
 
     """
     name = utils.name_of(dataset)
-    if utils.text(dataset, "SOPClassUID") != BULK_SIMPLE_ANNOTATIONS_STORAGE:
+    if utils.text(dataset, "SOPClassUID") != utils.BULK_SIMPLE_ANNOTATIONS_STORAGE:
         raise MetadataError(
             f"{name}: not Microscopy Bulk Simple Annotations, but of SOP class"
             f" {dataset.get('SOPClassUID')}"

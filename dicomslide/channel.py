@@ -53,11 +53,6 @@ class Channel:
         return utils.number(self.item, "IlluminationWaveLength") or None
 
     @property
-    def icc_profile(self) -> bytes | None:
-        """ICC Profile of an optical path."""
-        return self.item.get("ICCProfile")
-
-    @property
     def category(self) -> str | None:
         """Meaning of the Segmented Property Category Code."""
         return self._meaning("SegmentedPropertyCategoryCodeSequence")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
+import math
 import re
 import struct
 import zlib
@@ -21,6 +23,7 @@ from dicomslide.codestream import (
     jpeg_xl_size,
     parse_jpeg,
     parse_jpeg2000,
+    transfer_syntax_by_signature,
 )
 from dicomslide.errors import FrameDecodeError
 
@@ -33,10 +36,11 @@ if TYPE_CHECKING:
     Pixels: TypeAlias = NDArray[Any]
     Buffer: TypeAlias = bytes | bytearray | memoryview
 
-__all__ = ["DECODERS", "Decoder", "PixelFormat", "decode_frame"]
+__all__ = ["DECODERS", "NATIVE", "Decoder", "PixelFormat", "decode_frame", "transfer_syntax_of"]
 
 logger = logging.getLogger(__name__)
 
+NATIVE, RLE, DEFLATED_FRAME = (f"1.2.840.10008.1.2{end}" for end in (".1", ".5", ".8.1"))
 RLE_PADDING = 8
 """Zeros that padding of an RLE segment may decode to."""
 
@@ -93,6 +97,11 @@ class PixelFormat:
             return 16 * pixels
         return pixels * self.samples * self.bits_allocated
 
+    @property
+    def native_bytes(self) -> int:
+        """Size of a native frame that stands alone, in bytes."""
+        return -(-self.native_bits // 8)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Decoder:
@@ -107,7 +116,9 @@ class Decoder:
     """Whether the whole data set is deflated, not single frames."""
 
 
-def decode_frame(buffer: Buffer, pixel_format: PixelFormat, transfer_syntax_uid: str) -> Pixels:
+def decode_frame(
+    buffer: Buffer, pixel_format: PixelFormat, transfer_syntax_uid: str | None
+) -> Pixels:
     """Decode one frame.
 
     Parameters
@@ -116,8 +127,9 @@ def decode_frame(buffer: Buffer, pixel_format: PixelFormat, transfer_syntax_uid:
         The frame as stored, from its first bit, fragments joined.
     pixel_format : PixelFormat
         What the header says of it.
-    transfer_syntax_uid : str
-        Transfer syntax in which it is stored.
+    transfer_syntax_uid : str or None
+        Transfer syntax in which it is stored; None where only its bytes tell: see
+        :func:`transfer_syntax_of`.
 
     Returns
     -------
@@ -132,6 +144,11 @@ def decode_frame(buffer: Buffer, pixel_format: PixelFormat, transfer_syntax_uid:
         When the transfer syntax isn't supported, or the bytes aren't what they should be.
 
     """
+    if transfer_syntax_uid is None:
+        transfer_syntax_uid = transfer_syntax_of(buffer, pixel_format)
+        if transfer_syntax_uid == NATIVE and len(buffer) > pixel_format.native_bytes + 1:
+            # chroma that a server has expanded, it has converted too
+            pixel_format = dataclasses.replace(pixel_format, photometric="RGB")
     decoder = DECODERS.get(transfer_syntax_uid)
     if decoder is None:
         raise FrameDecodeError(
@@ -152,6 +169,85 @@ def decode_frame(buffer: Buffer, pixel_format: PixelFormat, transfer_syntax_uid:
     if array.dtype != pixel_format.dtype:
         array = _as_declared(array, pixel_format)
     return array
+
+
+def transfer_syntax_of(buffer: Buffer, pixel_format: PixelFormat) -> str:
+    """Tell the transfer syntax of a frame from its bytes.
+
+    For frames that come without their transfer syntax, or with one that can't be believed:
+    DICOMweb metadata have none, and servers transcode.
+
+    Parameters
+    ----------
+    buffer : bytes-like
+        The frame, from its first bit.
+    pixel_format : PixelFormat
+        What the header says of it.
+
+    Returns
+    -------
+    str
+        A key of :data:`DECODERS`; Explicit VR Little Endian for a native frame, which is as
+        long as the header says.
+
+    Raises
+    ------
+    FrameDecodeError
+        When the bytes are no codestream that is known, nor as many as a native frame has.
+
+    """
+    view = memoryview(buffer).cast("B")
+    native = _has_native_length(len(view), pixel_format)
+    found = transfer_syntax_by_signature(view)
+    if found is None and _has_rle_header(view, pixel_format):
+        found = RLE
+    # pixels may begin like any codestream, but they don't decode as one
+    if found is not None and not (native and not _decodes(view, pixel_format, found)):
+        return found
+    if native:
+        return NATIVE
+    if _inflates(view, pixel_format):
+        return DEFLATED_FRAME
+    raise FrameDecodeError(
+        f"{len(view)} bytes that start with {bytes(view[:4]).hex() or 'nothing'} are neither a"
+        f" known codestream nor a native frame of {pixel_format.native_bytes} bytes"
+    )
+
+
+def _has_native_length(length: int, declared: PixelFormat) -> bool:
+    sizes = {declared.native_bytes}
+    if declared.photometric == "YBR_FULL_422":  # decompressed on the way
+        sizes.add(math.prod(declared.shape) * declared.bits_allocated // 8)
+    return length in sizes | {size + size % 2 for size in sizes}
+
+
+def _has_rle_header(buffer: memoryview, declared: PixelFormat) -> bool:
+    if len(buffer) < 64 or declared.bits_allocated == 1:
+        return False
+    count, *offsets = struct.unpack("<16I", buffer[:64])
+    return (
+        count == declared.samples * declared.dtype.itemsize
+        and offsets[0] == 64
+        and not any(offsets[count:])
+        and all(a < b for a, b in itertools.pairwise([*offsets[:count], len(buffer)]))
+    )
+
+
+def _decodes(buffer: memoryview, declared: PixelFormat, transfer_syntax_uid: str) -> bool:
+    try:
+        decode_frame(buffer, declared, transfer_syntax_uid)
+    except FrameDecodeError:
+        return False
+    return True
+
+
+def _inflates(buffer: memoryview, declared: PixelFormat) -> bool:
+    stream = zlib.decompressobj(-15)
+    try:
+        size = len(stream.decompress(buffer, declared.native_bytes + 2))
+    except zlib.error:
+        return False
+    return stream.eof and _has_native_length(size, declared)
 
 
 def _check_size(rows: int, columns: int, samples: int, declared: PixelFormat) -> None:
@@ -207,7 +303,7 @@ def _ybr_to_rgb(array: Pixels) -> Pixels:
 def _native(
     buffer: memoryview, declared: PixelFormat, byteorder: Literal["<", ">"] = "<"
 ) -> Pixels:
-    needed = -(-declared.native_bits // 8)
+    needed = declared.native_bytes
     if len(buffer) < needed:
         raise FrameDecodeError(f"{len(buffer)} bytes are left of a native frame of {needed} bytes")
     rows, columns, samples = declared.shape
@@ -242,7 +338,7 @@ def _native_big_endian(buffer: memoryview, declared: PixelFormat) -> Pixels:
 
 
 def _inflated(buffer: memoryview, declared: PixelFormat) -> Pixels:
-    needed = -(-declared.native_bits // 8)
+    needed = declared.native_bytes
     # never more than declared, whatever the stream would grow to
     return _native(memoryview(zlib.decompressobj(-15).decompress(buffer, needed)), declared)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import struct
 
-__all__ = ["Jpeg2000Header", "JpegHeader", "jpeg_xl_size", "parse_jpeg", "parse_jpeg2000"]
+__all__ = ["Jpeg2000Header", "JpegHeader", "jpeg_xl_size", "parse_jpeg", "parse_jpeg2000",
+           "transfer_syntax_by_signature"]  # fmt: skip
 
 MOST_TILES = 65535
 """Tiles of a JPEG 2000 image (T.800 A.4.2)."""
@@ -27,7 +28,8 @@ class JpegHeader:
     rows: int
     columns: int
     precision: int
-    lossless: bool
+    start_of_frame: int
+    """Second byte of the SOF marker, which tells the process (T.81 table B.1)."""
     component_ids: tuple[int, ...]
     subsampled: bool
     """Whether a component has fewer samples than another."""
@@ -38,6 +40,11 @@ class JpegHeader:
     """(start, end) in bytes of the APP0 JFIF and APP14 Adobe segments."""
     scan: int
     """Offset of the first SOS marker."""
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the process is lossless JPEG (not JPEG-LS)."""
+        return self.start_of_frame == 0xC3
 
 
 def parse_jpeg(buffer: memoryview) -> JpegHeader:
@@ -57,7 +64,7 @@ def parse_jpeg(buffer: memoryview) -> JpegHeader:
     adobe: int | None = None
     jfif = False
     segments: list[tuple[int, int]] = []
-    frame: tuple[int, int, int, bool, tuple[int, ...], bool] | None = None
+    frame: tuple[int, int, int, int, tuple[int, ...], bool] | None = None
     at = 2
     while at + 4 <= size:
         if buffer[at] != 0xFF:
@@ -86,7 +93,7 @@ def parse_jpeg(buffer: memoryview) -> JpegHeader:
                 raise ValueError("the JPEG frame header is too short for its components")
             sampling = {body[7 + 3 * i] for i in range(components)}
             ids = tuple(body[6 + 3 * i] for i in range(components))
-            frame = rows, columns, precision, code == 0xC3, ids, len(sampling) > 1
+            frame = rows, columns, precision, code, ids, len(sampling) > 1
         elif code in _UNSUPPORTED_FRAME:
             raise ValueError(
                 f"JPEG process FF{code:02X} (hierarchical or arithmetic) isn't in DICOM"
@@ -209,3 +216,44 @@ def jpeg_xl_size(buffer: memoryview) -> tuple[int, int]:
         return rows, side()
     numerator, denominator = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
     return rows, rows * numerator // denominator
+
+
+# -- what a codestream is -------------------------------------------------------------------
+
+_UID = "1.2.840.10008.1.2.4"
+_JPEG_PROCESSES = {0xC0: f"{_UID}.50", 0xC3: f"{_UID}.57", 0xF7: f"{_UID}.81"}
+_JPEG_2000 = b"\xff\x4f\xff\x51"
+_JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
+_JPEG_XL = b"\xff\x0a"
+_JPEG_XL_BOXES = b"\0\0\0\x0cJXL \r\n\x87\n"
+_HTJ2K_CAPABILITY = 0x4000
+"""Bit of Rsiz that announces the CAP marker (T.814 A.2)."""
+
+
+def transfer_syntax_by_signature(buffer: memoryview) -> str | None:
+    """Tell the transfer syntax of a codestream that has a signature.
+
+    Where the bytes leave open whether the compression is lossy, it is the more general of the
+    transfer syntaxes.
+
+    Returns
+    -------
+    str or None
+        That of JPEG, JPEG-LS, JPEG 2000, HTJ2K or JPEG XL; None where the first bytes are none
+        of their signatures.
+
+    """
+    head = bytes(buffer[:12])
+    if head[:3] == b"\xff\xd8\xff":
+        try:
+            return _JPEG_PROCESSES.get(parse_jpeg(buffer).start_of_frame, f"{_UID}.51")
+        except ValueError:
+            return f"{_UID}.50"  # whose decoder says what is wrong
+    if head[:4] == _JPEG_2000 or head == _JP2:
+        data = bytes(buffer)
+        at = data.find(_JPEG_2000) + 6
+        capabilities = int.from_bytes(data[at : at + 2], "big")
+        return f"{_UID}.203" if capabilities & _HTJ2K_CAPABILITY else f"{_UID}.91"
+    if head[:2] == _JPEG_XL or head == _JPEG_XL_BOXES:
+        return f"{_UID}.112"
+    return None

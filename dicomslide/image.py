@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide import utils
-from dicomslide.backends.base import frame_source
+from dicomslide.backends.client import frame_source
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import MetadataError
 from dicomslide.geometry import SlideGeometry, SlideGrid
@@ -46,7 +46,7 @@ class TiledImage(ChannelsAndPlanes, Identified):
 
     Parameters
     ----------
-    client : FrameStore or FrameSource
+    client : dicomweb_client.api.DICOMClient, FrameStore or FrameSource
         Where the frames are.
     image_metadata : pydicom.dataset.Dataset
         Metadata of a tiled DICOM image.
@@ -133,8 +133,8 @@ class TiledImage(ChannelsAndPlanes, Identified):
         return utils.image_flavor(self.metadata) or "VOLUME"
 
     @property
-    def transfer_syntax_uid(self) -> str:
-        """Transfer syntax of the frames."""
+    def transfer_syntax_uid(self) -> str | None:
+        """Transfer syntax of the frames; None where each frame's bytes tell (DICOMweb)."""
         return self._source.transfer_syntax_uid
 
     @property

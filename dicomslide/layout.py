@@ -51,7 +51,8 @@ class ImageLayout:
     """What is needed to find and decode any tile of an image."""
 
     pixel_format: PixelFormat
-    transfer_syntax_uid: str
+    transfer_syntax_uid: str | None
+    """None where each frame's bytes tell."""
     grid: TileGrid
     channels: tuple[Channel, ...]
     planes: tuple[float, ...]
@@ -136,7 +137,7 @@ def is_label_map(image: Dataset) -> bool:
 
 def read_layout(
     image: Dataset,
-    transfer_syntax_uid: str,
+    transfer_syntax_uid: str | None,
     positions: FramePositions | None,
     name: str,
     frame_groups: Callable[[Sequence[int]], Sequence[Dataset]] | None = None,
@@ -147,8 +148,8 @@ def read_layout(
     ----------
     image : pydicom.dataset.Dataset
         Header of a tiled image.
-    transfer_syntax_uid : str
-        Transfer syntax of its frames.
+    transfer_syntax_uid : str or None
+        Transfer syntax of its frames; None where their bytes tell.
     positions : FramePositions or None
         What its per-frame functional groups say.
     name : str

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dicomslide.backends.base import frame_source
+from dicomslide.backends.client import frame_source
 from dicomslide.identity import Identified
 from dicomslide.indexing import Axis, expand_key
 from dicomslide.reader import (
@@ -41,7 +41,7 @@ class TotalPixelMatrix(Identified):
 
     Parameters
     ----------
-    client : FrameStore or FrameSource
+    client : dicomweb_client.api.DICOMClient, FrameStore or FrameSource
         Where the frames are.
     image_metadata : pydicom.dataset.Dataset
         Metadata of a tiled DICOM image.

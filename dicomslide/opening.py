@@ -1,10 +1,11 @@
-"""The short way in: from a path to a slide."""
+"""The short way in: from a path or a client to a slide."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
+from dicomslide.backends.client import ClientStore, is_client
 from dicomslide.collection import group_by_slide, slide_key
 from dicomslide.errors import NotSlideError
 from dicomslide.image import TiledImage
@@ -23,8 +24,9 @@ __all__ = ["open_slide"]
 
 
 def open_slide(
-    source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | FrameStore | Slide,
+    source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | FrameStore | Slide | Any,
     *,
+    study_instance_uid: str | None = None,
     container_id: str | None = None,
     frame_of_reference_uid: str | None = None,
     max_frame_cache_size: int = 6,
@@ -36,8 +38,11 @@ def open_slide(
 
     Parameters
     ----------
-    source : path-like, list of path-like, FrameStore or Slide
-        A DICOM file, a folder of them, or a list of both.
+    source : path-like, list of path-like, dicomweb_client.api.DICOMClient, FrameStore or Slide
+        A DICOM file, a folder of them, or a list of both; or a client, of which all slides are
+        looked at, unless a study is given: see :func:`find_slides`.
+    study_instance_uid : str, optional
+        Study Instance UID of the slide wanted, where several studies are there.
     container_id : str, optional
         Container Identifier of the slide wanted, where several are there.
     frame_of_reference_uid : str, optional
@@ -62,8 +67,11 @@ def open_slide(
     """
     if isinstance(source, Slide):
         return source
-    if hasattr(source, "source"):
-        store: Any = source
+    store: Any
+    if is_client(source):
+        store = ClientStore(source, study_instance_uid)
+    elif hasattr(source, "source"):
+        store = source
     else:
         import os
 
@@ -76,6 +84,12 @@ def open_slide(
             )
         store = FileStore.open(source)
     metadata = store.metadata
+    if study_instance_uid is not None:
+        metadata = [
+            each for each in metadata if utils.text(each, "StudyInstanceUID") == study_instance_uid
+        ]
+        if not metadata:
+            raise NotSlideError(f"no instance of study {study_instance_uid}")
     if container_id is not None or frame_of_reference_uid is not None:
         metadata = _choose(store, metadata, container_id, frame_of_reference_uid)
     return Slide(
@@ -91,8 +105,9 @@ def open_slide(
 def _choose(
     store: FrameStore, metadata: Sequence[Dataset], container: str | None, frame: str | None
 ) -> list[Dataset]:
-    """Return the metadata of the images of one slide of several."""
+    """Return the metadata of one slide of several, and of all that isn't an image."""
     images = [TiledImage(store, each) for each in metadata if utils.is_tiled_image(each)]
+    others = [each for each in metadata if not utils.is_tiled_image(each)]
     slides = group_by_slide(images)
     kept = [
         slide
@@ -106,4 +121,4 @@ def _choose(
             + (f" and frame of reference {frame}" if frame else "")
             + f"; there are {there}"
         )
-    return [image.metadata for slide in kept for image in slide]
+    return [*(image.metadata for slide in kept for image in slide), *others]

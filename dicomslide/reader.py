@@ -153,9 +153,8 @@ class MatrixReader:
         layout = self.layout
         if not layout.pixel_format.is_color:
             return None
-        profile = layout.channels[self.channel_index].icc_profile
-        if profile is None:
-            profile = self.source.metadata.get("ICCProfile")
+        profile = self.source.icc_profile(layout.channels[self.channel_index].item)
+        profile = profile or self.source.icc_profile(self.source.metadata)
         return bytes(profile) if profile else None
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:

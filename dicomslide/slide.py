@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from dicomslide import utils
-from dicomslide.backends.base import frame_source
+from dicomslide.backends.client import frame_source
 from dicomslide.collection import join_concatenations
 from dicomslide.contents import SlideContents, SlideOptions
 
@@ -39,7 +39,7 @@ class Slide(SlideContents):
 
     Parameters
     ----------
-    client : dicomweb_client.DICOMClient or FrameStore
+    client : dicomweb_client.api.DICOMClient or FrameStore
         Where the frames are.
     image_metadata : sequence of pydicom.dataset.Dataset
         Metadata of the VL Whole Slide Microscopy Image instances of the slide, and of

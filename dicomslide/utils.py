@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     AnyCode: TypeAlias = Code | CodedConcept
 
 __all__ = [
+    "BULK_SIMPLE_ANNOTATIONS_STORAGE",
     "SEGMENTATION_STORAGES",
     "PARAMETRIC_MAP_STORAGE",
     "VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE",
@@ -48,6 +49,7 @@ SEGMENTATION_STORAGES = frozenset(
     }
 )
 PARAMETRIC_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.30"
+BULK_SIMPLE_ANNOTATIONS_STORAGE = "1.2.840.10008.5.1.4.1.1.91.1"
 USING_SUBSTANCE = ("424361007", "G-C350")
 """Code of the concept "Using substance" in SNOMED CT, and its retired identifier (TID 8003)."""
 SINGLE_PRECISION = 2.0**-23

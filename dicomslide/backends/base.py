@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-__all__ = ["ConcatenatedSource", "FrameSource", "FrameStore", "frame_source"]
+__all__ = ["ConcatenatedSource", "FrameSource", "FrameStore"]
 
 
 @runtime_checkable
@@ -42,8 +42,8 @@ class FrameSource(Protocol):
         ...
 
     @property
-    def transfer_syntax_uid(self) -> str:
-        """Transfer syntax of the frames."""
+    def transfer_syntax_uid(self) -> str | None:
+        """Transfer syntax of the frames; None where each frame's bytes tell."""
         ...
 
     def frame_positions(self) -> FramePositions | None:
@@ -52,6 +52,22 @@ class FrameSource(Protocol):
 
     def frame_groups(self, indices: Sequence[int]) -> list[Dataset]:
         """Read the per-frame functional groups of some frames; none where there are none."""
+        ...
+
+    def icc_profile(self, item: Dataset) -> bytes | None:
+        """Return the ICC Profile of an item of the metadata, which may hold it elsewhere.
+
+        Parameters
+        ----------
+        item : pydicom.dataset.Dataset
+            Item of the Optical Path Sequence, or the metadata themselves.
+
+        Returns
+        -------
+        bytes or None
+            None where there is none, or, with a warning, where it can't be had.
+
+        """
         ...
 
     def read_instance(self) -> Dataset:
@@ -88,25 +104,6 @@ class FrameStore(Protocol):
     def source(self, metadata: Dataset) -> FrameSource:
         """Return the source of the instance that the metadata describe."""
         ...
-
-
-def frame_source(client: Any, metadata: Dataset) -> FrameSource:
-    """Return the source of an instance from what a caller gave as client.
-
-    Raises
-    ------
-    TypeError
-        When the client is none of the kinds that are known.
-
-    """
-    if isinstance(client, FrameSource):
-        return client
-    if isinstance(client, FrameStore):
-        return client.source(metadata)
-    raise TypeError(
-        f"client is a {type(client).__name__}; expected what dicomslide.open_slide makes: a"
-        " FrameStore or a FrameSource"
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +166,7 @@ class ConcatenatedSource:
         return joined
 
     @property
-    def transfer_syntax_uid(self) -> str:
+    def transfer_syntax_uid(self) -> str | None:
         """Transfer syntax of the frames."""
         return self.parts[0].transfer_syntax_uid
 
@@ -203,6 +200,10 @@ class ConcatenatedSource:
             for part in [self._part_of(index)]
             for group in self.parts[part].frame_groups([index - self.firsts[part]])
         ]
+
+    def icc_profile(self, item: Dataset) -> bytes | None:
+        """Return the ICC Profile of an item of the first part's metadata."""
+        return self.parts[0].icc_profile(item)
 
     def read_instance(self) -> Dataset:
         """Read the whole data set of the first part."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from dicomslide.frames import FramePositions
 
-__all__ = ["FileSource", "FileStore", "is_dicom_file"]
+__all__ = ["FileSource", "FileStore", "files_of", "is_dicom_file"]
 
 
 class LocalFile:
@@ -206,6 +206,10 @@ class FileSource:
         instance = self._instance()
         return part10.read_per_frame_groups(instance.header, instance.num_frames, indices)
 
+    def icc_profile(self, item: Dataset) -> bytes | None:
+        """Return the ICC Profile of an item of the header."""
+        return item.get("ICCProfile") or None
+
     def read_instance(self) -> Dataset:
         """Read the whole data set, whatever its size.
 
@@ -273,7 +277,7 @@ class FileStore:
             path = Path(given).expanduser()
             names.append(str(path))
             if path.is_dir():
-                for file in _files(path):
+                for file in files_of(path):
                     if is_dicom_file(file):
                         try:
                             _add(sources, FileSource.open(file))
@@ -308,7 +312,7 @@ class FileStore:
         raise MetadataError(f"no file holds the instance {utils.name_of(metadata)}")
 
 
-def _files(folder: Path) -> Iterator[str]:
+def files_of(folder: Path) -> Iterator[str]:
     """Yield the files of a folder and its folders, in order; what can't be listed is warned of."""
 
     def on_error(error: OSError) -> None:

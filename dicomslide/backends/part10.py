@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
     from pydicom.tag import BaseTag
 
-__all__ = ["Blob", "Frames", "Header", "MemoryBlob", "PixelData", "locate_frames", "read_header",
-           "read_instance", "read_per_frame_groups"]  # fmt: skip
+__all__ = ["Blob", "Frames", "Header", "MemoryBlob", "NativeFrames", "PixelData", "locate_frames",
+           "no_validation", "read_header", "read_instance", "read_per_frame_groups"]  # fmt: skip
 
 PREAMBLE = 132
 PER_FRAME_GROUPS = 0x52009230
@@ -135,7 +135,7 @@ class PixelData:
 
 
 @contextlib.contextmanager
-def _no_validation() -> Iterator[None]:
+def no_validation() -> Iterator[None]:
     """Let pydicom read values that break the rules: a reader takes files as they are."""
     from pydicom.config import disable_value_validation
 
@@ -188,7 +188,7 @@ def read_per_frame_groups(header: Header, num_frames: int, frames: Sequence[int]
     span, blob = header.per_frame, header.blob
     if span is None:
         return []
-    with _errors_of_headers(blob), _no_validation():
+    with _errors_of_headers(blob), no_validation():
         return [
             read_dataset(io.BytesIO(item), span.implicit_vr, span.little_endian)
             for item in find_items(blob.read, blob.size, span, num_frames, frames)
@@ -217,7 +217,7 @@ def _read_header(
 
     file = io.BufferedReader(_BlobFile(blob), 2**16)
     file.seek(PREAMBLE)
-    with _no_validation():
+    with no_validation():
         file_meta = read_dataset(
             file, False, True, stop_when=lambda tag, vr, length: tag.group != 2
         )
@@ -323,7 +323,7 @@ def _skip_to_pixel_data(header: Header, at: int) -> int:
 
     file = io.BufferedReader(_BlobFile(header.blob), 2**16)
     file.seek(at)
-    with _no_validation():
+    with no_validation():
         read_dataset(
             file,
             header.decoder.implicit_vr,

@@ -1,0 +1,296 @@
+"""What a caller may give as client, and what it finds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dicomslide import utils
+from dicomslide.backends.base import FrameSource, FrameStore
+from dicomslide.backends.connection import connection_of, dataset_of_json
+from dicomslide.backends.dicomweb import DicomWebSource
+from dicomslide.backends.file import FileSource, files_of, is_dicom_file
+from dicomslide.cache import ForkLock, Registry
+from dicomslide.errors import MetadataError, NotDicomError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pydicom.dataset import Dataset
+
+__all__ = ["ClientStore", "Series", "frame_source", "is_client"]
+
+SOP_INSTANCE_UID = 0x00080018
+PAGE = 200
+"""Results that are asked for at once: as many as the strictest servers allow."""
+
+SLIDE_MODALITY = "SM"
+DERIVED_MODALITIES = ("SEG", "OT", "ANN")
+"""Of segmentations, parametric maps (which have none of their own) and annotations."""
+
+
+def frame_source(client: Any, metadata: Dataset) -> FrameSource:
+    """Return the source of an instance from what a caller gave as client.
+
+    Parameters
+    ----------
+    client : dicomweb_client.api.DICOMClient, FrameStore or FrameSource
+        Where the instance is. A client of files is passed by: they are read directly.
+    metadata : pydicom.dataset.Dataset
+        Metadata of the instance.
+
+    Raises
+    ------
+    TypeError
+        When the client is none of the kinds that are known.
+    MetadataError
+        When it doesn't have the instance, or can't be asked for it.
+
+    """
+    if isinstance(client, FrameSource):
+        return client
+    if isinstance(client, FrameStore):
+        return client.source(metadata)
+    if not is_client(client):
+        raise TypeError(
+            f"client is a {type(client).__name__}; expected a dicomweb_client.api.DICOMClient, or"
+            " a FrameStore or FrameSource of dicomslide"
+        )
+    folder = _folder_of(client)
+    if folder is None:
+        return DicomWebSource.of(client, metadata)
+    return folder.source(utils.text(metadata, "SOPInstanceUID") or "")
+
+
+def is_client(value: Any) -> bool:
+    """Whether something is a DICOMweb client: whether it retrieves frames."""
+    return callable(getattr(value, "retrieve_instance_frames", None))
+
+
+# -- clients of files ------------------------------------------------------------------------
+
+
+class _Folder:
+    """Which file of a folder holds which instance; looked into as far as needed."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = ForkLock()
+        self._files: dict[str, str] = {}
+        self._seen: set[str] = set()
+
+    def source(self, uid: str) -> FileSource:
+        """Return the file of an instance.
+
+        Raises
+        ------
+        MetadataError
+            When no file has its SOP Instance UID.
+
+        """
+        with self._lock:
+            for _ in range(2):
+                file = self._files.get(uid) or self._look_for(uid)
+                if file is not None:
+                    with contextlib.suppress(FileNotFoundError, NotDicomError):
+                        source = FileSource.open(file)
+                        if source.sop_instance_uid == uid:
+                            return source
+                self._files.clear()  # files may have been changed since they were looked at
+                self._seen.clear()
+        raise MetadataError(f"{self._path}: no file holds the instance {uid or 'without UID'}")
+
+    def _look_for(self, uid: str) -> str | None:
+        for file in files_of(Path(self._path)):
+            if file not in self._seen:
+                self._seen.add(file)
+                found = _uid_in(file)
+                if found is not None:
+                    self._files.setdefault(found, file)
+                if found == uid:
+                    return file
+        return None
+
+
+_folders: Registry[str, _Folder] = Registry(16)
+
+
+def _folder_of(client: Any) -> _Folder | None:
+    """Return the folder that a client of files serves, else None."""
+    if getattr(client, "scheme", None) != "file":
+        return None
+    path = os.path.abspath(client.url_prefix)
+    return _folders.get(path, lambda: _Folder(path))
+
+
+def _uid_in(file: str) -> str | None:
+    """Read SOP Instance UID, and no more of a file."""
+    from pydicom.errors import InvalidDicomError
+    from pydicom.filereader import read_partial
+
+    if not is_dicom_file(file):
+        return None
+    try:
+        with open(file, "rb") as opened:
+            start = read_partial(opened, lambda tag, vr, length: tag > SOP_INSTANCE_UID)
+            return utils.text(start, "SOPInstanceUID")
+    except (InvalidDicomError, OSError, ValueError, AttributeError, EOFError):
+        return None
+
+
+# -- searching -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, order=True, slots=True)
+class Series:
+    """A series that a search has found."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientStore:
+    """Instances that a client finds: slide images, and what is derived from them.
+
+    Parameters
+    ----------
+    client : dicomweb_client.api.DICOMClient
+        Client.
+    study_instance_uid, patient_id, study_id : str, optional
+        Which studies; all of them if not given.
+
+    """
+
+    client: Any
+    study_instance_uid: str | None = None
+    patient_id: str | None = None
+    study_id: str | None = None
+
+    def source(self, metadata: Dataset) -> FrameSource:
+        """Return the source of an instance."""
+        return frame_source(self.client, metadata)
+
+    @property
+    def metadata(self) -> list[Dataset]:
+        """The metadata of all instances, in a fixed order."""
+        return [each for series in self.series() for each in self.metadata_of(series)]
+
+    def series(self, *, include_derived: bool = True) -> list[Series]:
+        """Search for slides' series, and in their studies for what may be derived from them.
+
+        Raises
+        ------
+        MetadataError
+            When the search fails.
+
+        """
+        found: set[Series] = set()
+        for study in self._studies():
+            slides = set(self._search(study, SLIDE_MODALITY))
+            studies = {each.study_instance_uid for each in slides}
+            found |= slides
+            if slides and include_derived:
+                for modality in DERIVED_MODALITIES:
+                    found |= {
+                        each
+                        for each in self._search(study, modality)
+                        if each.study_instance_uid in studies
+                    }
+        return sorted(found)
+
+    def metadata_of(self, series: Series) -> list[Dataset]:
+        """Retrieve the metadata of a series at once, ordered by Instance Number and UID.
+
+        Instances of other patients or studies than were asked for are left out, whatever a
+        server's search makes of it.
+
+        Raises
+        ------
+        MetadataError
+            When they can't be retrieved.
+
+        """
+        uids = dataclasses.astuple(series)
+        folder = _folder_of(self.client)
+        if folder is None:
+            answer = connection_of(self.client).ask(
+                f"the metadata of series {uids[1]}", "retrieve_series_metadata", *uids
+            )
+            metadata = [dataset_of_json(each) for each in answer]
+        else:
+            instances = self._pages(
+                "search_for_instances",
+                "SOPInstanceUID",
+                study_instance_uid=uids[0],
+                series_instance_uid=uids[1],
+            )
+            metadata = [
+                folder.source(_value(each, "SOPInstanceUID") or "").metadata for each in instances
+            ]
+        given = {"PatientID": self.patient_id, "StudyID": self.study_id}
+        kept = [
+            each
+            for each in metadata
+            if all(wanted in (None, utils.text(each, key)) for key, wanted in given.items())
+        ]
+        return sorted(kept, key=_order)
+
+    def _studies(self) -> list[str | None]:
+        if self.study_instance_uid is not None:
+            return [self.study_instance_uid]
+        filters = {"PatientID": self.patient_id, "StudyID": self.study_id}
+        given = {key: value for key, value in filters.items() if value is not None}
+        if not given:
+            return [None]
+        found = self._pages("search_for_studies", "StudyInstanceUID", search_filters=given)
+        return [*sorted(_value(study, "StudyInstanceUID") or "" for study in found)]
+
+    def _search(self, study: str | None, modality: str) -> Iterator[Series]:
+        where = {} if study is None else {"study_instance_uid": study}
+        for found in self._pages(
+            "search_for_series",
+            "SeriesInstanceUID",
+            search_filters={"Modality": modality},
+            **where,
+        ):
+            uids = (
+                _value(found, "StudyInstanceUID") or study,
+                _value(found, "SeriesInstanceUID"),
+            )
+            # servers that don't know the filter pass over it
+            if None not in uids and (_value(found, "Modality") or modality) == modality:
+                yield Series(str(uids[0]), str(uids[1]))
+
+    def _pages(self, method: str, key: str, **arguments: Any) -> list[Mapping[str, Any]]:
+        """Search page by page, until a page has nothing new: some servers know no offset."""
+        connection = connection_of(self.client)
+        found: dict[str | None, Mapping[str, Any]] = {}
+        received = 0
+        while True:
+            what = f"the results of a {method.replace('_', ' ')}"
+            page = connection.ask(what, method, limit=PAGE, offset=received, **arguments)
+            new = {_value(each, key): each for each in page}
+            if new.keys() <= found.keys():
+                return list(found.values())
+            found |= new
+            received += len(page)
+
+
+def _order(metadata: Dataset) -> tuple[float, str]:
+    number = utils.number(metadata, "InstanceNumber")
+    return (
+        float("inf") if number is None else number,
+        utils.text(metadata, "SOPInstanceUID") or "",
+    )
+
+
+def _value(found: Mapping[str, Any], keyword: str) -> str | None:
+    """Return a value of a search result, DICOM JSON, as text."""
+    from pydicom.datadict import tag_for_keyword
+
+    values = found.get(f"{tag_for_keyword(keyword):08X}", {}).get("Value") or [None]
+    return None if values[0] is None else str(values[0])

@@ -1,0 +1,379 @@
+"""A DICOMweb client and its server: what it is asked, and what was learnt of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import urlsplit
+
+from dicomslide.backends.part10 import no_validation
+from dicomslide.cache import ForkLock
+from dicomslide.errors import FrameReadError, MetadataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pydicom.dataset import Dataset
+
+__all__ = ["Address", "BulkData", "Connection", "connection_at", "connection_of", "dataset_of_json",
+           "listed", "read_error", "register_client"]  # fmt: skip
+
+MediaTypes: TypeAlias = tuple[str | tuple[str, str], ...] | None
+
+_UID = "1.2.840.10008.1.2"
+MEDIA_TYPES: tuple[MediaTypes, ...] = (
+    (("application/octet-stream", "*"),),  # as stored, byte for byte
+    (("*/*", "*"),),
+    ("application/octet-stream",),  # decoded by the server
+    (("image/jls", f"{_UID}.4.80"),),
+    (("image/jp2", f"{_UID}.4.90"),),
+    (("image/jpeg", f"{_UID}.4.70"),),
+    (("image/dicom-rle", f"{_UID}.5"),),
+)
+"""What frames are asked for as, one after the other, until a server agrees: nothing lossy."""
+LOSSY_MEDIA_TYPES: tuple[MediaTypes, ...] = (("image/jpeg",), ("image/jls",), ("image/jp2",))
+"""What frames of images that are lossy anyway are asked for as."""
+DEFAULT: tuple[MediaTypes, ...] = (("*/*",), None)
+"""At last, what server and client like best."""
+REFUSALS = frozenset({400, 406, 415})
+"""HTTP status that may mean that a server never gives this media type."""
+FAILURES = frozenset({500, 501})
+"""HTTP status of servers that can't give an instance as this media type."""
+MOST_CLIENTS = 32
+MOST_INSTANCES = 1024
+BULK_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
+_CREDENTIALS = re.compile(r"(?<=//)[^/@\s]+@|\?[^\s'\")]*")
+
+
+# -- clients ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Address:
+    """Where a client's server is, without credentials: the same in every process."""
+
+    kind: str
+    """Class of the client."""
+    url: str
+    prefix: str | None
+    """URL path prefix of WADO-RS."""
+
+    @classmethod
+    def of(cls, client: Any) -> Address:
+        """Return the address of a client."""
+        parts = urlsplit(str(getattr(client, "base_url", "")))
+        host = parts.netloc.rpartition("@")[2]
+        known = _web_client_class()
+        kind = (
+            "DICOMwebClient"
+            if known is not None and isinstance(client, known)
+            else f"{type(client).__module__}.{type(client).__qualname__}"
+        )
+        return cls(
+            kind,
+            f"{parts.scheme}://{host}{parts.path.rstrip('/')}",
+            getattr(client, "wado_url_prefix", None),
+        )
+
+    @property
+    def can_be_remade(self) -> bool:
+        """Whether another process can make the client from its address."""
+        return self.kind == "DICOMwebClient"
+
+    @property
+    def root(self) -> str:
+        """URL of the WADO-RS service."""
+        return f"{self.url}/{self.prefix}" if self.prefix else self.url
+
+
+def _web_client_class() -> type | None:
+    """Return dicomweb_client's class if it is imported: else no client can be one."""
+    module = sys.modules.get("dicomweb_client.api")
+    return getattr(module, "DICOMwebClient", None)
+
+
+class Connection:
+    """A client and what was learnt of its server; one for each client of a process.
+
+    Parameters
+    ----------
+    client : dicomweb_client.api.DICOMClient
+        Any object with the methods of the protocol that are used.
+
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.address = Address.of(client)
+        self.serves_float_frames = True
+        """False once the server has refused a frame of Float Pixel Data."""
+        self._agreed: OrderedDict[str, MediaTypes] = OrderedDict()  # by SOP Instance UID
+        self._refused: set[MediaTypes] = set()  # by a server that has accepted another
+        self._process = os.getpid()
+        self._lock = ForkLock()
+
+    @property
+    def client(self) -> Any:
+        """The client, safe to use in this process."""
+        if self._process != os.getpid():
+            # a forked child must not talk through sockets that the parent talks through
+            with self._lock:
+                if self._process != os.getpid():
+                    close = getattr(getattr(self._client, "_session", None), "close", None)
+                    if close is not None:
+                        close()
+                    self._process = os.getpid()
+        return self._client
+
+    def frames(
+        self, uids: tuple[str, str, str], indices: Sequence[int], *, lossy: bool
+    ) -> list[bytes]:
+        """Retrieve frames in one request, as what was agreed on before, else as what will do.
+
+        Parameters
+        ----------
+        uids : tuple of str
+            Study, Series and SOP Instance UID.
+        indices : sequence of int
+            Zero-based frames.
+        lossy : bool
+            Whether they may come in a lossy compression.
+
+        Raises
+        ------
+        FrameReadError
+            Naming the frames.
+
+        """
+        numbers = [index + 1 for index in indices]
+        agreed = uids[2] in self._agreed  # before: other threads may agree meanwhile
+        refused: set[MediaTypes] = set()
+        first_error: Exception | None = None
+        for media_types in self._media_types(uids[2], lossy=lossy):
+            options = {} if media_types is None else {"media_types": media_types}
+            try:
+                frames = list(self.client.retrieve_instance_frames(*uids, numbers, **options))
+            except Exception as error:  # each client has error types of its own
+                first_error = first_error or error
+                if agreed and _status(error) not in REFUSALS:
+                    break
+                if _is_refusal(error):
+                    refused.add(media_types)
+                elif _status(error) not in FAILURES:
+                    break
+            else:
+                self._agree(uids[2], media_types, refused)
+                return [bytes(frame) for frame in frames]
+        assert first_error is not None
+        raise read_error(
+            f"{self.address.url} doesn't give {listed(indices)}: {_reason(first_error)}",
+            uids[2],
+            indices,
+        ) from _cause(first_error)
+
+    def _media_types(self, uid: str, *, lossy: bool) -> list[MediaTypes]:
+        """Return what to ask for, what is most likely to be given first."""
+        with self._lock:
+            known = (*MEDIA_TYPES, *(LOSSY_MEDIA_TYPES if lossy else ()), *DEFAULT)
+            hopeful = [each for each in known if each not in self._refused]
+            agreed = [self._agreed[uid]] if uid in self._agreed else []
+            return list(dict.fromkeys((*agreed, *hopeful, *known)))
+
+    def _agree(self, uid: str, media_types: MediaTypes, refused: set[MediaTypes]) -> None:
+        with self._lock:
+            self._agreed[uid] = media_types
+            self._agreed.move_to_end(uid)
+            if len(self._agreed) > MOST_INSTANCES:
+                self._agreed.popitem(last=False)
+            self._refused = (self._refused | refused) - set(self._agreed.values())
+
+    def metadata(self, uids: tuple[str, str, str]) -> Dataset:
+        """Retrieve the metadata of an instance."""
+        found = self.ask(f"the metadata of {uids[2]}", "retrieve_instance_metadata", *uids)
+        return dataset_of_json(found[0] if isinstance(found, list) else found)
+
+    def instance(self, uids: tuple[str, str, str]) -> Dataset:
+        """Retrieve the whole data set of an instance."""
+        return self.ask(f"the data set {uids[2]}", "retrieve_instance", *uids)
+
+    def bulk_data(self, uri: str) -> bytes:
+        """Retrieve what a BulkDataURI leads to.
+
+        Servers behind a proxy give URIs that only they can reach, and a client's credentials
+        are for its own server: what lies among the studies is looked for there.
+        """
+        place = uri.find("/studies/")
+        if place >= 0:
+            uri = self.address.root + uri[place:]
+        elif urlsplit(uri).hostname != urlsplit(self.address.url).hostname:
+            raise MetadataError(f"bulk data are at {_public(uri)}, not at {self.address.url}")
+        what = f"the bulk data {_public(uri)}"
+        wanted = (("application/octet-stream", "*"),)
+        try:
+            parts = self.ask(what, "retrieve_bulkdata", uri, media_types=wanted)
+        except MetadataError:
+            parts = self.ask(what, "retrieve_bulkdata", uri)
+        return b"".join(bytes(part) for part in parts)
+
+    def ask(self, what: str, method: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method of the client, with errors that say what it was for.
+
+        Raises
+        ------
+        MetadataError
+            When it fails.
+
+        """
+        try:
+            return getattr(self.client, method)(*arguments, **options)
+        except Exception as error:  # each client has error types of its own
+            raise MetadataError(
+                f"{self.address.url} doesn't give {what}: {_reason(error)}"
+            ) from _cause(error)
+
+
+class _Connections:
+    """The clients that this process has used last, one for each address."""
+
+    def __init__(self) -> None:
+        self._lock = ForkLock()
+        # not forgotten in a forked child: it goes on with the parent's clients
+        self._by_address: OrderedDict[Address, Connection] = OrderedDict()
+
+    def of(self, client: Any) -> Connection:
+        address = Address.of(client)
+        with self._lock:
+            found = self._by_address.get(address)
+            if found is None or found.client is not client:
+                found = Connection(client)
+            self._keep(address, found)
+            return found
+
+    def at(self, address: Address) -> Connection:
+        """Return the connection that was registered last, else a new one."""
+        with self._lock:
+            found = self._by_address.get(address)
+            if found is None:
+                try:
+                    from dicomweb_client.api import DICOMwebClient
+                except ImportError:
+                    raise ImportError(
+                        f"reading from {address.url} takes the package dicomweb-client"
+                    ) from None
+                found = Connection(DICOMwebClient(address.url, wado_url_prefix=address.prefix))
+            self._keep(address, found)
+            return found
+
+    def _keep(self, address: Address, connection: Connection) -> None:
+        self._by_address[address] = connection
+        self._by_address.move_to_end(address)
+        while len(self._by_address) > MOST_CLIENTS:
+            self._by_address.popitem(last=False)
+
+
+_connections = _Connections()
+
+
+def register_client(client: Any) -> None:
+    """Let what was unpickled in this process read through a client.
+
+    What is pickled names a server, but holds neither a client nor its credentials. A worker
+    process that got it reads through the client that was last used or registered for that
+    server, else through a new ``DICOMwebClient(url)``.
+
+    Parameters
+    ----------
+    client : dicomweb_client.api.DICOMwebClient
+        Client for a server, with its session.
+
+    """
+    _connections.of(client)
+
+
+def connection_of(client: Any) -> Connection:
+    """Return this process's connection of a client."""
+    return _connections.of(client)
+
+
+def connection_at(address: Address) -> Connection:
+    """Return this process's connection to a server: the last one, else a new one."""
+    return _connections.at(address)
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether an error is about the media type; clients check it too, and some take none."""
+    if _status(error) is None:
+        return isinstance(error, (NotImplementedError, TypeError, ValueError))
+    return _status(error) in REFUSALS
+
+
+def _public(text: str) -> str:
+    """Leave out credentials of the URLs in a text."""
+    return _CREDENTIALS.sub("", text)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {_public(str(error))}"
+
+
+def _cause(error: Exception) -> Exception | None:
+    """Return what a traceback may show."""
+    return error if _public(str(error)) == str(error) else None
+
+
+def listed(indices: Sequence[int]) -> str:
+    """Name frames by number."""
+    numbers = ", ".join(str(index + 1) for index in indices)
+    return f"frame{'s' if len(indices) > 1 else ''} {numbers}"
+
+
+def read_error(reason: str, name: str, indices: Sequence[int]) -> FrameReadError:
+    """Return an error of one or more frames."""
+    return FrameReadError(reason, name, indices[0] if len(indices) == 1 else None)
+
+
+# -- DICOM JSON ------------------------------------------------------------------------------
+
+
+class BulkData(bytes):
+    """An empty value that knows where the bulk data are."""
+
+    uri: str = ""
+
+
+def dataset_of_json(json: Mapping[str, Any]) -> Dataset:
+    """Return the data set that DICOM JSON describes (PS3.18 annex F), without pixel data.
+
+    Bulk data become :class:`BulkData`, which are retrieved when they are wanted.
+
+    Raises
+    ------
+    MetadataError
+        When it isn't DICOM JSON.
+
+    """
+    from pydicom.dataset import Dataset
+
+    def bulk_data(tag: str, vr: str, uri: str) -> BulkData | None:
+        if vr not in BULK_VRS:
+            return None
+        value = BulkData()
+        value.uri = uri
+        return value
+
+    # some servers cut float pixels off behind their first number: better none at all
+    kept = {tag: element for tag, element in json.items() if not tag.startswith("7FE0")}
+    try:
+        with no_validation():
+            return Dataset.from_json(kept, bulk_data)
+    except Exception as error:  # pydicom raises KeyError, TypeError, ValueError and others
+        uid = json.get("00080018", {}).get("Value", ["an instance"])[0]
+        raise MetadataError(f"{uid}: its metadata aren't DICOM JSON: {error}") from error

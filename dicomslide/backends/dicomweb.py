@@ -1,0 +1,283 @@
+"""Instances behind a DICOMweb client: their metadata, frames and colour profiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from dicomslide import utils
+from dicomslide.backends.connection import (
+    Address,
+    BulkData,
+    Connection,
+    connection_at,
+    connection_of,
+    listed,
+    read_error,
+)
+from dicomslide.backends.part10 import MemoryBlob, NativeFrames
+from dicomslide.cache import Registry
+from dicomslide.codec import DECODERS, NATIVE, PixelFormat
+from dicomslide.errors import FrameReadError, MetadataError, MetadataWarning
+from dicomslide.layout import pixel_format_of
+from dicomslide.options import check_memory
+from dicomslide.perframe import positions_of_dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from pydicom.dataset import Dataset
+
+    from dicomslide.frames import FramePositions
+
+__all__ = ["DicomWebSource"]
+
+PER_FRAME_GROUPS = 0x52009230
+PIXEL_DATA_GROUP = 0x7FE0
+PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+
+def _header_of(image: Dataset) -> Dataset:
+    """Return metadata without pixel data and per-frame groups, which are read once.
+
+    What they say goes with the header as `frame_positions`: whoever gives it back as metadata,
+    gives them too.
+    """
+    from pydicom.dataset import Dataset
+
+    if hasattr(image, "frame_positions"):
+        return image
+    header = Dataset()
+    implicit_vr, little_endian = image.original_encoding
+    header.set_original_encoding(implicit_vr, little_endian, image.original_character_set)
+    tags = list(image.keys())
+    for tag in tags:
+        if tag.group != PIXEL_DATA_GROUP and tag != PER_FRAME_GROUPS:
+            header[tag] = image.get_item(tag)
+    try:
+        header.frame_positions = positions_of_dataset(image)
+    except MetadataError as error:
+        raise MetadataError(f"{utils.name_of(image)}: {error}") from None
+    return header
+
+
+def _uids_of(image: Dataset) -> tuple[str, str, str]:
+    keywords = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+    study, series, instance = (utils.text(image, keyword) for keyword in keywords)
+    if study is None or series is None or instance is None:
+        said = ", ".join(f"{keyword} {image.get(keyword)}" for keyword in keywords)
+        raise MetadataError(f"an instance that a client can't be asked for: {said}")
+    return study, series, instance
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instance:
+    """What a process has of an instance."""
+
+    connection: Connection
+    header: Dataset
+
+
+_instances: Registry[tuple[Hashable, ...], _Instance] = Registry(256)
+_profiles: Registry[tuple[Hashable, ...], bytes | None] = Registry(256)
+_wholes: Registry[tuple[Hashable, ...], _WholeFrames] = Registry(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class DicomWebSource:
+    """An instance that a DICOMweb client gives.
+
+    Its pickle holds the address of the server and the UIDs: neither metadata nor a client.
+    """
+
+    address: Address
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    _here: _Instance | None = dataclasses.field(default=None, repr=False, compare=False)
+    """Where the client and the metadata were given; None where it was unpickled."""
+
+    @classmethod
+    def of(cls, client: Any, metadata: Dataset) -> DicomWebSource:
+        """Return the source of an instance from its metadata.
+
+        Raises
+        ------
+        MetadataError
+            When they lack UIDs, or the positions of some frames.
+
+        """
+        connection = connection_of(client)
+        here = _Instance(connection, _header_of(metadata))
+        return cls(connection.address, *_uids_of(metadata), here)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self.address.can_be_remade:
+            raise TypeError(
+                f"{self.name} is read through a {self.address.kind}, which can't be made again in"
+                " another process; use threads, open the slide where it is read, or give a"
+                " dicomweb_client.api.DICOMwebClient"
+            )
+        return DicomWebSource, (self.address, *self.uids)
+
+    def __copy__(self) -> DicomWebSource:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DicomWebSource:
+        return self
+
+    @property
+    def identity(self) -> tuple[Hashable, ...]:
+        """Name of these bytes: the same in every process, without credentials."""
+        return ("dicomweb", *dataclasses.astuple(self.address), self.sop_instance_uid)
+
+    @property
+    def name(self) -> str:
+        """SOP Instance UID."""
+        return self.sop_instance_uid
+
+    @property
+    def uids(self) -> tuple[str, str, str]:
+        """Study, Series and SOP Instance UID."""
+        return self.study_instance_uid, self.series_instance_uid, self.sop_instance_uid
+
+    @property
+    def _instance(self) -> _Instance:
+        return self._here or _instances.get(self.identity, self._retrieve)
+
+    def _retrieve(self) -> _Instance:
+        connection = connection_at(self.address)
+        return _Instance(connection, _header_of(connection.metadata(self.uids)))
+
+    @property
+    def metadata(self) -> Dataset:
+        """The metadata, without pixel data and per-frame functional groups."""
+        return self._instance.header
+
+    @property
+    def transfer_syntax_uid(self) -> None:
+        """None: metadata don't have it, and servers transcode; each frame's bytes tell."""
+        return None
+
+    def frame_positions(self) -> FramePositions | None:
+        """Return what the per-frame functional groups say; None where they say nothing."""
+        return self.metadata.frame_positions
+
+    def frame_groups(self, indices: Sequence[int]) -> list[Dataset]:
+        """Retrieve the per-frame functional groups of some frames; none where there are none."""
+        metadata = self._instance.connection.metadata(self.uids)
+        groups = utils.items(metadata, "PerFrameFunctionalGroupsSequence")
+        return [groups[index] for index in indices] if groups else []
+
+    def icc_profile(self, item: Dataset) -> bytes | None:
+        """Return the ICC Profile of an item of the metadata, retrieved where it is bulk data."""
+        if "ICCProfile" not in item:
+            return None
+        if item.ICCProfile:
+            return bytes(item.ICCProfile)
+        path = utils.text(item, "OpticalPathIdentifier")
+        return _profiles.get((self.identity, path), lambda: self._retrieve_profile(item, path))
+
+    def _retrieve_profile(self, item: Dataset, path: str | None) -> bytes | None:
+        connection = self._instance.connection
+        try:
+            value = item.ICCProfile
+            if not isinstance(value, BulkData):  # whoever read the JSON has lost where it is
+                metadata = connection.metadata(self.uids)
+                value = next(
+                    candidate.get("ICCProfile")
+                    for candidate in (*utils.items(metadata, "OpticalPathSequence"), metadata)
+                    if utils.text(candidate, "OpticalPathIdentifier") == path
+                )
+            if isinstance(value, BulkData):
+                value = connection.bulk_data(value.uri)
+        except (MetadataError, StopIteration) as error:
+            warnings.warn(
+                f"colours stay as stored, for the ICC profile can't be had: {error}",
+                MetadataWarning,
+                stacklevel=2,
+            )
+            return None
+        return value or None
+
+    def read_instance(self) -> Dataset:
+        """Retrieve the whole data set, whatever its size.
+
+        Raises
+        ------
+        MetadataError
+            When the server doesn't give it.
+
+        """
+        return self._instance.connection.instance(self.uids)
+
+    def read_frames(self, indices: Sequence[int]) -> list[bytes]:
+        """Retrieve frames, in one request, in ascending order: some servers sort them."""
+        if not len(indices):
+            return []
+        header, connection = self._instance.header, self._instance.connection
+        count = int(utils.number(header, "NumberOfFrames") or 1)
+        for index in indices:
+            if not 0 <= index < count:
+                raise FrameReadError(f"the image has {count} frames", self.name, index)
+        wanted = sorted({int(index) for index in indices})
+        pixel_format = pixel_format_of(header)
+        # Bit-packed frames don't begin with a byte each: whether a server moves their bits there,
+        # nothing tells.
+        whole = pixel_format.native_bits % 8 != 0
+        if pixel_format.floating and not whole:
+            whole = not connection.serves_float_frames
+        if not whole:
+            try:
+                lossy = utils.text(header, "LossyImageCompression") == "01"
+                frames = connection.frames(self.uids, wanted, lossy=lossy)
+            except FrameReadError:
+                if not pixel_format.floating:
+                    raise
+                connection.serves_float_frames = False
+                whole = True
+        if whole:
+            frames = self._whole(pixel_format, count).read(wanted)
+        if len(frames) != len(wanted):
+            raise read_error(
+                f"{len(frames)} frames came for {len(wanted)}: {listed(wanted)}", self.name, wanted
+            )
+        found = dict(zip(wanted, frames, strict=True))
+        return [found[index] for index in indices]
+
+    def _whole(self, pixel_format: PixelFormat, count: int) -> _WholeFrames:
+        check_memory(count * pixel_format.native_bytes, f"{self.name} as a whole")
+        return _wholes.get(
+            self.identity, lambda: _WholeFrames(self.read_instance(), pixel_format, count)
+        )
+
+
+class _WholeFrames:
+    """The frames of an instance of which the server gives the whole only."""
+
+    def __init__(self, dataset: Dataset, pixel_format: PixelFormat, count: int) -> None:
+        from pydicom.encaps import generate_frames
+
+        values = (dataset.get(keyword) for keyword in PIXEL_DATA)
+        data = next((bytes(value) for value in values if value), b"")
+        name = utils.name_of(dataset)
+        meta = getattr(dataset, "file_meta", {})
+        uid = str(meta.get("TransferSyntaxUID") or NATIVE)
+        decoder = DECODERS.get(uid)
+        if decoder is None or not decoder.little_endian:
+            raise FrameReadError(f"the whole of it comes in transfer syntax {uid}", name)
+        self._encapsulated: list[bytes] | None = None
+        if decoder.encapsulated:
+            try:
+                self._encapsulated = list(generate_frames(data, number_of_frames=count))
+            except ValueError as error:
+                raise FrameReadError(f"its pixel data are damaged: {error}", name) from error
+        self._blob = MemoryBlob(name, data)
+        self._native = NativeFrames(0, len(data), pixel_format.native_bits, swapped=False)
+
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """Return frames, each from its first bit."""
+        if self._encapsulated is not None:
+            return [self._encapsulated[index] for index in indices]
+        return [self._native.read(self._blob, index) for index in indices]

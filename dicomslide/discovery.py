@@ -1,0 +1,143 @@
+"""Which slides a DICOMweb client has."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from dicomslide import utils
+from dicomslide.backends.client import ClientStore
+from dicomslide.collection import group_by_slide, is_derived, is_volume, slide_key
+from dicomslide.errors import MetadataWarning
+from dicomslide.image import TiledImage
+from dicomslide.slide import Slide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pydicom.dataset import Dataset
+
+__all__ = ["find_slides"]
+
+def find_slides(
+    client: Any,
+    study_instance_uid: str | None = None,
+    patient_id: str | None = None,
+    study_id: str | None = None,
+    container_id: str | None = None,
+    max_frame_cache_size: int = 6,
+    pyramid_tolerance: float = 0.1,
+    fail_on_error: bool = True,
+    include_derived: bool = True,
+    specimen_stains: Sequence[Any] | None = None,
+    optical_path_ids: Sequence[str] | None = None,
+) -> list[Slide]:
+    """Find slides.
+
+    Parameters
+    ----------
+    client : dicomweb_client.api.DICOMClient
+        DICOMweb client
+    study_instance_uid : str, optional
+        DICOM Study Instance UID
+    patient_id : str, optional
+        Patient identifier
+    study_id : str, optional
+        Study identifier
+    container_id : str, optional
+        Specimen container (slide) identifier
+    max_frame_cache_size : int, default: 6
+        Largest number of decoded frames of each image that the process keeps
+    pyramid_tolerance : float, default: 0.1
+        Distance in mm by which the centres of levels may differ, if more than a pixel
+    fail_on_error : bool, default: True
+        Whether an error is raised; else what can't be had is left out, with a warning that
+        says why
+    include_derived : bool, default: True
+        Whether segmentations, parametric maps and annotations are included into the slides
+        from which they are derived, if they are in the same study
+    specimen_stains : sequence of pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
+        Slide microscopy images with none of these stains are left out
+    optical_path_ids : sequence of str, optional
+        Slide microscopy images with none of these optical paths are left out
+
+    Returns
+    -------
+    list of dicomslide.Slide
+        Slides, ordered by container, frame of reference and SOP Instance UIDs
+
+    Raises
+    ------
+    MetadataError
+        When the server refuses an answer, or a header lacks what is needed
+    AmbiguousSlideError
+        When two images hold the same place in a slide
+
+    """
+
+    @contextlib.contextmanager
+    def attempt(what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if fail_on_error:
+                raise
+            warnings.warn(f"left out: {what}: {error}", MetadataWarning, stacklevel=4)
+
+    store = ClientStore(client, study_instance_uid, patient_id, study_id)
+    images: list[TiledImage] = []
+    annotations: list[Dataset] = []
+    for series in store.series(include_derived=include_derived):
+        metadata: list[Dataset] = []
+        with attempt(f"series {series.series_instance_uid}"):
+            metadata = store.metadata_of(series)
+        for each in metadata:
+            if utils.is_tiled_image(each):
+                with attempt(utils.name_of(each)):
+                    images.append(TiledImage(store, each))
+            elif utils.text(each, "SOPClassUID") == utils.BULK_SIMPLE_ANNOTATIONS_STORAGE:
+                annotations.append(each)
+
+    slides: list[Slide] = []
+    for group in sorted(group_by_slide(images), key=_order):
+        kept = [
+            image
+            for image in group
+            if is_derived(image)
+            or (_has_stain(image, specimen_stains) and _has_path(image, optical_path_ids))
+        ]
+        if not any(is_volume(image) for image in kept):
+            continue
+        if container_id not in (None, *(slide_key(image)[1] for image in kept if is_volume(image))):
+            continue
+        with attempt(f"slide {slide_key(group[0])[1] or group[0].name}"):
+            slides.append(
+                Slide(
+                    store,
+                    # a slide knows which annotations are its own
+                    [*(image.metadata for image in kept), *annotations],
+                    max_frame_cache_size,
+                    pyramid_tolerance,
+                )
+            )
+    return slides
+
+
+def _order(group: list[TiledImage]) -> tuple[str, ...]:
+    frame, container = slide_key(group[0])
+    return container or "", frame or "", *sorted(image.name for image in group)
+
+
+def _has_path(image: TiledImage, identifiers: Sequence[str] | None) -> bool:
+    return identifiers is None or any(
+        channel.identifier in identifiers for channel in image.channels
+    )
+
+
+def _has_stain(image: TiledImage, stains: Sequence[Any] | None) -> bool:
+    return stains is None or any(
+        utils.does_specimen_description_item_match(specimen, stain)
+        for specimen in utils.items(image.metadata, "SpecimenDescriptionSequence")
+        for stain in stains
+    )
