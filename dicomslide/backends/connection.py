@@ -73,11 +73,8 @@ class Address:
             if known is not None and isinstance(client, known)
             else f"{type(client).__module__}.{type(client).__qualname__}"
         )
-        return cls(
-            kind,
-            f"{parts.scheme}://{host}{parts.path.rstrip('/')}",
-            getattr(client, "wado_url_prefix", None),
-        )
+        url = f"{parts.scheme}://{host}{parts.path.rstrip('/')}" if parts.scheme else kind
+        return cls(kind, url, getattr(client, "wado_url_prefix", None))
 
     @property
     def can_be_remade(self) -> bool:
