@@ -27,10 +27,9 @@ if TYPE_CHECKING:
     from dicomslide.geometry import SlideGeometry
     from dicomslide.image import TiledImage
 
-__all__ = ["find_annotation_groups", "read_annotation_groups"]
+__all__ = ["are_annotations_of", "find_annotation_groups", "read_annotation_groups"]
 
 logger = logging.getLogger(__name__)
-
 
 
 def find_annotation_groups(
@@ -59,23 +58,35 @@ def find_annotation_groups(
         of an image that isn't here.
 
     """
-    image_of = {uid: image for image in images for uid in _first_frames(image)}
     groups: list[AnnotationGroup] = []
     for source in sources:
-        header = source.metadata
-        if utils.text(header, "SOPClassUID") != utils.BULK_SIMPLE_ANNOTATIONS_STORAGE:
-            continue
-        image = next((image_of[uid] for uid in _references(header) if uid in image_of), None)
-        frame = utils.text(header, "FrameOfReferenceUID")
-        known = frame is not None and frame_of_reference_uid is not None
-        same_frame = known and frame == frame_of_reference_uid
-        # millimetres of another frame of reference are of another place, whatever they refer to
-        elsewhere = known and not same_frame and _are_millimeters(header)
-        if elsewhere or not (same_frame or image is not None):
-            logger.debug("%s: left out, for its annotations are of another slide", source.name)
-            continue
-        groups.extend(read_annotation_groups(source.read_instance(), image=image))
+        if are_annotations_of(source.metadata, images, frame_of_reference_uid):
+            image = _annotated_image(source.metadata, images)
+            groups.extend(read_annotation_groups(source.read_instance(), image=image))
+        else:
+            logger.debug("%s: no annotations of this slide", source.name)
     return tuple(groups)
+
+
+def are_annotations_of(
+    header: Dataset, images: Sequence[TiledImage], frame_of_reference_uid: str | None
+) -> bool:
+    """Whether an instance holds bulk annotations of a slide, by its header alone."""
+    if utils.text(header, "SOPClassUID") != utils.BULK_SIMPLE_ANNOTATIONS_STORAGE:
+        return False
+    frame = utils.text(header, "FrameOfReferenceUID")
+    if frame is not None and frame_of_reference_uid is not None:
+        if frame == frame_of_reference_uid:
+            return True
+        if _are_millimeters(header):  # of another place, whatever they refer to
+            return False
+    return _annotated_image(header, images) is not None
+
+
+def _annotated_image(header: Dataset, images: Sequence[TiledImage]) -> TiledImage | None:
+    """Return the image to which annotations refer, if it is here."""
+    image_of = {uid: image for image in images for uid in _first_frames(image)}
+    return next((image_of[uid] for uid in _references(header) if uid in image_of), None)
 
 
 def _are_millimeters(dataset: Dataset) -> bool:

@@ -59,7 +59,7 @@ def _describe_group(group: ChannelGroup) -> dict[str, Any]:
 
 def describe_image(image: TiledImage) -> dict[str, Any]:
     """Return what an image is like; reads its header only."""
-    decoder = DECODERS.get(image.transfer_syntax_uid)
+    decoder = DECODERS.get(image.transfer_syntax_uid or "")  # a server doesn't say
     described: dict[str, Any] = {
         "flavor": image.flavor,
         "rows": image.size[0],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.backends.client import ClientStore
+from dicomslide.bulk import are_annotations_of
 from dicomslide.collection import group_by_slide, is_derived, is_volume, slide_key
 from dicomslide.errors import MetadataWarning
 from dicomslide.image import TiledImage
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 __all__ = ["find_slides"]
+
 
 def find_slides(
     client: Any,
@@ -87,7 +89,7 @@ def find_slides(
 
     store = ClientStore(client, study_instance_uid, patient_id, study_id)
     images: list[TiledImage] = []
-    annotations: list[Dataset] = []
+    others: list[Dataset] = []
     for series in store.series(include_derived=include_derived):
         metadata: list[Dataset] = []
         with attempt(f"series {series.series_instance_uid}"):
@@ -96,8 +98,8 @@ def find_slides(
             if utils.is_tiled_image(each):
                 with attempt(utils.name_of(each)):
                     images.append(TiledImage(store, each))
-            elif utils.text(each, "SOPClassUID") == utils.BULK_SIMPLE_ANNOTATIONS_STORAGE:
-                annotations.append(each)
+            else:
+                others.append(each)
 
     slides: list[Slide] = []
     for group in sorted(group_by_slide(images), key=_order):
@@ -111,11 +113,12 @@ def find_slides(
             continue
         if container_id not in (None, *(slide_key(image)[1] for image in kept if is_volume(image))):
             continue
-        with attempt(f"slide {slide_key(group[0])[1] or group[0].name}"):
+        frame, container = slide_key(group[0])
+        annotations = [each for each in others if are_annotations_of(each, group, frame)]
+        with attempt(f"slide {container or group[0].name}"):
             slides.append(
                 Slide(
                     store,
-                    # a slide knows which annotations are its own
                     [*(image.metadata for image in kept), *annotations],
                     max_frame_cache_size,
                     pyramid_tolerance,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from typing import TYPE_CHECKING, Any
@@ -203,23 +204,32 @@ def compute_frame_positions(
 
     """
     file = _file_of(image)
+    if file is not None:
+        positions = file.frame_positions()
+    elif hasattr(image, "frame_positions"):  # metadata of a client, without the groups
+        positions = image.frame_positions
+    else:
+        positions = positions_of_dataset(image)
     layout = read_layout(
         image,
-        "",  # how frames are encoded doesn't say where they lie
-        positions_of_dataset(image) if file is None else file.frame_positions(),
+        None,  # how frames are encoded doesn't say where they lie
+        positions,
         utils.name_of(image),
-        (lambda frames: [image[PER_FRAME_GROUPS].value[frame] for frame in frames])
-        if file is None
-        else file.frame_groups,
+        functools.partial(_frame_groups, image) if file is None else file.frame_groups,
     )
     check_memory(layout.num_frames * BYTES_PER_FRAME, f"positions of {layout.num_frames} frames")
     channels, planes, tiles = layout.frames.places(np.arange(layout.num_frames))
     grid = layout.grid
-    positions = np.stack(np.divmod(tiles, grid.shape[1]), axis=-1)
-    positions *= (grid.tile_rows, grid.tile_columns)
+    offsets = np.stack(np.divmod(tiles, grid.shape[1]), axis=-1)
+    offsets *= (grid.tile_rows, grid.tile_columns)
     z = np.array(layout.planes)[planes] / MICROMETERS
-    slide_positions = np.column_stack([geometry_of(image).to_slide(positions), z])
-    return positions.astype(np.uint32), slide_positions, channels, planes
+    slide_positions = np.column_stack([geometry_of(image).to_slide(offsets), z])
+    return offsets.astype(np.uint32), slide_positions, channels, planes
+
+
+def _frame_groups(image: Dataset, frames: Sequence[int]) -> list[Dataset]:
+    groups = utils.items(image, "PerFrameFunctionalGroupsSequence")
+    return [groups[frame] for frame in frames] if groups else []
 
 
 def _file_of(image: Dataset) -> FileSource | None:

@@ -252,7 +252,7 @@ def test_an_instance_whose_metadata_are_damaged_is_left_out(archive):
 
 def test_options_reach_the_slides(archive):
     (slide,) = find_slides(FakeClient(archive), container_id="A", max_frame_cache_size=2)
-    assert slide._max_frame_cache_size == 2
+    assert slide._options.max_frame_cache_size == 2
 
 
 def test_slides_in_a_client_of_files(archive, tmp_path):
