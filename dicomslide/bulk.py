@@ -64,7 +64,7 @@ def find_annotation_groups(
             image = _annotated_image(source.metadata, images)
             groups.extend(read_annotation_groups(source.read_instance(), image=image))
         else:
-            logger.debug("%s: no annotations of this slide", source.name)
+            logger.debug("%s: left out, no annotations of this slide", source.name)
     return tuple(groups)
 
 
