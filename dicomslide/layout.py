@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 __all__ = [
+    "SAME_SPACING",
+    "FieldOfView",
     "ImageLayout",
     "field_of_view",
     "first_plane_of",
@@ -44,6 +46,8 @@ __all__ = [
 
 MICROMETERS = 1000  # in a millimetre
 LARGEST_SLIDE = 100.0  # mm; a larger Imaged Volume Width is in µm
+SAME_SPACING = 1e-6
+"""Spacings are the same within this fraction of them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -328,56 +332,93 @@ def pixel_spacing_of(image: Dataset) -> tuple[float, float] | None:
     return None
 
 
-def field_of_view(image: Dataset) -> tuple[float, float] | None:
-    """Return the extent (along the rows, along the columns) in mm of the matrix, or None.
+@dataclasses.dataclass(frozen=True, slots=True)
+class FieldOfView:
+    """What the total pixel matrix of a pyramid's base covers."""
 
-    Imaged Volume Width and Height where the header has them, else from the pixel spacing.
-    """
+    height: float
+    """In mm along the columns."""
+    width: float
+    """In mm along the rows."""
+    pixel_spacing: tuple[float, float] | None
+    """Pixel Spacing as the base's header has it."""
+
+
+def field_of_view(image: Dataset) -> FieldOfView | None:
+    """Return what the matrix of an image covers, or None where nothing says."""
+    try:
+        between_rows, between_columns = spacing_of(image)
+    except MetadataError:
+        return None
+    grid = grid_of(image)
+    return FieldOfView(
+        grid.rows * between_rows, grid.columns * between_columns, pixel_spacing_of(image)
+    )
+
+
+def _imaged_volume(image: Dataset) -> tuple[float, float] | None:
+    """Imaged Volume (Height, Width) in mm, or None; some writers give micrometres."""
     width = utils.number(image, "ImagedVolumeWidth")
     height = utils.number(image, "ImagedVolumeHeight")
     if width and height and width > 0 and height > 0:
         scale = MICROMETERS if max(width, height) > LARGEST_SLIDE else 1
-        return width / scale, height / scale
-    spacing = pixel_spacing_of(image)
-    if spacing is None:
-        return None
-    grid = grid_of(image)
-    return grid.columns * spacing[1], grid.rows * spacing[0]
+        return height / scale, width / scale
+    return None
 
 
-def spacing_of(image: Dataset, extent: tuple[float, float] | None = None) -> tuple[float, float]:
-    """Return the spacing (between rows, between columns) in mm, derived where it isn't given.
+def spacing_of(image: Dataset, base: FieldOfView | None = None) -> tuple[float, float]:
+    """Return the spacing (between rows, between columns) in mm.
+
+    Pixel Spacing, unless it is absent, or contradicted by what the matrix covers: some writers
+    swap its values, and some give every level that of the base.
 
     Parameters
     ----------
     image : pydicom.dataset.Dataset
         Header of a tiled image.
-    extent : tuple of float, optional
-        (along the rows, along the columns) in mm that the matrix covers: what to derive the
-        spacing from where the header neither gives it nor the imaged volume.
+    base : FieldOfView, optional
+        What the base of the image's pyramid covers, and so the image, where it doesn't say.
 
     Raises
     ------
     MetadataError
-        When there is nothing to derive it from.
+        When there is no spacing, nor anything to derive it from.
 
     """
-    spacing = pixel_spacing_of(image)
-    if spacing is not None:
-        return spacing
-    covered = field_of_view(image) or extent
-    if covered is None:
-        raise MetadataError(
-            f"{utils.name_of(image)}: no Pixel Spacing, nor anything to derive it from"
-        )
     grid = grid_of(image)
-    return covered[1] / grid.rows, covered[0] / grid.columns
+    spacing, volume = pixel_spacing_of(image), _imaged_volume(image)
+    covered = volume if volume or base is None else (base.height, base.width)
+    if spacing is None:
+        if covered is None:
+            raise MetadataError(
+                f"{utils.name_of(image)}: no Pixel Spacing, nor anything to derive it from"
+            )
+        return covered[0] / grid.rows, covered[1] / grid.columns
+    if covered is None or _covers(grid, spacing, covered):
+        return spacing
+    if _covers(grid, spacing[::-1], covered):
+        return spacing[1], spacing[0]
+    if base is not None and base.pixel_spacing is not None:
+        derived = base.height / grid.rows, base.width / grid.columns
+        factors = np.divide(derived, spacing)
+        same = np.allclose(spacing, base.pixel_spacing, rtol=SAME_SPACING, atol=0)
+        in_proportion = abs(factors[0] / factors[1] - 1) <= 1 / grid.rows + 1 / grid.columns
+        if same and in_proportion and factors.min() > 1:
+            return derived
+    return spacing
+
+
+def _covers(grid: TileGrid, spacing: Sequence[float], extent: tuple[float, float]) -> bool:
+    """Whether pixels of that spacing make that (height, width), within a pixel and 1 %."""
+    sizes = np.array([grid.rows, grid.columns])
+    allowed = np.maximum(0.01 * np.array(extent), spacing)
+    return bool(np.all(np.abs(sizes * spacing - extent) <= allowed))
 
 
 def geometry_of(
     image: Dataset,
     *,
-    extent: tuple[float, float] | None = None,
+    base: FieldOfView | None = None,
     relative: bool = False,
 ) -> SlideGeometry:
     """Return the affine between the matrix and the slide.
@@ -386,8 +427,8 @@ def geometry_of(
     ----------
     image : pydicom.dataset.Dataset
         Header of a tiled image.
-    extent : tuple of float, optional
-        What the matrix covers, as of :func:`spacing_of`.
+    base : FieldOfView, optional
+        What the base of the image's pyramid covers: see :func:`spacing_of`.
     relative : bool, default: False
         Whether millimetres may count from the first pixel, with a warning, where the header
         doesn't give its place on the slide.
@@ -405,7 +446,7 @@ def geometry_of(
         raise MetadataError(
             f"{name}: no usable Image Orientation (Slide), so it has no place on the slide"
         )
-    spacing = spacing_of(image, extent)
+    spacing = spacing_of(image, base)
     origin = _origin(image, relative)
     try:
         return SlideGeometry(
