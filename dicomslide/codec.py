@@ -375,7 +375,7 @@ def _mended(buffer: memoryview, warning: str) -> memoryview | None:
 
 
 def _ends_image(buffer: memoryview) -> bool:
-    return bytes(buffer[-16:]).rstrip(b"\0").endswith(_END_OF_IMAGE)
+    return bytes(buffer).rstrip(b"\0").endswith(_END_OF_IMAGE)
 
 
 def _require_end_of_image(buffer: memoryview) -> None:

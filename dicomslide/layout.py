@@ -38,6 +38,7 @@ __all__ = [
     "first_plane_of",
     "geometry_of",
     "grid_of",
+    "num_frames_of",
     "pixel_format_of",
     "pixel_spacing_of",
     "read_layout",
@@ -172,7 +173,7 @@ def read_layout(
     of_frames = () if positions is None or positions.channels is None else positions.channels
     channels = channels_of(image, of_frames, frame_groups)
     shares_frames = is_label_map(image) or _has_several_mappings(image, channels)
-    num_frames = int(utils.number(image, "NumberOfFrames") or 1)
+    num_frames = num_frames_of(image)
     try:
         if positions is not None:
             planes, frames = _sparse(image, grid, channels, positions, shares_frames)
@@ -182,7 +183,7 @@ def read_layout(
                 " Functional Groups Sequence with a row and column for each"
             )
         else:
-            planes, frames = _full(image, grid, channels, num_frames, shares_frames)
+            channels, planes, frames = _full(image, grid, channels, num_frames, shares_frames)
     except FramePositionError as error:
         raise error.located(name, error.frame or 0) from None
     except MetadataError as error:
@@ -228,14 +229,17 @@ def _full(
     channels: tuple[Channel, ...],
     num_frames: int,
     shares_frames: bool,
-) -> tuple[tuple[float, ...], FrameMap]:
-    num_planes = max(1, int(utils.number(image, "TotalPixelMatrixFocalPlanes") or 1))
+) -> tuple[tuple[Channel, ...], tuple[float, ...], FrameMap]:
     num_channels = 1 if shares_frames else len(channels)
     first = int(utils.number(image, "ConcatenationFrameOffsetNumber") or 0)
-    expected = grid.num_tiles * num_planes * num_channels
     is_part = utils.text(image, "ConcatenationUID") is not None
+    num_planes = _num_planes(image)
+    if num_planes is None:  # as many as the frames make
+        stacks, rest = divmod(num_frames, grid.num_tiles * num_channels)
+        num_planes = 1 if is_part or rest else stacks
+    expected = grid.num_tiles * num_planes * num_channels
     if num_frames + first > expected or (num_frames < expected and not is_part):
-        # counts of planes and paths are often bogus on images of one plane and path
+        # counts of planes and items of paths are often bogus on images of one plane and path
         if num_frames != grid.num_tiles:
             raise MetadataError(
                 f"the header declares {num_frames} frames"
@@ -244,14 +248,33 @@ def _full(
                 f" {num_channels} channels make {expected}"
             )
         num_planes = 1
-        first = _only_channel(image, [each.identifier for each in channels], shares_frames)
-        first *= grid.num_tiles
+        only = _only_channel(image, [each.identifier for each in channels], shares_frames)
+        first = only * grid.num_tiles
+        if channels[0].type is ChannelTypes.OPTICAL_PATH:  # a segment without frames is empty
+            channels, first = channels[only : only + 1], 0
     start = first_plane_of(image)
     step = _spacing_between_planes(image)
     if num_planes > 1 and step is None:
         raise MetadataError(f"it has {num_planes} focal planes, but no Spacing Between Slices")
     planes = tuple(start + k * (step or 0.0) for k in range(num_planes))
-    return planes, FullFrames(grid.num_tiles, num_planes, num_frames, first)
+    return channels, planes, FullFrames(grid.num_tiles, num_planes, num_frames, first)
+
+
+def _num_planes(image: Dataset) -> int | None:
+    """Total Pixel Matrix Focal Planes, or None."""
+    given = utils.number(image, "TotalPixelMatrixFocalPlanes")
+    return int(given) if given and given >= 1 else None
+
+
+def num_frames_of(image: Dataset) -> int:
+    """Return Number of Frames; where it is absent, what TILED_FULL has."""
+    given = utils.number(image, "NumberOfFrames")
+    if given:
+        return int(given)
+    if not utils.is_tiled_image(image):
+        return 1
+    num_channels = 1 if is_label_map(image) else len(channels_of(image))
+    return grid_of(image).num_tiles * (_num_planes(image) or 1) * num_channels
 
 
 def _only_channel(image: Dataset, identifiers: list[str], shares_frames: bool) -> int:

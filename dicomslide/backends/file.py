@@ -21,7 +21,7 @@ from dicomslide.errors import (
     NotDicomError,
     SourceChangedError,
 )
-from dicomslide.layout import pixel_format_of
+from dicomslide.layout import num_frames_of, pixel_format_of
 from dicomslide.perframe import UNDEFINED, scan_per_frame_groups
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class _Instance:
 
     @property
     def num_frames(self) -> int:
-        return int(utils.number(self.header.dataset, "NumberOfFrames") or 1)
+        return num_frames_of(self.header.dataset)
 
     @cached_property
     def _positions_and_rest(self) -> tuple[FramePositions | None, int]:
