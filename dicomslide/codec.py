@@ -7,7 +7,6 @@ decodes whole or not at all: what is truncated or contradicts its header raises.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import re
 import struct
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dicomslide.cache import Registry
 from dicomslide.codestream import (
     JpegHeader,
     jpeg_xl_size,
@@ -37,6 +37,7 @@ __all__ = ["DECODERS", "Decoder", "PixelFormat", "decode_frame"]
 
 logger = logging.getLogger(__name__)
 
+_conflicts: Registry[tuple[str, str], None] = Registry(64)
 RLE_PADDING = 8
 """Zeros that padding of an RLE segment may decode to."""
 
@@ -310,12 +311,12 @@ def _jpeg_is_ycbcr(header: JpegHeader, declared: PixelFormat) -> bool:
     else:
         return claimed
     if found != claimed:
-        _log_conflict(declared.photometric, "YCbCr" if found else "RGB")
+        key = declared.photometric, "YCbCr" if found else "RGB"
+        _conflicts.get(key, lambda: _log_conflict(*key))  # once, whatever the number of threads
     return found
 
 
-@functools.lru_cache
-def _log_conflict(photometric: str, found: str) -> None:  # once for each pair
+def _log_conflict(photometric: str, found: str) -> None:
     logger.info(
         "Photometric Interpretation is %s; the JPEG codestream holds %s and is decoded as that",
         photometric,

@@ -101,10 +101,10 @@ def _warn_of_spacing(image: TiledImage) -> None:
         taken = image.geometry.spacing
     except MetadataError:
         return
-    if given not in (None, taken):
+    if given is not None and given != taken:
         warnings.warn(
-            f"{image.name}: its Pixel Spacing, {given}, contradicts what its matrix covers; taken"
-            f" is {taken} mm",
+            f"{image.name}: its Pixel Spacing, ({given[0]:g}, {given[1]:g}), contradicts what its"
+            f" matrix covers; taken is ({taken[0]:g}, {taken[1]:g}) mm",
             MetadataWarning,
             stacklevel=5,
         )
