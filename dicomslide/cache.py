@@ -93,13 +93,13 @@ class Registry(Generic[K, V]):
                     return self._values[key]
             try:
                 value = make()
+                with self._lock:  # before others may make it again
+                    self._values[key] = value
+                    while len(self._values) > self._size:
+                        self._values.popitem(last=False)
             finally:
                 with self._lock:
                     self._making.pop(key, None)
-            with self._lock:
-                self._values[key] = value
-                while len(self._values) > self._size:
-                    self._values.popitem(last=False)
             return value
 
     def __len__(self) -> int:

@@ -7,7 +7,6 @@ decodes whole or not at all: what is truncated or contradicts its header raises.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import logging
 import math
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dicomslide.cache import Registry
 from dicomslide.codestream import (
     JpegHeader,
     jpeg_xl_size,
@@ -41,6 +41,7 @@ __all__ = ["DECODERS", "NATIVE", "Decoder", "PixelFormat", "decode_frame", "tran
 logger = logging.getLogger(__name__)
 
 NATIVE, RLE, DEFLATED_FRAME = (f"1.2.840.10008.1.2{end}" for end in (".1", ".5", ".8.1"))
+_conflicts: Registry[tuple[str, str], None] = Registry(64)
 RLE_PADDING = 8
 """Zeros that padding of an RLE segment may decode to."""
 
@@ -406,12 +407,12 @@ def _jpeg_is_ycbcr(header: JpegHeader, declared: PixelFormat) -> bool:
     else:
         return claimed
     if found != claimed:
-        _log_conflict(declared.photometric, "YCbCr" if found else "RGB")
+        key = declared.photometric, "YCbCr" if found else "RGB"
+        _conflicts.get(key, lambda: _log_conflict(*key))  # once, whatever the number of threads
     return found
 
 
-@functools.lru_cache
-def _log_conflict(photometric: str, found: str) -> None:  # once for each pair
+def _log_conflict(photometric: str, found: str) -> None:
     logger.info(
         "Photometric Interpretation is %s; the JPEG codestream holds %s and is decoded as that",
         photometric,
@@ -471,7 +472,7 @@ def _mended(buffer: memoryview, warning: str) -> memoryview | None:
 
 
 def _ends_image(buffer: memoryview) -> bool:
-    return bytes(buffer[-16:]).rstrip(b"\0").endswith(_END_OF_IMAGE)
+    return bytes(buffer).rstrip(b"\0").endswith(_END_OF_IMAGE)
 
 
 def _require_end_of_image(buffer: memoryview) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import warnings
 from typing import TYPE_CHECKING
 
 from dicomslide import utils
 from dicomslide.backends.base import ConcatenatedSource, FrameSource
-from dicomslide.errors import MetadataWarning
+from dicomslide.channel import shared_channel
+from dicomslide.errors import MetadataError, MetadataWarning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from dicomslide.image import TiledImage
 
+    Place = tuple[int, int, float, str]
 
 __all__ = ["group_by_slide", "is_derived", "is_volume", "join_concatenations",
            "list_slides"]  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 
 def slide_key(image: TiledImage) -> tuple[str | None, str | None]:
@@ -28,9 +34,10 @@ def slide_key(image: TiledImage) -> tuple[str | None, str | None]:
 
 
 def join_concatenations(sources: Sequence[FrameSource]) -> tuple[FrameSource, ...]:
-    """Make one source of the parts of each concatenation.
+    """Make one source of the parts of each image that was split.
 
-    A UID alone isn't believed: parts are of one flavor, and of one total pixel matrix.
+    A Concatenation UID alone isn't believed: parts are of one flavor, and of one total pixel
+    matrix. Parts without one are known by the places of their frames.
     """
     parts: dict[tuple[object, ...], list[FrameSource]] = {}
     for source in sources:
@@ -39,9 +46,59 @@ def join_concatenations(sources: Sequence[FrameSource]) -> tuple[FrameSource, ..
         uid = utils.text(metadata, "ConcatenationUID") or source.name
         key = (uid, utils.image_flavor(metadata), *(metadata.get(k) for k in keywords))
         parts.setdefault(key, []).append(source)
-    return tuple(
+    return _join_by_places(
         each[0] if len(each) == 1 else ConcatenatedSource.of(each) for each in parts.values()
     )
+
+
+_ALIKE = (
+    "SeriesInstanceUID", "FrameOfReferenceUID", "TotalPixelMatrixRows", "TotalPixelMatrixColumns",
+    "Rows", "Columns", "SamplesPerPixel", "BitsAllocated",
+)  # fmt: skip
+
+
+def _join_by_places(sources: Iterable[FrameSource]) -> tuple[FrameSource, ...]:
+    """Join sparse images of one series, size, path and plane, if no two frames share a place."""
+    alike: dict[tuple[object, ...], list[FrameSource]] = {}
+    for source in sources:
+        metadata = source.metadata
+        key: tuple[object, ...] = (source.name,)
+        if (
+            not isinstance(source, ConcatenatedSource)
+            and utils.text(metadata, "SOPClassUID") == utils.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE
+            and utils.text(metadata, "DimensionOrganizationType") == "TILED_SPARSE"
+        ):
+            said = (utils.text(metadata, keyword) for keyword in _ALIKE)
+            flavor, path = utils.image_flavor(metadata), shared_channel(metadata)
+            key = (*said, flavor, path, source.transfer_syntax_uid)
+        alike.setdefault(key, []).append(source)
+    return tuple(joined for each in alike.values() for joined in _joined_by_places(each))
+
+
+def _joined_by_places(sources: list[FrameSource]) -> list[FrameSource]:
+    if len(sources) == 1:
+        return sources
+    try:
+        places = [_places_of(source) for source in sources]
+    except MetadataError:
+        return sources  # opening them will say what is wrong
+    stacks = [{place[2:] for place in each} for each in places]
+    counts = [int(source.metadata.get("NumberOfFrames") or 1) for source in sources]
+    if any(stack != stacks[0] for stack in stacks) or len(set().union(*places)) != sum(counts):
+        return sources
+    logger.info("%s: %d images are parts of one", sources[0].name, len(sources))
+    firsts = (0, *itertools.accumulate(counts))[:-1]
+    return [ConcatenatedSource(tuple(sources), firsts, tuple(counts))]
+
+
+def _places_of(source: FrameSource) -> set[Place]:
+    """Return (row, column, z, channel) of the frames."""
+    found = source.frame_positions()
+    if found is None:
+        return set()
+    z = [0.0] * len(found) if found.z is None else found.z.tolist()
+    channels = [""] * len(found) if found.channels is None else found.channels.tolist()
+    return set(zip(found.rows.tolist(), found.columns.tolist(), z, channels, strict=True))
 
 
 def is_derived(image: TiledImage) -> bool:
@@ -88,7 +145,24 @@ def group_by_slide(images: Iterable[TiledImage]) -> list[list[TiledImage]]:
             if id(image) not in members:
                 for slide in _fitting_slides(image, slides):
                     slide.append(image)
+    _share_associated(slides)
     return slides
+
+
+def _share_associated(slides: list[list[TiledImage]]) -> None:
+    """Give a scan that has no label, or no overview, those of other scans of its container."""
+    before = [tuple(slide) for slide in slides]
+    for slide, own in zip(slides, before, strict=True):
+        container = slide_key(own[0])[1]
+        for has in (utils.is_label_image, utils.is_overview_image):
+            if container is not None and not any(has(image.metadata) for image in own):
+                slide.extend(
+                    image
+                    for other in before
+                    if slide_key(other[0])[1] == container
+                    for image in other
+                    if has(image.metadata) and not is_derived(image)
+                )
 
 
 def _may_belong(image: TiledImage, slide: list[TiledImage]) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dicomslide import utils
 from dicomslide.collection import group_by_slide, is_derived, is_volume, list_slides
 from dicomslide.derived import ChannelGroup, derived_series, place_series
-from dicomslide.enum import ChannelTypes
+from dicomslide.enum import ChannelTypes, ImageFlavors
 from dicomslide.errors import (
     AmbiguousSlideError,
     LevelNotFoundError,
@@ -90,6 +90,9 @@ class SlideContents(ChannelsAndPlanes, Identified):
             raise AmbiguousSlideError(list_slides(slides))
         members = set(map(id, slides[0]))
         self._images = tuple(image for image in images if id(image) in members)
+        for image in self._images:
+            if image.flavor not in ImageFlavors.__members__:
+                logger.debug("%s: a %s is passed over", image.name, image.flavor)
         self._arrange()
 
     def _arrange(self) -> None:

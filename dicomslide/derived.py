@@ -150,7 +150,7 @@ def _fits(level: Level, image: TiledImage, tolerance: float) -> bool:
     """Whether an image's pixels are those of a level: as many, as large, lying the same way."""
     if image.size != level.size:
         return False
-    image.extent = level.image.extent
+    image.base_view = level.image.base_view
     try:
         here, there = image.geometry, level.image.geometry
     except MetadataError:

@@ -8,6 +8,7 @@ from dicomslide import utils
 from dicomslide.attributes import slide_attrs
 from dicomslide.codec import DECODERS
 from dicomslide.errors import MetadataError
+from dicomslide.layout import num_frames_of
 
 if TYPE_CHECKING:
     from dicomslide.derived import ChannelGroup
@@ -66,7 +67,7 @@ def describe_image(image: TiledImage) -> dict[str, Any]:
         "columns": image.size[1],
         "tile_rows": int(image.metadata.Rows),
         "tile_columns": int(image.metadata.Columns),
-        "frames": int(utils.number(image.metadata, "NumberOfFrames") or 1),
+        "frames": num_frames_of(image.metadata),
         "transfer_syntax_uid": image.transfer_syntax_uid,
         "transfer_syntax": None if decoder is None else decoder.name,
         "photometric_interpretation": str(image.metadata.get("PhotometricInterpretation")),

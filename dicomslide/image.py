@@ -13,7 +13,7 @@ from dicomslide.enum import ChannelTypes
 from dicomslide.errors import MetadataError
 from dicomslide.geometry import SlideGeometry, SlideGrid
 from dicomslide.identity import Identified
-from dicomslide.layout import ImageLayout, geometry_of, grid_of
+from dicomslide.layout import FieldOfView, ImageLayout, geometry_of, grid_of
 from dicomslide.lookup import ChannelsAndPlanes
 from dicomslide.matrix import TotalPixelMatrix
 from dicomslide.options import check_memory
@@ -84,9 +84,8 @@ class TiledImage(ChannelsAndPlanes, Identified):
         self._max_frame_cache_size = max_frame_cache_size
         self._correct_color = correct_color
         self._on_error: OnError = on_error
-        # (along the rows, along the columns) in mm, of the pyramid: set by it, and used where
-        # the header lacks both spacing and imaged volume
-        self.extent: tuple[float, float] | None = None
+        # of the pyramid: set by it, for levels whose header lacks a spacing, or has a wrong one
+        self.base_view: FieldOfView | None = None
         check_on_error(on_error)
         grid_of(self._source.metadata)
 
@@ -371,7 +370,7 @@ class TiledImage(ChannelsAndPlanes, Identified):
             When the header doesn't say where the image lies on the slide.
 
         """
-        return geometry_of(self.metadata, extent=self.extent)
+        return geometry_of(self.metadata, base=self.base_view)
 
     @property
     def physical_offset(self) -> tuple[float, float]:

@@ -31,11 +31,14 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 __all__ = [
+    "SAME_SPACING",
+    "FieldOfView",
     "ImageLayout",
     "field_of_view",
     "first_plane_of",
     "geometry_of",
     "grid_of",
+    "num_frames_of",
     "pixel_format_of",
     "pixel_spacing_of",
     "read_layout",
@@ -44,6 +47,8 @@ __all__ = [
 
 MICROMETERS = 1000  # in a millimetre
 LARGEST_SLIDE = 100.0  # mm; a larger Imaged Volume Width is in µm
+SAME_SPACING = 1e-6
+"""Spacings are the same within this fraction of them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -169,7 +174,7 @@ def read_layout(
     of_frames = () if positions is None or positions.channels is None else positions.channels
     channels = channels_of(image, of_frames, frame_groups)
     shares_frames = is_label_map(image) or _has_several_mappings(image, channels)
-    num_frames = int(utils.number(image, "NumberOfFrames") or 1)
+    num_frames = num_frames_of(image)
     try:
         if positions is not None:
             planes, frames = _sparse(image, grid, channels, positions, shares_frames)
@@ -179,7 +184,7 @@ def read_layout(
                 " Functional Groups Sequence with a row and column for each"
             )
         else:
-            planes, frames = _full(image, grid, channels, num_frames, shares_frames)
+            channels, planes, frames = _full(image, grid, channels, num_frames, shares_frames)
     except FramePositionError as error:
         raise error.located(name, error.frame or 0) from None
     except MetadataError as error:
@@ -225,14 +230,17 @@ def _full(
     channels: tuple[Channel, ...],
     num_frames: int,
     shares_frames: bool,
-) -> tuple[tuple[float, ...], FrameMap]:
-    num_planes = max(1, int(utils.number(image, "TotalPixelMatrixFocalPlanes") or 1))
+) -> tuple[tuple[Channel, ...], tuple[float, ...], FrameMap]:
     num_channels = 1 if shares_frames else len(channels)
     first = int(utils.number(image, "ConcatenationFrameOffsetNumber") or 0)
-    expected = grid.num_tiles * num_planes * num_channels
     is_part = utils.text(image, "ConcatenationUID") is not None
+    num_planes = _num_planes(image)
+    if num_planes is None:  # as many as the frames make
+        stacks, rest = divmod(num_frames, grid.num_tiles * num_channels)
+        num_planes = 1 if is_part or rest else stacks
+    expected = grid.num_tiles * num_planes * num_channels
     if num_frames + first > expected or (num_frames < expected and not is_part):
-        # counts of planes and paths are often bogus on images of one plane and path
+        # counts of planes and items of paths are often bogus on images of one plane and path
         if num_frames != grid.num_tiles:
             raise MetadataError(
                 f"the header declares {num_frames} frames"
@@ -241,14 +249,33 @@ def _full(
                 f" {num_channels} channels make {expected}"
             )
         num_planes = 1
-        first = _only_channel(image, [each.identifier for each in channels], shares_frames)
-        first *= grid.num_tiles
+        only = _only_channel(image, [each.identifier for each in channels], shares_frames)
+        first = only * grid.num_tiles
+        if channels[0].type is ChannelTypes.OPTICAL_PATH:  # a segment without frames is empty
+            channels, first = channels[only : only + 1], 0
     start = first_plane_of(image)
     step = _spacing_between_planes(image)
     if num_planes > 1 and step is None:
         raise MetadataError(f"it has {num_planes} focal planes, but no Spacing Between Slices")
     planes = tuple(start + k * (step or 0.0) for k in range(num_planes))
-    return planes, FullFrames(grid.num_tiles, num_planes, num_frames, first)
+    return channels, planes, FullFrames(grid.num_tiles, num_planes, num_frames, first)
+
+
+def _num_planes(image: Dataset) -> int | None:
+    """Total Pixel Matrix Focal Planes, or None."""
+    given = utils.number(image, "TotalPixelMatrixFocalPlanes")
+    return int(given) if given and given >= 1 else None
+
+
+def num_frames_of(image: Dataset) -> int:
+    """Return Number of Frames; where it is absent, what TILED_FULL has."""
+    given = utils.number(image, "NumberOfFrames")
+    if given:
+        return int(given)
+    if not utils.is_tiled_image(image):
+        return 1
+    num_channels = 1 if is_label_map(image) else len(channels_of(image))
+    return grid_of(image).num_tiles * (_num_planes(image) or 1) * num_channels
 
 
 def _only_channel(image: Dataset, identifiers: list[str], shares_frames: bool) -> int:
@@ -329,56 +356,93 @@ def pixel_spacing_of(image: Dataset) -> tuple[float, float] | None:
     return None
 
 
-def field_of_view(image: Dataset) -> tuple[float, float] | None:
-    """Return the extent (along the rows, along the columns) in mm of the matrix, or None.
+@dataclasses.dataclass(frozen=True, slots=True)
+class FieldOfView:
+    """What the total pixel matrix of a pyramid's base covers."""
 
-    Imaged Volume Width and Height where the header has them, else from the pixel spacing.
-    """
+    height: float
+    """In mm along the columns."""
+    width: float
+    """In mm along the rows."""
+    pixel_spacing: tuple[float, float] | None
+    """Pixel Spacing as the base's header has it."""
+
+
+def field_of_view(image: Dataset) -> FieldOfView | None:
+    """Return what the matrix of an image covers, or None where nothing says."""
+    try:
+        between_rows, between_columns = spacing_of(image)
+    except MetadataError:
+        return None
+    grid = grid_of(image)
+    return FieldOfView(
+        grid.rows * between_rows, grid.columns * between_columns, pixel_spacing_of(image)
+    )
+
+
+def _imaged_volume(image: Dataset) -> tuple[float, float] | None:
+    """Imaged Volume (Height, Width) in mm, or None; some writers give micrometres."""
     width = utils.number(image, "ImagedVolumeWidth")
     height = utils.number(image, "ImagedVolumeHeight")
     if width and height and width > 0 and height > 0:
         scale = MICROMETERS if max(width, height) > LARGEST_SLIDE else 1
-        return width / scale, height / scale
-    spacing = pixel_spacing_of(image)
-    if spacing is None:
-        return None
-    grid = grid_of(image)
-    return grid.columns * spacing[1], grid.rows * spacing[0]
+        return height / scale, width / scale
+    return None
 
 
-def spacing_of(image: Dataset, extent: tuple[float, float] | None = None) -> tuple[float, float]:
-    """Return the spacing (between rows, between columns) in mm, derived where it isn't given.
+def spacing_of(image: Dataset, base: FieldOfView | None = None) -> tuple[float, float]:
+    """Return the spacing (between rows, between columns) in mm.
+
+    Pixel Spacing, unless it is absent, or contradicted by what the matrix covers: some writers
+    swap its values, and some give every level that of the base.
 
     Parameters
     ----------
     image : pydicom.dataset.Dataset
         Header of a tiled image.
-    extent : tuple of float, optional
-        (along the rows, along the columns) in mm that the matrix covers: what to derive the
-        spacing from where the header neither gives it nor the imaged volume.
+    base : FieldOfView, optional
+        What the base of the image's pyramid covers, and so the image, where it doesn't say.
 
     Raises
     ------
     MetadataError
-        When there is nothing to derive it from.
+        When there is no spacing, nor anything to derive it from.
 
     """
-    spacing = pixel_spacing_of(image)
-    if spacing is not None:
-        return spacing
-    covered = field_of_view(image) or extent
-    if covered is None:
-        raise MetadataError(
-            f"{utils.name_of(image)}: no Pixel Spacing, nor anything to derive it from"
-        )
     grid = grid_of(image)
-    return covered[1] / grid.rows, covered[0] / grid.columns
+    spacing, volume = pixel_spacing_of(image), _imaged_volume(image)
+    covered = volume if volume or base is None else (base.height, base.width)
+    if spacing is None:
+        if covered is None:
+            raise MetadataError(
+                f"{utils.name_of(image)}: no Pixel Spacing, nor anything to derive it from"
+            )
+        return covered[0] / grid.rows, covered[1] / grid.columns
+    if covered is None or _covers(grid, spacing, covered):
+        return spacing
+    if _covers(grid, spacing[::-1], covered):
+        return spacing[1], spacing[0]
+    if base is not None and base.pixel_spacing is not None:
+        derived = base.height / grid.rows, base.width / grid.columns
+        factors = np.divide(derived, spacing)
+        same = np.allclose(spacing, base.pixel_spacing, rtol=SAME_SPACING, atol=0)
+        in_proportion = abs(factors[0] / factors[1] - 1) <= 1 / grid.rows + 1 / grid.columns
+        if same and in_proportion and factors.min() > 1:
+            return derived
+    return spacing
+
+
+def _covers(grid: TileGrid, spacing: Sequence[float], extent: tuple[float, float]) -> bool:
+    """Whether pixels of that spacing make that (height, width), within a pixel and 1 %."""
+    sizes = np.array([grid.rows, grid.columns])
+    allowed = np.maximum(0.01 * np.array(extent), spacing)
+    return bool(np.all(np.abs(sizes * spacing - extent) <= allowed))
 
 
 def geometry_of(
     image: Dataset,
     *,
-    extent: tuple[float, float] | None = None,
+    base: FieldOfView | None = None,
     relative: bool = False,
 ) -> SlideGeometry:
     """Return the affine between the matrix and the slide.
@@ -387,8 +451,8 @@ def geometry_of(
     ----------
     image : pydicom.dataset.Dataset
         Header of a tiled image.
-    extent : tuple of float, optional
-        What the matrix covers, as of :func:`spacing_of`.
+    base : FieldOfView, optional
+        What the base of the image's pyramid covers: see :func:`spacing_of`.
     relative : bool, default: False
         Whether millimetres may count from the first pixel, with a warning, where the header
         doesn't give its place on the slide.
@@ -406,7 +470,7 @@ def geometry_of(
         raise MetadataError(
             f"{name}: no usable Image Orientation (Slide), so it has no place on the slide"
         )
-    spacing = spacing_of(image, extent)
+    spacing = spacing_of(image, base)
     origin = _origin(image, relative)
     try:
         return SlideGeometry(

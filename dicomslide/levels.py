@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicomslide.errors import AmbiguousSlideError, MetadataWarning
+from dicomslide.errors import AmbiguousSlideError, MetadataError, MetadataWarning
 from dicomslide.frames import focal_planes
-from dicomslide.layout import field_of_view
+from dicomslide.layout import field_of_view, pixel_spacing_of
 from dicomslide.pyramid import group_levels
 
 if TYPE_CHECKING:
@@ -78,9 +78,10 @@ def build_pyramid(images: Sequence[TiledImage], tolerance: float) -> ImagePyrami
     groups = group_levels([image.metadata for image in images], tolerance)
     for reason in groups.misfits.values():
         warnings.warn(f"left out: {reason}", MetadataWarning, stacklevel=4)
-    extent = field_of_view(images[groups.base].metadata)
+    view = field_of_view(images[groups.base].metadata)
     for image in images:
-        image.extent = extent
+        image.base_view = view
+        _warn_of_spacing(image)
     kept = [[images[i] for i in same] for same in groups.levels]
     members = [image for same in kept for image in same]
     channels = _channels_of(members)
@@ -91,6 +92,22 @@ def build_pyramid(images: Sequence[TiledImage], tolerance: float) -> ImagePyrami
         Level(same[0].size, tuple(same), _places_of(same, channels, planes)) for same in kept
     )
     return ImagePyramid(levels, channels, planes, tuple(images[i] for i in groups.associated))
+
+
+def _warn_of_spacing(image: TiledImage) -> None:
+    """Warn where Pixel Spacing is given, but contradicted by what the matrix covers."""
+    given = pixel_spacing_of(image.metadata)
+    try:
+        taken = image.geometry.spacing
+    except MetadataError:
+        return
+    if given is not None and given != taken:
+        warnings.warn(
+            f"{image.name}: its Pixel Spacing, ({given[0]:g}, {given[1]:g}), contradicts what its"
+            f" matrix covers; taken is ({taken[0]:g}, {taken[1]:g}) mm",
+            MetadataWarning,
+            stacklevel=5,
+        )
 
 
 def _channels_of(images: Sequence[TiledImage]) -> tuple[Channel, ...]:

@@ -12,7 +12,14 @@ import numpy as np
 from dicomslide import utils
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import MetadataError
-from dicomslide.layout import field_of_view, first_plane_of, geometry_of, grid_of, spacing_of
+from dicomslide.layout import (
+    SAME_SPACING,
+    field_of_view,
+    first_plane_of,
+    geometry_of,
+    grid_of,
+    spacing_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,8 +43,6 @@ __all__ = [
 MAGNIFICATIONS = (1, 2, 4, 10, 20, 40)
 SPACING_AT_1X = 0.01
 """mm between pixels at 1×: 40× is 0.00025 mm, as scanners have it."""
-SAME_SPACING = 1e-6
-"""Spacings are the same within this fraction of them."""
 
 
 # -- which images are levels of one pyramid --------------------------------------------------
@@ -105,9 +110,9 @@ def _size_of(image: Dataset) -> tuple[int, int]:
 
 def _why_not(base: Dataset, image: Dataset, tolerance: float) -> str | None:
     """Say why an image is no level above a base; None where it may be one."""
-    extent = field_of_view(base)
+    view = field_of_view(base)
     try:
-        here, there = (geometry_of(each, extent=extent) for each in (image, base))
+        here, there = (geometry_of(each, base=view) for each in (image, base))
     except MetadataError:
         return None  # nothing says that it isn't
     distance = math.dist(here.center, there.center)
@@ -190,11 +195,11 @@ class Pyramid(Sequence[PyramidLevel]):
             if elsewhere := _why_not(base, image, tolerance):
                 raise MetadataError(elsewhere)
         present = {_size_of(image) for image in metadata}
-        extent = field_of_view(base)
+        view = field_of_view(base)
         self._levels = tuple(
             PyramidLevel(
                 total_pixel_matrix_dimensions=size,
-                pixel_spacing=spacing_of(level, extent),
+                pixel_spacing=spacing_of(level, view),
                 downsampling_factors=(sizes[0][0] / size[0], sizes[0][1] / size[1]),
                 has_pixels=size in present,
             )

@@ -406,11 +406,25 @@ class MatrixReader:
             whole = np.empty(layout.pixel_format.shape, tile.dtype)
             whole[...] = layout.background
             whole[: tile.shape[0], : tile.shape[1]] = tile
+            self._warn_of_lost_pixels(frame, tile.shape[:2])
             tile = whole
         return tile
 
     def _warn(self, error: Exception) -> None:
         warnings.warn(f"filled with background: {error}", FrameWarning, stacklevel=2)
+
+    def _warn_of_lost_pixels(self, frame: int, shape: tuple[int, ...]) -> None:
+        """Warn where a cropped frame doesn't reach to the edge of the matrix."""
+        grid = self.layout.grid
+        (tile,) = self.layout.frames.places(np.array([frame]))[2].tolist()
+        row, column = grid.position(tile)
+        needed = (
+            min(grid.tile_rows, grid.rows - row * grid.tile_rows),
+            min(grid.tile_columns, grid.columns - column * grid.tile_columns),
+        )
+        if shape[0] < needed[0] or shape[1] < needed[1]:
+            reason = f"its codestream holds {shape[0]} × {shape[1]} pixels of {needed}"
+            self._warn(FrameReadError(reason, self.source.name, frame))
 
     def _color_transform(self) -> ColorTransform | None:
         if not self.correct_color or self.layout.pixel_format.dtype != np.uint8:

@@ -56,7 +56,7 @@ class Grid:
             raise ValueError(f'frame must be "slide" or "matrix", not {frame!r}')
         check_memory(8 * sum(image.size), f"{image.name}: coordinates")
         try:
-            geometry = geometry_of(image.metadata, extent=image.extent, relative=True)
+            geometry = geometry_of(image.metadata, base=image.base_view, relative=True)
         except MetadataError as error:
             warnings.warn(
                 f"{error}: its dims are row and column, without millimetres",

@@ -375,7 +375,6 @@ def test_a_file_that_ends_within_its_offset_table_is_refused(tmp_path):
         dict(ImageOrientationSlide=["0", "1"]),
         dict(ImageOrientationSlide=None),
         dict(TotalPixelMatrixRows=None),
-        dict(NumberOfFrames=None),
     ],
 )
 def test_damaged_headers_raise_errors_of_the_package(tmp_path, values):

@@ -20,7 +20,7 @@ from dicomslide.backends.part10 import MemoryBlob, NativeFrames
 from dicomslide.cache import Registry
 from dicomslide.codec import DECODERS, NATIVE, PixelFormat
 from dicomslide.errors import FrameReadError, MetadataError, MetadataWarning
-from dicomslide.layout import pixel_format_of
+from dicomslide.layout import num_frames_of, pixel_format_of
 from dicomslide.options import check_memory
 from dicomslide.perframe import positions_of_dataset
 
@@ -217,7 +217,7 @@ class DicomWebSource:
         if not len(indices):
             return []
         header, connection = self._instance.header, self._instance.connection
-        count = int(utils.number(header, "NumberOfFrames") or 1)
+        count = num_frames_of(header)
         for index in indices:
             if not 0 <= index < count:
                 raise FrameReadError(f"the image has {count} frames", self.name, index)

@@ -21,7 +21,7 @@ from dicomslide.errors import (
     NotDicomError,
     SourceChangedError,
 )
-from dicomslide.layout import pixel_format_of
+from dicomslide.layout import num_frames_of, pixel_format_of
 from dicomslide.perframe import UNDEFINED, scan_per_frame_groups
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class _Instance:
 
     @property
     def num_frames(self) -> int:
-        return int(utils.number(self.header.dataset, "NumberOfFrames") or 1)
+        return num_frames_of(self.header.dataset)
 
     @cached_property
     def _positions_and_rest(self) -> tuple[FramePositions | None, int]:
@@ -271,7 +271,7 @@ class FileStore:
         """
         if isinstance(paths, (str, os.PathLike)):
             paths = [paths]
-        sources: dict[str, FileSource] = {}
+        sources: dict[str, list[FileSource]] = {}
         names = []
         for given in paths:
             path = Path(given).expanduser()
@@ -287,7 +287,7 @@ class FileStore:
                 _add(sources, FileSource.open(path))
         if not sources:
             raise NotDicomError(f"{', '.join(names) or 'an empty list'}: no DICOM file is there")
-        return cls(tuple(sources.values()))
+        return cls(tuple(source for same in sources.values() for source in same))
 
     @property
     def metadata(self) -> list[Dataset]:
@@ -300,15 +300,16 @@ class FileStore:
         Raises
         ------
         MetadataError
-            When no file has its SOP Instance UID.
+            When no file has its SOP Instance UID, or several have, and none is its `filename`.
 
         """
         uid = utils.text(metadata, "SOPInstanceUID")
-        for source in self.sources:
-            if (source.sop_instance_uid if uid else source.path) == (
-                uid or getattr(metadata, "filename", None)
-            ):
-                return source
+        found = [source for source in self.sources if uid in (None, source.sop_instance_uid)]
+        if uid is None or len(found) > 1:  # the UID doesn't tell: the file does
+            path = getattr(metadata, "filename", None)
+            found = [source for source in found if source.path == path]
+        if found:
+            return found[0]
         raise MetadataError(f"no file holds the instance {utils.name_of(metadata)}")
 
 
@@ -323,11 +324,30 @@ def files_of(folder: Path) -> Iterator[str]:
         yield from (os.path.join(parent, file) for file in sorted(files))
 
 
-def _add(sources: dict[str, FileSource], source: FileSource) -> None:
-    other = sources.setdefault(source.sop_instance_uid, source)
-    if other.path != source.path:
-        warnings.warn(
-            f"left out: {source.path} has the SOP Instance UID of {other.path}",
-            MetadataWarning,
-            stacklevel=4,
+_TELLING = (
+    "InstanceNumber", "ImageType", "TotalPixelMatrixRows", "TotalPixelMatrixColumns",
+    "NumberOfFrames", "ConcatenationFrameOffsetNumber",
+)  # fmt: skip
+"""In these, two files of one instance are alike."""
+
+
+def _add(sources: dict[str, list[FileSource]], source: FileSource) -> None:
+    """Add a source, unless it is there; some writers give all images of a series one UID."""
+    others = sources.setdefault(source.sop_instance_uid, [])
+    if any(other.path == source.path for other in others):
+        return
+    here = source.metadata
+    for other in others:
+        there = other.metadata
+        if all(here.get(keyword) == there.get(keyword) for keyword in _TELLING):
+            what = f"left out: {source.path} has the SOP Instance UID of {other.path}"
+            break
+    else:
+        others.append(source)
+        if len(others) == 1:
+            return
+        what = (
+            f"{source.path} has the SOP Instance UID of {others[0].path}, but is another image:"
+            " both are used"
         )
+    warnings.warn(what, MetadataWarning, stacklevel=4)

@@ -189,10 +189,12 @@ def read_per_frame_groups(header: Header, num_frames: int, frames: Sequence[int]
     if span is None:
         return []
     with _errors_of_headers(blob), no_validation():
-        return [
+        groups = [
             read_dataset(io.BytesIO(item), span.implicit_vr, span.little_endian)
             for item in find_items(blob.read, blob.size, span, num_frames, frames)
         ]
+        _convert(*groups)
+    return groups
 
 
 @contextlib.contextmanager
@@ -237,8 +239,7 @@ def _read_header(
             decoder.little_endian,
             stop_when=stop_when,
         )
-        for _ in dataset.iterall():  # convert every value while validation is off
-            pass
+        _convert(dataset)
     dataset.file_meta = file_meta  # type: ignore[assignment]
     dataset.filename = blob.name
     rest = file.tell()
@@ -248,6 +249,13 @@ def _read_header(
         per_frame = PerFrameSpan(value, length, decoder.implicit_vr, decoder.little_endian)
         rest = value if length == UNDEFINED else value + length
     return Header(dataset, uid, decoder, blob, per_frame, rest)
+
+
+def _convert(*datasets: Dataset) -> None:
+    """Convert every value while validation is off: else it happens when one is asked for."""
+    for dataset in datasets:
+        for _ in dataset.iterall():
+            pass
 
 
 def _inflate(blob: Blob, start: int) -> MemoryBlob:
@@ -349,7 +357,7 @@ class Frames(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NativeFrames:
-    """Native frames follow each other without padding, to the bit."""
+    """Native frames follow each other, to the bit."""
 
     start: int
     end: int
@@ -463,11 +471,9 @@ def locate_frames(
     if pixel_data.length != UNDEFINED:
         limit = min(limit, pixel_data.start + pixel_data.length)
     if not header.decoder.encapsulated:
-        _check_native_length(blob, pixel_data, num_frames, native_bits)
+        bits = _stored_bits(blob, pixel_data, num_frames, native_bits)
         swapped = not header.decoder.little_endian and pixel_data.vr == b"OW"
-        return NativeFrames(
-            pixel_data.start, limit, native_bits, swapped and _has_8_bits(header.dataset)
-        )
+        return NativeFrames(pixel_data.start, limit, bits, swapped and _has_8_bits(header.dataset))
     first = blob.read(pixel_data.start, ITEM_HEADER)
     if first[:4] != _ITEM:
         raise MetadataError(f"{blob.name}: encapsulated pixel data don't begin with an item")
@@ -488,16 +494,20 @@ def locate_frames(
     return _by_scan(blob, base, limit, num_frames)
 
 
-def _check_native_length(
-    blob: Blob, pixel_data: PixelData, num_frames: int, native_bits: int
-) -> None:
-    """Raise where the header describes other pixels than are there: they would be shifted."""
-    expected = -(-num_frames * native_bits // 8)
-    if pixel_data.length not in (expected, expected + expected % 2):
-        raise MetadataError(
-            f"{blob.name}: the header describes {num_frames} frames of {native_bits} bits,"
-            f" {expected} bytes; the pixel data have {pixel_data.length}"
-        )
+def _stored_bits(blob: Blob, pixel_data: PixelData, num_frames: int, native_bits: int) -> int:
+    """Return from how many bits to how many a frame follows a frame.
+
+    Frames aren't padded (PS3.5 section 8), but some writers pad each bit-packed one to whole bytes.
+    Where the header describes other pixels than are there, all would be shifted: that raises.
+    """
+    for bits in (native_bits, -(-native_bits // 8) * 8):
+        expected = -(-num_frames * bits // 8)
+        if pixel_data.length in (expected, expected + expected % 2):
+            return bits
+    raise MetadataError(
+        f"{blob.name}: the header describes {num_frames} frames of {native_bits} bits,"
+        f" {-(-num_frames * native_bits // 8)} bytes; the pixel data have {pixel_data.length}"
+    )
 
 
 def _has_8_bits(dataset: Dataset) -> bool:
