@@ -79,7 +79,7 @@ def measure(path: str, size: int) -> dict[str, float]:
 
     import dicomslide
     import dicomslide.backends.file
-    import dicomslide.labelled
+    import dicomslide.labelled.tree
 
     assert pydicom.filereader  # imported beforehand: only reading is measured
     assert simplejpeg

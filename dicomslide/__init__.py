@@ -39,13 +39,11 @@ from dicomslide.utils import (
 )
 
 if TYPE_CHECKING:
-    from dicomslide.annotation import AnnotationGroup, Measurement
+    from dicomslide.annotation.group import AnnotationGroup, Measurement
     from dicomslide.backends.connection import register_client
-    from dicomslide.discovery import find_slides
     from dicomslide.image import TiledImage
-    from dicomslide.index import SlideIndex
+    from dicomslide.labelled.index import SlideIndex
     from dicomslide.matrix import TotalPixelMatrix, TotalPixelMatrixSampler
-    from dicomslide.opening import open_slide
     from dicomslide.openslide import OpenSlide
     from dicomslide.pyramid import (
         Pyramid,
@@ -58,7 +56,7 @@ if TYPE_CHECKING:
         sort_images_by_pixel_spacing,
         sort_images_by_size,
     )
-    from dicomslide.slide import Slide
+    from dicomslide.slide import Slide, find_slides, open_slide
     from dicomslide.tile import (
         assemble_total_pixel_matrix,
         compute_frame_positions,
@@ -68,13 +66,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LATE = {
-    "AnnotationGroup": "annotation",
-    "Measurement": "annotation",
+    "AnnotationGroup": "annotation.group",
+    "Measurement": "annotation.group",
     "OpenSlide": "openslide",
     "Pyramid": "pyramid",
     "PyramidLevel": "pyramid",
     "Slide": "slide",
-    "SlideIndex": "index",
+    "SlideIndex": "labelled.index",
     "TiledImage": "image",
     "TotalPixelMatrix": "matrix",
     "TotalPixelMatrixSampler": "matrix",
@@ -82,11 +80,11 @@ _LATE = {
     "compute_frame_positions": "tile",
     "compute_image_center_position": "pyramid",
     "disassemble_total_pixel_matrix": "tile",
-    "find_slides": "discovery",
-    "register_client": "backends.connection",
+    "find_slides": "slide",
     "get_image_pixel_spacing": "pyramid",
     "get_image_size": "pyramid",
-    "open_slide": "opening",
+    "open_slide": "slide",
+    "register_client": "backends.connection",
     "select_image_at_magnification": "pyramid",
     "select_image_at_pixel_spacing": "pyramid",
     "sort_images_by_pixel_spacing": "pyramid",

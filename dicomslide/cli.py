@@ -10,13 +10,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicomslide.description import describe, table_of
+from dicomslide.display.description import describe, table_of
 from dicomslide.errors import DicomSlideError, MetadataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dicomslide.slide import Slide
+    from dicomslide.slide.slide import Slide
 
 __all__ = ["main"]
 
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _open(options: argparse.Namespace) -> Slide:
-    from dicomslide.opening import open_slide
+    from dicomslide.slide.opening import open_slide
 
     return open_slide(
         options.slide,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomslide.display.picture import add_scale_bar, picture_of, show_picture
 from dicomslide.errors import MetadataError
-from dicomslide.picture import add_scale_bar, picture_of, show_picture
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from dicomslide.slide import Slide
+    from dicomslide.slide.slide import Slide
 
 __all__ = ["otsu_threshold", "run", "tissue_mask"]
 
@@ -56,7 +56,7 @@ def run(slide: Slide | None, output: Path) -> None:
     import xarray as xr
     from dask.diagnostics.progress import ProgressBar
 
-    from dicomslide.opening import open_slide
+    from dicomslide.slide.opening import open_slide
 
     output.mkdir(parents=True, exist_ok=True)
     if slide is None:

@@ -100,7 +100,7 @@ class TiledImage(ChannelsAndPlanes, Identified):
         return f"<TiledImage {what} {rows} × {columns} pixels, {self._source.name}>"
 
     def _repr_html_(self) -> str:
-        from dicomslide.html import image_html
+        from dicomslide.display.html import image_html
 
         return image_html(self)
 

@@ -113,7 +113,7 @@ class TotalPixelMatrix(Identified):
         )
 
     def _repr_html_(self) -> str:
-        from dicomslide.html import matrix_html
+        from dicomslide.display.html import matrix_html
 
         return matrix_html(self)
 

@@ -23,13 +23,13 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRBigEndian, generate_uid
 
-from dicomslide.annotation import AnnotationGroup, region_of_annotation
+from dicomslide.annotation.bulk import find_annotation_groups, read_annotation_groups
+from dicomslide.annotation.graphic import bounding_boxes, centroids
+from dicomslide.annotation.group import AnnotationGroup, region_of_annotation
 from dicomslide.backends.file import FileSource
-from dicomslide.bulk import find_annotation_groups, read_annotation_groups
-from dicomslide.collection import join_concatenations
 from dicomslide.errors import MetadataError, MetadataWarning
-from dicomslide.graphic import bounding_boxes, centroids
 from dicomslide.image import TiledImage
+from dicomslide.slide.collection import join_concatenations
 from dicomslide.testing import write_slide
 
 NUCLEUS = codes.SCT.Nucleus

@@ -103,7 +103,7 @@ def test_html_shows_the_table_though_pixels_cannot_be_read(tmp_path):
 
 
 def test_html_reads_no_image_that_is_too_large_for_a_picture(tissue_slide, monkeypatch):
-    monkeypatch.setattr("dicomslide.html.MOST_PIXELS", 1000)
+    monkeypatch.setattr("dicomslide.display.html.MOST_PIXELS", 1000)
     monkeypatch.setattr("dicomslide.reader.decode_frame", None)
     page = read(open_slide(tissue_slide)._repr_html_())
     assert "would have to be read" in page.text

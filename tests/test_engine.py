@@ -15,7 +15,7 @@ import xarray as xr
 import dicomslide
 from dicomslide.backends.file import FileSource
 from dicomslide.backends.xarray_plugin import DicomSlideBackendEntrypoint
-from dicomslide.index import SlideIndex
+from dicomslide.labelled.index import SlideIndex
 from dicomslide.testing import position_values, write_slide
 
 UPRIGHT = np.rot90(position_values(np.arange(130), np.arange(170)), -1)

@@ -14,7 +14,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID
 
 import dicomslide
-from dicomslide.discovery import find_slides
+from dicomslide.slide.discovery import find_slides
 from dicomslide.testing import uid_of, write_slide
 
 EOSIN = Code("36879007", "SCT", "water soluble eosin stain")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dicomslide.slide import Slide
+    from dicomslide.slide.slide import Slide
     from dicomslide.stack import StackedReader
 
 __all__ = ["DicomSlideBackendArray", "DicomSlideBackendEntrypoint"]
@@ -141,9 +141,9 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             When there is no slide, or several, or it can't be read.
 
         """
-        from dicomslide.attributes import slide_attrs
         from dicomslide.errors import LevelNotFoundError
-        from dicomslide.labelled import level_dataset, other_groups
+        from dicomslide.labelled.attributes import slide_attrs
+        from dicomslide.labelled.tree import level_dataset, other_groups
 
         slide = _open(
             filename_or_obj, container_id, frame_of_reference_uid, correct_color, on_error
@@ -179,7 +179,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         include_patient: bool = False,
     ) -> dict[str, xr.Dataset]:
         """Open all levels of a slide, by path; see :meth:`open_datatree`."""
-        from dicomslide.labelled import slide_groups
+        from dicomslide.labelled.tree import slide_groups
 
         slide = _open(
             filename_or_obj, container_id, frame_of_reference_uid, correct_color, on_error
@@ -264,7 +264,7 @@ def _open(
     source: Any, container_id: str | None, frame_of_reference_uid: str | None, correct_color: bool,
     on_error: Literal["raise", "fill"],
 ) -> Slide:  # fmt: skip
-    from dicomslide.opening import open_slide
+    from dicomslide.slide.opening import open_slide
 
     return open_slide(
         source,

@@ -9,8 +9,6 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
-from dicomslide.collection import group_by_slide, is_derived, is_volume, list_slides
-from dicomslide.derived import ChannelGroup, derived_series, place_series
 from dicomslide.enum import ChannelTypes, ImageFlavors
 from dicomslide.errors import (
     AmbiguousSlideError,
@@ -21,8 +19,10 @@ from dicomslide.errors import (
 )
 from dicomslide.identity import Identified
 from dicomslide.image import TiledImage
-from dicomslide.levels import build_pyramid
 from dicomslide.lookup import ChannelsAndPlanes
+from dicomslide.slide.collection import group_by_slide, is_derived, is_volume, list_slides
+from dicomslide.slide.derived import ChannelGroup, derived_series, place_series
+from dicomslide.slide.levels import build_pyramid
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from dicomslide.backends.base import FrameSource
     from dicomslide.channel import Channel
-    from dicomslide.levels import Level
     from dicomslide.reader import OnError
+    from dicomslide.slide.levels import Level
 
 __all__ = ["SlideContents", "SlideOptions"]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dicomslide.channel import Channel
     from dicomslide.geometry import Orientation, SlideGeometry
     from dicomslide.image import TiledImage
-    from dicomslide.slide import Slide
+    from dicomslide.slide.slide import Slide
 
 __all__ = ["derived_attrs", "image_attrs", "slide_attrs"]
 

@@ -7,8 +7,8 @@ import io
 from html import escape
 from typing import TYPE_CHECKING
 
-from dicomslide.description import describe, describe_image, table_of
-from dicomslide.picture import picture_of
+from dicomslide.display.description import describe, describe_image, table_of
+from dicomslide.display.picture import picture_of
 from dicomslide.utils import counted
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dicomslide.image import TiledImage
     from dicomslide.matrix import TotalPixelMatrix
-    from dicomslide.slide import Slide
+    from dicomslide.slide.slide import Slide
 
 __all__ = ["image_html", "matrix_html", "slide_html"]
 

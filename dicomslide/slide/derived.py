@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dicomslide.channel import Channel
     from dicomslide.image import TiledImage
-    from dicomslide.levels import Level
+    from dicomslide.slide.levels import Level
 
 __all__ = ["ChannelGroup", "DerivedSeries", "derived_series", "place_series", "shares_grid"]
 

@@ -12,21 +12,21 @@ import numpy as np
 import xarray as xr
 
 from dicomslide import utils
-from dicomslide.attributes import derived_attrs, image_attrs
-from dicomslide.coordinates import channel_coords, focal_plane_coords, matrix_coords
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.geometry import Orientation, SlideGeometry
+from dicomslide.labelled.attributes import derived_attrs, image_attrs
+from dicomslide.labelled.coordinates import channel_coords, focal_plane_coords, matrix_coords
 from dicomslide.layout import geometry_of
 from dicomslide.options import check_memory
 from dicomslide.stack import StackedReader
 
 if TYPE_CHECKING:
     from dicomslide.channel import Channel
-    from dicomslide.derived import ChannelGroup
     from dicomslide.image import TiledImage
-    from dicomslide.levels import Level
     from dicomslide.reader import MatrixReader
+    from dicomslide.slide.derived import ChannelGroup
+    from dicomslide.slide.levels import Level
     from dicomslide.stack import Data
 
 __all__ = ["Frame", "Grid", "Stack"]

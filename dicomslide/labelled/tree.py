@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from dicomslide.attributes import slide_attrs
-from dicomslide.derived import shares_grid
 from dicomslide.frames import match_planes
-from dicomslide.variables import Grid, Stack
+from dicomslide.labelled.attributes import slide_attrs
+from dicomslide.labelled.variables import Grid, Stack
+from dicomslide.slide.derived import shares_grid
 
 if TYPE_CHECKING:
-    from dicomslide.derived import ChannelGroup
     from dicomslide.image import TiledImage
-    from dicomslide.slide import Slide
+    from dicomslide.labelled.variables import Frame
+    from dicomslide.slide.derived import ChannelGroup
+    from dicomslide.slide.slide import Slide
     from dicomslide.stack import Data
-    from dicomslide.variables import Frame
 
 __all__ = ["level_dataset", "other_groups", "slide_groups"]
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dicomslide import utils
 from dicomslide.backends.client import frame_source
-from dicomslide.collection import join_concatenations
-from dicomslide.contents import SlideContents, SlideOptions
+from dicomslide.slide.collection import join_concatenations
+from dicomslide.slide.contents import SlideContents, SlideOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from dicomslide.annotation import AnnotationGroup
+    from dicomslide.annotation.group import AnnotationGroup
     from dicomslide.image import TiledImage
     from dicomslide.reader import OnError
 
@@ -102,7 +102,7 @@ class Slide(SlideContents):
         )
 
     def _repr_html_(self) -> str:
-        from dicomslide.html import slide_html
+        from dicomslide.display.html import slide_html
 
         return slide_html(self)
 
@@ -212,7 +212,7 @@ class Slide(SlideContents):
             When there is no such channel or focal plane, or `size` is less than one
 
         """
-        from dicomslide.picture import picture_of
+        from dicomslide.display.picture import picture_of
 
         return picture_of(*self._picture_source(size, channel_index, focal_plane_index))
 
@@ -266,7 +266,7 @@ class Slide(SlideContents):
             When there is no such channel or focal plane, or `size` is less than one.
 
         """
-        from dicomslide.picture import plot_image
+        from dicomslide.display.picture import plot_image
 
         image, *options = self._picture_source(size, channel_index, focal_plane_index)
         axes = plot_image(image, *options, scale_bar=scale_bar, ax=ax)
@@ -310,7 +310,7 @@ class Slide(SlideContents):
             isn't millimetres, or there is no such channel
 
         """
-        from dicomslide.annotation import region_of_annotation
+        from dicomslide.annotation.group import region_of_annotation
 
         region = region_of_annotation(
             annotation,
@@ -338,7 +338,7 @@ class Slide(SlideContents):
             When annotations contradict themselves, or refer to an image that isn't here
 
         """
-        from dicomslide.bulk import find_annotation_groups
+        from dicomslide.annotation.bulk import find_annotation_groups
 
         uid = utils.text(self.metadata, "FrameOfReferenceUID")
         return find_annotation_groups(self._others, self._images, uid)
@@ -521,7 +521,7 @@ class Slide(SlideContents):
             When there is no such level.
 
         """
-        from dicomslide.labelled import level_dataset
+        from dicomslide.labelled.tree import level_dataset
         from dicomslide.stack import dask_data
 
         return level_dataset(self, level, data=dask_data(chunks), frame=frame, squeeze=squeeze)
@@ -555,7 +555,7 @@ class Slide(SlideContents):
         """
         import xarray as xr
 
-        from dicomslide.labelled import slide_groups
+        from dicomslide.labelled.tree import slide_groups
         from dicomslide.stack import dask_data
 
         groups = slide_groups(

@@ -7,12 +7,12 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
+from dicomslide.annotation.bulk import are_annotations_of
 from dicomslide.backends.client import ClientStore
-from dicomslide.bulk import are_annotations_of
-from dicomslide.collection import group_by_slide, is_derived, is_volume, slide_key
 from dicomslide.errors import MetadataWarning
 from dicomslide.image import TiledImage
-from dicomslide.slide import Slide
+from dicomslide.slide.collection import group_by_slide, is_derived, is_volume, slide_key
+from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

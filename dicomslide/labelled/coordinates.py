@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from dicomslide.enum import ChannelTypes
-from dicomslide.index import SlideIndex
+from dicomslide.labelled.index import SlideIndex
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

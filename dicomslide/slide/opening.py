@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.backends.client import ClientStore, is_client
-from dicomslide.collection import group_by_slide, slide_key
 from dicomslide.errors import NotSlideError
 from dicomslide.image import TiledImage
-from dicomslide.slide import Slide
+from dicomslide.slide.collection import group_by_slide, slide_key
+from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
     import os

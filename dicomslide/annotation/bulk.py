@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide import utils
-from dicomslide.annotation import AnnotationGroup, Measurement
+from dicomslide.annotation.graphic import BLOCK, NUM_POINTS
+from dicomslide.annotation.group import AnnotationGroup, Measurement
 from dicomslide.backends.base import ConcatenatedSource
 from dicomslide.errors import MetadataError, MetadataWarning
-from dicomslide.graphic import BLOCK, NUM_POINTS
 from dicomslide.reader import layout_of
 
 if TYPE_CHECKING:

@@ -17,25 +17,13 @@ from dicomslide import utils
 from dicomslide.backends.file import FileSource, FileStore, is_dicom_file
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import DicomSlideError, MetadataWarning
-from dicomslide.opening import open_slide
-from dicomslide.properties import (
+from dicomslide.openslide.properties import (
     OPENSLIDE_NAMES,
-    PROPERTY_NAME_BACKGROUND_COLOR,
-    PROPERTY_NAME_BARCODE,
-    PROPERTY_NAME_BOUNDS_HEIGHT,
-    PROPERTY_NAME_BOUNDS_WIDTH,
-    PROPERTY_NAME_BOUNDS_X,
-    PROPERTY_NAME_BOUNDS_Y,
-    PROPERTY_NAME_COMMENT,
-    PROPERTY_NAME_MPP_X,
-    PROPERTY_NAME_MPP_Y,
-    PROPERTY_NAME_OBJECTIVE_POWER,
-    PROPERTY_NAME_QUICKHASH1,
-    PROPERTY_NAME_VENDOR,
     VENDOR,
     properties_of,
 )
-from dicomslide.rgba import as_picture, read_rgba, transparent
+from dicomslide.openslide.rgba import as_picture, read_rgba, transparent
+from dicomslide.slide.opening import open_slide
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -46,24 +34,12 @@ if TYPE_CHECKING:
     from dicomslide.backends.base import FrameStore
     from dicomslide.image import TiledImage
     from dicomslide.reader import MatrixReader
-    from dicomslide.slide import Slide
+    from dicomslide.slide.slide import Slide
 
     Filename: TypeAlias = str | bytes | os.PathLike[str]
 
 __all__ = [
     "OpenSlide",
-    "PROPERTY_NAME_BACKGROUND_COLOR",
-    "PROPERTY_NAME_BARCODE",
-    "PROPERTY_NAME_BOUNDS_HEIGHT",
-    "PROPERTY_NAME_BOUNDS_WIDTH",
-    "PROPERTY_NAME_BOUNDS_X",
-    "PROPERTY_NAME_BOUNDS_Y",
-    "PROPERTY_NAME_COMMENT",
-    "PROPERTY_NAME_MPP_X",
-    "PROPERTY_NAME_MPP_Y",
-    "PROPERTY_NAME_OBJECTIVE_POWER",
-    "PROPERTY_NAME_QUICKHASH1",
-    "PROPERTY_NAME_VENDOR",
 ]
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
-from dicomslide.attributes import slide_attrs
 from dicomslide.codec import DECODERS
 from dicomslide.errors import MetadataError
+from dicomslide.labelled.attributes import slide_attrs
 from dicomslide.layout import num_frames_of
 
 if TYPE_CHECKING:
-    from dicomslide.derived import ChannelGroup
     from dicomslide.image import TiledImage
-    from dicomslide.slide import Slide
+    from dicomslide.slide.derived import ChannelGroup
+    from dicomslide.slide.slide import Slide
 
 __all__ = ["describe", "describe_image", "table_of"]
 

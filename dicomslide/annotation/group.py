@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.graphic import bounding_boxes, centroids, ellipse_outlines, padded
+from dicomslide.annotation.graphic import bounding_boxes, centroids, ellipse_outlines, padded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -1,0 +1,1 @@
+"""Annotations: bulk annotations as columns in slide millimetres, regions around graphics."""

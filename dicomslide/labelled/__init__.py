@@ -1,0 +1,1 @@
+"""A slide as xarray objects: datasets and trees, labelled in millimetres."""
