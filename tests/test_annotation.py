@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import logging
 import math
 import pickle
 import sys
@@ -23,6 +22,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRBigEndian, generate_uid
 
+from dicomslide import open_slide
 from dicomslide.annotation.bulk import find_annotation_groups, read_annotation_groups
 from dicomslide.annotation.graphic import bounding_boxes, centroids
 from dicomslide.annotation.group import AnnotationGroup, region_of_annotation
@@ -490,19 +490,28 @@ def test_an_image_named_by_its_series_only_is_found(tmp_path, image):
 
 
 @pytest.mark.parametrize("kind", ["2D", "3D"])
-def test_annotations_of_another_slide_are_left_out(tmp_path, image, kind, caplog):
+def test_annotations_of_another_slide_are_left_out(tmp_path, image, kind):
     graphics = [TRIANGLE if kind == "2D" else np.c_[TRIANGLE, np.zeros(3)]]
     dataset = annotations_of(image.name, [group_of(graphics)], kind)
     if kind == "2D":
         dataset.ReferencedImageSequence[0].ReferencedSOPInstanceUID = "1.2.3"
     else:  # of this slide's image, but in millimetres of another frame of reference
         dataset.FrameOfReferenceUID = "1.2.3"
-    with caplog.at_level(logging.DEBUG):
-        found = find_annotation_groups(
-            [save(tmp_path, dataset)], [image], image.frame_of_reference_uid
-        )
-    assert found == ()
-    assert "annotations.dcm: left out" in caplog.text
+    source = save(tmp_path, dataset)
+    with pytest.warns(MetadataWarning, match=r"left out: .*annotations\.dcm: .* another slide"):
+        assert find_annotation_groups([source], [image], image.frame_of_reference_uid) == ()
+
+
+def test_annotations_go_with_the_slide_that_is_chosen(tmp_path):
+    for number, name in ((1, "one"), (2, "two")):
+        options = dict(container_id=name, slide_number=number, associated=False)
+        (path,) = write_slide(tmp_path / name, shape=(40, 40), downsamples=(1,), **options)
+        dataset = annotations_of(path, [group_of([TRIANGLE] * number)])
+        dataset.SOPInstanceUID = f"1.2.3.{number}"
+        dataset.save_as(tmp_path / name / "annotations.dcm")
+    for number, name in ((1, "one"), (2, "two")):
+        slide = open_slide(tmp_path, container_id=name)
+        assert [len(group) for group in slide.annotations()] == [number]
 
 
 def test_pixels_of_an_absent_image_of_the_slide_are_an_error(tmp_path, image):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["are_annotations_of", "find_annotation_groups", "read_annotation_groups"]
 
-logger = logging.getLogger(__name__)
-
 
 def find_annotation_groups(
     sources: Sequence[FrameSource],
@@ -40,7 +37,7 @@ def find_annotation_groups(
     """Read the bulk annotations of a slide from among its sources.
 
     Those in millimetres are of the slide in whose frame of reference they are; those in pixels
-    of the slide that has the image they refer to. Others are left out, with a debug log.
+    of the slide that has the image they refer to. Others are left out, with a warning.
 
     Parameters
     ----------
@@ -60,11 +57,18 @@ def find_annotation_groups(
     """
     groups: list[AnnotationGroup] = []
     for source in sources:
-        if are_annotations_of(source.metadata, images, frame_of_reference_uid):
-            image = _annotated_image(source.metadata, images)
+        header = source.metadata
+        if are_annotations_of(header, images, frame_of_reference_uid):
+            image = _annotated_image(header, images)
             groups.extend(read_annotation_groups(source.read_instance(), image=image))
-        else:
-            logger.debug("%s: left out, no annotations of this slide", source.name)
+        elif utils.text(header, "SOPClassUID") == utils.BULK_SIMPLE_ANNOTATIONS_STORAGE:
+            warnings.warn(
+                f"left out: {source.name}: annotations of another slide: its frame of reference is"
+                f" {utils.text(header, 'FrameOfReferenceUID')}, and it refers to"
+                f" {list(_references(header))}",
+                MetadataWarning,
+                stacklevel=3,
+            )
     return tuple(groups)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
+from dicomslide.annotation.bulk import are_annotations_of
 from dicomslide.backends.client import ClientStore, is_client
 from dicomslide.errors import NotSlideError
 from dicomslide.image import TiledImage
@@ -105,7 +106,7 @@ def open_slide(
 def _choose(
     store: FrameStore, metadata: Sequence[Dataset], container: str | None, frame: str | None
 ) -> list[Dataset]:
-    """Return the metadata of one slide of several, and of all that isn't an image."""
+    """Return the metadata of one slide of several, with what isn't an image of another one."""
     images = [TiledImage(store, each) for each in metadata if utils.is_tiled_image(each)]
     others = [each for each in metadata if not utils.is_tiled_image(each)]
     slides = group_by_slide(images)
@@ -121,4 +122,9 @@ def _choose(
             + (f" and frame of reference {frame}" if frame else "")
             + f"; there are {there}"
         )
+
+    def are_of(header: Dataset, slides: list[list[TiledImage]]) -> bool:
+        return any(are_annotations_of(header, each, slide_key(each[0])[0]) for each in slides)
+
+    others = [each for each in others if are_of(each, kept) or not are_of(each, slides)]
     return [*(image.metadata for slide in kept for image in slide), *others]
