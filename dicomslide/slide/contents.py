@@ -333,10 +333,10 @@ class SlideContents(ChannelsAndPlanes, Identified):
         Raises
         ------
         MetadataError
-            When a header doesn't say where its image lies on the slide.
+            When a header has no spacing, nor anything to derive it from.
 
         """
-        spacings = (level.image.geometry.spacing for level in self.levels)
+        spacings = (level.image.pixel_spacing for level in self.levels)
         return tuple((along_row, along_column) for along_column, along_row in spacings)
 
     @property
@@ -359,7 +359,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         Raises
         ------
         MetadataError
-            When a header doesn't say where its image lies on the slide.
+            When a header lacks orientation or spacing.
 
         """
         sizes = [image.physical_size for level in self.levels for image in level.images]
@@ -529,7 +529,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
     def warn_if_mirrored(self, stacklevel: int) -> None:
         """Warn when the base level shows the slide as seen through the glass."""
         try:
-            mirrored = self.levels[0].image.geometry.handedness > 0
+            mirrored = self.levels[0].image.is_mirrored
         except MetadataError:
             return
         if mirrored:
