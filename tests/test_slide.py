@@ -230,6 +230,20 @@ def test_images_that_lack_frame_of_reference_or_container_join_their_slide(tmp_p
     assert dicomslide.open_slide(tmp_path).num_levels == 2
 
 
+def test_a_base_that_lacks_frame_of_reference_or_container_is_of_its_slide(tmp_path):
+    paths = write_slide(tmp_path, **SMALL)
+    other = pydicom.dcmread(paths[1])
+    for keyword in ("FrameOfReferenceUID", "ContainerIdentifier"):
+        changed(paths[0], lambda ds, keyword=keyword: ds.__delattr__(keyword))
+        slide = dicomslide.open_slide(tmp_path)
+        assert slide.num_levels == 2
+        assert slide.frame_of_reference_uid == other.FrameOfReferenceUID
+        assert slide.container_identifier == slide.to_datatree().name == other.ContainerIdentifier
+        attributes = slide.to_datatree().attrs
+        assert attributes["frame_of_reference_uid"] == other.FrameOfReferenceUID
+        assert attributes["container_identifier"] == other.ContainerIdentifier
+
+
 def test_slides_that_name_neither_frame_nor_container_are_told_apart_by_series(tmp_path):
     def nameless(dataset):
         del dataset.FrameOfReferenceUID

@@ -146,7 +146,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
     @property
     def container_identifier(self) -> str | None:
         """Container Identifier, or None."""
-        return utils.text(self.metadata, "ContainerIdentifier")
+        return self.said("ContainerIdentifier")
 
     @property
     def frame_of_reference_uid(self) -> str:
@@ -158,7 +158,18 @@ class SlideContents(ChannelsAndPlanes, Identified):
             When the images have none.
 
         """
-        return self.levels[0].image.frame_of_reference_uid
+        uid = self.said("FrameOfReferenceUID")
+        if uid is None:
+            raise MetadataError(f"{self.name}: no Frame of Reference UID")
+        return uid
+
+    def said(self, keyword: str) -> str | None:
+        """Return what the first image of the levels that has an element says, or None.
+
+        An image that lacks what the slide is known by is of the slide for what else it says.
+        """
+        images = (image for level in self.levels for image in level.images)
+        return next(filter(None, (utils.text(image.metadata, keyword) for image in images)), None)
 
     # -- images --
 

@@ -346,7 +346,7 @@ class Slide(SlideContents):
         """
         from dicomslide.annotation.bulk import find_annotation_groups
 
-        uid = utils.text(self.metadata, "FrameOfReferenceUID")
+        uid = self.said("FrameOfReferenceUID")
         return find_annotation_groups(self._others, self._images, uid)
 
     # -- between pixels and millimetres --
