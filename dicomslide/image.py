@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from dicomslide.enum import ChannelTypes
 from dicomslide.errors import MetadataError
 from dicomslide.geometry import SlideGeometry, SlideGrid
 from dicomslide.identity import Identified
-from dicomslide.layout import FieldOfView, ImageLayout, geometry_of, grid_of
+from dicomslide.layout import FieldOfView, ImageLayout, geometry_of, grid_of, spacing_of
 from dicomslide.lookup import ChannelsAndPlanes
 from dicomslide.matrix import TotalPixelMatrix
 from dicomslide.options import check_memory
@@ -300,16 +301,17 @@ class TiledImage(ChannelsAndPlanes, Identified):
 
         Raises
         ------
+        TypeError
+            When an offset or a size is no integer
         ValueError
             When there is no such channel or focal plane, or a size is negative
 
         """
-        if min(size) < 0:
-            raise ValueError(f"size {tuple(size)} is negative")
-        check_memory(size[0] * size[1], f"a region of {size[0]} × {size[1]} pixels")
-        rows, columns = (
-            start + np.arange(length) for start, length in zip(offset, size, strict=True)
-        )
+        (top, left), (height, width) = map(operator.index, offset), map(operator.index, size)
+        if min(height, width) < 0:
+            raise ValueError(f"size {(height, width)} is negative")
+        check_memory(height * width, f"a region of {height} × {width} pixels")
+        rows, columns = top + np.arange(height), left + np.arange(width)
         matrix = self.get_total_pixel_matrix(channel_index, focal_plane_index)
         return matrix.reader.read_grid(SlideGrid(rows, columns))
 
@@ -373,14 +375,27 @@ class TiledImage(ChannelsAndPlanes, Identified):
         return geometry_of(self.metadata, base=self.base_view)
 
     @property
+    def pixel_spacing(self) -> tuple[float, float]:
+        """Spacing (between rows, between columns) in mm, in the order of Pixel Spacing.
+
+        Raises
+        ------
+        MetadataError
+            When there is none, nor anything to derive it from.
+
+        """
+        return spacing_of(self.metadata, self.base_view)
+
+    @property
     def physical_offset(self) -> tuple[float, float]:
         """(x, y) of the centre of the matrix' first pixel in mm: Total Pixel Matrix Origin."""
-        return self.geometry.origin
+        return geometry_of(self.metadata, spacing=(1.0, 1.0)).origin
 
     @property
     def physical_size(self) -> tuple[float, float]:
         """Size of the total pixel matrix along the X and Y axes in mm, pixels' edges included."""
-        return self.geometry.physical_size
+        unplaced = geometry_of(self.metadata, base=self.base_view, origin=(0.0, 0.0))
+        return unplaced.physical_size
 
     @property
     def physical_bounds(self) -> tuple[float, float, float, float]:
@@ -395,8 +410,30 @@ class TiledImage(ChannelsAndPlanes, Identified):
         float
             Counterclockwise angle of rotation in degrees, in (−360, 0]
 
+        Raises
+        ------
+        MetadataError
+            When the header doesn't say how the image is turned on the slide.
+
         """
-        return self.geometry.rotation
+        return self._turned.rotation
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether the image shows the slide as seen through the glass.
+
+        Raises
+        ------
+        MetadataError
+            When the header doesn't say how the image is turned on the slide.
+
+        """
+        return self._turned.handedness > 0
+
+    @property
+    def _turned(self) -> SlideGeometry:
+        """What depends on Image Orientation (Slide) alone, which often is all that is there."""
+        return geometry_of(self.metadata, origin=(0.0, 0.0), spacing=(1.0, 1.0))
 
     def get_pixel_indices(self, offset: tuple[float, float]) -> tuple[int, int]:
         """Get indices into total pixel matrix for a given slide position.

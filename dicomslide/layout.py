@@ -444,6 +444,8 @@ def geometry_of(
     *,
     base: FieldOfView | None = None,
     relative: bool = False,
+    origin: tuple[float, float] | None = None,
+    spacing: tuple[float, float] | None = None,
 ) -> SlideGeometry:
     """Return the affine between the matrix and the slide.
 
@@ -456,6 +458,8 @@ def geometry_of(
     relative : bool, default: False
         Whether millimetres may count from the first pixel, with a warning, where the header
         doesn't give its place on the slide.
+    origin, spacing : tuple of float, optional
+        Taken instead of what the header says, or lacks: by what doesn't depend on them.
 
     Raises
     ------
@@ -470,8 +474,8 @@ def geometry_of(
         raise MetadataError(
             f"{name}: no usable Image Orientation (Slide), so it has no place on the slide"
         )
-    spacing = spacing_of(image, base)
-    origin = _origin(image, relative)
+    spacing = spacing or spacing_of(image, base)
+    origin = origin or _origin(image, relative)
     try:
         return SlideGeometry(
             origin,

@@ -269,7 +269,7 @@ class TotalPixelMatrix(Identified):
         Raises
         ------
         TypeError
-            When not exactly one of both is given.
+            When not exactly one of both is given, or a number is no integer.
         IndexError
             When there is no such tile, or the frame isn't of this channel and focal plane.
 
@@ -293,11 +293,11 @@ class TotalPixelMatrix(Identified):
                     f" {reader.focal_plane_index}"
                 )
             return tile
-        row, column = position  # type: ignore[misc]
+        row, column = map(operator.index, position)  # type: ignore[arg-type]
         down, across = self.tile_grid_shape
         if not (0 <= row < down and 0 <= column < across):
             raise IndexError(f"no tile at {(row, column)} in a grid of {down} × {across} tiles")
-        return int(row * across + column)
+        return row * across + column
 
     # -- pixels --
 

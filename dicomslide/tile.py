@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,8 @@ def assemble_total_pixel_matrix(
     """
     if not len(tiles):
         raise ValueError("no tiles: what their data type and samples are isn't known")
-    shape = (total_pixel_matrix_rows, total_pixel_matrix_columns)
+    # plain integers: sums and products of NumPy's small ones overflow
+    shape = (operator.index(total_pixel_matrix_rows), operator.index(total_pixel_matrix_columns))
     positions = _checked(tile_positions, shape)
     if len(tiles) != len(positions):
         raise ValueError(f"{len(tiles)} tiles, but {len(positions)} positions")
@@ -128,6 +130,7 @@ def disassemble_total_pixel_matrix(
     shape = total_pixel_matrix.shape
     if len(shape) not in (2, 3):
         raise ValueError(f"a total pixel matrix has two or three dimensions, not {len(shape)}")
+    rows, columns = operator.index(rows), operator.index(columns)
     if min(rows, columns) < 1:
         raise ValueError(f"tiles of {rows} × {columns} pixels hold nothing")
     positions = _checked(tile_positions, shape[:2])

@@ -21,7 +21,7 @@ from dicomslide import Slide, TiledImage, TotalPixelMatrix
 from dicomslide.backends import connection, dicomweb
 from dicomslide.backends.client import frame_source
 from dicomslide.backends.dicomweb import DicomWebSource
-from dicomslide.backends.file import FileSource
+from dicomslide.backends.file import FileSource, FileStore
 from dicomslide.codec import PixelFormat, decode_frame, transfer_syntax_of
 from dicomslide.geometry import SlideGeometry
 from dicomslide.testing import ENCODERS, SyntheticImage, encode_frame, write_image, write_slide
@@ -655,6 +655,41 @@ def test_a_client_of_files_is_passed_by(file_client):
     arrived = pickle.loads(pickle.dumps(slide))
     with ThreadPoolExecutor(1) as pool:
         np.testing.assert_array_equal(pool.submit(pixels, arrived).result(), expected)
+
+
+@pytest.mark.parametrize("kind", ["client", "store"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["full", "sparse"])
+@pytest.mark.parametrize(
+    "read",
+    [pydicom.dcmread, lambda path: pydicom.dcmread(path, stop_before_pixels=True)],
+    ids=["with pixels", "without"],
+)
+def test_metadata_may_be_what_pydicom_reads_of_the_files(tmp_path, kind, sparse, read):
+    """The pixels are those that its own pixel_array has, at the places where they belong."""
+    paths = write_slide(
+        tmp_path,
+        shape=(70, 90),
+        downsamples=(1, 2),
+        tile_shape=(32, 32),
+        sparse=sparse,
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        associated=False,
+    )
+    metadata = [read(path) for path in paths]
+    client = DICOMfileClient(f"file://{tmp_path}", in_memory=True)
+    source = client if kind == "client" else FileStore.open(tmp_path)
+    frames = [pydicom.dcmread(path).pixel_array for path in paths]
+    slide = Slide(source, metadata, correct_color=False)
+    for number, each in enumerate(metadata):
+        image = TiledImage(source, each, correct_color=False)
+        matrix = TotalPixelMatrix(source, each, correct_color=False)
+        assert image == slide.get_volume_images()[number]
+        assert "PixelData" not in image.metadata
+        np.testing.assert_array_equal(matrix[:], frames[number])  # row-major, none absent
+        np.testing.assert_array_equal(image.get_total_pixel_matrix()[:], frames[number])
+        offsets, *_ = dicomslide.compute_frame_positions(each)
+        np.testing.assert_array_equal(offsets, matrix.tile_positions)
+    client._db_manager.__getstate__()  # closes the database
 
 
 def test_files_that_move_are_found_again(file_client, tmp_path):

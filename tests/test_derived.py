@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import highdicom as hd
@@ -94,6 +95,11 @@ def write_segmentation(path, source, pixels, kind, *, segments=SEGMENTS, series=
     )
     segmentation.save_as(path)
     return path
+
+
+def tiled(path):
+    store = FileStore.open(path)
+    return TiledImage(store, store.metadata[0])
 
 
 def labels_of(masks):
@@ -243,6 +249,26 @@ def test_one_segment_is_a_scalar_coordinate(tmp_path, levels, masks):
     assert variable.segment.item() == "1"
     assert variable.segment_label.item() == "tumour"
     assert slide.to_dataset(squeeze=False).segmentation.dims == ("segment", "z", "y", "x")
+
+
+def test_references_are_those_that_highdicom_wrote(tmp_path, levels, masks):
+    path = write_segmentation(tmp_path / "a.dcm", levels[0], masks.astype(np.uint8), "BINARY")
+    source = pydicom.dcmread(levels[0])
+    image = tiled(path)
+    named = (source.StudyInstanceUID, source.SeriesInstanceUID, source.SOPInstanceUID)
+    assert image.get_references() == [named]
+    assert image.get_references(source.SOPClassUID) == [named]
+    assert image.get_references(sop_class_uid="1.2.3") == []
+    assert tiled(levels[0]).get_references() == []
+    # one of another study
+    dataset = pydicom.dcmread(path)
+    study = pydicom.Dataset()
+    study.StudyInstanceUID = "1.2.3"
+    study.ReferencedSeriesSequence = copy.deepcopy(dataset.ReferencedSeriesSequence)
+    dataset.StudiesContainingOtherReferencedInstancesSequence = [study]
+    dataset.save_as(path)
+    assert tiled(path).get_references() == [named, ("1.2.3", *named[1:])]
+    assert {type(uid) for each in image.get_references() for uid in each} == {str}
 
 
 def test_segments_are_found(tmp_path, levels, masks):

@@ -219,6 +219,30 @@ def test_a_failure_is_an_error_or_leaves_out_and_says_why(archive):
     assert containers(slides) == ["B", "C"]
 
 
+@pytest.mark.parametrize(
+    ("method", "modality", "left"),
+    [("search_for_series", "SEG", ["A", "B"]), ("search_for_series", "SM", []),
+     ("search_for_studies", None, [])],
+)  # fmt: skip
+def test_a_search_that_fails_is_an_error_or_leaves_out_and_says_why(
+    archive, method, modality, left
+):
+    client = FakeClient(archive)
+    search = getattr(client, method)
+
+    def failing(*args, search_filters=None, **kwargs):
+        if modality in (None, search_filters.get("Modality")):
+            raise refused(500)
+        return search(*args, search_filters=search_filters, **kwargs)
+
+    setattr(client, method, failing)
+    options = dict(patient_id="SYNTHETIC-1")
+    with pytest.raises(dicomslide.MetadataError, match="HTTPError: 500"):
+        find_slides(client, **options)
+    with pytest.warns(dicomslide.MetadataWarning, match=r"left out: the se.* HTTPError: 500"):
+        assert containers(find_slides(client, fail_on_error=False, **options)) == left
+
+
 def test_a_slide_that_cannot_be_built_is_left_out(archive):
     client = FakeClient(archive)
     twin = next(d for d in client.datasets.values() if d.ContainerIdentifier == "B")

@@ -11,8 +11,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from highdicom.sr import Scoord3DContentItem
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.sr.codedict import codes
 
 import dicomslide
 from dicomslide import open_slide
@@ -231,3 +233,48 @@ def test_hashes_are_the_same_in_every_process(position_slide):
         for seed in ("1", "2")
     }
     assert len(found) == 1
+
+
+# -- around an annotation ----------------------------------------------------------------------
+
+
+def test_a_region_around_an_annotation_is_of_its_level_channel_and_plane(tmp_path):
+    """Padded pixels of the stored matrix, turned upright by NumPy."""
+    write_slide(
+        tmp_path,
+        shape=(60, 80),
+        downsamples=(1, 2),
+        tile_shape=(32, 32),
+        spacing=(0.001, 0.001),
+        drawing="position",
+        samples=1,
+        bits=16,
+        optical_paths=("9", "10"),
+        planes=(5.0, 7.0),
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        associated=False,
+    )
+    slide = open_slide(tmp_path)
+    # the centres of pixels (10, 20) and (13, 26) at level 1, of which one is 2 µm
+    corners = [slide.get_slide_offset(indices, 1) for indices in ((10, 20), (13, 26))]
+    item = Scoord3DContentItem(
+        name=codes.DCM.ImageRegion,
+        graphic_type="POLYLINE",
+        graphic_data=np.array([(*corner, 0.0068) for corner in corners]),
+        frame_of_reference_uid=slide.frame_of_reference_uid,
+    )
+    (image,) = {slide.get_volume_images(1, plane)[1] for plane in (0, 1)}
+    whole = np.asarray(image.get_total_pixel_matrix(1, 1))
+    for padding, rows, columns in (
+        (0.001, slice(10, 14), slice(20, 27)),
+        ((0.003, 0.001), slice(9, 15), slice(20, 27)),
+        # rows run towards -X, columns towards -Y: left is below, top is before
+        ((0.001, 0.003, 0.005, 0.007), slice(8, 14), slice(19, 30)),
+    ):
+        found = slide.get_slide_region_for_annotation(item, 1, 1, padding)
+        np.testing.assert_array_equal(found, np.rot90(whole[rows, columns], -1))
+    first = slide.get_slide_region_for_annotation(item, level=1, channel_index=0, padding=0.001)
+    assert not np.array_equal(first, np.rot90(whole[10:14, 20:27], -1))
+    item.ReferencedFrameOfReferenceUID = "1.2.3"
+    with pytest.raises(ValueError, match=r"of frame of reference 1\.2\.3"):
+        slide.get_slide_region_for_annotation(item, 1)

@@ -70,6 +70,20 @@ def test_regions_are_exactly_as_large_as_asked_for(position_slide):
         slide.get_image_region((0, 0), 0, (10**7, 10**7))
 
 
+def test_offsets_and_sizes_are_integers_of_any_type(position_slide):
+    slide = dicomslide.open_slide(position_slide)
+    image = slide.get_volume_images()[0]
+    expected = slide.get_image_region((120, 160), 1, (3, 4))
+    # products of the offset and the size of a level don't fit into a byte
+    small = np.array([120, 160], np.uint8), np.array([3, 4], np.uint8)
+    np.testing.assert_array_equal(slide.get_image_region(small[0], 1, small[1]), expected)
+    for offset, size in (((0.5, 0), (3, 4)), ((0, 0), (2.5, 4))):
+        with pytest.raises(TypeError, match="'float'"):
+            slide.get_image_region(offset, 0, size)
+        with pytest.raises(TypeError, match="'float'"):
+            image.get_image_region(offset, size)
+
+
 def test_worked_slide_regions_through_the_api(tmp_path):
     """Worked example 1, where M[r, c] is read off the position drawing."""
     write_slide(
@@ -216,6 +230,20 @@ def test_images_that_lack_frame_of_reference_or_container_join_their_slide(tmp_p
     assert dicomslide.open_slide(tmp_path).num_levels == 2
 
 
+def test_a_base_that_lacks_frame_of_reference_or_container_is_of_its_slide(tmp_path):
+    paths = write_slide(tmp_path, **SMALL)
+    other = pydicom.dcmread(paths[1])
+    for keyword in ("FrameOfReferenceUID", "ContainerIdentifier"):
+        changed(paths[0], lambda ds, keyword=keyword: ds.__delattr__(keyword))
+        slide = dicomslide.open_slide(tmp_path)
+        assert slide.num_levels == 2
+        assert slide.frame_of_reference_uid == other.FrameOfReferenceUID
+        assert slide.container_identifier == slide.to_datatree().name == other.ContainerIdentifier
+        attributes = slide.to_datatree().attrs
+        assert attributes["frame_of_reference_uid"] == other.FrameOfReferenceUID
+        assert attributes["container_identifier"] == other.ContainerIdentifier
+
+
 def test_slides_that_name_neither_frame_nor_container_are_told_apart_by_series(tmp_path):
     def nameless(dataset):
         del dataset.FrameOfReferenceUID
@@ -342,6 +370,51 @@ def test_what_real_files_lack_does_not_keep_them_closed(tmp_path, keyword):
     expected = position_values(np.arange(60), np.arange(80))
     np.testing.assert_array_equal(slide.get_image_region((0, 0), 0, (60, 80)), expected)
     assert slide.to_datatree()["level_1"].image.shape == (40, 30, 3)
+
+
+@pytest.mark.parametrize(
+    ("absent", "works"),
+    [("origin", {"pixel_spacings", "physical_size", "get_rotation"}),
+     ("orientation", {"pixel_spacings"}),
+     ("spacing", {"physical_offset", "get_rotation"})],
+)  # fmt: skip
+def test_what_needs_no_missing_value_works_without_it(tmp_path, absent, works):
+    paths = write_slide(
+        tmp_path, **SMALL | dict(spacing=(0.002, 0.001), orientation=(0, 1, 0, 1, 0, 0))
+    )
+
+    def without(dataset):
+        if absent == "origin":
+            del dataset.TotalPixelMatrixOriginSequence
+        elif absent == "orientation":
+            del dataset.ImageOrientationSlide
+        else:
+            del dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+            del dataset.ImagedVolumeWidth
+
+    for path in paths:
+        changed(path, without)
+    slide = dicomslide.open_slide(tmp_path)
+    image = slide.get_volume_images()[0]
+    # rows of 80 pixels run along Y, columns of 60 along X
+    for name, get, expected in (
+        ("pixel_spacings", lambda: slide.pixel_spacings, ((0.001, 0.002), (0.002, 0.004))),
+        ("physical_size", lambda: slide.physical_size, pytest.approx((0.12, 0.08))),
+        ("physical_offset", lambda: slide.physical_offset, (18.0, 32.0)),
+        ("get_rotation", image.get_rotation, pytest.approx(-270)),
+    ):
+        if name in works:
+            assert get() == expected
+        else:
+            with pytest.raises(dicomslide.MetadataError, match=image.name):
+                get()
+
+
+def test_a_mirror_image_without_origin_is_warned_of(tmp_path):
+    write_slide(tmp_path, **SMALL | dict(orientation=(0, -1, 0, 1, 0, 0), downsamples=(1,)))
+    changed(tmp_path / "level-0.dcm", lambda ds: ds.__delattr__("TotalPixelMatrixOriginSequence"))
+    with pytest.warns(dicomslide.MetadataWarning, match="that of a mirror image"):
+        dicomslide.open_slide(tmp_path)
 
 
 def test_bogus_counts_on_single_images_are_worked_around(tmp_path):

@@ -87,6 +87,16 @@ def test_what_no_tile_covers_is_white_in_colour_and_else_0(dtype, samples, backg
     assert (cut[:, 2:] == background).all()
 
 
+def test_sizes_are_integers_of_any_type():
+    matrix = np.arange(300 * 2).reshape(300, 2)
+    positions = np.array([[0, 0], [200, 0]], np.uint8)
+    tiles = disassemble_total_pixel_matrix(matrix, positions, np.uint8(100), np.uint8(2))
+    np.testing.assert_array_equal(tiles[1], matrix[200:])
+    with pytest.raises(dicomslide.MemoryLimitError):
+        # the product is 0 in 32 bits
+        assemble_total_pixel_matrix(tiles, positions, np.int32(2**18), np.int32(2**18))
+
+
 def test_of_tiles_that_overlap_the_last_is_seen():
     tiles = [np.full((2, 2), value) for value in (1, 2)]
     matrix = assemble_total_pixel_matrix(tiles, [(0, 0), (1, 1)], 3, 3)

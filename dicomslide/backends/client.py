@@ -17,7 +17,8 @@ from dicomslide.cache import ForkLock, Registry
 from dicomslide.errors import MetadataError, NotDicomError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from pydicom.dataset import Dataset
 
@@ -152,6 +153,12 @@ class Series:
     series_instance_uid: str
 
 
+@contextlib.contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Let a failure be one."""
+    yield
+
+
 @dataclasses.dataclass(frozen=True)
 class ClientStore:
     """Instances that a client finds: slide images, and what is derived from them.
@@ -179,26 +186,44 @@ class ClientStore:
         """The metadata of all instances, in a fixed order."""
         return [each for series in self.series() for each in self.metadata_of(series)]
 
-    def series(self, *, include_derived: bool = True) -> list[Series]:
+    def series(
+        self,
+        *,
+        include_derived: bool = True,
+        attempt: Callable[[str], AbstractContextManager[None]] = _failing,
+    ) -> list[Series]:
         """Search for slides' series, and in their studies for what may be derived from them.
+
+        Parameters
+        ----------
+        include_derived : bool, default: True
+            Whether derived images and annotations are searched for.
+        attempt : callable, optional
+            Makes of what is searched for a context for the search: it may suppress its failure.
 
         Raises
         ------
         MetadataError
-            When the search fails.
+            When a search fails.
 
         """
         found: set[Series] = set()
-        for study in self._studies():
-            slides = set(self._search(study, SLIDE_MODALITY))
-            studies = {each.study_instance_uid for each in slides}
+        studies: list[str | None] = []
+        with attempt("the search for studies"):
+            studies = self._studies()
+        for study in studies:
+            where = "" if study is None else f" of study {study}"
+            slides: set[Series] = set()
+            with attempt(f"the series of slides{where}"):
+                slides.update(self._search(study, SLIDE_MODALITY))
+            having_slides = {each.study_instance_uid for each in slides}
             found |= slides
-            if slides and include_derived:
-                for modality in DERIVED_MODALITIES:
+            for modality in DERIVED_MODALITIES if slides and include_derived else ():
+                with attempt(f"the series of modality {modality}{where}"):
                     found |= {
                         each
                         for each in self._search(study, modality)
-                        if each.study_instance_uid in studies
+                        if each.study_instance_uid in having_slides
                     }
         return sorted(found)
 

@@ -19,7 +19,7 @@ __all__ = ["derived_attrs", "image_attrs", "slide_attrs"]
 
 
 def slide_attrs(slide: Slide, *, include_patient: bool = False) -> dict[str, Any]:
-    """Return what a header says of the slide."""
+    """Return what headers say of the slide."""
     metadata = slide.metadata
     keywords = {
         "container_identifier": "ContainerIdentifier",
@@ -38,9 +38,7 @@ def slide_attrs(slide: Slide, *, include_patient: bool = False) -> dict[str, Any
             "patient_sex": "PatientSex",
             "accession_number": "AccessionNumber",
         }
-    attrs: dict[str, Any] = {
-        name: utils.text(metadata, keyword) for name, keyword in keywords.items()
-    }
+    attrs: dict[str, Any] = {name: slide.said(keyword) for name, keyword in keywords.items()}
     attrs["objective_lens_power"] = next(
         (
             power

@@ -121,7 +121,7 @@ def _spacing_of(image: TiledImage) -> tuple[float, float] | None:
     if spacing is not None:
         return spacing
     try:
-        return image.geometry.spacing
+        return image.pixel_spacing
     except MetadataError:
         return None
 

@@ -146,7 +146,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
     @property
     def container_identifier(self) -> str | None:
         """Container Identifier, or None."""
-        return utils.text(self.metadata, "ContainerIdentifier")
+        return self.said("ContainerIdentifier")
 
     @property
     def frame_of_reference_uid(self) -> str:
@@ -158,7 +158,18 @@ class SlideContents(ChannelsAndPlanes, Identified):
             When the images have none.
 
         """
-        return self.levels[0].image.frame_of_reference_uid
+        uid = self.said("FrameOfReferenceUID")
+        if uid is None:
+            raise MetadataError(f"{self.name}: no Frame of Reference UID")
+        return uid
+
+    def said(self, keyword: str) -> str | None:
+        """Return what the first image of the levels that has an element says, or None.
+
+        An image that lacks what the slide is known by is of the slide for what else it says.
+        """
+        images = (image for level in self.levels for image in level.images)
+        return next(filter(None, (utils.text(image.metadata, keyword) for image in images)), None)
 
     # -- images --
 
@@ -333,10 +344,10 @@ class SlideContents(ChannelsAndPlanes, Identified):
         Raises
         ------
         MetadataError
-            When a header doesn't say where its image lies on the slide.
+            When a header has no spacing, nor anything to derive it from.
 
         """
-        spacings = (level.image.geometry.spacing for level in self.levels)
+        spacings = (level.image.pixel_spacing for level in self.levels)
         return tuple((along_row, along_column) for along_column, along_row in spacings)
 
     @property
@@ -359,7 +370,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         Raises
         ------
         MetadataError
-            When a header doesn't say where its image lies on the slide.
+            When a header lacks orientation or spacing.
 
         """
         sizes = [image.physical_size for level in self.levels for image in level.images]
@@ -529,7 +540,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
     def warn_if_mirrored(self, stacklevel: int) -> None:
         """Warn when the base level shows the slide as seen through the glass."""
         try:
-            mirrored = self.levels[0].image.geometry.handedness > 0
+            mirrored = self.levels[0].image.is_mirrored
         except MetadataError:
             return
         if mirrored:

@@ -90,7 +90,7 @@ def find_slides(
     store = ClientStore(client, study_instance_uid, patient_id, study_id)
     images: list[TiledImage] = []
     others: list[Dataset] = []
-    for series in store.series(include_derived=include_derived):
+    for series in store.series(include_derived=include_derived, attempt=attempt):
         metadata: list[Dataset] = []
         with attempt(f"series {series.series_instance_uid}"):
             metadata = store.metadata_of(series)

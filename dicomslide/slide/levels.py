@@ -98,7 +98,7 @@ def _warn_of_spacing(image: TiledImage) -> None:
     """Warn where Pixel Spacing is given, but contradicted by what the matrix covers."""
     given = pixel_spacing_of(image.metadata)
     try:
-        taken = image.geometry.spacing
+        taken = image.pixel_spacing
     except MetadataError:
         return
     if given is not None and given != taken:

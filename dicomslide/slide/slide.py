@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any, Literal
 
 from dicomslide import utils
@@ -140,14 +141,17 @@ class Slide(SlideContents):
         ------
         LevelNotFoundError
             When there is no such level
+        TypeError
+            When an offset or a size is no integer
         ValueError
-            When there is no such channel or focal plane
+            When there is no such channel or focal plane, or a size is negative
 
         """
         image, channel, plane = self._place(level, channel_index, focal_plane_index)
+        row, column = map(operator.index, offset)
         at_level = (
-            offset[0] * image.size[0] // self.size[0],
-            offset[1] * image.size[1] // self.size[1],
+            row * image.size[0] // self.size[0],
+            column * image.size[1] // self.size[1],
         )
         return image.get_image_region(at_level, size, channel, plane)
 
@@ -176,14 +180,16 @@ class Slide(SlideContents):
         -------
         numpy.ndarray
             Shape (rows, columns, samples), upright: columns run along X, rows against Y;
-            outside of the matrix is background
+            outside of the matrix is background. Its shape depends on `size` only.
 
         Raises
         ------
         LevelNotFoundError
             When there is no such level
         ValueError
-            When there is no such channel or focal plane
+            When there is no such channel or focal plane, or a size is negative
+        MetadataError
+            When the header doesn't say where the image lies on the slide
 
         """
         image, channel, plane = self._place(level, channel_index, focal_plane_index)
@@ -340,7 +346,7 @@ class Slide(SlideContents):
         """
         from dicomslide.annotation.bulk import find_annotation_groups
 
-        uid = utils.text(self.metadata, "FrameOfReferenceUID")
+        uid = self.said("FrameOfReferenceUID")
         return find_annotation_groups(self._others, self._images, uid)
 
     # -- between pixels and millimetres --
