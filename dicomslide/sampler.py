@@ -39,9 +39,10 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
     region_dimensions : tuple of int
         Height (rows) and width (columns) of regions, without padding.
     bounding_box : tuple of tuple of int, optional
-        Zero-based (row, column) offset and (rows, columns) size of a box within the matrix. The
-        first region lies at its offset, and regions cover it: the last ones may reach out of the
-        box, for all are of the same dimensions. By default, the whole matrix.
+        Zero-based (row, column) offset and (rows, columns) size of a box that begins within the
+        matrix, such as that of a tile. The first region lies at its offset, and regions cover
+        it: the last ones may reach out of the box, for all are of the same dimensions. By
+        default, the whole matrix.
     tile_grid_positions : sequence of tuple of int, or numpy.ndarray, optional
         Zero-based (row, column) positions in the tile grid of the matrix. The grid of regions
         covers the whole matrix, and those that intersect with one of these tiles are sampled,
@@ -84,10 +85,10 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
         offset, size = ((0, 0), matrix.shape[:2]) if bounding_box is None else bounding_box
         self._offset = _two_integers(offset, "offset of the bounding box", least=0)
         size = _two_integers(size, "size of the bounding box", least=1)
-        if any(o + s > n for o, s, n in zip(self._offset, size, matrix.shape, strict=False)):
+        if any(start >= n for start, n in zip(self._offset, matrix.shape, strict=False)):
             raise ValueError(
-                f"a bounding box of {size[0]} × {size[1]} pixels at {self._offset} reaches out of"
-                f" the matrix of {matrix.shape[0]} × {matrix.shape[1]} pixels"
+                f"a bounding box at {self._offset} lies outside of the matrix of"
+                f" {matrix.shape[0]} × {matrix.shape[1]} pixels"
             )
         down, across = (-(-s // d) for s, d in zip(size, self._dimensions, strict=True))
         self._across = across

@@ -81,8 +81,8 @@ dimensions = st.tuples(st.integers(1, 40), st.integers(1, 40))
 def boxes(draw):
     row, column = draw(st.integers(0, SHAPE[0] - 1)), draw(st.integers(0, SHAPE[1] - 1))
     return (row, column), (
-        draw(st.integers(1, SHAPE[0] - row)),
-        draw(st.integers(1, SHAPE[1] - column)),
+        draw(st.integers(1, SHAPE[0] - row + 20)),  # it may reach out of the matrix
+        draw(st.integers(1, SHAPE[1] - column + 20)),
     )
 
 
@@ -129,6 +129,18 @@ def test_regions_lie_on_a_grid_from_the_offset_of_the_bounding_box(matrices, box
             itertools.product(range(-(-height // size[0])), range(-(-width // size[1])))
         )
         assert_regions(sampler, array, (row, column), positions, size, padding)
+
+
+def test_the_bounding_box_of_a_tile_gives_that_tile(matrices):
+    matrix, _ = matrices[3]
+    for index, tile in enumerate(matrix):
+        box = matrix.get_tile_bounding_box(index)
+        (region,) = TotalPixelMatrixSampler(matrix, matrix.tile_shape[:2], box)
+        (top, left), _ = box
+        inside = matrix.shape[0] - top, matrix.shape[1] - left
+        np.testing.assert_array_equal(
+            region[: inside[0], : inside[1]], tile[: inside[0], : inside[1]]
+        )
 
 
 tiles = st.lists(
@@ -235,8 +247,8 @@ def test_results_belong_to_the_caller(matrices):
         (dict(region_dimensions=(0, 5)), r"region_dimensions \(0, 5\)"),
         (dict(bounding_box=((-1, 0), (5, 5))), r"offset of the bounding box \(-1, 0\)"),
         (dict(bounding_box=((0, 0), (5, 0))), r"size of the bounding box \(5, 0\)"),
-        (dict(bounding_box=((20, 0), (4, 5))), "reaches out of the matrix of 23 × 31"),
-        (dict(bounding_box=((0, 31), (1, 1))), "reaches out of the matrix of 23 × 31"),
+        (dict(bounding_box=((23, 0), (4, 5))), "outside of the matrix of 23 × 31"),
+        (dict(bounding_box=((0, 31), (1, 1))), "outside of the matrix of 23 × 31"),
         (dict(tile_grid_positions=[(0, 0), (4, 0)]), r"no tile at \(4, 0\) in a grid of 4 × 4"),
         (dict(tile_grid_positions=[(0, -1)]), r"no tile at \(0, -1\)"),
         (dict(tile_grid_positions=[0, 1]), "tile_grid_positions are"),
