@@ -456,6 +456,30 @@ def test_a_matrix_of_the_levels_size_that_lies_apart_keeps_its_own_millimetres(
     )
 
 
+def test_a_part_of_the_base_of_a_levels_size_keeps_its_spacing(tmp_path, levels):
+    """As many pixels as level 1, but as small as those of level 0: a quarter of the slide."""
+    part = np.zeros((35, 55), np.uint8)
+    part[3, 7] = 1
+    path = write_segmentation(
+        tmp_path / "seg.dcm", levels[1], part, "BINARY", segments=SEGMENTS[:1]
+    )
+    dataset, base = pydicom.dcmread(path), pydicom.dcmread(levels[0])
+    here, there = (
+        each.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0] for each in (dataset, base)
+    )
+    here.PixelSpacing = there.PixelSpacing
+    dataset.TotalPixelMatrixOriginSequence = base.TotalPixelMatrixOriginSequence
+    dataset.save_as(path)
+    slide = open_slide([*levels, path])
+    (image,) = slide.derived_images
+    expected = hd.spatial.PixelToReferenceTransformer.for_image(
+        dataset, for_total_pixel_matrix=True
+    )(np.array([[7, 3]]))
+    np.testing.assert_allclose(image.get_slide_offset((3, 7)), expected[0, :2], atol=1e-9)
+    assert "segmentation" not in slide.to_dataset(1)
+    assert slide.to_datatree()["segmentation"].segmentation.attrs["pixel_spacing"] == [0.0005] * 2
+
+
 def test_a_pixel_by_millimetres_is_the_same_place_in_image_and_segmentation(tmp_path, levels):
     rows, columns = np.indices(SHAPE)
     mask = ((rows % 16) == 5) & ((columns % 16) == 9)

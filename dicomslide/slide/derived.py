@@ -12,6 +12,7 @@ import numpy as np
 from dicomslide import utils
 from dicomslide.errors import MetadataError
 from dicomslide.frames import match_planes
+from dicomslide.layout import pixel_spacing_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -150,7 +151,10 @@ def _fits(level: Level, image: TiledImage, tolerance: float) -> bool:
     """Whether an image's pixels are those of a level: as many, as large, lying the same way."""
     if image.size != level.size:
         return False
-    image.base_view = level.image.base_view
+    # what is wrong with the level's Pixel Spacing is wrong with one that was copied from it, but a
+    # spacing of its own is believed: of a part of the base it may be that of the base
+    if pixel_spacing_of(image.metadata) in (None, pixel_spacing_of(level.image.metadata)):
+        image.base_view = level.image.base_view
     try:
         here, there = image.geometry, level.image.geometry
     except MetadataError:
