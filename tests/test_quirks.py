@@ -44,6 +44,7 @@ Those of pixels are in test_quirky_pixels; here is the table, and those of heade
     test_bogus_numbers_of_a_concatenation_on_a_label
     test_slide.test_a_concatenation_uid_that_lies_joins_nothing
     test_split_images_without_concatenation_attributes_are_one
+    test_sparse_images_that_lie_apart_are_no_parts
     test_images_of_one_place_that_are_no_parts_stay_ambiguous
     test_full_parts_without_concatenation_attributes_raise
     test_perframe.test_a_part_alone_puts_its_frames_at_their_tiles
@@ -197,6 +198,17 @@ def test_split_images_without_concatenation_attributes_are_one(tmp_path, paths):
 def test_images_of_one_place_that_are_no_parts_stay_ambiguous(tmp_path):
     write_half(tmp_path, 1, slice(0, 7), sparse=True)
     write_half(tmp_path, 2, slice(6, None), sparse=True)
+    with pytest.raises(dicomslide.AmbiguousSlideError, match=r"half-1\.dcm and .*half-2\.dcm"):
+        open_stored(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [dict(origin=(10.0, 20.02)), dict(spacing=(0.002, 0.002))])
+def test_sparse_images_that_lie_apart_are_no_parts(tmp_path, wrong):
+    """Two regions of a slide, in matrices of one size."""
+    here = SlideGeometry((10.0, 20.0), (0.0, -1.0), (-1.0, 0.0), (0.001, 0.001), SHAPE)
+    there = dataclasses.replace(here, **wrong)
+    write_half(tmp_path, 1, slice(0, 7), sparse=True, geometry=here)
+    write_half(tmp_path, 2, slice(7, None), sparse=True, geometry=there)
     with pytest.raises(dicomslide.AmbiguousSlideError, match=r"half-1\.dcm and .*half-2\.dcm"):
         open_stored(tmp_path)
 
