@@ -79,7 +79,7 @@ class _Given:
     header: Dataset
 
 
-_headers: Registry[tuple[Hashable, ...], Dataset] = Registry(256)
+_headers: Registry[tuple[Hashable, ...], Dataset] = Registry(1024)
 _profiles: Registry[tuple[Hashable, ...], bytes | None] = Registry(256)
 _wholes: Registry[tuple[Hashable, ...], _WholeFrames] = Registry(2)
 
