@@ -194,12 +194,15 @@ def _may_belong(image: TiledImage, slide: list[TiledImage]) -> bool:
     pairs = list(zip(slide_key(image), slide_key(slide[0]), strict=True))
     if any(None not in pair and pair[0] != pair[1] for pair in pairs):
         return False
-    return any(a is not None and a == b for a, b in pairs) or _same_series(image, slide)
+    return any(a is not None and a == b for a, b in pairs) or _same(
+        image, slide, "SeriesInstanceUID"
+    )
 
 
-def _same_series(image: TiledImage, others: list[TiledImage]) -> bool:
-    uid = utils.text(image.metadata, "SeriesInstanceUID")
-    return any(utils.text(other.metadata, "SeriesInstanceUID") == uid for other in others)
+def _same(image: TiledImage, others: list[TiledImage], keyword: str) -> bool:
+    """Whether what an image says is what one of others says."""
+    said = utils.text(image.metadata, keyword)
+    return any(utils.text(other.metadata, keyword) == said for other in others)
 
 
 def _fitting_slides(image: TiledImage, slides: list[list[TiledImage]]) -> list[list[TiledImage]]:
@@ -211,6 +214,14 @@ def _fitting_slides(image: TiledImage, slides: list[list[TiledImage]]) -> list[l
         possible = [
             (slide, key) for slide, key in possible if None in (frame, key[0]) or frame == key[0]
         ]
+    else:  # a label names a person: never one of another slide
+        possible = [
+            (slide, key)
+            for slide, key in possible
+            if (container is not None and container == key[1])
+            or _same(image, slide, "SeriesInstanceUID")
+            or (None in (container, key[1]) and _same(image, slide, "StudyInstanceUID"))
+        ]
     if len(possible) == 1:
         return [possible[0][0]]
     by_reference = [
@@ -220,7 +231,7 @@ def _fitting_slides(image: TiledImage, slides: list[list[TiledImage]]) -> list[l
     by_container = [
         slide for slide, key in possible if container is not None and key[1] == container
     ]
-    by_series = [slide for slide, _ in possible if _same_series(image, slide)]
+    by_series = [slide for slide, _ in possible if _same(image, slide, "SeriesInstanceUID")]
     if found := by_reference or by_frame or by_container or by_series:
         return found
     what = "segmentation or parametric map" if is_derived(image) else image.flavor
