@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dicomslide import utils
 from dicomslide.enum import ChannelTypes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
@@ -135,8 +136,8 @@ def channels_of(
     if kind is ChannelTypes.PARAMETER:
         items = _mappings(utils.items(image, "SharedFunctionalGroupsSequence"))
         if not items and len(of_frames) and frame_groups is not None:
-            firsts = {name: frame for frame, name in reversed(list(enumerate(of_frames)))}
-            items = _mappings(frame_groups(sorted(firsts.values())))
+            _, firsts = np.unique(of_frames, return_index=True)
+            items = _mappings(frame_groups(sorted(firsts.tolist())))
     else:
         items = utils.items(image, {
             ChannelTypes.OPTICAL_PATH: "OpticalPathSequence",

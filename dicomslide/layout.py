@@ -47,6 +47,8 @@ __all__ = [
 
 MICROMETERS = 1000  # in a millimetre
 LARGEST_SLIDE = 100.0  # mm; a larger Imaged Volume Width is in µm
+PARALLEL = 0.99
+"""Cosine of the angle within which rows of levels run alike."""
 SAME_SPACING = 1e-6
 """Spacings are the same within this fraction of them."""
 
@@ -366,6 +368,15 @@ class FieldOfView:
     """In mm along the rows."""
     pixel_spacing: tuple[float, float] | None
     """Pixel Spacing as the base's header has it."""
+    row_direction: tuple[float, float] | None
+    """In which (x, y) the rows run; None where the header doesn't say."""
+
+    def is_turned_from(self, image: Dataset) -> bool:
+        """Whether rows of an image run along others than the base's: its width isn't theirs."""
+        here, there = _row_direction(image), self.row_direction
+        if here is None or there is None:
+            return False
+        return abs(here[0] * there[0] + here[1] * there[1]) < PARALLEL
 
 
 def field_of_view(image: Dataset) -> FieldOfView | None:
@@ -376,8 +387,16 @@ def field_of_view(image: Dataset) -> FieldOfView | None:
         return None
     grid = grid_of(image)
     return FieldOfView(
-        grid.rows * between_rows, grid.columns * between_columns, pixel_spacing_of(image)
+        grid.rows * between_rows,
+        grid.columns * between_columns,
+        pixel_spacing_of(image),
+        _row_direction(image),
     )
+
+
+def _row_direction(image: Dataset) -> tuple[float, float] | None:
+    cosines = utils.numbers(image, "ImageOrientationSlide", 6)
+    return None if cosines is None else (cosines[0], cosines[1])
 
 
 def _imaged_volume(image: Dataset) -> tuple[float, float] | None:
@@ -401,7 +420,8 @@ def spacing_of(image: Dataset, base: FieldOfView | None = None) -> tuple[float, 
     image : pydicom.dataset.Dataset
         Header of a tiled image.
     base : FieldOfView, optional
-        What the base of the image's pyramid covers, and so the image, where it doesn't say.
+        What the base of the image's pyramid covers, and so the image, where it doesn't say and
+        its rows run along those of the base.
 
     Raises
     ------
@@ -410,6 +430,8 @@ def spacing_of(image: Dataset, base: FieldOfView | None = None) -> tuple[float, 
 
     """
     grid = grid_of(image)
+    if base is not None and base.is_turned_from(image):
+        base = None
     spacing, volume = pixel_spacing_of(image), _imaged_volume(image)
     covered = volume if volume or base is None else (base.height, base.width)
     if spacing is None:
@@ -427,7 +449,9 @@ def spacing_of(image: Dataset, base: FieldOfView | None = None) -> tuple[float, 
         factors = np.divide(derived, spacing)
         same = np.allclose(spacing, base.pixel_spacing, rtol=SAME_SPACING, atol=0)
         in_proportion = abs(factors[0] / factors[1] - 1) <= 1 / grid.rows + 1 / grid.columns
-        if same and in_proportion and factors.min() > 1:
+        if (
+            same and in_proportion and factors.min() > 1 and _covers(grid, derived, covered)
+        ):  # else what is covered contradicts both
             return derived
     return spacing
 

@@ -46,7 +46,7 @@ AUTO_CHUNK = 2048
 BATCH = 16
 """Frames that a thread reads at once."""
 
-_layouts: Registry[tuple[Hashable, ...], ImageLayout] = Registry(256)
+_layouts: Registry[tuple[Hashable, ...], ImageLayout] = Registry(1024)
 _frames = FrameCache(lambda: get_options().frame_cache_bytes)
 _pools: Registry[tuple[int, int], ThreadPoolExecutor] = Registry(1)
 

@@ -22,6 +22,7 @@ __all__ = [
     "SEGMENTATION_STORAGES",
     "PARAMETRIC_MAP_STORAGE",
     "VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE",
+    "code_value",
     "codes",
     "counted",
     "does_optical_path_item_match",
@@ -91,18 +92,25 @@ def numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | N
     return found if all(math.isfinite(each) for each in found) else None
 
 
+def code_value(item: Dataset) -> str | None:
+    """Return the value of a code (PS3.3 8.8), whichever element holds it; None without one."""
+    values = (text(item, kind) for kind in ("CodeValue", "LongCodeValue", "URNCodeValue"))
+    return next(filter(None, values), None)
+
+
 def codes(dataset: Dataset, keyword: str) -> Iterator[Code]:
-    """Yield the codes of a code sequence (PS3.3 8.8), whichever value element holds them."""
-    from pydicom.sr.coding import Code
+    """Yield the codes of a code sequence that have a value."""
+    from pydicom.sr.coding import Code  # with its dictionaries of codes: a tenth of a second
 
     for item in items(dataset, keyword):
-        values = (text(item, kind) for kind in ("CodeValue", "LongCodeValue", "URNCodeValue"))
-        yield Code(
-            value=next(filter(None, values), ""),
-            scheme_designator=text(item, "CodingSchemeDesignator") or "",
-            meaning=text(item, "CodeMeaning") or "",
-            scheme_version=text(item, "CodingSchemeVersion"),
-        )
+        value = code_value(item)
+        if value is not None:
+            yield Code(
+                value=value,
+                scheme_designator=text(item, "CodingSchemeDesignator") or "",
+                meaning=text(item, "CodeMeaning") or value,
+                scheme_version=text(item, "CodingSchemeVersion"),
+            )
 
 
 def counted(count: int, what: str) -> str:
@@ -334,9 +342,8 @@ def _stains(specimen: Dataset) -> Iterator[Dataset]:
     """Yield the content items that name a stain, as code or as text (TID 8003)."""
     for step in items(specimen, "SpecimenPreparationSequence"):
         for content in items(step, "SpecimenPreparationStepContentItemSequence"):
-            if any(
-                code.value in USING_SUBSTANCE for code in codes(content, "ConceptNameCodeSequence")
-            ):
+            names = items(content, "ConceptNameCodeSequence")
+            if any(code_value(name) in USING_SUBSTANCE for name in names):
                 yield content
 
 

@@ -125,6 +125,17 @@ def test_modules_stay_small(name, path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 600
 
 
+def test_a_dataset_costs_no_dictionary_of_codes(tmp_path):
+    """Which takes longer to import than all else takes."""
+    code = (
+        "import sys, dicomslide; from dicomslide.testing import write_slide;"
+        f"dicomslide.open_slide(write_slide({str(tmp_path)!r})).to_dataset();"
+        "print({'pydicom.sr', 'highdicom', 'matplotlib', 'dicomweb_client'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
+
+
 def test_import_costs_no_heavy_package():
     code = (
         "import sys, dicomslide; from dicomslide import open_slide, Slide, TotalPixelMatrix;"

@@ -566,7 +566,7 @@ def test_a_process_without_a_client_makes_one(jpeg_slide):
     fake = FakeClient(jpeg_slide)
     source = frame_source(Server("http://elsewhere:8042/dicom-web/", fake), fake.all_metadata()[0])
     connection._connections._by_address.clear()
-    dicomweb._instances.clear()
+    dicomweb._headers.clear()
     remade = connection.connection_at(pickle.loads(pickle.dumps(source)).address).client
     assert type(remade) is DICOMwebClient
     assert remade.base_url == "http://elsewhere:8042/dicom-web"
@@ -581,6 +581,20 @@ def test_a_registered_client_serves_what_arrives(jpeg_slide):
     connection.register_client(client)
     source = pickle.loads(data)
     assert source.read_frames([0]) == fake.frames(source.name)[:1]
+
+
+def test_what_arrived_reads_through_the_client_that_was_registered_last(jpeg_slide):
+    """Tokens expire, and a worker gets a new client."""
+    before, after = FakeClient(jpeg_slide), FakeClient(jpeg_slide)
+    expired = Server("http://renewed/dicom-web", before)
+    data = pickle.dumps(frame_source(expired, before.all_metadata()[0]))
+    connection.register_client(expired)
+    source = pickle.loads(data)
+    source.read_frames([0])
+    asked = len(before.calls)
+    connection.register_client(Server("http://renewed/dicom-web", after))
+    assert source.read_frames([1]) == after.frames(source.name)[1:2]
+    assert len(before.calls) == asked
 
 
 def test_clients_that_cannot_be_remade_do_not_pickle_and_say_what_to_do(jpeg_slide):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 
 import highdicom as hd
@@ -482,6 +483,30 @@ def test_a_matrix_of_the_levels_size_that_lies_apart_keeps_its_own_millimetres(
     )
 
 
+def test_a_part_of_the_base_of_a_levels_size_keeps_its_spacing(tmp_path, levels):
+    """As many pixels as level 1, but as small as those of level 0: a quarter of the slide."""
+    part = np.zeros((35, 55), np.uint8)
+    part[3, 7] = 1
+    path = write_segmentation(
+        tmp_path / "seg.dcm", levels[1], part, "BINARY", segments=SEGMENTS[:1]
+    )
+    dataset, base = pydicom.dcmread(path), pydicom.dcmread(levels[0])
+    here, there = (
+        each.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0] for each in (dataset, base)
+    )
+    here.PixelSpacing = there.PixelSpacing
+    dataset.TotalPixelMatrixOriginSequence = base.TotalPixelMatrixOriginSequence
+    dataset.save_as(path)
+    slide = open_slide([*levels, path])
+    (image,) = slide.derived_images
+    expected = hd.spatial.PixelToReferenceTransformer.for_image(
+        dataset, for_total_pixel_matrix=True
+    )(np.array([[7, 3]]))
+    np.testing.assert_allclose(image.get_slide_offset((3, 7)), expected[0, :2], atol=1e-9)
+    assert "segmentation" not in slide.to_dataset(1)
+    assert slide.to_datatree()["segmentation"].segmentation.attrs["pixel_spacing"] == [0.0005] * 2
+
+
 def test_a_pixel_by_millimetres_is_the_same_place_in_image_and_segmentation(tmp_path, levels):
     rows, columns = np.indices(SHAPE)
     mask = ((rows % 16) == 5) & ((columns % 16) == 9)
@@ -538,22 +563,32 @@ def test_a_segmentation_alone_opens(tmp_path, levels, masks):
 # -- focal planes ----------------------------------------------------------------------------
 
 
-def write_plane_segmentation(path, planes, *, sparse=False, size=SHAPE):
+@dataclasses.dataclass(frozen=True)
+class Further(PositionDrawing):
+    """Shows what the planes behind those of an image would show."""
+
+    by: int = 0
+
+    def tile(self, rows, columns, channel, plane):
+        return super().tile(rows, columns, channel, plane + self.by)
+
+
+def write_plane_segmentation(path, planes, *, sparse=False, size=SHAPE, drawn=0, x=18.0, number=1):
     """A bit-packed segmentation of one segment with focal planes of its own."""
     image = SyntheticImage(
-        geometry=SlideGeometry((18.0, 32.0), (0.0, -1.0), (-1.0, 0.0), (0.0005, 0.0005), size),
-        drawing=PositionDrawing(1, np.bool_),
+        geometry=SlideGeometry((x, 32.0), (0.0, -1.0), (-1.0, 0.0), (0.0005, 0.0005), size),
+        drawing=Further(1, np.bool_, drawn),
         pixel_format=PixelFormat(rows=32, columns=48, bits_allocated=1, bits_stored=1),
         planes=planes,
         sparse=sparse,
-        instance_number=27,
+        instance_number=27 + drawn,
     )
 
     def change(dataset):
         dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.66.4"
         dataset.Modality = "SEG"
         dataset.SegmentationType = "BINARY"
-        dataset.SegmentSequence = [segment(1, "nuclei")]
+        dataset.SegmentSequence = [segment(number, "nuclei")]
         dataset.SeriesInstanceUID = "1.2.3.4"
         del dataset.OpticalPathSequence
 
@@ -612,6 +647,76 @@ def test_a_segmentation_of_other_focal_planes_is_a_node_of_its_own(tmp_path, sta
     np.testing.assert_array_equal(
         slide.get_image_region((0, 0), 0, SHAPE, 1, 1)[..., 0], mask_of(1)
     )
+
+
+def test_a_segmentation_of_some_focal_planes_is_nodes_of_its_own(tmp_path, stack):
+    """An instance for each of two planes, of three."""
+    paths = [
+        write_plane_segmentation(tmp_path / f"{z}.dcm", (z,), drawn=i)
+        for i, z in enumerate((5.0, 7.0))
+    ]
+    slide = open_slide([*stack, *paths])
+    tree = slide.to_datatree()
+    assert "segmentation" not in tree["level_0"].data_vars
+    nodes = [node.segmentation for name, node in tree.items() if name.startswith("segmentation")]
+    assert [float(node.z) for node in nodes] == pytest.approx([0.005, 0.007])
+    for plane, node in enumerate(nodes):
+        np.testing.assert_array_equal(node, upright(mask_of(plane)))
+        np.testing.assert_array_equal(
+            slide.get_image_region((0, 0), 0, SHAPE, 1, plane)[..., 0], mask_of(plane)
+        )
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_focal_plane_that_the_slide_lacks_takes_no_place_of_another(tmp_path, levels, order):
+    """The slide has that of 0 µm only."""
+    planes = ((0.0, 20.0), (0, 1))
+    paths = [
+        write_plane_segmentation(tmp_path / f"{z}.dcm", (z,), drawn=i)
+        for z, i in zip(*planes, strict=True)
+    ]
+    slide = open_slide([*levels, *paths[::order]])
+    assert len(slide.get_volume_images(1)) == 2
+    tree = slide.to_datatree()
+    np.testing.assert_array_equal(tree["level_0"].segmentation, upright(mask_of(0)))
+    np.testing.assert_array_equal(tree["segmentation"].segmentation, upright(mask_of(1)))
+    assert float(tree["segmentation"].z) == 0.020
+    np.testing.assert_array_equal(slide.get_image_region((0, 0), 0, SHAPE, 1)[..., 0], mask_of(0))
+
+
+def test_segments_that_lie_apart_take_those_beside_them_along(tmp_path, levels):
+    """One variable has one place: that of two pixels' distance, and its neighbour, are nodes."""
+    beside = write_plane_segmentation(tmp_path / "1.dcm", (0.0,))
+    apart = write_plane_segmentation(tmp_path / "2.dcm", (0.0,), drawn=1, x=18.001, number=2)
+    tree = open_slide([*levels, beside, apart]).to_datatree()
+    assert "segmentation" not in tree["level_0"].data_vars
+    nodes = [node.segmentation for name, node in tree.items() if name.startswith("segmentation")]
+    assert [str(node.segment.values) for node in nodes] == ["1", "2"]
+    for plane, node in enumerate(nodes):
+        np.testing.assert_array_equal(node, upright(mask_of(plane)))
+        assert float(node.x[-1]) == pytest.approx((18.0, 18.001)[plane])
+
+
+def test_a_label_map_of_several_instances_has_the_pixels_of_each(tmp_path, stack, masks):
+    """One for each of three planes, each with a segment of its own."""
+    labels, paths = [], []
+    for i, z in enumerate((5.0, 7.0, 9.0)):
+        labels.append(np.where(masks[..., i % 2], i + 1, 0).astype(np.uint8))
+        path = tmp_path / f"{i}.dcm"
+        write_segmentation(
+            path, stack[0], labels[i], "LABELMAP", series="1.2.3.5",
+            segments=[segment(i + 1, f"kind {i}")], omit_empty_frames=False,
+            dimension_organization_type="TILED_FULL",
+        )  # fmt: skip
+        dataset = pydicom.dcmread(path)
+        dataset.TotalPixelMatrixOriginSequence[0].ZOffsetInSlideCoordinateSystem = z
+        dataset.SegmentSequence = dataset.SegmentSequence[1:]  # without highdicom's background
+        dataset.save_as(path)
+        paths.append(path)
+    level = open_slide([*stack, *paths]).to_dataset()
+    assert level.segmentation.attrs["flag_values"] == [1, 2, 3]
+    for i in range(3):
+        np.testing.assert_array_equal(level.segmentation.isel(z=i), upright(labels[i]))
 
 
 # -- parametric maps -------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from PIL import Image
 
 import dicomslide
 from dicomslide import open_slide
+from dicomslide.backends.file import FileSource
 from dicomslide.testing import write_slide
 
 mpl.use("Agg")
@@ -191,6 +192,28 @@ def test_plot_of_a_channel_takes_a_level_that_has_it(tmp_path, tissue_slide):
     np.testing.assert_array_equal(np.argwhere(picture > 128).min(axis=0), [30, 40])
     assert "segmentation" in read(slide._repr_html_()).cells
     assert repr(slide.derived_images[0]).startswith("<TiledImage segmentation 600 × 900")
+
+
+@pytest.mark.parametrize("band", [2**26, 2**20])
+def test_a_picture_in_bands_reads_few_frames_twice(tmp_path, monkeypatch, band):
+    """Boxes of 13² pixels end with no band of tiles, wherever the bands end."""
+    options = dict(shape=(1500, 1300), downsamples=(1,), tile_shape=(128, 128), associated=False)
+    slide = open_slide(write_slide(tmp_path, drawing="position", **options))
+    pixels = slide.get_image_region((0, 0), 0, (1500, 1300))
+    frames = []
+
+    def read(source, indices, read=FileSource.read_frames):
+        frames.extend(indices)
+        return read(source, indices)
+
+    monkeypatch.setattr(FileSource, "read_frames", read)
+    monkeypatch.setattr("dicomslide.display.picture.BAND", band)
+    found = slide.thumbnail(115)
+    assert len(frames) <= 1.7 * 12 * 11
+    boxes = pixels[: 115 * 13, : 100 * 13].reshape(115, 13, 100, 13, 3).mean(axis=(1, 3))
+    upright = Image.fromarray(np.rot90(np.rint(boxes).astype(np.uint8), -1))
+    expected = upright.resize(found.shape[1::-1], Image.Resampling.LANCZOS, reducing_gap=3.0)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_repr_counts_in_words(tissue_slide):

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -711,6 +712,30 @@ def test_a_file_that_was_changed_is_noticed_when_it_is_opened_again(tmp_path):
     with pytest.raises(SourceChangedError, match=r"image\.dcm.*open the slide again"):
         matrix[...]
     np.testing.assert_array_equal(matrix_of(path)[...], expected((40, 70)))
+
+
+def test_many_files_are_read_once_and_few_stay_open(tmp_path, monkeypatch):
+    first = write(tmp_path / "0.dcm", RLE)
+    paths = [Path(shutil.copy(first, tmp_path / f"{i}.dcm")) for i in range(1, 200)]
+    read = []
+    header_of = file_backend.part10.read_header
+    monkeypatch.setattr(
+        file_backend.part10, "read_header", lambda blob: read.append(blob.name) or header_of(blob)
+    )
+    sources = [FileSource.open(path) for path in paths]
+    frames = sources[0].read_frames([0, 3])
+    for _ in range(2):
+        assert {source.metadata.NumberOfFrames for source in sources} == {NUM_FRAMES}
+        assert all(source.read_frames([0, 3]) == frames for source in sources)
+    assert len(read) == len(paths)
+    if os.path.isdir("/proc/self/fd"):
+        descriptors = (f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd"))
+        opened = [each for each in descriptors if os.path.islink(each)]
+        here = [each for each in opened if os.readlink(each).startswith(str(tmp_path))]
+        assert len(here) <= 128
+    os.utime(paths[0], ns=(0, 10**9))  # closed meanwhile, and another when it is opened again
+    with pytest.raises(SourceChangedError):
+        sources[0].read_frames([0])
 
 
 def test_a_file_of_other_time_is_another_file(tmp_path):

@@ -423,6 +423,13 @@ def test_parts_of_a_concatenation_are_one_image(tmp_path, uid, sparse, cut):
     np.testing.assert_array_equal(matrix_of(two, one), expected())
 
 
+def test_parts_in_transfer_syntaxes_of_their_own_are_one_image(tmp_path):
+    one = write_part(tmp_path, 1, 0, 7, uid=RLE)
+    two = write_part(tmp_path, 2, 7, NUM_FRAMES, uid=NATIVE)
+    np.testing.assert_array_equal(matrix_of(one, two), expected())
+    np.testing.assert_array_equal(matrix_of(two, one), expected())
+
+
 def test_parts_of_several_channels_and_planes_are_one_image(tmp_path):
     options = dict(optical_paths=("DAPI", "FITC"), planes=(0.0, 2.0))
     one = write_part(tmp_path, 1, 0, 33, **options)

@@ -145,8 +145,8 @@ def test_a_lock_held_while_the_process_forks_does_not_stop_the_child(position_sl
 
     slide = dicomslide.open_slide(position_slide, correct_color=False)
     instance = file._instances.get(slide.get_volume_images()[0]._source.identity, lambda: None)
-    locks = [reader._frames._lock, reader._layouts._lock, file._instances._lock, instance._lock,
-             part10._reading]  # fmt: skip
+    locks = [reader._frames._lock, reader._layouts._lock, file._instances._lock,
+             file._open_files._lock, instance._lock, part10._reading]  # fmt: skip
     release = threading.Event()
     holders = []
     for lock in locks:

@@ -44,6 +44,7 @@ Those of pixels are in test_quirky_pixels; here is the table, and those of heade
     test_bogus_numbers_of_a_concatenation_on_a_label
     test_slide.test_a_concatenation_uid_that_lies_joins_nothing
     test_split_images_without_concatenation_attributes_are_one
+    test_sparse_images_that_lie_apart_are_no_parts
     test_images_of_one_place_that_are_no_parts_stay_ambiguous
     test_full_parts_without_concatenation_attributes_raise
     test_perframe.test_a_part_alone_puts_its_frames_at_their_tiles
@@ -64,6 +65,9 @@ Those of pixels are in test_quirky_pixels; here is the table, and those of heade
     test_labelled.test_images_without_spacing_have_rows_and_columns
     test_spacing_of_the_base_on_every_level
     test_a_crop_of_the_base_keeps_its_spacing
+    test_a_part_that_covers_less_than_its_matrix_keeps_its_spacing
+    test_a_level_that_is_turned_is_not_as_wide_as_the_base
+    test_derived.test_a_part_of_the_base_of_a_levels_size_keeps_its_spacing
     test_swapped_spacing
     test_anisotropic_spacing_that_nothing_contradicts_is_taken
     test_ratios_of_levels_are_no_integers
@@ -194,6 +198,17 @@ def test_split_images_without_concatenation_attributes_are_one(tmp_path, paths):
 def test_images_of_one_place_that_are_no_parts_stay_ambiguous(tmp_path):
     write_half(tmp_path, 1, slice(0, 7), sparse=True)
     write_half(tmp_path, 2, slice(6, None), sparse=True)
+    with pytest.raises(dicomslide.AmbiguousSlideError, match=r"half-1\.dcm and .*half-2\.dcm"):
+        open_stored(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [dict(origin=(10.0, 20.02)), dict(spacing=(0.002, 0.002))])
+def test_sparse_images_that_lie_apart_are_no_parts(tmp_path, wrong):
+    """Two regions of a slide, in matrices of one size."""
+    here = SlideGeometry((10.0, 20.0), (0.0, -1.0), (-1.0, 0.0), (0.001, 0.001), SHAPE)
+    there = dataclasses.replace(here, **wrong)
+    write_half(tmp_path, 1, slice(0, 7), sparse=True, geometry=here)
+    write_half(tmp_path, 2, slice(7, None), sparse=True, geometry=there)
     with pytest.raises(dicomslide.AmbiguousSlideError, match=r"half-1\.dcm and .*half-2\.dcm"):
         open_stored(tmp_path)
 
@@ -444,6 +459,30 @@ def test_anisotropic_spacing_that_nothing_contradicts_is_taken(tmp_path, volume)
     change = setting(ImagedVolumeWidth=volume[0], ImagedVolumeHeight=volume[1])
     slide = open_stored(write(tmp_path / "image.dcm", geometry=geometry, change=change))
     assert slide.pixel_spacings == ((0.001, 0.002),)
+
+
+def test_a_part_that_covers_less_than_its_matrix_keeps_its_spacing(tmp_path):
+    """Of the base's spacing, with half as many pixels, sparsely imaged: 0.1 mm of 0.6."""
+    base = SlideGeometry((20.0, 40.0), (0.0, -1.0), (-1.0, 0.0), (0.01, 0.01), (100, 120))
+    part = dataclasses.replace(base, origin=(19.75, 39.7), shape=(50, 60))
+    covered = setting(ImagedVolumeWidth=0.1, ImagedVolumeHeight=0.1)
+    write(tmp_path / "whole.dcm", shape=(100, 120), geometry=base, instance_number=1)
+    write(tmp_path / "part.dcm", shape=(50, 60), geometry=part, instance_number=2, change=covered)
+    slide = open_stored(tmp_path)
+    assert slide.pixel_spacings == ((0.01, 0.01), (0.01, 0.01))
+
+
+def test_a_level_that_is_turned_is_not_as_wide_as_the_base(tmp_path):
+    """1 mm along X and 2 mm along Y, of 20 × 20 pixels, whose rows run along X, not along Y."""
+    base = SlideGeometry((20.0, 40.0), (0.0, -1.0), (-1.0, 0.0), (0.01, 0.01), (100, 200))
+    turned = SlideGeometry((19.03, 39.955), (1.0, 0.0), (0.0, -1.0), (0.1, 0.05), (20, 20))
+    absent = setting(ImagedVolumeWidth=..., ImagedVolumeHeight=...)
+    write(tmp_path / "base.dcm", shape=(100, 200), geometry=base, instance_number=1, change=absent)
+    write(
+        tmp_path / "turned.dcm", shape=(20, 20), geometry=turned, instance_number=2, change=absent
+    )
+    slide = open_stored(tmp_path)
+    assert slide.pixel_spacings == ((0.01, 0.01), (0.05, 0.1))  # along a row, along a column
 
 
 def test_ratios_of_levels_are_no_integers(tmp_path):

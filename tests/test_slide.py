@@ -214,6 +214,18 @@ def test_labels_with_a_frame_of_reference_of_their_own_belong_to_their_container
         slide.overview_images[0].frame_of_reference_uid  # noqa: B018
 
 
+@pytest.mark.parametrize("container", ["DS-0002", None])
+def test_a_label_of_another_slide_is_left_out(tmp_path, container):
+    """Of another container; or of none that it names, in another study."""
+    paths = write_slide(tmp_path / "1", **SMALL)
+    others = write_slide(tmp_path / "2", **SMALL | dict(associated=True, slide_number=2))
+    label = next(path for path in others if path.stem == "label")
+    changed(label, lambda dataset: setattr(dataset, "ContainerIdentifier", container))
+    with pytest.warns(dicomslide.MetadataWarning, match=r"left out: .*label\.dcm: LABEL of none"):
+        slide = dicomslide.open_slide([*paths, label])
+    assert slide.label_images == ()
+
+
 def test_images_that_lack_frame_of_reference_or_container_join_their_slide(tmp_path):
     paths = write_slide(tmp_path, **SMALL)
 

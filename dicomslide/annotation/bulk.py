@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
-    from pydicom.sr.coding import Code
 
     from dicomslide.backends.base import FrameSource
     from dicomslide.geometry import SlideGeometry
@@ -257,8 +256,8 @@ def _read_group(item: Dataset, number: int, pixels: _Pixels | None, order: str) 
     count = len(offsets) - 1
     measurements = tuple(
         Measurement(
-            name=_code(each, "ConceptNameCodeSequence"),
-            unit=_code(each, "MeasurementUnitsCodeSequence"),
+            name=next(utils.codes(each, "ConceptNameCodeSequence"), None),
+            unit=next(utils.codes(each, "MeasurementUnitsCodeSequence"), None),
             values=_measured(each, count, order),
         )
         for each in utils.items(item, "MeasurementsSequence")
@@ -271,8 +270,8 @@ def _read_group(item: Dataset, number: int, pixels: _Pixels | None, order: str) 
         label=utils.text(item, "AnnotationGroupLabel"),
         description=utils.text(item, "AnnotationGroupDescription"),
         graphic_type=graphic_type,
-        property_category=_code(item, "AnnotationPropertyCategoryCodeSequence"),
-        property_type=_code(item, "AnnotationPropertyTypeCodeSequence"),
+        property_category=next(utils.codes(item, "AnnotationPropertyCategoryCodeSequence"), None),
+        property_type=next(utils.codes(item, "AnnotationPropertyTypeCodeSequence"), None),
         generation_type=utils.text(item, "AnnotationGroupGenerationType"),
         algorithm_name=utils.text(algorithms[0], "AlgorithmName") if algorithms else None,
         optical_paths=None if all_paths else paths or None,
@@ -362,20 +361,3 @@ def _several(item: Dataset, keyword: str) -> list[Any]:
     if value is None or isinstance(value, (str, int, float)):
         return [] if value in (None, "") else [value]
     return list(value)
-
-
-def _code(item: Dataset, keyword: str) -> Code | None:
-    """Return the first item of a code sequence; None where it is absent, or has no value."""
-    from pydicom.sr.coding import Code
-
-    for code in utils.items(item, keyword):
-        kinds = ("CodeValue", "LongCodeValue", "URNCodeValue")
-        value = next((v for v in (utils.text(code, kind) for kind in kinds) if v), None)
-        if value is not None:
-            return Code(
-                value,
-                utils.text(code, "CodingSchemeDesignator") or "",
-                utils.text(code, "CodeMeaning") or value,
-                utils.text(code, "CodingSchemeVersion"),
-            )
-    return None

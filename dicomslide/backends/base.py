@@ -167,8 +167,9 @@ class ConcatenatedSource:
 
     @property
     def transfer_syntax_uid(self) -> str | None:
-        """Transfer syntax of the frames."""
-        return self.parts[0].transfer_syntax_uid
+        """Transfer syntax of the frames; None where parts differ, so that each one's bytes tell."""
+        uids = {part.transfer_syntax_uid for part in self.parts}
+        return uids.pop() if len(uids) == 1 else None
 
     def frame_positions(self) -> FramePositions | None:
         """Return what the per-frame functional groups of all parts say."""

@@ -72,14 +72,14 @@ def _uids_of(image: Dataset) -> tuple[str, str, str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instance:
-    """What a process has of an instance."""
+class _Given:
+    """What an instance was opened with."""
 
     connection: Connection
     header: Dataset
 
 
-_instances: Registry[tuple[Hashable, ...], _Instance] = Registry(256)
+_headers: Registry[tuple[Hashable, ...], Dataset] = Registry(1024)
 _profiles: Registry[tuple[Hashable, ...], bytes | None] = Registry(256)
 _wholes: Registry[tuple[Hashable, ...], _WholeFrames] = Registry(2)
 
@@ -95,7 +95,7 @@ class DicomWebSource:
     study_instance_uid: str
     series_instance_uid: str
     sop_instance_uid: str
-    _here: _Instance | None = dataclasses.field(default=None, repr=False, compare=False)
+    _here: _Given | None = dataclasses.field(default=None, repr=False, compare=False)
     """Where the client and the metadata were given; None where it was unpickled."""
 
     @classmethod
@@ -109,8 +109,8 @@ class DicomWebSource:
 
         """
         connection = connection_of(client)
-        here = _Instance(connection, _header_of(metadata))
-        return cls(connection.address, *_uids_of(metadata), here)
+        given = _Given(connection, _header_of(metadata))
+        return cls(connection.address, *_uids_of(metadata), given)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if not self.address.can_be_remade:
@@ -143,17 +143,16 @@ class DicomWebSource:
         return self.study_instance_uid, self.series_instance_uid, self.sop_instance_uid
 
     @property
-    def _instance(self) -> _Instance:
-        return self._here or _instances.get(self.identity, self._retrieve)
-
-    def _retrieve(self) -> _Instance:
-        connection = connection_at(self.address)
-        return _Instance(connection, _header_of(connection.metadata(self.uids)))
+    def _connection(self) -> Connection:
+        # looked up each time: tokens expire, and then another client is registered
+        return connection_at(self.address) if self._here is None else self._here.connection
 
     @property
     def metadata(self) -> Dataset:
         """The metadata, without pixel data and per-frame functional groups."""
-        return self._instance.header
+        if self._here is not None:
+            return self._here.header
+        return _headers.get(self.identity, lambda: _header_of(self._connection.metadata(self.uids)))
 
     @property
     def transfer_syntax_uid(self) -> None:
@@ -166,7 +165,7 @@ class DicomWebSource:
 
     def frame_groups(self, indices: Sequence[int]) -> list[Dataset]:
         """Retrieve the per-frame functional groups of some frames; none where there are none."""
-        metadata = self._instance.connection.metadata(self.uids)
+        metadata = self._connection.metadata(self.uids)
         groups = utils.items(metadata, "PerFrameFunctionalGroupsSequence")
         return [groups[index] for index in indices] if groups else []
 
@@ -180,7 +179,7 @@ class DicomWebSource:
         return _profiles.get((self.identity, path), lambda: self._retrieve_profile(item, path))
 
     def _retrieve_profile(self, item: Dataset, path: str | None) -> bytes | None:
-        connection = self._instance.connection
+        connection = self._connection
         try:
             value = item.ICCProfile
             if not isinstance(value, BulkData):  # whoever read the JSON has lost where it is
@@ -210,13 +209,13 @@ class DicomWebSource:
             When the server doesn't give it.
 
         """
-        return self._instance.connection.instance(self.uids)
+        return self._connection.instance(self.uids)
 
     def read_frames(self, indices: Sequence[int]) -> list[bytes]:
         """Retrieve frames, in one request, in ascending order: some servers sort them."""
         if not len(indices):
             return []
-        header, connection = self._instance.header, self._instance.connection
+        header, connection = self.metadata, self._connection
         count = num_frames_of(header)
         for index in indices:
             if not 0 <= index < count:

@@ -34,16 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["FileSource", "FileStore", "files_of", "is_dicom_file"]
 
 
-class LocalFile:
-    """A file that is read by position, by any number of threads, without a lock.
-
-    The descriptor is closed when nobody holds the file any more, never under a reader.
-    """
+class _OpenFile:
+    """A descriptor that is closed when nobody holds it any more, never under a reader."""
 
     def __init__(self, path: str) -> None:
-        self.name = path
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - lives as long as this
-        self.size, self.mtime_ns = self.signature
         if not hasattr(os, "pread"):  # Windows: seek and read, one at a time
             self._lock = threading.Lock()
             self.read = self._seek_and_read  # type: ignore[method-assign]
@@ -55,7 +50,6 @@ class LocalFile:
         return status.st_size, status.st_mtime_ns
 
     def read(self, offset: int, length: int) -> bytes:
-        """Read bytes; fewer than `length` only at the end of the file."""
         descriptor = self._file.fileno()
         data = os.pread(descriptor, length, offset)
         while len(data) < length:  # Linux reads no more than 2 GiB at once
@@ -74,6 +68,47 @@ class LocalFile:
         file = getattr(self, "_file", None)
         if file is not None:
             file.close()
+
+
+_open_files: Registry[tuple[str, tuple[int, int]], _OpenFile] = Registry(128)
+
+
+class LocalFile:
+    """A file that is read by position, by any number of threads, without a lock.
+
+    A process has few files open at once: one that was closed is opened again when it is read.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        opened = _OpenFile(path)
+        self._signature = self.size, self.mtime_ns = opened.signature
+        _open_files.get((path, self._signature), lambda: opened)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read bytes; fewer than `length` only at the end of the file."""
+        return self._opened().read(offset, length)
+
+    def _opened(self) -> _OpenFile:
+        return _open_files.get((self.name, self._signature), self._reopen)
+
+    def _reopen(self) -> _OpenFile:
+        opened = _OpenFile(self.name)
+        check_unchanged(self.name, self._signature, opened.signature)
+        return opened
+
+    def check_unchanged(self) -> None:
+        """Raise a SourceChangedError if the file isn't any more what it was."""
+        check_unchanged(self.name, self._signature, self._opened().signature)
+
+
+def check_unchanged(path: str, before: tuple[int, int], now: tuple[int, int]) -> None:
+    """Raise a SourceChangedError where size or time of change differ."""
+    if now != before:
+        raise SourceChangedError(
+            f"{path}: the file isn't any more the one that was opened: it has {now[0]}"
+            f" bytes, expected {before[0]}, or another time of change; open the slide again"
+        )
 
 
 class _Instance:
@@ -121,7 +156,7 @@ class _Instance:
             return self._frames
 
 
-_instances: Registry[tuple[Hashable, ...], _Instance] = Registry(128)
+_instances: Registry[tuple[Hashable, ...], _Instance] = Registry(1024)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -176,16 +211,9 @@ class FileSource:
 
     def _reopen(self) -> _Instance:
         instance = _Instance(self.path)
-        self._check_unchanged(instance.file)
+        now = instance.file.size, instance.file.mtime_ns
+        check_unchanged(self.path, (self.size, self.mtime_ns), now)
         return instance
-
-    def _check_unchanged(self, file: LocalFile) -> None:
-        size, mtime_ns = file.signature
-        if (size, mtime_ns) != (self.size, self.mtime_ns):
-            raise SourceChangedError(
-                f"{self.path}: the file isn't any more the one that was opened: it has {size}"
-                f" bytes, expected {self.size}, or another time of change; open the slide again"
-            )
 
     @property
     def metadata(self) -> Dataset:
@@ -220,14 +248,14 @@ class FileSource:
 
         """
         instance = self._instance()
-        self._check_unchanged(instance.file)
+        instance.file.check_unchanged()
         return part10.read_instance(instance.file)
 
     def read_frames(self, indices: Sequence[int]) -> list[bytes]:
         """Read frames, in the order of the file, without a lock."""
         instance = self._instance()
         frames, blob, count = instance.frames(), instance.header.blob, instance.num_frames
-        self._check_unchanged(instance.file)
+        instance.file.check_unchanged()
         found: dict[int, bytes] = {}
         for index in sorted(set(indices)):
             if not 0 <= index < count:

@@ -81,8 +81,11 @@ def _reduced(reader: MatrixReader, factor: int) -> NDArray[Any]:
     across = max(1, columns // factor)
     tile_rows = reader.layout.grid.tile_rows
     per_row = columns * samples * reader.dtype.itemsize
-    step = max(factor, BAND // per_row // math.lcm(factor, tile_rows) * math.lcm(factor, tile_rows))
-    step = step // factor * factor
+    # at the edges of a band, tiles are read twice, unless boxes and tiles end there alike
+    most = max(BAND // per_row, 2 * tile_rows)
+    both = math.lcm(factor, tile_rows)
+    unit = both if both <= most else factor
+    step = max(unit, most // unit * unit)
     background = np.asarray(reader.layout.background, reader.dtype)
     bands = []
     for top in range(0, max(1, rows // factor) * factor, step):

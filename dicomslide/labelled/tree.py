@@ -12,7 +12,6 @@ from dicomslide.labelled.variables import Grid, Stack
 from dicomslide.slide.derived import shares_grid
 
 if TYPE_CHECKING:
-    from dicomslide.image import TiledImage
     from dicomslide.labelled.variables import Frame
     from dicomslide.slide.derived import ChannelGroup
     from dicomslide.slide.slide import Slide
@@ -73,7 +72,9 @@ def other_groups(
     groups: dict[str, xr.Dataset] = {}
     for group in slide.channel_groups:
         apart = [
-            image for image, level in group.images if not _is_beside(slide, group, image, level)
+            image
+            for image, level in group.images
+            if level is None or not _is_beside(slide, group, level)
         ]
         for number, image in enumerate(apart):
             name = group.name if number == 0 else f"{group.name}_level_{number}"
@@ -119,8 +120,7 @@ def level_dataset(
     stacks = [
         stack
         for group in slide.channel_groups
-        if (stack := Stack.at_level(here, group)) is not None
-        and all(_is_beside(slide, group, image, at) for image, at in group.images if at == level)
+        if _is_beside(slide, group, level) and (stack := Stack.at_level(here, group)) is not None
     ]
     base = stacks[0]
     grid = Grid.of(base.image, frame)
@@ -144,12 +144,15 @@ def _dataset(stack: Stack, data: Data, frame: Frame, squeeze: bool) -> xr.Datase
     return stack.add_to(dataset, grid, data, squeeze)
 
 
-def _is_beside(slide: Slide, group: ChannelGroup, image: TiledImage, level: int | None) -> bool:
-    """Whether an image is a variable of its level's dataset, not a node of its own."""
-    if level is None:
-        return False
-    if group is slide.channel_groups[0]:
+def _is_beside(slide: Slide, group: ChannelGroup, level: int) -> bool:
+    """Whether what a level has of a group is a variable of its dataset, not nodes of its own."""
+    base = slide.channel_groups[0]
+    if group is base:
         return True
     here = slide.levels[level]
-    planes = sorted({plane for c, plane in here.places if c in slide.channel_groups[0].indices})
-    return shares_grid(here.image, [slide.focal_plane_offsets[plane] for plane in planes], image)
+    planes = here.planes_of(base.indices)
+    offsets = [slide.focal_plane_offsets[plane] for plane in planes]
+    own = here.planes_of(group.indices)
+    return (len(own) < 2 or own == planes) and all(
+        shares_grid(here.image, offsets, image) for image in here.images_of(group.indices)
+    )

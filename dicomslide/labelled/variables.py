@@ -116,11 +116,12 @@ class Stack:
         if not places:
             return None
         channels = sorted({channel for channel, _ in places})
-        planes = sorted({plane for _, plane in places})
+        planes = level.planes_of(group.indices)
         image = next(image for image in level.images_of(group.indices))
         for other in level.images_of(group.indices)[1:]:
             _check_alike(image, other)
-        if len(places) < len(channels) * len(planes):
+        is_label_map = image.layout.label_values is not None  # whose segments share their pixels
+        if not is_label_map and len(places) < len(channels) * len(planes):
             warnings.warn(
                 f"{image.name}: its level has pixels for {len(places)} of {len(channels)} ×"
                 f" {len(planes)} channels and focal planes of {group.name}; the rest is"
@@ -256,7 +257,7 @@ def _stain(image: TiledImage) -> str:
 def _readers(
     places: list[list[tuple[TiledImage, int, int] | None]],
 ) -> tuple[tuple[MatrixReader | None, ...], ...]:
-    """Return the readers of places by channel and plane; the first channel's of a label map."""
+    """Return the readers of places by channel and plane; one of each plane of a label map."""
     readers = tuple(
         tuple(
             None if place is None else place[0].get_total_pixel_matrix(*place[1:]).reader
@@ -267,7 +268,8 @@ def _readers(
     image = next(place[0] for row in places for place in row if place is not None)
     if image.layout.label_values is None:
         return readers
-    return (tuple(reader and dataclasses.replace(reader, as_labels=True) for reader in readers[0]),)
+    of_planes = (next(filter(None, of_plane)) for of_plane in zip(*readers, strict=True))
+    return (tuple(dataclasses.replace(reader, as_labels=True) for reader in of_planes),)
 
 
 def _regular(lengths: tuple[int, ...]) -> int | tuple[int, ...]:

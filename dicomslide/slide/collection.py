@@ -7,17 +7,21 @@ import logging
 import warnings
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dicomslide import utils
 from dicomslide.backends.base import ConcatenatedSource, FrameSource
 from dicomslide.channel import shared_channel
 from dicomslide.errors import MetadataError, MetadataWarning
+from dicomslide.layout import geometry_of, grid_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from dicomslide.image import TiledImage
+    from pydicom.dataset import Dataset
 
-    Place = tuple[int, int, float, str]
+    from dicomslide.frames import FramePositions
+    from dicomslide.image import TiledImage
 
 __all__ = ["group_by_slide", "is_derived", "is_volume", "join_concatenations",
            "list_slides"]  # fmt: skip
@@ -52,13 +56,14 @@ def join_concatenations(sources: Sequence[FrameSource]) -> tuple[FrameSource, ..
 
 
 _ALIKE = (
-    "SeriesInstanceUID", "FrameOfReferenceUID", "TotalPixelMatrixRows", "TotalPixelMatrixColumns",
-    "Rows", "Columns", "SamplesPerPixel", "BitsAllocated",
+    "SeriesInstanceUID", "FrameOfReferenceUID", "ContainerIdentifier", "SamplesPerPixel",
+    "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation",
+    "PlanarConfiguration",
 )  # fmt: skip
 
 
 def _join_by_places(sources: Iterable[FrameSource]) -> tuple[FrameSource, ...]:
-    """Join sparse images of one series, size, path and plane, if no two frames share a place."""
+    """Join sparse images of one series, matrix, path and plane, if no two frames share a place."""
     alike: dict[tuple[object, ...], list[FrameSource]] = {}
     for source in sources:
         metadata = source.metadata
@@ -70,35 +75,54 @@ def _join_by_places(sources: Iterable[FrameSource]) -> tuple[FrameSource, ...]:
         ):
             said = (utils.text(metadata, keyword) for keyword in _ALIKE)
             flavor, path = utils.image_flavor(metadata), shared_channel(metadata)
-            key = (*said, flavor, path, source.transfer_syntax_uid)
+            key = (*said, flavor, path, *_matrix_of(metadata), source.transfer_syntax_uid)
         alike.setdefault(key, []).append(source)
     return tuple(joined for each in alike.values() for joined in _joined_by_places(each))
+
+
+def _matrix_of(metadata: Dataset) -> tuple[object, ...]:
+    """Return the tiles of a matrix, and where it lies on the slide, if the header says."""
+    try:
+        return grid_of(metadata), geometry_of(metadata)
+    except MetadataError:
+        keywords = ("TotalPixelMatrixRows", "TotalPixelMatrixColumns", "Rows", "Columns")
+        return tuple(metadata.get(keyword) for keyword in keywords)
 
 
 def _joined_by_places(sources: list[FrameSource]) -> list[FrameSource]:
     if len(sources) == 1:
         return sources
     try:
-        places = [_places_of(source) for source in sources]
+        positions = [source.frame_positions() for source in sources]
     except MetadataError:
         return sources  # opening them will say what is wrong
-    stacks = [{place[2:] for place in each} for each in places]
-    counts = [int(source.metadata.get("NumberOfFrames") or 1) for source in sources]
-    if any(stack != stacks[0] for stack in stacks) or len(set().union(*places)) != sum(counts):
+    found = [each for each in positions if each is not None]
+    if len(found) < len(sources) or not _complete_each_other(found):
         return sources
     logger.info("%s: %d images are parts of one", sources[0].name, len(sources))
+    counts = tuple(len(each) for each in found)
     firsts = (0, *itertools.accumulate(counts))[:-1]
-    return [ConcatenatedSource(tuple(sources), firsts, tuple(counts))]
+    return [ConcatenatedSource(tuple(sources), firsts, counts)]
 
 
-def _places_of(source: FrameSource) -> set[Place]:
-    """Return (row, column, z, channel) of the frames."""
-    found = source.frame_positions()
-    if found is None:
-        return set()
-    z = [0.0] * len(found) if found.z is None else found.z.tolist()
-    channels = [""] * len(found) if found.channels is None else found.channels.tolist()
-    return set(zip(found.rows.tolist(), found.columns.tolist(), z, channels, strict=True))
+def _complete_each_other(parts: Sequence[FramePositions]) -> bool:
+    """Whether parts are of the same planes and channels, and no two frames share a place."""
+    number = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    z = np.concatenate([np.zeros(len(p)) if p.z is None else p.z for p in parts])
+    names = np.concatenate(
+        [np.full(len(p), "") if p.channels is None else p.channels for p in parts]
+    )
+    planes, plane = np.unique(z, return_inverse=True)
+    channels, channel = np.unique(names, return_inverse=True)
+    stack = plane * len(channels) + channel
+    stacks = len(planes) * len(channels)
+    if len(np.unique(number * stacks + stack)) < len(parts) * len(np.unique(stack)):
+        return False
+    rows, columns = (
+        np.concatenate([getattr(part, axis) for part in parts]) for axis in ("rows", "columns")
+    )
+    places = (stack * (rows.max() + 1) + rows) * (columns.max() + 1) + columns
+    return len(np.unique(places)) == len(places)
 
 
 def is_derived(image: TiledImage) -> bool:
@@ -170,12 +194,15 @@ def _may_belong(image: TiledImage, slide: list[TiledImage]) -> bool:
     pairs = list(zip(slide_key(image), slide_key(slide[0]), strict=True))
     if any(None not in pair and pair[0] != pair[1] for pair in pairs):
         return False
-    return any(a is not None and a == b for a, b in pairs) or _same_series(image, slide)
+    return any(a is not None and a == b for a, b in pairs) or _same(
+        image, slide, "SeriesInstanceUID"
+    )
 
 
-def _same_series(image: TiledImage, others: list[TiledImage]) -> bool:
-    uid = utils.text(image.metadata, "SeriesInstanceUID")
-    return any(utils.text(other.metadata, "SeriesInstanceUID") == uid for other in others)
+def _same(image: TiledImage, others: list[TiledImage], keyword: str) -> bool:
+    """Whether what an image says is what one of others says."""
+    said = utils.text(image.metadata, keyword)
+    return any(utils.text(other.metadata, keyword) == said for other in others)
 
 
 def _fitting_slides(image: TiledImage, slides: list[list[TiledImage]]) -> list[list[TiledImage]]:
@@ -187,6 +214,14 @@ def _fitting_slides(image: TiledImage, slides: list[list[TiledImage]]) -> list[l
         possible = [
             (slide, key) for slide, key in possible if None in (frame, key[0]) or frame == key[0]
         ]
+    else:  # a label names a person: never one of another slide
+        possible = [
+            (slide, key)
+            for slide, key in possible
+            if (container is not None and container == key[1])
+            or _same(image, slide, "SeriesInstanceUID")
+            or (None in (container, key[1]) and _same(image, slide, "StudyInstanceUID"))
+        ]
     if len(possible) == 1:
         return [possible[0][0]]
     by_reference = [
@@ -196,7 +231,7 @@ def _fitting_slides(image: TiledImage, slides: list[list[TiledImage]]) -> list[l
     by_container = [
         slide for slide, key in possible if container is not None and key[1] == container
     ]
-    by_series = [slide for slide, _ in possible if _same_series(image, slide)]
+    by_series = [slide for slide, _ in possible if _same(image, slide, "SeriesInstanceUID")]
     if found := by_reference or by_frame or by_container or by_series:
         return found
     what = "segmentation or parametric map" if is_derived(image) else image.flavor

@@ -12,6 +12,7 @@ import numpy as np
 from dicomslide import utils
 from dicomslide.errors import MetadataError
 from dicomslide.frames import match_planes
+from dicomslide.layout import pixel_spacing_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -132,25 +133,37 @@ def place_series(
 
     """
     index = {identifier: first + i for i, identifier in enumerate(series.channels)}
-    placed: list[tuple[TiledImage, int | None]] = []
-    for image in series.images:
+    level_of: dict[int, int | None] = {}
+    matches = {
+        id(image): match_planes(image.focal_plane_offsets, planes) for image in series.images
+    }
+    # those of planes that the slide has come first: others take what places are left
+    for image in sorted(series.images, key=lambda image: matches[id(image)] is None):
         at = next((i for i, level in enumerate(levels) if _fits(level, image, tolerance)), None)
-        placed.append((image, at))
-        if at is None:
+        of_slide = matches[id(image)] or range(image.num_focal_planes)
+        places = {
+            (index[channel.identifier], plane): (image, c, p)
+            for c, channel in enumerate(image.channels)
+            for p, plane in enumerate(of_slide)
+        }
+        if at is None or not places.keys().isdisjoint(levels[at].places):
             logger.info("%s: %d × %d pixels are on no level's grid", image.name, *image.size)
-            continue
-        offsets = image.focal_plane_offsets
-        for plane, of_slide in enumerate(match_planes(offsets, planes) or range(len(offsets))):
-            for c, channel in enumerate(image.channels):
-                levels[at].places[index[channel.identifier], of_slide] = image, c, plane
-    return ChannelGroup(name, tuple(series.channels.values()), first, tuple(placed))
+            level_of[id(image)] = None
+        else:
+            levels[at].places.update(places)
+            level_of[id(image)] = at
+    placed = tuple((image, level_of[id(image)]) for image in series.images)
+    return ChannelGroup(name, tuple(series.channels.values()), first, placed)
 
 
 def _fits(level: Level, image: TiledImage, tolerance: float) -> bool:
     """Whether an image's pixels are those of a level: as many, as large, lying the same way."""
     if image.size != level.size:
         return False
-    image.base_view = level.image.base_view
+    # what is wrong with the level's Pixel Spacing is wrong with one that was copied from it, but a
+    # spacing of its own is believed: of a part of the base it may be that of the base
+    if pixel_spacing_of(image.metadata) in (None, pixel_spacing_of(level.image.metadata)):
+        image.base_view = level.image.base_view
     try:
         here, there = image.geometry, level.image.geometry
     except MetadataError:

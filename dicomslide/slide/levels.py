@@ -37,6 +37,10 @@ class Level:
         found = [place[0] for key, place in self.places.items() if key[0] in channels]
         return tuple({id(image): image for image in found}.values())
 
+    def planes_of(self, channels: range) -> list[int]:
+        """Return the focal planes in which some of the slide's channels have pixels."""
+        return sorted({plane for channel, plane in self.places if channel in channels})
+
     @property
     def image(self) -> TiledImage:
         """The image that stands for the level's geometry."""
