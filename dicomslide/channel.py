@@ -153,7 +153,7 @@ def _implied(keyword: str) -> Dataset:
     from pydicom.dataset import Dataset
 
     item = Dataset()
-    setattr(item, keyword, "1")
+    setattr(item, keyword, 1 if keyword == "SegmentNumber" else "1")
     return item
 
 

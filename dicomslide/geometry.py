@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dicomslide.options import check_memory
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
@@ -71,6 +73,23 @@ class SlideGrid:
 
     transpose: bool = False
     """Whether the region's rows are the matrix' columns (one-dimensional indices only)."""
+
+    @classmethod
+    def box(cls, offset: tuple[int, int], size: tuple[int, int]) -> SlideGrid:
+        """Return the pixels of so many rows and columns, from (row, column) on.
+
+        Raises
+        ------
+        MemoryLimitError
+            When they are too many.
+
+        """
+        # eight bytes an index
+        check_memory(size[0] * size[1] + 8 * sum(size), f"a region of {size[0]} × {size[1]} pixels")
+        rows, columns = (
+            start + np.arange(length) for start, length in zip(offset, size, strict=True)
+        )
+        return cls(rows, columns)
 
     @property
     def shape(self) -> tuple[int, int]:

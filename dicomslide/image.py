@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -307,13 +305,10 @@ class TiledImage(ChannelsAndPlanes, Identified):
             When there is no such channel or focal plane, or a size is negative
 
         """
-        (top, left), (height, width) = map(operator.index, offset), map(operator.index, size)
-        if min(height, width) < 0:
-            raise ValueError(f"size {(height, width)} is negative")
-        check_memory(height * width, f"a region of {height} × {width} pixels")
-        rows, columns = top + np.arange(height), left + np.arange(width)
+        offset = utils.two_integers(offset, "offset")
+        size = utils.two_integers(size, "size", least=0)
         matrix = self.get_total_pixel_matrix(channel_index, focal_plane_index)
-        return matrix.reader.read_grid(SlideGrid(rows, columns))
+        return matrix.reader.read_grid(SlideGrid.box(offset, size))
 
     def get_slide_region(
         self,
@@ -349,14 +344,15 @@ class TiledImage(ChannelsAndPlanes, Identified):
             When the header doesn't say where the image lies on the slide
 
         """
-        if not all(map(math.isfinite, (*offset, *size))) or min(size) < 0:
-            raise ValueError(
-                f"offset {tuple(offset)} and size {tuple(size)} aren't millimetres: expected"
-                " finite numbers, and no negative size"
-            )
+        offset = utils.two_numbers(offset, "offset in mm")
+        size = utils.two_numbers(size, "size in mm")
+        if min(size) < 0:
+            raise ValueError(f"size in mm {size}: expected numbers that aren't negative")
         geometry = self.geometry
         rows, columns = geometry.region_shape(size)
-        check_memory(rows * columns, f"a region of {rows} × {columns} pixels")
+        check_memory(
+            rows * columns + 8 * (rows + columns), f"a region of {rows} × {columns} pixels"
+        )
         matrix = self.get_total_pixel_matrix(channel_index, focal_plane_index)
         return matrix.reader.read_grid(geometry.region(offset, size))
 
@@ -449,8 +445,16 @@ class TiledImage(ChannelsAndPlanes, Identified):
             Zero-based (row, column) of the pixel there; negative or beyond the matrix where
             the slide was not imaged
 
+        Raises
+        ------
+        ValueError
+            When the offset isn't two finite numbers
+        MetadataError
+            When the header doesn't say where the image lies on the slide
+
         """
-        row, column = self.geometry.indices(offset[:2]).tolist()
+        offset = utils.two_numbers(offset, "offset in mm")
+        row, column = self.geometry.indices(offset).tolist()
         return row, column
 
     def get_slide_offset(self, pixel_indices: tuple[int, int]) -> tuple[float, float]:
@@ -467,7 +471,7 @@ class TiledImage(ChannelsAndPlanes, Identified):
             (x, y) of the pixel's centre in mm
 
         """
-        x, y = self.geometry.to_slide(pixel_indices).tolist()
+        x, y = self.geometry.to_slide(utils.two_numbers(pixel_indices, "pixel indices")).tolist()
         return x, y
 
     def map_pixel_indices_to_slide_coordinates(
@@ -506,9 +510,19 @@ class TiledImage(ChannelsAndPlanes, Identified):
         numpy.ndarray
             Zero-based (row, column) indices into the total pixel matrix, shape (n, 2)
 
+        Raises
+        ------
+        ValueError
+            When the coordinates are of another shape, or not finite
+        MetadataError
+            When the header doesn't say where the image lies on the slide
+
         """
-        points = _columns(slide_coordinates, (2, 3))
-        return self.geometry.indices(points[:, :2])
+        points = _columns(slide_coordinates, (2, 3))[:, :2]
+        if not np.isfinite(points).all():
+            (first, *_) = points[~np.isfinite(points).all(axis=1)].tolist()
+            raise ValueError(f"slide coordinates {tuple(first)} mm: expected finite numbers")
+        return self.geometry.indices(points)
 
 
 def _columns(values: NDArray[Any], counts: tuple[int, ...]) -> NDArray[np.float64]:

@@ -442,8 +442,8 @@ def spacing_of(image: Dataset, base: FieldOfView | None = None) -> tuple[float, 
         return covered[0] / grid.rows, covered[1] / grid.columns
     if covered is None or _covers(grid, spacing, covered):
         return spacing
-    if _covers(grid, spacing[::-1], covered):
-        return spacing[1], spacing[0]
+    if _covers(grid, spacing[::-1], covered) and not _covers(grid, spacing, covered[::-1]):
+        return spacing[1], spacing[0]  # and it isn't the volume that is swapped
     if base is not None and base.pixel_spacing is not None:
         derived = base.height / grid.rows, base.width / grid.columns
         factors = np.divide(derived, spacing)

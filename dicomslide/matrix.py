@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from dicomslide import utils
 from dicomslide.backends.client import frame_source
 from dicomslide.identity import Identified
 from dicomslide.indexing import Axis, expand_key
@@ -269,7 +270,7 @@ class TotalPixelMatrix(Identified):
         Raises
         ------
         TypeError
-            When not exactly one of both is given, or a number is no integer.
+            When not exactly one of both is given, or the position isn't a pair of integers.
         IndexError
             When there is no such tile, or the frame isn't of this channel and focal plane.
 
@@ -293,7 +294,7 @@ class TotalPixelMatrix(Identified):
                     f" {reader.focal_plane_index}"
                 )
             return tile
-        row, column = map(operator.index, position)  # type: ignore[arg-type]
+        row, column = utils.two_integers(position, "tile grid position")  # type: ignore[arg-type]
         down, across = self.tile_grid_shape
         if not (0 <= row < down and 0 <= column < across):
             raise IndexError(f"no tile at {(row, column)} in a grid of {down} × {across} tiles")

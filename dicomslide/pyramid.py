@@ -357,20 +357,23 @@ def select_image_at_pixel_spacing(
     Raises
     ------
     ValueError
-        When `collection` is empty, or `tolerance` is exceeded.
+        When `collection` is empty, `tolerance` is exceeded, or a number isn't finite.
     MetadataError
         A ValueError: when an image has no pixel spacing.
 
     """
     if not collection:
         raise ValueError("the collection of images to select from is empty")
+    pixel_spacing = utils.two_numbers(pixel_spacing, "pixel spacing in mm")
+    if tolerance is not None and math.isnan(tolerance):
+        raise ValueError("tolerance nan: expected mm, zero or more")
     spacings = np.array([spacing_of(image) for image in collection])
-    distances = np.abs(spacings - np.asarray(pixel_spacing, dtype=np.float64)).max(axis=1)
+    distances = np.abs(spacings - np.asarray(pixel_spacing)).max(axis=1)
     noise = SAME_SPACING * max(pixel_spacing)
     nearest = int(np.argmax(distances <= distances.min() + noise))
     if tolerance is not None and distances[nearest] > tolerance + noise:
         raise ValueError(
-            f"no image within {tolerance:g} mm of a pixel spacing of {tuple(pixel_spacing)} mm; the"
+            f"no image within {tolerance:g} mm of a pixel spacing of {pixel_spacing} mm; the"
             f" nearest has {tuple(spacings[nearest].tolist())} mm"
         )
     return collection[nearest]

@@ -11,6 +11,7 @@ import numpy as np
 
 from dicomslide.geometry import SlideGrid
 from dicomslide.indexing import Axis
+from dicomslide.utils import two_integers
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -80,11 +81,11 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
         padding: Padding = 0,
     ) -> None:
         self._matrix = matrix
-        self._dimensions = _two_integers(region_dimensions, "region_dimensions", least=1)
+        self._dimensions = two_integers(region_dimensions, "region_dimensions", least=1)
         self._padding = _four_paddings(padding)
         offset, size = ((0, 0), matrix.shape[:2]) if bounding_box is None else bounding_box
-        self._offset = _two_integers(offset, "offset of the bounding box", least=0)
-        size = _two_integers(size, "size of the bounding box", least=1)
+        self._offset = two_integers(offset, "offset of the bounding box", least=0)
+        size = two_integers(size, "size of the bounding box", least=1)
         if any(start >= n for start, n in zip(self._offset, matrix.shape, strict=False)):
             raise ValueError(
                 f"a bounding box at {self._offset} lies outside of the matrix of"
@@ -187,25 +188,18 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
             fewer._regions = self._regions[index]
             return fewer
         left, top, _, _ = self.padding
-        rows, columns = (
-            offset + position * dimension - before + np.arange(length)
-            for offset, position, dimension, before, length in zip(
+        row, column = (
+            offset + position * dimension - before
+            for offset, position, dimension, before in zip(
                 self._offset,
                 self.get_region_grid_position(index),
                 self._dimensions,
                 (top, left),
-                self.padded_region_shape,
-                strict=False,
+                strict=True,
             )
         )
-        return self.matrix.reader.read_grid(SlideGrid(rows, columns))
-
-
-def _two_integers(values: Sequence[int], name: str, *, least: int) -> tuple[int, int]:
-    first, second = (operator.index(value) for value in values)
-    if min(first, second) < least:
-        raise ValueError(f"{name} {(first, second)}: expected two numbers from {least} on")
-    return first, second
+        rows, columns, _ = self.padded_region_shape
+        return self.matrix.reader.read_grid(SlideGrid.box((row, column), (rows, columns)))
 
 
 def _four_paddings(padding: Padding) -> tuple[int, int, int, int]:

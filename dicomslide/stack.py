@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
     from dicomslide.geometry import Orientation
 
-__all__ = ["Data", "StackedReader", "dask_data"]
+__all__ = ["Data", "Row", "StackedReader", "dask_data", "runs_of"]
 
 Data: TypeAlias = "Callable[[StackedReader], Any]"
+Row: TypeAlias = "tuple[MatrixReader | None, ...]"
+"""The readers of a channel by focal plane; None where there are no pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +35,9 @@ class StackedReader:
     of which it is made.
     """
 
-    readers: tuple[tuple[MatrixReader | None, ...], ...]
-    """By channel, then by focal plane; None where there are no pixels."""
+    runs: tuple[tuple[Row, int], ...]
+    """Readers by focal plane of a channel, and how many channels of the same images follow each
+    other from it on: see :func:`runs_of`."""
     orientation: Orientation
     """How the matrix is turned."""
     kept: tuple[bool, bool, bool]
@@ -47,6 +50,19 @@ class StackedReader:
     background: tuple[float, ...]
 
     @property
+    def stack_shape(self) -> tuple[int, int]:
+        """Number of channels and of focal planes."""
+        return sum(count for _, count in self.runs), len(self.runs[0][0])
+
+    def reader(self, channel: int, plane: int) -> MatrixReader | None:
+        """Return the reader of a channel and focal plane; None where there are no pixels."""
+        for row, count in self.runs:
+            if channel < count:
+                return _moved(row[plane], channel)
+            channel -= count
+        raise IndexError(f"no channel {channel} beyond the last")
+
+    @property
     def plane_shape(self) -> tuple[int, int]:
         """Length of the last dims but the samples."""
         rows, columns, _ = self.matrix_shape
@@ -55,15 +71,16 @@ class StackedReader:
     @property
     def shape(self) -> tuple[int, ...]:
         """Length of each dim."""
-        full = len(self.readers), len(self.readers[0]), self.matrix_shape[2]
-        stack = [length for length, kept in zip(full[:2], self.kept[:2], strict=True) if kept]
-        return (*stack, *self.plane_shape, *((full[2],) if self.kept[2] else ()))
+        lengths = zip(self.stack_shape, self.kept[:2], strict=True)
+        stack = [length for length, kept in lengths if kept]
+        return (*stack, *self.plane_shape, *((self.matrix_shape[2],) if self.kept[2] else ()))
 
     def __dask_tokenize__(self) -> Any:
         return (
             "dicomslide.StackedReader",
             tuple(
-                None if r is None else r.__dask_tokenize__() for row in self.readers for r in row
+                (tuple(None if reader is None else reader.__dask_tokenize__() for reader in row), n)
+                for row, n in self.runs
             ),
             dataclasses.astuple(self.orientation),
             self.kept,
@@ -72,8 +89,9 @@ class StackedReader:
     def read(self, key: Sequence[Any], *, num_threads: int | None = None) -> NDArray[Any]:
         """Read what a key for each dim picks, each independently of the others."""
         keys = list(key)
-        channel = Axis.of(keys.pop(0) if self.kept[0] else 0, len(self.readers))
-        plane = Axis.of(keys.pop(0) if self.kept[1] else 0, len(self.readers[0]))
+        num_channels, num_planes = self.stack_shape
+        channel = Axis.of(keys.pop(0) if self.kept[0] else 0, num_channels)
+        plane = Axis.of(keys.pop(0) if self.kept[1] else 0, num_planes)
         height, width = self.plane_shape
         y = _turned(keys.pop(0), height, self.orientation.flip_y)
         x = _turned(keys.pop(0), width, self.orientation.flip_x)
@@ -88,7 +106,7 @@ class StackedReader:
         turn = self.orientation.transpose and not (lengths[0].drop or lengths[1].drop)
 
         def one(c: int, p: int) -> NDArray[Any]:
-            reader = self.readers[c][p]
+            reader = self.reader(c, p)
             if reader is None:
                 region = np.empty((*shape, self.matrix_shape[2])[: len(shape)], self.dtype)
                 region[...] = self.background if region.ndim == 3 else self.background[0]
@@ -114,14 +132,46 @@ class StackedReader:
         down = _lengths(rows, self.tile_shape[0] * multiple[0])
         right = _lengths(columns, self.tile_shape[1] * multiple[1])
         y, x = (right, down) if self.orientation.transpose else (down, right)
-        stack = (len(self.readers), len(self.readers[0]))
-        ones = [(1,) * n for n, kept in zip(stack, self.kept[:2], strict=True) if kept]
+        lengths = zip(self.stack_shape, self.kept[:2], strict=True)
+        ones = [(1,) * n for n, kept in lengths if kept]
         return (
             *ones,
             y[::-1] if self.orientation.flip_y else y,
             x[::-1] if self.orientation.flip_x else x,
             *(((samples,),) if self.kept[2] else ()),
         )
+
+
+def runs_of(rows: Sequence[Row]) -> tuple[tuple[Row, int], ...]:
+    """Put channels together that are the next ones of the same images.
+
+    A segmentation may have thousands; each dask task carries its reader.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        The readers of each channel.
+
+    Returns
+    -------
+    tuple of (Row, int)
+        The readers of the first channel of each run, and its length.
+
+    """
+    runs: list[tuple[Row, int]] = []
+    for row in rows:
+        if runs and row == tuple(_moved(reader, runs[-1][1]) for reader in runs[-1][0]):
+            runs[-1] = runs[-1][0], runs[-1][1] + 1
+        else:
+            runs.append((row, 1))
+    return tuple(runs)
+
+
+def _moved(reader: MatrixReader | None, channels: int) -> MatrixReader | None:
+    """Return the reader of a channel so many further on in the same image."""
+    if reader is None or channels == 0:
+        return reader
+    return dataclasses.replace(reader, channel_index=reader.channel_index + channels)
 
 
 def _lengths(length: int, step: int) -> tuple[int, ...]:

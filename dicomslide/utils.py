@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.enum import ImageFlavors
@@ -40,6 +41,8 @@ __all__ = [
     "numbers",
     "stains_of",
     "text",
+    "two_integers",
+    "two_numbers",
 ]
 
 VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -53,6 +56,8 @@ PARAMETRIC_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.30"
 BULK_SIMPLE_ANNOTATIONS_STORAGE = "1.2.840.10008.5.1.4.1.1.91.1"
 USING_SUBSTANCE = ("424361007", "G-C350")
 """Code of the concept "Using substance" in SNOMED CT, and its retired identifier (TID 8003)."""
+LARGEST_INDEX = 2**62
+"""Pixels are counted in 64 bits."""
 SINGLE_PRECISION = 2.0**-23
 """Fraction within which 32-bit floating-point numbers (VR FL) are the same."""
 
@@ -111,6 +116,49 @@ def codes(dataset: Dataset, keyword: str) -> Iterator[Code]:
                 meaning=text(item, "CodeMeaning") or value,
                 scheme_version=text(item, "CodingSchemeVersion"),
             )
+
+
+def two_integers(values: Sequence[int], name: str, *, least: int | None = None) -> tuple[int, int]:
+    """Check a pair of integers, such as rows and columns.
+
+    Raises
+    ------
+    TypeError
+        When it isn't a sequence of integers.
+    ValueError
+        When there aren't two, or one is less than `least`.
+
+    """
+    expected = "expected two integers" + ("" if least is None else f" from {least} on")
+    try:
+        given = tuple(operator.index(value) for value in values)
+    except TypeError:
+        raise TypeError(f"{name} {values!r}: {expected}") from None
+    low = -LARGEST_INDEX if least is None else least
+    if len(given) != 2 or min(given) < low or max(given) > LARGEST_INDEX:
+        raise ValueError(f"{name} {given}: {expected}")
+    return given
+
+
+def two_numbers(values: Sequence[float], name: str) -> tuple[float, float]:
+    """Check a pair of finite numbers, such as x and y.
+
+    Raises
+    ------
+    TypeError
+        When it isn't a sequence of numbers.
+    ValueError
+        When there aren't two, or one isn't finite.
+
+    """
+    try:
+        given = tuple(values)
+        finite = all(map(math.isfinite, given))
+    except TypeError:
+        raise TypeError(f"{name} {values!r}: expected two numbers") from None
+    if len(given) != 2 or not finite:
+        raise ValueError(f"{name} {given}: expected two finite numbers")
+    return float(given[0]), float(given[1])
 
 
 def counted(count: int, what: str) -> str:
@@ -352,4 +400,9 @@ def _says(item: Dataset, keyword: str, wanted: object) -> bool:
 
 
 def _has_code(item: Dataset, keyword: str, wanted: AnyCode | None) -> bool:
+    if wanted is not None and not hasattr(wanted, "scheme_designator"):
+        raise TypeError(
+            f"{wanted!r} isn't a code; expected a pydicom.sr.coding.Code, or a"
+            " highdicom.sr.CodedConcept, such as Code('108369006', 'SCT', 'Tumor')"
+        )
     return wanted is None or any(code == wanted for code in codes(item, keyword))

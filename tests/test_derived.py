@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import pickle
 
+import dask
 import highdicom as hd
 import numpy as np
 import pydicom
@@ -336,6 +337,98 @@ def test_shared_groups_say_to_which_segment_all_frames_belong(tmp_path, levels, 
     dataset.save_as(path)
     with pytest.raises(dicomslide.MetadataError, match="belong to channel '5'; the image has"):
         open_slide([levels[0], path])
+
+
+def test_a_segmentation_without_descriptions_has_one_implied_segment(tmp_path, levels, masks):
+    path = write_segmentation(
+        tmp_path / "seg.dcm", levels[0], masks[..., 0].astype(np.uint8), "BINARY",
+        segments=[segment(1, "tumour")],
+    )  # fmt: skip
+    dataset = pydicom.dcmread(path)
+    del dataset.SegmentSequence
+    dataset.save_as(path)
+    slide = open_slide([levels[0], path])
+    assert slide.find_segments(number=1) == (1,)
+    np.testing.assert_array_equal(
+        slide.get_image_region((0, 0), 0, SHAPE, 1)[..., 0], masks[..., 0]
+    )
+
+
+# -- many segments ---------------------------------------------------------------------------
+
+MANY = 120
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory, levels):
+    """A segmentation of a segment for each of many cells, and the number of each pixel's."""
+    labels = np.arange(np.prod(SHAPE)).reshape(SHAPE) // 65 + 1
+    path = write_segmentation(
+        tmp_path_factory.mktemp("cells") / "seg.dcm", levels[0], labels.astype(np.uint8), "BINARY",
+        segments=[segment(i + 1, f"cell {i + 1}") for i in range(MANY)],
+    )  # fmt: skip
+    return path, labels
+
+
+def test_a_task_is_as_small_with_many_segments_as_with_few(tmp_path, levels, masks, cells):
+    few = write_segmentation(tmp_path / "seg.dcm", levels[0], masks.astype(np.uint8), "BINARY")
+
+    def task_size(path):
+        array = open_slide([levels[0], path]).to_dataset().segmentation[1, :5, :5].data
+        (optimized,) = dask.optimize(array)
+        return len(pickle.dumps(dict(optimized.__dask_graph__())))
+
+    assert task_size(cells[0]) < task_size(few) + 200
+
+
+def test_each_of_many_segments_reads_from_its_frames(levels, cells):
+    path, labels = cells
+    variable = open_slide([levels[0], path]).to_dataset().segmentation
+    picked = variable.sel(segment=["120", "3", "64"]).compute()
+    for k, number in enumerate((120, 3, 64)):
+        np.testing.assert_array_equal(picked[k], upright(labels == number))
+    again = pickle.loads(pickle.dumps(variable))
+    np.testing.assert_array_equal(again.argmax("segment") + 1, upright(labels))
+
+
+def test_runs_of_channels_end_where_another_image_begins(tmp_path, levels, masks):
+    """Segments 1 and 3 in one instance of a series, 2 and 4 in another one, none in a third."""
+    series = hd.UID()
+    numbers = ((1, 3), (2, 4))
+    pixels = [masks.astype(np.uint8), (~masks).astype(np.uint8)]
+    paths = []
+    for of_instance, shown in zip(numbers, pixels, strict=True):
+        path = write_segmentation(
+            tmp_path / f"{of_instance[0]}.dcm", levels[0], shown, "BINARY", series=series,
+        )  # fmt: skip
+        dataset = pydicom.dcmread(path)
+        for item, number in zip(dataset.SegmentSequence, of_instance, strict=True):
+            item.SegmentNumber = number
+            item.SegmentLabel = f"segment {number}"
+        for group in dataset.PerFrameFunctionalGroupsSequence:
+            identification = group.SegmentIdentificationSequence[0]
+            identification.ReferencedSegmentNumber = of_instance[
+                identification.ReferencedSegmentNumber - 1
+            ]
+        dataset.save_as(path)
+        paths.append(path)
+    variable = open_slide([levels[0], *paths]).to_dataset().segmentation
+    assert variable.segment.values.tolist() == ["1", "3", "2", "4"]
+    expected = np.concatenate([masks, ~masks], axis=2)
+    for k in range(4):
+        np.testing.assert_array_equal(variable[k], upright(expected[..., k]))
+
+
+def test_html_of_many_segments_lists_some(levels, cells):
+    slide = open_slide([levels[0], cells[0]])
+    page = slide._repr_html_()
+    assert "cell 40<" in page
+    assert "cell 60<" not in page
+    assert f"and {1 + MANY - 50} more" in page
+    image = slide.derived_images[0]._repr_html_()
+    assert "TiledImage: segmentation" in image
+    assert "VOLUME" not in image
+    assert f"50, and {MANY - 50} more" in image
 
 
 # -- several derived images ------------------------------------------------------------------

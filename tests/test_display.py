@@ -17,6 +17,7 @@ from PIL import Image
 import dicomslide
 from dicomslide import open_slide
 from dicomslide.backends.file import FileSource
+from dicomslide.display.picture import as_displayed
 from dicomslide.testing import write_slide
 
 mpl.use("Agg")
@@ -223,3 +224,18 @@ def test_repr_counts_in_words(tissue_slide):
     )
     one = dicomslide.open_slide(tissue_slide / "level-0.dcm")
     assert "1 level of 600 × 900 pixels, 1 channel" in repr(one)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([1, 2, np.inf, -np.inf, np.nan], [0, 255, 255, 0, 0]),
+        ([np.nan, np.nan], [0, 0]),
+        ([np.inf], [255]),
+        ([-1e308, 0, 1e308], [0, 127, 255]),
+        ([5, 5], [0, 0]),
+    ],
+)
+def test_maps_are_shown_whatever_values_they_hold(values, shown):
+    pixels = np.array(values, np.float64).reshape(1, -1, 1)
+    np.testing.assert_array_equal(as_displayed(pixels)[0], shown)

@@ -253,3 +253,16 @@ def test_absent_tiles_in_the_tree(tmp_path):
     expected = position_values(np.arange(64), np.arange(96))
     expected[32:, :48] = 255
     np.testing.assert_array_equal(image.values, np.rot90(expected, -1))
+
+
+def test_a_dataset_has_chunks_of_one_kind_along_each_dim(stack_slide):
+    """Or xarray can't tell them, and refuses map_blocks: coordinates beside a dim count too."""
+    dataset = xr.open_dataset(stack_slide, engine="dicomslide", chunks={})
+    assert {dataset.chunks[dim] for dim in ("channel", "z")} == {
+        (1,) * dataset.sizes[dim] for dim in ("channel", "z")
+    }
+    mapped = xr.map_blocks(lambda part: part + 1, dataset[["image"]])
+    region = dict(y=slice(5, 9), x=slice(3, 6))
+    np.testing.assert_array_equal(
+        mapped.image.isel(region), dataset.image.isel(region).values + np.uint8(1)
+    )

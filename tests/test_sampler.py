@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import pickle
+import tracemalloc
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
@@ -268,8 +269,14 @@ def test_impossible_arguments_are_value_errors(matrices, arguments, reason):
 def test_memory_is_checked_before_it_is_allocated(matrices):
     matrix, _ = matrices[1]
     sampler = TotalPixelMatrixSampler(matrix, (5, 5), padding=10**6)
-    with pytest.raises(dicomslide.MemoryLimitError):
-        sampler[0]
+    tracemalloc.start()
+    try:
+        with pytest.raises(dicomslide.MemoryLimitError):
+            sampler[0]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10**6  # an index for each row and column alone would be 32 MB
 
 
 # -- other processes -------------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 import shutil
 
 import numpy as np
 import pydicom
 import pytest
+from pydicom.dataset import Dataset
 
 import dicomslide
 from dicomslide.testing import position_values, write_slide
@@ -64,7 +67,7 @@ def test_regions_are_exactly_as_large_as_asked_for(position_slide):
     np.testing.assert_array_equal(region, position_values(np.arange(10, 14), np.arange(16, 21)))
     assert slide.get_image_region((500, 500), 0, (3, 4)).tolist() == [[[255] * 3] * 4] * 3
     assert slide.get_image_region((0, 0), 0, (0, 4)).shape == (0, 4, 3)
-    with pytest.raises(ValueError, match="negative"):
+    with pytest.raises(ValueError, match=r"size \(-1, 4\): expected two integers from 0 on"):
         slide.get_image_region((0, 0), 0, (-1, 4))
     with pytest.raises(dicomslide.MemoryLimitError):
         slide.get_image_region((0, 0), 0, (10**7, 10**7))
@@ -496,6 +499,75 @@ def test_thumbnails_are_upright_and_in_proportion(tmp_path, tissue_slide, stack_
     assert dicomslide.open_slide(tmp_path).thumbnail(60).shape == (40, 60, 3)
 
 
+@pytest.mark.parametrize("wrong", [None, 1, ("a", "b"), (1.5, 2), (float("nan"), 1), (None, 1)])
+def test_places_in_pixels_are_pairs_of_integers(tissue_slide, wrong):
+    slide = dicomslide.open_slide(tissue_slide)
+    (image, *_) = slide.get_volume_images()
+    matrix = image.get_total_pixel_matrix()
+    for read in (
+        lambda: slide.get_image_region(wrong, 0, (2, 2)),
+        lambda: slide.get_image_region((0, 0), 0, wrong),
+        lambda: image.get_image_region(wrong, (2, 2)),
+        lambda: image.get_image_region((0, 0), wrong),
+        lambda: dicomslide.TotalPixelMatrixSampler(matrix, wrong),
+    ):
+        with pytest.raises(TypeError, match="expected two integers"):
+            read()
+    if not isinstance(wrong, int | None):
+        with pytest.raises(TypeError, match="expected two integers"):
+            matrix.get_tile_index(wrong)
+
+
+@pytest.mark.parametrize("wrong", [(1,), (1, 2, 3), (2**63, 0)])
+def test_places_in_pixels_are_two_that_an_array_can_have(tissue_slide, wrong):
+    slide = dicomslide.open_slide(tissue_slide)
+    for read in (
+        lambda: slide.get_image_region(wrong, 0, (2, 2)),
+        lambda: slide.get_image_region((0, 0), 0, wrong),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{wrong}: expected two integers")):
+            read()
+
+
+@pytest.mark.parametrize("wrong", [None, 1, ("a", "b"), (None, 1), (1,), (1, 2, 3), (math.nan, 1)])
+def test_places_in_mm_are_pairs_of_finite_numbers(tissue_slide, wrong):
+    slide = dicomslide.open_slide(tissue_slide)
+    metadata = [image.metadata for image in slide.get_volume_images()]
+    for ask in (
+        lambda: slide.get_slide_region(wrong, 0, (0.1, 0.1)),
+        lambda: slide.get_slide_region((16, 29), 0, wrong),
+        lambda: slide.get_pixel_indices(wrong, 0),
+        lambda: slide.get_slide_offset(wrong, 0),
+        lambda: dicomslide.select_image_at_pixel_spacing(metadata, wrong),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"expected two (finite )?numbers"):
+            ask()
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_no_pixel_lies_where_no_number_says(tissue_slide, wrong):
+    slide = dicomslide.open_slide(tissue_slide)
+    with pytest.raises(ValueError, match=r"\(16\.0, (nan|inf|-inf)\) mm: expected finite"):
+        slide.map_slide_coordinates_to_pixel_indices([[16, 29, 0], [16, wrong, 0]], 0)
+
+
+def test_options_of_a_slide_are_checked(tissue_slide):
+    for wrong in (-1, "a", None, math.nan):
+        with pytest.raises(ValueError, match=f"pyramid_tolerance {wrong!r}: expected mm"):
+            dicomslide.open_slide(tissue_slide, pyramid_tolerance=wrong)
+    for wrong in (-1, "a", None, 1.5):
+        with pytest.raises(ValueError, match=f"max_frame_cache_size {wrong!r}: expected frames"):
+            dicomslide.open_slide(tissue_slide, max_frame_cache_size=wrong)
+
+
+def test_what_is_no_code_is_no_property_of_a_segment(tissue_slide):
+    slide = dicomslide.open_slide(tissue_slide)
+    with pytest.raises(TypeError, match=r"'eosin' isn't a code; expected .* Code\('108369006'"):
+        slide.find_optical_paths(specimen_stain="eosin")
+    with pytest.raises(TypeError, match="'Tumor' isn't a code"):
+        dicomslide.does_segment_item_match(Dataset(), property_type="Tumor")
+
+
 def test_arguments_that_make_no_sense(tissue_slide):
     slide = dicomslide.open_slide(tissue_slide)
     for offset, size in (
@@ -503,7 +575,7 @@ def test_arguments_that_make_no_sense(tissue_slide):
         ((1, 2), (float("inf"), 1)),
         ((1, 2), (-1, 1)),
     ):
-        with pytest.raises(ValueError, match="aren't millimetres"):
+        with pytest.raises(ValueError, match="in mm"):
             slide.get_slide_region(offset, 0, size)
     for size in (0, -5):
         with pytest.raises(ValueError, match="isn't possible"):

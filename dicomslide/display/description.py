@@ -62,7 +62,7 @@ def describe_image(image: TiledImage) -> dict[str, Any]:
     """Return what an image is like; reads its header only."""
     decoder = DECODERS.get(image.transfer_syntax_uid or "")  # a server doesn't say
     described: dict[str, Any] = {
-        "flavor": image.flavor,
+        "flavor": image.flavor if image.kind == "image" else image.kind,
         "rows": image.size[0],
         "columns": image.size[1],
         "tile_rows": int(image.metadata.Rows),

@@ -24,6 +24,8 @@ PICTURE_SIZE = 224
 """Pixels along the longer edge of a picture."""
 MOST_PIXELS = 2**24
 """No larger image is read for a picture: at about a second a gigabyte, a fraction of a second."""
+MOST_CHANNELS = 50
+"""Channels that are listed: a segmentation may have thousands."""
 MOST_LINES = 48
 """Lines of a drawn grid, at most, along an edge."""
 
@@ -47,8 +49,10 @@ def slide_html(slide: Slide) -> str:
             channel["identifier"],
             channel["description"] or "",
         )
-        for index, channel in enumerate(described["channels"])
+        for index, channel in enumerate(described["channels"][:MOST_CHANNELS])
     ]
+    if slide.num_channels > MOST_CHANNELS:
+        channels.append(("", "", "", f"and {slide.num_channels - MOST_CHANNELS:,} more"))
     source = next(
         (level.image for level in reversed(slide.levels) if max(level.size) >= PICTURE_SIZE),
         slide.levels[0].image,
@@ -67,14 +71,17 @@ _SCANNER = ("manufacturer", "manufacturer_model_name")
 def image_html(image: TiledImage) -> str:
     """Return an image's picture, size and encoding."""
     described = describe_image(image)
+    channels = [channel.identifier for channel in image.channels[:MOST_CHANNELS]]
+    if image.num_channels > MOST_CHANNELS:
+        channels.append(f"and {image.num_channels - MOST_CHANNELS:,} more")
     facts = [
         ("File", described["file"]),
         ("Field of view", _field_of_view(described["field_of_view_mm"])),
-        ("Channels", ", ".join(channel.identifier for channel in image.channels)),
+        ("Channels", ", ".join(channels)),
         ("Focal planes", ", ".join(f"{z:g}" for z in image.focal_plane_offsets) + " µm"),
     ]
     return _page(
-        f"TiledImage: {described['flavor']}",
+        f"TiledImage: {described['flavor'].replace('_', ' ')}",
         _picture(image),
         _facts(facts) + _table(table_of([described])),
     )

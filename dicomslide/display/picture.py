@@ -116,7 +116,8 @@ def as_displayed(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     """Return pixels of shape (rows, columns, samples) as a screen shows them.
 
     Colour stays as it is; greys of more than 8 bits are stretched between their 0.1th and
-    99.9th percentile; a single sample loses its dim.
+    99.9th percentile (of the finite ones: NaN is black, infinite values are at the ends); a
+    single sample loses its dim.
     """
     if pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
@@ -124,9 +125,11 @@ def as_displayed(pixels: NDArray[Any]) -> NDArray[np.uint8]:
         return pixels
     if pixels.dtype == np.bool_:
         return pixels.astype(np.uint8) * np.uint8(255)
-    low, high = np.nanpercentile(pixels, (0.1, 99.9)) if pixels.size else (0, 1)
-    scaled = (np.nan_to_num(pixels.astype(np.float64), nan=low) - low) / max(high - low, 1e-12)
-    return (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+    values = pixels.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = np.percentile(finite, (0.1, 99.9)) if finite.size else (0.0, 1.0)
+    clipped = np.clip(np.nan_to_num(values, nan=low), low, high)
+    return ((clipped / 2 - low / 2) / max(high / 2 - low / 2, 1e-12) * 255).astype(np.uint8)
 
 
 def plot_image(

@@ -58,9 +58,10 @@ def focal_plane_coords(
     """
     values = np.array(offsets) / 1000
     attrs = {"long_name": "focal plane's offset", "units": "mm"}
-    index = xr.Variable("z", np.array(planes), {"long_name": "focal plane's index"})
+    index = xr.Variable("z", np.array(planes), {"long_name": "focal plane's index"}, _one("z"))
     if not is_dim:
-        return xr.Coordinates({"z": xr.Variable("z", values, attrs)[0], "focal_plane": index[0]})
+        z = xr.Variable("z", values, attrs)
+        return xr.Coordinates({"z": z[0], "focal_plane": _scalar(index)})
     return _indexed("z", values, attrs, None).assign(focal_plane=index)
 
 
@@ -143,11 +144,11 @@ def channel_coords(
             ),
         }
     found = {
-        name: xr.Variable(dim, _filled(values), attrs)
+        name: xr.Variable(dim, _filled(values), attrs, _one(dim))
         for name, (values, attrs) in columns.items()
         if any(value not in (None, "") for value in values)
     }
-    return found if is_dim else {name: variable[0] for name, variable in found.items()}
+    return found if is_dim else {name: _scalar(variable) for name, variable in found.items()}
 
 
 _NAMES = {
@@ -155,6 +156,18 @@ _NAMES = {
     ChannelTypes.SEGMENT: "Segment Number",
     ChannelTypes.PARAMETER: "LUT Label",
 }
+
+
+def _scalar(variable: xr.Variable) -> xr.Variable:
+    """Return the only value of a variable, which has no chunks."""
+    scalar = variable[0]
+    scalar.encoding = {}
+    return scalar
+
+
+def _one(dim: str) -> dict[str, Any]:
+    """Return an encoding with the chunks that the pixels have along a dim: a dataset is one."""
+    return {"preferred_chunks": {dim: 1}}
 
 
 def _filled(values: Sequence[Any]) -> Any:

@@ -19,15 +19,14 @@ from dicomslide.labelled.attributes import derived_attrs, image_attrs
 from dicomslide.labelled.coordinates import channel_coords, focal_plane_coords, matrix_coords
 from dicomslide.layout import geometry_of
 from dicomslide.options import check_memory
-from dicomslide.stack import StackedReader
+from dicomslide.stack import StackedReader, runs_of
 
 if TYPE_CHECKING:
     from dicomslide.channel import Channel
     from dicomslide.image import TiledImage
-    from dicomslide.reader import MatrixReader
     from dicomslide.slide.derived import ChannelGroup
     from dicomslide.slide.levels import Level
-    from dicomslide.stack import Data
+    from dicomslide.stack import Data, Row
 
 __all__ = ["Frame", "Grid", "Stack"]
 
@@ -92,7 +91,7 @@ class Stack:
     """``image``, ``segmentation``, ``parametric_map``, ..."""
     image: TiledImage
     """The image whose header stands for all."""
-    readers: tuple[tuple[MatrixReader | None, ...], ...]
+    readers: tuple[Row, ...]
     """By channel, then by focal plane; None where there are no pixels. A label map is one."""
     channels: tuple[Channel, ...] = ()
     stains: tuple[str, ...] = ()
@@ -117,8 +116,8 @@ class Stack:
             return None
         channels = sorted({channel for channel, _ in places})
         planes = level.planes_of(group.indices)
-        image = next(image for image in level.images_of(group.indices))
-        for other in level.images_of(group.indices)[1:]:
+        image, *others = images = level.images_of(group.indices)
+        for other in others:
             _check_alike(image, other)
         is_label_map = image.layout.label_values is not None  # whose segments share their pixels
         if not is_label_map and len(places) < len(channels) * len(planes):
@@ -130,6 +129,7 @@ class Stack:
                 stacklevel=5,
             )
         of_channel = {channel: place[0] for (channel, _), place in places.items()}
+        stain_of = {id(each): _stain(each) for each in images}
         of_plane = {key[1]: (place[0], place[2]) for key, place in places.items()}
         return cls(
             name=group.name,
@@ -138,7 +138,7 @@ class Stack:
                 [[places.get((channel, plane)) for plane in planes] for channel in channels]
             ),
             channels=tuple(group.channels[channel - group.first] for channel in channels),
-            stains=tuple(_stain(of_channel[channel]) for channel in channels),
+            stains=tuple(stain_of[id(of_channel[channel])] for channel in channels),
             planes=tuple(planes),
             offsets=tuple(
                 holder.focal_plane_offsets[own]
@@ -207,7 +207,7 @@ class Stack:
             samples > 1 or (is_image and not squeeze),
         )
         reader = StackedReader(
-            readers=self.readers,
+            runs=runs_of(self.readers),
             orientation=grid.orientation or AS_STORED,
             kept=kept,
             matrix_shape=(*image.size, samples),
@@ -256,7 +256,7 @@ def _stain(image: TiledImage) -> str:
 
 def _readers(
     places: list[list[tuple[TiledImage, int, int] | None]],
-) -> tuple[tuple[MatrixReader | None, ...], ...]:
+) -> tuple[Row, ...]:
     """Return the readers of places by channel and plane; one of each plane of a label map."""
     readers = tuple(
         tuple(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import numbers
 import operator
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,17 @@ class SlideOptions:
     pyramid_tolerance: float
     correct_color: bool
     on_error: OnError
+
+    def __post_init__(self) -> None:
+        _check_from_zero(self.pyramid_tolerance, numbers.Real, "pyramid_tolerance", "mm")
+        _check_from_zero(
+            self.max_frame_cache_size, numbers.Integral, "max_frame_cache_size", "frames"
+        )
+
+
+def _check_from_zero(value: Any, kind: type, name: str, unit: str) -> None:
+    if not isinstance(value, kind) or not value >= 0:  # type: ignore[operator]
+        raise ValueError(f"{name} {value!r}: expected {unit}, zero or more")
 
 
 class SlideContents(ChannelsAndPlanes, Identified):

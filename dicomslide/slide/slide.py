@@ -148,7 +148,7 @@ class Slide(SlideContents):
 
         """
         image, channel, plane = self._place(level, channel_index, focal_plane_index)
-        row, column = map(operator.index, offset)
+        row, column = utils.two_integers(offset, "offset")
         at_level = (
             row * image.size[0] // self.size[0],
             column * image.size[1] // self.size[1],
@@ -226,7 +226,7 @@ class Slide(SlideContents):
         self, size: int, channel_index: int, focal_plane_index: int
     ) -> tuple[TiledImage, int, int, int]:
         """Return the smallest image that is large enough for a picture, and where it is in it."""
-        if size < 1:
+        if operator.index(size) < 1:
             raise ValueError(f"a picture of {size} pixels along its longer edge isn't possible")
         place = (channel_index, focal_plane_index)
         levels = [i for i, level in enumerate(self.levels) if place in level.places]
