@@ -126,6 +126,22 @@ def test_what_is_no_client_is_an_error_that_says_what_is_expected(jpeg_slide, va
         frame_source(value, pydicom.Dataset())
 
 
+def test_a_store_is_not_asked_for_the_metadata_of_all_to_read_one(jpeg_slide):
+    class Store:
+        @property
+        def metadata(self):
+            raise AssertionError("this may be a thousand requests")
+
+        identity = name = transfer_syntax_uid = metadata
+
+        def source(self, metadata):
+            return FileStore.open(jpeg_slide).source(metadata)
+
+    (path, *_) = sorted(jpeg_slide.glob("*.dcm"))
+    image = TiledImage(Store(), pydicom.dcmread(path))
+    assert image.get_image_region((0, 0), (2, 2)).shape == (2, 2, 3)
+
+
 def test_metadata_without_uids_are_an_error_that_shows_them(jpeg_slide):
     client = FakeClient(jpeg_slide)
     metadata = client.all_metadata()[0]

@@ -619,6 +619,12 @@ def test_a_path_that_does_not_exist_raises(tmp_path):
         dicomslide.open_slide(tmp_path / "missing.dcm")
 
 
+@pytest.mark.parametrize("url", ["s3://bucket/slide", "dicomweb+https://host/studies/1.2"])
+def test_a_url_raises_and_says_how_to_read_a_server(url):
+    with pytest.raises(NotDicomError, match=r"a URL, .* by a client of dicomweb-client"):
+        dicomslide.open_slide(url)
+
+
 def test_a_folder_without_dicom_files_raises(tmp_path):
     with pytest.raises(NotDicomError, match=tmp_path.name):
         dicomslide.open_slide(tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
-from dicomslide.backends.base import FrameSource, FrameStore
+from dicomslide.backends.base import FrameSource
 from dicomslide.backends.connection import connection_of, dataset_of_json
 from dicomslide.backends.dicomweb import DicomWebSource
 from dicomslide.backends.file import FileSource, files_of, is_dicom_file
@@ -51,9 +51,11 @@ def frame_source(client: Any, metadata: Dataset) -> FrameSource:
         When it doesn't have the instance, or can't be asked for it.
 
     """
-    if isinstance(client, FrameSource):
+    # by their methods: isinstance with a Protocol asks, before Python 3.12, for properties too,
+    # and the metadata of a store may be a thousand requests
+    if callable(getattr(client, "read_frames", None)):
         return client
-    if isinstance(client, FrameStore):
+    if callable(getattr(client, "source", None)):
         return client.source(metadata)
     if not is_client(client):
         raise TypeError(

@@ -302,6 +302,11 @@ class FileStore:
         sources: dict[str, list[FileSource]] = {}
         names = []
         for given in paths:
+            if "://" in str(given):
+                raise NotDicomError(
+                    f"{given}: a URL, but only local files are read by path; a DICOMweb server is"
+                    " read by a client of dicomweb-client"
+                )
             path = Path(given).expanduser()
             names.append(str(path))
             if path.is_dir():
