@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
-from dicomslide.backends.base import FrameSource
 from dicomslide.backends.connection import connection_of, dataset_of_json
 from dicomslide.backends.dicomweb import DicomWebSource
 from dicomslide.backends.file import FileSource, files_of, is_dicom_file
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pydicom.dataset import Dataset
+
+    from dicomslide.backends.base import FrameSource
 
 __all__ = ["ClientStore", "Series", "frame_source", "is_client"]
 
