@@ -49,11 +49,14 @@ WANTED = {
     SEGMENT: b"US",
 }
 _PER_FRAME_GROUPS = 0x52009230
+_SEGMENT_MACRO = 0x0062000A
+# searched for, too: references to other segmentations have Referenced Segment Numbers as well
+_SEARCHED = WANTED | {_SEGMENT_MACRO: b"SQ"}
 # functional group macro -> what is wanted of it
 _MACROS = {
     0x0048021A: (Z_OFFSET, COLUMN, ROW),  # Plane Position (Slide)
     0x00480207: (OPTICAL_PATH,),  # Optical Path Identification
-    0x0062000A: (SEGMENT,),  # Segment Identification
+    _SEGMENT_MACRO: (SEGMENT,),  # Segment Identification
     0x00409096: (LUT_LABEL,),  # Real World Value Mapping
 }
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
@@ -116,7 +119,7 @@ def scan_per_frame_groups(
     """
     if span.little_endian:
         found, end = _search(read, size, span)
-        if end is not None and _is_conclusive(found, num_frames):
+        if end is not None and _is_conclusive(found, num_frames, span.implicit_vr):
             values = {
                 tag: np.concatenate(each.values) for tag, each in found.items() if each.values
             }
@@ -163,7 +166,7 @@ def positions_of_dataset(image: Dataset) -> FramePositions | None:
 
 def _search(read: Read, size: int, span: PerFrameSpan) -> tuple[dict[int, _Found], int | None]:
     """Look for the wanted tags in blocks that overlap by the longest value."""
-    found = {tag: _Found() for tag in WANTED}
+    found = {tag: _Found() for tag in _SEARCHED}
     end = None if span.length == UNDEFINED else span.start + span.length
     limit = size if end is None else min(end, size)
     at = span.start
@@ -190,7 +193,7 @@ def _search_block(data: bytes, start: int, implicit_vr: bool, found: dict[int, _
     searched = min(len(data), BLOCK)
     aligned = np.frombuffer(padded, "<u4", searched // 4 + 1)
     shifted = np.frombuffer(padded, "<u4", searched // 4 + 1, offset=2)
-    for tag, vr in WANTED.items():
+    for tag, vr in _SEARCHED.items():
         code = (tag & 0xFFFF) << 16 | tag >> 16
         at = np.concatenate(
             [np.flatnonzero(aligned == code) * 4, np.flatnonzero(shifted == code) * 4 + 2]
@@ -203,6 +206,9 @@ def _search_block(data: bytes, start: int, implicit_vr: bool, found: dict[int, _
             head = octets[at[:, None] + np.arange(4, 8)]
             at, head = (kept[(head[:, :2] == list(vr)).all(axis=1)] for kept in (at, head))
             lengths = np.ascontiguousarray(head[:, 2:]).view("<u2")[:, 0].astype(np.int64)
+        if vr == b"SQ":
+            found[tag].at.extend([at + start] if at.size else [])
+            continue
         expected = {b"SL": 4, b"US": 2}.get(vr)
         likely = lengths <= LONGEST - 8 if expected is None else lengths == expected
         at, lengths = at[likely], lengths[likely]
@@ -224,13 +230,22 @@ def _values(
     return raw.view(f"S{LONGEST - 8}")[:, 0]
 
 
-def _is_conclusive(found: dict[int, _Found], num_frames: int) -> bool:
-    """Whether each tag was found once a frame, or never, and all in turn."""
+def _is_conclusive(found: dict[int, _Found], num_frames: int, implicit_vr: bool) -> bool:
+    """Whether each tag was found once a frame, or never, all in turn, and segments in their macro.
+
+    What else is wanted stands nowhere but in its macro.
+    """
     at = [np.concatenate(each.at) for each in found.values() if each.at]
     if any(len(places) != num_frames for places in at):
         return False
     turns = np.array(sorted(at, key=lambda places: int(places[0]))).T.ravel()
-    return bool(np.all(np.diff(turns) > 0))
+    if np.any(np.diff(turns) <= 0):
+        return False
+    macros, segments = found[_SEGMENT_MACRO].at, found[SEGMENT].at
+    if not macros or not segments:
+        return not macros and not segments
+    heads = 16 if implicit_vr else 20  # bytes of the sequence's and of its item's
+    return bool(np.all(np.concatenate(segments) - np.concatenate(macros) == heads))
 
 
 # -- walk ------------------------------------------------------------------------------------
@@ -278,7 +293,7 @@ def _walked(read: Read, size: int, span: PerFrameSpan, num_frames: int) -> tuple
 
 
 class _Walker:
-    """Walks nested elements and keeps the first value of each wanted tag in a frame's item."""
+    """Walks nested elements and keeps the first value of each wanted tag in its macro."""
 
     def __init__(self, data: bytes, span: PerFrameSpan) -> None:
         order = "<" if span.little_endian else ">"
@@ -291,6 +306,7 @@ class _Walker:
         self.items: list[tuple[int, int]] = []
         """First byte of each frame's item, and the one behind its last."""
         self.values: dict[int, list[bytes | int | str]] = {tag: [] for tag in WANTED}
+        self._of_macro: tuple[int, ...] = ()
 
     def sequence(self, at: int, end: int | None, *, top: bool = False) -> int:
         while end is None or at < end:
@@ -304,19 +320,21 @@ class _Walker:
             start = at
             if top:
                 self.items.append((start, start))
-            at = self.item(at, None if length == UNDEFINED else at + length)
+            at = self.item(at, None if length == UNDEFINED else at + length, top=top)
             if top:
                 end_tag = 8 if length == UNDEFINED else 0
                 self.items[-1] = (start, at - end_tag)
         return at
 
-    def item(self, at: int, end: int | None) -> int:
+    def item(self, at: int, end: int | None, *, top: bool) -> int:
         data = self.data
         while end is None or at < end:
             group, element = self._tag(data, at)
             tag = group << 16 | element
             if tag == _ITEM_END:
                 return at + 8
+            if top:
+                self._of_macro = _MACROS.get(tag, ())
             vr = b"" if self._implicit else data[at + 4 : at + 6]
             if self._implicit:
                 (length,) = self._u4(data, at + 4)
@@ -330,7 +348,7 @@ class _Walker:
             if length == UNDEFINED:
                 at = self._undefined(at, vr)
                 continue
-            if tag in WANTED and len(self.values[tag]) < len(self.items):
+            if tag in self._of_macro and len(self.values[tag]) < len(self.items):
                 self._keep(tag, at, length)
             elif vr == b"SQ" or (
                 self._implicit and length >= 8 and self._tag(data, at) == _ITEM_TAG

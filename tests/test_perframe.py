@@ -279,6 +279,30 @@ def test_segments_are_channels():
     assert found.channels.tolist() == ["2", "1", "2", "300"]
 
 
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("segments", [(), (2, 1, 2, 300)], ids=["shared", "per frame"])
+def test_segments_to_which_frames_merely_refer_are_no_channels(implicit, segments):
+    """A source image that is a segmentation is named with its segment (PS3.3 10.3)."""
+
+    def sequence(tag, content):
+        return element(tag, b"SQ", item(content), implicit=implicit)
+
+    def segment(number):
+        return element(0x0062000B, b"US", struct.pack("<H", number), implicit=implicit)
+
+    items = b""
+    for i, place in enumerate(PLACES):
+        parts = [sequence(0x00089124, sequence(0x00082112, segment(1)))]
+        parts.append(position(*place, implicit=implicit))
+        parts.extend(sequence(0x0062000A, segment(number)) for number in segments[i : i + 1])
+        items += item(b"".join(parts))
+    found, end = scan(items, 4, implicit=implicit)
+    assert end == 8 + len(items)
+    assert found.rows.tolist() == [row - 1 for row, _ in PLACES]
+    expected = [str(number) for number in segments]
+    assert ([] if found.channels is None else found.channels.tolist()) == expected
+
+
 def test_sequence_of_unknown_vr_and_undefined_length_is_implicit():
     place = position(1, 17, implicit=True)
     end = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
