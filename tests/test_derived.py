@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 import xarray as xr
+from highdicom.sr import Scoord3DContentItem
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
@@ -758,6 +759,28 @@ def test_a_segmentation_of_some_focal_planes_is_nodes_of_its_own(tmp_path, stack
         np.testing.assert_array_equal(
             slide.get_image_region((0, 0), 0, SHAPE, 1, plane)[..., 0], mask_of(plane)
         )
+
+
+@pytest.mark.parametrize(
+    ("planes", "z", "nearest"), [((20.0, 30.0), 7.0, 0), ((20.0, 30.0), 26.0, 1), ((5.0,), 9.0, 0)]
+)
+def test_a_region_around_an_annotation_is_of_the_nearest_plane_of_its_channel(
+    tmp_path, stack, planes, z, nearest
+):
+    """The slide's planes are at 5, 7 and 9 µm."""
+    path = write_plane_segmentation(tmp_path / "seg.dcm", planes)
+    slide = open_slide([*stack, path])
+    x, y = slide.get_slide_offset((20, 30), 0)
+    h = 0.00025
+    item = Scoord3DContentItem(
+        name=codes.DCM.ImageRegion,
+        graphic_type="POLYLINE",
+        # from edge to edge of 11 × 21 pixels
+        graphic_data=np.array([(x + h, y + h, z / 1000), (x - 0.005 - h, y - 0.01 - h, z / 1000)]),
+        frame_of_reference_uid=slide.frame_of_reference_uid,
+    )
+    region = slide.get_slide_region_for_annotation(item, 0, channel_index=1)
+    np.testing.assert_array_equal(region[..., 0], upright(mask_of(nearest)[20:31, 30:51]))
 
 
 @pytest.mark.parametrize("order", [1, -1])

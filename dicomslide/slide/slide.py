@@ -304,8 +304,9 @@ class Slide(SlideContents):
         Returns
         -------
         numpy.ndarray
-            Shape (rows, columns, samples), upright: columns run along X, rows against Y; of the
-            focal plane nearest to the annotation's z, and at least one pixel
+            Shape (rows, columns, samples), upright: columns run along X, rows against Y; at least
+            one pixel of that focal plane of the channel which is nearest to the annotation's z.
+            It is the region of the padded bounding box, as :meth:`get_slide_region` has it
 
         Raises
         ------
@@ -318,16 +319,22 @@ class Slide(SlideContents):
         """
         from dicomslide.annotation.group import region_of_annotation
 
+        here = self.level(level)
+        # a segmentation may have some of the slide's planes, or others
+        offset_of = {
+            plane: image.focal_plane_offsets[own]
+            for (channel, plane), (image, _, own) in here.places.items()
+            if channel == channel_index
+        } or dict(enumerate(self.focal_plane_offsets))
         region = region_of_annotation(
             annotation,
             frame_of_reference_uid=self.frame_of_reference_uid,
-            spacing=self.level(level).image.geometry.slide_spacing,
-            planes=self.focal_plane_offsets,
+            spacing=here.image.geometry.slide_spacing,
+            planes=tuple(offset_of.values()),
             padding=padding,
         )
-        return self.get_slide_region(
-            region.offset, level, region.size, channel_index, region.focal_plane_index
-        )
+        nearest = tuple(offset_of)[region.focal_plane_index]
+        return self.get_slide_region(region.offset, level, region.size, channel_index, nearest)
 
     def annotations(self) -> tuple[AnnotationGroup, ...]:
         """Read the Microscopy Bulk Simple Annotations of the slide (PS3.3 A.87).
