@@ -77,9 +77,12 @@ class SlideContents(ChannelsAndPlanes, Identified):
     def __init__(self, sources: Sequence[FrameSource], options: SlideOptions) -> None:
         self._sources = tuple(sources)
         self._options = options
-        tiled = [source for source in sources if utils.is_tiled_image(source.metadata)]
-        self._others = tuple(source for source in sources if source not in tiled)
-        for source in self._others:
+        tiled: list[FrameSource] = []
+        others: list[FrameSource] = []
+        for source in sources:
+            (tiled if utils.is_tiled_image(source.metadata) else others).append(source)
+        self._others = tuple(others)
+        for source in others:
             logger.debug("%s: it is no tiled image", source.name)
         images = [
             TiledImage(
@@ -103,7 +106,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         members = set(map(id, slides[0]))
         self._images = tuple(image for image in images if id(image) in members)
         for image in self._images:
-            if image.flavor not in ImageFlavors.__members__:
+            if image.flavor not in ImageFlavors.__members__ and not is_derived(image):
                 logger.debug("%s: a %s is passed over", image.name, image.flavor)
         self._arrange()
 
