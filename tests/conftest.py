@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 
 from dicomslide import reader
+from dicomslide.backends.file import FileSource
 from dicomslide.testing import write_slide
 
 # CI tries the same examples each time; a developer's machine goes on looking for others
@@ -25,6 +26,20 @@ def _empty_frame_cache():
     reader._frames.clear()
     yield
     reader._frames.clear()
+
+
+@pytest.fixture
+def frames_read(monkeypatch) -> list[int]:
+    """Zero-based frames that were read from files, one after the other."""
+    read: list[int] = []
+    original = FileSource.read_frames
+
+    def counting(self, indices):
+        read.extend(indices)
+        return original(self, indices)
+
+    monkeypatch.setattr(FileSource, "read_frames", counting)
+    return read
 
 
 @pytest.fixture(scope="session")

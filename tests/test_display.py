@@ -11,12 +11,12 @@ from html.parser import HTMLParser
 import matplotlib as mpl
 import numpy as np
 import pytest
+from derive import SEGMENTS, write_segmentation
 from matplotlib.figure import Figure
 from PIL import Image
 
 import dicomslide
 from dicomslide import open_slide
-from dicomslide.backends.file import FileSource
 from dicomslide.display.picture import as_displayed
 from dicomslide.testing import write_slide
 
@@ -173,21 +173,12 @@ def test_plot_without_matplotlib_says_what_to_install(tissue_slide, monkeypatch)
 
 
 def test_plot_of_a_channel_takes_a_level_that_has_it(tmp_path, tissue_slide):
-    hd = pytest.importorskip("highdicom")
-    import pydicom
-    from pydicom.sr.codedict import codes
-
-    mask = np.zeros((1, 600, 900), np.uint8)
-    mask[:, 100:200, 300:400] = 1
-    description = hd.seg.SegmentDescription(
-        1, "square", codes.SCT.Tissue, codes.SCT.Tissue,
-        hd.seg.SegmentAlgorithmTypeValues.MANUAL,
-    )  # fmt: skip
-    hd.seg.Segmentation(
-        [pydicom.dcmread(tissue_slide / "level-0.dcm")], mask, "BINARY", [description],
-        hd.UID(), 2, hd.UID(), 1, "m", "mm", "1", "s", tile_pixel_array=True,
-    ).save_as(tmp_path / "seg.dcm")  # fmt: skip
-    slide = open_slide([*tissue_slide.glob("*.dcm"), tmp_path / "seg.dcm"])
+    mask = np.zeros((600, 900), np.uint8)
+    mask[100:200, 300:400] = 1
+    path = write_segmentation(
+        tmp_path / "seg.dcm", tissue_slide / "level-0.dcm", mask, "BINARY", segments=SEGMENTS[:1]
+    )
+    slide = open_slide([*tissue_slide.glob("*.dcm"), path])
     picture = slide.thumbnail(90, channel_index=1)
     assert picture.shape == (90, 60)
     np.testing.assert_array_equal(np.argwhere(picture > 128).min(axis=0), [30, 40])
@@ -195,22 +186,30 @@ def test_plot_of_a_channel_takes_a_level_that_has_it(tmp_path, tissue_slide):
     assert repr(slide.derived_images[0]).startswith("<TiledImage segmentation 600 × 900")
 
 
+def test_a_picture_of_the_background_segment_has_absent_tiles_too(tmp_path, monkeypatch):
+    (source,) = write_slide(tmp_path, shape=(128, 128), downsamples=(1,), tile_shape=(32, 32),
+                            associated=False)  # fmt: skip
+    labels = np.zeros((128, 128), np.uint8)
+    labels[64:96] = 1  # other rows of tiles have no frames
+    path = write_segmentation(tmp_path / "seg.dcm", source, labels, "LABELMAP")
+    slide = open_slide([source, path])
+    monkeypatch.setattr("dicomslide.display.picture.BAND", 32 * 128)  # bands of no frames at all
+    index = slide.get_channel_index("0", "SEGMENT")
+    np.testing.assert_array_equal(
+        slide.thumbnail(128, channel_index=index), np.rot90(255 * (labels == 0), -1)
+    )
+
+
 @pytest.mark.parametrize("band", [2**26, 2**20])
-def test_a_picture_in_bands_reads_few_frames_twice(tmp_path, monkeypatch, band):
+def test_a_picture_in_bands_reads_few_frames_twice(tmp_path, monkeypatch, frames_read, band):
     """Boxes of 13² pixels end with no band of tiles, wherever the bands end."""
     options = dict(shape=(1500, 1300), downsamples=(1,), tile_shape=(128, 128), associated=False)
     slide = open_slide(write_slide(tmp_path, drawing="position", **options))
     pixels = slide.get_image_region((0, 0), 0, (1500, 1300))
-    frames = []
-
-    def read(source, indices, read=FileSource.read_frames):
-        frames.extend(indices)
-        return read(source, indices)
-
-    monkeypatch.setattr(FileSource, "read_frames", read)
+    frames_read.clear()
     monkeypatch.setattr("dicomslide.display.picture.BAND", band)
     found = slide.thumbnail(115)
-    assert len(frames) <= 1.7 * 12 * 11
+    assert len(frames_read) <= 1.7 * 12 * 11
     boxes = pixels[: 115 * 13, : 100 * 13].reshape(115, 13, 100, 13, 3).mean(axis=(1, 3))
     upright = Image.fromarray(np.rot90(np.rint(boxes).astype(np.uint8), -1))
     expected = upright.resize(found.shape[1::-1], Image.Resampling.LANCZOS, reducing_gap=3.0)

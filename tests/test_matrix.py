@@ -199,23 +199,15 @@ def test_dask_chunks_are_frames(matrices):
             matrix.to_dask(wrong)
 
 
-def test_dask_reads_only_the_frames_of_a_region(matrices, monkeypatch):
+def test_dask_reads_only_the_frames_of_a_region(matrices, frames_read):
     matrix, array = matrices["uint16"]
-    read = []
-    original = FileSource.read_frames
-
-    def counting(self, indices):
-        read.extend(indices)
-        return original(self, indices)
-
-    monkeypatch.setattr(FileSource, "read_frames", counting)
     lazy = matrix.to_dask("auto")[8:13, 11:19]
     np.testing.assert_array_equal(lazy.compute(scheduler="sync"), array[8:13, 11:19])
-    assert read == [5]
-    read.clear()
+    assert frames_read == [5]
+    frames_read.clear()
     dicomslide.reader._frames.clear()
     np.testing.assert_array_equal(matrix[[0, 22], [0, 30], :], array[[0, 22], [0, 30], :])
-    assert sorted(read) == [0, 15]
+    assert sorted(frames_read) == [0, 15]
 
 
 def test_tiles_are_row_major_and_whole(matrices):

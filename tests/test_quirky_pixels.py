@@ -9,14 +9,14 @@ import dataclasses
 import io
 import logging
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+from derive import write_segmentation
 from PIL import Image
-from pydicom.sr.codedict import codes
 from quirky import (
     BASELINE,
     BIG_ENDIAN,
@@ -42,9 +42,6 @@ from dicomslide.testing import (
     position_values,
     srgb_profile,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PIXEL_DATA = b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff"
 
@@ -293,40 +290,6 @@ def test_frames_lie_where_they_say_under_a_claim_of_tiled_full(tmp_path, order, 
 
 
 # -- 18: segmentations -----------------------------------------------------------------------
-
-
-def write_segmentation(
-    path: Path, source: Path, labels: np.ndarray, kind: str, **options: Any
-) -> Path:
-    """Let highdicom write a segmentation of two segments."""
-    descriptions = [
-        hd.seg.SegmentDescription(
-            number,
-            label,
-            codes.SCT.MorphologicallyAbnormalStructure,
-            codes.SCT.Tumor,
-            hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            hd.AlgorithmIdentificationSequence("net", codes.DCM.ArtificialIntelligence, "1"),
-        )
-        for number, label in ((1, "tumour"), (2, "stroma"))
-    ]
-    hd.seg.Segmentation(
-        source_images=[pydicom.dcmread(source)],
-        pixel_array=labels[None],
-        segmentation_type=kind,
-        segment_descriptions=descriptions,
-        series_instance_uid=hd.UID(),
-        series_number=5,
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer="m",
-        manufacturer_model_name="mm",
-        software_versions="1",
-        device_serial_number="s",
-        tile_pixel_array=True,
-        **options,
-    ).save_as(path)
-    return path
 
 
 LABELS = np.random.default_rng(3).integers(0, 3, SHAPE).astype(np.uint8)

@@ -212,27 +212,19 @@ def test_iterators_are_independent(matrices):
         np.testing.assert_array_equal(b, sampler[i % 4])
 
 
-def test_only_the_frames_of_a_region_are_read_and_each_once(matrices, monkeypatch):
+def test_only_the_frames_of_a_region_are_read_and_each_once(matrices, frames_read):
     matrix, _ = matrices[3]
-    read = []
-    original = FileSource.read_frames
-
-    def counting(self, indices):
-        read.extend(indices)
-        return original(self, indices)
-
-    monkeypatch.setattr(FileSource, "read_frames", counting)
     sampler = TotalPixelMatrixSampler(matrix, TILE, padding=(0, 1, 0, 0))
-    assert not read
+    assert not frames_read
     sampler[0]
-    assert read == [0]
-    read.clear()
+    assert frames_read == [0]
+    frames_read.clear()
     dicomslide.reader._frames.clear()
     sampler[9]  # (2, 1), and one row of the tile above
-    assert sorted(read) == [5, 8]  # tile (1, 2) has no frame
-    read.clear()
+    assert sorted(frames_read) == [5, 8]  # tile (1, 2) has no frame
+    frames_read.clear()
     sampler[3:3], sampler[:2], len(sampler), repr(sampler)
-    assert not read
+    assert not frames_read
 
 
 def test_results_belong_to_the_caller(matrices):

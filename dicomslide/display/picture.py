@@ -86,7 +86,7 @@ def _reduced(reader: MatrixReader, factor: int) -> NDArray[Any]:
     both = math.lcm(factor, tile_rows)
     unit = both if both <= most else factor
     step = max(unit, most // unit * unit)
-    background = np.asarray(reader.layout.background, reader.dtype)
+    background = np.asarray(reader.background, reader.dtype)
     bands = []
     for top in range(0, max(1, rows // factor) * factor, step):
         bottom = min(top + step, rows)
