@@ -155,6 +155,7 @@ class SparseFrames:
         keys = (channels * num_planes + planes) * grid.num_tiles + tiles
         self._num_planes = num_planes
         self._num_tiles = grid.num_tiles
+        self._key_of_frame = keys
         self._order = np.argsort(keys, kind="stable")
         self._keys = keys[self._order]
         double = np.flatnonzero(np.diff(self._keys) == 0)
@@ -176,9 +177,7 @@ class SparseFrames:
     def places(self, frames: Integers) -> tuple[Integers, Integers, Integers]:
         """Return the channel, plane and tile of each zero-based frame."""
         _check_frames(frames, len(self._order))
-        keys = np.empty_like(self._keys)
-        keys[self._order] = self._keys
-        return _unstacked(keys[frames], self._num_planes, self._num_tiles)
+        return _unstacked(self._key_of_frame[frames], self._num_planes, self._num_tiles)
 
 
 def _check_frames(frames: Integers, count: int) -> None:

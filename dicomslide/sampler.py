@@ -60,7 +60,8 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
 
     Notes
     -----
-    What reaches out of the matrix is background: that of absent tiles.
+    What reaches out of the matrix is background: white, or the colour that the image recommends
+    for absent pixels; NaN for floating-point maps; 0 for others.
 
     Examples
     --------

@@ -231,7 +231,7 @@ def compute_frame_positions(
 
 
 def _frame_groups(image: Dataset, frames: Sequence[int]) -> list[Dataset]:
-    groups = utils.items(image, "PerFrameFunctionalGroupsSequence")
+    groups = utils.items(image, PER_FRAME_GROUPS)
     return [groups[frame] for frame in frames] if groups else []
 
 

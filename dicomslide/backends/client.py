@@ -156,12 +156,6 @@ class Series:
     series_instance_uid: str
 
 
-@contextlib.contextmanager
-def _failing(what: str) -> Iterator[None]:
-    """Let a failure be one."""
-    yield
-
-
 @dataclasses.dataclass(frozen=True)
 class ClientStore:
     """Instances that a client finds: slide images, and what is derived from them.
@@ -193,7 +187,7 @@ class ClientStore:
         self,
         *,
         include_derived: bool = True,
-        attempt: Callable[[str], AbstractContextManager[None]] = _failing,
+        attempt: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> list[Series]:
         """Search for slides' series, and in their studies for what may be derived from them.
 
@@ -202,7 +196,8 @@ class ClientStore:
         include_derived : bool, default: True
             Whether derived images and annotations are searched for.
         attempt : callable, optional
-            Makes of what is searched for a context for the search: it may suppress its failure.
+            Makes of what is searched for a context for the search, which may suppress its
+            failure; by default a failure is one.
 
         Raises
         ------

@@ -23,7 +23,7 @@ __all__ = ["image_html", "matrix_html", "slide_html"]
 PICTURE_SIZE = 224
 """Pixels along the longer edge of a picture."""
 MOST_PIXELS = 2**24
-"""No larger image is read for a picture: at about a second a gigabyte, a fraction of a second."""
+"""No larger image is read for a picture: what is shown unasked must cost little."""
 MOST_CHANNELS = 50
 """Channels that are listed: a segmentation may have thousands."""
 MOST_LINES = 48
