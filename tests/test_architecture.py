@@ -35,6 +35,7 @@ FLOORS = [
     "pyramid",
     "backends.base",
     "backends.part10",
+    "backends.pixel_data",
     "backends.file",
     "backends.connection",
     "backends.dicomweb",

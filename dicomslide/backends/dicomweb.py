@@ -16,7 +16,8 @@ from dicomslide.backends.connection import (
     listed,
     read_error,
 )
-from dicomslide.backends.part10 import MemoryBlob, NativeFrames
+from dicomslide.backends.part10 import MemoryBlob
+from dicomslide.backends.pixel_data import NativeFrames
 from dicomslide.cache import Registry
 from dicomslide.codec import DECODERS, NATIVE, PixelFormat
 from dicomslide.errors import FrameReadError, MetadataError, MetadataWarning

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dicomslide import utils
-from dicomslide.backends import part10
+from dicomslide.backends import part10, pixel_data
 from dicomslide.cache import Registry
 from dicomslide.errors import (
     DicomSlideError,
@@ -134,15 +134,15 @@ class _Instance:
             raise MetadataError(f"{blob.name}: {error}") from error
 
     @cached_property
-    def _frames(self) -> part10.Frames:
+    def _frames(self) -> pixel_data.Frames:
         header = self.header
         span = header.per_frame
         rest = header.rest
         if span is not None and span.length == UNDEFINED:
             _, rest = self._positions_and_rest
-        return part10.locate_frames(
+        return pixel_data.locate_frames(
             header,
-            part10.locate_pixel_data(header, rest),
+            pixel_data.locate_pixel_data(header, rest),
             self.num_frames,
             pixel_format_of(header.dataset).native_bits,
         )
@@ -151,7 +151,7 @@ class _Instance:
         with self._lock:  # one thread scans, the others wait for it
             return self._positions_and_rest[0]
 
-    def frames(self) -> part10.Frames:
+    def frames(self) -> pixel_data.Frames:
         with self._lock:
             return self._frames
 

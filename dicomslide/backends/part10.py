@@ -1,7 +1,7 @@
-"""A DICOM Part 10 file from its bytes: the header, and where its frames are.
+"""The header of a DICOM Part 10 file, from its bytes.
 
 Nothing here reads pixels, and nothing is read before it is wanted: the header first, the
-per-frame functional groups and the frames' offsets when someone asks for them.
+per-frame functional groups when someone asks for them.
 """
 
 from __future__ import annotations
@@ -11,34 +11,38 @@ import dataclasses
 import io
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from dicomslide.cache import ForkLock
 from dicomslide.codec import DECODERS, Decoder
-from dicomslide.errors import DicomSlideError, FrameReadError, MetadataError, NotDicomError
+from dicomslide.errors import DicomSlideError, MetadataError, NotDicomError
 from dicomslide.options import check_memory, get_options
 from dicomslide.perframe import UNDEFINED, PerFrameSpan, find_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from numpy.typing import NDArray
     from pydicom.dataset import Dataset
     from pydicom.tag import BaseTag
 
-__all__ = ["Blob", "Frames", "Header", "MemoryBlob", "NativeFrames", "PixelData", "locate_frames",
-           "no_validation", "read_header", "read_instance", "read_per_frame_groups"]  # fmt: skip
+__all__ = [
+    "PIXEL_DATA",
+    "PREAMBLE",
+    "Blob",
+    "Header",
+    "MemoryBlob",
+    "element_at",
+    "file_of",
+    "no_validation",
+    "read_header",
+    "read_instance",
+    "read_per_frame_groups",
+]
 
 PREAMBLE = 132
 PER_FRAME_GROUPS = 0x52009230
 ANNOTATION_GROUPS = 0x006A0002
-EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS = 0x7FE00001, 0x7FE00002
 PIXEL_DATA = (0x7FE00010, 0x7FE00008, 0x7FE00009)  # integer, float, double float
-ITEM_HEADER = 8
-_ITEM = b"\xfe\xff\x00\xe0"
-_SEQUENCE_END = b"\xfe\xff\xdd\xe0"
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"SQ", b"UC", b"UR", b"UT")
 _reading = ForkLock()
 
@@ -106,6 +110,13 @@ class _BlobFile(io.RawIOBase):
         return len(data)
 
 
+def file_of(blob: Blob, at: int) -> BinaryIO:
+    """Return a blob as a file, to be read from a byte on."""
+    file = io.BufferedReader(_BlobFile(blob), 2**16)
+    file.seek(at)
+    return file
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Header:
     """What stands before the frames."""
@@ -119,19 +130,6 @@ class Header:
     per_frame: PerFrameSpan | None
     rest: int
     """Where reading goes on behind `dataset` (and, if its length is known, `per_frame`)."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class PixelData:
-    """Where the Pixel Data element is."""
-
-    start: int
-    """First byte of the value."""
-    length: int
-    """In bytes; 0xFFFFFFFF where undefined."""
-    vr: bytes
-    extended_offsets: NDArray[np.uint64] | None
-    extended_lengths: NDArray[np.uint64] | None
 
 
 @contextlib.contextmanager
@@ -217,8 +215,7 @@ def _read_header(
 ) -> Header:
     from pydicom.filereader import read_dataset
 
-    file = io.BufferedReader(_BlobFile(blob), 2**16)
-    file.seek(PREAMBLE)
+    file = file_of(blob, PREAMBLE)
     with no_validation():
         file_meta = read_dataset(
             file, False, True, stop_when=lambda tag, vr, length: tag.group != 2
@@ -232,7 +229,7 @@ def _read_header(
             )
         if decoder.deflated:
             blob = _inflate(blob, file.tell())
-            file = io.BufferedReader(_BlobFile(blob), 2**16)
+            file = file_of(blob, 0)
         dataset = read_dataset(
             file,
             decoder.implicit_vr,
@@ -243,7 +240,7 @@ def _read_header(
     dataset.file_meta = file_meta  # type: ignore[assignment]
     dataset.filename = blob.name
     rest = file.tell()
-    tag, _, length, value = _element_at(blob, rest, decoder)
+    tag, _, length, value = element_at(blob, rest, decoder)
     per_frame = None
     if tag == PER_FRAME_GROUPS:
         per_frame = PerFrameSpan(value, length, decoder.implicit_vr, decoder.little_endian)
@@ -269,7 +266,7 @@ def _inflate(blob: Blob, start: int) -> MemoryBlob:
     return MemoryBlob(blob.name, data)
 
 
-def _element_at(blob: Blob, at: int, decoder: Decoder) -> tuple[int, bytes, int, int]:
+def element_at(blob: Blob, at: int, decoder: Decoder) -> tuple[int, bytes, int, int]:
     """Return (tag, VR, length, offset of the value) of the element at a place; tag 0 at the end."""
     head = blob.read(at, 12)
     if len(head) < 8:
@@ -285,297 +282,3 @@ def _element_at(blob: Blob, at: int, decoder: Decoder) -> tuple[int, bytes, int,
             return 0, b"", 0, at
         return tag, vr, struct.unpack(order + "I", head[8:12])[0], at + 12
     return tag, vr, struct.unpack(order + "H", head[6:8])[0], at + 8
-
-
-def locate_pixel_data(header: Header, rest: int) -> PixelData:
-    """Find the Pixel Data element and the extended offset table before it.
-
-    Parameters
-    ----------
-    header : Header
-        What stands before.
-    rest : int
-        Where reading goes on, behind the per-frame functional groups.
-
-    Raises
-    ------
-    MetadataError
-        When there is no pixel data.
-
-    """
-    blob, decoder = header.blob, header.decoder
-    tables: dict[int, NDArray[np.uint64]] = {}
-    at = rest
-    while True:
-        tag, vr, length, value = _element_at(blob, at, decoder)
-        if tag in PIXEL_DATA:
-            break
-        if tag == 0 or length == UNDEFINED or value + length > blob.size:
-            at = _skip_to_pixel_data(header, at)
-            continue
-        if tag in (EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS):
-            tables[tag] = np.frombuffer(blob.read(value, length // 8 * 8), "<u8")
-        at = value + length
-    return PixelData(
-        value,
-        length,
-        vr,
-        tables.get(EXTENDED_OFFSET_TABLE),
-        tables.get(EXTENDED_OFFSET_TABLE_LENGTHS),
-    )
-
-
-def _skip_to_pixel_data(header: Header, at: int) -> int:
-    """Let pydicom read over what is in the way; return where the pixel data begin."""
-    from pydicom.filereader import read_dataset
-
-    file = io.BufferedReader(_BlobFile(header.blob), 2**16)
-    file.seek(at)
-    with no_validation():
-        read_dataset(
-            file,
-            header.decoder.implicit_vr,
-            header.decoder.little_endian,
-            stop_when=lambda tag, vr, length: tag in PIXEL_DATA,
-        )
-    found = file.tell()
-    if _element_at(header.blob, found, header.decoder)[0] not in PIXEL_DATA:
-        raise MetadataError(f"{header.blob.name}: it has no pixel data, or is truncated before it")
-    return found
-
-
-# -- frames ----------------------------------------------------------------------------------
-
-
-class Frames(Protocol):
-    """Where frames are, and how to get one out."""
-
-    def read(self, blob: Blob, index: int) -> bytes:
-        """Read one frame."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class NativeFrames:
-    """Native frames follow each other, to the bit."""
-
-    start: int
-    end: int
-    """First byte behind the pixel data, as far as the file goes."""
-    bits: int
-    """Bits of a frame."""
-    swapped: bool
-    """Whether 8-bit pixels are stored in 16-bit words of the other byte order."""
-
-    def read(self, blob: Blob, index: int) -> bytes:
-        """Read one frame, from its first bit."""
-        first, shift = divmod(index * self.bits, 8)
-        last = -(-(index + 1) * self.bits // 8)
-        lead = first % 2 if self.swapped else 0
-        stop = last + last % 2 if self.swapped else last
-        offset = self.start + first - lead
-        if self.start + last > self.end:
-            raise FrameReadError(
-                f"it ends at byte {self.start + last}, the pixel data end at byte {self.end}"
-            )
-        data = blob.read(offset, self.start + stop - offset)
-        if self.swapped:
-            even = len(data) // 2 * 2
-            words = np.frombuffer(data[:even], np.uint8).reshape(-1, 2)[:, ::-1].tobytes()
-            data = (words + data[even:])[lead : lead + last - first]
-        if len(data) < last - first:
-            raise FrameReadError(f"{len(data)} bytes are left of its {last - first}")
-        if not shift:
-            return data
-        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-        return np.packbits(bits[shift : shift + self.bits], bitorder="little").tobytes()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class EncapsulatedFrames:
-    """Encapsulated frames, each one or several items (fragments)."""
-
-    starts: NDArray[np.int64]
-    """Offset of each frame's first item."""
-    ends: NDArray[np.int64]
-    """Where its last item ends; with `single`, a guess that its item header corrects."""
-    limit: int
-    """First byte behind the pixel data, as far as the file goes."""
-    single: bool
-    """Whether each frame is one item, as an extended offset table requires."""
-
-    def read(self, blob: Blob, index: int) -> bytes:
-        """Read one frame, its fragments joined."""
-        if index >= len(self.starts):
-            raise FrameReadError(f"the file ends before it: {len(self.starts)} frames are there")
-        start, end = int(self.starts[index]), int(self.ends[index])
-        if not 0 <= start < self.limit:
-            raise FrameReadError(
-                f"the offset table points at byte {start}, the pixel data end at {self.limit}"
-            )
-        data = blob.read(start, max(min(end, self.limit) - start, ITEM_HEADER))
-        parts = []
-        at = 0
-        while at < len(data):
-            length = _item_length(data, at, start)
-            stop = at + ITEM_HEADER + length
-            if stop > len(data):
-                data += blob.read(start + len(data), stop - len(data))
-                if stop > len(data):
-                    raise FrameReadError(
-                        f"its item at byte {start + at} has {length} bytes, the file ends after"
-                        f" {len(data) - at - ITEM_HEADER}"
-                    )
-            parts.append(data[at + ITEM_HEADER : stop])
-            at = stop
-            if self.single:
-                break
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _item_length(data: bytes, at: int, start: int) -> int:
-    if data[at : at + 4] != _ITEM or len(data) < at + ITEM_HEADER:
-        raise FrameReadError(
-            f"the offset table points at byte {start}, but no item begins at byte {start + at}"
-        )
-    length = int.from_bytes(data[at + 4 : at + 8], "little")
-    if length == UNDEFINED:
-        raise FrameReadError(f"its item at byte {start + at} has an undefined length")
-    return length
-
-
-def locate_frames(
-    header: Header, pixel_data: PixelData, num_frames: int, native_bits: int
-) -> Frames:
-    """Find the frames, by the offset tables if there are any, else by one scan.
-
-    Parameters
-    ----------
-    header : Header
-        What stands before.
-    pixel_data : PixelData
-        Where the element is.
-    num_frames : int
-        Number of Frames.
-    native_bits : int
-        Bits of a native frame.
-
-    Raises
-    ------
-    MetadataError
-        When the pixel data can't hold that many frames.
-
-    """
-    blob = header.blob
-    limit = blob.size
-    if pixel_data.length != UNDEFINED:
-        limit = min(limit, pixel_data.start + pixel_data.length)
-    if not header.decoder.encapsulated:
-        bits = _stored_bits(blob, pixel_data, num_frames, native_bits)
-        swapped = not header.decoder.little_endian and pixel_data.vr == b"OW"
-        return NativeFrames(pixel_data.start, limit, bits, swapped and _has_8_bits(header.dataset))
-    first = blob.read(pixel_data.start, ITEM_HEADER)
-    if first[:4] != _ITEM:
-        raise MetadataError(f"{blob.name}: encapsulated pixel data don't begin with an item")
-    table_length = int.from_bytes(first[4:], "little")
-    base = pixel_data.start + ITEM_HEADER + table_length
-    offsets, lengths = pixel_data.extended_offsets, pixel_data.extended_lengths
-    if offsets is not None and lengths is not None and len(offsets) == len(lengths) == num_frames:
-        starts = base + offsets.astype(np.int64)
-        return EncapsulatedFrames(
-            starts, starts + ITEM_HEADER + lengths.astype(np.int64), limit, single=True
-        )
-    if table_length == 4 * num_frames:
-        data = blob.read(pixel_data.start + ITEM_HEADER, table_length)
-        table = np.frombuffer(data[: len(data) // 4 * 4], "<u4")
-        # in a file of more than 4 GiB the 32-bit offsets wrap: such a table is no table
-        if len(table) == num_frames and limit - base <= UNDEFINED:
-            return _by_basic_table(blob, base + table.astype(np.int64), limit)
-    return _by_scan(blob, base, limit, num_frames)
-
-
-def _stored_bits(blob: Blob, pixel_data: PixelData, num_frames: int, native_bits: int) -> int:
-    """Return from how many bits to how many a frame follows a frame.
-
-    Frames aren't padded (PS3.5 section 8), but some writers pad each bit-packed one to whole bytes.
-    Where the header describes other pixels than are there, all would be shifted: that raises.
-    """
-    for bits in (native_bits, -(-native_bits // 8) * 8):
-        expected = -(-num_frames * bits // 8)
-        if pixel_data.length in (expected, expected + expected % 2):
-            return bits
-    raise MetadataError(
-        f"{blob.name}: the header describes {num_frames} frames of {native_bits} bits,"
-        f" {-(-num_frames * native_bits // 8)} bytes; the pixel data have {pixel_data.length}"
-    )
-
-
-def _has_8_bits(dataset: Dataset) -> bool:
-    return dataset.get("BitsAllocated") in (1, 8)
-
-
-def _by_basic_table(blob: Blob, starts: NDArray[np.int64], limit: int) -> EncapsulatedFrames:
-    # a frame ends where the next one on disk begins; the last one where the items end
-    ordered = np.unique(starts)
-    last = int(ordered[-1])
-    end = last
-    with contextlib.suppress(MetadataError):  # a wrong offset: reading that frame will say so
-        for offset, length, _ in _items(blob, last, limit):
-            if length < 0:
-                break
-            end = offset + ITEM_HEADER + length
-    following = np.append(ordered, max(end, last + 1))
-    return EncapsulatedFrames(
-        starts, following[np.searchsorted(ordered, starts) + 1], limit, single=False
-    )
-
-
-def _items(blob: Blob, at: int, limit: int) -> Iterator[tuple[int, int, bytes]]:
-    """Touch each item header once: (offset, length, first bytes); length −1 at the delimiter."""
-    window, start = b"", at
-    while at + ITEM_HEADER <= limit:
-        if not start <= at <= start + len(window) - 2 * ITEM_HEADER:
-            window, start = blob.read(at, 4096), at
-        head = window[at - start : at - start + 2 * ITEM_HEADER]
-        if head[:4] != _ITEM:
-            if head[:4] != _SEQUENCE_END:
-                raise MetadataError(f"{blob.name}: no item begins at byte {at} of the pixel data")
-            yield at, -1, b""
-            return
-        length = int.from_bytes(head[4:8], "little")
-        yield at, length, head[8:]
-        at += ITEM_HEADER + length
-
-
-_CODESTREAM_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\xff\x0a", b"\0\0\0\x0c")
-
-
-def _by_scan(blob: Blob, base: int, limit: int, num_frames: int) -> EncapsulatedFrames:
-    offsets: list[int] = []
-    lengths: list[int] = []
-    begins: list[bool] = []
-    ended = False
-    for offset, length, head in _items(blob, base, limit):
-        if length < 0:
-            ended = True
-            break
-        offsets.append(offset)
-        lengths.append(length)
-        begins.append(head.startswith(_CODESTREAM_STARTS))
-    found = len(offsets)
-    starts = np.array(offsets, np.int64)
-    ends = starts + ITEM_HEADER + np.array(lengths, np.int64)
-    if found == num_frames or (found < num_frames and not ended):
-        return EncapsulatedFrames(starts, ends, limit, single=True)  # truncated, if fewer
-    if sum(begins) == num_frames and begins[0]:
-        first = np.flatnonzero(begins)
-    elif found > num_frames and found % num_frames == 0:
-        first = np.arange(num_frames) * (found // num_frames)
-    else:
-        raise MetadataError(
-            f"{blob.name}: the header declares {num_frames} frames, the pixel data hold {found}"
-            f" fragments, of which {sum(begins)} begin a codestream"
-        )
-    return EncapsulatedFrames(
-        starts[first], ends[np.append(first[1:], found) - 1], limit, single=False
-    )
