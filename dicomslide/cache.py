@@ -14,7 +14,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterable
 
     import numpy as np
 
@@ -137,20 +137,25 @@ class FrameCache:
         """Number of bytes held."""
         return self._nbytes
 
-    def get(self, image: Hashable, frame: int) -> np.ndarray | None:
-        """Return a decoded frame of an image, or None."""
+    def get(self, image: Hashable, frames: Iterable[int]) -> dict[int, np.ndarray]:
+        """Return those of an image's decoded frames that are here."""
         with self._lock:
-            array = self._frames.get((image, frame))
-            if array is not None:
+            order = self._images.get(image)
+            if order is None:
+                return {}
+            found = [frame for frame in frames if frame in order]
+            for frame in found:
                 self._frames.move_to_end((image, frame))
-                self._images[image].move_to_end(frame)
-            return array
+                order.move_to_end(frame)
+            return {frame: self._frames[image, frame] for frame in found}
 
     def put(self, image: Hashable, frame: int, array: np.ndarray, max_frames: int) -> None:
         """Keep a decoded frame, and at most `max_frames` of its image."""
         limit = self._max_bytes()
         if max_frames < 1 or array.nbytes > limit:
             return
+        if array.base is not None and getattr(array.base, "nbytes", -1) != array.nbytes:
+            array = array.copy()  # a view would keep alive more than is counted
         with self._lock:
             if (image, frame) in self._frames:
                 return

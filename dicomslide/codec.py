@@ -13,6 +13,7 @@ import math
 import re
 import struct
 import zlib
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,7 +47,7 @@ RLE_PADDING = 8
 """Zeros that padding of an RLE segment may decode to."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelFormat:
     """How a header describes the pixels of a frame (PS3.3 C.7.6.3)."""
 
@@ -72,7 +73,7 @@ class PixelFormat:
         if self.bits_allocated not in allowed:
             raise ValueError(f"Bits Allocated {self.bits_allocated} isn't one of {allowed}")
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         """Of the decoded pixels: bool for bit-packed ones."""
         if self.bits_allocated == 1:
@@ -80,7 +81,7 @@ class PixelFormat:
         kind = "f" if self.floating else "i" if self.signed else "u"
         return np.dtype(f"{kind}{self.bits_allocated // 8}")
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int]:
         """Rows, columns and samples."""
         return self.rows, self.columns, self.samples

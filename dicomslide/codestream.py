@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from functools import lru_cache
 
 __all__ = ["Jpeg2000Header", "JpegHeader", "jpeg_xl_size", "parse_jpeg", "parse_jpeg2000",
            "transfer_syntax_by_signature"]  # fmt: skip
 
+USUAL_HEADER = 1024
+"""Bytes within which the header of a JPEG codestream usually ends."""
 MOST_TILES = 65535
 """Tiles of a JPEG 2000 image (T.800 A.4.2)."""
 
 # markers without a length (T.81 table B.1): TEM, RST0-RST7, SOI
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xF7})  # sequential, progressive, lossless, LS
+_START_OF_SCAN = b"\xff\xda"
 _UNSUPPORTED_FRAME = frozenset({*range(0xC5, 0xD0)} - {0xC8, 0xCC})  # hierarchical, arithmetic
 
 
@@ -56,6 +60,24 @@ def parse_jpeg(buffer: memoryview) -> JpegHeader:
         When the markers don't make sense, or no frame header precedes the scan.
 
     """
+    start = bytes(buffer[:USUAL_HEADER])
+    scan = start.find(_START_OF_SCAN)
+    if scan >= 0:
+        end = scan + 2 + int.from_bytes(start[scan + 2 : scan + 4], "big")
+        try:
+            return _parse_again(start[:end])
+        except ValueError:  # it was no marker, but part of a segment
+            pass
+    return _parse(buffer)
+
+
+@lru_cache(maxsize=64)
+def _parse_again(header: bytes) -> JpegHeader:
+    """Parse a header of which the other frames of an image have the same, to the last byte."""
+    return _parse(memoryview(header))
+
+
+def _parse(buffer: memoryview) -> JpegHeader:
     size = len(buffer)
     if size < 4 or buffer[0] != 0xFF or buffer[1] != 0xD8:
         raise ValueError(

@@ -80,7 +80,7 @@ class FrameError(DicomSlideError):
         self.source = source
         self.frame = frame
 
-    def located(self, source: str, frame: int) -> FrameError:
+    def located(self, source: str, frame: int | None = None) -> FrameError:
         """Return this error with the place filled in where it isn't known yet."""
         known = self.frame is not None
         return type(self)(self.reason, self.source or source, self.frame if known else frame)

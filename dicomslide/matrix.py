@@ -334,7 +334,7 @@ class TotalPixelMatrix(Identified):
 
     def __iter__(self) -> Iterator[Pixels]:
         """Iterate over the tiles, independently of other iterators."""
-        return (self[index] for index in range(len(self)))
+        return self.reader.iterate()
 
     # -- dask --
 

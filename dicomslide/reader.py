@@ -1,20 +1,17 @@
-"""Reads the pixels of one channel and focal plane: tiles found, fetched, decoded and placed."""
+"""Reads the pixels of one channel and focal plane: tiles found, shown as they should be, placed."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import warnings
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.cache import FrameCache, Registry
-from dicomslide.codec import decode_frame
+from dicomslide.cache import Registry
 from dicomslide.color import ColorTransform, color_transform
-from dicomslide.errors import FrameError, FrameReadError, FrameWarning, MetadataError
+from dicomslide.frame_reader import BATCH, FrameReader, OnError
 from dicomslide.indexing import Axis, Piece, expand_key, points
 from dicomslide.layout import ImageLayout, read_layout
 from dicomslide.options import check_memory, get_options
@@ -39,16 +36,11 @@ __all__ = [
     "layout_of",
 ]
 
-OnError = Literal["raise", "fill"]
-
 AUTO_CHUNK = 2048
 """Pixels along an edge that ``chunks="auto"`` comes near to."""
-BATCH = 16
-"""Frames that a thread reads at once."""
 
 _layouts: Registry[tuple[Hashable, ...], ImageLayout] = Registry(1024)
-_frames = FrameCache(lambda: get_options().frame_cache_bytes)
-_pools: Registry[tuple[int, int], ThreadPoolExecutor] = Registry(1)
+_transforms: Registry[tuple[Hashable, ...], ColorTransform | None] = Registry(1024)
 
 
 def layout_of(source: FrameSource) -> ImageLayout:
@@ -119,33 +111,45 @@ class MatrixReader:
     """Whether a label map gives its segment numbers, whatever the channel; else the pixels of
     the channel's segment are True."""
 
-    @property
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @cached_property
     def layout(self) -> ImageLayout:
         """What the header says of the pixels."""
         return layout_of(self.source)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int]:
         """Rows, columns and samples of the matrix."""
         layout = self.layout
         return layout.grid.rows, layout.grid.columns, layout.pixel_format.samples
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         """Data type of the pixels."""
         return self.layout.pixel_format.dtype if self._label is None else np.dtype(np.bool_)
 
-    @property
+    @cached_property
     def background(self) -> tuple[float, ...]:
         """Value of pixels of absent tiles, one number a sample."""
         background, label = self.layout.background, self._label
         return background if label is None else (background[0] == label,)
 
-    @property
+    @cached_property
     def _label(self) -> int | None:
         """The value of the pixels that are the channel's segment, in a label map."""
         values = self.layout.label_values
         return None if self.as_labels or values is None else values[self.channel_index]
+
+    @cached_property
+    def _frames(self) -> FrameReader:
+        return FrameReader(
+            self.source,
+            self.layout,
+            max_frame_cache_size=self.max_frame_cache_size,
+            on_error=self.on_error,
+        )
 
     @property
     def icc_profile(self) -> bytes | None:
@@ -156,6 +160,17 @@ class MatrixReader:
         profile = self.source.icc_profile(layout.channels[self.channel_index].item)
         profile = profile or self.source.icc_profile(self.source.metadata)
         return bytes(profile) if profile else None
+
+    @cached_property
+    def _transform(self) -> ColorTransform | None:
+        if not self.correct_color or self.layout.pixel_format.dtype != np.uint8:
+            return None
+
+        def make() -> ColorTransform | None:
+            profile = self.icc_profile
+            return None if profile is None else color_transform(profile, self.source.name)
+
+        return _transforms.get((self.source.identity, self.channel_index), make)
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
         return (
@@ -174,7 +189,7 @@ class MatrixReader:
         channel = 0 if layout.shares_frames else self.channel_index
         return layout.frames.frames(channel, self.focal_plane_index, tiles)
 
-    def read(self, key: Sequence[Any], *, num_threads: int | None = None) -> Pixels:
+    def read(self, key: Sequence[Any], *, in_task: bool = False) -> Pixels:
         """Read the pixels that a key for each axis picks, each independently of the others.
 
         Parameters
@@ -182,8 +197,9 @@ class MatrixReader:
         key : sequence
             For rows, columns and samples: an integer (which drops its axis), a slice, or a
             one-dimensional array of integers or booleans.
-        num_threads : int, optional
-            Threads that decode; by default the option of that name.
+        in_task : bool, default: False
+            Whether this is one of many tasks: it decodes in its own thread, and doesn't keep
+            frames, which other tasks don't need.
 
         Returns
         -------
@@ -203,39 +219,44 @@ class MatrixReader:
         rows, columns, samples = (
             Axis.of(part, length) for part, length in zip(key, self.shape, strict=True)
         )
-        layout = self.layout
-        shape = len(rows), len(columns), layout.pixel_format.samples
+        shape = len(rows), len(columns), self.shape[2]
         check_memory(
             shape[0] * shape[1] * shape[2] * self.dtype.itemsize,
             f"a region of {shape[0]} × {shape[1]} pixels",
         )
-        out = np.empty(shape, self.dtype)
-        down = list(rows.pieces(layout.grid.tile_rows))
-        right = list(columns.pieces(layout.grid.tile_columns))
-        tiles = np.array(
-            [[r.tile * layout.grid.shape[1] + c.tile for c in right] for r in down], np.int64
+        grid = self.layout.grid
+        down = list(rows.pieces(grid.tile_rows))
+        right = list(columns.pieces(grid.tile_columns))
+        tiles = np.add.outer(
+            np.array([piece.tile for piece in down], np.int64) * grid.shape[1],
+            np.array([piece.tile for piece in right], np.int64),
         ).ravel()
-        places = [(r, c) for r in down for c in right]
+        frames = self.frames_of(tiles).tolist()
+        whole = isinstance(rows.indices, range) and isinstance(columns.indices, range)
+        if in_task and len(frames) == 1 and shape == self._tile_shape and whole:  # no copy
+            out = self._owned(*self._frames.stream(frames))
+        else:
+            out = np.empty(shape, self.dtype)
+            places = [(r, c) for r in down for c in right]
 
-        background = self.background
+            def place(at: int, tile: Pixels | None) -> None:
+                row, column = places[at]
+                target, source = _meeting(row, column)
+                out[target] = self.background if tile is None else self._part(tile, source)
 
-        def place(at: int, tile: Pixels | None) -> None:
-            r, c = places[at]
-            _place(out, r, c, background if tile is None else tile)
-
-        self._visit(tiles, place, num_threads)
-        result = out[
+            self._visit(frames, place, in_task=in_task)
+        out = out[
             :: -1 if rows.reverse else 1,
             :: -1 if columns.reverse else 1,
         ]
         wanted = samples.indices
         if isinstance(wanted, range):
             wanted_slice = slice(wanted.start, wanted.stop, wanted.step)
-            result = result[:, :, wanted_slice][:, :, :: -1 if samples.reverse else 1]
+            out = out[:, :, wanted_slice][:, :, :: -1 if samples.reverse else 1]
         else:
-            result = result[:, :, wanted]
+            out = out[:, :, wanted]
         drop = tuple(0 if axis.drop else slice(None) for axis in (rows, columns, samples))
-        return result[drop]
+        return out[drop]
 
     def read_points(self, parts: list[Any]) -> Pixels:
         """Read scattered pixels as NumPy would pick them: only the tiles in which they lie."""
@@ -258,11 +279,10 @@ class MatrixReader:
             if tile is None:
                 out[here] = background[samples[here]]
             else:
-                out[here] = tile[
-                    rows[here] % grid.tile_rows, columns[here] % grid.tile_columns, samples[here]
-                ]
+                where = rows[None, here] % grid.tile_rows, columns[None, here] % grid.tile_columns
+                out[here] = self._part(tile, where)[0, np.arange(len(here)), samples[here]]
 
-        self._visit(tiles, place, None)
+        self._visit(self.frames_of(tiles).tolist(), place)
         return out.reshape(shape)
 
     def read_tiles(self, key: Any) -> Pixels:
@@ -275,17 +295,24 @@ class MatrixReader:
         indices = np.asarray(wanted.indices, dtype=np.int64)
         indices = indices[::-1] if wanted.reverse else indices
         check_memory(
-            len(indices) * math.prod(self.layout.pixel_format.shape) * self.dtype.itemsize,
+            len(indices) * math.prod(self._tile_shape) * self.dtype.itemsize,
             f"a stack of {len(indices)} tiles",
         )
-        out = np.empty((len(indices), *self.layout.pixel_format.shape), self.dtype)
-        background = self.background
+        out = np.empty((len(indices), *self._tile_shape), self.dtype)
 
         def place(at: int, tile: Pixels | None) -> None:
-            out[at] = background if tile is None else tile
+            out[at] = self.background if tile is None else self._part(tile, ...)
 
-        self._visit(indices, place, None)
+        self._visit(self.frames_of(indices).tolist(), place)
         return out[0] if wanted.drop else out
+
+    def iterate(self) -> Iterator[Pixels]:
+        """Yield each tile, in order: a few are fetched at once, and none is kept."""
+        num_tiles = self.layout.grid.num_tiles
+        for start in range(0, num_tiles, BATCH):
+            frames = self.frames_of(np.arange(start, min(start + BATCH, num_tiles))).tolist()
+            for tile in self._frames.stream(frames):
+                yield self._owned(tile)
 
     def read_grid(self, grid: SlideGrid) -> Pixels:
         """Read the pixels of a grid, which may reach outside of the matrix: there is background.
@@ -325,112 +352,42 @@ class MatrixReader:
     def _read_runs(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Pixels:
         return self.read((_as_slice(rows), _as_slice(columns), slice(None)))
 
+    @property
+    def _tile_shape(self) -> tuple[int, int, int]:
+        return self.layout.pixel_format.shape
+
     def _visit(
-        self,
-        tiles: NDArray[np.int64],
-        place: Callable[[int, Pixels | None], None],
-        num_threads: int | None,
+        self, frames: list[int], place: Callable[[int, Pixels | None], None], in_task: bool = False
     ) -> None:
-        """Call ``place(i, pixels)`` for each tile, with None for an absent one."""
-        wanted = list(enumerate(self.frames_of(tiles).tolist()))
-        threads = num_threads or get_options().num_threads
-        step = max(1, min(BATCH, -(-len(wanted) // threads)))
-        batches = [wanted[i : i + step] for i in range(0, len(wanted), step)]
-
-        label = self._label
-
-        def run(batch: list[tuple[int, int]]) -> None:
-            for at, tile in self._decode(batch):
-                place(at, tile if tile is None or label is None else tile == label)
-
-        if threads > 1 and len(batches) > 1:
-            for _ in _pool(threads).map(run, batches):
-                pass
-        else:
-            for batch in batches:
-                run(batch)
-
-    def _decode(self, batch: list[tuple[int, int]]) -> Iterator[tuple[int, Pixels | None]]:
-        """Yield the decoded tile of each (place, frame); None where it is background."""
-        image = (self.source.identity, self.correct_color)
-        missing = []
-        for at, frame in batch:
-            cached = None if frame < 0 else _frames.get(image, frame)
-            if frame < 0 or cached is not None:
-                yield at, cached
-            else:
-                missing.append((at, frame))
-        if not missing:
-            return
-        transform = self._color_transform()
-        buffers = self._read_frames([frame for _, frame in missing])
-        for (at, frame), buffer in zip(missing, buffers, strict=True):
-            tile = None if not buffer else self._decode_tile(frame, buffer, transform)
-            if tile is not None:
-                _frames.put(image, frame, tile, self.max_frame_cache_size)
-            yield at, tile
-
-    def _read_frames(self, frames: list[int]) -> list[bytes]:
-        """Read frames; with ``on_error="fill"``, one by one if it must be."""
-        try:
-            buffers = self.source.read_frames(frames)
-        except (FrameReadError, MetadataError) as error:
-            if self.on_error == "raise":
-                raise
-            if len(frames) > 1:
-                return [buffer for frame in frames for buffer in self._read_frames([frame])]
-            self._warn(error)
-            return [b""]
-        if len(buffers) != len(frames):
-            raise FrameReadError(
-                f"{len(buffers)} frames came for {len(frames)} that were asked for",
-                self.source.name,
-            )
-        return buffers
-
-    def _decode_tile(
-        self, frame: int, buffer: bytes, transform: ColorTransform | None
-    ) -> Pixels | None:
-        layout = self.layout
-        try:
-            tile = decode_frame(buffer, layout.pixel_format, layout.transfer_syntax_uid)
-        except FrameError as error:
-            located = error.located(self.source.name, frame)
-            if self.on_error == "raise":
-                raise located from error
-            self._warn(located)
-            return None
-        if transform is not None:
-            tile = transform(tile)
-        if tile.shape != layout.pixel_format.shape:  # cropped at the edge of the matrix
-            whole = np.empty(layout.pixel_format.shape, tile.dtype)
-            whole[...] = layout.background
-            whole[: tile.shape[0], : tile.shape[1]] = tile
-            self._warn_of_lost_pixels(frame, tile.shape[:2])
-            tile = whole
-        return tile
-
-    def _warn(self, error: Exception) -> None:
-        warnings.warn(f"filled with background: {error}", FrameWarning, stacklevel=2)
-
-    def _warn_of_lost_pixels(self, frame: int, shape: tuple[int, ...]) -> None:
-        """Warn where a cropped frame doesn't reach to the edge of the matrix."""
-        grid = self.layout.grid
-        (tile,) = self.layout.frames.places(np.array([frame]))[2].tolist()
-        row, column = grid.position(tile)
-        needed = (
-            min(grid.tile_rows, grid.rows - row * grid.tile_rows),
-            min(grid.tile_columns, grid.columns - column * grid.tile_columns),
+        self._frames.visit(
+            frames,
+            place,
+            num_threads=1 if in_task else get_options().num_threads,
+            keep=not in_task,
         )
-        if shape[0] < needed[0] or shape[1] < needed[1]:
-            reason = f"its codestream holds {shape[0]} × {shape[1]} pixels of {needed}"
-            self._warn(FrameReadError(reason, self.source.name, frame))
 
-    def _color_transform(self) -> ColorTransform | None:
-        if not self.correct_color or self.layout.pixel_format.dtype != np.uint8:
-            return None
-        profile = self.icc_profile
-        return None if profile is None else color_transform(profile, self.source.name)
+    def _owned(self, tile: Pixels | None) -> Pixels:
+        """Return a whole tile of a stream as it should look."""
+        if tile is not None:
+            return self._part(tile, ...)
+        background = np.empty(self._tile_shape, self.dtype)
+        background[...] = self.background
+        return background
+
+    def _part(self, tile: Pixels, where: Any) -> Pixels:
+        """Return pixels of a decoded tile as they should look: corrected, or of a segment."""
+        if tile.shape == self._tile_shape:
+            return self._shown(tile[where])
+        whole = np.empty(self._tile_shape, self.dtype)  # cropped at the edge of the matrix
+        whole[...] = self.background
+        whole[: tile.shape[0], : tile.shape[1]] = self._shown(tile)
+        return whole[where]
+
+    def _shown(self, pixels: Pixels) -> Pixels:
+        if self._label is not None:
+            return pixels == self._label
+        transform = self._transform
+        return pixels if transform is None else transform(pixels)
 
 
 class ChunkReader:
@@ -439,7 +396,7 @@ class ChunkReader:
     Parameters
     ----------
     array : MatrixReader or alike
-        Has `shape`, `dtype` and ``read(key, num_threads=...)``.
+        Has `shape`, `dtype` and ``read(key, in_task=...)``.
 
     """
 
@@ -463,22 +420,20 @@ class ChunkReader:
 
     def __getitem__(self, key: tuple[Any, ...]) -> Pixels:
         parts = expand_key(key if isinstance(key, tuple) else (key,), self.ndim)
-        return self.array.read(parts, num_threads=1)
+        return self.array.read(parts, in_task=True)
 
     def __dask_tokenize__(self) -> Any:
         return self.array.__dask_tokenize__()
 
 
-def _place(out: Pixels, row: Piece, column: Piece, tile: Pixels | tuple[float, ...]) -> None:
-    """Put a tile's (or background's) part into the result."""
-    slices = isinstance(row.target, slice) and isinstance(column.target, slice)
-    if slices:
-        target: Any = (row.target, column.target)
-        source: Any = (row.source, column.source)
-    else:
-        target = np.ix_(_whole(row.target), _whole(column.target))
-        source = np.ix_(_whole(row.source), _whole(column.source))
-    out[target] = tile[source] if isinstance(tile, np.ndarray) else tile
+def _meeting(row: Piece, column: Piece) -> tuple[Any, Any]:
+    """Return where pixels of a tile go, and which: where rows and columns meet."""
+    if isinstance(row.target, slice) and isinstance(column.target, slice):
+        return (row.target, column.target), (row.source, column.source)
+    return (
+        np.ix_(_whole(row.target), _whole(column.target)),
+        np.ix_(_whole(row.source), _whole(column.source)),
+    )
 
 
 def _whole(part: slice | NDArray[np.int64]) -> NDArray[np.int64]:
@@ -494,10 +449,3 @@ def _as_slice(indices: NDArray[np.int64]) -> slice | NDArray[np.int64]:
         return indices
     stop = int(indices[-1]) + step
     return slice(int(indices[0]), None if stop < 0 else stop, step)
-
-
-def _pool(threads: int) -> ThreadPoolExecutor:
-    # a forked child has the parent's pool but none of its threads, hence the process id
-    return _pools.get(
-        (os.getpid(), threads), lambda: ThreadPoolExecutor(threads, thread_name_prefix="dicomslide")
-    )

@@ -86,7 +86,7 @@ class StackedReader:
             self.kept,
         )
 
-    def read(self, key: Sequence[Any], *, num_threads: int | None = None) -> NDArray[Any]:
+    def read(self, key: Sequence[Any], *, in_task: bool = False) -> NDArray[Any]:
         """Read what a key for each dim picks, each independently of the others."""
         keys = list(key)
         num_channels, num_planes = self.stack_shape
@@ -111,7 +111,7 @@ class StackedReader:
                 region = np.empty((*shape, self.matrix_shape[2])[: len(shape)], self.dtype)
                 region[...] = self.background if region.ndim == 3 else self.background[0]
             else:
-                region = reader.read(matrix_key, num_threads=num_threads)
+                region = reader.read(matrix_key, in_task=in_task)
             return region.swapaxes(0, 1) if turn else region
 
         channels, planes = _ordered(channel), _ordered(plane)

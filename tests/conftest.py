@@ -8,7 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from dicomslide import reader
+from dicomslide import frame_reader
 from dicomslide.backends.file import FileSource
 from dicomslide.testing import write_slide
 
@@ -23,9 +23,9 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture(autouse=True)
 def _empty_frame_cache():
     """No test sees what another one decoded."""
-    reader._frames.clear()
+    frame_reader._frames.clear()
     yield
-    reader._frames.clear()
+    frame_reader._frames.clear()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from fake_client import FakeClient, refused
 from pydicom.uid import UID
 
 import dicomslide
-from dicomslide import Slide, TiledImage, TotalPixelMatrix
+from dicomslide import Slide, TiledImage, TotalPixelMatrix, frame_reader
 from dicomslide.backends import connection, dicomweb
 from dicomslide.backends.client import frame_source
 from dicomslide.backends.dicomweb import DicomWebSource
@@ -329,7 +329,7 @@ def test_many_threads_read_through_one_client(jpeg_slide):
     expected = matrix[...]
     with dask.config.set(scheduler="threads", num_workers=8):
         for _ in range(5):
-            dicomslide.reader._frames.clear()
+            frame_reader._frames.clear()
             np.testing.assert_array_equal(matrix.to_dask().compute(), expected)
 
 
@@ -470,7 +470,7 @@ def test_float_pixels_come_with_the_whole_where_frames_are_refused(tmp_path):
     assert matrix.dtype == np.float32
     kinds = [call[0] for call in client.calls]
     assert kinds.count("instance") == 1
-    dicomslide.reader._frames.clear()
+    frame_reader._frames.clear()
     np.testing.assert_array_equal(matrix[:, :, 0], whole[:60, :70, None])
     assert [call[0] for call in client.calls] == kinds
 
@@ -568,7 +568,7 @@ def test_pickles_are_thin_and_read_through_the_client_of_their_server(jpeg_slide
     assert len(pickles["source"]) < 500
     assert len(pickles["matrix"]) < 1000
     arrived = {name: pickle.loads(data) for name, data in pickles.items()}
-    dicomslide.reader._frames.clear()
+    frame_reader._frames.clear()
     assert arrived["source"] == image.source
     assert arrived["source"].identity == image.source.identity
     np.testing.assert_array_equal(arrived["matrix"][...], expected)
@@ -646,7 +646,7 @@ def test_a_forked_child_does_not_talk_through_its_parents_sockets(jpeg_slide):
     context = get_context("fork")
     queue = context.SimpleQueue()
     child = context.Process(target=lambda: queue.put(region_and_session(slide, client)))
-    dicomslide.reader._frames.clear()
+    frame_reader._frames.clear()
     child.start()
     found, closed = queue.get()
     child.join(30)

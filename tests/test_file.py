@@ -15,7 +15,7 @@ import pydicom
 import pytest
 
 import dicomslide
-from dicomslide import reader
+from dicomslide import frame_reader
 from dicomslide.backends import file as file_backend
 from dicomslide.backends.file import FileSource, FileStore, is_dicom_file
 from dicomslide.codec import PixelFormat
@@ -711,10 +711,10 @@ def test_a_file_that_was_changed_is_noticed_when_it_is_opened_again(tmp_path):
     pixels = matrix[...]
     os.remove(path)
     write(path, RLE, shape=(40, 70))
-    reader._frames.clear()
+    frame_reader._frames.clear()
     np.testing.assert_array_equal(matrix[...], pixels)  # the open file is still the old one
     file_backend._instances.clear()
-    reader._frames.clear()
+    frame_reader._frames.clear()
     with pytest.raises(SourceChangedError, match=r"image\.dcm.*open the slide again"):
         matrix[...]
     np.testing.assert_array_equal(matrix_of(path)[...], expected((40, 70)))

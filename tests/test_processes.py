@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 
 import dicomslide
+from dicomslide import frame_reader, reader
 from dicomslide.backends.file import FileSource
 from dicomslide.testing import position_values
 
@@ -66,7 +67,9 @@ EXPECTED = position_values(np.arange(5), np.arange(6))
 def test_everything_reads_in_another_process(position_slide, method):
     local = things(position_slide)
     # open files and a decoding pool are there when the process forks
-    local["matrix"].reader.read((slice(None), slice(None), slice(None)), num_threads=4)
+    local["matrix"].reader.read(
+        (slice(None), slice(None), slice(None)),
+    )
     context = multiprocessing.get_context(method)
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         for name, thing in local.items():
@@ -93,7 +96,6 @@ def test_unpickling_a_reader_touches_no_file(position_slide, tmp_path):
     """A scheduler that sees no files can still unpickle graphs."""
     import shutil
 
-    from dicomslide import reader
     from dicomslide.backends import file
 
     copy = tmp_path / "copy.dcm"
@@ -113,7 +115,7 @@ def test_unpickling_a_reader_touches_no_file(position_slide, tmp_path):
 def test_threads_read_a_thousand_random_regions(tissue_slide):
     slide = dicomslide.open_slide(tissue_slide)
     whole = slide.get_image_region((0, 0), 0, (600, 900))
-    dicomslide.reader._frames.clear()
+    frame_reader._frames.clear()
     rng = np.random.default_rng(1)
     corners = rng.integers((-50, -50), (600, 900), (1000, 2)).tolist()
 
@@ -140,12 +142,11 @@ def corner(slide):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_lock_held_while_the_process_forks_does_not_stop_the_child(position_slide):
-    from dicomslide import reader
     from dicomslide.backends import file, part10
 
     slide = dicomslide.open_slide(position_slide, correct_color=False)
     instance = file._instances.get(slide.get_volume_images()[0]._source.identity, lambda: None)
-    locks = [reader._frames._lock, reader._layouts._lock, file._instances._lock,
+    locks = [frame_reader._frames._lock, reader._layouts._lock, file._instances._lock,
              file._open_files._lock, instance._lock, part10._reading]  # fmt: skip
     release = threading.Event()
     holders = []

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dicomslide
-from dicomslide import TotalPixelMatrixSampler
+from dicomslide import TotalPixelMatrixSampler, frame_reader
 from dicomslide.backends.file import FileSource
 from dicomslide.codec import PixelFormat
 from dicomslide.geometry import SlideGeometry
@@ -219,7 +219,7 @@ def test_only_the_frames_of_a_region_are_read_and_each_once(matrices, frames_rea
     sampler[0]
     assert frames_read == [0]
     frames_read.clear()
-    dicomslide.reader._frames.clear()
+    frame_reader._frames.clear()
     sampler[9]  # (2, 1), and one row of the tile above
     assert sorted(frames_read) == [5, 8]  # tile (1, 2) has no frame
     frames_read.clear()

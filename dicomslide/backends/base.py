@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
+    from dicomslide.codec import Buffer
+
 __all__ = ["ConcatenatedSource", "FrameSource", "FrameStore"]
 
 
@@ -74,7 +76,7 @@ class FrameSource(Protocol):
         """Read the whole data set, whatever its size: for what isn't pixels, like annotations."""
         ...
 
-    def read_frames(self, indices: Sequence[int]) -> list[bytes]:
+    def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
         """Read frames, in one batch.
 
         Parameters
@@ -84,7 +86,7 @@ class FrameSource(Protocol):
 
         Returns
         -------
-        list of bytes
+        list of bytes-like
             One buffer a frame, in the same order, from the frame's first bit; empty where an
             empty frame is stored.
 
@@ -210,12 +212,12 @@ class ConcatenatedSource:
         """Read the whole data set of the first part."""
         return self.parts[0].read_instance()
 
-    def read_frames(self, indices: Sequence[int]) -> list[bytes]:
+    def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
         """Read frames, in one batch a part."""
         wanted: dict[int, list[int]] = {}
         for at, index in enumerate(indices):
             wanted.setdefault(self._part_of(index), []).append(at)
-        frames: list[bytes] = [b""] * len(indices)
+        frames: list[Buffer] = [b""] * len(indices)
         for part, places in wanted.items():
             local = [indices[at] - self.firsts[part] for at in places]
             for at, frame in zip(places, self.parts[part].read_frames(local), strict=True):

@@ -17,7 +17,7 @@ from dicomslide.backends.connection import (
     read_error,
 )
 from dicomslide.backends.part10 import MemoryBlob
-from dicomslide.backends.pixel_data import NativeFrames
+from dicomslide.backends.pixel_data import NativeFrames, read_frames
 from dicomslide.cache import Registry
 from dicomslide.codec import DECODERS, NATIVE, PixelFormat
 from dicomslide.errors import FrameReadError, MetadataError, MetadataWarning
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
+    from dicomslide.codec import Buffer
     from dicomslide.frames import FramePositions
 
 __all__ = ["DicomWebSource"]
@@ -212,7 +213,7 @@ class DicomWebSource:
         """
         return self._connection.instance(self.uids)
 
-    def read_frames(self, indices: Sequence[int]) -> list[bytes]:
+    def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
         """Retrieve frames, in one request, in ascending order: some servers sort them."""
         if not len(indices):
             return []
@@ -228,10 +229,11 @@ class DicomWebSource:
         whole = pixel_format.native_bits % 8 != 0
         if pixel_format.floating and not whole:
             whole = not connection.serves_float_frames
+        frames: list[Buffer] = []
         if not whole:
             try:
                 lossy = utils.text(header, "LossyImageCompression") == "01"
-                frames = connection.frames(self.uids, wanted, lossy=lossy)
+                frames += connection.frames(self.uids, wanted, lossy=lossy)
             except FrameReadError:
                 if not pixel_format.floating:
                     raise
@@ -267,7 +269,7 @@ class _WholeFrames:
         decoder = DECODERS.get(uid)
         if decoder is None or not decoder.little_endian:
             raise FrameReadError(f"the whole of it comes in transfer syntax {uid}", name)
-        self._encapsulated: list[bytes] | None = None
+        self._encapsulated: list[Buffer] | None = None
         if decoder.encapsulated:
             try:
                 self._encapsulated = list(generate_frames(data, number_of_frames=count))
@@ -276,8 +278,8 @@ class _WholeFrames:
         self._blob = MemoryBlob(name, data)
         self._native = NativeFrames(0, len(data), pixel_format.native_bits, swapped=False)
 
-    def read(self, indices: Sequence[int]) -> list[bytes]:
+    def read(self, indices: Sequence[int]) -> list[Buffer]:
         """Return frames, each from its first bit."""
         if self._encapsulated is not None:
             return [self._encapsulated[index] for index in indices]
-        return [self._native.read(self._blob, index) for index in indices]
+        return read_frames(self._native, self._blob, indices)

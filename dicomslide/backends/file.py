@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dicomslide import utils
 from dicomslide.backends import part10, pixel_data
+from dicomslide.backends.spans import read_joined
 from dicomslide.cache import Registry
 from dicomslide.errors import (
     DicomSlideError,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
+    from dicomslide.backends.spans import Span
+    from dicomslide.codec import Buffer
     from dicomslide.frames import FramePositions
 
 __all__ = ["FileSource", "FileStore", "files_of", "is_dicom_file"]
@@ -89,6 +92,10 @@ class LocalFile:
         """Read bytes; fewer than `length` only at the end of the file."""
         return self._opened().read(offset, length)
 
+    def read_spans(self, spans: Sequence[Span]) -> list[Buffer]:
+        """Read several ranges of bytes, neighbours at once."""
+        return read_joined(self._opened().read, spans)
+
     def _opened(self) -> _OpenFile:
         return _open_files.get((self.name, self._signature), self._reopen)
 
@@ -119,7 +126,7 @@ class _Instance:
         self.header = part10.read_header(self.file)
         self._lock = threading.RLock()
 
-    @property
+    @cached_property
     def num_frames(self) -> int:
         return num_frames_of(self.header.dataset)
 
@@ -251,20 +258,16 @@ class FileSource:
         instance.file.check_unchanged()
         return part10.read_instance(instance.file)
 
-    def read_frames(self, indices: Sequence[int]) -> list[bytes]:
+    def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
         """Read frames, in the order of the file, without a lock."""
         instance = self._instance()
-        frames, blob, count = instance.frames(), instance.header.blob, instance.num_frames
-        instance.file.check_unchanged()
-        found: dict[int, bytes] = {}
-        for index in sorted(set(indices)):
+        count = instance.num_frames
+        for index in indices:
             if not 0 <= index < count:
                 raise FrameReadError(f"the image has {count} frames", self.path, index)
-            try:
-                found[index] = frames.read(blob, index)
-            except FrameReadError as error:
-                raise error.located(self.path, index) from error
-        return [found[index] for index in indices]
+        frames = instance.frames()
+        instance.file.check_unchanged()
+        return pixel_data.read_frames(frames, instance.header.blob, indices)
 
 
 def is_dicom_file(path: str | os.PathLike[str]) -> bool:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
     from pydicom.tag import BaseTag
 
+    from dicomslide.backends.spans import Span
+    from dicomslide.codec import Buffer
+
 __all__ = [
     "PIXEL_DATA",
     "PREAMBLE",
@@ -64,6 +67,10 @@ class Blob(Protocol):
         """Read bytes; fewer than `length` only at the end."""
         ...
 
+    def read_spans(self, spans: Sequence[Span]) -> list[Buffer]:
+        """Read several ranges of bytes; a range is shorter only at the end."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MemoryBlob:
@@ -80,6 +87,11 @@ class MemoryBlob:
     def read(self, offset: int, length: int) -> bytes:
         """Read bytes."""
         return self.data[offset : offset + length]
+
+    def read_spans(self, spans: Sequence[Span]) -> list[Buffer]:
+        """Read several ranges of bytes."""
+        view = memoryview(self.data)
+        return [view[start:stop] for start, stop in spans]
 
 
 class _BlobFile(io.RawIOBase):

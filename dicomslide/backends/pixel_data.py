@@ -16,12 +16,16 @@ from dicomslide.errors import FrameReadError, MetadataError
 from dicomslide.perframe import UNDEFINED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-__all__ = ["Frames", "NativeFrames", "PixelData", "locate_frames", "locate_pixel_data"]
+    from dicomslide.backends.spans import Span
+    from dicomslide.codec import Buffer
+
+__all__ = ["Frames", "NativeFrames", "PixelData", "locate_frames", "locate_pixel_data",
+           "read_frames"]  # fmt: skip
 
 EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS = 0x7FE00001, 0x7FE00002
 ITEM_HEADER = 8
@@ -104,9 +108,31 @@ def _skip_to_pixel_data(header: Header, at: int) -> int:
 class Frames(Protocol):
     """Where frames are, and how to get one out."""
 
-    def read(self, blob: Blob, index: int) -> bytes:
-        """Read one frame."""
+    def span(self, index: int) -> Span:
+        """Return which bytes are to be read for a frame."""
         ...
+
+    def taken_from(self, data: Buffer, index: int, blob: Blob) -> Buffer:
+        """Return a frame, from its first bit, out of the bytes of its span."""
+        ...
+
+
+def read_frames(frames: Frames, blob: Blob, indices: Sequence[int]) -> list[Buffer]:
+    """Read frames, neighbours at once.
+
+    Raises
+    ------
+    FrameReadError
+        Naming the blob and the frame.
+
+    """
+    try:
+        data = blob.read_spans([frames.span(index) for index in indices])
+        return [
+            frames.taken_from(each, index, blob) for each, index in zip(data, indices, strict=True)
+        ]
+    except FrameReadError as error:
+        raise error.located(blob.name) from error
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -121,28 +147,37 @@ class NativeFrames:
     swapped: bool
     """Whether 8-bit pixels are stored in 16-bit words of the other byte order."""
 
-    def read(self, blob: Blob, index: int) -> bytes:
-        """Read one frame, from its first bit."""
-        first, shift = divmod(index * self.bits, 8)
-        last = -(-(index + 1) * self.bits // 8)
-        lead = first % 2 if self.swapped else 0
-        stop = last + last % 2 if self.swapped else last
-        offset = self.start + first - lead
+    def span(self, index: int) -> Span:
+        """Return which bytes are to be read for a frame: whole words where they are swapped."""
+        first, last, _ = self._bytes_of(index)
         if self.start + last > self.end:
             raise FrameReadError(
-                f"it ends at byte {self.start + last}, the pixel data end at byte {self.end}"
+                f"it ends at byte {self.start + last}, the pixel data end at byte {self.end}",
+                frame=index,
             )
-        data = blob.read(offset, self.start + stop - offset)
+        if self.swapped:
+            first, last = first - first % 2, last + last % 2
+        return self.start + first, self.start + last
+
+    def taken_from(self, data: Buffer, index: int, blob: Blob) -> Buffer:
+        """Return a frame, from its first bit, out of the bytes of its span."""
+        first, last, shift = self._bytes_of(index)
         if self.swapped:
             even = len(data) // 2 * 2
             words = np.frombuffer(data[:even], np.uint8).reshape(-1, 2)[:, ::-1].tobytes()
-            data = (words + data[even:])[lead : lead + last - first]
+            lead = first % 2
+            data = (words + bytes(data[even:]))[lead : lead + last - first]
         if len(data) < last - first:
-            raise FrameReadError(f"{len(data)} bytes are left of its {last - first}")
+            raise FrameReadError(f"{len(data)} bytes are left of its {last - first}", frame=index)
         if not shift:
             return data
         bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
         return np.packbits(bits[shift : shift + self.bits], bitorder="little").tobytes()
+
+    def _bytes_of(self, index: int) -> tuple[int, int, int]:
+        """Return a frame's first byte, the one behind its last, and the bits before it."""
+        first, shift = divmod(index * self.bits, 8)
+        return first, -(-(index + 1) * self.bits // 8), shift
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -158,43 +193,51 @@ class EncapsulatedFrames:
     single: bool
     """Whether each frame is one item, as an extended offset table requires."""
 
-    def read(self, blob: Blob, index: int) -> bytes:
-        """Read one frame, its fragments joined."""
+    def span(self, index: int) -> Span:
+        """Return which bytes are to be read for a frame."""
         if index >= len(self.starts):
-            raise FrameReadError(f"the file ends before it: {len(self.starts)} frames are there")
+            raise FrameReadError(
+                f"the file ends before it: {len(self.starts)} frames are there", frame=index
+            )
         start, end = int(self.starts[index]), int(self.ends[index])
         if not 0 <= start < self.limit:
             raise FrameReadError(
-                f"the offset table points at byte {start}, the pixel data end at {self.limit}"
+                f"the offset table points at byte {start}, the pixel data end at {self.limit}",
+                frame=index,
             )
-        data = blob.read(start, max(min(end, self.limit) - start, ITEM_HEADER))
+        return start, max(min(end, self.limit), start + ITEM_HEADER)
+
+    def taken_from(self, data: Buffer, index: int, blob: Blob) -> Buffer:
+        """Return a frame, its fragments joined, out of the bytes of its span."""
+        start = int(self.starts[index])
         parts = []
         at = 0
         while at < len(data):
-            length = _item_length(data, at, start)
-            stop = at + ITEM_HEADER + length
+            stop = at + ITEM_HEADER + _item_length(data, at, start, index)
             if stop > len(data):
-                data += blob.read(start + len(data), stop - len(data))
+                data = bytes(data) + blob.read(start + len(data), stop - len(data))
                 if stop > len(data):
                     raise FrameReadError(
-                        f"its item at byte {start + at} has {length} bytes, the file ends after"
-                        f" {len(data) - at - ITEM_HEADER}"
+                        f"its item at byte {start + at} has {stop - at - ITEM_HEADER} bytes, the"
+                        f" file ends after {len(data) - at - ITEM_HEADER}",
+                        frame=index,
                     )
-            parts.append(data[at + ITEM_HEADER : stop])
+            parts.append(memoryview(data)[at + ITEM_HEADER : stop])
             at = stop
             if self.single:
                 break
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _item_length(data: bytes, at: int, start: int) -> int:
+def _item_length(data: Buffer, at: int, start: int, index: int) -> int:
     if data[at : at + 4] != _ITEM or len(data) < at + ITEM_HEADER:
         raise FrameReadError(
-            f"the offset table points at byte {start}, but no item begins at byte {start + at}"
+            f"the offset table points at byte {start}, but no item begins at byte {start + at}",
+            frame=index,
         )
     length = int.from_bytes(data[at + 4 : at + 8], "little")
     if length == UNDEFINED:
-        raise FrameReadError(f"its item at byte {start + at} has an undefined length")
+        raise FrameReadError(f"its item at byte {start + at} has an undefined length", frame=index)
     return length
 
 

@@ -55,9 +55,9 @@ class DicomSlideBackendArray(BackendArray):
         return await asyncio.to_thread(self.__getitem__, key)
 
     def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        # a worker thread is one of several already: it decodes by itself
-        eager = threading.current_thread() is threading.main_thread()
-        return self.reader.read(key, num_threads=None if eager else 1)
+        # any but the main thread is one of several that read
+        in_task = threading.current_thread() is not threading.main_thread()
+        return self.reader.read(key, in_task=in_task)
 
 
 class DicomSlideBackendEntrypoint(BackendEntrypoint):

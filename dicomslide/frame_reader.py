@@ -1,0 +1,241 @@
+"""Decoded frames of an image: kept, or fetched in batches and decoded by several threads."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from dicomslide.cache import FrameCache, Registry
+from dicomslide.codec import decode_frame
+from dicomslide.errors import FrameError, FrameReadError, FrameWarning, MetadataError
+from dicomslide.options import get_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeAlias
+
+    from numpy.typing import NDArray
+
+    from dicomslide.backends.base import FrameSource
+    from dicomslide.codec import Buffer
+    from dicomslide.layout import ImageLayout
+
+    Pixels: TypeAlias = NDArray[Any]
+
+__all__ = ["BATCH", "FrameReader", "OnError"]
+
+OnError = Literal["raise", "fill"]
+
+BATCH = 16
+"""Frames that a thread fetches at once."""
+
+_frames = FrameCache(lambda: get_options().frame_cache_bytes)
+_pools: Registry[tuple[int, int], ThreadPoolExecutor] = Registry(1)
+
+
+class FrameReader:
+    """Gives an image's frames as pixels, in the colours in which they are stored.
+
+    Parameters
+    ----------
+    source : FrameSource
+        Where the frames are.
+    layout : ImageLayout
+        What the header says of them.
+    max_frame_cache_size : int
+        Largest number of the image's decoded frames that the process keeps.
+    on_error : {"raise", "fill"}
+        Whether a bad frame raises, or is None with a warning.
+
+    """
+
+    def __init__(
+        self,
+        source: FrameSource,
+        layout: ImageLayout,
+        *,
+        max_frame_cache_size: int,
+        on_error: OnError,
+    ) -> None:
+        self._source = source
+        self._layout = layout
+        self._image = source.identity
+        self._max_frame_cache_size = max_frame_cache_size
+        self._on_error = on_error
+
+    def visit(
+        self,
+        frames: Sequence[int],
+        use: Callable[[int, Pixels | None], None],
+        *,
+        num_threads: int,
+        keep: bool,
+    ) -> None:
+        """Call ``use(i, pixels)`` for each frame, from several threads and in any order.
+
+        Parameters
+        ----------
+        frames : sequence of int
+            Zero-based frames, −1 for an absent one.
+        use : callable
+            Gets the index into `frames`, and pixels of shape (rows, columns, samples), which
+            others may have too: not to be written. A codestream may hold fewer rows and columns
+            than the header declares. None stands for background.
+        num_threads : int
+            Threads that fetch and decode, this one included.
+        keep : bool
+            Whether the frames may be kept for the next read.
+
+        Raises
+        ------
+        FrameError
+            When a frame can't be read or decoded, unless bad frames are to be filled.
+
+        """
+        held = _frames.get(self._image, frames)
+        missing = []
+        for at, frame in enumerate(frames):
+            tile = held.get(frame)
+            if frame < 0 or tile is not None:
+                use(at, tile)
+            else:
+                missing.append((at, frame))
+        if not missing:
+            return
+        num_threads = min(num_threads, len(missing))
+        step = min(BATCH, -(-len(missing) // num_threads))
+        batches = deque(missing[i : i + step] for i in range(0, len(missing), step))
+        fetched: deque[tuple[int, int, Buffer]] = deque()
+
+        def work() -> None:
+            try:
+                while True:
+                    if item := _next(fetched):
+                        at, frame, buffer = item
+                        tile = self._decode(frame, buffer)
+                        if keep and tile is not None:
+                            _frames.put(self._image, frame, tile, self._max_frame_cache_size)
+                        use(at, tile)
+                    elif batch := _next(batches):
+                        buffers = self._fetch([frame for _, frame in batch])
+                        fetched.extend(
+                            (*place, buffer) for place, buffer in zip(batch, buffers, strict=True)
+                        )
+                    else:
+                        return
+            except BaseException:  # the other threads needn't go on
+                batches.clear()
+                fetched.clear()
+                raise
+
+        if num_threads == 1:
+            work()
+            return
+        pool = _pool(num_threads - 1)
+        others = [pool.submit(work) for _ in range(num_threads - 1)]
+        try:
+            work()
+        finally:
+            for other in others:
+                other.cancel()  # if it hasn't even begun, other reads keep the pool busy
+            wait(others)
+        for other in others:
+            if not other.cancelled():
+                other.result()
+
+    def stream(self, frames: Sequence[int]) -> Iterator[Pixels | None]:
+        """Yield the pixels of frames in their order, to be owned by who gets them.
+
+        Parameters
+        ----------
+        frames : sequence of int
+            Zero-based frames, −1 for an absent one.
+
+        Yields
+        ------
+        numpy.ndarray or None
+            See :meth:`visit`.
+
+        """
+        for start in range(0, len(frames), BATCH):
+            batch = frames[start : start + BATCH]
+            held = _frames.get(self._image, batch)
+            missing = [frame for frame in batch if frame >= 0 and frame not in held]
+            buffers = iter(self._fetch(missing) if missing else ())
+            for frame in batch:
+                tile = held.get(frame)
+                if frame >= 0 and tile is None:
+                    tile = self._decode(frame, next(buffers))
+                if tile is not None and (frame in held or not tile.flags.writeable):
+                    tile = tile.copy()
+                yield tile
+
+    def _fetch(self, frames: list[int]) -> Sequence[Buffer]:
+        """Read frames; with ``on_error="fill"``, one by one if it must be."""
+        try:
+            buffers = self._source.read_frames(frames)
+        except (FrameReadError, MetadataError) as error:
+            if self._on_error == "raise":
+                raise
+            if len(frames) > 1:
+                return [buffer for frame in frames for buffer in self._fetch([frame])]
+            self._warn(error)
+            return [b""]
+        if len(buffers) != len(frames):
+            raise FrameReadError(
+                f"{len(buffers)} frames came for {len(frames)} that were asked for",
+                self._source.name,
+            )
+        return buffers
+
+    def _decode(self, frame: int, buffer: Buffer) -> Pixels | None:
+        if not buffer:
+            return None
+        layout = self._layout
+        try:
+            tile = decode_frame(buffer, layout.pixel_format, layout.transfer_syntax_uid)
+        except FrameError as error:
+            located = error.located(self._source.name, frame)
+            if self._on_error == "raise":
+                raise located from error
+            self._warn(located)
+            return None
+        if tile.shape != layout.pixel_format.shape:
+            self._warn_of_lost_pixels(frame, tile.shape[:2])
+        return tile
+
+    def _warn(self, error: Exception) -> None:
+        warnings.warn(f"filled with background: {error}", FrameWarning, stacklevel=2)
+
+    def _warn_of_lost_pixels(self, frame: int, shape: tuple[int, ...]) -> None:
+        """Warn where a cropped frame doesn't reach to the edge of the matrix."""
+        grid = self._layout.grid
+        (tile,) = self._layout.frames.places(np.array([frame]))[2].tolist()
+        row, column = grid.position(tile)
+        needed = (
+            min(grid.tile_rows, grid.rows - row * grid.tile_rows),
+            min(grid.tile_columns, grid.columns - column * grid.tile_columns),
+        )
+        if shape[0] < needed[0] or shape[1] < needed[1]:
+            reason = f"its codestream holds {shape[0]} × {shape[1]} pixels of {needed}"
+            self._warn(FrameReadError(reason, self._source.name, frame))
+
+
+def _next(items: deque[Any]) -> Any:
+    """Take the first of a deque, of which several threads take; None at the end."""
+    try:
+        return items.popleft()
+    except IndexError:
+        return None
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    # a forked child has the parent's pool but none of its threads, hence the process id
+    return _pools.get(
+        (os.getpid(), threads), lambda: ThreadPoolExecutor(threads, thread_name_prefix="dicomslide")
+    )
