@@ -89,7 +89,7 @@ class FrameReader:
         num_threads : int
             Threads that fetch and decode, this one included.
         keep : bool
-            Whether the frames may be kept for the next read.
+            Whether the last frames may be kept for the next read.
 
         Raises
         ------
@@ -107,6 +107,7 @@ class FrameReader:
                 missing.append((at, frame))
         if not missing:
             return
+        kept = {frame for _, frame in missing[-self._max_frame_cache_size :]} if keep else ()
         num_threads = min(num_threads, len(missing))
         step = min(BATCH, -(-len(missing) // num_threads))
         batches = deque(missing[i : i + step] for i in range(0, len(missing), step))
@@ -118,7 +119,7 @@ class FrameReader:
                     if item := _next(fetched):
                         at, frame, buffer = item
                         tile = self._decode(frame, buffer)
-                        if keep and tile is not None:
+                        if frame in kept and tile is not None:
                             _frames.put(self._image, frame, tile, self._max_frame_cache_size)
                         use(at, tile)
                     elif batch := _next(batches):
