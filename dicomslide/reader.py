@@ -224,31 +224,8 @@ class MatrixReader:
             shape[0] * shape[1] * shape[2] * self.dtype.itemsize,
             f"a region of {shape[0]} × {shape[1]} pixels",
         )
-        grid = self.layout.grid
-        down = list(rows.pieces(grid.tile_rows))
-        right = list(columns.pieces(grid.tile_columns))
-        tiles = np.add.outer(
-            np.array([piece.tile for piece in down], np.int64) * grid.shape[1],
-            np.array([piece.tile for piece in right], np.int64),
-        ).ravel()
-        frames = self.frames_of(tiles).tolist()
-        whole = isinstance(rows.indices, range) and isinstance(columns.indices, range)
-        if in_task and len(frames) == 1 and shape == self._tile_shape and whole:  # no copy
-            out = self._owned(*self._frames.stream(frames))
-        else:
-            out = np.empty(shape, self.dtype)
-            places = [(r, c) for r in down for c in right]
-
-            def place(at: int, tile: Pixels | None) -> None:
-                row, column = places[at]
-                target, source = _meeting(row, column)
-                out[target] = self.background if tile is None else self._part(tile, source)
-
-            self._visit(frames, place, in_task=in_task)
-        out = out[
-            :: -1 if rows.reverse else 1,
-            :: -1 if columns.reverse else 1,
-        ]
+        out = self._read(rows, columns, in_task=in_task)
+        out = _turned(out, rows, columns)
         wanted = samples.indices
         if isinstance(wanted, range):
             wanted_slice = slice(wanted.start, wanted.stop, wanted.step)
@@ -257,6 +234,36 @@ class MatrixReader:
             out = out[:, :, wanted]
         drop = tuple(0 if axis.drop else slice(None) for axis in (rows, columns, samples))
         return out[drop]
+
+    def _read(
+        self, rows: Axis, columns: Axis, *, into: Pixels | None = None, in_task: bool = False
+    ) -> Pixels:
+        """Read where rows and columns meet, with all samples, without reversing anything."""
+        grid = self.layout.grid
+        down = list(rows.pieces(grid.tile_rows))
+        right = list(columns.pieces(grid.tile_columns))
+        tiles = np.add.outer(
+            np.array([piece.tile for piece in down], np.int64) * grid.shape[1],
+            np.array([piece.tile for piece in right], np.int64),
+        ).ravel()
+        frames = self.frames_of(tiles).tolist()
+        shape = len(rows), len(columns), self.shape[2]
+        slices = isinstance(rows.indices, range) and isinstance(columns.indices, range)
+        if in_task and len(frames) == 1 and slices and shape == self._tile_shape:
+            return self._owned(*self._frames.stream(frames))  # a whole tile: no copy
+        out = np.empty(shape, self.dtype) if into is None else into
+        places = [(r, c) for r in down for c in right]
+
+        def place(at: int, tile: Pixels | None) -> None:
+            row, column = places[at]
+            target, source = _meeting(row, column)
+            if tile is None:
+                out[target] = self.background
+            else:
+                _assign(out, target, self._part(tile, source))
+
+        self._visit(frames, place, in_task=in_task)
+        return out
 
     def read_points(self, parts: list[Any]) -> Pixels:
         """Read scattered pixels as NumPy would pick them: only the tiles in which they lie."""
@@ -334,23 +341,21 @@ class MatrixReader:
         in_rows = (grid.rows >= 0) & (grid.rows < rows)
         in_columns = (grid.columns >= 0) & (grid.columns < columns)
         oblique = grid.rows.ndim == 2
-        if in_rows.all() and in_columns.all() and not oblique:  # no need of background
-            pixels = self._read_runs(grid.rows, grid.columns)
-            return np.ascontiguousarray(pixels.swapaxes(0, 1) if grid.transpose else pixels)
         out = np.empty(shape, self.dtype)
-        out[...] = self.layout.background
+        if oblique or not (in_rows.all() and in_columns.all()):
+            out[...] = self.layout.background
         if oblique:
             inside = in_rows & in_columns
             out[inside] = self.read_points([grid.rows[inside], grid.columns[inside], slice(None)])
-        elif in_rows.any() and in_columns.any():
-            stored = out.swapaxes(0, 1) if grid.transpose else out
-            pixels = self._read_runs(grid.rows[in_rows], grid.columns[in_columns])
+            return out
+        down = Axis.of(_as_slice(grid.rows[in_rows]), rows)
+        right = Axis.of(_as_slice(grid.columns[in_columns]), columns)
+        if len(down) and len(right):
             top, left = int(np.argmax(in_rows)), int(np.argmax(in_columns))
-            stored[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+            stored = out.swapaxes(0, 1) if grid.transpose else out
+            inner = stored[top : top + len(down), left : left + len(right)]
+            self._read(down, right, into=_turned(inner, down, right))
         return out
-
-    def _read_runs(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Pixels:
-        return self.read((_as_slice(rows), _as_slice(columns), slice(None)))
 
     @property
     def _tile_shape(self) -> tuple[int, int, int]:
@@ -424,6 +429,24 @@ class ChunkReader:
 
     def __dask_tokenize__(self) -> Any:
         return self.array.__dask_tokenize__()
+
+
+def _turned(array: Pixels, rows: Axis, columns: Axis) -> Pixels:
+    return array[:: -1 if rows.reverse else 1, :: -1 if columns.reverse else 1]
+
+
+def _assign(out: Pixels, target: Any, part: Pixels) -> None:
+    """Assign pixels; as wholes where rows and columns are stored the other way round.
+
+    NumPy copies three samples a pixel one by one then, which takes three times as long.
+    """
+    samples, itemsize = out.shape[2], out.itemsize
+    pixel = samples * itemsize
+    if samples > 1 and out.strides[1] != pixel and out.strides[2] == part.strides[2] == itemsize:
+        kind = f"V{pixel}"
+        out.view(kind)[..., 0][target] = part.view(kind)[..., 0]
+    else:
+        out[target] = part
 
 
 def _meeting(row: Piece, column: Piece) -> tuple[Any, Any]:
