@@ -42,14 +42,17 @@ def _after_fork_in_child(instance: object, method: str) -> None:
 
 
 class ForkLock:
-    """A lock that is open in a forked child, whoever held it in the parent."""
+    """A lock that is open in a forked child, whoever held it in the parent.
+
+    The thread that holds it may take it again.
+    """
 
     def __init__(self) -> None:
         self._start()
         _after_fork_in_child(self, "_start")
 
     def _start(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __enter__(self) -> None:
         self._lock.acquire()

@@ -35,6 +35,7 @@ FLOORS = [
     "pyramid",
     "backends.spans",
     "backends.base",
+    "backends.lenient",
     "backends.part10",
     "backends.pixel_data",
     "backends.file",

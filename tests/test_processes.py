@@ -142,12 +142,12 @@ def corner(slide):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_lock_held_while_the_process_forks_does_not_stop_the_child(position_slide):
-    from dicomslide.backends import file, part10
+    from dicomslide.backends import file, lenient
 
     slide = dicomslide.open_slide(position_slide, correct_color=False)
-    instance = file._instances.get(slide.get_volume_images()[0]._source.identity, lambda: None)
+    instance = slide.get_volume_images()[0].source._instance()
     locks = [frame_reader._frames._lock, reader._layouts._lock, file._instances._lock,
-             file._open_files._lock, instance._lock, part10._reading]  # fmt: skip
+             file._open_files._lock, instance._lock, lenient._reading]  # fmt: skip
     release = threading.Event()
     holders = []
     for lock in locks:

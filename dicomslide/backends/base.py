@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from dicomslide.cache import Registry
 from dicomslide.errors import FrameReadError, MetadataError
 from dicomslide.frames import FramePositions
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from dicomslide.codec import Buffer
 
 __all__ = ["ConcatenatedSource", "FrameSource", "FrameStore"]
+
+_joined: Registry[tuple[Hashable, ...], Dataset] = Registry(1024)
+"""Metadata of concatenations."""
 
 
 @runtime_checkable
@@ -158,10 +162,14 @@ class ConcatenatedSource:
     @property
     def metadata(self) -> Dataset:
         """The first part's header, with the frames of all."""
+        return _joined.get(self.identity, self._joined_metadata)
+
+    def _joined_metadata(self) -> Dataset:
         from pydicom.dataset import Dataset
 
         joined = Dataset()
-        joined.update(self.parts[0].metadata)
+        for element in self.parts[0].metadata:
+            joined.add(element)
         # new elements, for those of the part are shared with it
         joined.add_new("NumberOfFrames", "IS", self.firsts[-1] + self.counts[-1])
         joined.add_new("ConcatenationFrameOffsetNumber", "UL", 0)

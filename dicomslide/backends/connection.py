@@ -10,7 +10,6 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
-from dicomslide.backends.part10 import no_validation
 from dicomslide.cache import ForkLock
 from dicomslide.errors import FrameReadError, MetadataError
 
@@ -358,6 +357,8 @@ def dataset_of_json(json: Mapping[str, Any]) -> Dataset:
 
     """
     from pydicom.dataset import Dataset
+
+    from dicomslide.backends.lenient import no_validation
 
     def bulk_data(tag: str, vr: str, uri: str) -> BulkData | None:
         if vr not in BULK_VRS:

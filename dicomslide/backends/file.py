@@ -121,9 +121,9 @@ def check_unchanged(path: str, before: tuple[int, int], now: tuple[int, int]) ->
 class _Instance:
     """What is expensive about a file, made once per process when it is first wanted."""
 
-    def __init__(self, path: str) -> None:
-        self.file = LocalFile(path)
-        self.header = part10.read_header(self.file)
+    def __init__(self, file: LocalFile) -> None:
+        self.file = file
+        self.header = part10.read_header(file)
         self._lock = threading.RLock()
 
     @cached_property
@@ -163,7 +163,8 @@ class _Instance:
             return self._frames
 
 
-_instances: Registry[tuple[Hashable, ...], _Instance] = Registry(1024)
+_instances: Registry[tuple[str, int, int], _Instance] = Registry(1024)
+"""By path, size and time of change: a file that is opened again isn't parsed again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -181,7 +182,7 @@ class FileSource:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> FileSource:
-        """Open a file and read its header.
+        """Open a file and read its header, unless this process has done so.
 
         Raises
         ------
@@ -194,14 +195,13 @@ class FileSource:
 
         """
         absolute = os.path.abspath(os.fspath(path))
-        instance = _Instance(absolute)
-        dataset = instance.header.dataset
+        file = LocalFile(absolute)
+        key = absolute, file.size, file.mtime_ns
+        dataset = _instances.get(key, lambda: _Instance(file)).header.dataset
         uid = utils.text(dataset, "SOPInstanceUID") or utils.text(
             dataset.file_meta, "MediaStorageSOPInstanceUID"
         )
-        source = cls(absolute, uid or absolute, instance.file.size, instance.file.mtime_ns)
-        _instances.get(source.identity, lambda: instance)
-        return source
+        return cls(absolute, uid or absolute, file.size, file.mtime_ns)
 
     @property
     def identity(self) -> tuple[Hashable, ...]:
@@ -214,13 +214,12 @@ class FileSource:
         return self.path
 
     def _instance(self) -> _Instance:
-        return _instances.get(self.identity, self._reopen)
+        return _instances.get((self.path, self.size, self.mtime_ns), self._reopen)
 
     def _reopen(self) -> _Instance:
-        instance = _Instance(self.path)
-        now = instance.file.size, instance.file.mtime_ns
-        check_unchanged(self.path, (self.size, self.mtime_ns), now)
-        return instance
+        file = LocalFile(self.path)
+        check_unchanged(self.path, (self.size, self.mtime_ns), (file.size, file.mtime_ns))
+        return _Instance(file)
 
     @property
     def metadata(self) -> Dataset:

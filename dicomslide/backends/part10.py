@@ -6,21 +6,19 @@ per-frame functional groups when someone asks for them.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from dicomslide.cache import ForkLock
 from dicomslide.codec import DECODERS, Decoder
-from dicomslide.errors import DicomSlideError, MetadataError, NotDicomError
+from dicomslide.errors import MetadataError, NotDicomError
 from dicomslide.options import check_memory, get_options
 from dicomslide.perframe import UNDEFINED, PerFrameSpan, find_items
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from pydicom.dataset import Dataset
     from pydicom.tag import BaseTag
@@ -36,7 +34,6 @@ __all__ = [
     "MemoryBlob",
     "element_at",
     "file_of",
-    "no_validation",
     "read_header",
     "read_instance",
     "read_per_frame_groups",
@@ -45,9 +42,9 @@ __all__ = [
 PREAMBLE = 132
 PER_FRAME_GROUPS = 0x52009230
 ANNOTATION_GROUPS = 0x006A0002
+_BULK = frozenset({PER_FRAME_GROUPS, ANNOTATION_GROUPS})
 PIXEL_DATA = (0x7FE00010, 0x7FE00008, 0x7FE00009)  # integer, float, double float
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"SQ", b"UC", b"UR", b"UT")
-_reading = ForkLock()
 
 
 class Blob(Protocol):
@@ -144,15 +141,6 @@ class Header:
     """Where reading goes on behind `dataset` (and, if its length is known, `per_frame`)."""
 
 
-@contextlib.contextmanager
-def no_validation() -> Iterator[None]:
-    """Let pydicom read values that break the rules: a reader takes files as they are."""
-    from pydicom.config import disable_value_validation
-
-    with _reading, disable_value_validation():
-        yield
-
-
 def read_header(blob: Blob) -> Header:
     """Read the header of a Part 10 file.
 
@@ -167,8 +155,7 @@ def read_header(blob: Blob) -> Header:
     head = blob.read(0, PREAMBLE)
     if head[128:] != b"DICM":
         raise NotDicomError(f"{blob.name}: not a DICOM file: no DICM prefix at byte 128")
-    with _errors_of_headers(blob):
-        return _read_header(blob, _is_bulk)
+    return _read_header(blob, _is_bulk)
 
 
 def read_instance(blob: Blob) -> Dataset:
@@ -180,8 +167,7 @@ def read_instance(blob: Blob) -> Dataset:
         When it can't be read.
 
     """
-    with _errors_of_headers(blob):
-        return _read_header(blob, None).dataset
+    return _read_header(blob, None).dataset
 
 
 def read_per_frame_groups(header: Header, num_frames: int, frames: Sequence[int]) -> list[Dataset]:
@@ -195,31 +181,21 @@ def read_per_frame_groups(header: Header, num_frames: int, frames: Sequence[int]
     """
     from pydicom.filereader import read_dataset
 
+    from dicomslide.backends.lenient import LenientDataset, errors_of_headers, no_validation
+
     span, blob = header.per_frame, header.blob
     if span is None:
         return []
-    with _errors_of_headers(blob), no_validation():
-        groups = [
-            read_dataset(io.BytesIO(item), span.implicit_vr, span.little_endian)
+    with errors_of_headers(blob.name), no_validation():
+        return [
+            LenientDataset(read_dataset(io.BytesIO(item), span.implicit_vr, span.little_endian))
             for item in find_items(blob.read, blob.size, span, num_frames, frames)
         ]
-        _convert(*groups)
-    return groups
-
-
-@contextlib.contextmanager
-def _errors_of_headers(blob: Blob) -> Iterator[None]:
-    try:
-        yield
-    except DicomSlideError:
-        raise
-    except Exception as error:  # whatever a damaged header makes pydicom raise
-        raise MetadataError(f"{blob.name}: the header can't be read: {error}") from error
 
 
 def _is_bulk(tag: BaseTag, vr: str | None, length: int) -> bool:
     """Whether an element is one before which a header ends: it may be as large as pixels."""
-    return tag in (PER_FRAME_GROUPS, ANNOTATION_GROUPS, *PIXEL_DATA) or tag.group == 0x7FE0
+    return tag in _BULK or tag >> 16 == 0x7FE0
 
 
 def _read_header(
@@ -227,10 +203,12 @@ def _read_header(
 ) -> Header:
     from pydicom.filereader import read_dataset
 
+    from dicomslide.backends.lenient import LenientDataset, errors_of_headers, no_validation
+
     file = file_of(blob, PREAMBLE)
-    with no_validation():
+    with errors_of_headers(blob.name), no_validation():
         file_meta = read_dataset(
-            file, False, True, stop_when=lambda tag, vr, length: tag.group != 2
+            file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2
         )
         uid = str(file_meta.get("TransferSyntaxUID", "")).strip("\0 ")
         decoder = DECODERS.get(uid)
@@ -242,29 +220,18 @@ def _read_header(
         if decoder.deflated:
             blob = _inflate(blob, file.tell())
             file = file_of(blob, 0)
-        dataset = read_dataset(
-            file,
-            decoder.implicit_vr,
-            decoder.little_endian,
-            stop_when=stop_when,
+        dataset = LenientDataset(
+            read_dataset(file, decoder.implicit_vr, decoder.little_endian, stop_when=stop_when)
         )
-        _convert(dataset)
-    dataset.file_meta = file_meta  # type: ignore[assignment]
-    dataset.filename = blob.name
-    rest = file.tell()
-    tag, _, length, value = element_at(blob, rest, decoder)
+        dataset.file_meta = file_meta  # type: ignore[assignment]
+        dataset.filename = blob.name
+        rest = file.tell()
+        tag, _, length, value = element_at(blob, rest, decoder)
     per_frame = None
     if tag == PER_FRAME_GROUPS:
         per_frame = PerFrameSpan(value, length, decoder.implicit_vr, decoder.little_endian)
         rest = value if length == UNDEFINED else value + length
     return Header(dataset, uid, decoder, blob, per_frame, rest)
-
-
-def _convert(*datasets: Dataset) -> None:
-    """Convert every value while validation is off: else it happens when one is asked for."""
-    for dataset in datasets:
-        for _ in dataset.iterall():
-            pass
 
 
 def _inflate(blob: Blob, start: int) -> MemoryBlob:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from dicomslide.backends.part10 import PIXEL_DATA, Blob, Header, element_at, file_of, no_validation
+from dicomslide.backends.part10 import PIXEL_DATA, Blob, Header, element_at, file_of
 from dicomslide.errors import FrameReadError, MetadataError
 from dicomslide.perframe import UNDEFINED
 
@@ -87,6 +87,8 @@ def locate_pixel_data(header: Header, rest: int) -> PixelData:
 def _skip_to_pixel_data(header: Header, at: int) -> int:
     """Let pydicom read over what is in the way; return where the pixel data begin."""
     from pydicom.filereader import read_dataset
+
+    from dicomslide.backends.lenient import no_validation
 
     file = file_of(header.blob, at)
     with no_validation():

@@ -1,0 +1,78 @@
+"""Data sets whose values are taken as they are, whether they keep the rules or not."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from pydicom.config import disable_value_validation
+from pydicom.dataset import Dataset
+
+from dicomslide.cache import ForkLock
+from dicomslide.errors import DicomSlideError, MetadataError
+from dicomslide.utils import name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["LenientDataset", "errors_of_headers", "no_validation"]
+
+_reading = ForkLock()
+
+
+@contextlib.contextmanager
+def no_validation() -> Iterator[None]:
+    """Let pydicom read values that break the rules: a reader takes files as they are."""
+    with _reading, disable_value_validation():
+        yield
+
+
+@contextlib.contextmanager
+def errors_of_headers(name: str) -> Iterator[None]:
+    """Turn whatever a damaged header makes pydicom raise into a MetadataError."""
+    try:
+        yield
+    except DicomSlideError:
+        raise
+    except Exception as error:
+        raise MetadataError(f"{name}: the header can't be read: {error}") from error
+
+
+class LenientDataset(Dataset):
+    """A data set that converts a value when it is first asked for, without validation.
+
+    pydicom does so, too, but validates then: by a switch of the process, which is turned for
+    no longer than one value needs. Of a header, few values are ever asked for.
+
+    Parameters
+    ----------
+    dataset : pydicom.dataset.Dataset
+        As it was read, its values not converted yet.
+
+    Raises
+    ------
+    MetadataError
+        When a value that is asked for can't be converted.
+
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__(dataset)
+        self.set_original_encoding(*dataset.original_encoding, dataset.original_character_set)
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return an element, or the data set of a slice of tags."""
+        if isinstance(key, slice):
+            for _ in self:  # the data set of a slice is a plain one, which would validate
+                pass
+            return super().__getitem__(key)
+        element: Any = self.get_item(key, keep_deferred=True)
+        if element is None or not element.is_raw:
+            return super().__getitem__(key)
+        with errors_of_headers(name_of(self)), no_validation():
+            element = super().__getitem__(key)
+            if element.VR == "SQ":
+                for item in element.value:  # plain data sets, too
+                    for _ in item.iterall():
+                        pass
+        return element
