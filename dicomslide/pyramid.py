@@ -22,9 +22,12 @@ from dicomslide.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from pydicom.dataset import Dataset
+
+    from dicomslide.geometry import SlideGeometry
+    from dicomslide.layout import FieldOfView
 
 __all__ = [
     "LevelGroups",
@@ -87,12 +90,12 @@ def group_levels(images: Sequence[Dataset], tolerance: float) -> LevelGroups:
     thumbnails = [utils.image_flavor(i) == ImageFlavors.THUMBNAIL.value for i in images]
     # the sort is stable: in the order of size, volumes before thumbnails
     order = sorted(range(len(images)), key=lambda i: (-math.prod(sizes[i]), thumbnails[i]))
-    base = images[order[0]]
+    why_not = _check_of_place(images[order[0]], tolerance)
     by_size: dict[tuple[int, int], list[int]] = {}
     associated = []
     misfits = {}
     for i in order:
-        reason = _why_not(base, images[i], tolerance)
+        reason = why_not(images[i])
         if thumbnails[i] and sizes[i] in by_size:
             associated.append(i)
         elif reason is not None:
@@ -108,22 +111,33 @@ def _size_of(image: Dataset) -> tuple[int, int]:
     return grid.rows, grid.columns
 
 
-def _why_not(base: Dataset, image: Dataset, tolerance: float) -> str | None:
-    """Say why an image is no level above a base; None where it may be one."""
+def _check_of_place(base: Dataset, tolerance: float) -> Callable[[Dataset], str | None]:
+    """Return what says why an image is no level above a base; None where it may be one."""
     view = field_of_view(base)
+    there = _geometry_of(base, view)
+
+    def why_not(image: Dataset) -> str | None:
+        here = _geometry_of(image, view)
+        if here is None or there is None:
+            return None  # nothing says that it isn't
+        distance = math.dist(here.center, there.center)
+        allowed = max(tolerance, *here.spacing)
+        if distance <= allowed:
+            return None
+        return (
+            f"{utils.name_of(image)}: its centre is {distance:.3g} mm away from that of"
+            f" {utils.name_of(base)}, more than the {allowed:.3g} mm within which images are"
+            " levels of one pyramid"
+        )
+
+    return why_not
+
+
+def _geometry_of(image: Dataset, view: FieldOfView | None) -> SlideGeometry | None:
     try:
-        here, there = (geometry_of(each, base=view) for each in (image, base))
+        return geometry_of(image, base=view)
     except MetadataError:
-        return None  # nothing says that it isn't
-    distance = math.dist(here.center, there.center)
-    allowed = max(tolerance, *here.spacing)
-    if distance <= allowed:
         return None
-    return (
-        f"{utils.name_of(image)}: its centre is {distance:.3g} mm away from that of"
-        f" {utils.name_of(base)}, more than the {allowed:.3g} mm within which images are levels"
-        " of one pyramid"
-    )
 
 
 class PyramidLevel(NamedTuple):
@@ -186,13 +200,14 @@ class Pyramid(Sequence[PyramidLevel]):
         base = template[groups.base]
         levels = [template[same[0]] for same in groups.levels]
         sizes = [_size_of(level) for level in levels]
+        why_not = _check_of_place(base, tolerance)
         for image in () if ref_metadata is None else metadata:
             if _size_of(image) not in sizes:
                 raise MetadataError(
                     f"{utils.name_of(image)}: no level has a total pixel matrix of its size,"
                     f" {_size_of(image)}; there are {sizes}"
                 )
-            if elsewhere := _why_not(base, image, tolerance):
+            if elsewhere := why_not(image):
                 raise MetadataError(elsewhere)
         present = {_size_of(image) for image in metadata}
         view = field_of_view(base)
