@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
-from dicomslide.backends.connection import connection_of, dataset_of_json
-from dicomslide.backends.dicomweb import DicomWebSource
 from dicomslide.backends.file import FileSource, files_of, is_dicom_file
 from dicomslide.cache import ForkLock, Registry
 from dicomslide.errors import MetadataError, NotDicomError
@@ -65,6 +63,8 @@ def frame_source(client: Any, metadata: Dataset) -> FrameSource:
         )
     folder = _folder_of(client)
     if folder is None:
+        from dicomslide.backends.dicomweb import DicomWebSource  # who reads files needs none of it
+
         return DicomWebSource.of(client, metadata)
     return folder.source(utils.text(metadata, "SOPInstanceUID") or "")
 
@@ -237,6 +237,8 @@ class ClientStore:
             When they can't be retrieved.
 
         """
+        from dicomslide.backends.connection import connection_of, dataset_of_json
+
         uids = dataclasses.astuple(series)
         folder = _folder_of(self.client)
         if folder is None:
@@ -290,6 +292,8 @@ class ClientStore:
 
     def _pages(self, method: str, key: str, **arguments: Any) -> list[Mapping[str, Any]]:
         """Search page by page, until a page has nothing new: some servers know no offset."""
+        from dicomslide.backends.connection import connection_of
+
         connection = connection_of(self.client)
         found: dict[str | None, Mapping[str, Any]] = {}
         received = 0

@@ -7,7 +7,6 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
-from dicomslide.annotation.bulk import are_annotations_of
 from dicomslide.backends.client import ClientStore
 from dicomslide.errors import MetadataWarning
 from dicomslide.image import TiledImage
@@ -77,6 +76,8 @@ def find_slides(
         When two images hold the same place in a slide
 
     """
+
+    from dicomslide.annotation.bulk import are_annotations_of
 
     @contextlib.contextmanager
     def attempt(what: str) -> Iterator[None]:

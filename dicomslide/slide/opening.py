@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
-from dicomslide.annotation.bulk import are_annotations_of
 from dicomslide.backends.client import ClientStore, is_client
 from dicomslide.errors import NotSlideError
 from dicomslide.image import TiledImage
@@ -107,6 +106,8 @@ def _choose(
     store: FrameStore, metadata: Sequence[Dataset], container: str | None, frame: str | None
 ) -> list[Dataset]:
     """Return the metadata of one slide of several, with what isn't an image of another one."""
+    from dicomslide.annotation.bulk import are_annotations_of
+
     images = [TiledImage(store, each) for each in metadata if utils.is_tiled_image(each)]
     others = [each for each in metadata if not utils.is_tiled_image(each)]
     slides = group_by_slide(images)
