@@ -7,7 +7,7 @@ integer arrays. Tiles are numbered in row-major order over the whole grid everyw
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Integers: TypeAlias = NDArray[np.int64]
 
-__all__ = ["FrameMap", "FramePositions", "FullFrames", "SparseFrames", "TileGrid",
+__all__ = ["FrameMap", "FramePositions", "FullFrames", "SparseFrames", "TileGrid", "distinct",
            "focal_planes", "match_planes", "plane_tolerance"]  # fmt: skip
 
 SINGLE_PLANE_TOLERANCE = 0.5
@@ -218,6 +218,16 @@ def _check_on_grid(grid: TileGrid, positions: FramePositions) -> None:
             )
 
 
+def distinct(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    """Return the distinct values, sorted, and the index among them of each.
+
+    Frames mostly are of one plane and one channel: then nothing is sorted.
+    """
+    if len(values) and (values == values[0]).all():
+        return values[:1], np.zeros(len(values), np.intp)
+    return np.unique(values, return_inverse=True)
+
+
 def focal_planes(z: NDArray[np.float64]) -> tuple[tuple[float, ...], Integers]:
     """Group offsets along Z into focal planes, from the glass slide towards the coverslip.
 
@@ -234,7 +244,7 @@ def focal_planes(z: NDArray[np.float64]) -> tuple[tuple[float, ...], Integers]:
         Zero-based plane of each frame.
 
     """
-    values, inverse = np.unique(z, return_inverse=True)
+    values, inverse = distinct(z)
     starts = np.concatenate([[True], np.diff(values) >= SAME_PLANE])
     return tuple(values[starts].tolist()), (np.cumsum(starts) - 1)[inverse]
 
@@ -278,7 +288,7 @@ def index_of(identifiers: Sequence[str], channels: NDArray[np.str_]) -> Integers
         When a frame names a channel that the image doesn't have.
 
     """
-    names, inverse = np.unique(channels, return_inverse=True)
+    names, inverse = distinct(channels)
     known = {name: i for i, name in reversed(list(enumerate(identifiers)))}
     codes = np.array([known.get(name, -1) for name in names.tolist()], dtype=np.int64)
     found = codes[inverse]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide.errors import MetadataError
-from dicomslide.frames import FramePositions
+from dicomslide.frames import FramePositions, distinct
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -189,45 +189,49 @@ def _find_end(data: bytes) -> int:
 
 def _search_block(data: bytes, start: int, implicit_vr: bool, found: dict[int, _Found]) -> None:
     padded = data + bytes(LONGEST + 4 - len(data) % 4)
-    octets = np.frombuffer(padded, np.uint8)
     searched = min(len(data), BLOCK)
-    aligned = np.frombuffer(padded, "<u4", searched // 4 + 1)
-    shifted = np.frombuffer(padded, "<u4", searched // 4 + 1, offset=2)
+    # elements begin at even bytes: tag, then VR and length, then value, four bytes each
+    words = [np.frombuffer(padded, "<u4", (len(padded) - shift) // 4, shift) for shift in (0, 2)]
     for tag, vr in _SEARCHED.items():
         code = (tag & 0xFFFF) << 16 | tag >> 16
-        at = np.concatenate(
-            [np.flatnonzero(aligned == code) * 4, np.flatnonzero(shifted == code) * 4 + 2]
+        places = [np.flatnonzero(each[: searched // 4 + 1] == code) for each in words]
+        at = np.concatenate([each * 4 + shift for each, shift in zip(places, (0, 2), strict=True)])
+        order = np.argsort(at, kind="stable")
+        order = order[at[order] < searched]
+        if not order.size:
+            continue
+        lengths, values = (
+            np.concatenate([each[i + k] for each, i in zip(words, places, strict=True)])
+            for k in (1, 2)
         )
-        at = np.sort(at[at < searched])
-        if implicit_vr:
-            head = octets[at[:, None] + np.arange(4, 8)]
-            lengths = head.view("<u4")[:, 0].astype(np.int64)
-        else:
-            head = octets[at[:, None] + np.arange(4, 8)]
-            at, head = (kept[(head[:, :2] == list(vr)).all(axis=1)] for kept in (at, head))
-            lengths = np.ascontiguousarray(head[:, 2:]).view("<u2")[:, 0].astype(np.int64)
+        if not implicit_vr:
+            order = order[lengths[order] & 0xFFFF == int.from_bytes(vr, "little")]
+            lengths = lengths >> 16
         if vr == b"SQ":
-            found[tag].at.extend([at + start] if at.size else [])
+            found[tag].at.extend([at[order] + start] if order.size else [])
             continue
         expected = {b"SL": 4, b"US": 2}.get(vr)
         likely = lengths <= LONGEST - 8 if expected is None else lengths == expected
-        at, lengths = at[likely], lengths[likely]
-        if at.size:
-            found[tag].at.append(at + start)
-            found[tag].values.append(_values(octets, at + 8, lengths, vr))
+        order = order[likely[order]]
+        if not order.size:
+            continue
+        found[tag].at.append(at[order] + start)
+        if vr == b"SL":
+            found[tag].values.append(values[order].view(np.int32))
+        elif vr == b"US":
+            found[tag].values.append(values[order] & 0xFFFF)
+        else:
+            found[tag].values.append(_texts_at(padded, at[order] + 8, lengths[order]))
 
 
-def _values(
-    octets: NDArray[np.uint8], at: NDArray[np.int64], lengths: NDArray[np.int64], vr: bytes
-) -> NDArray[np.generic]:
-    if vr in (b"SL", b"US"):
-        width = 4 if vr == b"SL" else 2
-        raw = octets[at[:, None] + np.arange(width)]
-        return raw.view("<i4" if vr == b"SL" else "<u2")[:, 0].astype(np.int64)
-    columns = np.arange(LONGEST - 8)
-    raw = octets[at[:, None] + columns]
+def _texts_at(
+    data: bytes, at: NDArray[np.int64], lengths: NDArray[np.uint32]
+) -> NDArray[np.bytes_]:
+    width = max(int(lengths.max()), 1)
+    columns = np.arange(width)
+    raw = np.frombuffer(data, np.uint8)[at[:, None] + columns]
     raw[columns >= lengths[:, None]] = 0
-    return raw.view(f"S{LONGEST - 8}")[:, 0]
+    return raw.view(f"S{width}")[:, 0]
 
 
 def _is_conclusive(found: dict[int, _Found], num_frames: int, implicit_vr: bool) -> bool:
@@ -413,19 +417,19 @@ def _positions(values: dict[int, NDArray[np.generic]]) -> FramePositions | None:
 
 
 def _numbers(values: NDArray[np.generic]) -> NDArray[np.float64]:
-    distinct, inverse = np.unique(values, return_inverse=True)
+    written, inverse = distinct(values)
     try:
-        return np.array([float(value) for value in distinct.tolist()])[inverse]
+        return np.array([float(value) for value in written.tolist()])[inverse]
     except ValueError:
-        raise MetadataError(f"a Z Offset isn't a number: {distinct[:5].tolist()}") from None
+        raise MetadataError(f"a Z Offset isn't a number: {written[:5].tolist()}") from None
 
 
 def _texts(values: NDArray[np.generic]) -> NDArray[np.str_]:
     if values.dtype.kind in "iu":
         return values.astype(np.str_)
-    distinct, inverse = np.unique(values, return_inverse=True)
+    written, inverse = distinct(values)
     decoded = [
         (value.decode("latin-1") if isinstance(value, bytes) else str(value)).strip()
-        for value in distinct.tolist()
+        for value in written.tolist()
     ]
     return np.array(decoded, dtype=np.str_)[inverse]

@@ -10,7 +10,6 @@ from pydicom.dataset import Dataset
 
 from dicomslide.cache import ForkLock
 from dicomslide.errors import DicomSlideError, MetadataError
-from dicomslide.utils import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +47,8 @@ class LenientDataset(Dataset):
     ----------
     dataset : pydicom.dataset.Dataset
         As it was read, its values not converted yet.
+    filename : str
+        Where it was read from.
 
     Raises
     ------
@@ -56,8 +57,9 @@ class LenientDataset(Dataset):
 
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, filename: str) -> None:
         super().__init__(dataset)
+        self.filename = filename
         self.set_original_encoding(*dataset.original_encoding, dataset.original_character_set)
 
     def __getitem__(self, key: Any) -> Any:
@@ -69,7 +71,7 @@ class LenientDataset(Dataset):
         element: Any = self.get_item(key, keep_deferred=True)
         if element is None or not element.is_raw:
             return super().__getitem__(key)
-        with errors_of_headers(name_of(self)), no_validation():
+        with errors_of_headers(str(self.filename)), no_validation():
             element = super().__getitem__(key)
             if element.VR == "SQ":
                 for item in element.value:  # plain data sets, too

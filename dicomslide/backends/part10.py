@@ -188,7 +188,9 @@ def read_per_frame_groups(header: Header, num_frames: int, frames: Sequence[int]
         return []
     with errors_of_headers(blob.name), no_validation():
         return [
-            LenientDataset(read_dataset(io.BytesIO(item), span.implicit_vr, span.little_endian))
+            LenientDataset(
+                read_dataset(io.BytesIO(item), span.implicit_vr, span.little_endian), blob.name
+            )
             for item in find_items(blob.read, blob.size, span, num_frames, frames)
         ]
 
@@ -221,10 +223,10 @@ def _read_header(
             blob = _inflate(blob, file.tell())
             file = file_of(blob, 0)
         dataset = LenientDataset(
-            read_dataset(file, decoder.implicit_vr, decoder.little_endian, stop_when=stop_when)
+            read_dataset(file, decoder.implicit_vr, decoder.little_endian, stop_when=stop_when),
+            blob.name,
         )
         dataset.file_meta = file_meta  # type: ignore[assignment]
-        dataset.filename = blob.name
         rest = file.tell()
         tag, _, length, value = element_at(blob, rest, decoder)
     per_frame = None
