@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import dicomslide
+from dicomslide.testing import write_slide
 
 PACKAGE = Path(dicomslide.__file__).parent
 
@@ -148,6 +149,25 @@ def test_import_costs_no_heavy_package():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_a_first_region_costs_no_module_that_it_does_not_need(tmp_path):
+    """Opening JPEG files and reading pixels: beyond what pydicom itself imports."""
+    write_slide(tmp_path, shape=(64, 96), tile_shape=(32, 32), downsamples=(1, 2))
+    code = (
+        "import sys, numpy, pydicom; before = set(sys.modules);"
+        f"import dicomslide; slide = dicomslide.open_slide({str(tmp_path)!r}, correct_color=False);"
+        "slide.get_image_region((5, 5), 0, (50, 60));"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = set(out.stdout.split())
+    heavy = {"xarray", "dask", "highdicom", "PIL", "imagecodecs", "pandas", "matplotlib"}
+    assert not heavy & {name.partition(".")[0] for name in imported}
+    ours = {name.removeprefix("dicomslide.") for name in imported if "dicomslide." in name}
+    assert not ours & {"backends.dicomweb", "backends.connection", "backends.xarray_plugin"}
+    floors = {name.partition(".")[0] for name in ours}
+    assert not floors & {"annotation", "labelled", "display", "openslide", "testing", "demo"}
 
 
 def test_every_public_name_is_there():

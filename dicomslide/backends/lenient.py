@@ -60,7 +60,8 @@ class LenientDataset(Dataset):
     def __init__(self, dataset: Dataset, filename: str) -> None:
         super().__init__(dataset)
         self.filename = filename
-        self.set_original_encoding(*dataset.original_encoding, dataset.original_character_set)
+        implicit_vr, little_endian = dataset.original_encoding
+        self.set_original_encoding(implicit_vr, little_endian, dataset.original_character_set)
 
     def __getitem__(self, key: Any) -> Any:
         """Return an element, or the data set of a slice of tags."""

@@ -76,7 +76,6 @@ def find_slides(
         When two images hold the same place in a slide
 
     """
-
     from dicomslide.annotation.bulk import are_annotations_of
 
     @contextlib.contextmanager
