@@ -315,7 +315,7 @@ def _has_8_bits(dataset: Dataset) -> bool:
 
 def _by_basic_table(blob: Blob, starts: NDArray[np.int64], limit: int) -> EncapsulatedFrames:
     # a frame ends where the next one on disk begins; the last one where the items end
-    ordered = np.unique(starts)
+    ordered, places = np.unique(starts, return_inverse=True)
     last = int(ordered[-1])
     end = last
     with contextlib.suppress(MetadataError):  # a wrong offset: reading that frame will say so
@@ -324,9 +324,7 @@ def _by_basic_table(blob: Blob, starts: NDArray[np.int64], limit: int) -> Encaps
                 break
             end = offset + ITEM_HEADER + length
     following = np.append(ordered, max(end, last + 1))
-    return EncapsulatedFrames(
-        starts, following[np.searchsorted(ordered, starts) + 1], limit, single=False
-    )
+    return EncapsulatedFrames(starts, following[places + 1], limit, single=False)
 
 
 def _items(blob: Blob, at: int, limit: int) -> Iterator[tuple[int, int, bytes]]:
