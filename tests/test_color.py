@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 import struct
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 
 import numpy as np
 import pydicom
 import pytest
 from highdicom.color import ColorManager
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from dicomslide import color
 from dicomslide.color import ColorTransform, cielab_to_srgb, color_transform
 from dicomslide.errors import MetadataWarning
-from dicomslide.testing import srgb_profile
+from dicomslide.testing import draw_tissue, srgb_profile
 
 RANDOM = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
 
@@ -43,10 +48,59 @@ def dimmed_profile():
     return bytes(profile)
 
 
+def table_profile():
+    """A profile of tables (A2B), which have a look of their own."""
+    return (files("highdicom") / "_icc_profiles" / "sRGB_v4_ICC_preference.icc").read_bytes()
+
+
+def tags_of(profile):
+    (count,) = struct.unpack_from(">I", profile, 128)
+    for at in range(132, 132 + 12 * count, 12):
+        signature, offset, size = struct.unpack_from(">4sII", profile, at)
+        yield signature, profile[offset : offset + size]
+
+
+def double_profile():
+    """Curves and matrix of sRGB, and tables that say otherwise and go before them."""
+    tags = dict(tags_of(table_profile()))
+    tags |= {name: data for name, data in tags_of(srgb_profile()) if name not in tags}
+    index, body = struct.pack(">I", len(tags)), b""
+    for name, data in tags.items():
+        index += struct.pack(">4sII", name, 132 + 12 * len(tags) + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    profile = table_profile()[:128] + index + body
+    return struct.pack(">I", len(profile)) + profile[4:]
+
+
+PROFILES = [srgb_profile, swapped_profile, dimmed_profile, table_profile, double_profile]
+
+
+def by_pillow(profile, pixels):
+    """Let LittleCMS see all pixels."""
+    transform = ImageCms.buildTransform(
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), "RGB", "RGB",
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+    )  # fmt: skip
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(ImageCms.applyTransform(image, transform))
+
+
+def remembering(profile):
+    """Return a transform that has seen enough pixels to remember their colours."""
+    transform = ColorTransform(profile)
+    transform(np.zeros((1024, 1024, 3), np.uint8))
+    return transform
+
+
+def every_color():
+    red, green, blue = np.meshgrid(*[np.arange(256, dtype=np.uint8)] * 3, indexing="ij")
+    return np.stack([red, green, blue], axis=-1).reshape(4096, 4096, 3)
+
+
 @pytest.mark.parametrize("make", [srgb_profile, swapped_profile, dimmed_profile])
 def test_transform_equals_that_of_highdicom(make):
     profile = make()
-    transformed = color_transform(profile, "slide.dcm")(RANDOM)
+    transformed = ColorTransform(profile)(RANDOM)
     assert transformed.dtype == np.uint8
     np.testing.assert_array_equal(transformed, ColorManager(profile).transform_frame(RANDOM))
 
@@ -64,7 +118,7 @@ def test_swapped_colorants_swap_red_and_blue():
 
 def test_transform_of_a_scanner_profile_equals_that_of_highdicom(shared_data):
     profiles = set()
-    for path in sorted((shared_data / "cmu-1-small-region").glob("*.dcm")):
+    for path in sorted(shared_data.glob("*/*.dcm")):
         header = pydicom.dcmread(path, stop_before_pixels=True)
         for item in header.get("OpticalPathSequence", []):
             if "ICCProfile" in item:
@@ -72,31 +126,133 @@ def test_transform_of_a_scanner_profile_equals_that_of_highdicom(shared_data):
     assert profiles
     for profile in profiles:
         np.testing.assert_array_equal(
-            color_transform(profile, "slide.dcm")(RANDOM),
-            ColorManager(profile).transform_frame(RANDOM),
+            ColorTransform(profile)(RANDOM), ColorManager(profile).transform_frame(RANDOM)
         )
 
 
-@pytest.mark.parametrize(
-    "view",
-    [RANDOM[::-1], RANDOM[:, ::-2], RANDOM.swapaxes(0, 1), RANDOM[:1, :1]],
-    ids=["flipped", "strided", "transposed", "one pixel"],
-)
-def test_transform_takes_any_layout_and_leaves_its_input(view):
-    before = view.copy()
-    profile = swapped_profile()
-    transformed = color_transform(profile, "slide.dcm")(view)
-    np.testing.assert_array_equal(view, before)
-    np.testing.assert_array_equal(transformed, ColorManager(profile).transform_frame(before))
+@pytest.mark.parametrize("make", [swapped_profile, table_profile])
+def test_every_colour_is_computed_and_remembered_as_littlecms_has_it(make):
+    colors, profile = every_color(), make()
+    expected, transform = by_pillow(profile, colors), remembering(profile)
+    for _ in ("computed", "remembered"):
+        assert np.array_equal(transform(colors), expected)
+
+
+@pytest.mark.parametrize("make", PROFILES)
+def test_remembered_colours_of_tissue_are_those_of_littlecms(make):
+    profile, tissue = make(), draw_tissue((300, 400))
+    expected, transform = by_pillow(profile, tissue), remembering(profile)
+    for _ in range(3):
+        np.testing.assert_array_equal(transform(tissue), expected)
+
+
+@pytest.mark.parametrize("make", PROFILES)
+def test_transform_is_left_out_just_where_it_keeps_every_colour(make):
+    colors, profile = every_color(), make()
+    keeps = np.array_equal(by_pillow(profile, colors), colors)
+    assert ColorTransform(profile).is_identity == keeps
+    assert (color_transform(profile, "slide.dcm") is None) == keeps
+    assert keeps == (make is srgb_profile)
+
+
+def test_profile_that_is_hardly_not_srgb_is_not_left_out(shared_data):
+    header = pydicom.dcmread(shared_data / "highdicom/sm_image.dcm", stop_before_pixels=True)
+    profile = bytes(header.OpticalPathSequence[0].ICCProfile)
+    changed = np.abs(by_pillow(profile, every_color()).astype(np.int16) - every_color())
+    assert changed.max() == 1
+    assert not ColorTransform(profile).is_identity
+
+
+def test_tables_are_not_judged_by_their_extremes(monkeypatch):
+    monkeypatch.setattr(ColorTransform, "_keeps_extremes", lambda self: True)
+    assert ColorTransform(dimmed_profile()).is_identity
+    assert not ColorTransform(table_profile()).is_identity
+    assert not ColorTransform(double_profile()).is_identity
+
+
+@st.composite
+def views(draw):
+    """Return a picture of few colours or of noise, and how to look at it."""
+    rows, columns, seed = draw(st.tuples(*[st.integers(1, 90)] * 2, st.integers(0, 99)))
+    rng = np.random.default_rng(seed)
+    palette = rng.integers(0, 256, (draw(st.sampled_from([1, 7, 5000])), 3), np.uint8)
+    picture = palette[rng.integers(0, len(palette), (2 * rows, 3 * columns))]
+    down, across = draw(st.sampled_from([1, 2, -1])), draw(st.sampled_from([1, 3, -2]))
+    view = picture[::down, ::across]
+    return view.swapaxes(0, 1) if draw(st.booleans()) else view
+
+
+@given(views(), st.sampled_from(["new", "strided", "transposed", "in place"]), st.booleans())
+def test_transform_takes_and_fills_any_layout(view, kind, is_new):
+    profile = dimmed_profile()
+    transform = ColorTransform(profile) if is_new else WARM
+    before, expected = view.copy(), by_pillow(profile, view)
+    rows, columns = view.shape[:2]
+    out = {
+        "new": None,
+        "strided": np.full((rows + 2, 2 * columns, 4), 99, np.uint8)[1:-1, ::2, :3],
+        "transposed": np.full((columns, rows, 3), 99, np.uint8).swapaxes(0, 1),
+        "in place": view,
+    }[kind]
+    transformed = transform(view, out)
+    np.testing.assert_array_equal(transformed, expected)
+    if out is not None:
+        assert transformed is out
+    if kind == "strided":
+        assert (out.base[[0, -1]] == 99).all()
+        assert (out.base[:, 1::2] == 99).all()
+        assert (out.base[..., 3] == 99).all()
+    if kind != "in place":
+        np.testing.assert_array_equal(view, before)
+
+
+WARM = remembering(dimmed_profile())
+
+
+def test_threads_share_what_they_learn():
+    profile, tissue = table_profile(), draw_tissue((512, 512), seed=3)
+    expected, transform = by_pillow(profile, tissue), remembering(profile)
+    out = np.zeros_like(tissue)
+    tiles = [np.s_[i : i + 64, j : j + 64] for i in range(0, 512, 64) for j in range(0, 512, 64)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda tile: transform(tissue[tile], out[tile]), 3 * tiles))
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_profiles_that_take_turns_keep_their_colours_apart():
+    tissue = draw_tissue((200, 300))
+    profiles = [table_profile() + bytes(i) for i in range(3)]
+    profiles += [dimmed_profile(), swapped_profile(), double_profile()]
+    assert len(profiles) > color.TABLES
+    transforms = [remembering(profile) for profile in profiles]
+    for _ in range(2):
+        for profile, transform in zip(profiles, transforms, strict=True):
+            np.testing.assert_array_equal(transform(tissue), by_pillow(profile, tissue))
+
+
+def test_colours_are_not_remembered_for_a_first_region_nor_for_noise(monkeypatch):
+    def make_table():
+        raise AssertionError("room for colours")
+
+    monkeypatch.setattr(color, "_make_table", make_table)
+    tissue = draw_tissue((512, 512))
+    ColorTransform(dimmed_profile())(tissue)
+    transform = remembering(dimmed_profile())
+    transform(np.random.default_rng(1).integers(0, 256, (512, 512, 3), np.uint8))
+    with pytest.raises(AssertionError, match="room for colours"):
+        transform(tissue)
 
 
 def test_transform_of_no_pixels_is_no_pixels():
-    assert color_transform(srgb_profile(), "slide.dcm")(RANDOM[:0]).shape == (0, 50, 3)
+    for shape in ((0, 50, 3), (50, 0, 3)):
+        assert ColorTransform(dimmed_profile())(np.empty(shape, np.uint8)).shape == shape
+        assert WARM(np.empty(shape, np.uint8)).shape == shape
 
 
 def test_a_profile_is_made_into_a_transform_once():
-    profile = srgb_profile() + bytes(16)
-    assert color_transform(profile, "one.dcm") is color_transform(profile, "other.dcm")
+    profile = dimmed_profile() + bytes(16)
+    again = bytes(bytearray(profile))
+    assert color_transform(profile, "one.dcm") is color_transform(again, "other.dcm")
 
 
 def grey_profile():
