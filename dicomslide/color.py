@@ -80,8 +80,8 @@ class ColorTransform:
             self._transform = ImageCms.buildTransform(
                 inputProfile=opened,
                 outputProfile=ImageCms.createProfile("sRGB"),
-                inMode="RGBA",  # four bytes a pixel, as Pillow stores RGB too
-                outMode="RGBA",
+                inMode="RGB",
+                outMode="RGB",
                 renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
             )
         except (OSError, TypeError, ImageCms.PyCMSError) as error:
@@ -147,9 +147,10 @@ class ColorTransform:
 
         if not len(colors):
             return colors.copy()
-        opaque = colors | KNOWN
-        image = Image.frombuffer("RGBA", (len(opaque), 1), opaque, "raw", "RGBA", 0, 1)
-        return np.asarray(ImageCms.applyTransform(image, self._transform)).view(PACKED)[0, :, 0]
+        opaque = (colors | KNOWN).tobytes()
+        image = Image.frombytes("RGB", (len(colors), 1), opaque, "raw", "RGBX")
+        ImageCms.applyTransform(image, self._transform, inPlace=True)
+        return np.frombuffer(image.tobytes("raw", "RGBX"), PACKED)
 
     def _keeps_extremes(self) -> bool:
         """Whether each value of a sample stays as it is beside the extremes of the others.
@@ -182,7 +183,9 @@ def _pack(pixels: NDArray[np.uint8]) -> NDArray[np.uint32]:
 
 def _places(colors: NDArray[np.uint32]) -> NDArray[np.intp]:
     """Return where packed colours are in a table."""
-    return ((colors * DIFFERENCES) >> 8).astype(np.intp)
+    differences = colors * DIFFERENCES
+    differences >>= 8
+    return differences.astype(np.intp)
 
 
 def _are_scattered(colors: NDArray[np.uint32]) -> bool:
@@ -190,8 +193,9 @@ def _are_scattered(colors: NDArray[np.uint32]) -> bool:
 
     So it is in noise, whose colours don't come again soon: it would fill the table in vain.
     """
-    pages = _places(colors[::61]) >> 10  # a prime, lest all are of the same columns
-    return len(np.unique(pages)) > 0.75 * len(pages)
+    sample = colors[::61]  # a prime, lest all are of the same columns
+    pages = np.sort((sample * DIFFERENCES) >> 18)
+    return bool(np.count_nonzero(np.diff(pages)) > 0.75 * len(pages))
 
 
 def _make_table() -> NDArray[np.uint32]:
