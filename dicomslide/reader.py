@@ -40,7 +40,6 @@ AUTO_CHUNK = 2048
 """Pixels along an edge that ``chunks="auto"`` comes near to."""
 
 _layouts: Registry[tuple[Hashable, ...], ImageLayout] = Registry(1024)
-_transforms: Registry[tuple[Hashable, ...], ColorTransform | None] = Registry(1024)
 
 
 def layout_of(source: FrameSource) -> ImageLayout:
@@ -165,12 +164,8 @@ class MatrixReader:
     def _transform(self) -> ColorTransform | None:
         if not self.correct_color or self.layout.pixel_format.dtype != np.uint8:
             return None
-
-        def make() -> ColorTransform | None:
-            profile = self.icc_profile
-            return None if profile is None else color_transform(profile, self.source.name)
-
-        return _transforms.get((self.source.identity, self.channel_index), make)
+        profile = self.icc_profile
+        return None if profile is None else color_transform(profile, self.source.name)
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
         return (
