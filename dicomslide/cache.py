@@ -152,10 +152,10 @@ class FrameCache:
                 order.move_to_end(frame)
             return {frame: self._frames[image, frame] for frame in found}
 
-    def put(self, image: Hashable, frame: int, array: np.ndarray, max_frames: int) -> None:
-        """Keep a decoded frame, and at most `max_frames` of its image."""
+    def put(self, image: Hashable, frame: int, array: np.ndarray, max_frames: int | None) -> None:
+        """Keep a decoded frame, and at most `max_frames` of its image, if given."""
         limit = self._max_bytes()
-        if max_frames < 1 or array.nbytes > limit:
+        if max_frames == 0 or array.nbytes > limit:
             return
         if array.base is not None and getattr(array.base, "nbytes", -1) != array.nbytes:
             array = array.copy()  # a view would keep alive more than is counted
@@ -165,7 +165,7 @@ class FrameCache:
             self._frames[image, frame] = array
             self._images.setdefault(image, OrderedDict())[frame] = None
             self._nbytes += array.nbytes
-            while len(self._images[image]) > max_frames:
+            while max_frames is not None and len(self._images[image]) > max_frames:
                 self._forget(image, next(iter(self._images[image])))
             while self._nbytes > limit:
                 self._forget(*next(iter(self._frames)))

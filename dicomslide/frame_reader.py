@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections import deque
@@ -16,7 +17,7 @@ from dicomslide.errors import FrameError, FrameReadError, FrameWarning, Metadata
 from dicomslide.options import get_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from typing import TypeAlias
 
     from numpy.typing import NDArray
@@ -47,8 +48,9 @@ class FrameReader:
         Where the frames are.
     layout : ImageLayout
         What the header says of them.
-    max_frame_cache_size : int
-        Largest number of the image's decoded frames that the process keeps.
+    max_frame_cache_size : int or None
+        Largest number of the image's decoded frames that the process keeps; None where only
+        their size in bytes bounds it.
     on_error : {"raise", "fill"}
         Whether a bad frame raises, or is None with a warning.
 
@@ -59,7 +61,7 @@ class FrameReader:
         source: FrameSource,
         layout: ImageLayout,
         *,
-        max_frame_cache_size: int,
+        max_frame_cache_size: int | None,
         on_error: OnError,
     ) -> None:
         self._source = source
@@ -89,7 +91,7 @@ class FrameReader:
         num_threads : int
             Threads that fetch and decode, this one included.
         keep : bool
-            Whether the last frames may be kept for the next read.
+            Whether frames may be kept for the next read.
 
         Raises
         ------
@@ -107,7 +109,7 @@ class FrameReader:
                 missing.append((at, frame))
         if not missing:
             return
-        kept = {frame for _, frame in missing[-self._max_frame_cache_size :]} if keep else ()
+        kept = self._to_keep([frame for _, frame in missing]) if keep else ()
         num_threads = min(num_threads, len(missing))
         step = min(BATCH, -(-len(missing) // num_threads))
         batches = deque(missing[i : i + step] for i in range(0, len(missing), step))
@@ -175,6 +177,19 @@ class FrameReader:
                 if tile is not None and (frame in held or not tile.flags.writeable):
                     tile = tile.copy()
                 yield tile
+
+    def _to_keep(self, frames: list[int]) -> Collection[int]:
+        """Return those frames of one read that it pays to keep: only such as would stay."""
+        most = self._max_frame_cache_size
+        if most is not None:
+            return set(frames[-most:]) if most else ()
+        nbytes = (
+            len(frames)
+            * math.prod(self._layout.pixel_format.shape)
+            * (self._layout.pixel_format.dtype.itemsize)
+        )
+        is_stream = nbytes > get_options().frame_cache_bytes // 4  # which would push out all else
+        return () if is_stream else set(frames)
 
     def _fetch(self, frames: list[int]) -> Sequence[Buffer]:
         """Read frames; with ``on_error="fill"``, one by one if it must be."""

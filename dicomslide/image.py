@@ -49,8 +49,9 @@ class TiledImage(ChannelsAndPlanes, Identified):
         Where the frames are.
     image_metadata : pydicom.dataset.Dataset
         Metadata of a tiled DICOM image.
-    max_frame_cache_size : int, default: 6
-        Largest number of this image's decoded frames that the process keeps.
+    max_frame_cache_size : int or None, default: 6
+        Largest number of this image's decoded frames that the process keeps; None where only
+        the option `frame_cache_bytes` bounds it.
     correct_color : bool, default: True
         Whether colours are mapped to sRGB by the ICC profile of the optical path.
     on_error : {"raise", "fill"}, default: "raise"
@@ -74,7 +75,7 @@ class TiledImage(ChannelsAndPlanes, Identified):
         self,
         client: Any,
         image_metadata: Dataset,
-        max_frame_cache_size: int = 6,
+        max_frame_cache_size: int | None = 6,
         *,
         correct_color: bool = True,
         on_error: OnError = "raise",

@@ -50,8 +50,9 @@ class TotalPixelMatrix(Identified):
         Zero-based index into channels, in the order of their items.
     focal_plane_index : int, default: 0
         Zero-based index into focal planes, from the glass slide towards the coverslip.
-    max_frame_cache_size : int, default: 9
-        Largest number of this image's decoded frames that the process keeps.
+    max_frame_cache_size : int or None, default: 9
+        Largest number of this image's decoded frames that the process keeps; None where only
+        the option `frame_cache_bytes` bounds it.
     correct_color : bool, default: True
         Whether colours are mapped to sRGB by the ICC profile of the optical path.
     on_error : {"raise", "fill"}, default: "raise"
@@ -78,7 +79,7 @@ class TotalPixelMatrix(Identified):
         image_metadata: Dataset,
         channel_index: int = 0,
         focal_plane_index: int = 0,
-        max_frame_cache_size: int = 9,
+        max_frame_cache_size: int | None = 9,
         correct_color: bool = True,
         *,
         on_error: OnError = "raise",
@@ -88,7 +89,7 @@ class TotalPixelMatrix(Identified):
             frame_source(client, image_metadata),
             operator.index(channel_index),
             operator.index(focal_plane_index),
-            int(max_frame_cache_size),
+            max_frame_cache_size,
             bool(correct_color),
             on_error,
         )

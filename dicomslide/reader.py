@@ -100,8 +100,9 @@ class MatrixReader:
     source: FrameSource
     channel_index: int = 0
     focal_plane_index: int = 0
-    max_frame_cache_size: int = 9
-    """Largest number of the image's decoded frames that the process keeps."""
+    max_frame_cache_size: int | None = 9
+    """Largest number of the image's decoded frames that the process keeps; None where only
+    their size in bytes bounds it."""
     correct_color: bool = True
     """Whether colours are mapped to sRGB by the ICC profile of the optical path."""
     on_error: OnError = "raise"

@@ -515,6 +515,35 @@ def test_frame_cache_is_bounded_in_bytes_and_frames(matrices):
         assert cache.nbytes == 3 * 210
 
 
+def test_without_a_bound_in_frames_a_read_is_kept_unless_it_is_a_stream(matrices, frames_read):
+    bounded, array = matrices["uint8 RGB"]
+    source = bounded.reader.source
+    matrix = dicomslide.TotalPixelMatrix(source, source.metadata, max_frame_cache_size=None)
+    cache = frame_reader._frames
+    for _ in range(2):
+        np.testing.assert_array_equal(matrix[...], array)
+    assert len(frames_read) == len(matrix) > 9
+    assert cache.nbytes == len(matrix) * 210
+    cache.clear()
+    with dicomslide.set_options(frame_cache_bytes=4 * 210 * len(matrix) - 1):
+        np.testing.assert_array_equal(matrix[...], array)
+        assert cache.nbytes == 0
+        matrix[:7, :]
+        assert cache.nbytes == matrix.tile_grid_shape[1] * 210
+
+
+def test_tasks_and_iteration_keep_no_frames(matrices):
+    matrix, array = matrices["uint8 RGB"]
+    np.testing.assert_array_equal(matrix.to_dask().compute(), array)
+    tiles = list(matrix)
+    np.testing.assert_array_equal(tiles[0], array[:7, :10])
+    assert frame_reader._frames.nbytes == 0
+    tiles[0][...] = 1  # each is the caller's own
+    matrix[0][...] = 2
+    np.testing.assert_array_equal(matrix[0], array[:7, :10])
+    np.testing.assert_array_equal(next(iter(matrix)), array[:7, :10])
+
+
 def test_wrong_channel_or_plane_is_a_value_error(matrices):
     matrix, _ = matrices["uint16"]
     source = matrix.reader.source

@@ -45,16 +45,17 @@ logger = logging.getLogger(__name__)
 class SlideOptions:
     """How a slide is read: see :class:`dicomslide.Slide`."""
 
-    max_frame_cache_size: int
+    max_frame_cache_size: int | None
     pyramid_tolerance: float
     correct_color: bool
     on_error: OnError
 
     def __post_init__(self) -> None:
         _check_from_zero(self.pyramid_tolerance, numbers.Real, "pyramid_tolerance", "mm")
-        _check_from_zero(
-            self.max_frame_cache_size, numbers.Integral, "max_frame_cache_size", "frames"
-        )
+        if self.max_frame_cache_size is not None:
+            _check_from_zero(
+                self.max_frame_cache_size, numbers.Integral, "max_frame_cache_size", "frames"
+            )
 
 
 def _check_from_zero(value: Any, kind: type, name: str, unit: str) -> None:

@@ -27,7 +27,7 @@ def find_slides(
     patient_id: str | None = None,
     study_id: str | None = None,
     container_id: str | None = None,
-    max_frame_cache_size: int = 6,
+    max_frame_cache_size: int | None = 6,
     pyramid_tolerance: float = 0.1,
     fail_on_error: bool = True,
     include_derived: bool = True,
@@ -48,8 +48,9 @@ def find_slides(
         Study identifier
     container_id : str, optional
         Specimen container (slide) identifier
-    max_frame_cache_size : int, default: 6
-        Largest number of decoded frames of each image that the process keeps
+    max_frame_cache_size : int or None, default: 6
+        Largest number of decoded frames of each image that the process keeps; None where only
+        the option `frame_cache_bytes` bounds it
     pyramid_tolerance : float, default: 0.1
         Distance in mm by which the centres of levels may differ, if more than a pixel
     fail_on_error : bool, default: True

@@ -29,7 +29,7 @@ def open_slide(
     study_instance_uid: str | None = None,
     container_id: str | None = None,
     frame_of_reference_uid: str | None = None,
-    max_frame_cache_size: int = 6,
+    max_frame_cache_size: int | None = None,
     pyramid_tolerance: float = 0.1,
     correct_color: bool = True,
     on_error: OnError = "raise",
@@ -47,7 +47,10 @@ def open_slide(
         Container Identifier of the slide wanted, where several are there.
     frame_of_reference_uid : str, optional
         Frame of Reference UID of the slide wanted, where several are there.
-    max_frame_cache_size, pyramid_tolerance, correct_color, on_error
+    max_frame_cache_size : int, optional
+        Largest number of decoded frames of each image that the process keeps; by default, the
+        option `frame_cache_bytes` alone bounds it.
+    pyramid_tolerance, correct_color, on_error
         See :class:`Slide`.
 
     Returns

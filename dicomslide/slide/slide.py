@@ -46,8 +46,9 @@ class Slide(SlideContents):
         Metadata of the VL Whole Slide Microscopy Image instances of the slide, and of
         Segmentation, Parametric Map and Microscopy Bulk Simple Annotations instances derived
         from them.
-    max_frame_cache_size : int, default: 6
-        Largest number of decoded frames of each image that the process keeps.
+    max_frame_cache_size : int or None, default: 6
+        Largest number of decoded frames of each image that the process keeps; None where only
+        the option `frame_cache_bytes` bounds it.
     pyramid_tolerance : float, default: 0.1
         Distance in mm by which the centres of levels may differ, if more than a pixel.
     correct_color : bool, default: True
@@ -76,7 +77,7 @@ class Slide(SlideContents):
         self,
         client: Any,
         image_metadata: Sequence[Dataset],
-        max_frame_cache_size: int = 6,
+        max_frame_cache_size: int | None = 6,
         pyramid_tolerance: float = 0.1,
         *,
         correct_color: bool = True,
