@@ -116,6 +116,8 @@ class Decoder:
     implicit_vr: bool = False
     deflated: bool = False
     """Whether the whole data set is deflated, not single frames."""
+    is_quick: bool = False
+    """Whether decoding a frame takes about as long as keeping it does: memory is slow, too."""
 
 
 def decode_frame(
@@ -540,18 +542,30 @@ def _jpeg_xl(buffer: memoryview, declared: PixelFormat) -> Pixels:
 _UID = "1.2.840.10008.1.2"
 
 DECODERS: dict[str, Decoder] = {
-    _UID: Decoder("Implicit VR Little Endian", _native, encapsulated=False, implicit_vr=True),
-    f"{_UID}.1": Decoder("Explicit VR Little Endian", _native, encapsulated=False),
+    _UID: Decoder(
+        "Implicit VR Little Endian", _native, encapsulated=False, implicit_vr=True, is_quick=True
+    ),
+    f"{_UID}.1": Decoder("Explicit VR Little Endian", _native, encapsulated=False, is_quick=True),
     f"{_UID}.2": Decoder(
-        "Explicit VR Big Endian", _native_big_endian, encapsulated=False, little_endian=False
+        "Explicit VR Big Endian",
+        _native_big_endian,
+        encapsulated=False,
+        little_endian=False,
+        is_quick=True,
     ),
     f"{_UID}.1.99": Decoder(
-        "Deflated Explicit VR Little Endian", _native, encapsulated=False, deflated=True
+        "Deflated Explicit VR Little Endian",
+        _native,
+        encapsulated=False,
+        deflated=True,
+        is_quick=True,
     ),
-    f"{_UID}.1.98": Decoder("Encapsulated Uncompressed Explicit VR Little Endian", _native),
+    f"{_UID}.1.98": Decoder(
+        "Encapsulated Uncompressed Explicit VR Little Endian", _native, is_quick=True
+    ),
     f"{_UID}.8.1": Decoder("Deflated Image Frame Compression", _inflated),
     f"{_UID}.5": Decoder("RLE Lossless", _rle),
-    f"{_UID}.4.50": Decoder("JPEG Baseline", _jpeg),
+    f"{_UID}.4.50": Decoder("JPEG Baseline", _jpeg, is_quick=True),
     f"{_UID}.4.51": Decoder("JPEG Extended", _jpeg),
     f"{_UID}.4.57": Decoder("JPEG Lossless", _jpeg),
     f"{_UID}.4.70": Decoder("JPEG Lossless SV1", _jpeg),

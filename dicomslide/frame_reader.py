@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dicomslide.cache import FrameCache, Registry
-from dicomslide.codec import decode_frame
+from dicomslide.codec import DECODERS, decode_frame
 from dicomslide.errors import FrameError, FrameReadError, FrameWarning, MetadataError
 from dicomslide.options import get_options
 
@@ -35,6 +35,9 @@ OnError = Literal["raise", "fill"]
 BATCH = 16
 """Frames that a thread fetches at once."""
 
+FEW = 9
+"""Frames that a process keeps of an image that decodes quickly: around a place one looks at."""
+
 _frames = FrameCache(lambda: get_options().frame_cache_bytes)
 _pools: Registry[tuple[int, int], ThreadPoolExecutor] = Registry(1)
 
@@ -49,8 +52,8 @@ class FrameReader:
     layout : ImageLayout
         What the header says of them.
     max_frame_cache_size : int or None
-        Largest number of the image's decoded frames that the process keeps; None where only
-        their size in bytes bounds it.
+        Largest number of the image's decoded frames that the process keeps; None for a few, or,
+        where they take long to decode, as many as it may keep of all images.
     on_error : {"raise", "fill"}
         Whether a bad frame raises, or is None with a warning.
 
@@ -67,7 +70,11 @@ class FrameReader:
         self._source = source
         self._layout = layout
         self._image = source.identity
-        self._max_frame_cache_size = max_frame_cache_size
+        self._tile_bytes = math.prod(layout.pixel_format.shape) * layout.pixel_format.dtype.itemsize
+        decoder = DECODERS.get(layout.transfer_syntax_uid or "")
+        if max_frame_cache_size is None and decoder is not None and decoder.is_quick:
+            max_frame_cache_size = FEW
+        self._most = max_frame_cache_size
         self._on_error = on_error
 
     def visit(
@@ -122,7 +129,7 @@ class FrameReader:
                         at, frame, buffer = item
                         tile = self._decode(frame, buffer)
                         if frame in kept and tile is not None:
-                            _frames.put(self._image, frame, tile, self._max_frame_cache_size)
+                            _frames.put(self._image, frame, tile, self._most)
                         use(at, tile)
                     elif batch := _next(batches):
                         buffers = self._fetch([frame for _, frame in batch])
@@ -180,16 +187,11 @@ class FrameReader:
 
     def _to_keep(self, frames: list[int]) -> Collection[int]:
         """Return those frames of one read that it pays to keep: only such as would stay."""
-        most = self._max_frame_cache_size
+        most = self._most
         if most is not None:
             return set(frames[-most:]) if most else ()
-        nbytes = (
-            len(frames)
-            * math.prod(self._layout.pixel_format.shape)
-            * (self._layout.pixel_format.dtype.itemsize)
-        )
-        is_stream = nbytes > get_options().frame_cache_bytes // 4  # which would push out all else
-        return () if is_stream else set(frames)
+        is_stream = len(frames) * self._tile_bytes > get_options().frame_cache_bytes // 4
+        return () if is_stream else set(frames)  # a stream would push out all else
 
     def _fetch(self, frames: list[int]) -> Sequence[Buffer]:
         """Read frames; with ``on_error="fill"``, one by one if it must be."""

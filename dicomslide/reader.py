@@ -101,8 +101,8 @@ class MatrixReader:
     channel_index: int = 0
     focal_plane_index: int = 0
     max_frame_cache_size: int | None = 9
-    """Largest number of the image's decoded frames that the process keeps; None where only
-    their size in bytes bounds it."""
+    """Largest number of the image's decoded frames that the process keeps; None for a few,
+    or, where they take long to decode, as many as it may keep of all images."""
     correct_color: bool = True
     """Whether colours are mapped to sRGB by the ICC profile of the optical path."""
     on_error: OnError = "raise"

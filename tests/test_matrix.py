@@ -19,7 +19,13 @@ from dicomslide import frame_reader
 from dicomslide.backends.file import FileSource
 from dicomslide.codec import PixelFormat
 from dicomslide.geometry import SlideGeometry
-from dicomslide.testing import PositionDrawing, SyntheticImage, position_values, write_image
+from dicomslide.testing import (
+    PositionDrawing,
+    SyntheticImage,
+    position_values,
+    write_image,
+    write_slide,
+)
 from dicomslide.testing.image import srgb_profile
 
 SHAPE = (23, 31)
@@ -515,21 +521,33 @@ def test_frame_cache_is_bounded_in_bytes_and_frames(matrices):
         assert cache.nbytes == 3 * 210
 
 
-def test_without_a_bound_in_frames_a_read_is_kept_unless_it_is_a_stream(matrices, frames_read):
-    bounded, array = matrices["uint8 RGB"]
-    source = bounded.reader.source
-    matrix = dicomslide.TotalPixelMatrix(source, source.metadata, max_frame_cache_size=None)
-    cache = frame_reader._frames
-    for _ in range(2):
-        np.testing.assert_array_equal(matrix[...], array)
-    assert len(frames_read) == len(matrix) > 9
-    assert cache.nbytes == len(matrix) * 210
+def test_frames_that_take_long_to_decode_are_kept_unless_they_are_a_stream(tmp_path, frames_read):
+    (path,) = write_slide(
+        tmp_path,
+        shape=(100, 130),
+        downsamples=(1,),
+        tile_shape=(25, 26),
+        transfer_syntax_uid="1.2.840.10008.1.2.4.90",
+        associated=False,
+    )
+    slide = dicomslide.open_slide(path, correct_color=False)
+    cache, frame = frame_reader._frames, 25 * 26 * 3
+    first = slide.get_image_region((0, 0), 0, (100, 130))
+    np.testing.assert_array_equal(slide.get_image_region((0, 0), 0, (100, 130)), first)
+    assert len(frames_read) == 20
+    assert cache.nbytes == 20 * frame
     cache.clear()
-    with dicomslide.set_options(frame_cache_bytes=4 * 210 * len(matrix) - 1):
-        np.testing.assert_array_equal(matrix[...], array)
+    with dicomslide.set_options(frame_cache_bytes=4 * 20 * frame - 1):
+        np.testing.assert_array_equal(slide.get_image_region((0, 0), 0, (100, 130)), first)
         assert cache.nbytes == 0
-        matrix[:7, :]
-        assert cache.nbytes == matrix.tile_grid_shape[1] * 210
+        slide.get_image_region((0, 0), 0, (25, 130))
+        assert cache.nbytes == 5 * frame
+
+
+def test_of_frames_that_decode_quickly_a_few_are_kept(tissue_slide):
+    slide = dicomslide.open_slide(tissue_slide, correct_color=False)
+    slide.get_image_region((0, 0), 0, (600, 900))  # 3 × 4 frames
+    assert frame_reader._frames.nbytes == 9 * 256 * 256 * 3
 
 
 def test_tasks_and_iteration_keep_no_frames(matrices):
