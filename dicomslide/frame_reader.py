@@ -35,9 +35,6 @@ OnError = Literal["raise", "fill"]
 BATCH = 16
 """Frames that a thread fetches at once."""
 
-FEW = 9
-"""Frames that a process keeps of an image that decodes quickly: around a place one looks at."""
-
 _frames = FrameCache(lambda: get_options().frame_cache_bytes)
 _pools: Registry[tuple[int, int], ThreadPoolExecutor] = Registry(1)
 
@@ -52,8 +49,8 @@ class FrameReader:
     layout : ImageLayout
         What the header says of them.
     max_frame_cache_size : int or None
-        Largest number of the image's decoded frames that the process keeps; None for a few, or,
-        where they take long to decode, as many as it may keep of all images.
+        Largest number of the image's decoded frames that the process keeps; None for as many as
+        it may keep of all images, where they take long to decode, else none.
     on_error : {"raise", "fill"}
         Whether a bad frame raises, or is None with a warning.
 
@@ -73,8 +70,9 @@ class FrameReader:
         self._tile_bytes = math.prod(layout.pixel_format.shape) * layout.pixel_format.dtype.itemsize
         decoder = DECODERS.get(layout.transfer_syntax_uid or "")
         if max_frame_cache_size is None and decoder is not None and decoder.is_quick:
-            max_frame_cache_size = FEW
+            max_frame_cache_size = 0
         self._most = max_frame_cache_size
+        self.keeps_frames = max_frame_cache_size != 0
         self._on_error = on_error
 
     def visit(

@@ -50,8 +50,8 @@ class TiledImage(ChannelsAndPlanes, Identified):
     image_metadata : pydicom.dataset.Dataset
         Metadata of a tiled DICOM image.
     max_frame_cache_size : int or None, default: 6
-        Largest number of this image's decoded frames that the process keeps; None for a
-        few, or, where they take long to decode, as many as `frame_cache_bytes` allows.
+        Largest number of this image's decoded frames that the process keeps; None for as
+        many as `frame_cache_bytes` allows where they take long to decode, else none.
     correct_color : bool, default: True
         Whether colours are mapped to sRGB by the ICC profile of the optical path.
     on_error : {"raise", "fill"}, default: "raise"

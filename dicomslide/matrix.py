@@ -51,8 +51,8 @@ class TotalPixelMatrix(Identified):
     focal_plane_index : int, default: 0
         Zero-based index into focal planes, from the glass slide towards the coverslip.
     max_frame_cache_size : int or None, default: 9
-        Largest number of this image's decoded frames that the process keeps; None for a
-        few, or, where they take long to decode, as many as `frame_cache_bytes` allows.
+        Largest number of this image's decoded frames that the process keeps; None for as
+        many as `frame_cache_bytes` allows where they take long to decode, else none.
     correct_color : bool, default: True
         Whether colours are mapped to sRGB by the ICC profile of the optical path.
     on_error : {"raise", "fill"}, default: "raise"

@@ -101,8 +101,8 @@ class MatrixReader:
     channel_index: int = 0
     focal_plane_index: int = 0
     max_frame_cache_size: int | None = 9
-    """Largest number of the image's decoded frames that the process keeps; None for a few,
-    or, where they take long to decode, as many as it may keep of all images."""
+    """Largest number of the image's decoded frames that the process keeps; None for as many
+    as it may keep of all images where they take long to decode, else none."""
     correct_color: bool = True
     """Whether colours are mapped to sRGB by the ICC profile of the optical path."""
     on_error: OnError = "raise"
@@ -301,12 +301,15 @@ class MatrixReader:
             len(indices) * math.prod(self._tile_shape) * self.dtype.itemsize,
             f"a stack of {len(indices)} tiles",
         )
+        frames = self.frames_of(indices).tolist()
+        if wanted.drop and not self._frames.keeps_frames:
+            return self._owned(*self._frames.stream(frames))
         out = np.empty((len(indices), *self._tile_shape), self.dtype)
 
         def place(at: int, tile: Pixels | None) -> None:
             out[at] = self.background if tile is None else self._part(tile, ...)
 
-        self._visit(self.frames_of(indices).tolist(), place)
+        self._visit(frames, place)
         return out[0] if wanted.drop else out
 
     def iterate(self) -> Iterator[Pixels]:

@@ -544,10 +544,11 @@ def test_frames_that_take_long_to_decode_are_kept_unless_they_are_a_stream(tmp_p
         assert cache.nbytes == 5 * frame
 
 
-def test_of_frames_that_decode_quickly_a_few_are_kept(tissue_slide):
-    slide = dicomslide.open_slide(tissue_slide, correct_color=False)
-    slide.get_image_region((0, 0), 0, (600, 900))  # 3 × 4 frames
-    assert frame_reader._frames.nbytes == 9 * 256 * 256 * 3
+def test_frames_that_decode_quickly_are_kept_only_when_asked_for(tissue_slide):
+    for size, kept in ((None, 0), (2, 2)):
+        slide = dicomslide.open_slide(tissue_slide, max_frame_cache_size=size)
+        slide.get_image_region((0, 0), 0, (600, 900))
+        assert frame_reader._frames.nbytes == kept * 256 * 256 * 3
 
 
 def test_tasks_and_iteration_keep_no_frames(matrices):

@@ -96,12 +96,21 @@ def _reduced(reader: MatrixReader, factor: int) -> NDArray[Any]:
             continue
         band = reader.read((slice(top, bottom), slice(None), slice(None)))
         boxes = band[: down * factor, : across * factor]
-        if factor > 1 and min(boxes.shape[:2]) >= factor:
-            shape = (down, factor, across, factor, samples)
-            boxes = boxes.reshape(shape).mean(axis=(1, 3), dtype=np.float32)
-            boxes = (np.rint(boxes) if reader.dtype.kind in "iu" else boxes).astype(reader.dtype)
-        bands.append(boxes)
+        bands.append(_averaged(boxes, factor) if min(boxes.shape[:2]) >= factor > 1 else boxes)
     return np.concatenate(bands)
+
+
+def _averaged(pixels: NDArray[Any], factor: int) -> NDArray[Any]:
+    """Average boxes of `factor` pixels squared, of which there are whole ones only."""
+    rows, columns, samples = pixels.shape
+    if pixels.dtype == np.uint8:
+        from PIL import Image
+
+        image = Image.fromarray(pixels if samples > 1 else pixels[:, :, 0])
+        return np.asarray(image.reduce(factor)).reshape(rows // factor, columns // factor, samples)
+    boxes = pixels.reshape(rows // factor, factor, columns // factor, factor, samples)
+    means = boxes.mean(axis=(1, 3), dtype=np.float32)
+    return (np.rint(means) if pixels.dtype.kind in "iu" else means).astype(pixels.dtype)
 
 
 def _has_frames(reader: MatrixReader, top: int, bottom: int) -> bool:

@@ -49,8 +49,8 @@ def find_slides(
     container_id : str, optional
         Specimen container (slide) identifier
     max_frame_cache_size : int or None, default: 6
-        Largest number of decoded frames of each image that the process keeps; None for a
-        few, or, where they take long to decode, as many as `frame_cache_bytes` allows
+        Largest number of decoded frames of each image that the process keeps; None for as
+        many as `frame_cache_bytes` allows where they take long to decode, else none
     pyramid_tolerance : float, default: 0.1
         Distance in mm by which the centres of levels may differ, if more than a pixel
     fail_on_error : bool, default: True

@@ -48,8 +48,8 @@ def open_slide(
     frame_of_reference_uid : str, optional
         Frame of Reference UID of the slide wanted, where several are there.
     max_frame_cache_size : int, optional
-        Largest number of decoded frames of each image that the process keeps; by default a few,
-        or, where they take long to decode, as many as the option `frame_cache_bytes` allows.
+        Largest number of decoded frames of each image that the process keeps; by default as
+        many as the option `frame_cache_bytes` allows where they take long to decode, else none.
     pyramid_tolerance, correct_color, on_error
         See :class:`Slide`.
 
