@@ -5,8 +5,8 @@ By the offset tables if there are any, else by one scan; nothing here decodes.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import struct
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from dicomslide.errors import FrameReadError, MetadataError
 from dicomslide.perframe import UNDEFINED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
@@ -29,8 +29,11 @@ __all__ = ["Frames", "NativeFrames", "PixelData", "locate_frames", "locate_pixel
 
 EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS = 0x7FE00001, 0x7FE00002
 ITEM_HEADER = 8
-_ITEM = b"\xfe\xff\x00\xe0"
-_SEQUENCE_END = b"\xfe\xff\xdd\xe0"
+_ITEM, _SEQUENCE_END = 0xE000FFFE, 0xE0DDFFFE  # as a little-endian number: element, group
+NEAR = 2048
+"""Bytes within which the next item header is read together with one."""
+WINDOW = 2**16
+"""Bytes of near items that are read at once."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -232,7 +235,10 @@ class EncapsulatedFrames:
 
 
 def _item_length(data: Buffer, at: int, start: int, index: int) -> int:
-    if data[at : at + 4] != _ITEM or len(data) < at + ITEM_HEADER:
+    tag, length = (
+        struct.unpack_from("<II", data, at) if len(data) >= at + ITEM_HEADER else (None, 0)
+    )
+    if tag != _ITEM:
         raise FrameReadError(
             f"the offset table points at byte {start}, but no item begins at byte {start + at}",
             frame=index,
@@ -273,10 +279,10 @@ def locate_frames(
         bits = _stored_bits(blob, pixel_data, num_frames, native_bits)
         swapped = not header.decoder.little_endian and pixel_data.vr == b"OW"
         return NativeFrames(pixel_data.start, limit, bits, swapped and _has_8_bits(header.dataset))
-    first = blob.read(pixel_data.start, ITEM_HEADER)
-    if first[:4] != _ITEM:
+    first = blob.read(pixel_data.start, ITEM_HEADER).ljust(ITEM_HEADER, b"\0")
+    tag, table_length = struct.unpack("<II", first)
+    if tag != _ITEM:
         raise MetadataError(f"{blob.name}: encapsulated pixel data don't begin with an item")
-    table_length = int.from_bytes(first[4:], "little")
     base = pixel_data.start + ITEM_HEADER + table_length
     offsets, lengths = pixel_data.extended_offsets, pixel_data.extended_lengths
     if offsets is not None and lengths is not None and len(offsets) == len(lengths) == num_frames:
@@ -317,62 +323,69 @@ def _by_basic_table(blob: Blob, starts: NDArray[np.int64], limit: int) -> Encaps
     # a frame ends where the next one on disk begins; the last one where the items end
     ordered, places = np.unique(starts, return_inverse=True)
     last = int(ordered[-1])
-    end = last
-    with contextlib.suppress(MetadataError):  # a wrong offset: reading that frame will say so
-        for offset, length, _ in _items(blob, last, limit):
-            if length < 0:
-                break
-            end = offset + ITEM_HEADER + length
-    following = np.append(ordered, max(end, last + 1))
+    items, _ = _scan_items(blob, last, limit)  # none behind a wrong offset: reading it will say so
+    following = np.append(ordered, max(items[-1], last + 1))
     return EncapsulatedFrames(starts, following[places + 1], limit, single=False)
 
 
-def _items(blob: Blob, at: int, limit: int) -> Iterator[tuple[int, int, bytes]]:
-    """Touch each item header once: (offset, length, first bytes); length −1 at the delimiter."""
-    window, start = b"", at
+def _scan_items(blob: Blob, at: int, limit: int) -> tuple[list[int], int | None]:
+    """Touch each item header once.
+
+    Returns
+    -------
+    offsets : list of int
+        Where each item begins, and where the last one ends.
+    tag : int or None
+        The tag that stands there instead of an item's; None where the pixel data end.
+
+    """
+    unpack = struct.Struct("<II").unpack_from
+    offsets = [at]
+    window, start, behind = b"", at, at - 1
     while at + ITEM_HEADER <= limit:
-        if not start <= at <= start + len(window) - 2 * ITEM_HEADER:
-            window, start = blob.read(at, 4096), at
-        head = window[at - start : at - start + 2 * ITEM_HEADER]
-        if head[:4] != _ITEM:
-            if head[:4] != _SEQUENCE_END:
-                raise MetadataError(f"{blob.name}: no item begins at byte {at} of the pixel data")
-            yield at, -1, b""
-            return
-        length = int.from_bytes(head[4:8], "little")
-        yield at, length, head[8:]
+        if at > behind:
+            # small items come many at once, of large ones the headers alone
+            near = len(offsets) > 1 and at - offsets[-2] < NEAR
+            window, start = blob.read(at, WINDOW if near else ITEM_HEADER), at
+            behind = start + len(window) - ITEM_HEADER
+        tag, length = unpack(window, at - start)
+        if tag != _ITEM:
+            return offsets, tag
         at += ITEM_HEADER + length
-
-
-_CODESTREAM_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\xff\x0a", b"\0\0\0\x0c")
+        offsets.append(at)
+    return offsets, None
 
 
 def _by_scan(blob: Blob, base: int, limit: int, num_frames: int) -> EncapsulatedFrames:
-    offsets: list[int] = []
-    lengths: list[int] = []
-    begins: list[bool] = []
-    ended = False
-    for offset, length, head in _items(blob, base, limit):
-        if length < 0:
-            ended = True
-            break
-        offsets.append(offset)
-        lengths.append(length)
-        begins.append(head.startswith(_CODESTREAM_STARTS))
-    found = len(offsets)
-    starts = np.array(offsets, np.int64)
-    ends = starts + ITEM_HEADER + np.array(lengths, np.int64)
-    if found == num_frames or (found < num_frames and not ended):
+    offsets, tag = _scan_items(blob, base, limit)
+    if tag not in (None, _SEQUENCE_END):
+        raise MetadataError(f"{blob.name}: no item begins at byte {offsets[-1]} of the pixel data")
+    bounds = np.array(offsets, np.int64)
+    starts, ends = bounds[:-1], bounds[1:]
+    found = len(starts)
+    if found == num_frames or (found < num_frames and tag is None):
         return EncapsulatedFrames(starts, ends, limit, single=True)  # truncated, if fewer
-    if sum(begins) == num_frames and begins[0]:
+    begins = _begin_codestreams(blob, starts)
+    if np.count_nonzero(begins) == num_frames and begins[0]:
         first = np.flatnonzero(begins)
     elif found > num_frames and found % num_frames == 0:
         first = np.arange(num_frames) * (found // num_frames)
     else:
         raise MetadataError(
             f"{blob.name}: the header declares {num_frames} frames, the pixel data hold {found}"
-            f" fragments, of which {sum(begins)} begin a codestream"
+            f" fragments, of which {np.count_nonzero(begins)} begin a codestream"
         )
     return EncapsulatedFrames(
         starts[first], ends[np.append(first[1:], found) - 1], limit, single=False
     )
+
+
+_CODESTREAM_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\xff\x0a", b"\0\0\0\x0c")
+
+
+def _begin_codestreams(blob: Blob, starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each item begins as a frame does, not as a later fragment of one."""
+    longest = max(map(len, _CODESTREAM_STARTS))
+    values = (starts + ITEM_HEADER).tolist()
+    heads = blob.read_spans([(at, at + longest) for at in values])
+    return np.array([bytes(head).startswith(_CODESTREAM_STARTS) for head in heads], np.bool_)
