@@ -185,7 +185,7 @@ class MatrixReader:
         channel = 0 if layout.shares_frames else self.channel_index
         return layout.frames.frames(channel, self.focal_plane_index, tiles)
 
-    def read(self, key: Sequence[Any], *, in_task: bool = False) -> Pixels:
+    def read(self, key: Sequence[Any], *, transpose: bool = False, in_task: bool = False) -> Pixels:
         """Read the pixels that a key for each axis picks, each independently of the others.
 
         Parameters
@@ -193,9 +193,13 @@ class MatrixReader:
         key : sequence
             For rows, columns and samples: an integer (which drops its axis), a slice, or a
             one-dimensional array of integers or booleans.
+        transpose : bool, default: False
+            Whether columns come before rows in the result.
         in_task : bool, default: False
             Whether this is one of many tasks: it decodes in its own thread, and doesn't keep
-            frames, which other tasks don't need.
+            frames, which other tasks don't need. The result is contiguous in memory then, for
+            it will be joined with others or given to any kind of code; else it may be a view,
+            turned around without a copy.
 
         Returns
         -------
@@ -220,16 +224,21 @@ class MatrixReader:
             shape[0] * shape[1] * shape[2] * self.dtype.itemsize,
             f"a region of {shape[0]} × {shape[1]} pixels",
         )
-        out = self._read(rows, columns, in_task=in_task)
-        out = _turned(out, rows, columns)
+        if in_task and (transpose or rows.reverse or columns.reverse):
+            out = np.empty((shape[1], shape[0], shape[2]) if transpose else shape, self.dtype)
+            stored = out.swapaxes(0, 1) if transpose else out
+            self._read(rows, columns, into=_turned(stored, rows, columns), in_task=True)
+        else:
+            out = _turned(self._read(rows, columns, in_task=in_task), rows, columns)
+            out = out.swapaxes(0, 1) if transpose else out
         wanted = samples.indices
         if isinstance(wanted, range):
             wanted_slice = slice(wanted.start, wanted.stop, wanted.step)
             out = out[:, :, wanted_slice][:, :, :: -1 if samples.reverse else 1]
         else:
             out = out[:, :, wanted]
-        drop = tuple(0 if axis.drop else slice(None) for axis in (rows, columns, samples))
-        return out[drop]
+        order = (columns, rows, samples) if transpose else (rows, columns, samples)
+        return out[tuple(0 if axis.drop else slice(None) for axis in order)]
 
     def _read(
         self, rows: Axis, columns: Axis, *, into: Pixels | None = None, in_task: bool = False
@@ -245,7 +254,8 @@ class MatrixReader:
         frames = self.frames_of(tiles).tolist()
         shape = len(rows), len(columns), self.shape[2]
         slices = isinstance(rows.indices, range) and isinstance(columns.indices, range)
-        if in_task and len(frames) == 1 and slices and shape == self._tile_shape:
+        alone = into is None and len(frames) == 1
+        if in_task and alone and slices and shape == self._tile_shape:
             return self._owned(*self._frames.stream(frames))  # a whole tile: no copy
         out = np.empty(shape, self.dtype) if into is None else into
         places = [(r, c) for r in down for c in right]

@@ -96,23 +96,23 @@ class StackedReader:
         y = _turned(keys.pop(0), height, self.orientation.flip_y)
         x = _turned(keys.pop(0), width, self.orientation.flip_x)
         sample = keys.pop(0) if self.kept[2] else 0
-        matrix_key = (x, y, sample) if self.orientation.transpose else (y, x, sample)
+        transpose = self.orientation.transpose
+        matrix_key = (x, y, sample) if transpose else (y, x, sample)
         lengths = [Axis.of(k, n) for k, n in zip(matrix_key, self.matrix_shape, strict=True)]
-        shape = tuple(len(axis) for axis in lengths if not axis.drop)
+        upright = [lengths[1], lengths[0], lengths[2]] if transpose else lengths
+        shape = tuple(len(axis) for axis in upright if not axis.drop)
         check_memory(
             len(channel) * len(plane) * math.prod(shape) * self.dtype.itemsize,
             f"{len(channel) * len(plane)} regions of {shape}",
         )
-        turn = self.orientation.transpose and not (lengths[0].drop or lengths[1].drop)
 
         def one(c: int, p: int) -> NDArray[Any]:
             reader = self.reader(c, p)
-            if reader is None:
-                region = np.empty((*shape, self.matrix_shape[2])[: len(shape)], self.dtype)
-                region[...] = self.background if region.ndim == 3 else self.background[0]
-            else:
-                region = reader.read(matrix_key, in_task=in_task)
-            return region.swapaxes(0, 1) if turn else region
+            if reader is not None:
+                return reader.read(matrix_key, transpose=transpose, in_task=in_task)
+            region = np.empty(shape, self.dtype)
+            region[...] = self.background if region.ndim == 3 else self.background[0]
+            return region
 
         channels, planes = _ordered(channel), _ordered(plane)
         if channel.drop and plane.drop:
@@ -121,8 +121,7 @@ class StackedReader:
         if len(stacked) == 1:
             whole = stacked[0][None]
         else:
-            upright = (shape[1], shape[0], *shape[2:]) if turn else shape
-            whole = np.stack(stacked) if stacked else np.empty((0, *upright), self.dtype)
+            whole = np.stack(stacked) if stacked else np.empty((0, *shape), self.dtype)
         lead = [len(axis) for axis in (channel, plane) if not axis.drop]
         return whole.reshape(*lead, *whole.shape[1:])
 

@@ -398,3 +398,16 @@ def test_index_survives_what_xarray_does_with_it():
     np.testing.assert_array_equal(array.sel(x=[1.1, 2.9]), [2, 0])
     with pytest.raises(KeyError):
         array.sel(x=5.0)
+
+
+def test_chunks_of_an_upright_level_are_contiguous(tissue_slide):
+    """So that they are joined quickly, and any library takes them."""
+    level = dicomslide.open_slide(tissue_slide, correct_color=False).to_dataset()
+    eager = level.image.values
+    for chunk, place in (
+        (level.image.data.blocks[0, 0], eager[: level.image.chunks[0][0]]),
+        (level.image.data[3:300:2, 5:], eager[3:300:2, 5:]),
+    ):
+        pixels = chunk.compute(scheduler="sync")
+        assert pixels.flags.c_contiguous
+        np.testing.assert_array_equal(pixels, place[: pixels.shape[0], : pixels.shape[1]])
