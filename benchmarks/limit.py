@@ -1,0 +1,195 @@
+"""The limit: the bare decoder on bytes in memory, and dask around it."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.reader import Reader, summary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["DaskAlone", "Decoder", "Python"]
+
+PIXEL_DATA = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff"
+ITEM = struct.Struct("<4sI")
+AT_ONCE = 16
+"""Frames that a thread decodes in turn."""
+
+
+def item_places(data: Any) -> list[tuple[int, int]]:
+    """Return the (start, length) of each frame's bytes, by touching each item header once."""
+    at = data.find(PIXEL_DATA) + len(PIXEL_DATA)
+    if at < len(PIXEL_DATA):
+        raise ValueError("there is no encapsulated pixel data")
+    unpack = ITEM.unpack_from
+    places = []
+    tag, length = unpack(data, at)
+    at += 8 + length  # the basic offset table
+    while True:
+        tag, length = unpack(data, at)
+        if tag != b"\xfe\xff\x00\xe0":
+            return places
+        at += 8
+        places.append((at, length))
+        at += length
+
+
+def decoder_of(transfer_syntax_uid: str) -> Callable[[Any], Any]:
+    """Return the fastest decoder that gives the right pixels."""
+    if transfer_syntax_uid == "1.2.840.10008.1.2.4.50":
+        import simplejpeg
+
+        return functools.partial(simplejpeg.decode_jpeg, colorspace="RGB")
+    import imagecodecs
+
+    return {
+        "1.2.840.10008.1.2.4.80": imagecodecs.jpegls_decode,
+        "1.2.840.10008.1.2.4.91": imagecodecs.jpeg2k_decode,
+        "1.2.840.10008.1.2.4.201": imagecodecs.htj2k_decode,
+        # OpenJPH wraps where a lossy codestream overshoots (255 becomes 0): OpenJPEG
+        "1.2.840.10008.1.2.4.203": imagecodecs.jpeg2k_decode,
+    }[transfer_syntax_uid]
+
+
+class Decoder(Reader):
+    """A loop over the frames of the base level, whose bytes are in memory beforehand."""
+
+    def load(self) -> None:
+        import pydicom
+
+        self.read_header = pydicom.dcmread
+
+    def open(self) -> None:
+        header = self.read_header(self.base, stop_before_pixels=True)
+        self.decode = decoder_of(header.file_meta.TransferSyntaxUID)
+        self.tile = header.Rows
+        self.across = -(-header.TotalPixelMatrixColumns // self.tile)
+        self.samples = header.SamplesPerPixel
+        with open(self.base, "rb") as file:
+            data = file.read()
+        self.frames = [data[start : start + length] for start, length in item_places(data)]
+        self.pool = ThreadPoolExecutor(self.threads or 1)
+
+    def _run(self, frames: list[bytes], each: Callable[[bytes], Any]) -> None:
+        if self.threads is None:
+            for frame in frames:
+                each(frame)
+            return
+
+        def run(batch: list[bytes]) -> None:
+            for frame in batch:
+                each(frame)
+
+        batches = [frames[i : i + AT_ONCE] for i in range(0, len(frames), AT_ONCE)]
+        for _ in self.pool.map(run, batches):
+            pass
+
+    def _touched(self, start: int, size: int) -> range:
+        return range(start // self.tile, (start + size - 1) // self.tile + 1)
+
+    def regions(self, at: list[list[int]], size: int) -> None:
+        """Decode the frames of each region, one by one."""
+        for row, column in at:
+            columns = self._touched(column, size)
+            frames = [
+                self.frames[r * self.across + c] for r in self._touched(row, size) for c in columns
+            ]
+            self._run(frames, self.decode)
+
+    def region(self, row: int, column: int, size: int) -> Any:
+        """Return the pixels of a region: what others are compared with."""
+        import numpy as np
+
+        rows, columns = self._touched(row, size), self._touched(column, size)
+        found = np.concatenate(
+            [
+                np.concatenate(
+                    [self.decode(self.frames[r * self.across + c]) for c in columns], axis=1
+                )
+                for r in rows
+            ]
+        )
+        found = found.reshape(*found.shape[:2], -1)
+        top, left = row - rows[0] * self.tile, column - columns[0] * self.tile
+        return found[top : top + size, left : left + size]
+
+    def tiles(self, start: int, stop: int) -> None:
+        """Decode frames one by one."""
+        self._run(self.frames[start:stop], self.decode)
+
+    def level(self) -> None:
+        """Decode each frame of the level, and find tissue and the sum of its colours."""
+        self._run(self.frames, lambda frame: summary(self.decode(frame)))
+
+    def walk(self) -> None:
+        """Find all frames of the base level by their item headers."""
+        import mmap
+
+        with open(self.base, "rb") as file:
+            item_places(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+class DaskAlone(Decoder):
+    """dask around a plain function that finds and decodes a frame."""
+
+    def load(self) -> None:
+        super().load()
+        import dask.array
+
+        self.from_array = dask.array.from_array
+
+    def open(self) -> None:
+        super().open()
+        self.array = self.from_array(
+            _Frames(self),
+            chunks=(self.tile, self.tile, 3),
+            name="frames",
+            asarray=False,
+            inline_array=True,
+        )
+
+    def dask_regions(self, at: list[list[int]], size: int, scheduler: str) -> None:
+        """Read regions, a frame a chunk."""
+        for row, column in at:
+            region = self.array[row : row + size, column : column + size]
+            region.compute(scheduler=scheduler)
+
+
+class _Frames:
+    """What dask takes for an array: each key lies in one frame."""
+
+    ndim = 3
+
+    def __init__(self, decoder: Decoder) -> None:
+        import numpy as np
+
+        self.decoder = decoder
+        down = -(-len(decoder.frames) // decoder.across)
+        self.shape = down * decoder.tile, decoder.across * decoder.tile, 3
+        self.dtype = np.dtype(np.uint8)
+
+    def __getitem__(self, key: tuple[slice, slice, slice]) -> Any:
+        tile = self.decoder.tile
+        rows, columns, samples = key
+        row, column = rows.start // tile, columns.start // tile
+        frame = self.decoder.decode(self.decoder.frames[row * self.decoder.across + column])
+        return frame[
+            rows.start - row * tile : rows.stop - row * tile,
+            columns.start - column * tile : columns.stop - column * tile,
+            samples,
+        ]
+
+
+class Python(Reader):
+    """What anyone who reads DICOM imports."""
+
+    def load(self) -> None:
+        import numpy
+        import pydicom
+
+        assert numpy
+        assert pydicom

@@ -1,0 +1,129 @@
+"""Other readers of DICOM slides, each as fast as its settings make it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from benchmarks.reader import THUMBNAIL, Reader
+
+__all__ = ["Highdicom", "OpenSlide", "Wsidicom", "WsidicomByPillow"]
+
+
+class OpenSlide(Reader):
+    """openslide-python with openslide-bin; its pictures are RGBA."""
+
+    def load(self) -> None:
+        import numpy as np
+        import openslide
+
+        self.module = openslide
+        self.as_array = np.asarray
+
+    def open(self) -> None:
+        self.slide = self.module.OpenSlide(self.base)
+        self.across = self.slide.dimensions[0]
+        self.tile = int(self.slide.properties["openslide.level[0].tile-width"])
+
+    def forget(self) -> None:
+        self.slide.set_cache(self.module.OpenSlideCache(0))
+
+    def region(self, row: int, column: int, size: int) -> Any:
+        return self.as_array(self.slide.read_region((column, row), 0, (size, size)))
+
+    def tiles(self, start: int, stop: int) -> None:
+        """Read whole tiles one by one, in the order of the matrix."""
+        across = -(-self.across // self.tile)
+        for index in range(start, stop):
+            row, column = divmod(index, across)
+            self.region(row * self.tile, column * self.tile, self.tile)
+
+    def thumbnail(self) -> None:
+        """Make a picture of the whole slide."""
+        self.slide.get_thumbnail((THUMBNAIL, THUMBNAIL))
+
+
+class Wsidicom(Reader):
+    """wsidicom; several threads are those of an executor that it keeps."""
+
+    decoder: str | None = None
+
+    def load(self) -> None:
+        from wsidicom import WsiDicom
+        from wsidicom.config import Settings
+
+        self.open_slide = WsiDicom.open
+        self.settings = Settings(preferred_decoder=self.decoder)
+
+    def open(self) -> None:
+        executor = ThreadPoolExecutor(self.threads) if self.threads else None
+        self.slide = self.open_slide(self.folder, read_executor=executor, settings=self.settings)
+
+    def forget(self) -> None:
+        self.slide.clear_cache()
+
+    def region(self, row: int, column: int, size: int) -> Any:
+        return self.slide.read_region(
+            (column, row), 0, (size, size), threads=self.threads, as_array=True
+        )
+
+    def tiles(self, start: int, stop: int) -> None:
+        """Read whole tiles one by one, in the order of the matrix."""
+        across = -(-self.slide.size.width // self.slide.tile_size.width)
+        for index in range(start, stop):
+            row, column = divmod(index, across)
+            self.slide.read_tile(0, (column, row), as_array=True)
+
+    def thumbnail(self) -> None:
+        """Make a picture of the whole slide."""
+        self.slide.read_thumbnail(THUMBNAIL, threads=self.threads, as_array=True)
+
+
+class WsidicomByPillow(Wsidicom):
+    """wsidicom with the other decoder that it has for JPEG."""
+
+    decoder = "pillow"
+
+
+class Highdicom(Reader):
+    """highdicom, which reads the base level lazily."""
+
+    def load(self) -> None:
+        import highdicom
+        import numpy as np
+
+        self.module = highdicom
+        self.dtype = np.uint8
+
+    def open(self) -> None:
+        self.image = self.module.imread(self.base, lazy_frame_retrieval=True)
+
+    def region(self, row: int, column: int, size: int) -> Any:
+        return self.image.get_total_pixel_matrix(
+            row_start=row,
+            row_end=row + size,
+            column_start=column,
+            column_end=column + size,
+            as_indices=True,
+            apply_icc_profile=False,
+            dtype=self.dtype,
+        )
+
+    def prepare_correction(self, edge: int) -> None:
+        """Make the transform, and frames to apply it to."""
+        from highdicom.color import ColorManager
+
+        profile = bytes(self.image.OpticalPathSequence[0].ICCProfile)
+        self.transform = ColorManager(profile)
+        region = self.region(0, 0, edge)
+        tile = self.image.Rows
+        self.frames = [
+            region[row : row + tile, column : column + tile]
+            for row in range(0, edge, tile)
+            for column in range(0, edge, tile)
+        ]
+
+    def correct(self) -> None:
+        """Correct the colours of frames."""
+        for frame in self.frames:
+            self.transform.transform_frame(frame)

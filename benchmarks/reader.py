@@ -1,0 +1,71 @@
+"""What every reader of the comparison has, and the work that all do alike."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["BLOCK", "THUMBNAIL", "Reader", "blocks", "summary"]
+
+THUMBNAIL = 512
+"""Pixels along the longer edge."""
+BLOCK = 2_048
+"""Rows and columns of a block, where a whole level is gone through."""
+PALE = 200
+"""Tissue is where green is less."""
+
+
+def blocks(edge: int) -> Iterator[tuple[int, int]]:
+    """Yield the (row, column) of each block of a level."""
+    return itertools.product(range(0, edge, BLOCK), repeat=2)
+
+
+def summary(pixels: Any) -> tuple[Any, Any]:
+    """Return the number of pixels that are tissue, and the sum of all, of NumPy and dask alike."""
+    return (pixels[:, :, 1] < PALE).sum(), pixels.sum()
+
+
+class Reader:
+    """One that reads a slide; what it can't do, it doesn't have.
+
+    Parameters
+    ----------
+    folder : str
+        The slide.
+    threads : int, optional
+        Threads that decode; by default as many as the reader uses if nothing is said.
+
+    """
+
+    def __init__(self, folder: str, threads: int | None = None) -> None:
+        self.folder = folder
+        self.base = os.path.join(folder, "level-0.dcm")
+        self.threads = threads
+        self.loaded = 0.0
+        """MiB of the process when all that is needed is imported."""
+
+    def load(self) -> None:
+        """Import what is needed."""
+
+    def load_more(self) -> None:
+        """Import what is imported late too, so that none of it is measured."""
+        self.load()
+
+    def open(self) -> None:
+        """Open the slide."""
+
+    def forget(self) -> None:
+        """Empty caches of pixels, so that what was read is read anew."""
+
+    def region(self, row: int, column: int, size: int) -> Any:
+        """Return a square of pixels of the base level as an array."""
+        raise NotImplementedError(f"{type(self).__name__} doesn't read regions")
+
+    def regions(self, at: list[list[int]], size: int) -> None:
+        """Read a square at each (row, column)."""
+        for row, column in at:
+            self.region(row, column, size)

@@ -1,0 +1,45 @@
+"""Who reads, by name: dicomslide, its peers, and the bare decoder, all on the same files.
+
+Each imports what it needs in :meth:`Reader.load`, so that a process holds one of them only.
+Colours are as stored for all.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from benchmarks.limit import DaskAlone, Decoder, Python
+from benchmarks.peers import Highdicom, OpenSlide, Wsidicom, WsidicomByPillow
+from benchmarks.subject import (
+    CorrectedDicomslide,
+    Dicomslide,
+    DicomslideWithoutCache,
+    DicomslideWithoutDecoder,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.reader import Reader
+
+__all__ = ["READERS"]
+
+READERS: dict[str, Callable[[str], Reader]] = {
+    "dicomslide": Dicomslide,
+    "dicomslide, 1 thread": functools.partial(Dicomslide, threads=1),
+    "dicomslide, 2 threads": functools.partial(Dicomslide, threads=2),
+    "dicomslide, corrected, 1 thread": functools.partial(CorrectedDicomslide, threads=1),
+    "dicomslide, no cache": DicomslideWithoutCache,
+    "dicomslide, no decoder, 1 thread": functools.partial(DicomslideWithoutDecoder, threads=1),
+    "wsidicom": Wsidicom,
+    "wsidicom, 2 threads": functools.partial(Wsidicom, threads=2),
+    "wsidicom, Pillow": WsidicomByPillow,
+    "openslide": OpenSlide,
+    "highdicom": Highdicom,
+    "decoder": Decoder,
+    "decoder, 2 threads": functools.partial(Decoder, threads=2),
+    "dask alone": DaskAlone,
+    "Python": Python,
+}
+"""Makes the reader of a folder; without a number of threads, what it does if nothing is said."""

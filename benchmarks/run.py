@@ -1,0 +1,241 @@
+"""Runs the tasks: all readers in turn, round by round, each in a process of its own."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.tasks import Draw, Fresh, Warm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from benchmarks.slides import Slide
+
+__all__ = ["Results", "run"]
+
+ROOT = Path(__file__).parent.parent
+LONGEST = 120
+"""Seconds that a fresh process may take."""
+
+
+@dataclasses.dataclass
+class Results:
+    """What was measured, by (task, reader): a dictionary of quantities a round."""
+
+    measures: dict[tuple[str, str], list[dict[str, float]]] = dataclasses.field(
+        default_factory=dict
+    )
+    reasons: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+    """Why a reader has no measure of a task."""
+    differences: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+    """How a reader's pixels of a slide differ from the bare decoder's."""
+
+    def add(self, task: str, reader: str, found: dict[str, Any], unit: int = 1) -> None:
+        """Keep a measure, or the reason why there is none."""
+        if "error" in found:
+            self.reasons[task, reader] = found["error"]
+            return
+        scaled = {k: v / unit if k in ("ms", "cpu_ms", "read_MB") else v for k, v in found.items()}
+        self.measures.setdefault((task, reader), []).append(scaled)
+
+    def values(self, task: str, reader: str, quantity: str = "ms") -> np.ndarray:
+        """Return a quantity, a value a round.
+
+        Raises
+        ------
+        LookupError
+            With the reason, where there is none.
+
+        """
+        if (task, reader) in self.reasons:
+            raise LookupError(f"{reader}: {self.reasons[task, reader]}")
+        if (task, reader) not in self.measures:
+            raise LookupError("not run")
+        return np.array([found[quantity] for found in self.measures[task, reader]])
+
+    def best(self, task: str, readers: Sequence[str]) -> np.ndarray:
+        """Return the milliseconds of the reader that is fastest."""
+        return min((self.values(task, reader) for reader in readers), key=np.median)
+
+
+class Child:
+    """A process that has opened a slide and takes commands."""
+
+    def __init__(self, reader: str, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", reader, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+        )
+        self.failed = ""
+        for operation in ("load", "open"):
+            self.failed = self.failed or self.ask(operation, {}).get("error", "")
+
+    def ask(self, operation: str, arguments: dict[str, Any], **more: Any) -> dict[str, Any]:
+        """Have the child do something, and return its answer."""
+        if self.failed:
+            return {"error": self.failed}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            command = {"operation": operation, "arguments": arguments, **more}
+            print(json.dumps(command), file=self.process.stdin, flush=True)
+            return json.loads(self.process.stdout.readline())
+        except (OSError, ValueError):
+            self.failed = f"its process ended ({self.process.wait()})"
+            return {"error": self.failed}
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def run(
+    tasks: Sequence[Warm | Fresh], slides: dict[str, Slide], folder: Path, rounds: int
+) -> Results:
+    """Measure tasks on slides, which are written into a folder where they aren't there."""
+    results = Results()
+    for name in dict.fromkeys(task.slide for task in tasks):
+        say(f"{name}: write")
+        slide = slides[name]
+        path = slide.write(folder)
+        warm = [task for task in tasks if task.slide == name and isinstance(task, Warm)]
+        fresh = [task for task in tasks if task.slide == name and isinstance(task, Fresh)]
+        draw = Draw(np.random.default_rng(), slide.edge, slide.tile)
+        if warm:
+            run_warm(results, warm, path, draw, rounds)
+        for task in fresh:
+            run_fresh(results, task, path, draw, rounds)
+    return results
+
+
+def run_warm(results: Results, tasks: list[Warm], path: Path, draw: Draw, rounds: int) -> None:
+    """Measure operations in warm processes."""
+    names = dict.fromkeys(reader for task in tasks for reader in task.readers)
+    children = {name: Child(name, path) for name in names}
+    try:
+        compare(results, tasks[0].slide, children, draw)
+        for task in tasks:
+            arguments = task.arguments(draw)
+            for reader in task.readers:
+                for step, given in task.prepare:
+                    found = children[reader].ask(step, given)
+                    if "error" in found:
+                        results.add(task.key, reader, found)
+                if not task.slow and (task.key, reader) not in results.reasons:
+                    found = children[reader].ask(task.operation, arguments)
+                    if "error" in found:
+                        results.add(task.key, reader, found)
+        for turn in range(rounds):
+            for task in tasks:
+                if task.slow and turn >= (rounds + 1) // 2:
+                    continue
+                say(f"{task.key}: round {turn + 1}")
+                arguments = task.arguments(draw)
+                for reader in in_turn(task.readers, turn):
+                    if (task.key, reader) in results.reasons:
+                        continue
+                    found = children[reader].ask(task.operation, arguments, forget=task.forget)
+                    results.add(task.key, reader, found, task.unit(arguments))
+    finally:
+        for child in children.values():
+            child.close()
+
+
+def run_fresh(results: Results, task: Fresh, path: Path, draw: Draw, rounds: int) -> None:
+    """Measure operations in processes that are started for them."""
+    for turn in range(rounds):
+        say(f"{task.key}: round {turn + 1}")
+        steps = [(operation, arguments(draw)) for _, operation, arguments in task.steps]
+        for reader in in_turn(task.readers, turn):
+            command = [sys.executable, "-m", "benchmarks.worker", reader, str(path)]
+            start = time.perf_counter()
+            try:
+                done = subprocess.run(
+                    [*command, json.dumps(steps)],
+                    capture_output=True,
+                    text=True,
+                    cwd=ROOT,
+                    timeout=LONGEST,
+                    check=True,
+                )
+                answers = json.loads(done.stdout)
+            except subprocess.TimeoutExpired:
+                answers = [{"error": f"not done after {LONGEST} s"}] * len(steps)
+            except subprocess.CalledProcessError as error:
+                answers = [{"error": f"its process ended ({error.returncode})"}] * len(steps)
+            elapsed = (time.perf_counter() - start) * 1000
+            for (name, *_), found in zip(task.steps, answers, strict=True):
+                if name:
+                    results.add(f"{task.slide}: {name}", reader, found)
+            if task.whole:
+                failed = [found for found in answers if "error" in found]
+                found = (
+                    failed[0]
+                    if failed
+                    else {
+                        "ms": elapsed,
+                        "cpu_ms": sum(found["cpu_ms"] for found in answers),
+                        "MiB": max(found["MiB"] for found in answers),
+                        "read_MB": sum(found["read_MB"] for found in answers),
+                        "more_MiB": float("nan"),
+                    }
+                )
+                results.add(task.key, reader, found)
+
+
+def compare(results: Results, slide: str, children: dict[str, Child], draw: Draw) -> None:
+    """Compare what readers return with the pixels of the bare decoder."""
+    if "decoder" not in children:
+        return
+    for position in draw.regions(2, 300)["at"]:
+        arguments = {"row": position[0], "column": position[1], "size": 300}
+        wanted = _pixels(children["decoder"].ask("pixels", arguments))
+        for reader, child in children.items():
+            found = _pixels(child.ask("pixels", arguments))
+            if found is None or wanted is None or "no decoder" in reader:
+                continue
+            if found.shape != wanted.shape:
+                told = f"shape {found.shape}, not {wanted.shape}"
+            else:
+                worst = int(np.abs(found.astype(int) - wanted).max())
+                told = f"by up to {worst}" if worst else ""
+            if told:
+                results.differences[slide, reader] = told
+
+
+def _pixels(answer: dict[str, Any]) -> np.ndarray | None:
+    if "error" in answer:
+        return None
+    flat = np.frombuffer(base64.b64decode(answer["pixels"]), answer["dtype"])
+    pixels = flat.reshape(answer["shape"])
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def in_turn(readers: Sequence[str], turn: int) -> Iterator[str]:
+    """Yield readers beginning with another one each round, forwards and backwards."""
+    at = turn // 2 % len(readers)
+    turned = [*readers[at:], *readers[:at]]
+    return iter(turned if turn % 2 == 0 else turned[::-1])
+
+
+def say(text: str) -> None:
+    """Tell how far it is, to one who watches."""
+    if sys.stderr.isatty():
+        print(f"\r{text[:78]:<78}\r", end="", file=sys.stderr, flush=True)

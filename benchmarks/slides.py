@@ -1,0 +1,321 @@
+"""The slides that are read: each is written once, and never drawn whole.
+
+A field of tissue with the grain of a camera is repeated over the base level; so only its own
+frames are encoded, which then lie all over the slide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import math
+import shutil
+import struct
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from dicomslide.codec import PixelFormat
+from dicomslide.geometry import SlideGeometry
+from dicomslide.testing import (
+    SyntheticImage,
+    averaged,
+    draw_tissue,
+    encode_frame,
+    write_image,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["JPEG", "SLIDES", "Slide"]
+
+JPEG, JPEG_LS, JPEG_2000, HTJ2K_LOSSLESS, HTJ2K = (
+    f"1.2.840.10008.1.2.4.{end}" for end in ("50", "80", "91", "201", "203")
+)
+JPEG_QUALITY = 80
+GRAIN = 8
+"""Standard deviation of the grain: with it, a JPEG frame of 256² has the 12–20 kB of a real one."""
+FIELD = 4_096
+"""Rows and columns of the tissue that is repeated."""
+FRAMES_OF_LARGE = 16**2
+"""Distinct frames of a large image, which come in turn."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slide:
+    """What a slide is like."""
+
+    name: str
+    about: str
+    edge: int = 20_480
+    """Rows and columns of the base level."""
+    tile: int = 256
+    """Rows and columns of a frame."""
+    factors: tuple[int, ...] = (1, 4, 16, 64)
+    """Downsampling of each level."""
+    transfer_syntax_uid: str = JPEG
+    samples: Literal[1, 3] = 3
+    bits: Literal[8, 16] = 8
+    corrected: bool = False
+    """Whether it has the ICC profile of a camera, rather than sRGB."""
+    layout: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """How its frames are found: see :class:`SyntheticImage`."""
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """Of a frame."""
+        return PixelFormat(
+            rows=self.tile,
+            columns=self.tile,
+            samples=self.samples,
+            bits_allocated=self.bits,
+            bits_stored=self.bits,
+        )
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is one image of very many frames."""
+        return len(self.factors) == 1
+
+    def quick(self) -> Slide:
+        """Return a small slide like this one."""
+        return dataclasses.replace(self, edge=4_096, factors=self.factors[:3])
+
+    def write(self, folder: Path) -> Path:
+        """Write the slide, unless it is there, and return its folder."""
+        path = folder / f"{self.name} {self.edge}"
+        if path.exists():
+            return path
+        unfinished = folder / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        base = SlideGeometry(
+            (20.0, 50.0), (0.0, -1.0), (-1.0, 0.0), (0.00025, 0.00025), (self.edge, self.edge)
+        )
+        for number, factor in enumerate(self.factors):
+            picture = _field(factor, self.samples, self.bits)
+            image = SyntheticImage(
+                geometry=averaged(base, factor),
+                drawing=PeriodicDrawing(picture),
+                pixel_format=self.pixel_format,
+                transfer_syntax_uid=self.transfer_syntax_uid,
+                resampled=factor > 1,
+                instance_number=number + 1,
+                icc_profile=camera_profile() if self.corrected else None,
+                container_id=self.name,
+                **self.layout,
+            )
+            in_turn = FRAMES_OF_LARGE if self.is_large else None
+            frames = Frames(image, len(picture), in_turn)
+            write_image(
+                unfinished / f"level-{number}.dcm", dataclasses.replace(image, encoded=frames)
+            )
+        return unfinished.rename(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class PeriodicDrawing:
+    """A picture that is repeated in both directions."""
+
+    picture: NDArray[Any]
+
+    def tile(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64], channel: int, plane: int
+    ) -> NDArray[Any]:
+        """Return the pixels at (row, column) of the matrix."""
+        return self.picture[np.ix_(rows % len(self.picture), columns % len(self.picture))]
+
+
+class Frames:
+    """Encodes each distinct frame of an image once.
+
+    Parameters
+    ----------
+    image : SyntheticImage
+        With a periodic drawing.
+    period : int
+        Rows and columns after which the drawing repeats.
+    in_turn : int, optional
+        Number of frames that come in turn, wherever they lie.
+
+    """
+
+    def __init__(self, image: SyntheticImage, period: int, in_turn: int | None) -> None:
+        self.image = image
+        self.period = period
+        self.in_turn = in_turn
+        self.known: dict[tuple[int, ...], bytes] = {}
+
+    def __call__(self, channel: int, plane: int, tile: int) -> bytes:
+        """Return the encoded frame of a tile, of even length."""
+        grid = self.image.grid
+        if self.in_turn:  # those of a square
+            edge = math.isqrt(self.in_turn)
+            row, column = divmod(tile % self.in_turn, edge)
+            tile = row * grid.shape[1] + column
+        row, column = grid.position(tile)
+        top, left = row * grid.tile_rows, column * grid.tile_columns
+        # cropped at the edge of the matrix, or whole
+        inside = (
+            min(grid.tile_rows, grid.rows - top),
+            min(grid.tile_columns, grid.columns - left),
+        )
+        key = (top % self.period, left % self.period, *inside)
+        if key not in self.known:
+            frame = _encode(self.image.tile(channel, plane, tile), self.image)
+            self.known[key] = frame + bytes(len(frame) % 2)
+        return self.known[key]
+
+
+def _encode(tile: NDArray[Any], image: SyntheticImage) -> bytes:
+    if image.transfer_syntax_uid != JPEG:
+        return encode_frame(tile, image.pixel_format, image.transfer_syntax_uid)
+    import simplejpeg
+
+    return bytes(
+        simplejpeg.encode_jpeg(
+            np.ascontiguousarray(tile), JPEG_QUALITY, colorspace="RGB", colorsubsampling="420"
+        )
+    )
+
+
+@functools.cache
+def _colour_field(factor: int) -> NDArray[np.uint8]:
+    """Draw 4,096² pixels of tissue, averaged over boxes of `factor` pixels squared."""
+    if factor > 1:
+        fine = _colour_field(1)
+        edge = len(fine) // factor
+        boxes = fine.reshape(edge, factor, edge, factor, 3)
+        return boxes.mean(axis=(1, 3), dtype=np.float32).astype(np.uint8)
+    picture = draw_tissue((FIELD, FIELD))
+    rng = np.random.default_rng(0)
+    for top in range(0, FIELD, 256):
+        band = picture[top : top + 256]
+        grain = rng.normal(0, GRAIN, (*band.shape[:2], 1)).astype(np.float32)
+        band[...] = np.clip(band + grain, 0, 255)
+    return picture
+
+
+def _field(factor: int, samples: int, bits: int) -> NDArray[Any]:
+    picture = _colour_field(factor)
+    if samples == 3:
+        return picture
+    grey = 255 - picture[:, :, 1:2]  # light on dark, as of fluorescence
+    if bits == 8:
+        return grey
+    noise = np.random.default_rng(1).integers(0, 64, grey.shape, np.uint16)
+    return grey * np.uint16(64) + noise  # 14 bits of a camera
+
+
+def camera_profile() -> bytes:
+    """Return an ICC profile of primaries and a tone curve that are a camera's, not sRGB's."""
+
+    def fixed(*values: float) -> bytes:
+        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+    curve = (65535 * np.linspace(0, 1, 256) ** 1.8).astype(">u2").tobytes()
+    name = b"benchmark camera\0"
+    tags = {
+        b"desc": b"desc" + struct.pack(">2I", 0, len(name)) + name + bytes(79),
+        b"cprt": b"text" + bytes(4) + b"none\0",
+        b"wtpt": b"XYZ " + bytes(4) + fixed(0.9642, 1.0, 0.8249),
+        b"rXYZ": b"XYZ " + bytes(4) + fixed(0.4851, 0.2529, 0.0213),
+        b"gXYZ": b"XYZ " + bytes(4) + fixed(0.3360, 0.6584, 0.1175),
+        b"bXYZ": b"XYZ " + bytes(4) + fixed(0.1431, 0.0887, 0.6861),
+        b"rTRC": b"curv" + struct.pack(">2I", 0, 256) + curve,
+    }
+    places: dict[bytes, tuple[int, int]] = {}
+    body = io.BytesIO()
+    start = 128 + 4 + 12 * (len(tags) + 2)
+    for tag, content in tags.items():
+        places[tag] = start + body.tell(), len(content)
+        body.write(content + bytes(-len(content) % 4))
+    places[b"gTRC"] = places[b"bTRC"] = places[b"rTRC"]
+    table = struct.pack(">I", len(places)) + b"".join(
+        tag + struct.pack(">2I", *place) for tag, place in places.items()
+    )
+    header = struct.pack(
+        ">I4xI4s4s4s6H4s28x12s48x",
+        start + body.tell(),
+        0x02400000,  # version 2.4
+        b"scnr",
+        b"RGB ",
+        b"XYZ ",
+        *(2026, 1, 2, 12, 0, 0),
+        b"acsp",
+        fixed(0.9642, 1.0, 0.8249),  # illuminant D50
+    )
+    return header + table + body.getvalue()
+
+
+_EXTENDED = dict(offset_table="extended", share_frames=True)
+
+SLIDES = {
+    slide.name: slide
+    for slide in (
+        Slide(name="jpeg-256", about="JPEG 4:2:0, quality 80, frames of 256²"),
+        Slide(name="jpeg-512", about="the same, frames of 512²", tile=512),
+        Slide(name="jpeg-1024", about="the same, frames of 1,024²", tile=1024),
+        Slide(
+            name="jpeg-2000",
+            about="JPEG 2000, lossy",
+            edge=5_120,
+            factors=(1, 4),
+            transfer_syntax_uid=JPEG_2000,
+        ),
+        Slide(
+            name="jpeg-ls-8",
+            about="JPEG-LS, colour",
+            edge=5_120,
+            factors=(1, 4),
+            transfer_syntax_uid=JPEG_LS,
+        ),
+        Slide(
+            name="jpeg-ls-16",
+            about="JPEG-LS, grey, 16 bit",
+            edge=5_120,
+            factors=(1, 4),
+            transfer_syntax_uid=JPEG_LS,
+            samples=1,
+            bits=16,
+        ),
+        Slide(
+            name="htj2k-lossless",
+            about="HTJ2K, lossless",
+            edge=5_120,
+            factors=(1, 4),
+            transfer_syntax_uid=HTJ2K_LOSSLESS,
+        ),
+        Slide(
+            name="htj2k",
+            about="HTJ2K, lossy",
+            edge=5_120,
+            factors=(1, 4),
+            transfer_syntax_uid=HTJ2K,
+        ),
+        Slide(
+            name="colour",
+            about="JPEG with the ICC profile of a camera",
+            edge=10_240,
+            factors=(1, 4),
+            corrected=True,
+        ),
+        *(
+            Slide(name=name, about=about, edge=100_000, factors=(1,), layout=layout)
+            for name, about, layout in (
+                ("large-extended", "extended offset table", _EXTENDED),
+                ("large-empty", "empty basic offset table", dict(offset_table="empty")),
+                ("large-sparse", "TILED_SPARSE, explicit lengths", dict(_EXTENDED, sparse=True)),
+                (
+                    "large-undefined",
+                    "TILED_SPARSE, undefined lengths",
+                    dict(_EXTENDED, sparse=True, undefined_lengths=True),
+                ),
+            )
+        ),
+    )
+}

@@ -1,0 +1,198 @@
+"""dicomslide as its users call it."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+from benchmarks.reader import BLOCK, THUMBNAIL, Reader, blocks, summary
+
+__all__ = [
+    "CorrectedDicomslide",
+    "Dicomslide",
+    "DicomslideWithoutCache",
+    "DicomslideWithoutDecoder",
+]
+
+
+class Dicomslide(Reader):
+    """dicomslide."""
+
+    corrected = False
+
+    def load(self) -> None:
+        import dicomslide
+
+        if self.threads:
+            dicomslide.set_options(num_threads=self.threads)
+        self.open_slide = dicomslide.open_slide
+
+    def load_more(self) -> None:
+        """Import what is imported late, so that none of it is measured."""
+        self.load()
+        import dask.array
+        import imagecodecs
+        import numpy as np
+        import pydicom.filereader
+        import simplejpeg
+        import xarray as xr
+
+        assert (pydicom.filereader, simplejpeg, imagecodecs)
+        xr.DataArray(dask.array.from_array(np.zeros((8, 8)))).compute(scheduler="sync")
+
+    def open(self) -> None:
+        self.slide = self.open_slide(self.folder, correct_color=self.corrected)
+
+    @functools.cached_property
+    def matrix(self) -> Any:
+        return self.slide.get_volume_images()[0].get_total_pixel_matrix()
+
+    def region(self, row: int, column: int, size: int) -> Any:
+        return self.slide.get_image_region((row, column), 0, (size, size))
+
+    def tiles(self, start: int, stop: int) -> None:
+        """Read whole tiles one by one, in the order of the matrix."""
+        matrix = self.matrix
+        for index in range(start, stop):
+            matrix[index]
+
+    def thumbnail(self) -> None:
+        """Make a picture of the whole slide."""
+        self.slide.thumbnail(THUMBNAIL)
+
+    # -- dask and xarray --
+
+    @functools.cache  # noqa: B019 - the reader lives as long as its process
+    def array(self, chunks: str | int) -> Any:
+        """Return the base level as a dask array."""
+        return self.matrix.to_dask(chunks=chunks)
+
+    def build_array(self) -> None:
+        """Make a dask array of the base level."""
+        self.array("frames")
+
+    def build_tree(self) -> None:
+        """Make the tree of all levels."""
+        self.slide.to_datatree()
+
+    def dask_regions(
+        self, at: list[list[int]], size: int, chunks: str | int, scheduler: str
+    ) -> None:
+        """Read regions through ``to_dask()``."""
+        array = self.array(chunks)
+        for row, column in at:
+            array[row : row + size, column : column + size].compute(scheduler=scheduler)
+
+    @functools.cache  # noqa: B019
+    def engine(self, lazy: bool) -> Any:
+        """Return the image of the base level by xarray's engine."""
+        import xarray as xr
+
+        dataset = xr.open_dataset(
+            self.folder,
+            engine="dicomslide",
+            chunks=None if lazy else {},
+            correct_color=self.corrected,
+        )
+        return dataset.image
+
+    def engine_regions(self, at: list[list[int]], size: int, scheduler: str) -> None:
+        """Read regions through xarray's engine with ``chunks={}``."""
+        image = self.engine(False)
+        for row, column in at:
+            part = image.isel(y=slice(row, row + size), x=slice(column, column + size))
+            part.compute(scheduler=scheduler)
+
+    def boxes(self, at: list[list[int]], size: int) -> dict[str, float]:
+        """Read boxes of millimetres through xarray's engine with ``chunks=None``."""
+        image = self.engine(True)
+        wanted = [self._box(row, column, size) for row, column in at]
+        start = time.perf_counter()
+        found = [image.sel(box).values.shape for box in wanted]
+        elapsed = time.perf_counter() - start
+        if any(shape[:2] != (size, size) for shape in found):
+            raise ValueError(f"boxes of {size}² pixels came as {found}")
+        return {"ms": elapsed * 1000}
+
+    def _box(self, row: int, column: int, size: int) -> dict[str, slice]:
+        """Return the millimetres of a square of pixels; a little wider, against rounding."""
+        first = self.slide.get_slide_offset((row, column), 0)
+        last = self.slide.get_slide_offset((row + size - 1, column + size - 1), 0)
+        margin = 0.3 * abs(last[0] - first[0]) / (size - 1)
+        x, y = (sorted(ends) for ends in zip(first, last, strict=True))
+        return {
+            "x": slice(x[0] - margin, x[1] + margin),
+            "y": slice(y[0] - margin, y[1] + margin),
+        }
+
+    # -- a whole level --
+
+    def level(self) -> None:
+        """Find tissue and the mean colour of the base level, block by block."""
+        for row, column in blocks(self.matrix.shape[0]):
+            summary(self.matrix[row : row + BLOCK, column : column + BLOCK])
+
+    def level_dask(self, scheduler: str) -> dict[str, float] | None:
+        """Do the same through dask."""
+        import dask
+
+        if scheduler != "cluster":
+            dask.compute(*summary(self.array("auto")), scheduler=scheduler)
+            return None
+        from benchmarks.worker import peak_memory
+
+        dask.compute(*summary(self.array("auto")), scheduler=self.cluster)
+        return {"MiB": max(self.cluster.run(peak_memory).values())}  # of a worker
+
+    @functools.cached_property
+    def cluster(self) -> Any:
+        from distributed import Client, LocalCluster
+
+        return Client(
+            LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
+        )
+
+    def start_cluster(self) -> None:
+        """Start two workers, and have each read a little."""
+        array = self.array("auto")[: 2 * BLOCK, : 2 * BLOCK]
+        array.sum().compute(scheduler=self.cluster)
+
+
+class CorrectedDicomslide(Dicomslide):
+    """dicomslide, with colours mapped to sRGB."""
+
+    corrected = True
+
+
+class DicomslideWithoutCache(Dicomslide):
+    """dicomslide that keeps no pixels: it has no other way to forget them."""
+
+    def load(self) -> None:
+        super().load()
+        import dicomslide
+
+        dicomslide.set_options(frame_cache_bytes=0)
+
+
+class DicomslideWithoutDecoder(Dicomslide):
+    """dicomslide with decoders that return the same pixels for every frame: what is left."""
+
+    def load(self) -> None:
+        super().load()
+        import dataclasses
+
+        import numpy as np
+
+        from dicomslide import codec
+
+        for uid, decoder in codec.DECODERS.items():
+            frame = functools.cache(lambda pixel_format: np.full(pixel_format.shape, 77, np.uint8))
+            codec.DECODERS[uid] = dataclasses.replace(
+                decoder, decode=lambda buffer, pixel_format, frame=frame: frame(pixel_format)
+            )
+
+    def open(self) -> None:
+        super().open()
+        if (self.region(0, 0, 8) != 77).any():
+            raise RuntimeError("frames are decoded after all: the table isn't what is used")

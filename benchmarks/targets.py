@@ -1,0 +1,284 @@
+"""What is wanted: each row says what is compared with what, and the figure to reach."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.tasks import BOTH_WSIDICOM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.run import Results
+
+__all__ = ["TARGETS", "Target"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A row of the table of targets."""
+
+    name: str
+    limit: float
+    value: Callable[[Results], Any]
+    """Gives the value of each round."""
+    unit: str = "×"
+    at_least: bool = False
+
+    def is_reached(self, value: float) -> bool:
+        """Whether a value is as good as wanted."""
+        return value >= self.limit if self.at_least else value <= self.limit
+
+
+def _against(
+    name: str, limit: float, task: str, *others: str, reader: str = "dicomslide"
+) -> Target:
+    return Target(name, limit, lambda found: found.values(task, reader) / found.best(task, others))
+
+
+def _between(
+    name: str, limit: float, task: str, other: str, reader: str, other_reader: str = ""
+) -> Target:
+    return Target(
+        name,
+        limit,
+        lambda found: found.values(task, reader) / found.values(other, other_reader or reader),
+    )
+
+
+def _absolute(
+    name: str, limit: float, task: str, unit: str, quantity: str, reader: str = "dicomslide"
+) -> Target:
+    return Target(name, limit, lambda found: found.values(task, reader, quantity), unit)
+
+
+def _regions() -> list[Target]:
+    first = [
+        _against(f"{size}² region, {name}", limit, f"jpeg-256: region of {size}²", *others)
+        for size, limits in (("512", (0.90, 0.35)), ("2,048", (0.90, 0.25)))
+        for name, limit, others in (
+            ("wsidicom at its best", limits[0], (*BOTH_WSIDICOM, "wsidicom, Pillow")),
+            ("openslide", limits[1], ("openslide",)),
+        )
+    ]
+    slides = {
+        "jpeg-512": "frames of 512²",
+        "jpeg-1024": "frames of 1,024²",
+        "jpeg-2000": "JPEG 2000",
+        "jpeg-ls-8": "JPEG-LS, 8 bit",
+        "jpeg-ls-16": "JPEG-LS, 16 bit",
+    }
+    return [
+        *first,
+        *(
+            _against(
+                f"10,000² region, two threads, {name}",
+                limit,
+                "jpeg-256: region of 10,000²",
+                other,
+                reader="dicomslide, 2 threads",
+            )
+            for name, limit, other in (
+                ("wsidicom", 1.0, "wsidicom, 2 threads"),
+                ("bare decoder", 1.15, "decoder, 2 threads"),
+            )
+        ),
+        *(
+            _against(
+                f"{size}² region, {about}, wsidicom",
+                1.0,
+                f"{slide}: region of {size}²",
+                *BOTH_WSIDICOM,
+            )
+            for slide, about in slides.items()
+            for size in ("512", "2,048")
+        ),
+        *(
+            _against(
+                f"512² region, {about}, wsidicom", 0.5, f"{slide}: region of 512²", *BOTH_WSIDICOM
+            )
+            for slide, about in (("htj2k-lossless", "HTJ2K lossless"), ("htj2k", "HTJ2K lossy"))
+        ),
+        _against(
+            "tile by tile, one thread, bare decoder",
+            1.10,
+            "jpeg-256: tile by tile, a quarter of the level; of one",
+            "decoder",
+            reader="dicomslide, 1 thread",
+        ),
+        _against(
+            "thumbnail of 512, wsidicom",
+            1.0,
+            "jpeg-256: thumbnail of 512",
+            *BOTH_WSIDICOM,
+            reader="dicomslide, no cache",
+        ),
+    ]
+
+
+def _opening() -> list[Target]:
+    fresh = "jpeg-256: fresh process: import, open, region of 512²"
+
+    def empty_table(found: Results) -> Any:
+        empty, extended = (
+            found.values(f"{slide}: open", "dicomslide")
+            + found.values(f"{slide}: first region of 512²", "dicomslide")
+            for slide in ("large-empty", "large-extended")
+        )
+        walk = found.values("large-empty: find frames by their item headers", "decoder")
+        return (empty - extended) / walk
+
+    rows = [
+        _against("fresh process: import, open, 512² region, wsidicom", 0.60, fresh, "wsidicom"),
+        _absolute("the same, peak memory", 75, fresh, "MiB", "MiB"),
+        _between(
+            "import dicomslide, import numpy and pydicom",
+            1.3,
+            "jpeg-256: import",
+            "jpeg-256: import",
+            "dicomslide",
+            "Python",
+        ),
+        _absolute("open 152,881 frames, extended offset table", 30, "large-extended: open", "ms",
+                  "ms"),
+        Target(
+            "empty offset table: open and first region, more than with an extended one; touching"
+            " each item header once",
+            1.1,
+            empty_table,
+        ),
+    ]  # fmt: skip
+    for slide, about, milliseconds, memory in (
+        ("large-extended", "extended offset table", None, 40),
+        ("large-empty", "empty offset table", None, 40),
+        ("large-sparse", "TILED_SPARSE, explicit lengths", 350, 80),
+        ("large-undefined", "TILED_SPARSE, undefined lengths", 350, 80),
+    ):
+        if milliseconds:
+            rows.append(
+                _absolute(f"open 152,881 frames, {about}", milliseconds, f"{slide}: open", "ms",
+                          "ms")
+            )  # fmt: skip
+        rows.append(
+            _absolute(
+                f"open and first region, {about}, more memory",
+                memory,
+                f"{slide}: first region of 512²",
+                "MiB",
+                "more_MiB",
+            )
+        )
+    return rows
+
+
+def _labelled() -> list[Target]:
+    rows = [
+        _absolute(f"{what} of 152,881 frames", 10, f"large-extended: build {what}", "ms", "ms")
+        for what in ("array", "tree")
+    ]
+    for slide, about in (("jpeg-256", "6,400 frames"), ("large-extended", "152,881 frames")):
+        for threads, reader in (("threads", "dicomslide"), ("one thread", "dicomslide, 1 thread")):
+            for how, limit in (
+                ("to_dask(), frames", 2.5),
+                ("engine, chunks={}", 4.0),
+                ("to_dask(), 4 × 4 frames", 1.2),
+                ("to_dask(), auto", 1.2),
+            ):
+                rows.append(
+                    _between(
+                        f"2,048² of {about} by {how}, eager read; {threads}",
+                        limit,
+                        f"{slide}: {how}, {threads}",
+                        f"{slide}: region of 2,048²",
+                        reader,
+                    )
+                )
+    level, through_dask = "jpeg-256: whole level, block by block", "whole level through dask"
+    rows += [
+        _between(
+            "whole level through dask, one thread; direct loop",
+            1.15,
+            f"jpeg-256: {through_dask}, one thread",
+            level,
+            "dicomslide, 1 thread",
+        ),
+        Target(
+            "whole level, two-thread decoder with the same arithmetic; through dask, threads",
+            0.85,
+            lambda found: (
+                found.values(level, "decoder, 2 threads")
+                / found.values(f"jpeg-256: {through_dask}, threads", "dicomslide, 2 threads")
+            ),
+            at_least=True,
+        ),
+        _between(
+            "whole level through dask, LocalCluster of 2; direct loop",
+            1.5,
+            f"jpeg-256: {through_dask}, LocalCluster of 2",
+            level,
+            "dicomslide",
+            "dicomslide, 1 thread",
+        ),
+        *(
+            _absolute(
+                f"whole level through dask, {how}, peak memory",
+                600,
+                f"jpeg-256: {through_dask}, {how}",
+                "MiB",
+                "MiB",
+                reader,
+            )
+            for how, reader in (
+                ("one thread", "dicomslide, 1 thread"),
+                ("threads", "dicomslide, 2 threads"),
+                ("LocalCluster of 2", "dicomslide"),
+            )
+        ),
+        _between(
+            "engine, chunks=None, 2,048² box in mm; get_image_region",
+            1.10,
+            "jpeg-256: engine, chunks=None, box in mm",
+            "jpeg-256: region of 2,048²",
+            "dicomslide",
+        ),
+    ]
+    return rows
+
+
+def _overhead() -> list[Target]:
+    def per_tile(task: str) -> Callable[[Results], Any]:
+        return lambda found: 1000 * found.values(task, "dicomslide, no decoder, 1 thread")
+
+    def correction(task: str, edge: int) -> Callable[[Results], Any]:
+        def value(found: Results) -> Any:
+            corrected, stored = (
+                found.values(task, f"dicomslide, {what}1 thread") for what in ("corrected, ", "")
+            )
+            transform = found.values("colour: transform of 2,048² pixels in frames", "highdicom")
+            return (corrected - stored) / edge**2 / (transform[: len(stored)] / 2048**2)
+
+        return value
+
+    return [
+        Target(
+            f"a tile without decoder, {how}",
+            60,
+            per_tile(f"jpeg-256: without decoder, {task}"),
+            "µs",
+        )
+        for how, task in (
+            ("tile by tile", "tile by tile; of one"),
+            ("in a region of 64", "region of 64 tiles; of a tile"),
+        )
+    ] + [
+        Target(
+            f"ICC correction of a {name} region, ColorManager by pixel",
+            0.35,
+            correction(f"colour: region of {name}", edge),
+        )
+        for name, edge in (("512²", 512), ("2,048²", 2_048), ("5,120²", 5_120))
+    ]
+
+
+TARGETS = (*_regions(), *_opening(), *_labelled(), *_overhead())

@@ -1,0 +1,298 @@
+"""What is measured: who does what, on which slide, in a warm or in a fresh process."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+__all__ = ["BOTH_WSIDICOM", "FRESH", "WARM", "Draw", "Fresh", "Warm"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """Gives a round's random positions, the same for all readers."""
+
+    rng: np.random.Generator
+    edge: int
+    """Rows and columns of the base level."""
+    tile: int
+    """Rows and columns of a frame."""
+
+    def regions(self, count: int, size: int) -> dict[str, Any]:
+        """Return so many squares of at most `size` pixels."""
+        size = min(size, self.edge // 2)
+        at = self.rng.integers(0, self.edge - size, (count, 2)).tolist()
+        return {"at": at, "size": size}
+
+    def stretch(self, fraction: int) -> dict[str, int]:
+        """Return a run of tiles: one part of so many of the level."""
+        across = -(-self.edge // self.tile)
+        rows = max(1, across // fraction)
+        start = int(self.rng.integers(0, across - rows + 1))
+        return {"start": start * across, "stop": (start + rows) * across}
+
+
+def _nothing(draw: Draw) -> dict[str, Any]:
+    return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Warm:
+    """An operation in a process that has done it before."""
+
+    name: str
+    slide: str
+    operation: str
+    readers: tuple[str, ...]
+    arguments: Callable[[Draw], dict[str, Any]] = _nothing
+    unit: Callable[[dict[str, Any]], int] = lambda arguments: len(arguments.get("at", " "))
+    """How many times it is done at once; a measure is of one."""
+    prepare: tuple[tuple[str, dict[str, Any]], ...] = ()
+    """Operations that aren't measured."""
+    slow: bool = False
+    """Whether half of the rounds are enough, without one beforehand."""
+    forget: bool = False
+    """Whether caches of pixels are emptied each time."""
+
+    @property
+    def key(self) -> str:
+        """Name that no other task has."""
+        return f"{self.slide}: {self.name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fresh:
+    """Operations one after the other in a new process; each is measured that has a name."""
+
+    slide: str
+    steps: tuple[tuple[str, str, Callable[[Draw], dict[str, Any]]], ...]
+    """(name or nothing, operation, arguments)."""
+    readers: tuple[str, ...]
+    whole: str = ""
+    """Name of all of it: from starting the process to its end."""
+
+    @property
+    def key(self) -> str:
+        """Name that no other task has."""
+        return f"{self.slide}: {self.whole or ', '.join(name for name, *_ in self.steps if name)}"
+
+
+BOTH_WSIDICOM = ("wsidicom", "wsidicom, 2 threads")
+_PEERS = ("dicomslide", *BOTH_WSIDICOM, "openslide", "decoder")
+
+
+def _of(count: int, size: int) -> Callable[[Draw], dict[str, Any]]:
+    return lambda draw: draw.regions(count, size)
+
+
+def _tiles(arguments: dict[str, Any]) -> int:
+    return int(arguments["stop"] - arguments["start"])
+
+
+def _regions(slide: str, *more: str) -> list[Warm]:
+    return [
+        Warm(f"region of {size:,}²", slide, "regions", (*_PEERS, *more), _of(count, size))
+        for size, count in ((512, 16), (2_048, 3))
+    ]
+
+
+def _dask(
+    name: str,
+    slide: str,
+    scheduler: str,
+    *readers: str,
+    chunks: str | int | None = None,
+    operation: str = "dask_regions",
+) -> Warm:
+    def arguments(draw: Draw) -> dict[str, Any]:
+        given = draw.regions(3, 2_048) | {"scheduler": scheduler}
+        return given if chunks is None else given | {"chunks": chunks}
+
+    where = "threads" if scheduler == "threads" else "one thread"
+    return Warm(f"{name}, {where}", slide, operation, readers, arguments)
+
+
+def _through_dask(slide: str) -> list[Warm]:
+    return [
+        task
+        for scheduler, reader in (
+            ("threads", "dicomslide"),
+            ("synchronous", "dicomslide, 1 thread"),
+        )
+        for task in (
+            _dask("to_dask(), frames", slide, scheduler, reader, chunks="frames"),
+            _dask("to_dask(), 4 × 4 frames", slide, scheduler, reader, chunks=1_024),
+            _dask("to_dask(), auto", slide, scheduler, reader, chunks="auto"),
+            _dask("engine, chunks={}", slide, scheduler, reader, operation="engine_regions"),
+        )
+    ]
+
+
+WARM = (
+    *_regions("jpeg-256", "dicomslide, 1 thread", "wsidicom, Pillow", "highdicom"),
+    Warm(
+        "region of 10,000²",
+        "jpeg-256",
+        "regions",
+        ("dicomslide, 2 threads", "wsidicom, 2 threads", "decoder, 2 threads"),
+        _of(1, 10_000),
+        slow=True,
+    ),
+    Warm(
+        "tile by tile, a quarter of the level; of one",
+        "jpeg-256",
+        "tiles",
+        ("dicomslide, 1 thread", "wsidicom", "openslide", "decoder"),
+        lambda draw: draw.stretch(4),
+        unit=_tiles,
+        slow=True,
+    ),
+    Warm(
+        "thumbnail of 512",
+        "jpeg-256",
+        "thumbnail",
+        ("dicomslide, no cache", *BOTH_WSIDICOM, "openslide"),
+        forget=True,
+    ),
+    Warm(
+        "without decoder, tile by tile; of one",
+        "jpeg-256",
+        "tiles",
+        ("dicomslide, no decoder, 1 thread",),
+        lambda draw: draw.stretch(8),
+        unit=_tiles,
+    ),
+    Warm(
+        "without decoder, region of 64 tiles; of a tile",
+        "jpeg-256",
+        "regions",
+        ("dicomslide, no decoder, 1 thread",),
+        lambda draw: _aligned(draw, 8),
+        unit=lambda arguments: 64 * len(arguments["at"]),
+    ),
+    Warm(
+        "without decoder, to_dask() of 64 frames; of a frame",
+        "jpeg-256",
+        "dask_regions",
+        ("dicomslide, no decoder, 1 thread",),
+        lambda draw: _aligned(draw, 8) | {"chunks": "frames", "scheduler": "synchronous"},
+        unit=lambda arguments: 64 * len(arguments["at"]),
+    ),
+    *_through_dask("jpeg-256"),
+    _dask("dask around a decoder", "jpeg-256", "threads", "dask alone"),
+    _dask("dask around a decoder", "jpeg-256", "synchronous", "dask alone"),
+    Warm("engine, chunks=None, box in mm", "jpeg-256", "boxes", ("dicomslide",), _of(3, 2_048)),
+    Warm(
+        "whole level, block by block",
+        "jpeg-256",
+        "level",
+        ("dicomslide, 1 thread", "decoder", "decoder, 2 threads"),
+        slow=True,
+    ),
+    Warm(
+        "whole level through dask, one thread",
+        "jpeg-256",
+        "level_dask",
+        ("dicomslide, 1 thread",),
+        lambda draw: {"scheduler": "synchronous"},
+        slow=True,
+    ),
+    Warm(
+        "whole level through dask, threads",
+        "jpeg-256",
+        "level_dask",
+        ("dicomslide, 2 threads",),
+        lambda draw: {"scheduler": "threads"},
+        slow=True,
+    ),
+    Warm(
+        "whole level through dask, LocalCluster of 2",
+        "jpeg-256",
+        "level_dask",
+        ("dicomslide",),
+        lambda draw: {"scheduler": "cluster"},
+        prepare=(("start_cluster", {}),),
+        slow=True,
+    ),
+    *(
+        task
+        for slide in ("jpeg-512", "jpeg-1024", "jpeg-2000", "jpeg-ls-8", "jpeg-ls-16")
+        for task in _regions(slide)
+    ),
+    *_regions("htj2k-lossless"),
+    *_regions("htj2k"),
+    *(
+        Warm(
+            f"region of {size:,}²",
+            "colour",
+            "regions",
+            ("dicomslide, 1 thread", "dicomslide, corrected, 1 thread"),
+            _of(count, size),
+            slow=size > 2_048,
+        )
+        for size, count in ((512, 8), (2_048, 2), (5_120, 1))
+    ),
+    Warm(
+        "transform of 2,048² pixels in frames",
+        "colour",
+        "correct",
+        ("highdicom",),
+        prepare=(("prepare_correction", {"edge": 2_048}),),
+    ),
+    Warm("region of 2,048²", "large-extended", "regions", ("dicomslide",), _of(3, 2_048)),
+    Warm("region of 2,048²", "large-extended", "regions", ("dicomslide, 1 thread",), _of(3, 2_048)),
+    *_through_dask("large-extended"),
+)
+
+
+def _aligned(draw: Draw, tiles: int) -> dict[str, Any]:
+    """Return four squares of so many tiles squared that begin where a tile does."""
+    across = draw.edge // draw.tile
+    tiles = min(tiles, across)
+    at = draw.rng.integers(0, across - tiles + 1, (4, 2)) * draw.tile
+    return {"at": at.tolist(), "size": tiles * draw.tile}
+
+
+def _large(slide: str, *readers: str) -> Fresh:
+    return Fresh(
+        slide,
+        (
+            ("", "load_more", _nothing),
+            ("open", "open", _nothing),
+            ("first region of 512²", "regions", _of(1, 512)),
+            ("build array", "build_array", _nothing),
+            ("build tree", "build_tree", _nothing),
+        ),
+        readers,
+    )
+
+
+def _whole(name: str, operation: str, arguments: Callable[[Draw], dict[str, Any]]) -> Fresh:
+    return Fresh(
+        "jpeg-256",
+        (("", "load", _nothing), ("", "open", _nothing), ("", operation, arguments)),
+        ("dicomslide", "wsidicom", "openslide", "highdicom"),
+        whole=f"fresh process: import, open, {name}",
+    )
+
+
+FRESH = (
+    Fresh("jpeg-256", (("", "load", _nothing),), ("dicomslide", "Python"), whole="import"),
+    _whole("region of 512²", "regions", _of(1, 512)),
+    _whole("region of 2,048²", "regions", _of(1, 2_048)),
+    _whole("thumbnail of 512", "thumbnail", _nothing),
+    _large("large-extended", "dicomslide", "wsidicom", "openslide"),
+    _large("large-empty", "dicomslide", "wsidicom", "openslide"),
+    Fresh(
+        "large-empty",
+        (("", "load", _nothing), ("find frames by their item headers", "walk", _nothing)),
+        ("decoder",),
+    ),
+    _large("large-sparse", "dicomslide", "openslide"),
+    _large("large-undefined", "dicomslide", "openslide"),
+)

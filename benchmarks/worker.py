@@ -1,0 +1,104 @@
+"""The process in which one reader reads one slide, and is measured.
+
+As little as possible is imported here, for that would count as the reader's.
+
+    python -m benchmarks.worker READER FOLDER           takes commands, one a line, until it ends
+    python -m benchmarks.worker READER FOLDER STEPS     does the steps once, as a fresh process
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from benchmarks.readers import READERS
+
+if TYPE_CHECKING:
+    from benchmarks.reader import Reader
+
+
+def peak_memory() -> float:
+    """Return the largest resident memory of this process in MiB, since it was last reset."""
+    return _memory("VmHWM:")
+
+
+def _memory(name: str) -> float:
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            return int(status.read().split(name)[1].split()[0]) / 1024
+    except OSError:  # not Linux
+        return float("nan")
+
+
+def _bytes_read() -> float:
+    try:
+        with open("/proc/self/io", encoding="ascii") as counts:
+            return float(counts.readline().split()[1])
+    except OSError:
+        return float("nan")
+
+
+def _reset_peak() -> None:
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+    except OSError:
+        pass  # the peak is that of the whole life of the process then
+
+
+def measure(reader: Reader, operation: str, arguments: dict[str, object]) -> dict[str, float]:
+    """Measure one operation of a reader."""
+    run = getattr(reader, operation, None)
+    if run is None:
+        raise NotImplementedError(f"it has no operation {operation!r}")
+    _reset_peak()
+    read = _bytes_read()
+    cpu, start = time.process_time(), time.perf_counter()
+    result = run(**arguments)
+    seconds = time.perf_counter() - start
+    found = {
+        "ms": seconds * 1000,
+        "cpu_ms": (time.process_time() - cpu) * 1000,
+        "MiB": peak_memory(),
+        "read_MB": (_bytes_read() - read) / 1e6,
+    }
+    if isinstance(result, dict):  # what it has measured itself
+        found.update(result)
+    if operation.startswith("load"):
+        reader.loaded = _memory("VmRSS:")
+    found["more_MiB"] = found["MiB"] - reader.loaded
+    return found
+
+
+def answer(reader: Reader, command: dict[str, object]) -> dict[str, object]:
+    """Do what a line asks for; an error is an answer too."""
+    operation, arguments = command["operation"], command["arguments"]
+    try:
+        if operation == "pixels":
+            pixels = reader.region(**arguments)[:, :, :3]
+            encoded = base64.b64encode(pixels.tobytes()).decode()
+            return {"dtype": str(pixels.dtype), "shape": pixels.shape, "pixels": encoded}
+        if command.get("forget"):
+            reader.forget()
+        return measure(reader, operation, arguments)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+
+
+def main() -> None:
+    """Run as the command line says."""
+    name, folder, *steps = sys.argv[1:]
+    reader = READERS[name](folder)
+    if steps:
+        commands = [{"operation": step, "arguments": given} for step, given in json.loads(steps[0])]
+        print(json.dumps([answer(reader, command) for command in commands]))
+        return
+    for line in sys.stdin:
+        print(json.dumps(answer(reader, json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
