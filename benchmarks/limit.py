@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -15,27 +16,29 @@ if TYPE_CHECKING:
 __all__ = ["DaskAlone", "Decoder", "Python"]
 
 PIXEL_DATA = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff"
-ITEM = struct.Struct("<4sI")
+ITEM = int.from_bytes(b"\xfe\xff\x00\xe0", "little")
 AT_ONCE = 16
 """Frames that a thread decodes in turn."""
 
 
-def item_places(data: Any) -> list[tuple[int, int]]:
+def item_places(path: str) -> list[tuple[int, int]]:
     """Return the (start, length) of each frame's bytes, by touching each item header once."""
-    at = data.find(PIXEL_DATA) + len(PIXEL_DATA)
-    if at < len(PIXEL_DATA):
-        raise ValueError("there is no encapsulated pixel data")
-    unpack = ITEM.unpack_from
+    unpack = struct.Struct("<II").unpack
+    pread = os.pread
     places = []
-    tag, length = unpack(data, at)
-    at += 8 + length  # the basic offset table
-    while True:
-        tag, length = unpack(data, at)
-        if tag != b"\xfe\xff\x00\xe0":
-            return places
-        at += 8
-        places.append((at, length))
-        at += length
+    with open(path, "rb") as file:
+        number = file.fileno()
+        header = pread(number, 2**22, 0)  # with tables of 152,881 frames in it
+        at = header.index(PIXEL_DATA) + len(PIXEL_DATA)
+        tag, length = unpack(pread(number, 8, at))
+        at += 8 + length  # the basic offset table
+        while True:
+            tag, length = unpack(pread(number, 8, at))
+            if tag != ITEM:
+                return places
+            at += 8
+            places.append((at, length))
+            at += length
 
 
 def decoder_of(transfer_syntax_uid: str) -> Callable[[Any], Any]:
@@ -70,8 +73,9 @@ class Decoder(Reader):
         self.across = -(-header.TotalPixelMatrixColumns // self.tile)
         self.samples = header.SamplesPerPixel
         with open(self.base, "rb") as file:
-            data = file.read()
-        self.frames = [data[start : start + length] for start, length in item_places(data)]
+            self.frames = [
+                os.pread(file.fileno(), length, start) for start, length in item_places(self.base)
+            ]
         self.pool = ThreadPoolExecutor(self.threads or 1)
 
     def _run(self, frames: list[bytes], each: Callable[[bytes], Any]) -> None:
@@ -127,10 +131,7 @@ class Decoder(Reader):
 
     def walk(self) -> None:
         """Find all frames of the base level by their item headers."""
-        import mmap
-
-        with open(self.base, "rb") as file:
-            item_places(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        item_places(self.base)
 
 
 class DaskAlone(Decoder):

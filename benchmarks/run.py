@@ -80,19 +80,28 @@ class Child:
             cwd=ROOT,
         )
         self.failed = ""
-        for operation in ("load", "open"):
-            self.failed = self.failed or self.ask(operation, {}).get("error", "")
+        self.starting = ["load_more", "open"]  # of all children at once
+        for operation in self.starting:
+            self._tell({"operation": operation, "arguments": {}})
+
+    def _tell(self, command: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        print(json.dumps(command), file=self.process.stdin, flush=True)
+
+    def _hear(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
 
     def ask(self, operation: str, arguments: dict[str, Any], **more: Any) -> dict[str, Any]:
         """Have the child do something, and return its answer."""
-        if self.failed:
-            return {"error": self.failed}
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         try:
-            command = {"operation": operation, "arguments": arguments, **more}
-            print(json.dumps(command), file=self.process.stdin, flush=True)
-            return json.loads(self.process.stdout.readline())
+            while self.starting:
+                self.starting.pop()
+                self.failed = self.failed or self._hear().get("error", "")
+            if self.failed:
+                return {"error": self.failed}
+            self._tell({"operation": operation, "arguments": arguments, **more})
+            return self._hear()
         except (OSError, ValueError):
             self.failed = f"its process ended ({self.process.wait()})"
             return {"error": self.failed}

@@ -38,7 +38,8 @@ class Dicomslide(Reader):
         import simplejpeg
         import xarray as xr
 
-        assert (pydicom.filereader, simplejpeg, imagecodecs)
+        for late in (pydicom.filereader, simplejpeg, imagecodecs):
+            assert late
         xr.DataArray(dask.array.from_array(np.zeros((8, 8)))).compute(scheduler="sync")
 
     def open(self) -> None:

@@ -20,6 +20,8 @@ class Target:
     """A row of the table of targets."""
 
     name: str
+    beside: str
+    """What it is compared with; nothing for what is measured in a unit."""
     limit: float
     value: Callable[[Results], Any]
     """Gives the value of each round."""
@@ -32,30 +34,40 @@ class Target:
 
 
 def _against(
-    name: str, limit: float, task: str, *others: str, reader: str = "dicomslide"
+    name: str, beside: str, limit: float, task: str, *others: str, reader: str = "dicomslide"
 ) -> Target:
-    return Target(name, limit, lambda found: found.values(task, reader) / found.best(task, others))
+    """Compare readers at one task."""
+    return Target(
+        name, beside, limit, lambda found: found.values(task, reader) / found.best(task, others)
+    )
 
 
 def _between(
-    name: str, limit: float, task: str, other: str, reader: str, other_reader: str = ""
+    name: str,
+    beside: str,
+    limit: float,
+    task: str,
+    other: str,
+    reader: str,
+    other_reader: str = "",
 ) -> Target:
+    """Compare two tasks."""
     return Target(
         name,
+        beside,
         limit,
         lambda found: found.values(task, reader) / found.values(other, other_reader or reader),
     )
 
 
-def _absolute(
-    name: str, limit: float, task: str, unit: str, quantity: str, reader: str = "dicomslide"
-) -> Target:
-    return Target(name, limit, lambda found: found.values(task, reader, quantity), unit)
+def _absolute(name: str, limit: float, unit: str, task: str, reader: str = "dicomslide") -> Target:
+    quantity = "more_MiB" if "more memory" in name else unit
+    return Target(name, "", limit, lambda found: found.values(task, reader, quantity), unit)
 
 
 def _regions() -> list[Target]:
     first = [
-        _against(f"{size}² region, {name}", limit, f"jpeg-256: region of {size}²", *others)
+        _against(f"{size}² region", name, limit, f"jpeg-256: region of {size}²", *others)
         for size, limits in (("512", (0.90, 0.35)), ("2,048", (0.90, 0.25)))
         for name, limit, others in (
             ("wsidicom at its best", limits[0], (*BOTH_WSIDICOM, "wsidicom, Pillow")),
@@ -73,20 +85,22 @@ def _regions() -> list[Target]:
         *first,
         *(
             _against(
-                f"10,000² region, two threads, {name}",
+                "10,000² region, two threads",
+                name,
                 limit,
                 "jpeg-256: region of 10,000²",
                 other,
                 reader="dicomslide, 2 threads",
             )
             for name, limit, other in (
-                ("wsidicom", 1.0, "wsidicom, 2 threads"),
-                ("bare decoder", 1.15, "decoder, 2 threads"),
+                ("wsidicom, two threads", 1.0, "wsidicom, 2 threads"),
+                ("bare decoder, two threads", 1.15, "decoder, 2 threads"),
             )
         ),
         *(
             _against(
-                f"{size}² region, {about}, wsidicom",
+                f"{size}² region, {about}",
+                "wsidicom",
                 1.0,
                 f"{slide}: region of {size}²",
                 *BOTH_WSIDICOM,
@@ -96,19 +110,21 @@ def _regions() -> list[Target]:
         ),
         *(
             _against(
-                f"512² region, {about}, wsidicom", 0.5, f"{slide}: region of 512²", *BOTH_WSIDICOM
+                f"512² region, {about}", "wsidicom", 0.5, f"{slide}: region of 512²", *BOTH_WSIDICOM
             )
             for slide, about in (("htj2k-lossless", "HTJ2K lossless"), ("htj2k", "HTJ2K lossy"))
         ),
         _against(
-            "tile by tile, one thread, bare decoder",
+            "tile by tile, one thread",
+            "bare decoder",
             1.10,
             "jpeg-256: tile by tile, a quarter of the level; of one",
             "decoder",
             reader="dicomslide, 1 thread",
         ),
         _against(
-            "thumbnail of 512, wsidicom",
+            "thumbnail of 512",
+            "wsidicom",
             1.0,
             "jpeg-256: thumbnail of 512",
             *BOTH_WSIDICOM,
@@ -130,25 +146,25 @@ def _opening() -> list[Target]:
         return (empty - extended) / walk
 
     rows = [
-        _against("fresh process: import, open, 512² region, wsidicom", 0.60, fresh, "wsidicom"),
-        _absolute("the same, peak memory", 75, fresh, "MiB", "MiB"),
+        _against("fresh process: import, open, 512² region", "wsidicom", 0.60, fresh, "wsidicom"),
+        _absolute("the same, peak memory", 75, "MiB", fresh),
         _between(
-            "import dicomslide, import numpy and pydicom",
+            "import dicomslide",
+            "import numpy, pydicom",
             1.3,
             "jpeg-256: import",
             "jpeg-256: import",
             "dicomslide",
             "Python",
         ),
-        _absolute("open 152,881 frames, extended offset table", 30, "large-extended: open", "ms",
-                  "ms"),
+        _absolute("open 152,881 frames, extended offset table", 30, "ms", "large-extended: open"),
         Target(
-            "empty offset table: open and first region, more than with an extended one; touching"
-            " each item header once",
+            "empty offset table: open and read a region, beyond an extended one",
+            "touching each item header once",
             1.1,
             empty_table,
         ),
-    ]  # fmt: skip
+    ]
     for slide, about, milliseconds, memory in (
         ("large-extended", "extended offset table", None, 40),
         ("large-empty", "empty offset table", None, 40),
@@ -157,16 +173,14 @@ def _opening() -> list[Target]:
     ):
         if milliseconds:
             rows.append(
-                _absolute(f"open 152,881 frames, {about}", milliseconds, f"{slide}: open", "ms",
-                          "ms")
-            )  # fmt: skip
+                _absolute(f"open 152,881 frames, {about}", milliseconds, "ms", f"{slide}: open")
+            )
         rows.append(
             _absolute(
-                f"open and first region, {about}, more memory",
+                f"open and read a region, {about}, more memory",
                 memory,
-                f"{slide}: first region of 512²",
                 "MiB",
-                "more_MiB",
+                f"{slide}: first region of 512²",
             )
         )
     return rows
@@ -174,8 +188,8 @@ def _opening() -> list[Target]:
 
 def _labelled() -> list[Target]:
     rows = [
-        _absolute(f"{what} of 152,881 frames", 10, f"large-extended: build {what}", "ms", "ms")
-        for what in ("array", "tree")
+        _absolute(f"{what} of 152,881 frames", 10, "ms", f"large-extended: build {what}")
+        for what in ("dask array", "tree")
     ]
     for slide, about in (("jpeg-256", "6,400 frames"), ("large-extended", "152,881 frames")):
         for threads, reader in (("threads", "dicomslide"), ("one thread", "dicomslide, 1 thread")):
@@ -187,7 +201,8 @@ def _labelled() -> list[Target]:
             ):
                 rows.append(
                     _between(
-                        f"2,048² of {about} by {how}, eager read; {threads}",
+                        f"2,048² of {about} by {how}",
+                        f"eager read, {threads}",
                         limit,
                         f"{slide}: {how}, {threads}",
                         f"{slide}: region of 2,048²",
@@ -197,14 +212,16 @@ def _labelled() -> list[Target]:
     level, through_dask = "jpeg-256: whole level, block by block", "whole level through dask"
     rows += [
         _between(
-            "whole level through dask, one thread; direct loop",
+            "whole level through dask, one thread",
+            "direct loop",
             1.15,
             f"jpeg-256: {through_dask}, one thread",
             level,
             "dicomslide, 1 thread",
         ),
         Target(
-            "whole level, two-thread decoder with the same arithmetic; through dask, threads",
+            "speed of a whole level through dask, threads",
+            "bare decoder, two threads, with the same arithmetic",
             0.85,
             lambda found: (
                 found.values(level, "decoder, 2 threads")
@@ -213,7 +230,8 @@ def _labelled() -> list[Target]:
             at_least=True,
         ),
         _between(
-            "whole level through dask, LocalCluster of 2; direct loop",
+            "whole level through dask, LocalCluster of 2",
+            "direct loop",
             1.5,
             f"jpeg-256: {through_dask}, LocalCluster of 2",
             level,
@@ -224,9 +242,8 @@ def _labelled() -> list[Target]:
             _absolute(
                 f"whole level through dask, {how}, peak memory",
                 600,
+                "MiB",
                 f"jpeg-256: {through_dask}, {how}",
-                "MiB",
-                "MiB",
                 reader,
             )
             for how, reader in (
@@ -236,7 +253,8 @@ def _labelled() -> list[Target]:
             )
         ),
         _between(
-            "engine, chunks=None, 2,048² box in mm; get_image_region",
+            "2,048² box in mm by engine, chunks=None",
+            "get_image_region",
             1.10,
             "jpeg-256: engine, chunks=None, box in mm",
             "jpeg-256: region of 2,048²",
@@ -263,6 +281,7 @@ def _overhead() -> list[Target]:
     return [
         Target(
             f"a tile without decoder, {how}",
+            "",
             60,
             per_tile(f"jpeg-256: without decoder, {task}"),
             "µs",
@@ -273,7 +292,8 @@ def _overhead() -> list[Target]:
         )
     ] + [
         Target(
-            f"ICC correction of a {name} region, ColorManager by pixel",
+            f"ICC correction of a {name} region, a pixel",
+            "highdicom's ColorManager",
             0.35,
             correction(f"colour: region of {name}", edge),
         )

@@ -41,6 +41,10 @@ def _nothing(draw: Draw) -> dict[str, Any]:
     return {}
 
 
+def _positions(arguments: dict[str, Any]) -> int:
+    return len(arguments["at"]) if "at" in arguments else 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Warm:
     """An operation in a process that has done it before."""
@@ -50,7 +54,7 @@ class Warm:
     operation: str
     readers: tuple[str, ...]
     arguments: Callable[[Draw], dict[str, Any]] = _nothing
-    unit: Callable[[dict[str, Any]], int] = lambda arguments: len(arguments.get("at", " "))
+    unit: Callable[[dict[str, Any]], int] = _positions
     """How many times it is done at once; a measure is of one."""
     prepare: tuple[tuple[str, dict[str, Any]], ...] = ()
     """Operations that aren't measured."""
@@ -131,6 +135,14 @@ def _through_dask(slide: str) -> list[Warm]:
             _dask("engine, chunks={}", slide, scheduler, reader, operation="engine_regions"),
         )
     ]
+
+
+def _aligned(draw: Draw, tiles: int) -> dict[str, Any]:
+    """Return four squares of so many tiles squared that begin where a tile does."""
+    across = draw.edge // draw.tile
+    tiles = min(tiles, across)
+    at = draw.rng.integers(0, across - tiles + 1, (4, 2)) * draw.tile
+    return {"at": at.tolist(), "size": tiles * draw.tile}
 
 
 WARM = (
@@ -244,18 +256,15 @@ WARM = (
         ("highdicom",),
         prepare=(("prepare_correction", {"edge": 2_048}),),
     ),
-    Warm("region of 2,048²", "large-extended", "regions", ("dicomslide",), _of(3, 2_048)),
-    Warm("region of 2,048²", "large-extended", "regions", ("dicomslide, 1 thread",), _of(3, 2_048)),
+    Warm(
+        "region of 2,048²",
+        "large-extended",
+        "regions",
+        ("dicomslide", "dicomslide, 1 thread"),
+        _of(3, 2_048),
+    ),
     *_through_dask("large-extended"),
 )
-
-
-def _aligned(draw: Draw, tiles: int) -> dict[str, Any]:
-    """Return four squares of so many tiles squared that begin where a tile does."""
-    across = draw.edge // draw.tile
-    tiles = min(tiles, across)
-    at = draw.rng.integers(0, across - tiles + 1, (4, 2)) * draw.tile
-    return {"at": at.tolist(), "size": tiles * draw.tile}
 
 
 def _large(slide: str, *readers: str) -> Fresh:
@@ -265,7 +274,7 @@ def _large(slide: str, *readers: str) -> Fresh:
             ("", "load_more", _nothing),
             ("open", "open", _nothing),
             ("first region of 512²", "regions", _of(1, 512)),
-            ("build array", "build_array", _nothing),
+            ("build dask array", "build_array", _nothing),
             ("build tree", "build_tree", _nothing),
         ),
         readers,
@@ -293,6 +302,6 @@ FRESH = (
         (("", "load", _nothing), ("find frames by their item headers", "walk", _nothing)),
         ("decoder",),
     ),
-    _large("large-sparse", "dicomslide", "openslide"),
-    _large("large-undefined", "dicomslide", "openslide"),
+    _large("large-sparse", "dicomslide", "wsidicom", "openslide"),
+    _large("large-undefined", "dicomslide", "wsidicom", "openslide"),
 )
