@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--write", action="store_true", help="put the tables into README.md")
     parser.add_argument("--only", metavar="TEXT", default="", help="tasks whose name has this")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=11, help="11 if not given")
     parser.add_argument("--folder", type=Path, help="keep the slides here (3 GB)")
     parser.add_argument(
         "--quick", action="store_true", help="few small slides, one round; never written"

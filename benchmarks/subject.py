@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import time
 from typing import Any
 
@@ -14,6 +15,17 @@ __all__ = [
     "DicomslideWithoutCache",
     "DicomslideWithoutDecoder",
 ]
+
+LATE = (
+    "dicomslide.backends.file",
+    "dicomslide.backends.xarray_plugin",
+    "dicomslide.labelled.tree",
+    "dicomslide.slide",
+    "imagecodecs",
+    "pydicom.filereader",
+    "simplejpeg",
+)
+"""Modules that are imported when they are needed."""
 
 
 class Dicomslide(Reader):
@@ -31,15 +43,12 @@ class Dicomslide(Reader):
     def load_more(self) -> None:
         """Import what is imported late, so that none of it is measured."""
         self.load()
+        for module in LATE:
+            importlib.import_module(module)
         import dask.array
-        import imagecodecs
         import numpy as np
-        import pydicom.filereader
-        import simplejpeg
         import xarray as xr
 
-        for late in (pydicom.filereader, simplejpeg, imagecodecs):
-            assert late
         xr.DataArray(dask.array.from_array(np.zeros((8, 8)))).compute(scheduler="sync")
 
     def open(self) -> None:

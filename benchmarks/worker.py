@@ -12,7 +12,7 @@ import base64
 import json
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.readers import READERS
 
@@ -49,7 +49,7 @@ def _reset_peak() -> None:
         pass  # the peak is that of the whole life of the process then
 
 
-def measure(reader: Reader, operation: str, arguments: dict[str, object]) -> dict[str, float]:
+def measure(reader: Reader, operation: str, arguments: dict[str, Any]) -> dict[str, float]:
     """Measure one operation of a reader."""
     run = getattr(reader, operation, None)
     if run is None:
@@ -73,7 +73,7 @@ def measure(reader: Reader, operation: str, arguments: dict[str, object]) -> dic
     return found
 
 
-def answer(reader: Reader, command: dict[str, object]) -> dict[str, object]:
+def answer(reader: Reader, command: dict[str, Any]) -> dict[str, Any]:
     """Do what a line asks for; an error is an answer too."""
     operation, arguments = command["operation"], command["arguments"]
     try:

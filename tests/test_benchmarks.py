@@ -13,10 +13,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # they aren't installed with the package
 
-run_module = pytest.importorskip("benchmarks.run", reason="an sdist may come without benchmarks")
-
 from benchmarks.limit import Decoder  # noqa: E402
 from benchmarks.report import BEGIN, END, README, report  # noqa: E402
+from benchmarks.run import Results  # noqa: E402
 from benchmarks.slides import SLIDES, camera_profile  # noqa: E402
 from benchmarks.targets import TARGETS  # noqa: E402
 from benchmarks.tasks import FRESH, WARM  # noqa: E402
@@ -50,7 +49,7 @@ def test_quick_run_gives_a_number_or_a_reason_for_every_target(tmp_path: Path) -
 
 
 def test_every_target_is_of_tasks_that_are_run() -> None:
-    results = run_module.Results()
+    results = Results()
     for task in WARM:
         for reader in task.readers:
             results.add(task.key, reader, measure())
@@ -68,7 +67,7 @@ def measure() -> dict[str, float]:
 
 
 def test_reason_of_a_missing_peer_stands_in_its_row() -> None:
-    results = run_module.Results()
+    results = Results()
     task = "jpeg-256: region of 512²"
     results.add(task, "dicomslide", measure())
     results.add(task, "openslide", {"error": "ModuleNotFoundError: No module named 'openslide'"})
@@ -76,25 +75,25 @@ def test_reason_of_a_missing_peer_stands_in_its_row() -> None:
     assert row[2] == "– (openslide: ModuleNotFoundError: No module named 'openslide')"
 
 
-@pytest.mark.parametrize("name", ["jpeg-256", "jpeg-2000", "jpeg-ls-16", "htj2k", "large-sparse"])
-def test_bare_decoder_returns_the_pixels_that_pydicom_finds(name: str, tmp_path: Path) -> None:
-    import pydicom
-    from pydicom.encaps import generate_frames
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [("jpeg-256", 4), ("jpeg-ls-16", 0), ("htj2k-lossless", 0), ("large-empty", 4)],
+)
+def test_bare_decoder_returns_the_pixels_that_pydicom_finds(
+    name: str, tolerance: int, tmp_path: Path
+) -> None:
+    from pydicom.pixels import pixel_array
 
     folder = SLIDES[name].quick().write(tmp_path)
     decoder = Decoder(str(folder))
     decoder.load()
     decoder.open()
-    header = pydicom.dcmread(folder / "level-0.dcm")
-    if "ExtendedOffsetTable" in header:  # its frames share bytes, which no walk finds
-        assert len(decoder.frames) == 256
-        return
-    frames = list(generate_frames(header.PixelData, number_of_frames=header.NumberOfFrames))
-    assert decoder.frames == frames
-    region = decoder.region(200, 300, 512)
-    expected = header.pixel_array[0] if False else None
-    assert expected is None
-    assert region.shape[:2] == (512, 512)
+    assert len(decoder.frames) == 16 * 16
+    frame = pixel_array(folder / "level-0.dcm", index=3 * 16 + 5)  # pylibjpeg: another decoder
+    region = decoder.region(3 * 256 - 10, 5 * 256 - 20, 300)
+    found = region[10 : 10 + 256, 20 : 20 + 256].reshape(frame.shape)
+    assert np.abs(found.astype(int) - frame).max() <= tolerance
+    assert np.ptp(frame) > 20
 
 
 def test_camera_profile_changes_colours() -> None:
@@ -106,7 +105,6 @@ def test_camera_profile_changes_colours() -> None:
     transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), "RGB", "RGB")
     picture = Image.fromarray(np.full((1, 1, 3), (200, 120, 160), np.uint8))
     changed = np.asarray(ImageCms.applyTransform(picture, transform)).ravel()
-    # grey stays grey, for the white point is D50 on both sides; colours don't stay
     assert np.abs(changed.astype(int) - (200, 120, 160)).max() > 8
 
 
