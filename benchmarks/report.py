@@ -128,13 +128,13 @@ def _times(results: Results, slides: Mapping[str, Slide]) -> Iterator[str]:
 
 
 def _notes(results: Results) -> Iterator[str]:
-    failures = {
-        key: reason
-        for key, reason in results.reasons.items()
+    failures = dict.fromkeys(
+        (task.partition(": ")[0], reader, reason)
+        for (task, reader), reason in results.reasons.items()
         if not reason.startswith(NotImplementedError.__name__)  # not every reader does all
-    }
-    for (task, reader), reason in failures.items():
-        yield f"* {task}, {reader}: – {reason}"
+    )
+    for slide, reader, reason in failures:
+        yield f"* {slide}, {reader}: – {reason}"
     for (slide, reader), told in results.differences.items():
         yield f"* {slide}: pixels of {reader} differ from the bare decoder's {told}"
     if not failures and not results.differences:

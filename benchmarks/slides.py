@@ -265,7 +265,6 @@ SLIDES = {
             name="jpeg-2000",
             about="JPEG 2000, lossy",
             transfer_syntax_uid=JPEG_2000,
-            layout=_SHARED,
         ),
         Slide(
             name="jpeg-ls-8",

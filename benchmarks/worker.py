@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,8 @@ def answer(reader: Reader, command: dict[str, Any]) -> dict[str, Any]:
             reader.forget()
         return measure(reader, operation, arguments)
     except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+        message = f"{type(error).__name__}: {error}".replace(reader.folder + os.sep, "")
+        return {"error": message.splitlines()[0][:200]}
 
 
 def main() -> None:
