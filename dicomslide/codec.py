@@ -360,7 +360,7 @@ def _rle(buffer: memoryview, declared: PixelFormat) -> Pixels:
             f" {count}"
         )
     ends = [*offsets[1:count], len(buffer)]
-    planes = np.empty((samples, size, rows * columns), np.uint8)
+    samples_of_bytes = np.empty((rows * columns, samples, size), np.uint8)
     for segment, (start, end) in enumerate(zip(offsets, ends, strict=False)):
         if not 64 <= start < end <= len(buffer):
             raise FrameDecodeError(
@@ -372,9 +372,9 @@ def _rle(buffer: memoryview, declared: PixelFormat) -> Pixels:
             raise FrameDecodeError(
                 f"RLE segment {segment + 1} holds {len(plane)} bytes, expected {rows * columns}"
             )
-        planes[segment // size, size - 1 - segment % size] = plane[: rows * columns]
-    little = np.ascontiguousarray(planes.transpose(2, 0, 1)).view(declared.dtype.newbyteorder("<"))
-    array = little.reshape(rows, columns, samples)
+        sample, byte = divmod(segment, size)
+        samples_of_bytes[:, sample, size - 1 - byte] = plane[: rows * columns]
+    array = samples_of_bytes.view(declared.dtype.newbyteorder("<")).reshape(rows, columns, samples)
     return _ybr_to_rgb(array) if declared.photometric.startswith("YBR_FULL") else array
 
 
