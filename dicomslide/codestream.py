@@ -22,6 +22,8 @@ MOST_TILES = 65535
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xF7})  # sequential, progressive, lossless, LS
 _START_OF_SCAN = b"\xff\xda"
+_END_OF_IMAGE = b"\xff\xd9"  # EOI of JPEG, EOC of JPEG 2000
+_START_OF_TILE_PART = b"\xff\x90"  # SOT
 _UNSUPPORTED_FRAME = frozenset({*range(0xC5, 0xD0)} - {0xC8, 0xCC})  # hierarchical, arithmetic
 
 
@@ -138,12 +140,16 @@ class Jpeg2000Header:
     components: int
     subsampled: bool
     multiple_component_transform: bool
-    complete: bool
-    """Whether the tile-parts are as long as they say, and end with the EOC marker."""
+    precisions: tuple[int, ...]
+    """Offsets of the bytes that hold the precision of a component (Ssiz)."""
+    plain_htj2k: bool
+    """Whether it is reversible HTJ2K without anything unusual: see :func:`_is_plain_htj2k`."""
+    tile_parts: int
+    """Offset of the first tile-part."""
 
 
 def parse_jpeg2000(buffer: memoryview) -> Jpeg2000Header:
-    """Read the main header of a JPEG 2000 codestream, and walk its tile-parts.
+    """Read the main header of a JPEG 2000 codestream.
 
     Raises
     ------
@@ -151,8 +157,24 @@ def parse_jpeg2000(buffer: memoryview) -> Jpeg2000Header:
         When the markers don't make sense.
 
     """
-    data = bytes(buffer)
-    start = data.find(b"\xff\x4f\xff\x51")  # SOC, SIZ; a JP2 box may stand before
+    head = bytes(buffer[:USUAL_HEADER])
+    end = head.find(_START_OF_TILE_PART + b"\x00\x0a")
+    if end >= 0 and head.startswith(_JPEG_2000):
+        try:
+            return _parse_main_header_again(head[: end + 2])
+        except ValueError:  # it was no marker, but part of a segment
+            pass
+    return _parse_main_header(bytes(buffer))
+
+
+@lru_cache(maxsize=64)
+def _parse_main_header_again(header: bytes) -> Jpeg2000Header:
+    """Parse a header of which the other frames of an image have the same, to the last byte."""
+    return _parse_main_header(header)
+
+
+def _parse_main_header(data: bytes) -> Jpeg2000Header:
+    start = data.find(_JPEG_2000)  # SOC, SIZ; a JP2 box may stand before
     if start < 0:
         raise ValueError(f"no JPEG 2000 codestream: it starts with {data[:4].hex() or 'nothing'}")
     try:
@@ -162,9 +184,14 @@ def parse_jpeg2000(buffer: memoryview) -> Jpeg2000Header:
 
 
 def _main_header(data: bytes, at: int) -> Jpeg2000Header:
+    siz = at
+    segments: list[tuple[int, bytes]] = []
     transform = False
     while True:
-        marker, length = struct.unpack_from(">HH", data, at)
+        (marker,) = struct.unpack_from(">H", data, at)
+        if marker == 0xFF90:  # SOT: the first tile-part
+            break
+        (length,) = struct.unpack_from(">H", data, at + 2)
         if marker == 0xFF51:  # SIZ
             right, bottom, left, top = struct.unpack_from(">4I", data, at + 6)
             width, height, tile_left, tile_top = struct.unpack_from(">4I", data, at + 22)
@@ -177,8 +204,7 @@ def _main_header(data: bytes, at: int) -> Jpeg2000Header:
             triples = struct.unpack_from(f">{3 * components}B", data, at + 40)
         elif marker == 0xFF52:  # COD
             transform = data[at + 8] == 1
-        elif marker == 0xFF90:  # SOT: the first tile-part
-            break
+        segments.append((marker, data[at + 4 : at + 2 + length]))
         at += 2 + length
     precisions = triples[::3]
     return Jpeg2000Header(
@@ -188,19 +214,92 @@ def _main_header(data: bytes, at: int) -> Jpeg2000Header:
         components=components,
         subsampled=len(set(triples[1::3])) > 1 or len(set(triples[2::3])) > 1,
         multiple_component_transform=transform,
-        complete=_tile_parts_are_complete(data, at),
+        precisions=tuple(siz + 40 + 3 * i for i in range(components)),
+        plain_htj2k=_is_plain_htj2k(segments),
+        tile_parts=at,
     )
 
 
-def _tile_parts_are_complete(data: bytes, at: int) -> bool:
-    while at + 12 <= len(data) and data[at : at + 2] == b"\xff\x90":
-        (length,) = struct.unpack_from(">I", data, at + 6)
+def _is_plain_htj2k(segments: list[tuple[int, bytes]]) -> bool:
+    """Whether a main header announces nothing but what every decoder of HTJ2K is tried with.
+
+    That is reversible HTJ2K (T.814) of one tile, one layer and unsigned components of equal size
+    and precision, coded alike.
+    """
+    bodies = dict(segments)
+    kinds = sorted(marker for marker, _ in segments if marker not in (0xFF55, 0xFF64))  # TLM, COM
+    if kinds != [0xFF50, 0xFF51, 0xFF52, 0xFF5C]:  # CAP, SIZ, COD, QCD, once each
+        return False
+    cap, siz, cod, qcd = (bodies[kind] for kind in kinds)
+    samples, remainder = divmod(len(siz) - 36, 3)
+    if remainder or samples not in (1, 3) or len(cap) != 6 or len(cod) < 10:
+        return False
+    capabilities, right, bottom, *offset = struct.unpack_from(">H4I", siz)
+    width, height, *tile_offset = struct.unpack_from(">4I", siz, 18)
+    levels, block_width, block_height = cod[5:8]
+    return (
+        bool(capabilities & _HTJ2K_CAPABILITY)
+        and not any(offset + tile_offset)
+        and width >= right
+        and height >= bottom
+        and not (right | bottom) % (2 << levels)
+        and siz[34:36] == bytes((0, samples))
+        and siz[36:] == bytes((siz[36], 1, 1)) * samples
+        and siz[36] < 16
+        # part 15 alone; nothing but HT sets of blocks, one a block (T.814 A.3)
+        and cap[:4] == b"\0\2\0\0"
+        and not cap[4] & 0xF8
+        # progression, one layer, colour transform of three components
+        and cod[0] <= 1
+        and cod[1] <= 4
+        and cod[2:4] == b"\0\1"
+        and cod[4] <= int(samples == 3)
+        # blocks of at most 4,096 samples, HT and nothing else, reversible 5/3 (T.800 A.6.1)
+        and levels <= 10
+        and max(block_width, block_height) <= 6
+        and block_width + block_height <= 8
+        and cod[8:10] == b"\x40\1"
+        and len(cod) == 10 + cod[0] * (levels + 1)
+        and all(size & 0x0F >= 5 and size >> 4 >= 5 for size in cod[10:])
+        # no quantisation, guard bits, an exponent a subband, as large as pixels ask (T.800 A.6.4)
+        and len(qcd) == 2 + 3 * levels
+        and qcd[0] in (0x20, 0x40, 0x60, 0x80)
+        and all(siz[36] < size >> 3 <= siz[36] + 5 and not size & 7 for size in qcd[1:])
+    )
+
+
+def has_complete_tile_parts(buffer: memoryview, at: int) -> bool:
+    """Whether tile-parts, of which the first is at `at`, are as long as they say and end in EOC."""
+    while at + 12 <= len(buffer) and bytes(buffer[at : at + 2]) == _START_OF_TILE_PART:
+        (length,) = struct.unpack_from(">I", buffer, at + 6)
         if length == 0:  # the last tile-part, up to EOC
-            return data.rstrip(b"\0").endswith(b"\xff\xd9")
+            return ends_image(buffer)
         if length < 14:
             return False
         at += length
-    return data[at : at + 2] == b"\xff\xd9"
+    return bytes(buffer[at : at + 2]) == _END_OF_IMAGE
+
+
+def has_plain_tile_parts(buffer: memoryview, at: int) -> bool:
+    """Whether complete tile-parts are those of one tile, in order, with nothing but packets."""
+    part = 0
+    while bytes(buffer[at : at + 2]) == _START_OF_TILE_PART:
+        size, tile, length, index, count, data = struct.unpack_from(">2HI2BH", buffer, at + 2)
+        if (size, tile, index, data) != (10, 0, part, 0xFF93) or (count and index >= count):  # SOD
+            return False
+        if not length:
+            return False
+        at += length
+        part += 1
+    return True
+
+
+def ends_image(buffer: memoryview) -> bool:
+    """Whether a codestream ends with the EOI or EOC marker, but for padding."""
+    end = bytes(buffer[-16:]).rstrip(b"\0")
+    if len(end) < 2:
+        end = bytes(buffer).rstrip(b"\0")
+    return end.endswith(_END_OF_IMAGE)
 
 
 def jpeg_xl_size(buffer: memoryview) -> tuple[int, int]:

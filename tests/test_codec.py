@@ -22,7 +22,12 @@ from pydicom.pixels.processing import convert_color_space
 from pydicom.uid import UID
 
 from dicomslide.codec import DECODERS, PixelFormat, decode_frame
-from dicomslide.codestream import jpeg_xl_size
+from dicomslide.codestream import (
+    ends_image,
+    has_plain_tile_parts,
+    jpeg_xl_size,
+    parse_jpeg2000,
+)
 from dicomslide.errors import FrameDecodeError, FramePositionError, FrameReadError
 from dicomslide.testing import encode_frame
 
@@ -366,14 +371,6 @@ def test_damaged_frames_decode_lawfully_or_raise(uid, flips, start, stop, end):
     decode_or_refuse(bytes(data[first : int(stop * len(data))]) + end, uid)
 
 
-@pytest.mark.parametrize("uid", [HTJ2K_LOSSLESS, HTJ2K_RPCL])
-def test_errors_of_the_htj2k_decoder_are_not_lost(uid):
-    """OpenJPH reports damage from where Python can't raise; pytest sees what was ignored."""
-    frame = frame_of(uid)
-    for at in range(frame.index(b"\xff\x93"), len(frame) - 2, 3):
-        decode_or_refuse(frame[:at] + b"\xff" + frame[at + 1 :], uid)
-
-
 def patched(uid, changes):
     """A frame with other bytes at places counted from the start."""
     data = bytearray(frame_of(uid))
@@ -593,6 +590,208 @@ def test_lossy_htj2k_does_not_wrap_around(samples):
     assert difference(decoded, array) < 64
     coarse = imagecodecs.htj2k_encode(np.squeeze(array), reversible=False, level=0.02)
     assert difference(decode_frame(bytes(coarse), format_of(array), HTJ2K), array) < 160
+
+
+# -- HTJ2K: OpenJPH where it may be used, which must not be told from OpenJPEG -----------------
+
+_rng = np.random.default_rng(0)
+_slope = np.add.outer(np.arange(64) * 2, np.arange(128))[:, :, None]
+LARGER = {  # of a size that is plain for OpenJPH
+    "rgb": (_slope + _rng.integers(0, 40, (64, 128, 3))).astype(np.uint8),
+    "grey": (_slope + _rng.integers(0, 9, (64, 128, 1))).astype(np.uint8),
+    "grey 16": _rng.integers(0, 1 << 16, (64, 128, 1), np.uint16),
+    "extremes": _rng.choice([0, 255], (64, 128, 3)).astype(np.uint8),
+}
+
+
+def htj2k_of(array, **options):
+    return bytes(imagecodecs.htj2k_encode(np.squeeze(array), **({"reversible": True} | options)))
+
+
+def by_openjpeg(frame):
+    pixels = imagecodecs.jpeg2k_decode(frame)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def is_plain(frame):
+    view = memoryview(frame)
+    header = parse_jpeg2000(view)
+    return header.plain_htj2k and has_plain_tile_parts(view, header.tile_parts)
+
+
+PLAIN = {"alone": {}, "in parts": dict(tilepart=1, tlm=True), "few levels": dict(resolutions=3)}
+
+
+@pytest.mark.parametrize("options", PLAIN)
+@pytest.mark.parametrize("kind", LARGER)
+def test_plain_htj2k_decodes_to_its_source_and_as_openjpeg_has_it(kind, options):
+    array = LARGER[kind]
+    frame = htj2k_of(array, **PLAIN[options])
+    assert is_plain(frame)
+    decoded = decode_frame(frame, format_of(array), HTJ2K_LOSSLESS)
+    assert decoded.dtype == array.dtype
+    np.testing.assert_array_equal(decoded, array)
+    np.testing.assert_array_equal(decoded, by_openjpeg(frame))
+
+
+def test_twelve_bits_of_plain_htj2k_decode_as_openjpeg_has_them():
+    frame = bytearray(htj2k_of(LARGER["grey"]))
+    frame[42] = 11  # Ssiz: the samples move by the change of the middle, 2**11 - 2**7
+    start = frame.index(b"\xff\x5c") + 5
+    end = frame.index(b"\xff\x64")
+    frame[start:end] = bytes(exponent + (4 << 3) for exponent in frame[start:end])  # QCD
+    array = LARGER["grey"].astype(np.uint16) + 2048 - 128
+    decoded = decode_frame(bytes(frame), format_of(array), HTJ2K_LOSSLESS)
+    assert is_plain(bytes(frame))
+    np.testing.assert_array_equal(decoded, by_openjpeg(bytes(frame)))
+
+
+UNUSUAL = {
+    "lossy": dict(reversible=False),
+    "coarse": dict(reversible=False, level=0.05),
+    "tiles": dict(tile=(64, 32)),
+    "odd blocks": dict(resolutions=6),
+}
+
+
+@pytest.mark.parametrize("options", UNUSUAL)
+@pytest.mark.parametrize("kind", ["rgb", "grey 16", "extremes"])
+def test_unusual_htj2k_decodes_as_openjpeg_has_it(kind, options):
+    array = LARGER[kind]
+    frame = htj2k_of(array, **UNUSUAL[options])
+    assert not is_plain(frame)
+    decoded = decode_frame(frame, format_of(array), HTJ2K)
+    np.testing.assert_array_equal(decoded, by_openjpeg(frame))
+
+
+def test_reversible_htj2k_that_overshoots_is_clipped():
+    frame = bytearray(htj2k_of(LARGER["extremes"], rgb=False))
+    style = frame.index(b"\xff\x52")
+    assert frame[style + 8] == 0
+    frame[style + 8] = 1  # what were red, green and blue is turned once more
+    assert is_plain(bytes(frame))
+    expected = by_openjpeg(bytes(frame))
+    assert difference(imagecodecs.htj2k_decode(bytes(frame)), expected) == 255  # OpenJPH wraps
+    decoded = decode_frame(bytes(frame), format_of(expected), HTJ2K_LOSSLESS)
+    np.testing.assert_array_equal(decoded, expected)
+
+
+# OpenJPH reports damage in a block from where Python can't raise
+ignores_what_python_could_not_raise = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+def decodes(decode, *args):
+    try:
+        decode(*args)
+    except (FrameDecodeError, imagecodecs.Jpeg2kError):
+        return False
+    return True
+
+
+@ignores_what_python_could_not_raise
+@pytest.mark.parametrize("value", [0x00, 0x01, 0xFF])
+@pytest.mark.parametrize("kind", ["rgb", "grey", "grey 16"])
+def test_damage_to_htj2k_is_noticed_wherever_openjpeg_notices_it(kind, value):
+    array = LARGER[kind]
+    frame = htj2k_of(array, tilepart=1, tlm=True)
+    missed = 0
+    for at in range(2, len(frame) - 2, 23):
+        damaged = frame[:at] + bytes([value]) + frame[at + 1 :]
+        seen = not decodes(decode_frame, damaged, format_of(array), HTJ2K_LOSSLESS)
+        missed += not seen and not decodes(imagecodecs.jpeg2k_decode, damaged)
+    assert missed == 0
+
+
+def test_block_of_tiny_htj2k_that_is_longer_than_the_codestream_is_refused():
+    array = np.full((64, 128, 3), 255, np.uint8)
+    frame = bytearray(htj2k_of(array))
+    assert is_plain(bytes(frame))
+    frame[frame.index(b"\xff\x93") + 3] = 0xFF  # in the first packet's header
+    assert decodes(imagecodecs.htj2k_decode, bytes(frame))  # OpenJPH takes what there is
+    assert not decodes(decode_frame, bytes(frame), format_of(array), HTJ2K_LOSSLESS)
+
+
+MAIN_HEADER = {  # marker, offset from its first byte, value
+    "capabilities of part 15 and another": (0xFF50, 5, 0x03),
+    "several sets of blocks": (0xFF50, 8, 0x20),
+    "layers": (0xFF52, 7, 2),
+    "unknown progression": (0xFF52, 5, 9),
+    "fewer levels": (0xFF52, 9, 4),
+    "more levels": (0xFF52, 9, 9),
+    "wide blocks": (0xFF52, 10, 8),
+    "plain JPEG 2000 blocks": (0xFF52, 12, 0x00),
+    "either kind of blocks": (0xFF52, 12, 0xC0),
+    "another transform": (0xFF52, 13, 0),
+    "own precincts": (0xFF52, 4, 1),
+    "quantisation": (0xFF5C, 4, 0x22),
+    "no guard bits": (0xFF5C, 4, 0x00),
+    "large exponent": (0xFF5C, 6, 0xF8),
+    "small exponent": (0xFF5C, 6, 0x08),
+    "subsampling": (0xFF51, 41, 2),
+    "other precision": (0xFF51, 43, 9),
+}
+
+
+@pytest.mark.parametrize("case", MAIN_HEADER)
+def test_htj2k_of_an_unusual_main_header_is_left_to_openjpeg(case):
+    marker, offset, value = MAIN_HEADER[case]
+    array = LARGER["rgb"]
+    frame = bytearray(htj2k_of(array))
+    frame[frame.index(marker.to_bytes(2, "big")) + offset] = value
+    assert not is_plain(bytes(frame))
+    if decodes(decode_frame, bytes(frame), format_of(array), HTJ2K):
+        decoded = decode_frame(bytes(frame), format_of(array), HTJ2K)
+        np.testing.assert_array_equal(decoded, by_openjpeg(bytes(frame)))
+
+
+@ignores_what_python_could_not_raise
+@pytest.mark.parametrize("kind", ["rgb", "grey 16"])
+def test_errors_that_openjph_loses_are_noticed(kind):
+    array = LARGER[kind]
+    frame = htj2k_of(array)
+    lost = 0
+    for at in range(frame.index(b"\xff\x93") + 2, len(frame) - 2, 17):
+        damaged = frame[:at] + b"\xff\xff" + frame[at + 2 :]
+        try:
+            pixels = imagecodecs.htj2k_decode(damaged)
+        except imagecodecs.Htj2kError:
+            continue
+        if not pixels[-1].any():  # a row that was never filled
+            lost += 1
+            assert not decodes(decode_frame, damaged, format_of(array), HTJ2K_LOSSLESS)
+    assert lost
+
+
+@ignores_what_python_could_not_raise
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
+@pytest.mark.parametrize("kind", ["rgb", "grey", "grey 16"])
+def test_htj2k_cut_short_is_refused_though_its_lengths_were_mended(kind, fraction):
+    array = LARGER[kind]
+    frame = htj2k_of(array)
+    start = frame.index(b"\xff\x90\x00\x0a")
+    kept = start + 14 + int((len(frame) - start - 16) * fraction)
+    mended = frame[: start + 6] + struct.pack(">I", kept - start) + frame[start + 10 : kept]
+    with pytest.raises(FrameDecodeError):
+        decode_frame(mended + END_OF_IMAGE, format_of(array), HTJ2K_LOSSLESS)
+
+
+def test_comment_that_looks_like_a_tile_part_does_not_end_the_main_header():
+    frame = htj2k_of(LARGER["rgb"])
+    comment = b"\xff\x64" + struct.pack(">HH", 16, 0) + b"\xff\x90\x00\x0a" + bytes(8)
+    start = frame.index(b"\xff\x90\x00\x0a")
+    commented = frame[:start] + comment + frame[start:]
+    assert is_plain(commented)
+    decoded = decode_frame(commented, format_of(LARGER["rgb"]), HTJ2K_LOSSLESS)
+    np.testing.assert_array_equal(decoded, LARGER["rgb"])
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 14, 15, 16, 40])
+def test_end_of_image_is_found_before_any_padding(zeros):
+    assert ends_image(memoryview(b"pixels" + END_OF_IMAGE + bytes(zeros)))
+    assert not ends_image(memoryview(b"pixels" + END_OF_IMAGE[:1] + bytes(zeros)))
+    assert not ends_image(memoryview(bytes(zeros)))
 
 
 # -- native ----------------------------------------------------------------------------------
