@@ -95,28 +95,35 @@ class Dicomslide(Reader):
             array[row : row + size, column : column + size].compute(scheduler=scheduler)
 
     @functools.cache  # noqa: B019
-    def engine(self, lazy: bool) -> Any:
+    def engine(self, chunked: bool, inlined: bool = False) -> Any:
         """Return the image of the base level by xarray's engine."""
         import xarray as xr
 
         dataset = xr.open_dataset(
             self.folder,
             engine="dicomslide",
-            chunks=None if lazy else {},
+            chunks={} if chunked else None,
+            inline_array=inlined,
             correct_color=self.corrected,
         )
         return dataset.image
 
-    def engine_regions(self, at: list[list[int]], size: int, scheduler: str) -> None:
+    def engine_regions(
+        self, at: list[list[int]], size: int, scheduler: str, inlined: bool = False
+    ) -> None:
         """Read regions through xarray's engine with ``chunks={}``."""
-        image = self.engine(False)
+        image = self.engine(True, inlined)
         for row, column in at:
             part = image.isel(y=slice(row, row + size), x=slice(column, column + size))
             part.compute(scheduler=scheduler)
 
+    def inlined_regions(self, at: list[list[int]], size: int, scheduler: str) -> None:
+        """Do so with ``inline_array=True``: dask then has no array beside its tasks."""
+        self.engine_regions(at, size, scheduler, inlined=True)
+
     def boxes(self, at: list[list[int]], size: int) -> dict[str, float]:
         """Read boxes of millimetres through xarray's engine with ``chunks=None``."""
-        image = self.engine(True)
+        image = self.engine(False)
         wanted = [self._box(row, column, size) for row, column in at]
         start = time.perf_counter()
         found = [image.sel(box).values.shape for box in wanted]

@@ -95,6 +95,11 @@ def _regions() -> list[Target]:
             for name, limit, other in (
                 ("wsidicom, two threads", 1.0, "wsidicom, 2 threads"),
                 ("bare decoder, two threads", 1.15, "decoder, 2 threads"),
+                (
+                    "bare decoder, two threads, into an array",
+                    1.15,
+                    "decoder, placing, 2 threads",
+                ),
             )
         ),
         *(
@@ -196,6 +201,7 @@ def _labelled() -> list[Target]:
             for how, limit in (
                 ("to_dask(), frames", 2.5),
                 ("engine, chunks={}", 4.0),
+                ("engine, inlined", 4.0),
                 ("to_dask(), 4 × 4 frames", 1.2),
                 ("to_dask(), auto", 1.2),
             ):

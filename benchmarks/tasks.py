@@ -133,6 +133,7 @@ def _through_dask(slide: str) -> list[Warm]:
             _dask("to_dask(), 4 × 4 frames", slide, scheduler, reader, chunks=1_024),
             _dask("to_dask(), auto", slide, scheduler, reader, chunks="auto"),
             _dask("engine, chunks={}", slide, scheduler, reader, operation="engine_regions"),
+            _dask("engine, inlined", slide, scheduler, reader, operation="inlined_regions"),
         )
     ]
 
@@ -151,7 +152,12 @@ WARM = (
         "region of 10,000²",
         "jpeg-256",
         "regions",
-        ("dicomslide, 2 threads", "wsidicom, 2 threads", "decoder, 2 threads"),
+        (
+            "dicomslide, 2 threads",
+            "wsidicom, 2 threads",
+            "decoder, 2 threads",
+            "decoder, placing, 2 threads",
+        ),
         _of(1, 10_000),
         slow=True,
     ),
