@@ -26,7 +26,7 @@ from dicomslide.layout import num_frames_of, pixel_format_of
 from dicomslide.perframe import UNDEFINED, scan_per_frame_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
     from pydicom.dataset import Dataset
 
@@ -42,6 +42,7 @@ class _OpenFile:
 
     def __init__(self, path: str) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - lives as long as this
+        self._descriptor = self._file.fileno()
         if not hasattr(os, "pread"):  # Windows: seek and read, one at a time
             self._lock = threading.Lock()
             self.read = self._seek_and_read  # type: ignore[method-assign]
@@ -49,14 +50,13 @@ class _OpenFile:
     @property
     def signature(self) -> tuple[int, int]:
         """Size and time of change, as they are now."""
-        status = os.fstat(self._file.fileno())
+        status = os.fstat(self._descriptor)
         return status.st_size, status.st_mtime_ns
 
     def read(self, offset: int, length: int) -> bytes:
-        descriptor = self._file.fileno()
-        data = os.pread(descriptor, length, offset)
+        data = os.pread(self._descriptor, length, offset)
         while len(data) < length:  # Linux reads no more than 2 GiB at once
-            more = os.pread(descriptor, length - len(data), offset + len(data))
+            more = os.pread(self._descriptor, length - len(data), offset + len(data))
             if not more:
                 break
             data += more
@@ -94,7 +94,11 @@ class LocalFile:
 
     def read_spans(self, spans: Sequence[Span]) -> list[Buffer]:
         """Read several ranges of bytes, neighbours at once."""
-        return read_joined(self._opened().read, spans)
+        return read_joined(self.reading(), spans)
+
+    def reading(self) -> Callable[[int, int], bytes]:
+        """Return what reads bytes, of a file that stays open meanwhile."""
+        return self._opened().read
 
     def _opened(self) -> _OpenFile:
         return _open_files.get((self.name, self._signature), self._reopen)

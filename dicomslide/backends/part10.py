@@ -68,6 +68,10 @@ class Blob(Protocol):
         """Read several ranges of bytes; a range is shorter only at the end."""
         ...
 
+    def reading(self) -> Callable[[int, int], bytes]:
+        """Return what :meth:`read` does, for many small reads one after the other."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MemoryBlob:
@@ -89,6 +93,10 @@ class MemoryBlob:
         """Read several ranges of bytes."""
         view = memoryview(self.data)
         return [view[start:stop] for start, stop in spans]
+
+    def reading(self) -> Callable[[int, int], bytes]:
+        """Return what reads bytes."""
+        return self.read
 
 
 class _BlobFile(io.RawIOBase):

@@ -340,19 +340,21 @@ def _scan_items(blob: Blob, at: int, limit: int) -> tuple[list[int], int | None]
 
     """
     unpack = struct.Struct("<II").unpack_from
+    read = blob.reading()
     offsets = [at]
-    window, start, behind = b"", at, at - 1
+    add = offsets.append
+    window, start, behind, size = b"", at, at - 1, ITEM_HEADER
     while at + ITEM_HEADER <= limit:
         if at > behind:
-            # small items come many at once, of large ones the headers alone
-            near = len(offsets) > 1 and at - offsets[-2] < NEAR
-            window, start = blob.read(at, WINDOW if near else ITEM_HEADER), at
+            window, start = read(at, size), at
             behind = start + len(window) - ITEM_HEADER
         tag, length = unpack(window, at - start)
         if tag != _ITEM:
             return offsets, tag
+        # small items come many at once, of large ones the headers alone
+        size = WINDOW if length < NEAR else ITEM_HEADER
         at += ITEM_HEADER + length
-        offsets.append(at)
+        add(at)
     return offsets, None
 
 
