@@ -212,7 +212,7 @@ def test_a_picture_in_bands_reads_few_frames_twice(tmp_path, monkeypatch, frames
     assert len(frames_read) <= 1.7 * 12 * 11
     boxes = pixels[: 115 * 13, : 100 * 13].reshape(115, 13, 100, 13, 3).mean(axis=(1, 3))
     upright = Image.fromarray(np.rot90(np.rint(boxes).astype(np.uint8), -1))
-    expected = upright.resize(found.shape[1::-1], Image.Resampling.LANCZOS, reducing_gap=3.0)
+    expected = upright.resize(found.shape[1::-1], Image.Resampling.BICUBIC, reducing_gap=3.0)
     # the averages are rounded before they are resampled, halves this way or that
     np.testing.assert_allclose(found.astype(int), np.asarray(expected), rtol=0, atol=1)
 

@@ -72,7 +72,7 @@ def picture_of(
         scale = min(size, max(image.size)) / max(width_mm, height_mm)
         width, height = (max(1, round(edge * scale)) for edge in (width_mm, height_mm))
     picture = Image.fromarray(np.ascontiguousarray(pixels))
-    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0))
 
 
 def _reduced(reader: MatrixReader, factor: int) -> NDArray[Any]:
