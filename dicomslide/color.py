@@ -22,7 +22,7 @@ __all__ = ["WHITE", "ColorTransform", "cielab_to_srgb", "color_transform"]
 
 WHITE = (255, 255, 255)
 
-PIECE = 1 << 16
+PIECE = 1 << 14
 """Pixels that are transformed at a time: what that needs stays in the processor's cache."""
 
 TABLES = 4
