@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dicomslide.backends.base import FrameSource
-    from dicomslide.codec import Buffer
+    from dicomslide.codec.pixel_format import Buffer
     from dicomslide.layout import ImageLayout
 
     Pixels: TypeAlias = NDArray[Any]

@@ -22,7 +22,7 @@ from pydicom.pixels.processing import convert_color_space
 from pydicom.uid import UID
 
 from dicomslide.codec import DECODERS, PixelFormat, decode_frame
-from dicomslide.codestream import (
+from dicomslide.codec.codestream import (
     ends_image,
     has_plain_tile_parts,
     jpeg_xl_size,

@@ -34,8 +34,7 @@ from quirky import (
 )
 
 import dicomslide
-from dicomslide import codec
-from dicomslide.codec import PixelFormat
+from dicomslide.codec import PixelFormat, jpeg
 from dicomslide.errors import FrameDecodeError, FrameWarning, MetadataError
 from dicomslide.testing import (
     encode_frame,
@@ -95,7 +94,7 @@ def test_colour_is_that_of_the_frames(tmp_path, claimed, options):
 
 
 def test_a_conflict_of_colours_is_logged_once(tmp_path, caplog):
-    codec._conflicts.clear()
+    jpeg._conflicts.clear()
     path = write(
         tmp_path / "image.dcm",
         BASELINE,

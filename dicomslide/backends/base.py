@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-    from dicomslide.codec import Buffer
+    from dicomslide.codec.pixel_format import Buffer
 
 __all__ = ["ConcatenatedSource", "FrameSource", "FrameStore"]
 

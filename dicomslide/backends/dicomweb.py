@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-    from dicomslide.codec import Buffer
+    from dicomslide.codec.pixel_format import Buffer
     from dicomslide.frames import FramePositions
 
 __all__ = ["DicomWebSource"]

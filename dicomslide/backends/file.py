@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.spans import Span
-    from dicomslide.codec import Buffer
+    from dicomslide.codec.pixel_format import Buffer
     from dicomslide.frames import FramePositions
 
 __all__ = ["FileSource", "FileStore", "files_of", "is_dicom_file"]

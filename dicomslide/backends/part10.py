@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pydicom.tag import BaseTag
 
     from dicomslide.backends.spans import Span
-    from dicomslide.codec import Buffer
+    from dicomslide.codec.pixel_format import Buffer
 
 __all__ = [
     "PIXEL_DATA",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.spans import Span
-    from dicomslide.codec import Buffer
+    from dicomslide.codec.pixel_format import Buffer
 
 __all__ = ["Frames", "NativeFrames", "PixelData", "locate_frames", "locate_pixel_data",
            "read_frames"]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dicomslide.codec import Buffer
+    from dicomslide.codec.pixel_format import Buffer
 
 __all__ = ["Span", "read_joined"]
 
