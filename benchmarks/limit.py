@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import struct
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.reader import Reader, summary
+from benchmarks.reader import BLOCK, Reader, blocks, summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -135,6 +136,10 @@ class Decoder(Reader):
         """Decode frames one by one."""
         self._run(self.frames[start:stop], self.decode)
 
+    def all_tiles(self) -> None:
+        """Decode all frames one by one."""
+        self._run(self.frames, self.decode)
+
     def level(self) -> None:
         """Decode each frame of the level, and find tissue and the sum of its colours."""
         self._run(self.frames, lambda frame: summary(self.decode(frame)))
@@ -156,6 +161,19 @@ class PlacingDecoder(Decoder):
             columns = self._touched(column, size)
             frames = [(r, c) for r in self._touched(row, size) for c in columns]
             self._run(frames, functools.partial(self._place, out, row, column))
+
+    def level(self) -> None:
+        """Go through the level block by block, each in one thread, and sum up as all do."""
+        import numpy as np
+
+        def block(at: tuple[int, int]) -> None:
+            out = np.empty((BLOCK, BLOCK, self.samples), np.uint8)
+            touched = (self._touched(start, BLOCK) for start in at)
+            for frame in itertools.product(*touched):
+                self._place(out, *at, frame)
+            summary(out)
+
+        deque(self.pool.map(block, blocks(self.across * self.tile)), maxlen=0)
 
     def _place(self, out: Any, row: int, column: int, at: tuple[int, int]) -> None:
         frame = self.decode(self.frames[at[0] * self.across + at[1]])

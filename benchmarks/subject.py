@@ -67,6 +67,11 @@ class Dicomslide(Reader):
         for index in range(start, stop):
             matrix[index]
 
+    def all_tiles(self) -> None:
+        """Read all tiles one by one."""
+        for _ in self.matrix:
+            pass
+
     def thumbnail(self) -> None:
         """Make a picture of the whole slide."""
         self.slide.thumbnail(THUMBNAIL)
@@ -157,7 +162,7 @@ class Dicomslide(Reader):
         if scheduler != "cluster":
             dask.compute(*summary(self.array("auto")), scheduler=scheduler)
             return None
-        from benchmarks.worker import peak_memory
+        from benchmarks.process import peak_memory
 
         dask.compute(*summary(self.array("auto")), scheduler=self.cluster)
         return {"MiB": max(self.cluster.run(peak_memory).values())}  # of a worker

@@ -162,7 +162,14 @@ WARM = (
         slow=True,
     ),
     Warm(
-        "tile by tile, a quarter of the level; of one",
+        "whole level, tile by tile",
+        "jpeg-256",
+        "all_tiles",
+        ("dicomslide, 1 thread", "decoder"),
+        slow=True,
+    ),
+    Warm(
+        "a tile by its index, of a quarter of the level",
         "jpeg-256",
         "tiles",
         ("dicomslide, 1 thread", "wsidicom", "openslide", "decoder"),
@@ -178,7 +185,7 @@ WARM = (
         forget=True,
     ),
     Warm(
-        "without decoder, tile by tile; of one",
+        "without decoder, a tile by its index",
         "jpeg-256",
         "tiles",
         ("dicomslide, no decoder, 1 thread",),
@@ -209,7 +216,12 @@ WARM = (
         "whole level, block by block",
         "jpeg-256",
         "level",
-        ("dicomslide, 1 thread", "decoder", "decoder, 2 threads"),
+        (
+            "dicomslide, 1 thread",
+            "decoder",
+            "decoder, 2 threads",
+            "decoder, placing, 2 threads",
+        ),
         slow=True,
     ),
     Warm(
@@ -251,6 +263,8 @@ WARM = (
             "regions",
             ("dicomslide, 1 thread", "dicomslide, corrected, 1 thread"),
             _of(count, size),
+            # LittleCMS sees each colour once: what is measured is all that follows
+            prepare=(("all_tiles", {}),),
             slow=size > 2_048,
         )
         for size, count in ((512, 8), (2_048, 2), (5_120, 1))

@@ -15,39 +15,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import process
 from benchmarks.readers import READERS
 
 if TYPE_CHECKING:
     from benchmarks.reader import Reader
-
-
-def peak_memory() -> float:
-    """Return the largest resident memory of this process in MiB, since it was last reset."""
-    return _memory("VmHWM:")
-
-
-def _memory(name: str) -> float:
-    try:
-        with open("/proc/self/status", encoding="ascii") as status:
-            return int(status.read().split(name)[1].split()[0]) / 1024
-    except OSError:  # not Linux
-        return float("nan")
-
-
-def _bytes_read() -> float:
-    try:
-        with open("/proc/self/io", encoding="ascii") as counts:
-            return float(counts.readline().split()[1])
-    except OSError:
-        return float("nan")
-
-
-def _reset_peak() -> None:
-    try:
-        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-            file.write("5")
-    except OSError:
-        pass  # the peak is that of the whole life of the process then
 
 
 def measure(reader: Reader, operation: str, arguments: dict[str, Any]) -> dict[str, float]:
@@ -55,21 +27,21 @@ def measure(reader: Reader, operation: str, arguments: dict[str, Any]) -> dict[s
     run = getattr(reader, operation, None)
     if run is None:
         raise NotImplementedError(f"it has no operation {operation!r}")
-    _reset_peak()
-    read = _bytes_read()
+    process.reset_peak()
+    read = process.bytes_read()
     cpu, start = time.process_time(), time.perf_counter()
     result = run(**arguments)
     seconds = time.perf_counter() - start
     found = {
         "ms": seconds * 1000,
         "cpu_ms": (time.process_time() - cpu) * 1000,
-        "MiB": peak_memory(),
-        "read_MB": (_bytes_read() - read) / 1e6,
+        "MiB": process.peak_memory(),
+        "read_MB": (process.bytes_read() - read) / 1e6,
     }
     if isinstance(result, dict):  # what it has measured itself
         found.update(result)
     if operation.startswith("load"):
-        reader.loaded = _memory("VmRSS:")
+        reader.loaded = process.memory("VmRSS:")
     found["more_MiB"] = found["MiB"] - reader.loaded
     return found
 

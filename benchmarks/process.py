@@ -1,0 +1,37 @@
+"""What the system says of this process."""
+
+from __future__ import annotations
+
+__all__ = ["bytes_read", "memory", "peak_memory", "reset_peak"]
+
+
+def peak_memory() -> float:
+    """Return the largest resident memory of this process in MiB, since it was last reset."""
+    return memory("VmHWM:")
+
+
+def memory(name: str) -> float:
+    """Return a quantity of memory of this process in MiB, by the name that Linux gives it."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            return int(status.read().split(name)[1].split()[0]) / 1024
+    except OSError:  # not Linux
+        return float("nan")
+
+
+def bytes_read() -> float:
+    """Return how many bytes this process has read from files."""
+    try:
+        with open("/proc/self/io", encoding="ascii") as counts:
+            return float(counts.readline().split()[1])
+    except OSError:
+        return float("nan")
+
+
+def reset_peak() -> None:
+    """Let the peak of memory begin anew."""
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+    except OSError:
+        pass  # the peak is that of the whole life of the process then
