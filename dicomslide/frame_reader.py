@@ -33,7 +33,9 @@ __all__ = ["BATCH", "FrameReader", "OnError"]
 OnError = Literal["raise", "fill"]
 
 BATCH = 16
-"""Frames that a thread fetches at once."""
+"""Most frames that a thread fetches at once."""
+PARTS = 4
+"""Batches of each thread of a short read: so that none waits long for the others."""
 
 _frames = FrameCache(lambda: get_options().frame_cache_bytes)
 _pools: Registry[tuple[int, int], ThreadPoolExecutor] = Registry(1)
@@ -116,29 +118,20 @@ class FrameReader:
             return
         kept = self._to_keep([frame for _, frame in missing]) if keep else ()
         num_threads = min(num_threads, len(missing))
-        step = min(BATCH, -(-len(missing) // num_threads))
+        step = min(BATCH, -(-len(missing) // (PARTS * num_threads if num_threads > 1 else 1)))
         batches = deque(missing[i : i + step] for i in range(0, len(missing), step))
-        fetched: deque[tuple[int, int, Buffer]] = deque()
 
         def work() -> None:
             try:
-                while True:
-                    if item := _next(fetched):
-                        at, frame, buffer = item
+                while batch := _next(batches):
+                    buffers = self._fetch([frame for _, frame in batch])
+                    for (at, frame), buffer in zip(batch, buffers, strict=True):
                         tile = self._decode(frame, buffer)
                         if frame in kept and tile is not None:
                             _frames.put(self._image, frame, tile, self._most)
                         use(at, tile)
-                    elif batch := _next(batches):
-                        buffers = self._fetch([frame for _, frame in batch])
-                        fetched.extend(
-                            (*place, buffer) for place, buffer in zip(batch, buffers, strict=True)
-                        )
-                    else:
-                        return
             except BaseException:  # the other threads needn't go on
                 batches.clear()
-                fetched.clear()
                 raise
 
         if num_threads == 1:

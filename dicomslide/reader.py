@@ -258,15 +258,15 @@ class MatrixReader:
         if in_task and alone and slices and shape == self._tile_shape:
             return self._owned(*self._frames.stream(frames))  # a whole tile: no copy
         out = np.empty(shape, self.dtype) if into is None else into
-        places = [(r, c) for r in down for c in right]
+        places = [_meeting(r, c) for r in down for c in right]
+        assign = _assignment(out)
 
         def place(at: int, tile: Pixels | None) -> None:
-            row, column = places[at]
-            target, source = _meeting(row, column)
+            target, source = places[at]
             if tile is None:
                 out[target] = self.background
             else:
-                _assign(out, target, self._part(tile, source))
+                assign(target, self._part(tile, source))
 
         self._visit(frames, place, in_task=in_task)
         return out
@@ -366,7 +366,7 @@ class MatrixReader:
             self._read(down, right, into=_turned(inner, down, right))
         return out
 
-    @property
+    @cached_property
     def _tile_shape(self) -> tuple[int, int, int]:
         return self.layout.pixel_format.shape
 
@@ -390,18 +390,19 @@ class MatrixReader:
 
     def _part(self, tile: Pixels, where: Any) -> Pixels:
         """Return pixels of a decoded tile as they should look: corrected, or of a segment."""
+        shown = self._shown
         if tile.shape == self._tile_shape:
-            return self._shown(tile[where])
+            return tile[where] if shown is None else shown(tile[where])
         whole = np.empty(self._tile_shape, self.dtype)  # cropped at the edge of the matrix
         whole[...] = self.background
-        whole[: tile.shape[0], : tile.shape[1]] = self._shown(tile)
+        whole[: tile.shape[0], : tile.shape[1]] = tile if shown is None else shown(tile)
         return whole[where]
 
-    def _shown(self, pixels: Pixels) -> Pixels:
-        if self._label is not None:
-            return pixels == self._label
-        transform = self._transform
-        return pixels if transform is None else transform(pixels)
+    @cached_property
+    def _shown(self) -> Callable[[Pixels], Pixels] | None:
+        """What makes pixels look as they should; None where they do."""
+        label = self._label
+        return self._transform if label is None else lambda pixels: pixels == label
 
 
 class ChunkReader:
@@ -444,18 +445,26 @@ def _turned(array: Pixels, rows: Axis, columns: Axis) -> Pixels:
     return array[:: -1 if rows.reverse else 1, :: -1 if columns.reverse else 1]
 
 
-def _assign(out: Pixels, target: Any, part: Pixels) -> None:
-    """Assign pixels; as wholes where rows and columns are stored the other way round.
+def _assignment(out: Pixels) -> Callable[[Any, Pixels], None]:
+    """Return what assigns pixels to parts of an array, as wholes where that is faster.
 
-    NumPy copies three samples a pixel one by one then, which takes three times as long.
+    Where rows and columns are stored the other way round, NumPy copies sample by sample, which
+    takes three times as long.
     """
     samples, itemsize = out.shape[2], out.itemsize
     pixel = samples * itemsize
-    if samples > 1 and out.strides[1] != pixel and out.strides[2] == part.strides[2] == itemsize:
-        kind = f"V{pixel}"
-        out.view(kind)[..., 0][target] = part.view(kind)[..., 0]
-    else:
-        out[target] = part
+    if samples == 1 or out.strides[1] == pixel or out.strides[2] != itemsize:
+        return out.__setitem__
+    kind = f"V{pixel}"
+    wholes = out.view(kind)[..., 0]
+
+    def assign(target: Any, part: Pixels) -> None:
+        if part.strides[2] == itemsize:
+            wholes[target] = part.view(kind)[..., 0]
+        else:
+            out[target] = part
+
+    return assign
 
 
 def _meeting(row: Piece, column: Piece) -> tuple[Any, Any]:
