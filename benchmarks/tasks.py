@@ -224,21 +224,19 @@ WARM = (
         ),
         slow=True,
     ),
-    Warm(
-        "whole level through dask, one thread",
-        "jpeg-256",
-        "level_dask",
-        ("dicomslide, 1 thread",),
-        lambda draw: {"scheduler": "synchronous"},
-        slow=True,
-    ),
-    Warm(
-        "whole level through dask, threads",
-        "jpeg-256",
-        "level_dask",
-        ("dicomslide, 2 threads",),
-        lambda draw: {"scheduler": "threads"},
-        slow=True,
+    *(
+        Warm(
+            f"whole level through dask, {how}",
+            "jpeg-256",
+            "level_dask",
+            (reader,),
+            lambda draw, scheduler=scheduler: {"scheduler": scheduler},
+            slow=True,
+        )
+        for how, scheduler, reader in (
+            ("one thread", "synchronous", "dicomslide, 1 thread"),
+            ("threads", "threads", "dicomslide, 2 threads"),
+        )
     ),
     Warm(
         "whole level through dask, LocalCluster of 2",
