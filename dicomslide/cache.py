@@ -157,7 +157,8 @@ class FrameCache:
         limit = self._max_bytes()
         if max_frames == 0 or array.nbytes > limit:
             return
-        if array.base is not None and getattr(array.base, "nbytes", -1) != array.nbytes:
+        is_view = array.base is not None and getattr(array.base, "nbytes", -1) != array.nbytes
+        if is_view or not array.flags.writeable:  # of bytes that were read: maybe of many frames
             array = array.copy()  # a view would keep alive more than is counted
         with self._lock:
             if (image, frame) in self._frames:
