@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
+import threading
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -18,6 +18,7 @@ from dicomslide.options import get_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
+    from concurrent.futures import Future
     from typing import TypeAlias
 
     from numpy.typing import NDArray
@@ -38,7 +39,7 @@ PARTS = 4
 """Batches of each thread of a short read: so that none waits long for the others."""
 
 _frames = FrameCache(lambda: get_options().frame_cache_bytes)
-_pools: Registry[tuple[int, int], ThreadPoolExecutor] = Registry(1)
+_pools: Registry[int, ThreadPoolExecutor] = Registry(1)
 
 
 class FrameReader:
@@ -117,8 +118,10 @@ class FrameReader:
         if not missing:
             return
         kept = self._to_keep([frame for _, frame in missing]) if keep else ()
-        num_threads = min(num_threads, len(missing))
-        step = min(BATCH, -(-len(missing) // (PARTS * num_threads if num_threads > 1 else 1)))
+        if not threading.main_thread().is_alive():
+            num_threads = 1  # the interpreter exits, and starts no threads any more
+        others = min(num_threads, len(missing)) - 1
+        step = min(BATCH, -(-len(missing) // (PARTS * (others + 1) if others else 1)))
         batches = deque(missing[i : i + step] for i in range(0, len(missing), step))
 
         def work() -> None:
@@ -134,18 +137,17 @@ class FrameReader:
                 batches.clear()
                 raise
 
-        if num_threads == 1:
-            work()
-            return
-        pool = _pool(num_threads - 1)
-        others = [pool.submit(work) for _ in range(num_threads - 1)]
+        helping: list[Future[None]] = []
         try:
+            if others:
+                submit = _pool(num_threads - 1).submit
+                helping.extend(submit(work) for _ in range(others))
             work()
         finally:
-            for other in others:
+            for other in helping:
                 other.cancel()  # if it hasn't even begun, other reads keep the pool busy
-            wait(others)
-        for other in others:
+            wait(helping)
+        for other in helping:
             if not other.cancelled():
                 other.result()
 
@@ -244,7 +246,5 @@ def _next(items: deque[Any]) -> Any:
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
-    # a forked child has the parent's pool but none of its threads, hence the process id
-    return _pools.get(
-        (os.getpid(), threads), lambda: ThreadPoolExecutor(threads, thread_name_prefix="dicomslide")
-    )
+    """Return the pool of all reads, however short: readers of many sizes don't make many."""
+    return _pools.get(threads, lambda: ThreadPoolExecutor(threads, thread_name_prefix="dicomslide"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import subprocess
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
@@ -128,6 +130,25 @@ def test_threads_read_a_thousand_random_regions(tissue_slide):
         for (row, column), pixels in zip(corners, pool.map(region, corners), strict=True):
             expected = padded[row + 100 : row + 164, column + 100 : column + 164]
             np.testing.assert_array_equal(pixels, expected)
+
+
+def test_a_thread_reads_on_after_the_main_thread_has_ended(position_slide):
+    code = f"""
+import threading
+import dicomslide
+
+image = dicomslide.open_slide({str(position_slide)!r}).get_volume_images()[0]
+matrix = image.get_total_pixel_matrix()
+
+def read():
+    threading.main_thread().join()
+    with dicomslide.set_options(num_threads=3):
+        print(matrix[...].shape)
+
+threading.Thread(target=read).start()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("(130, 170, 3)\n", "")
 
 
 def hold(lock, holding, release):
