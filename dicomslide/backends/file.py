@@ -155,7 +155,7 @@ class _Instance:
             header,
             pixel_data.locate_pixel_data(header, rest),
             self.num_frames,
-            pixel_format_of(header.dataset).native_bits,
+            pixel_format_of(header.dataset),
         )
 
     def positions(self) -> FramePositions | None:

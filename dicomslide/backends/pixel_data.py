@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.spans import Span
-    from dicomslide.codec.pixel_format import Buffer
+    from dicomslide.codec.pixel_format import Buffer, PixelFormat
 
 __all__ = ["Frames", "NativeFrames", "PixelData", "locate_frames", "locate_pixel_data",
            "read_frames"]  # fmt: skip
 
+INTEGERS = PIXEL_DATA[0]
 EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS = 0x7FE00001, 0x7FE00002
 ITEM_HEADER = 8
 _ITEM, _SEQUENCE_END = 0xE000FFFE, 0xE0DDFFFE  # as a little-endian number: element, group
@@ -34,12 +35,15 @@ NEAR = 2048
 """Bytes within which the next item header is read together with one."""
 WINDOW = 2**16
 """Bytes of near items that are read at once."""
+MOST_AT_ONCE = 4 * 2**20
+"""Bytes of a frame that are read because an extended offset table says so."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PixelData:
     """Where the Pixel Data element is."""
 
+    tag: int
     start: int
     """First byte of the value."""
     length: int
@@ -79,6 +83,7 @@ def locate_pixel_data(header: Header, rest: int) -> PixelData:
             tables[tag] = np.frombuffer(blob.read(value, length // 8 * 8), "<u8")
         at = value + length
     return PixelData(
+        tag,
         value,
         length,
         vr,
@@ -210,6 +215,8 @@ class EncapsulatedFrames:
                 f"the offset table points at byte {start}, the pixel data end at {self.limit}",
                 frame=index,
             )
+        if self.single and end - start > MOST_AT_ONCE:
+            end = start  # the item says how long it is, before anything is allocated
         return start, max(min(end, self.limit), start + ITEM_HEADER)
 
     def taken_from(self, data: Buffer, index: int, blob: Blob) -> Buffer:
@@ -219,14 +226,14 @@ class EncapsulatedFrames:
         at = 0
         while at < len(data):
             stop = at + ITEM_HEADER + _item_length(data, at, start, index)
-            if stop > len(data):
+            if len(data) < stop <= self.limit - start:
                 data = bytes(data) + blob.read(start + len(data), stop - len(data))
-                if stop > len(data):
-                    raise FrameReadError(
-                        f"its item at byte {start + at} has {stop - at - ITEM_HEADER} bytes, the"
-                        f" file ends after {len(data) - at - ITEM_HEADER}",
-                        frame=index,
-                    )
+            if stop > len(data):
+                raise FrameReadError(
+                    f"its item at byte {start + at} has {stop - at - ITEM_HEADER} bytes, the pixel"
+                    f" data end at byte {self.limit}",
+                    frame=index,
+                )
             parts.append(memoryview(data)[at + ITEM_HEADER : stop])
             at = stop
             if self.single:
@@ -235,22 +242,20 @@ class EncapsulatedFrames:
 
 
 def _item_length(data: Buffer, at: int, start: int, index: int) -> int:
-    tag, length = (
-        struct.unpack_from("<II", data, at) if len(data) >= at + ITEM_HEADER else (None, 0)
-    )
+    is_whole = len(data) >= at + ITEM_HEADER
+    tag, length = struct.unpack_from("<II", data, at) if is_whole else (None, 0)
     if tag != _ITEM:
         raise FrameReadError(
             f"the offset table points at byte {start}, but no item begins at byte {start + at}",
             frame=index,
         )
-    length = int.from_bytes(data[at + 4 : at + 8], "little")
     if length == UNDEFINED:
         raise FrameReadError(f"its item at byte {start + at} has an undefined length", frame=index)
     return length
 
 
 def locate_frames(
-    header: Header, pixel_data: PixelData, num_frames: int, native_bits: int
+    header: Header, pixel_data: PixelData, num_frames: int, pixel_format: PixelFormat
 ) -> Frames:
     """Find the frames, by the offset tables if there are any, else by one scan.
 
@@ -262,13 +267,13 @@ def locate_frames(
         Where the element is.
     num_frames : int
         Number of Frames.
-    native_bits : int
-        Bits of a native frame.
+    pixel_format : PixelFormat
+        What the header says of their pixels.
 
     Raises
     ------
     MetadataError
-        When the pixel data can't hold that many frames.
+        When the pixel data can't hold that many frames, or hold numbers of another kind.
 
     """
     blob = header.blob
@@ -276,7 +281,12 @@ def locate_frames(
     if pixel_data.length != UNDEFINED:
         limit = min(limit, pixel_data.start + pixel_data.length)
     if not header.decoder.encapsulated:
-        bits = _stored_bits(blob, pixel_data, num_frames, native_bits)
+        if (pixel_data.tag == INTEGERS) == pixel_format.floating:
+            raise MetadataError(
+                f"{blob.name}: the header describes pixels of {pixel_format.dtype}, the pixel data"
+                f" are in the element {pixel_data.tag:08X}"
+            )
+        bits = _stored_bits(blob, pixel_data, num_frames, pixel_format.native_bits)
         swapped = not header.decoder.little_endian and pixel_data.vr == b"OW"
         return NativeFrames(pixel_data.start, limit, bits, swapped and _has_8_bits(header.dataset))
     first = blob.read(pixel_data.start, ITEM_HEADER).ljust(ITEM_HEADER, b"\0")
