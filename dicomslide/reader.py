@@ -238,7 +238,8 @@ class MatrixReader:
         else:
             out = out[:, :, wanted]
         order = (columns, rows, samples) if transpose else (rows, columns, samples)
-        return out[tuple(0 if axis.drop else slice(None) for axis in order)]
+        out = out[tuple(0 if axis.drop else slice(None) for axis in order)]
+        return out.copy() if in_task and not out.flags.c_contiguous else out
 
     def _read(
         self, rows: Axis, columns: Axis, *, into: Pixels | None = None, in_task: bool = False

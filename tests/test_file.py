@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -189,6 +190,32 @@ def test_lengths_of_an_extended_table_may_be_wrong(parts, surplus):
     lengths = [max(0, length + surplus) for length in parts.lengths()]
     path = parts.save(table="empty", extended=(parts.offsets(), lengths))
     np.testing.assert_array_equal(matrix_of(path)[...], expected())
+
+
+@pytest.mark.parametrize("table", ["basic", "extended"])
+def test_lengths_that_lie_cost_no_memory(parts, table):
+    """An item of 4 GiB, and frames of which each reaches to the end, are read as far as they go."""
+    for frame in parts.frames:
+        frame[0] += bytes(-len(frame[0]) % 2)
+    parts.frames[0][0] += bytes(9 * 2**20)  # behind which 9 MiB come that are nobody's
+    lengths = [2**40] * NUM_FRAMES
+    tables = (parts.offsets(), lengths) if table == "extended" else None
+    path = parts.save(table="basic" if tables is None else "empty", extended=tables)
+    data = bytearray(path.read_bytes())
+    at = data.rindex(DELIMITER) - 8 - len(parts.frames[-1][0])
+    data[at + 4 : at + 8] = struct.pack("<I", 0xFFFFFFF0)
+    path.write_bytes(data)
+    matrix = matrix_of(path)
+    matrix[16:17, :1]
+    tracemalloc.start()
+    try:
+        np.testing.assert_array_equal(matrix[16:32, :], expected()[16:32])
+        with pytest.raises(FrameReadError, match=r"image\.dcm, frame 20: .* 4294967280 bytes"):
+            matrix[49:, 69:]
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**20
 
 
 @pytest.mark.parametrize("table", ["basic", "empty", "extended"])
@@ -498,6 +525,25 @@ def test_float_and_double_float_pixel_data(tmp_path, uid, bits):
     dtype = np.dtype(f"f{bits // 8}")
     assert pixels.dtype == dtype
     np.testing.assert_array_equal(pixels, expected(samples=1, dtype=dtype))
+
+
+@pytest.mark.parametrize("floating", [False, True])
+def test_pixel_data_of_another_kind_than_described_are_refused(tmp_path, floating):
+    """Integers aren't taken for floating-point numbers of as many bits, nor the other way round."""
+
+    def described_as_the_other(dataset):
+        if not floating:
+            dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.30"
+            del dataset.PixelRepresentation
+
+    path = write(
+        tmp_path / "map.dcm", samples=1, bits_allocated=32, floating=floating,
+        change=described_as_the_other,
+    )  # fmt: skip
+    source = FileSource.open(path)
+    matrix = dicomslide.TotalPixelMatrix(source, source.metadata)
+    with pytest.raises(MetadataError, match=r"map\.dcm: .* 7FE000(08|10)"):
+        matrix[...]
 
 
 def test_jpeg_xl_which_pydicom_does_not_know(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import dask
@@ -19,6 +21,7 @@ from dicomslide import frame_reader
 from dicomslide.backends.file import FileSource
 from dicomslide.codec import PixelFormat
 from dicomslide.geometry import SlideGeometry
+from dicomslide.reader import ChunkReader
 from dicomslide.testing import (
     PositionDrawing,
     SyntheticImage,
@@ -203,6 +206,14 @@ def test_dask_chunks_are_frames(matrices):
     for wrong in (0, -1, "frame", 2.5, True):
         with pytest.raises(ValueError, match="chunks must be"):
             matrix.to_dask(wrong)
+
+
+def test_what_tasks_read_is_contiguous(matrices):
+    matrix, array = matrices["uint8 RGB"]
+    for key in ((slice(None), slice(None), 1), (slice(None), slice(9, 2, -1), slice(1, None))):
+        region = ChunkReader(matrix.reader)[key]
+        assert region.flags.c_contiguous
+        np.testing.assert_array_equal(region, array[key])
 
 
 def test_dask_reads_only_the_frames_of_a_region(matrices, frames_read):
@@ -521,6 +532,30 @@ def test_frame_cache_is_bounded_in_bytes_and_frames(matrices):
         assert cache.nbytes == 3 * 210
 
 
+def test_kept_frames_hold_no_more_memory_than_is_counted(tmp_path):
+    fmt = PixelFormat(rows=64, columns=64, samples=3)
+    image = SyntheticImage(
+        geometry=geometry((64, 640)), drawing=PositionDrawing(3, np.uint8), pixel_format=fmt
+    )
+    source = FileSource.open(write_image(tmp_path / "native.dcm", image))
+    matrix = dicomslide.TotalPixelMatrix(
+        source, source.metadata, max_frame_cache_size=1, correct_color=False
+    )
+    matrix[:1, :1]
+    cache = frame_reader._frames
+    cache.clear()
+    with dicomslide.set_options(num_threads=1):
+        tracemalloc.start()
+        try:
+            matrix[...]  # ten frames, read from the file at once
+            gc.collect()
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert cache.nbytes == 64 * 64 * 3
+    assert held < 3 * cache.nbytes
+
+
 def test_frames_that_take_long_to_decode_are_kept_unless_they_are_a_stream(tmp_path, frames_read):
     (path,) = write_slide(
         tmp_path,
@@ -542,6 +577,17 @@ def test_frames_that_take_long_to_decode_are_kept_unless_they_are_a_stream(tmp_p
         assert cache.nbytes == 0
         slide.get_image_region((0, 0), 0, (25, 130))
         assert cache.nbytes == 5 * frame
+
+
+def test_reads_of_any_number_of_frames_share_their_threads(matrices):
+    matrix, _ = matrices["uint8 RGB"]
+    with dicomslide.set_options(num_threads=5):
+        matrix[...]
+        (pool,) = frame_reader._pools._values.values()
+        for tiles in range(1, 10):
+            frame_reader._frames.clear()
+            matrix[:tiles]
+            assert list(frame_reader._pools._values.values()) == [pool]
 
 
 def test_frames_that_decode_quickly_are_kept_only_when_asked_for(tissue_slide):
