@@ -112,6 +112,27 @@ def test_metadata_are_what_pydicom_reads(tmp_path):
         metadata.FrameTime  # noqa: B018
 
 
+@pytest.mark.parametrize("key", ["NoKeyword", 0x00280009, 1 << 40, b"Rows", None])
+def test_what_is_no_element_is_a_key_error_as_in_pydicom(tmp_path, key):
+    (path,) = write_slide(tmp_path, downsamples=(1,), **SMALL)
+    for metadata in (pydicom.dcmread(path), FileSource.open(path).metadata):
+        with pytest.raises(KeyError):
+            metadata[key]
+
+
+def test_metadata_equal_what_pydicom_reads_from_either_side(tmp_path):
+    (path,) = write_slide(tmp_path, downsamples=(1,), **SMALL)
+    expected = pydicom.dcmread(path, stop_before_pixels=True)
+    metadata = FileSource.open(path).metadata
+    assert metadata == expected
+    assert expected == metadata
+    assert pydicom.Dataset(expected) == metadata
+    assert metadata != 1
+    expected.SpecimenDescriptionSequence[0].SpecimenIdentifier = "another"
+    assert metadata != expected
+    assert expected != metadata
+
+
 def with_invalid_values(path):
     """UIDs that break the rules, and text of a character set."""
     dataset = pydicom.dcmread(path)
@@ -200,6 +221,29 @@ def test_threads_that_ask_for_one_value_get_the_same(tmp_path):
             thread.join()
         assert len(found) == 4
         assert all(each == found[0] for each in found)
+
+
+def test_a_thread_never_sees_a_sequence_that_another_one_is_converting(tmp_path, monkeypatch):
+    (path,) = write_slide(tmp_path, downsamples=(1,), **SMALL)
+    metadata = FileSource.open(with_invalid_values(path)).metadata
+    found, started = [], []
+    iterall = pydicom.Dataset.iterall
+
+    def read():
+        # its warning of an invalid value would be an error
+        found.append(metadata.SpecimenDescriptionSequence[0].get_item("SpecimenUID").is_raw)
+
+    def slow(item):
+        if not started:
+            started.append(threading.Thread(target=read))
+            started[0].start()
+            started[0].join(0.2)  # it waits, else it is done long before
+        return iterall(item)
+
+    monkeypatch.setattr(pydicom.Dataset, "iterall", slow)
+    assert metadata.SpecimenDescriptionSequence[0].SpecimenUID == INVALID
+    started[0].join()
+    assert found == [False]
 
 
 def test_a_value_that_can_not_be_converted_raises_and_names_the_file(tmp_path):

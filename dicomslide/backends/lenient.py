@@ -63,19 +63,36 @@ class LenientDataset(Dataset):
         implicit_vr, little_endian = dataset.original_encoding
         self.set_original_encoding(implicit_vr, little_endian, dataset.original_character_set)
 
+    _is_converting = False
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another data set, of any of pydicom's classes, has equal elements."""
+        return other is self or self[:].__eq__(other)
+
     def __getitem__(self, key: Any) -> Any:
         """Return an element, or the data set of a slice of tags."""
         if isinstance(key, slice):
             for _ in self:  # the data set of a slice is a plain one, which would validate
                 pass
             return super().__getitem__(key)
-        element: Any = self.get_item(key, keep_deferred=True)
-        if element is None or not element.is_raw:
-            return super().__getitem__(key)
-        with errors_of_headers(str(self.filename)), no_validation():
+        element: Any = None
+        with contextlib.suppress(OverflowError, TypeError, ValueError):  # of what is no tag
+            element = self.get_item(key, keep_deferred=True)
+        if element is not None and element.is_raw:
+            with errors_of_headers(str(self.filename)), no_validation():
+                self._convert(key)
+        elif self._is_converting:  # maybe this one, in another thread that isn't done with it
+            with _reading:
+                pass
+        return super().__getitem__(key)
+
+    def _convert(self, key: Any) -> None:
+        was_converting, self._is_converting = self._is_converting, True
+        try:
             element = super().__getitem__(key)
             if element.VR == "SQ":
                 for item in element.value:  # plain data sets, too
                     for _ in item.iterall():
                         pass
-        return element
+        finally:
+            self._is_converting = was_converting
