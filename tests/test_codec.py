@@ -619,7 +619,12 @@ def is_plain(frame):
     return header.plain_htj2k and has_plain_tile_parts(view, header.tile_parts)
 
 
-PLAIN = {"alone": {}, "in parts": dict(tilepart=1, tlm=True), "few levels": dict(resolutions=3)}
+PLAIN = {
+    "alone": {},
+    "in parts": dict(tilepart=1, tlm=True),
+    "few levels": dict(resolutions=3),
+    "without a colour transform": dict(rgb=False),
+}
 
 
 @pytest.mark.parametrize("options", PLAIN)

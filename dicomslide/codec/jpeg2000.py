@@ -71,7 +71,7 @@ def _plain_htj2k(buffer: memoryview, header: Jpeg2000Header) -> Pixels | None:
         data[at] = bits - 1
     shape = header.rows, header.columns, header.components
     array = np.zeros(shape[: 2 + (shape[2] > 1)], np.uint16 if bits == 15 else np.uint32)
-    imagecodecs().htj2k_decode(data, out=array)
+    imagecodecs().htj2k_decode(data, planar=False, out=array)
     array -= (1 << bits - 1) - (1 << header.precision - 1)  # the middle of the range
     if array.max() >> header.precision:
         return None
