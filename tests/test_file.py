@@ -691,6 +691,27 @@ def test_a_broken_file_in_a_folder_is_left_out_with_a_warning(tmp_path):
     np.testing.assert_array_equal(matrix[...], expected())
 
 
+@pytest.mark.parametrize("element", [(0x0028, 0x0010), (0x0028, 0x0100), (0x0048, 0x0007)])
+def test_a_file_whose_image_can_not_be_placed_is_left_out_of_a_folder(tmp_path, element):
+    """Rows, Bits Allocated, Total Pixel Matrix Rows: of three bytes, which no number has."""
+    write(tmp_path / "image.dcm")
+    path = write(tmp_path / "broken.dcm")
+    dataset = pydicom.dcmread(path)
+    dataset[element] = pydicom.DataElement(element, "LO", "abc")  # written as four bytes
+    dataset.SOPInstanceUID = "1.2.3"
+    dataset.save_as(path)
+    data = path.read_bytes()
+    head = struct.pack("<HH", *element)
+    assert data.count(head + b"LO\4\0abc ") == 1
+    vr = b"US\3\0" if element[0] == 0x0028 else b"UL\3\0"
+    path.write_bytes(data.replace(head + b"LO\4\0abc ", head + vr + b"abc"))
+    with pytest.raises(MetadataError, match=r"broken\.dcm: the header can't be read"):
+        matrix_of(path)
+    with pytest.warns(MetadataWarning, match=r"left out: .*broken\.dcm: the header can't be read"):
+        matrix = matrix_of(tmp_path)
+    np.testing.assert_array_equal(matrix[...], expected())
+
+
 def test_files_in_folders_of_a_folder_are_found(tmp_path):
     folder = tmp_path / "study" / "series"
     folder.mkdir(parents=True)

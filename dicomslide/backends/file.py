@@ -6,7 +6,7 @@ import dataclasses
 import os
 import threading
 import warnings
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from dicomslide import utils
 from dicomslide.backends import part10, pixel_data
 from dicomslide.backends.spans import read_joined
 from dicomslide.cache import Registry
+from dicomslide.enum import ImageFlavors
 from dicomslide.errors import (
     DicomSlideError,
     FrameReadError,
@@ -319,7 +320,9 @@ class FileStore:
                 for file in files_of(path):
                     if is_dicom_file(file):
                         try:
-                            _add(sources, FileSource.open(file))
+                            source = FileSource.open(file)
+                            _check_opens(source.metadata)
+                            _add(sources, source)
                         except DicomSlideError as error:
                             warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=3)
             else:
@@ -361,6 +364,40 @@ def files_of(folder: Path) -> Iterator[str]:
     for parent, folders, files in os.walk(folder, onerror=on_error):
         folders.sort()
         yield from (os.path.join(parent, file) for file in sorted(files))
+
+
+_SORTING = (
+    "SOPClassUID", "ImageType", "FrameOfReferenceUID", "ContainerIdentifier", "ConcatenationUID",
+    "Rows", "Columns", "TotalPixelMatrixRows", "TotalPixelMatrixColumns",
+)  # fmt: skip
+"""By these, the images of a folder are sorted into slides and levels."""
+
+_PLACING = (
+    "NumberOfFrames", "ConcatenationFrameOffsetNumber", "DimensionOrganizationType",
+    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "BitsAllocated",
+    "BitsStored", "PixelRepresentation", "TotalPixelMatrixFocalPlanes", "ImagedVolumeWidth",
+    "ImagedVolumeHeight", "ImageOrientationSlide", "TotalPixelMatrixOriginSequence",
+    "OpticalPathSequence", "SegmentSequence", "SharedFunctionalGroupsSequence",
+)  # fmt: skip
+"""By these, the pixels of a level are described and placed."""
+
+_ASSOCIATED = (ImageFlavors.LABEL.value, ImageFlavors.OVERVIEW.value)
+
+
+def _check_opens(header: Dataset) -> None:
+    """Raise a MetadataError where a value can't be converted that opening a slide asks for."""
+    is_associated = utils.image_flavor(header) in _ASSOCIATED
+    wanted = _tags_of(_SORTING if is_associated else _SORTING + _PLACING)
+    for tag in tuple(header.keys()):
+        if tag in wanted:
+            header[tag]
+
+
+@cache
+def _tags_of(keywords: tuple[str, ...]) -> frozenset[int | None]:
+    from pydicom.datadict import tag_for_keyword
+
+    return frozenset(map(tag_for_keyword, keywords))
 
 
 _TELLING = (
