@@ -10,7 +10,8 @@ import dataclasses
 import struct
 from functools import lru_cache
 
-__all__ = ["Jpeg2000Header", "JpegHeader", "jpeg_xl_size", "parse_jpeg", "parse_jpeg2000",
+__all__ = ["Jpeg2000Header", "JpegHeader", "ends_image", "has_complete_tile_parts",
+           "has_plain_tile_parts", "jpeg_xl_size", "parse_jpeg", "parse_jpeg2000",
            "transfer_syntax_by_signature"]  # fmt: skip
 
 USUAL_HEADER = 1024
@@ -24,6 +25,9 @@ _START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xF7})  # sequential, progr
 _START_OF_SCAN = b"\xff\xda"
 _END_OF_IMAGE = b"\xff\xd9"  # EOI of JPEG, EOC of JPEG 2000
 _START_OF_TILE_PART = b"\xff\x90"  # SOT
+_JPEG_2000 = b"\xff\x4f\xff\x51"  # SOC, SIZ
+_HTJ2K_CAPABILITY = 0x4000
+"""Bit of Rsiz that announces the CAP marker (T.814 A.2)."""
 _UNSUPPORTED_FRAME = frozenset({*range(0xC5, 0xD0)} - {0xC8, 0xCC})  # hierarchical, arithmetic
 
 
@@ -343,12 +347,9 @@ def jpeg_xl_size(buffer: memoryview) -> tuple[int, int]:
 
 _UID = "1.2.840.10008.1.2.4"
 _JPEG_PROCESSES = {0xC0: f"{_UID}.50", 0xC3: f"{_UID}.57", 0xF7: f"{_UID}.81"}
-_JPEG_2000 = b"\xff\x4f\xff\x51"
 _JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 _JPEG_XL = b"\xff\x0a"
 _JPEG_XL_BOXES = b"\0\0\0\x0cJXL \r\n\x87\n"
-_HTJ2K_CAPABILITY = 0x4000
-"""Bit of Rsiz that announces the CAP marker (T.814 A.2)."""
 
 
 def transfer_syntax_by_signature(buffer: memoryview) -> str | None:

@@ -18,13 +18,8 @@ from dicomslide.errors import FrameDecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, TypeAlias
 
-    from numpy.typing import NDArray
-
-    from dicomslide.codec.pixel_format import Buffer
-
-    Pixels: TypeAlias = NDArray[Any]
+    from dicomslide.codec.pixel_format import Buffer, Pixels
 
 __all__ = ["DECODERS", "NATIVE", "Decoder", "decode_frame", "transfer_syntax_of"]
 

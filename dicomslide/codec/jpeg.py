@@ -20,11 +20,7 @@ from dicomslide.codec.pixel_format import (
 from dicomslide.errors import FrameDecodeError
 
 if TYPE_CHECKING:
-    from typing import Any, TypeAlias
-
-    from numpy.typing import NDArray
-
-    Pixels: TypeAlias = NDArray[Any]
+    from dicomslide.codec.pixel_format import Pixels
 
 __all__ = ["jpeg", "jpeg_ls"]
 

@@ -12,11 +12,9 @@ from dicomslide.codec.pixel_format import PixelFormat, imagecodecs, ybr_to_rgb
 from dicomslide.errors import FrameDecodeError
 
 if TYPE_CHECKING:
-    from typing import Any, Literal, TypeAlias
+    from typing import Literal
 
-    from numpy.typing import NDArray
-
-    Pixels: TypeAlias = NDArray[Any]
+    from dicomslide.codec.pixel_format import Pixels
 
 __all__ = ["inflated", "native", "native_big_endian", "rle"]
 
