@@ -105,7 +105,7 @@ def _regions() -> list[Target]:
         *(
             _against(
                 f"{size}² region, {about}",
-                "wsidicom",
+                "wsidicom at its best",
                 1.0,
                 f"{slide}: region of {size}²",
                 *BOTH_WSIDICOM,
@@ -114,10 +114,12 @@ def _regions() -> list[Target]:
             for size in ("512", "2,048")
         ),
         *(
-            _against(
-                f"512² region, {about}", "wsidicom", 0.5, f"{slide}: region of 512²", *BOTH_WSIDICOM
-            )
+            _against(f"512² region, {about}", beside, 0.5, f"{slide}: region of 512²", other)
             for slide, about in (("htj2k-lossless", "HTJ2K lossless"), ("htj2k", "HTJ2K lossy"))
+            for beside, other in (
+                ("wsidicom", "wsidicom"),
+                ("wsidicom, two threads", "wsidicom, 2 threads"),
+            )
         ),
         *(
             _against(name, "bare decoder", 1.10, task, "decoder", reader="dicomslide, 1 thread")
@@ -217,6 +219,22 @@ def _labelled() -> list[Target]:
                         reader,
                     )
                 )
+        if slide == "jpeg-256":
+            rows += [
+                _between(
+                    f"2,048² of {about} by to_dask(), frames",
+                    f"dask around the bare decoder, {threads}",
+                    1.2,
+                    f"{slide}: to_dask(), frames, {threads}",
+                    f"{slide}: dask around a decoder, {threads}",
+                    reader,
+                    "dask alone",
+                )
+                for threads, reader in (
+                    ("threads", "dicomslide"),
+                    ("one thread", "dicomslide, 1 thread"),
+                )
+            ]
     level, through_dask = "jpeg-256: whole level, block by block", "whole level through dask"
 
     def speed(decoder: str) -> Callable[[Results], Any]:
