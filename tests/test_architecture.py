@@ -45,6 +45,8 @@ FLOORS = [
     "backends.part10",
     "backends.pixel_data",
     "backends.file",
+    "backends.multipart",
+    "backends.transport",
     "backends.connection",
     "backends.dicomweb",
     "backends.client",

@@ -1,0 +1,163 @@
+"""Replies of several parts (multipart/related, RFC 2387), read while they arrive."""
+
+from __future__ import annotations
+
+import dataclasses
+from email.message import Message
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+__all__ = ["Part", "ReplyError", "WrongTypeError", "parts_of"]
+
+LONGEST_HEADERS = 16384
+"""Bytes of a part's headers; more are no headers."""
+END_OF_LINE = b"\r\n"
+END_OF_HEADERS = b"\r\n\r\n"
+
+
+class ReplyError(ValueError):
+    """A reply is damaged: what was asked for once more may come whole."""
+
+
+class WrongTypeError(ReplyError):
+    """A reply is whole, but not of the kind that was asked for."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a reply."""
+
+    headers: Mapping[str, str]
+    """By name in lower case."""
+    data: bytes
+
+    @property
+    def media_type(self) -> str:
+        """Media type, in lower case; empty where the part doesn't say."""
+        return _parsed(self.headers.get("content-type", ""))[0]
+
+    @property
+    def transfer_syntax_uid(self) -> str | None:
+        """Transfer syntax that the part claims; None where it doesn't say."""
+        return _parsed(self.headers.get("content-type", ""))[1].get("transfer-syntax")
+
+    @property
+    def frame_number(self) -> int | None:
+        """One-based frame that the part's Content-Location names; None where it names none."""
+        before, found, number = self.headers.get("content-location", "").rpartition("/frames/")
+        return int(number) if found and before and number.isdecimal() else None
+
+
+def parts_of(content_type: str, chunks: Iterable[bytes]) -> Iterator[Part]:
+    """Yield the parts of a reply, each as soon as all of it has arrived.
+
+    Parameters
+    ----------
+    content_type : str
+        Of the reply. One that isn't multipart is itself its only part: some servers send a single
+        frame so.
+    chunks : iterable of bytes
+        The body, cut anywhere.
+
+    Raises
+    ------
+    ReplyError
+        When it ends before its closing delimiter, or a part isn't as long as it says.
+
+    """
+    media_type, parameters = _parsed(content_type)
+    boundary = parameters.get("boundary")
+    if not media_type.startswith("multipart/") or boundary is None:
+        data = b"".join(chunks)
+        if media_type.startswith("multipart/") and data.startswith(b"--"):
+            raise ReplyError(f"a reply of several parts without a boundary: {content_type}")
+        single = {} if media_type.startswith("multipart/") else {"content-type": content_type}
+        yield Part(single, data)
+        return
+    delimiter = END_OF_LINE + b"--" + boundary.encode("latin-1", "replace")
+    body = _Body(chunks)
+    body.take_to(delimiter, "its first part")
+    count = 0
+    while not body.starts_with(b"--"):
+        count += 1
+        what = f"the end of part {count}"
+        headers = _headers(body.take_to(END_OF_HEADERS, what, most=LONGEST_HEADERS))
+        length = headers.get("content-length", "")
+        if length.isdecimal():
+            # the bytes of a frame may hold the delimiter: its length is the better witness
+            data = body.take(int(length), what)
+            if not body.starts_with(delimiter):
+                raise ReplyError(f"part {count} isn't the {length} bytes long that it says")
+            body.take(len(delimiter), what)
+        else:
+            data = body.take_to(delimiter, what)
+        yield Part(headers, data)
+    body.finish()
+
+
+class _Body:
+    """A body of which only what isn't used yet is held."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        # the first delimiter may stand at the very start, where no end of line is before it
+        self._held = bytearray(END_OF_LINE)
+
+    def _receive(self) -> bool:
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            return False
+        self._held += chunk
+        return True
+
+    def _expect(self, size: int) -> bool:
+        while len(self._held) < size:
+            if not self._receive():
+                return False
+        return True
+
+    def starts_with(self, text: bytes) -> bool:
+        """Whether the rest starts with a text."""
+        return self._expect(len(text)) and self._held.startswith(text)
+
+    def take(self, size: int, what: str) -> bytes:
+        """Take the next bytes."""
+        if not self._expect(size):
+            raise ReplyError(f"the reply ends before {what}")
+        with memoryview(self._held) as held:
+            taken = bytes(held[:size])
+        del self._held[:size]
+        return taken
+
+    def take_to(self, mark: bytes, what: str, most: int | None = None) -> bytes:
+        """Take what stands before a mark, and pass the mark."""
+        start = 0
+        while (at := self._held.find(mark, start)) < 0:
+            start = max(0, len(self._held) - len(mark) + 1)
+            if most is not None and start > most:
+                raise ReplyError(f"there are no headers at the start of {what.split(' of ')[-1]}")
+            if not self._receive():
+                raise ReplyError(f"the reply ends before {what}")
+        taken = self.take(at, what)
+        del self._held[: len(mark)]
+        return taken
+
+    def finish(self) -> None:
+        """Receive what follows, which means nothing: only then can a connection be used again."""
+        for _ in self._chunks:
+            pass
+
+
+def _headers(block: bytes) -> dict[str, str]:
+    lines = (line.partition(":") for line in block.decode("latin-1").split("\r\n"))
+    return {name.strip().lower(): value.strip() for name, colon, value in lines if colon}
+
+
+def _parsed(content_type: str) -> tuple[str, dict[str, str]]:
+    """Return media type and parameters of a Content-Type."""
+    message = Message()
+    message["content-type"] = content_type.replace("\r", "").replace("\n", "")
+    (media_type, _), *parameters = message.get_params(failobj=[("", "")])
+    return media_type.strip().lower(), {name.lower(): str(value) for name, value in parameters}

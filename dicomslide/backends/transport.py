@@ -1,0 +1,309 @@
+"""GET requests that survive what networks do: bounded in number, time and bytes.
+
+Everything goes through a session of requests, which has the credentials. They stay with the
+host that they are for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+import threading
+import time
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+from dicomslide.backends.multipart import ReplyError, WrongTypeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TypeAlias
+
+    Read: TypeAlias = Callable[[str, Iterator[bytes]], "T"]
+
+__all__ = ["RETRIED", "Patience", "Transport", "TransportError", "public"]
+
+T = TypeVar("T")
+
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""HTTP status of what may go well a little later."""
+CHUNK = 2**18
+MOST_REDIRECTS = 5
+MOST_IN_FLIGHT = 8
+"""Requests to one server at a time: as many as a session keeps connections for, or fewer."""
+_CREDENTIALS = re.compile(r"(?<=//)[^/@\s]+@|\?[^\s'\")]*")
+
+
+class TransportError(OSError):
+    """A request didn't succeed.
+
+    Parameters
+    ----------
+    reason : str
+        Why, and how often it was tried; without credentials.
+    status : int, optional
+        HTTP status, where the server answered.
+
+    """
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason, status)
+        self.reason = reason
+        self.status = status
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How often is tried, and how long is waited, in seconds."""
+
+    attempts: int = 6
+    deadline: float = 120.0
+    """For all attempts together, with the waits between them."""
+    first_wait: float = 0.25
+    """Before the second attempt; twice as long before each further one."""
+    longest_wait: float = 10.0
+    connect: float = 10.0
+    """For a connection."""
+    silence: float = 30.0
+    """For the next bytes of a reply."""
+
+
+class Transport:
+    """Sends GET requests through a session.
+
+    Parameters
+    ----------
+    session : callable
+        Gives the requests.Session, at each attempt.
+    refresh : callable, optional
+        Called once a request when the server says 401, with the session that was refused:
+        afterwards `session` may give another one.
+    patience : Patience, optional
+        How often and how long.
+    clock, sleep, jitter : callable, optional
+        Seconds that run; waits seconds; a random number from 0 to 1.
+
+    """
+
+    def __init__(
+        self,
+        session: Callable[[], Any],
+        *,
+        refresh: Callable[[Any], None] | None = None,
+        patience: Patience | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._session = session
+        self._refresh = refresh
+        self._patience = patience or Patience()
+        self._clock = clock
+        self._sleep = sleep
+        self._jitter = jitter
+        self._in_flight = threading.BoundedSemaphore(MOST_IN_FLIGHT)
+
+    @property
+    def longest(self) -> float:
+        """Seconds after which a request has ended, one way or the other."""
+        return self._patience.deadline + self._patience.silence
+
+    def deadline(self) -> float:
+        """Return when, by the clock, that ends what begins now."""
+        return self._clock() + self._patience.deadline
+
+    def get(
+        self,
+        url: str,
+        accept: str,
+        read: Read[T],
+        *,
+        most_bytes: int,
+        retried: frozenset[int] = RETRIED,
+        deadline: float | None = None,
+    ) -> T:
+        """Get what a URL leads to.
+
+        Parameters
+        ----------
+        url : str
+            Where.
+        accept : str
+            Media type wanted: one, for some servers look at the last only.
+        read : callable
+            Makes of the Content-Type and the chunks of a body what is returned.
+        most_bytes : int
+            Longest body that is received.
+        retried : frozenset of int
+            HTTP status after which is tried again.
+        deadline : float, optional
+            When to give up, by the clock; for several requests that are one to who waits.
+
+        Raises
+        ------
+        TransportError
+            When it doesn't succeed in time.
+
+        """
+        began = self._clock()
+        deadline = self.deadline() if deadline is None else deadline
+        attempt, refreshed = 0, False
+        while True:
+            attempt += 1
+            wait: float | None = None
+            status: int | None = None
+            cause: Exception | None = None
+            may_retry = True
+            try:
+                if not self._in_flight.acquire(timeout=max(0.0, deadline - self._clock())):
+                    raise TimeoutError("other requests have taken all the time")
+                try:
+                    session = self._session()
+                    with self._send(session, url, accept, deadline) as response:
+                        status = response.status_code
+                        if status in (HTTPStatus.OK, HTTPStatus.NO_CONTENT):
+                            kind = response.headers.get("Content-Type") or ""
+                            return read(kind, self._chunks(response, deadline, most_bytes))
+                        wait = _retry_after(response)
+                        reason = _named(status)
+                        may_retry = status in retried
+                finally:
+                    self._in_flight.release()
+            except ReplyError as error:
+                cause, reason = error, str(error)
+                may_retry = not isinstance(error, WrongTypeError)
+            except Exception as error:
+                if not _is_of_network(error):
+                    raise
+                cause, reason = error, f"{type(error).__name__}: {error}"
+                may_retry = not _is_lasting(error)
+            if status == HTTPStatus.UNAUTHORIZED and not refreshed:
+                refreshed = True
+                if self._refresh is not None:
+                    self._refresh(session)
+                continue
+            if wait is None:
+                backoff = min(
+                    self._patience.longest_wait, self._patience.first_wait * 2 ** (attempt - 1)
+                )
+                wait = backoff * (1 + self._jitter()) / 2
+            if (
+                not may_retry
+                or attempt >= self._patience.attempts
+                or self._clock() + wait >= deadline
+            ):
+                tried = f"{attempt} attempt{'s' if attempt > 1 else ''}"
+                if attempt > 1 or may_retry:
+                    reason += f" ({tried} in {self._clock() - began:.1f} s)"
+                raise TransportError(public(reason), status) from _showable(cause)
+            self._sleep(wait)
+
+    def _send(self, session: Any, url: str, accept: str, deadline: float) -> Any:
+        """Send a request, and follow where it is sent to, elsewhere without credentials."""
+        home = url
+        sender = session
+        for _ in range(MOST_REDIRECTS + 1):
+            left = max(0.001, deadline - self._clock())
+            response = sender.get(
+                url,
+                headers={"Accept": accept},
+                stream=True,
+                allow_redirects=False,
+                timeout=(min(self._patience.connect, left), min(self._patience.silence, left)),
+            )
+            if not response.is_redirect:
+                return response
+            url = urljoin(url, response.headers["Location"])
+            response.close()
+            sender = session if _is_at_home(url, home) else _stranger(session)
+        raise WrongTypeError(f"{MOST_REDIRECTS + 1} redirections, one after the other")
+
+    def _chunks(self, response: Any, deadline: float, most_bytes: int) -> Iterator[bytes]:
+        """Yield the body as it arrives, until the deadline."""
+        # iter_content waits for a whole chunk: bytes that drop in one by one would outlast
+        # any deadline
+        read1 = getattr(response.raw, "read1", None)
+        received = 0
+        pieces = (
+            response.iter_content(CHUNK)
+            if read1 is None
+            else iter(lambda: read1(CHUNK, decode_content=True), b"")
+        )
+        for piece in pieces:
+            received += len(piece)
+            if received > most_bytes:
+                raise WrongTypeError(f"the reply has more than the {most_bytes:,} bytes expected")
+            if self._clock() > deadline:
+                raise TimeoutError(f"{received:,} bytes have come by the deadline")
+            yield piece
+
+
+def public(text: str) -> str:
+    """Leave out credentials of the URLs in a text."""
+    return _CREDENTIALS.sub("", text)
+
+
+def _showable(error: Exception | None) -> Exception | None:
+    """Return what a traceback may show."""
+    return error if error is not None and public(str(error)) == str(error) else None
+
+
+def _named(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def _retry_after(response: Any) -> float | None:
+    """Return how many seconds the server asks to wait; None where it doesn't."""
+    text = response.headers.get("Retry-After") or ""
+    if text.strip().isdecimal():
+        return float(text)
+    try:
+        when = parsedate_to_datetime(text)
+    except (TypeError, ValueError):
+        return None
+    return max(0.0, when.replace(tzinfo=when.tzinfo or UTC).timestamp() - time.time())
+
+
+def _is_of_network(error: Exception) -> bool:
+    from urllib3.exceptions import HTTPError  # errors of a body are these, not those of requests
+
+    return isinstance(error, (OSError, HTTPError))  # all of requests' own are OSError
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Whether trying again is of no use: an impossible URL, a certificate that isn't trusted."""
+    from requests import exceptions
+
+    return isinstance(error, (exceptions.SSLError, ValueError))
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _is_at_home(url: str, home: str) -> bool:
+    """Whether credentials for one URL may be sent to another."""
+    at, of = _origin(url), _origin(home)
+    return at == of or (at == ("https", of[1], 443) and of == ("http", of[1], 80))
+
+
+def _stranger(session: Any) -> Any:
+    """Return a session without the headers, cookies, parameters and credentials of another."""
+    import requests
+
+    stranger = requests.Session()
+    stranger.trust_env = False  # nor those of a .netrc
+    stranger.proxies = dict(session.proxies)
+    stranger.verify = session.verify
+    return stranger

@@ -1,0 +1,236 @@
+"""A DICOMweb server on loopback, over the files of a folder, which plays faults on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import struct
+import threading
+import time
+from collections import deque
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+from fake_client import FakeClient
+
+TOKEN = "token-that-is-secret"
+BOUNDARY = "a-boundary"
+AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
+
+
+class FaultyServer:
+    """Serves metadata, frames and bulk data; each fault is played once, in turn.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Where the files are.
+    latency : float, default: 0
+        Seconds before each answer.
+
+    """
+
+    def __init__(self, folder, *, latency=0.0):
+        self.archive = FakeClient(folder)
+        self.latency = latency
+        self.faults = deque()
+        self.token = None  # if any, what a request must bear
+        self.accepts = lambda accept: accept == AS_STORED
+        self.requests = []  # (path, headers)
+        self.frames = []  # one-based numbers asked for, request by request
+        self.bytes_sent = 0
+        self.released = threading.Event()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}
+        )
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self.released.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self._server.server_port}/dicom-web"
+
+    def play(self, *faults):
+        """Let the next requests fail: names of methods of the handler, or status codes."""
+        self.faults.extend(faults)
+
+    def _handler(self):
+        server = self
+
+        class Handler(_Handler):
+            owner = server
+
+        return Handler
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers one connection."""
+
+    protocol_version = "HTTP/1.1"
+    owner = None
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        owner = self.owner
+        owner.requests.append((self.path, dict(self.headers)))
+        numbers = re.search(r"/frames/([\d,]+)", self.path)
+        if numbers:
+            owner.frames.append([int(number) for number in numbers[1].split(",")])
+        if owner.latency:
+            time.sleep(owner.latency)
+        fault = owner.faults.popleft() if owner.faults else None
+        if owner.token is not None and self.headers.get("Authorization") != f"Bearer {owner.token}":
+            fault = fault or 401
+        if fault is None:
+            self.answer()
+        elif isinstance(fault, int):
+            self.send(fault, "text/plain", b"no")
+        elif isinstance(fault, tuple):
+            status, headers = fault
+            self.send(status, "text/plain", b"later", headers)
+        else:
+            getattr(self, fault)()
+
+    # -- answers --
+
+    def send(self, status, content_type, body, headers=(), length=None):
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        for name, value in dict(headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+        self.owner.bytes_sent += len(body)
+
+    def send_parts(self, parts, *, closing=b"--", cut=None, headers=()):
+        body = b"".join(
+            b"\r\n--%s\r\n%s\r\n\r\n%s" % (BOUNDARY.encode(), head.encode(), data)
+            for head, data in parts
+        )
+        body += b"\r\n--%s%s" % (BOUNDARY.encode(), closing)
+        kind = f'multipart/related; type="application/octet-stream"; boundary="{BOUNDARY}"'
+        self.send(200, kind, body if cut is None else body[:cut], headers)
+
+    def parts(self, located=True):
+        path = urlsplit(self.path).path
+        uid, numbers = re.search(r"/instances/([^/]+)/frames/([\d,]+)", path).groups()
+        dataset = self.owner.archive.datasets[uid]
+        frames = self.owner.archive.frames(uid)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        return [
+            (
+                f"Content-Type: application/octet-stream; transfer-syntax={syntax}"
+                + (f"\r\nContent-Location: {path.rpartition('/')[0]}/{number}" if located else ""),
+                frames[int(number) - 1],
+            )
+            for number in numbers.split(",")
+        ]
+
+    def answer(self):
+        archive = self.owner.archive
+        parts = urlsplit(self.path)
+        path = parts.path.removeprefix("/dicom-web").strip("/").split("/")
+        if "frames" in path:
+            if not self.owner.accepts(self.headers.get("Accept")):
+                return self.send(406, "text/plain", b"")
+            return self.send_parts(self.parts())
+        if "bulk" in path:
+            return self.send_parts([("Content-Type: application/octet-stream", self.bulk(path))])
+        if path[-1] == "metadata":
+            uids = dict(zip(path[::2], path[1::2], strict=False))
+            found = [
+                archive._json(dataset)
+                for dataset in archive.datasets.values()
+                if dataset.SeriesInstanceUID == uids["series"]
+                and uids.get("instances") in (None, dataset.SOPInstanceUID)
+            ]
+            return self.send(200, "application/dicom+json", json.dumps(found).encode())
+        if path[-1] in ("series", "studies"):
+            return self.search(path, parse_qs(parts.query))
+        return self.send(404, "text/plain", b"")
+
+    def search(self, path, query):
+        archive = self.owner.archive
+        page = dict(limit=int(query["limit"][0]), offset=int(query["offset"][0]))
+        filters = {k: v[0] for k, v in query.items() if k in ("Modality", "PatientID", "StudyID")}
+        if path[-1] == "studies":
+            found = archive.search_for_studies(search_filters=filters, **page)
+        else:
+            study = path[1] if len(path) > 2 else None
+            found = archive.search_for_series(study, search_filters=filters, **page)
+        self.send(200, "application/dicom+json", json.dumps(found).encode())
+
+    # -- faults --
+
+    def silence(self):
+        self.owner.released.wait(5)
+
+    def reset(self):
+        linger = struct.pack("ii", 1, 0)
+        import socket
+
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.close()
+
+    def truncated(self):
+        whole = self.parts()[0][1]
+        self.send(200, f"multipart/related; boundary={BOUNDARY}", whole[:20], length=5000)
+        self.close_connection = True
+
+    def cut_last_part(self):
+        self.send_parts(self.parts(), cut=-len(BOUNDARY) - 12)
+
+    def no_closing_delimiter(self):
+        self.send_parts(self.parts(), cut=-len(BOUNDARY) - 6)
+
+    def short_part(self):
+        head, data = self.parts()[0]
+        self.send_parts([(f"{head}\r\nContent-Length: {len(data)}", data[:-3]), *self.parts()[1:]])
+
+    def missing(self):
+        self.send_parts(self.parts(located=False)[:-1])
+
+    def surplus(self):
+        self.send_parts([*self.parts(located=False), self.parts(located=False)[0]])
+
+    def reordered(self):
+        self.send_parts(self.parts()[::-1])
+
+    def other_frames(self):
+        head, data = self.parts()[0]
+        self.send_parts([(re.sub(r"/frames/\d+", "/frames/999", head), data), *self.parts()[1:]])
+
+    def wrong_part_type(self):
+        self.send_parts([("Content-Type: text/html", b"<p>no") for _ in self.parts()])
+
+    def login_page(self):
+        self.send(200, "text/html", b"<html>please log in")
+
+    def redirect(self):
+        headers = {"Location": self.owner.elsewhere + urlsplit(self.path).path}
+        self.send(302, "text/plain", b"", headers)
+
+    def trickle(self):
+        self.send_response(200)
+        self.send_header("Content-Type", f"multipart/related; boundary={BOUNDARY}")
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while not self.owner.released.wait(0.01):
+                self.wfile.write(b"-")

@@ -1,0 +1,238 @@
+"""Requests over a network that fails: how often they are tried, how long it takes, what is said."""
+
+from __future__ import annotations
+
+import time
+from email.utils import formatdate
+
+import pytest
+import requests
+from faulty_server import AS_STORED, FaultyServer
+
+from dicomslide.backends.transport import Patience, Transport, TransportError
+from dicomslide.testing import write_slide
+
+SECRET = "a-secret"
+
+
+class Clock:
+    """Time that passes when somebody sleeps."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.waits = []
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.waits.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slide")
+    write_slide(folder, shape=(60, 70), downsamples=(1,), tile_shape=(32, 32), associated=False)
+    return folder
+
+
+@pytest.fixture
+def server(folder):
+    with FaultyServer(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def transport(clock, *, session=None, refresh=None, **patience):
+    session = session or requests.Session()
+    return Transport(
+        lambda: session,
+        refresh=refresh,
+        patience=Patience(**patience),
+        clock=clock,
+        sleep=clock.sleep,
+        jitter=lambda: 1.0,
+    )
+
+
+def joined(kind, chunks):
+    return b"".join(chunks)
+
+
+def get(how, server, read=joined, **options):
+    uid = next(iter(server.archive.datasets))
+    url = f"{server.url}/studies/1/series/2/instances/{uid}/frames/1"
+    return how.get(url, AS_STORED, read, **({"most_bytes": 10**6} | options))
+
+
+@pytest.mark.parametrize("fault", [408, 429, 500, 502, 503, 504, "reset", "truncated"])
+def test_what_may_go_well_later_is_tried_again(server, clock, fault):
+    server.play(fault, fault)
+    how = transport(clock)
+    assert server.archive.frames(next(iter(server.archive.datasets)))[0] in get(how, server)
+    assert len(server.requests) == 3
+    assert clock.waits == [0.25, 0.5]
+    get(how, server)
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize("status", [503, 429, 408])
+def test_attempts_are_bounded(server, clock, status):
+    server.play(*[status] * 9)
+    with pytest.raises(TransportError, match=rf"^{status} .* \(4 attempts in 1\.8 s\)$") as info:
+        get(transport(clock, attempts=4), server)
+    assert info.value.status == status
+    assert clock.waits == [0.25, 0.5, 1.0]
+    server.faults.clear()
+    assert get(transport(clock), server)
+
+
+def test_waits_grow_to_a_limit_and_differ_by_chance(server, clock):
+    server.play(*[503] * 8)
+    how = transport(clock, attempts=9, longest_wait=1.0)
+    how._jitter = iter([0.0, 0.5, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0]).__next__
+    assert get(how, server)
+    assert clock.waits == [0.125, 0.375, 1.0, 0.5, 0.5, 1.0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 406])
+def test_what_will_not_change_is_said_at_once(server, clock, status):
+    server.play(status)
+    with pytest.raises(TransportError, match=f"^{status} [A-Z][A-Za-z ]+$") as info:
+        get(transport(clock), server)
+    assert info.value.status == status
+    assert (len(server.requests), clock.waits) == (1, [])
+
+
+def test_a_server_that_says_how_long_to_wait_is_obeyed(server, clock):
+    server.play((429, {"Retry-After": "7"}), (503, {"Retry-After": formatdate(time.time() + 3600)}))
+    with pytest.raises(TransportError, match="503 Service Unavailable"):
+        get(transport(clock), server)  # an hour is longer than anybody waits
+    assert clock.waits == [7.0]
+
+
+def test_one_deadline_holds_for_all_attempts(server, clock):
+    server.play(*[503] * 99)
+    with pytest.raises(TransportError, match=r"503 .*9 attempts in 19\.8 s"):
+        get(transport(clock, attempts=99, deadline=20.0, longest_wait=4.0), server)
+    assert clock.now <= 20.0
+
+
+def test_several_requests_may_share_a_deadline(server, clock):
+    server.play(*[503] * 99)
+    how = transport(clock, attempts=99, deadline=20.0)
+    deadline = how.deadline()
+    clock.now += 18.0
+    with pytest.raises(TransportError):
+        get(how, server, deadline=deadline)
+    assert clock.now <= 20.0
+
+
+def test_a_server_that_says_nothing_is_not_waited_for(server, clock):
+    server.play("silence", "silence")
+    began = time.monotonic()
+    with pytest.raises(TransportError, match=r"(?i)read timed out.*2 attempts"):
+        get(transport(clock, attempts=2, silence=0.1), server)
+    assert time.monotonic() - began < 4
+    server.released.set()
+    assert get(transport(clock), server)
+
+
+def test_bytes_that_drop_in_one_by_one_do_not_outlast_the_deadline(server):
+    server.play("trickle")
+    how = Transport(requests.Session, patience=Patience(deadline=0.3))
+    with pytest.raises(TransportError, match="bytes have come by the deadline"):
+        get(how, server)
+
+
+def test_a_reply_without_end_is_not_received(server, clock):
+    with pytest.raises(TransportError, match="more than the 10 bytes expected"):
+        get(transport(clock), server, most_bytes=10)
+    assert len(server.requests) == 1
+
+
+def test_nobody_there_is_an_error_after_some_attempts(clock):
+    how = transport(clock, attempts=2)
+    with pytest.raises(TransportError, match=r"ConnectionError.*2 attempts") as info:
+        how.get(f"http://127.0.0.1:9/x?token={SECRET}", "*/*", joined, most_bytes=1)
+    assert SECRET not in str(info.value)
+    assert info.value.__cause__ is None
+
+
+def test_a_url_that_is_none_is_an_error_at_once(clock):
+    with pytest.raises(TransportError, match="InvalidURL"):
+        transport(clock).get("http://", "*/*", joined, most_bytes=1)
+    assert clock.waits == []
+
+
+def test_errors_of_who_reads_are_theirs(server, clock):
+    def read(kind, chunks):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        get(transport(clock), server, read)
+    assert get(transport(clock), server)
+
+
+# -- credentials -----------------------------------------------------------------------------
+
+
+def test_credentials_are_refreshed_once(server, clock):
+    server.token = "new"
+    session = requests.Session()
+    session.headers["Authorization"] = "Bearer old"
+    refused = []
+
+    def refresh(session):
+        refused.append(session)
+        session.headers["Authorization"] = "Bearer new"
+
+    how = transport(clock, session=session, refresh=refresh)
+    assert get(how, server)
+    assert (refused, len(server.requests), clock.waits) == ([session], 2, [])
+    server.token = "another"
+    with pytest.raises(TransportError, match=r"^401 Unauthorized") as info:
+        get(how, server)
+    assert (len(refused), len(server.requests)) == (2, 4)
+    assert "Bearer" not in str(info.value)
+    server.token = "new"
+    assert get(how, server)
+
+
+def test_another_host_gets_no_credentials(server, folder, clock):
+    with FaultyServer(folder) as other:
+        server.elsewhere = other.url.removesuffix("/dicom-web").replace("127.0.0.1", "localhost")
+        server.play("redirect")
+        session = requests.Session()
+        session.headers.update({"Authorization": SECRET, "X-Api-Key": SECRET})
+        session.cookies["session"] = SECRET
+        session.params = {"key": SECRET}
+        session.auth = ("user", SECRET)
+        how = transport(clock, session=session)
+        assert get(how, server)
+        (sent,) = other.requests
+        assert SECRET not in str(sent)
+        assert "Authorization" not in sent[1]
+        assert sent[1]["Accept"] == AS_STORED
+
+
+def test_the_same_host_gets_them(server, clock):
+    server.elsewhere = ""
+    server.play("redirect")
+    session = requests.Session()
+    session.headers["X-Api-Key"] = SECRET
+    assert get(transport(clock, session=session), server)
+    assert [headers["X-Api-Key"] for _, headers in server.requests] == [SECRET, SECRET]
+
+
+def test_redirections_have_an_end(server, clock):
+    server.elsewhere = ""
+    server.play(*["redirect"] * 20)
+    with pytest.raises(TransportError, match="6 redirections"):
+        get(transport(clock), server)
+    assert len(server.requests) == 6
