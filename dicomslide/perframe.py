@@ -17,7 +17,7 @@ from dicomslide.errors import MetadataError
 from dicomslide.frames import FramePositions, distinct
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import TypeAlias
 
     from numpy.typing import NDArray
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     Read: TypeAlias = Callable[[int, int], bytes]
 
-__all__ = ["PerFrameSpan", "find_items", "positions_of_dataset", "scan_per_frame_groups"]
+__all__ = ["PerFrameSpan", "find_items", "positions_of_dataset", "positions_of_json",
+           "scan_per_frame_groups"]  # fmt: skip
 
 UNDEFINED = 0xFFFFFFFF
 BLOCK = 4 * 2**20
@@ -159,6 +160,35 @@ def positions_of_dataset(image: Dataset) -> FramePositions | None:
                 if value is not None and value.value is not None:
                     values[tag].append(value.value)
     return _complete(values, num_frames)
+
+
+def positions_of_json(
+    groups: Sequence[Mapping[str, Any]], num_frames: int
+) -> FramePositions | None:
+    """Read the same from the items of the sequence in DICOM JSON (PS3.18 annex F).
+
+    Raises
+    ------
+    MetadataError
+        When there isn't an item for each frame, or some frames have positions and others none.
+
+    """
+    _check_count(len(groups), num_frames)
+    values: dict[int, list[Any]] = {}
+    for macro, tags in _MACROS.items():
+        key = f"{macro:08X}"
+        items = [_first_value(group, key) for group in groups]
+        for tag in tags:
+            name = f"{tag:08X}"
+            found = [_first_value(item, name) for item in items if item]
+            values[tag] = [value for value in found if value is not None]
+    return _complete({tag: values[tag] for tag in WANTED}, num_frames)
+
+
+def _first_value(json: Mapping[str, Any], tag: str) -> Any:
+    """Return the first value of an element of DICOM JSON, else None."""
+    values = json[tag].get("Value") if tag in json else None
+    return values[0] if values else None
 
 
 # -- search ----------------------------------------------------------------------------------

@@ -1,0 +1,85 @@
+"""DICOM JSON (PS3.18 annex F) to data sets: what is bulk data stays where it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dicomslide.errors import MetadataError
+from dicomslide.perframe import positions_of_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pydicom.dataset import Dataset
+
+__all__ = ["BulkData", "dataset_of_json", "frame_groups_of_json"]
+
+BULK_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
+PER_FRAME_GROUPS = "52009230"
+NUMBER_OF_FRAMES = "00280008"
+
+
+class BulkData(bytes):
+    """An empty value that knows where the bulk data are."""
+
+    uri: str = ""
+
+
+def dataset_of_json(json: Mapping[str, Any]) -> Dataset:
+    """Return the data set that DICOM JSON describes, without pixel data and per-frame groups.
+
+    Bulk data become :class:`BulkData`, which are retrieved when they are wanted. What the
+    per-frame functional groups say of positions is the data set's `frame_positions`: a data set
+    for each frame would take longer than all the rest.
+
+    Raises
+    ------
+    MetadataError
+        When it isn't DICOM JSON.
+
+    """
+    # some servers cut float pixels off behind their first number: better none at all
+    kept = {tag: element for tag, element in json.items() if not tag.startswith("7FE0")}
+    groups = (kept.get(PER_FRAME_GROUPS) or {}).get("Value") or []
+    try:
+        count = (json.get(NUMBER_OF_FRAMES) or {}).get("Value") or [1]
+        positions = positions_of_json(groups, int(count[0])) if groups else None
+    except (MetadataError, AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return _dataset(kept)  # whoever needs them will say what is wrong with them
+    kept.pop(PER_FRAME_GROUPS, None)
+    dataset = _dataset(kept)
+    dataset.frame_positions = positions
+    return dataset
+
+
+def frame_groups_of_json(json: Mapping[str, Any], indices: Sequence[int]) -> list[Dataset]:
+    """Return the per-frame functional groups of some frames; none where there are none.
+
+    Raises
+    ------
+    MetadataError
+        When they aren't DICOM JSON.
+
+    """
+    groups = (json.get(PER_FRAME_GROUPS) or {}).get("Value") or []
+    return [_dataset(groups[index]) for index in indices] if groups else []
+
+
+def _dataset(json: dict[str, Any]) -> Dataset:
+    from pydicom.dataset import Dataset
+
+    from dicomslide.backends.lenient import no_validation
+
+    def bulk_data(tag: str, vr: str, uri: str) -> BulkData | None:
+        if vr not in BULK_VRS:
+            return None
+        value = BulkData()
+        value.uri = uri
+        return value
+
+    try:
+        with no_validation():
+            return Dataset.from_json(json, bulk_data)
+    except Exception as error:  # pydicom raises KeyError, TypeError, ValueError and others
+        uid = json.get("00080018", {}).get("Value", ["an instance"])[0]
+        raise MetadataError(f"{uid}: its metadata aren't DICOM JSON: {error}") from error
