@@ -41,6 +41,7 @@ from dicomslide.utils import (
 if TYPE_CHECKING:
     from dicomslide.annotation.group import AnnotationGroup, Measurement
     from dicomslide.backends.connection import register_client
+    from dicomslide.backends.credentials import register_credentials
     from dicomslide.image import TiledImage
     from dicomslide.labelled.index import SlideIndex
     from dicomslide.matrix import TotalPixelMatrix, TotalPixelMatrixSampler
@@ -85,6 +86,7 @@ _LATE = {
     "get_image_size": "pyramid",
     "open_slide": "slide",
     "register_client": "backends.connection",
+    "register_credentials": "backends.credentials",
     "select_image_at_magnification": "pyramid",
     "select_image_at_pixel_spacing": "pyramid",
     "sort_images_by_pixel_spacing": "pyramid",
@@ -138,6 +140,7 @@ __all__ = [
     "is_volume_image",
     "open_slide",
     "register_client",
+    "register_credentials",
     "select_image_at_magnification",
     "select_image_at_pixel_spacing",
     "set_options",

@@ -22,6 +22,7 @@ __all__ = ["ForkLock", "FrameCache", "Registry"]
 
 K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
+F = TypeVar("F", "np.ndarray", bytes)
 
 
 def _after_fork_in_child(instance: object, method: str) -> None:
@@ -114,8 +115,10 @@ class Registry(Generic[K, V]):
             self._values.clear()
 
 
-class FrameCache:
-    """Decoded frames, least recently used last to stay: bounded in bytes, and per image in frames.
+class FrameCache(Generic[F]):
+    """Frames, least recently used last to stay: bounded in bytes, and per image in frames.
+
+    They are arrays, or bytes as they were received.
 
     Parameters
     ----------
@@ -131,7 +134,7 @@ class FrameCache:
 
     def _start(self) -> None:
         self._lock = threading.Lock()
-        self._frames: OrderedDict[tuple[Hashable, int], np.ndarray] = OrderedDict()
+        self._frames: OrderedDict[tuple[Hashable, int], F] = OrderedDict()
         self._images: dict[Hashable, OrderedDict[int, None]] = {}
         self._nbytes = 0
 
@@ -140,8 +143,8 @@ class FrameCache:
         """Number of bytes held."""
         return self._nbytes
 
-    def get(self, image: Hashable, frames: Iterable[int]) -> dict[int, np.ndarray]:
-        """Return those of an image's decoded frames that are here."""
+    def get(self, image: Hashable, frames: Iterable[int]) -> dict[int, F]:
+        """Return those of an image's frames that are here."""
         with self._lock:
             order = self._images.get(image)
             if order is None:
@@ -152,27 +155,30 @@ class FrameCache:
                 order.move_to_end(frame)
             return {frame: self._frames[image, frame] for frame in found}
 
-    def put(self, image: Hashable, frame: int, array: np.ndarray, max_frames: int | None) -> None:
-        """Keep a decoded frame, and at most `max_frames` of its image, if given."""
+    def put(self, image: Hashable, frame: int, data: F, max_frames: int | None = None) -> None:
+        """Keep a frame, and at most `max_frames` of its image, if given."""
         limit = self._max_bytes()
-        if max_frames == 0 or array.nbytes > limit:
+        nbytes = _nbytes(data)
+        if max_frames == 0 or nbytes > limit:
             return
-        is_view = array.base is not None and getattr(array.base, "nbytes", -1) != array.nbytes
-        if is_view or not array.flags.writeable:  # of bytes that were read: maybe of many frames
-            array = array.copy()  # a view would keep alive more than is counted
+        if not isinstance(data, bytes):
+            base = data.base
+            is_view = base is not None and getattr(base, "nbytes", -1) != nbytes
+            if is_view or not data.flags.writeable:  # of bytes that were read: maybe of many frames
+                data = data.copy()  # a view would keep alive more than is counted
         with self._lock:
             if (image, frame) in self._frames:
                 return
-            self._frames[image, frame] = array
+            self._frames[image, frame] = data
             self._images.setdefault(image, OrderedDict())[frame] = None
-            self._nbytes += array.nbytes
+            self._nbytes += nbytes
             while max_frames is not None and len(self._images[image]) > max_frames:
                 self._forget(image, next(iter(self._images[image])))
             while self._nbytes > limit:
                 self._forget(*next(iter(self._frames)))
 
     def _forget(self, image: Hashable, frame: int) -> None:
-        self._nbytes -= self._frames.pop((image, frame)).nbytes
+        self._nbytes -= _nbytes(self._frames.pop((image, frame)))
         frames = self._images[image]
         del frames[frame]
         if not frames:
@@ -184,3 +190,7 @@ class FrameCache:
             self._frames.clear()
             self._images.clear()
             self._nbytes = 0
+
+
+def _nbytes(data: np.ndarray | bytes) -> int:
+    return len(data) if isinstance(data, bytes) else data.nbytes

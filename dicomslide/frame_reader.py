@@ -38,7 +38,7 @@ BATCH = 16
 PARTS = 4
 """Batches of each thread of a short read: so that none waits long for the others."""
 
-_frames = FrameCache(lambda: get_options().frame_cache_bytes)
+_frames: FrameCache[np.ndarray] = FrameCache(lambda: get_options().frame_cache_bytes)
 _pools: Registry[int, ThreadPoolExecutor] = Registry(1)
 
 

@@ -39,6 +39,9 @@ class Options:
     num_threads: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
     """Threads that decode the frames of one eager read."""
 
+    encoded_cache_bytes: int = 64 * 2**20
+    """Bytes of frames kept as they came from a DICOMweb server, over all images."""
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -90,6 +93,8 @@ class set_options:
         No array larger than this is ever allocated.
     num_threads : int, optional
         Threads that decode the frames of one eager read.
+    encoded_cache_bytes : int, optional
+        Bytes of frames kept as they came from a DICOMweb server, over all images.
 
     Examples
     --------
@@ -106,11 +111,13 @@ class set_options:
         frame_cache_bytes: int | None = None,
         memory_limit_bytes: int | None = None,
         num_threads: int | None = None,
+        encoded_cache_bytes: int | None = None,
     ) -> None:
         given = {
             "frame_cache_bytes": frame_cache_bytes,
             "memory_limit_bytes": memory_limit_bytes,
             "num_threads": num_threads,
+            "encoded_cache_bytes": encoded_cache_bytes,
         }
         self._before = get_options()
         changes = {name: value for name, value in given.items() if value is not None}

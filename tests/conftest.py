@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 
 from dicomslide import frame_reader
+from dicomslide.backends import dicomweb
 from dicomslide.backends.file import FileSource
 from dicomslide.testing import write_slide
 
@@ -22,10 +23,12 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 @pytest.fixture(autouse=True)
 def _empty_frame_cache():
-    """No test sees what another one decoded."""
+    """No test sees what another one decoded or received."""
     frame_reader._frames.clear()
+    dicomweb._encoded.clear()
     yield
     frame_reader._frames.clear()
+    dicomweb._encoded.clear()
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ class FakeClient:
                  offsets=True, bulk=True, base_url=None):  # fmt: skip
         # another server each time: this process remembers what it has read from one
         self.base_url = base_url or f"https://u:secret@host{next(_numbers)}/dicom-web?token=secret"
+        self.folder = Path(folder)
         self.datasets = {}
         for path in sorted(Path(folder).rglob("*.dcm")):
             dataset = pydicom.dcmread(path)

@@ -148,8 +148,9 @@ class _Handler(BaseHTTPRequestHandler):
             if not self.owner.accepts(self.headers.get("Accept")):
                 return self.send(406, "text/plain", b"")
             return self.send_parts(self.parts())
-        if "bulk" in path:
-            return self.send_parts([("Content-Type: application/octet-stream", self.bulk(path))])
+        if len(path[-1]) == 8 and path[-1].isdecimal():  # a tag
+            (data,) = archive.retrieve_bulkdata(parts.path)
+            return self.send_parts([("Content-Type: application/octet-stream", data)])
         if path[-1] == "metadata":
             uids = dict(zip(path[::2], path[1::2], strict=False))
             found = [

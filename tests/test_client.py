@@ -205,8 +205,8 @@ def test_one_instance_that_a_server_cannot_give_as_stored_changes_nothing_for_ot
         return client.frames(instance)[: len(frame_numbers)]
 
     client.retrieve_instance_frames = frames
-    for source in (first, second, first, second):
-        source.read_frames([0])
+    for source, frame in ((first, 0), (second, 0), (first, 1), (second, 1)):
+        source.read_frames([frame])
     asked = [call[3] for call in frame_calls(client) if call[1] == second.name]
     assert asked == [AS_STORED, AS_STORED]
     asked = [call[3] for call in frame_calls(client) if call[1] == first.name]

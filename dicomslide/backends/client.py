@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from dicomslide.backends.base import FrameSource
 
-__all__ = ["ClientStore", "Series", "frame_source", "is_client"]
+__all__ = ["ClientStore", "Series", "frame_source", "is_client", "is_dicomweb_url", "store_at"]
 
 SOP_INSTANCE_UID = 0x00080018
 PAGE = 200
@@ -72,6 +73,44 @@ def frame_source(client: Any, metadata: Dataset) -> FrameSource:
 def is_client(value: Any) -> bool:
     """Whether something is a DICOMweb client: whether it retrieves frames."""
     return callable(getattr(value, "retrieve_instance_frames", None))
+
+
+# -- URLs ------------------------------------------------------------------------------------
+
+URL_SCHEME = "dicomweb+"
+_URL = re.compile(
+    r"(?P<service>https?://[^/\s]+(?:/\S*?)?)"
+    r"(?:/studies/(?P<study>[\d.]+)(?:/series/(?P<series>[\d.]+))?)?/?"
+)
+
+
+def is_dicomweb_url(text: str) -> bool:
+    """Whether a text is the URL of a DICOMweb service, of a study of it or of a series."""
+    return text.startswith(URL_SCHEME)
+
+
+def store_at(url: str) -> ClientStore:
+    """Return what is at ``dicomweb+https://host/.../studies/.../series/...``.
+
+    Raises
+    ------
+    ValueError
+        When it isn't such a URL, or holds credentials.
+
+    """
+    from dicomslide.backends.connection import Address, connection_at
+    from dicomslide.backends.transport import public
+
+    if public(url) != url:
+        raise ValueError(
+            f"{public(url)}: a URL may hold no user, password or query, for it is kept and shown;"
+            " see dicomslide.register_credentials"
+        )
+    match = _URL.fullmatch(url.removeprefix(URL_SCHEME))
+    if match is None:
+        raise ValueError(f"{url} isn't like {URL_SCHEME}https://host/studies/1.2.3/series/4.5.6")
+    client = connection_at(Address("DICOMwebClient", match["service"], None)).client
+    return ClientStore(client, match["study"], series_instance_uid=match["series"])
 
 
 # -- clients of files ------------------------------------------------------------------------
@@ -166,6 +205,8 @@ class ClientStore:
         Client.
     study_instance_uid, patient_id, study_id : str, optional
         Which studies; all of them if not given.
+    series_instance_uid : str, optional
+        The only series of the study that is looked at.
 
     """
 
@@ -173,6 +214,7 @@ class ClientStore:
     study_instance_uid: str | None = None
     patient_id: str | None = None
     study_id: str | None = None
+    series_instance_uid: str | None = None
 
     def source(self, metadata: Dataset) -> FrameSource:
         """Return the source of an instance."""
@@ -205,24 +247,34 @@ class ClientStore:
             When a search fails.
 
         """
+        study, series = self.study_instance_uid, self.series_instance_uid
+        if study is not None and series is not None:
+            return [Series(study, series)]
+        wanted = (SLIDE_MODALITY, *(DERIVED_MODALITIES if include_derived else ()))
         found: set[Series] = set()
         studies: list[str | None] = []
         with attempt("the search for studies"):
             studies = self._studies()
         for study in studies:
+            by_modality: dict[str, set[Series]] = {}
             where = "" if study is None else f" of study {study}"
-            slides: set[Series] = set()
-            with attempt(f"the series of slides{where}"):
-                slides.update(self._search(study, SLIDE_MODALITY))
+            # the series of a study that is asked for are found by one search
+            for modality in wanted if self.study_instance_uid is None else (None,):
+                what = "" if modality is None else f" of modality {modality}"
+                with attempt(f"the series{what}{where}"):
+                    for each, its in self._search(study, modality):
+                        by_modality.setdefault(its, set()).add(each)
+                if not by_modality.get(SLIDE_MODALITY):
+                    break
+            slides = by_modality.pop(SLIDE_MODALITY, set())
             having_slides = {each.study_instance_uid for each in slides}
             found |= slides
-            for modality in DERIVED_MODALITIES if slides and include_derived else ():
-                with attempt(f"the series of modality {modality}{where}"):
-                    found |= {
-                        each
-                        for each in self._search(study, modality)
-                        if each.study_instance_uid in having_slides
-                    }
+            for modality in by_modality.keys() & set(wanted):
+                found |= {
+                    each
+                    for each in by_modality[modality]
+                    if each.study_instance_uid in having_slides
+                }
         return sorted(found)
 
     def metadata_of(self, series: Series) -> list[Dataset]:
@@ -237,7 +289,8 @@ class ClientStore:
             When they can't be retrieved.
 
         """
-        from dicomslide.backends.connection import connection_of, dataset_of_json
+        from dicomslide.backends.connection import connection_of
+        from dicomslide.backends.dicom_json import dataset_of_json
 
         uids = dataclasses.astuple(series)
         folder = _folder_of(self.client)
@@ -274,21 +327,20 @@ class ClientStore:
         found = self._pages("search_for_studies", "StudyInstanceUID", search_filters=given)
         return [*sorted(_value(study, "StudyInstanceUID") or "" for study in found)]
 
-    def _search(self, study: str | None, modality: str) -> Iterator[Series]:
-        where = {} if study is None else {"study_instance_uid": study}
-        for found in self._pages(
-            "search_for_series",
-            "SeriesInstanceUID",
-            search_filters={"Modality": modality},
-            **where,
-        ):
+    def _search(self, study: str | None, modality: str | None) -> Iterator[tuple[Series, str]]:
+        """Search for series; yield each with its modality, that of slides where it isn't said."""
+        where: dict[str, Any] = {} if study is None else {"study_instance_uid": study}
+        if modality is not None:
+            where["search_filters"] = {"Modality": modality}
+        for found in self._pages("search_for_series", "SeriesInstanceUID", **where):
             uids = (
                 _value(found, "StudyInstanceUID") or study,
                 _value(found, "SeriesInstanceUID"),
             )
+            its = _value(found, "Modality") or modality or SLIDE_MODALITY
             # servers that don't know the filter pass over it
-            if None not in uids and (_value(found, "Modality") or modality) == modality:
-                yield Series(str(uids[0]), str(uids[1]))
+            if None not in uids and modality in (None, its):
+                yield Series(str(uids[0]), str(uids[1])), its
 
     def _pages(self, method: str, key: str, **arguments: Any) -> list[Mapping[str, Any]]:
         """Search page by page, until a page has nothing new: some servers know no offset."""

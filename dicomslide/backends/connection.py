@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
-import sys
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
-from dicomslide.cache import ForkLock
+import numpy as np
+
+from dicomslide.backends.credentials import new_session, renewed_session
+from dicomslide.backends.dicom_json import dataset_of_json, frame_groups_of_json
+from dicomslide.backends.gather import Gatherer
+from dicomslide.backends.service import FAILURES, REFUSALS, WebService, web_client_class
+from dicomslide.backends.transport import RETRIED, Patience, TransportError, public
+from dicomslide.cache import ForkLock, Registry
 from dicomslide.errors import FrameReadError, MetadataError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pydicom.dataset import Dataset
 
-__all__ = ["Address", "BulkData", "Connection", "connection_at", "connection_of", "dataset_of_json",
-           "listed", "read_error", "register_client"]  # fmt: skip
+    from dicomslide.backends.multipart import Part
+    from dicomslide.codec import PixelFormat
+
+__all__ = ["Address", "Connection", "connection_at", "connection_of", "listed", "read_error",
+           "register_client"]  # fmt: skip
 
 MediaTypes: TypeAlias = tuple[str | tuple[str, str], ...] | None
 
@@ -38,14 +46,9 @@ LOSSY_MEDIA_TYPES: tuple[MediaTypes, ...] = (("image/jpeg",), ("image/jls",), ("
 """What frames of images that are lossy anyway are asked for as."""
 DEFAULT: tuple[MediaTypes, ...] = (("*/*",), None)
 """At last, what server and client like best."""
-REFUSALS = frozenset({400, 406, 415})
-"""HTTP status that may mean that a server never gives this media type."""
-FAILURES = frozenset({500, 501})
-"""HTTP status of servers that can't give an instance as this media type."""
+BIG_ENDIAN = f"{_UID}.2"
 MOST_CLIENTS = 32
 MOST_INSTANCES = 1024
-BULK_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
-_CREDENTIALS = re.compile(r"(?<=//)[^/@\s]+@|\?[^\s'\")]*")
 
 
 # -- clients ---------------------------------------------------------------------------------
@@ -66,7 +69,7 @@ class Address:
         """Return the address of a client."""
         parts = urlsplit(str(getattr(client, "base_url", "")))
         host = parts.netloc.rpartition("@")[2]
-        known = _web_client_class()
+        known = web_client_class()
         kind = (
             "DICOMwebClient"
             if known is not None and isinstance(client, known)
@@ -84,12 +87,6 @@ class Address:
     def root(self) -> str:
         """URL of the WADO-RS service."""
         return f"{self.url}/{self.prefix}" if self.prefix else self.url
-
-
-def _web_client_class() -> type | None:
-    """Return dicomweb_client's class if it is imported: else no client can be one."""
-    module = sys.modules.get("dicomweb_client.api")
-    return getattr(module, "DICOMwebClient", None)
 
 
 class Connection:
@@ -111,6 +108,15 @@ class Connection:
         self._refused: set[MediaTypes] = set()  # by a server that has accepted another
         self._process = os.getpid()
         self._lock = ForkLock()
+        self._gatherers: Registry[str, Gatherer] = Registry(MOST_INSTANCES)
+        self.service = WebService.of(client, lambda: self.client._session, self._renew)
+        """What asks in the client's stead; None where the client answers in a way of its own."""
+
+    def _renew(self, refused: Any) -> None:
+        """Get another session, unless another thread has done so."""
+        with self._lock:
+            if self._client._session is refused:
+                self._client._session = renewed_session(self.address.url, refused)
 
     @property
     def client(self) -> Any:
@@ -125,8 +131,37 @@ class Connection:
                     self._process = os.getpid()
         return self._client
 
+    def gathered(
+        self,
+        uid: str,
+        indices: Sequence[int],
+        fetch: Callable[[list[int]], Mapping[int, bytes]],
+        *,
+        most: int,
+    ) -> Mapping[int, bytes]:
+        """Fetch frames of an instance together with those that other threads want just now.
+
+        Raises
+        ------
+        FrameReadError
+            Naming the frames.
+
+        """
+        longest = Patience().deadline if self.service is None else self.service.transport.longest
+        # one deadline for who asks, another for who asks again alone
+        gatherer = self._gatherers.get(uid, lambda: Gatherer(most=most, longest=2 * longest))
+        try:
+            return gatherer.read(indices, fetch)
+        except TimeoutError as error:
+            raise read_error(f"{error}: {listed(indices)}", uid, indices) from None
+
     def frames(
-        self, uids: tuple[str, str, str], indices: Sequence[int], *, lossy: bool
+        self,
+        uids: tuple[str, str, str],
+        indices: Sequence[int],
+        *,
+        pixel_format: PixelFormat,
+        lossy: bool,
     ) -> list[bytes]:
         """Retrieve frames in one request, as what was agreed on before, else as what will do.
 
@@ -136,6 +171,8 @@ class Connection:
             Study, Series and SOP Instance UID.
         indices : sequence of int
             Zero-based frames.
+        pixel_format : PixelFormat
+            What the header says of them.
         lossy : bool
             Whether they may come in a lossy compression.
 
@@ -145,14 +182,13 @@ class Connection:
             Naming the frames.
 
         """
-        numbers = [index + 1 for index in indices]
         agreed = uids[2] in self._agreed  # before: other threads may agree meanwhile
         refused: set[MediaTypes] = set()
         first_error: Exception | None = None
+        retrieve = self._retriever(uids, indices, pixel_format, agreed=agreed)
         for media_types in self._media_types(uids[2], lossy=lossy):
-            options = {} if media_types is None else {"media_types": media_types}
             try:
-                frames = list(self.client.retrieve_instance_frames(*uids, numbers, **options))
+                frames = retrieve(media_types)
             except Exception as error:  # each client has error types of its own
                 first_error = first_error or error
                 if agreed and _status(error) not in REFUSALS:
@@ -163,13 +199,48 @@ class Connection:
                     break
             else:
                 self._agree(uids[2], media_types, refused)
-                return [bytes(frame) for frame in frames]
+                return frames
         assert first_error is not None
         raise read_error(
             f"{self.address.url} doesn't give {listed(indices)}: {_reason(first_error)}",
             uids[2],
             indices,
         ) from _cause(first_error)
+
+    def _retriever(
+        self,
+        uids: tuple[str, str, str],
+        indices: Sequence[int],
+        pixel_format: PixelFormat,
+        *,
+        agreed: bool,
+    ) -> Callable[[MediaTypes], list[bytes]]:
+        """Return what retrieves frames as a media type."""
+        numbers = [index + 1 for index in indices]
+        service = self.service
+        if service is None:
+
+            def of_client(media_types: MediaTypes) -> list[bytes]:
+                options = {} if media_types is None else {"media_types": media_types}
+                found = self.client.retrieve_instance_frames(*uids, numbers, **options)
+                return [bytes(frame) for frame in found]
+
+            return of_client
+        deadline = service.transport.deadline()  # one, whatever has to be tried
+
+        def of_service(media_types: MediaTypes) -> list[bytes]:
+            parts = service.retrieve_instance_frames(
+                *uids,
+                numbers,
+                media_types,
+                frame_bytes=2 * pixel_format.native_bytes,
+                deadline=deadline,
+                # before anything is agreed on, a failure may be that of a media type
+                retried=RETRIED if agreed else RETRIED - FAILURES,
+            )
+            return [_little_endian(part, pixel_format) for part in parts]
+
+        return of_service
 
     def _media_types(self, uid: str, *, lossy: bool) -> list[MediaTypes]:
         """Return what to ask for, what is most likely to be given first."""
@@ -189,8 +260,18 @@ class Connection:
 
     def metadata(self, uids: tuple[str, str, str]) -> Dataset:
         """Retrieve the metadata of an instance."""
-        found = self.ask(f"the metadata of {uids[2]}", "retrieve_instance_metadata", *uids)
-        return dataset_of_json(found[0] if isinstance(found, list) else found)
+        return dataset_of_json(self._metadata(uids))
+
+    def frame_groups(self, uids: tuple[str, str, str], indices: Sequence[int]) -> list[Dataset]:
+        """Retrieve the per-frame functional groups of some frames; none where there are none."""
+        return frame_groups_of_json(self._metadata(uids), indices)
+
+    def _metadata(self, uids: tuple[str, str, str]) -> Mapping[str, Any]:
+        what = f"the metadata of {uids[2]}"
+        found = self.ask(what, "retrieve_instance_metadata", *uids)
+        if isinstance(found, list) and not found:
+            raise MetadataError(f"{self.address.url} gives nothing as {what}")
+        return found[0] if isinstance(found, list) else found
 
     def instance(self, uids: tuple[str, str, str]) -> Dataset:
         """Retrieve the whole data set of an instance."""
@@ -204,10 +285,10 @@ class Connection:
         """
         place = uri.find("/studies/")
         if place >= 0:
-            uri = self.address.root + uri[place:]
+            uri = (self.address.root if self.service is None else self.service.wado) + uri[place:]
         elif urlsplit(uri).hostname != urlsplit(self.address.url).hostname:
-            raise MetadataError(f"bulk data are at {_public(uri)}, not at {self.address.url}")
-        what = f"the bulk data {_public(uri)}"
+            raise MetadataError(f"bulk data are at {public(uri)}, not at {self.address.url}")
+        what = f"the bulk data {public(uri)}"
         wanted = (("application/octet-stream", "*"),)
         try:
             parts = self.ask(what, "retrieve_bulkdata", uri, media_types=wanted)
@@ -225,7 +306,8 @@ class Connection:
 
         """
         try:
-            return getattr(self.client, method)(*arguments, **options)
+            asked = self.client if self.service is None else self.service
+            return getattr(asked, method)(*arguments, **options)
         except Exception as error:  # each client has error types of its own
             raise MetadataError(
                 f"{self.address.url} doesn't give {what}: {_reason(error)}"
@@ -260,7 +342,10 @@ class _Connections:
                     raise ImportError(
                         f"reading from {address.url} takes the package dicomweb-client"
                     ) from None
-                found = Connection(DICOMwebClient(address.url, wado_url_prefix=address.prefix))
+                client = DICOMwebClient(
+                    address.url, new_session(address.url), wado_url_prefix=address.prefix
+                )
+                found = Connection(client)
             self._keep(address, found)
             return found
 
@@ -279,7 +364,8 @@ def register_client(client: Any) -> None:
 
     What is pickled names a server, but holds neither a client nor its credentials. A worker
     process that got it reads through the client that was last used or registered for that
-    server, else through a new ``DICOMwebClient(url)``.
+    server, else through a new ``DICOMwebClient(url)``, whose session has the credentials that
+    :func:`register_credentials` knows.
 
     Parameters
     ----------
@@ -301,28 +387,26 @@ def connection_at(address: Address) -> Connection:
 
 
 def _status(error: Exception) -> int | None:
+    if isinstance(error, TransportError):
+        return error.status
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _is_refusal(error: Exception) -> bool:
     """Whether an error is about the media type; clients check it too, and some take none."""
-    if _status(error) is None:
+    if _status(error) is None:  # TransportError isn't among these
         return isinstance(error, (NotImplementedError, TypeError, ValueError))
     return _status(error) in REFUSALS
 
 
-def _public(text: str) -> str:
-    """Leave out credentials of the URLs in a text."""
-    return _CREDENTIALS.sub("", text)
-
-
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {_public(str(error))}"
+    what = "" if isinstance(error, TransportError) else f"{type(error).__name__}: "
+    return what + public(str(error))
 
 
 def _cause(error: Exception) -> Exception | None:
     """Return what a traceback may show."""
-    return error if _public(str(error)) == str(error) else None
+    return error if public(str(error)) == str(error) else None
 
 
 def listed(indices: Sequence[int]) -> str:
@@ -336,42 +420,13 @@ def read_error(reason: str, name: str, indices: Sequence[int]) -> FrameReadError
     return FrameReadError(reason, name, indices[0] if len(indices) == 1 else None)
 
 
-# -- DICOM JSON ------------------------------------------------------------------------------
+def _little_endian(part: Part, pixel_format: PixelFormat) -> bytes:
+    """Return the bytes of a frame, little endian: the only thing that its header is believed for.
 
-
-class BulkData(bytes):
-    """An empty value that knows where the bulk data are."""
-
-    uri: str = ""
-
-
-def dataset_of_json(json: Mapping[str, Any]) -> Dataset:
-    """Return the data set that DICOM JSON describes (PS3.18 annex F), without pixel data.
-
-    Bulk data become :class:`BulkData`, which are retrieved when they are wanted.
-
-    Raises
-    ------
-    MetadataError
-        When it isn't DICOM JSON.
-
+    Bytes tell all else of themselves; in which order those of a native frame are, they can't.
     """
-    from pydicom.dataset import Dataset
-
-    from dicomslide.backends.lenient import no_validation
-
-    def bulk_data(tag: str, vr: str, uri: str) -> BulkData | None:
-        if vr not in BULK_VRS:
-            return None
-        value = BulkData()
-        value.uri = uri
-        return value
-
-    # some servers cut float pixels off behind their first number: better none at all
-    kept = {tag: element for tag, element in json.items() if not tag.startswith("7FE0")}
-    try:
-        with no_validation():
-            return Dataset.from_json(kept, bulk_data)
-    except Exception as error:  # pydicom raises KeyError, TypeError, ValueError and others
-        uid = json.get("00080018", {}).get("Value", ["an instance"])[0]
-        raise MetadataError(f"{uid}: its metadata aren't DICOM JSON: {error}") from error
+    is_native = len(part.data) == pixel_format.native_bytes
+    if part.transfer_syntax_uid != BIG_ENDIAN or not is_native or pixel_format.bits_allocated <= 8:
+        return part.data
+    width = pixel_format.bits_allocated // 8
+    return np.frombuffer(part.data, f">u{width}").astype(f"<u{width}").tobytes()

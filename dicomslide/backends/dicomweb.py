@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 from dicomslide import utils
 from dicomslide.backends.connection import (
     Address,
-    BulkData,
     Connection,
     connection_at,
     connection_of,
     listed,
     read_error,
 )
+from dicomslide.backends.dicom_json import BulkData
 from dicomslide.backends.part10 import MemoryBlob
 from dicomslide.backends.pixel_data import NativeFrames, read_frames
-from dicomslide.cache import Registry
+from dicomslide.cache import FrameCache, Registry
 from dicomslide.codec import DECODERS, NATIVE, PixelFormat
 from dicomslide.errors import FrameReadError, MetadataError, MetadataWarning
 from dicomslide.layout import num_frames_of, pixel_format_of
-from dicomslide.options import check_memory
+from dicomslide.options import check_memory, get_options
 from dicomslide.perframe import positions_of_dataset
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DicomWebSource"]
 
+MOST_FRAMES = 64
+"""Frames a request: what a request costs is shared by many, and the first come soon."""
+MOST_BYTES = 32 * 2**20
+"""Bytes a request, were the frames native."""
 PER_FRAME_GROUPS = 0x52009230
 PIXEL_DATA_GROUP = 0x7FE0
 PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -81,6 +85,7 @@ class _Given:
     header: Dataset
 
 
+_encoded: FrameCache[bytes] = FrameCache(lambda: get_options().encoded_cache_bytes)
 _headers: Registry[tuple[Hashable, ...], Dataset] = Registry(1024)
 _profiles: Registry[tuple[Hashable, ...], bytes | None] = Registry(256)
 _wholes: Registry[tuple[Hashable, ...], _WholeFrames] = Registry(2)
@@ -167,9 +172,7 @@ class DicomWebSource:
 
     def frame_groups(self, indices: Sequence[int]) -> list[Dataset]:
         """Retrieve the per-frame functional groups of some frames; none where there are none."""
-        metadata = self._connection.metadata(self.uids)
-        groups = utils.items(metadata, "PerFrameFunctionalGroupsSequence")
-        return [groups[index] for index in indices] if groups else []
+        return self._connection.frame_groups(self.uids, indices)
 
     def icc_profile(self, item: Dataset) -> bytes | None:
         """Return the ICC Profile of an item of the metadata, retrieved where it is bulk data."""
@@ -213,40 +216,65 @@ class DicomWebSource:
         """
         return self._connection.instance(self.uids)
 
+    @property
+    def frames_per_request(self) -> int:
+        """Frames that are asked for at once, at most: a request costs more than some frames do."""
+        native_bytes = pixel_format_of(self.metadata).native_bytes
+        return max(1, min(MOST_FRAMES, MOST_BYTES // max(1, native_bytes)))
+
     def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
-        """Retrieve frames, in one request, in ascending order: some servers sort them."""
-        if not len(indices):
-            return []
-        header, connection = self.metadata, self._connection
-        count = num_frames_of(header)
+        """Retrieve frames that aren't kept yet, in few requests.
+
+        What several threads ask for within milliseconds goes into one.
+        """
+        count = num_frames_of(self.metadata)
         for index in indices:
             if not 0 <= index < count:
                 raise FrameReadError(f"the image has {count} frames", self.name, index)
         wanted = sorted({int(index) for index in indices})
+        found = _encoded.get(self.identity, wanted)
+        missing = [index for index in wanted if index not in found]
+        most = self.frames_per_request
+        for start in range(0, len(missing), most):
+            batch = missing[start : start + most]
+            frames = self._connection.gathered(self.sop_instance_uid, batch, self._fetch, most=most)
+            for index in batch:
+                found[index] = frames[index]
+        return [found[index] for index in indices]
+
+    def _fetch(self, wanted: list[int]) -> dict[int, bytes]:
+        """Retrieve frames in one request, in ascending order: some servers sort them."""
+        header, connection = self.metadata, self._connection
         pixel_format = pixel_format_of(header)
         # Bit-packed frames don't begin with a byte each: whether a server moves their bits there,
         # nothing tells.
         whole = pixel_format.native_bits % 8 != 0
         if pixel_format.floating and not whole:
             whole = not connection.serves_float_frames
-        frames: list[Buffer] = []
+        frames: list[bytes] = []
         if not whole:
             try:
                 lossy = utils.text(header, "LossyImageCompression") == "01"
-                frames += connection.frames(self.uids, wanted, lossy=lossy)
+                frames += connection.frames(
+                    self.uids, wanted, pixel_format=pixel_format, lossy=lossy
+                )
             except FrameReadError:
                 if not pixel_format.floating:
                     raise
                 connection.serves_float_frames = False
                 whole = True
         if whole:
-            frames = self._whole(pixel_format, count).read(wanted)
+            count = num_frames_of(header)
+            frames = [bytes(frame) for frame in self._whole(pixel_format, count).read(wanted)]
         if len(frames) != len(wanted):
             raise read_error(
                 f"{len(frames)} frames came for {len(wanted)}: {listed(wanted)}", self.name, wanted
             )
         found = dict(zip(wanted, frames, strict=True))
-        return [found[index] for index in indices]
+        if not whole:
+            for index, frame in found.items():
+                _encoded.put(self.identity, index, frame)
+        return found
 
     def _whole(self, pixel_format: PixelFormat, count: int) -> _WholeFrames:
         check_memory(count * pixel_format.native_bytes, f"{self.name} as a whole")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import threading
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import xarray as xr
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
+
+from dicomslide.backends.client import is_dicomweb_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,6 +28,7 @@ __all__ = ["DicomSlideBackendArray", "DicomSlideBackendEntrypoint"]
 
 FILES_TO_GUESS = 32
 """Files of a folder that are looked at to guess whether it holds a slide."""
+_MANGLED_URL = re.compile(r"(dicomweb\+https?:)/+(.+)")
 WHOLE_SLIDE_IMAGE = b"1.2.840.10008.5.1.4.1.1.77.1.6"
 
 
@@ -105,7 +109,8 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         Parameters
         ----------
         filename_or_obj : path-like, list of path-like or dicomslide.Slide
-            A DICOM file, a folder of them, or a list of both.
+            A DICOM file, a folder of them, or a list of both; or a DICOMweb URL, see
+            :func:`dicomslide.open_slide`.
         drop_variables : str or iterable of str, optional
             Variables to leave out.
         level : int, optional
@@ -267,7 +272,7 @@ def _open(
     from dicomslide.slide.opening import open_slide
 
     return open_slide(
-        source,
+        _as_given(source),
         container_id=container_id,
         frame_of_reference_uid=frame_of_reference_uid,
         correct_color=correct_color,
@@ -281,9 +286,17 @@ def _finished(
     if drop_variables is not None:
         names = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables)
         dataset = dataset.drop_vars(names, errors="ignore")
+    source = _as_given(source)
     if isinstance(source, (str, os.PathLike)):
-        dataset.encoding["source"] = os.path.abspath(os.fspath(source))
+        path = os.fspath(source)
+        dataset.encoding["source"] = path if is_dicomweb_url(path) else os.path.abspath(path)
     return dataset
+
+
+def _as_given(source: Any) -> Any:
+    """Return a URL as it was before xarray took it for a path, for its scheme has a +."""
+    mangled = _MANGLED_URL.search(source) if isinstance(source, str) else None
+    return source if mangled is None else f"{mangled[1]}//{mangled[2]}"
 
 
 def _is_slide_image(path: str) -> bool:

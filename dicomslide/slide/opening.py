@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
-from dicomslide.backends.client import ClientStore, is_client
+from dicomslide.backends.client import ClientStore, is_client, is_dicomweb_url, store_at
 from dicomslide.errors import NotSlideError
 from dicomslide.image import TiledImage
 from dicomslide.slide.collection import group_by_slide, slide_key
@@ -40,7 +40,9 @@ def open_slide(
     ----------
     source : path-like, list of path-like, dicomweb_client.api.DICOMClient, FrameStore or Slide
         A DICOM file, a folder of them, or a list of both; or a client, of which all slides are
-        looked at, unless a study is given: see :func:`find_slides`.
+        looked at, unless a study is given: see :func:`find_slides`; or the URL of a series or
+        study, ``"dicomweb+https://host/.../studies/.../series/..."``, which holds no
+        credentials: see :func:`register_credentials`.
     study_instance_uid : str, optional
         Study Instance UID of the slide wanted, where several studies are there.
     container_id : str, optional
@@ -73,6 +75,8 @@ def open_slide(
     store: Any
     if is_client(source):
         store = ClientStore(source, study_instance_uid)
+    elif isinstance(source, str) and is_dicomweb_url(source):
+        store = store_at(source)
     elif hasattr(source, "source"):
         store = source
     else:

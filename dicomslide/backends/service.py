@@ -1,0 +1,302 @@
+"""A DICOMweb service, asked through a session of requests: robust where networks aren't."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from dicomslide.backends.multipart import Part, ReplyError, WrongTypeError, parts_of
+from dicomslide.backends.transport import RETRIED, Patience, Transport, TransportError
+from dicomslide.options import get_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from pydicom.dataset import Dataset
+
+__all__ = ["FAILURES", "REFUSALS", "WebService", "web_client_class"]
+
+ANSWERED = (
+    "retrieve_bulkdata",
+    "retrieve_instance",
+    "retrieve_instance_frames",
+    "retrieve_instance_metadata",
+    "retrieve_series_metadata",
+    "search_for_series",
+    "search_for_studies",
+)
+"""Methods of a client that a service has, too."""
+JSON_TYPES = ("application/dicom+json", "application/json")
+FRAME_TYPES = ("application/octet-stream", "image/")
+DICOM_TYPES = (("application/dicom", "*"), "application/dicom")
+REFUSALS = frozenset({400, 406, 415})
+"""HTTP status that may mean that a server never gives this media type."""
+FAILURES = frozenset({500, 501})
+"""HTTP status of servers that can't give an instance as this media type."""
+HEADERS = 2**16
+"""Bytes that may surround a frame in a reply."""
+
+
+class WebService:
+    """Answers as a ``DICOMwebClient`` does, by requests of its own.
+
+    Parameters
+    ----------
+    wado, qido : str
+        URL of the service, for what is retrieved and for what is searched.
+    transport : Transport
+        What sends the requests.
+
+    """
+
+    def __init__(self, wado: str, qido: str, transport: Transport) -> None:
+        self.wado = wado
+        """URL of what is retrieved; a user and password may be part of it."""
+        self._qido = qido
+        self.transport = transport
+
+    @classmethod
+    def of(
+        cls, client: Any, session: Callable[[], Any], refresh: Callable[[Any], None]
+    ) -> WebService | None:
+        """Return the service of a client; None for a client that answers in a way of its own.
+
+        Parameters
+        ----------
+        client : dicomweb_client.api.DICOMClient
+            Client.
+        session : callable
+            Gives the session to send through.
+        refresh : callable
+            See :class:`Transport`.
+
+        """
+        if not _is_plain(client):
+            return None
+        url = str(client.base_url).rstrip("/")
+        prefixes = (client.wado_url_prefix, client.qido_url_prefix)
+        wado, qido = (f"{url}/{prefix}" if prefix else url for prefix in prefixes)
+        timeout = getattr(client, "_timeout", None)
+        patience = Patience()
+        if timeout is not None:
+            connect, silence = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+            patience = Patience(
+                connect=connect or patience.connect, silence=silence or patience.silence
+            )
+        return cls(wado, qido, Transport(session, refresh=refresh, patience=patience))
+
+    # -- searching --
+
+    def search_for_studies(
+        self,
+        *,
+        limit: int,
+        offset: int,
+        search_filters: Mapping[str, str] | None = None,
+    ) -> list[Mapping[str, Any]]:
+        """Search for studies."""
+        return self._search("/studies", limit, offset, search_filters)
+
+    def search_for_series(
+        self,
+        *,
+        limit: int,
+        offset: int,
+        study_instance_uid: str | None = None,
+        search_filters: Mapping[str, str] | None = None,
+    ) -> list[Mapping[str, Any]]:
+        """Search for series, of one study if it is given."""
+        where = f"/studies/{study_instance_uid}" if study_instance_uid else ""
+        return self._search(f"{where}/series", limit, offset, search_filters)
+
+    def _search(
+        self, path: str, limit: int, offset: int, filters: Mapping[str, str] | None
+    ) -> list[Mapping[str, Any]]:
+        query = urlencode({**(filters or {}), "limit": limit, "offset": offset})
+        return self._json(f"{self._qido}{path}?{query}")
+
+    # -- metadata --
+
+    def retrieve_series_metadata(self, study: str, series: str) -> list[Mapping[str, Any]]:
+        """Retrieve the metadata of the instances of a series, as DICOM JSON."""
+        return self._json(f"{self.wado}/studies/{study}/series/{series}/metadata")
+
+    def retrieve_instance_metadata(
+        self, study: str, series: str, instance: str
+    ) -> list[Mapping[str, Any]]:
+        """Retrieve the metadata of an instance, as DICOM JSON."""
+        return self._json(f"{self._instance(study, series, instance)}/metadata")
+
+    def _json(self, url: str) -> list[Mapping[str, Any]]:
+        for accept in JSON_TYPES:
+            try:
+                return self.transport.get(url, accept, _read_json, most_bytes=_most())
+            except TransportError as error:
+                if error.status != 406 or accept == JSON_TYPES[-1]:
+                    raise
+        raise AssertionError
+
+    # -- bytes --
+
+    def retrieve_instance(self, study: str, series: str, instance: str) -> Dataset:
+        """Retrieve a whole instance, as it is stored where the server lets have it so."""
+        from io import BytesIO
+
+        from pydicom import dcmread
+
+        url = self._instance(study, series, instance)
+        for media_type in DICOM_TYPES:
+            try:
+                (data,) = self.transport.get(
+                    url,
+                    _accept(media_type),
+                    lambda kind, chunks: _read_parts(kind, chunks, 1, "application/dicom"),
+                    most_bytes=_most(),
+                )
+            except TransportError as error:
+                if error.status not in REFUSALS or media_type == DICOM_TYPES[-1]:
+                    raise
+            else:
+                return dcmread(BytesIO(data.data))
+        raise AssertionError
+
+    def retrieve_bulkdata(
+        self, url: str, media_types: tuple[str | tuple[str, str], ...] | None = None
+    ) -> list[bytes]:
+        """Retrieve bulk data."""
+        accept = "*/*" if media_types is None else _accept(media_types[0])
+        parts = self.transport.get(
+            url,
+            accept,
+            lambda kind, chunks: _read_parts(kind, chunks, 1, "application/octet-stream"),
+            most_bytes=_most(),
+        )
+        return [part.data for part in parts]
+
+    def retrieve_instance_frames(
+        self,
+        study: str,
+        series: str,
+        instance: str,
+        frame_numbers: Sequence[int],
+        media_types: tuple[str | tuple[str, str], ...] | None = None,
+        *,
+        frame_bytes: int,
+        deadline: float,
+        retried: frozenset[int] = RETRIED,
+    ) -> list[Part]:
+        """Retrieve frames.
+
+        Parameters
+        ----------
+        study, series, instance : str
+            UIDs.
+        frame_numbers : sequence of int
+            One-based.
+        media_types : tuple, optional
+            What they are asked for as: one media type, perhaps with a transfer syntax.
+        frame_bytes : int
+            Largest size of a frame.
+        deadline : float
+            When to give up; see :meth:`Transport.deadline`.
+        retried : frozenset of int
+            HTTP status after which is tried again.
+
+        Returns
+        -------
+        list of Part
+            One a frame, in the order of `frame_numbers`.
+
+        """
+        url = self._instance(study, series, instance)
+        numbers = list(frame_numbers)
+
+        def read(kind: str, chunks: Iterator[bytes]) -> list[Part]:
+            return _in_order(_read_parts(kind, chunks, len(numbers), *FRAME_TYPES), numbers)
+
+        return self.transport.get(
+            f"{url}/frames/{','.join(map(str, numbers))}",
+            "*/*" if media_types is None else _accept(media_types[0]),
+            read,
+            most_bytes=len(numbers) * (frame_bytes + HEADERS),
+            retried=retried,
+            deadline=deadline,
+        )
+
+    def _instance(self, study: str, series: str, instance: str) -> str:
+        return f"{self.wado}/studies/{study}/series/{series}/instances/{instance}"
+
+
+def web_client_class() -> type | None:
+    """Return dicomweb_client's class if it is imported: else no client can be one."""
+    module = sys.modules.get("dicomweb_client.api")
+    return getattr(module, "DICOMwebClient", None)
+
+
+def _is_plain(client: Any) -> bool:
+    """Whether a client does nothing but send requests through its session."""
+    known = web_client_class()
+    if known is None or not isinstance(client, known):
+        return False
+    import requests
+
+    return (
+        isinstance(getattr(client, "_session", None), requests.Session)
+        and not any(name in vars(client) for name in (*ANSWERED, "_http_get"))
+        and all(
+            getattr(type(client), name) is getattr(known, name) for name in (*ANSWERED, "_http_get")
+        )
+    )
+
+
+def _accept(media_type: str | tuple[str, str]) -> str:
+    """Return an Accept header: one media type, for some servers look at the last only."""
+    kind, syntax = (media_type, None) if isinstance(media_type, str) else media_type
+    return f'multipart/related; type="{kind}"' + (f"; transfer-syntax={syntax}" if syntax else "")
+
+
+def _most() -> int:
+    return get_options().memory_limit_bytes
+
+
+def _read_json(kind: str, chunks: Iterator[bytes]) -> list[Mapping[str, Any]]:
+    data = b"".join(chunks)
+    if not data:
+        return []
+    if "json" not in kind:
+        raise WrongTypeError(f"the reply is {kind or 'of no type'}, not DICOM JSON")
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise ReplyError(f"the reply isn't JSON: {error}") from None
+    found = [found] if isinstance(found, dict) else found
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise WrongTypeError("the reply is JSON, but not DICOM JSON")
+    return found
+
+
+def _read_parts(kind: str, chunks: Iterator[bytes], count: int, *media_types: str) -> list[Part]:
+    """Read as many parts as were asked for, of the media types that they may have."""
+    parts: list[Part] = []
+    for part in parts_of(kind, chunks):
+        if part.media_type and not part.media_type.startswith(media_types):
+            raise WrongTypeError(f"part {len(parts) + 1} is {part.media_type}")
+        parts.append(part)
+        if len(parts) > count:
+            raise ReplyError(f"more parts came than the {count} that were asked for")
+    if len(parts) < count:
+        raise ReplyError(f"{len(parts)} parts came for {count}")
+    return parts
+
+
+def _in_order(parts: list[Part], numbers: list[int]) -> list[Part]:
+    """Return parts in the order of frames, where they say which frames they are."""
+    found = {part.frame_number: part for part in parts if part.frame_number is not None}
+    if any(part.frame_number is None for part in parts):
+        return parts
+    if found.keys() != set(numbers):
+        strange = sorted(number for number in found if number not in numbers)
+        raise ReplyError(f"parts came that say they are frames {strange or sorted(found)}")
+    return [found[number] for number in numbers]

@@ -1,0 +1,428 @@
+"""Slides behind a server that fails: right pixels, or an error that says what is missing."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import dask
+import numpy as np
+import pytest
+import requests
+import xarray as xr
+from dicomweb_client.api import DICOMwebClient
+from faulty_server import AS_STORED, TOKEN, FaultyServer
+from test_transport import Clock
+
+import dicomslide
+from dicomslide import frame_reader
+from dicomslide.backends import connection, credentials, dicomweb, gather
+from dicomslide.backends.client import frame_source
+from dicomslide.backends.transport import Patience, Transport
+from dicomslide.testing import write_slide
+
+UIDS = ("StudyInstanceUID", "SeriesInstanceUID")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slide")
+    write_slide(
+        folder, shape=(300, 410), downsamples=(1, 2, 4, 8, 16), tile_shape=(32, 32),
+        associated=False,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def server(folder):
+    with FaultyServer(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def client_of(server, clock=None, **patience):
+    """Return a client, for whose connection the clock runs when it waits."""
+    client = DICOMwebClient(server.url)
+    if clock is not None:
+        found = connection.connection_of(client)
+        found.service.transport = Transport(
+            lambda: client._session,
+            refresh=found._renew,
+            patience=Patience(**patience),
+            clock=clock,
+            sleep=clock.sleep,
+            jitter=lambda: 1.0,
+        )
+    return client
+
+
+def url_of(server, series=True):
+    dataset = next(iter(server.archive.datasets.values()))
+    study, its_series = (str(dataset.get(keyword)) for keyword in UIDS)
+    return f"dicomweb+{server.url}/studies/{study}" + (f"/series/{its_series}" if series else "")
+
+
+def source_of(server, clock, **patience):
+    client = client_of(server, clock, **patience)
+    return frame_source(client, server.archive.all_metadata()[0])
+
+
+def whole(slide):
+    return slide.get_image_region((0, 0), 0, slide.size)
+
+
+# -- faults ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [408, 429, 502, 503, 504, "reset", "truncated", "cut_last_part", "no_closing_delimiter",
+     "short_part", "missing", "surplus", "other_frames"],
+)  # fmt: skip
+def test_what_went_wrong_once_is_asked_for_again(server, clock, fault):
+    source = source_of(server, clock)
+    server.play(fault)
+    stored = server.archive.frames(source.name)
+    assert source.read_frames([7, 2]) == [stored[7], stored[2]]
+    assert server.frames == [[3, 8], [3, 8]]
+    assert clock.waits == [0.25]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (503, "503 Service Unavailable"),
+        ("truncated", "IncompleteRead"),
+        ("no_closing_delimiter", "the reply ends before the end of part 2"),
+        ("cut_last_part", "the reply ends before the end of part 2"),
+        ("short_part", "part 1 isn't the [0-9]+ bytes long that it says"),
+        ("missing", "1 parts came for 2"),
+        ("surplus", "more parts came than the 2"),
+        ("other_frames", r"parts came that say they are frames \[999\]"),
+    ],
+)
+def test_what_goes_wrong_each_time_is_an_error_that_names_the_frames(server, clock, fault, reason):
+    source = source_of(server, clock, attempts=3)
+    server.play(*[fault] * 3)
+    with pytest.raises(
+        dicomslide.FrameReadError, match=rf"frames 3, 8: .*{reason}.*\(3 attempts in 0\.8 s\)"
+    ) as info:
+        source.read_frames([7, 2])
+    assert source.name in str(info.value)
+    assert server.url in str(info.value)
+    stored = server.archive.frames(source.name)
+    assert source.read_frames([7, 2]) == [stored[7], stored[2]]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (403, "403 Forbidden"),
+        (404, "404 Not Found"),
+        ("wrong_part_type", "part 1 is text/html"),
+        ("login_page", "part 1 is text/html"),
+    ],
+)
+def test_what_will_not_change_is_an_error_at_once(server, clock, fault, reason):
+    source = source_of(server, clock)
+    server.play(fault)
+    with pytest.raises(dicomslide.FrameReadError, match=f"frame 8: .*{reason}"):
+        source.read_frames([7])
+    assert (len(server.requests), clock.waits) == (1, [])
+    assert source.read_frames([7]) == [server.archive.frames(source.name)[7]]
+
+
+@pytest.mark.parametrize("fault", [400, 406])
+def test_a_media_type_that_is_refused_is_followed_by_another(server, clock, fault):
+    source = source_of(server, clock)
+    server.accepts = lambda accept: True
+    server.play(fault)
+    assert source.read_frames([7]) == [server.archive.frames(source.name)[7]]
+    assert clock.waits == []
+    accepted = [headers["Accept"] for _, headers in server.requests]
+    assert accepted == [AS_STORED, 'multipart/related; type="*/*"; transfer-syntax=*']
+    source.read_frames([8])
+    assert server.requests[-1][1]["Accept"] == accepted[1]
+
+
+def test_parts_in_another_order_are_put_in_theirs(server, clock):
+    source = source_of(server, clock)
+    server.play("reordered")
+    stored = server.archive.frames(source.name)
+    assert source.read_frames([1, 2, 3]) == stored[1:4]
+    assert len(server.requests) == 1
+
+
+def test_one_deadline_holds_for_all_media_types(server, clock):
+    source = source_of(server, clock, deadline=5.0, attempts=99)
+    server.play(*[503] * 99)
+    with pytest.raises(dicomslide.FrameReadError, match="503"):
+        source.read_frames([0])
+    assert clock.now <= 5.0
+
+
+def test_a_bad_request_for_several_readers_spoils_only_the_bad_one(server, clock):
+    source = source_of(server, clock)
+    stored = server.archive.frames(source.name)
+    source.read_frames([0])  # what is accepted is agreed on
+    server.play(404)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda index: source.read_frames([index]), range(1, 5)))
+    assert [frame for (frame,) in found] == stored[1:5]
+
+
+def test_bad_frames_are_filled_and_reading_goes_on(server, clock):
+    client = client_of(server, clock)
+    metadata = server.archive.all_metadata()[0]
+    image = dicomslide.TiledImage(client, metadata, on_error="fill", correct_color=False)
+    matrix = image.get_total_pixel_matrix()
+    matrix[:1, :1]
+    server.play(404, 404)
+    with pytest.warns(dicomslide.FrameWarning, match="404"):
+        assert (matrix[64:65, :1] == 255).all()
+    server.faults.clear()
+    frame_reader._frames.clear()
+    slide = dicomslide.open_slide(server.archive.folder, correct_color=False)
+    expected = slide.get_volume_images()[0].get_total_pixel_matrix()
+    np.testing.assert_array_equal(matrix[64:96, :32], expected[64:96, :32])
+
+
+# -- credentials -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tokens(server):
+    """Let the server want a token; count how often it is asked for."""
+    server.token = TOKEN
+    asked = []
+
+    def token(url):
+        asked.append(url)
+        return f"{TOKEN}-expired" if len(asked) == 1 else TOKEN
+
+    dicomslide.register_credentials(server.url, token=token)
+    yield asked
+    dicomslide.register_credentials(server.url)
+
+
+def test_a_token_that_expires_is_refreshed_once(server, tokens):
+    slide = dicomslide.open_slide(url_of(server))
+    assert len(tokens) == 2
+    assert whole(slide).any()
+    assert len(tokens) == 2
+    secret = TOKEN.encode()
+    assert all(secret not in str(path).encode() for path, _ in server.requests)
+    server.token = "nobody has it"
+    dicomweb._encoded.clear()
+    frame_reader._frames.clear()
+    with pytest.raises(dicomslide.FrameReadError, match="401 Unauthorized") as info:
+        whole(slide)
+    assert TOKEN not in str(info.value)
+    server.token = TOKEN
+    assert whole(slide).any()
+
+
+def test_nothing_that_is_kept_or_shown_holds_a_token(server, tokens):
+    url = url_of(server)
+    slide = dicomslide.open_slide(url)
+    tree = xr.open_datatree(url, engine="dicomslide", chunks={})
+    image = slide.get_volume_images()[0]
+    array = tree["level_0"].image
+    things = [slide, image.source, image.get_total_pixel_matrix(), array.data, tree]
+    for thing in things:
+        pickled = pickle.dumps(thing)
+        assert TOKEN.encode() not in pickled
+        assert TOKEN not in repr(thing)
+    assert len(pickle.dumps(image.source)) < 2000
+    assert TOKEN not in str(array.data.name)
+    assert TOKEN not in str(tree["level_0"].encoding) + str(array.encoding)
+    arrived = pickle.loads(pickle.dumps(image.source))
+    connection._connections._by_address.clear()  # as in another process
+    assert arrived.read_frames([0]) == [server.archive.frames(image.name)[0]]
+
+
+def test_a_session_factory_is_asked_again_when_its_session_is_refused(server):
+    server.token = TOKEN
+    made = []
+
+    def session(url):
+        made.append(requests.Session())
+        made[-1].headers["Authorization"] = f"Bearer {TOKEN if len(made) > 1 else 'expired'}"
+        return made[-1]
+
+    dicomslide.register_credentials(server.url, session=session)
+    try:
+        assert dicomslide.open_slide(url_of(server)).num_levels == 5
+        assert len(made) == 2
+    finally:
+        dicomslide.register_credentials(server.url)
+
+
+def give_token(url):
+    return TOKEN
+
+
+def test_the_environment_may_name_a_function(server, monkeypatch):
+    server.token = TOKEN
+    monkeypatch.setenv(credentials.TOKEN_VARIABLE, f"{__name__}:give_token")
+    assert dicomslide.open_slide(url_of(server)).num_levels == 5
+    monkeypatch.setenv(credentials.TOKEN_VARIABLE, f"{__name__}:nothing")
+    connection._connections._by_address.clear()
+    with pytest.raises(ImportError, match=r"DICOMSLIDE_DICOMWEB_TOKEN must name a function"):
+        dicomslide.open_slide(url_of(server))
+
+
+def test_credentials_are_for_the_server_that_they_are_registered_for(server, folder):
+    with FaultyServer(folder) as other:
+        dicomslide.register_credentials(server.url, token=give_token)
+        try:
+            dicomslide.open_slide(url_of(other))
+        finally:
+            dicomslide.register_credentials(server.url)
+        assert all("Authorization" not in headers for _, headers in other.requests)
+
+
+# -- URLs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("series", [True, False], ids=["series", "study"])
+def test_a_slide_is_opened_by_url_in_few_requests(server, folder, series):
+    url = url_of(server, series)
+    slide = dicomslide.open_slide(url)
+    assert slide.num_levels == 5
+    assert len(server.requests) <= 4
+    np.testing.assert_array_equal(whole(slide), whole(dicomslide.open_slide(folder)))
+
+
+def test_the_engine_opens_a_url(server, folder):
+    url = url_of(server)
+    dataset = xr.open_dataset(url, engine="dicomslide", chunks={})
+    expected = xr.open_dataset(folder, engine="dicomslide")
+    xr.testing.assert_equal(dataset.compute(scheduler="threads"), expected)
+    assert dataset.encoding["source"] == url
+
+
+@pytest.mark.parametrize("bad", ["u:secret@host/x", "host/x?token=secret"])
+def test_a_url_with_credentials_is_an_error_that_does_not_show_them(bad):
+    with pytest.raises(ValueError, match="register_credentials") as info:
+        dicomslide.open_slide(f"dicomweb+https://{bad}/studies/1.2")
+    assert "secret" not in str(info.value)
+
+
+def test_a_url_of_something_else_is_an_error():
+    with pytest.raises(ValueError, match="isn't like"):
+        dicomslide.open_slide("dicomweb+ftp://host/studies/1.2")
+
+
+# -- requests --------------------------------------------------------------------------------
+
+
+def test_a_region_is_read_in_few_requests_and_once(server):
+    slide = dicomslide.open_slide(url_of(server), correct_color=False)
+    before = len(server.requests)
+    whole(slide)
+    cold = len(server.requests) - before
+    assert len(server.frames) == cold
+    counts = Counter(number for numbers in server.frames for number in numbers)
+    assert set(counts.values()) == {1}
+    assert len(counts) == 130
+    assert max(map(len, server.frames)) <= 64
+    frame_reader._frames.clear()
+    whole(slide)
+    assert len(server.requests) - before == cold
+
+
+def test_neighbouring_tasks_share_requests(server, monkeypatch):
+    monkeypatch.setattr(gather, "SHORTEST_WINDOW", 0.05)
+    image = dicomslide.open_slide(url_of(server)).get_volume_images()[0]
+    matrix = image.get_total_pixel_matrix()
+    with dask.config.set(scheduler="threads", num_workers=16):
+        matrix.to_dask().mean().compute()
+    assert len(server.frames) <= 130 / 4
+    counts = Counter(number for numbers in server.frames for number in numbers)
+    assert set(counts.values()) == {1}
+
+
+def test_threads_that_ask_at_once_share_one_request(monkeypatch):
+    monkeypatch.setattr(gather, "SHORTEST_WINDOW", 10.0)
+    gatherer = gather.Gatherer(most=8, longest=10.0)
+    asked = []
+
+    def fetch(indices):
+        asked.append(indices)
+        return {index: -index for index in indices}
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: gatherer.read([i], fetch)[i], range(8)))
+    assert found == [-i for i in range(8)]
+    assert asked == [[*range(8)]]
+
+
+def test_an_error_of_several_is_that_of_who_asked_for_what_is_bad(monkeypatch):
+    monkeypatch.setattr(gather, "SHORTEST_WINDOW", 10.0)
+    gatherer = gather.Gatherer(most=4, longest=10.0)
+
+    def fetch(indices):
+        if 2 in indices:
+            raise OSError(f"no {indices}")
+        return {index: -index for index in indices}
+
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(gatherer.read, [i], fetch) for i in range(4)]
+    assert [futures[i].result()[i] for i in (0, 1, 3)] == [0, -1, -3]
+    with pytest.raises(OSError, match=r"no \[2\]"):
+        futures[2].result()
+
+
+def test_nobody_waits_for_ever_for_who_asks_for_more(monkeypatch):
+    monkeypatch.setattr(gather, "SHORTEST_WINDOW", 10.0)
+    gatherer = gather.Gatherer(most=2, longest=0.05)
+    go = threading.Event()
+
+    def fetch(indices):
+        go.wait(10)
+        return dict.fromkeys(indices, 0)
+
+    with ThreadPoolExecutor(1) as pool:
+        leader = pool.submit(gatherer.read, [0], fetch)
+        while gatherer._open is None:
+            threading.Event().wait(0.001)
+        with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
+            gatherer.read([1], fetch)
+        go.set()
+        leader.result()
+
+
+def test_requests_in_flight_are_bounded(server, clock):
+    inside, most = [], []
+    source = source_of(server, clock)
+    original = server.archive.frames
+
+    def frames(uid):
+        inside.append(1)
+        most.append(len(inside))
+        threading.Event().wait(0.01)
+        inside.pop()
+        return original(uid)
+
+    server.archive.frames = frames
+    with ThreadPoolExecutor(24) as pool:
+        list(pool.map(lambda i: source._fetch([i]), range(48)))
+    assert max(most) <= 8
+
+
+def test_encoded_frames_are_kept_within_bounds(server, clock):
+    source = source_of(server, clock)
+    size = len(server.archive.frames(source.name)[0])
+    with dicomslide.set_options(encoded_cache_bytes=3 * size):
+        for index in range(20):
+            source.read_frames([index])
+        assert dicomweb._encoded.nbytes <= 3 * size
+    assert len(server.requests) == 20
