@@ -1,0 +1,185 @@
+"""Slides stored in a real server and read back: the pixels of the files, in few requests."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import dask
+import numpy as np
+import orthanc
+import pytest
+import requests
+import xarray as xr
+from dicomweb_client.api import DICOMwebClient
+from test_client import EXPLICIT, EXTENDED, J2K, JPEG_LS, RLE, twelve_bits
+
+import dicomslide
+from dicomslide import frame_reader
+from dicomslide.backends import dicomweb
+from dicomslide.backends.client import frame_source
+from dicomslide.testing import ENCODERS, write_image, write_slide
+
+pytestmark = pytest.mark.skipif(
+    bool(orthanc.reason_to_skip()), reason=str(orthanc.reason_to_skip())
+)
+
+SMALL = dict(shape=(100, 110), downsamples=(1, 2), tile_shape=(32, 32), associated=False)
+
+
+class CountingSession(requests.Session):
+    """Counts requests for frames, and others."""
+
+    def __init__(self):
+        super().__init__()
+        self.urls = []
+
+    def get(self, url, **options):
+        self.urls.append(url)
+        return super().get(url, **options)
+
+    @property
+    def frames(self):
+        """Frames asked for, request by request."""
+        found = [url.partition("/frames/")[2] for url in self.urls]
+        return [[int(number) for number in each.split(",")] for each in found if each]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    with orthanc.running(tmp_path_factory.mktemp("orthanc")) as url:
+        yield url
+
+
+def whole(slide, level=0):
+    return slide.get_volume_images()[level].get_total_pixel_matrix()[...]
+
+
+def opened(url, uids):
+    study, series = uids
+    return dicomslide.open_slide(f"dicomweb+{url}/studies/{study}/series/{series}")
+
+
+@pytest.mark.parametrize("uid", ENCODERS)
+def test_pixels_are_those_of_the_file_in_every_transfer_syntax(tmp_path, url, uid):
+    if uid == EXTENDED:
+        write_image(tmp_path / "level-0.dcm", twelve_bits())
+    else:
+        number = 100 + list(ENCODERS).index(uid)
+        write_slide(tmp_path, **SMALL, slide_number=number, transfer_syntax_uid=uid)
+    uids = orthanc.store(url, sorted(tmp_path.glob("*.dcm")))
+    expected = whole(dicomslide.open_slide(tmp_path))
+    np.testing.assert_array_equal(whole(opened(url, uids)), expected)
+
+
+@pytest.mark.parametrize("uid", [EXPLICIT, "1.2.840.10008.1.2.2", RLE, J2K, JPEG_LS])
+def test_two_bytes_a_sample(tmp_path, url, uid):
+    number = 150 + list(ENCODERS).index(uid)
+    write_slide(
+        tmp_path, **SMALL, slide_number=number, transfer_syntax_uid=uid, samples=1, bits=16,
+        drawing="position", optical_paths=("DAPI", "FITC"), planes=(5.0, 7.0),
+    )  # fmt: skip
+    uids = orthanc.store(url, sorted(tmp_path.glob("*.dcm")))
+    expected, found = dicomslide.open_slide(tmp_path), opened(url, uids)
+    xr.testing.assert_equal(
+        found.to_datatree().compute(scheduler="threads"), expected.to_datatree().compute()
+    )
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["full", "sparse"])
+def test_a_slide_of_five_levels_opens_in_few_requests(tmp_path, url, sparse):
+    number = 180 + sparse
+    write_slide(
+        tmp_path, shape=(700, 900), downsamples=(1, 2, 4, 8, 16), slide_number=number,
+        sparse=sparse, tile_shape=(32, 32),
+    )  # fmt: skip
+    study, _ = orthanc.store(url, sorted(tmp_path.glob("*.dcm")))
+    client = DICOMwebClient(url, session=CountingSession())
+    slide = dicomslide.open_slide(client, study_instance_uid=study)
+    assert slide.num_levels == 5
+    assert len(client._session.urls) <= 4
+    expected = dicomslide.open_slide(tmp_path)
+    for level in range(5):
+        np.testing.assert_array_equal(whole(slide, level), whole(expected, level))
+    np.testing.assert_array_equal(
+        slide.label_images[0].get_total_pixel_matrix()[...],
+        expected.label_images[0].get_total_pixel_matrix()[...],
+    )
+
+
+@pytest.fixture(scope="module")
+def large(url, tmp_path_factory):
+    """A slide of 100 frames of 256², stored."""
+    folder = tmp_path_factory.mktemp("large")
+    write_slide(folder, shape=(2560, 2560), downsamples=(1, 4), slide_number=190, associated=False)
+    return folder, orthanc.store(url, sorted(folder.glob("*.dcm")))
+
+
+def test_a_region_is_read_in_few_requests_once(url, large):
+    folder, (study, _) = large
+    client = DICOMwebClient(url, session=CountingSession())
+    slide = dicomslide.open_slide(client, study_instance_uid=study)
+    matrix = slide.get_volume_images()[0].get_total_pixel_matrix()
+    expected = dicomslide.open_slide(folder).get_volume_images()[0].get_total_pixel_matrix()
+    found = matrix[100:2148, 100:2148]
+    np.testing.assert_array_equal(found, expected[100:2148, 100:2148])
+    frames = client._session.frames
+    assert sum(map(len, frames)) == 81
+    frame_reader._frames.clear()
+    matrix[100:2148, 100:2148]
+    assert client._session.frames == frames
+
+
+def test_every_frame_is_asked_for_once_by_dask(url, large):
+    folder, (study, _) = large
+    client = DICOMwebClient(url, session=CountingSession())
+    slide = dicomslide.open_slide(client, study_instance_uid=study)
+    dicomweb._encoded.clear()
+    with dask.config.set(scheduler="threads"):
+        found = slide.get_volume_images()[0].get_total_pixel_matrix().to_dask("auto").mean()
+        mean = found.compute()
+    counts = Counter(number for numbers in client._session.frames for number in numbers)
+    assert (len(counts), set(counts.values())) == (100, {1})
+    assert len(client._session.frames) <= 8
+    assert mean == pytest.approx(whole(dicomslide.open_slide(folder)).mean())
+
+
+def test_frames_that_are_not_there_are_an_error_that_names_them(url, large):
+    folder, (study, series) = large
+    slide = opened(url, (study, series))
+    header = slide.get_volume_images()[0].metadata
+    header.NumberOfFrames = 101
+    source = frame_source(DICOMwebClient(url), header)
+    with pytest.raises(dicomslide.FrameReadError, match=r"frame 101: .*400"):
+        source.read_frames([100])
+    assert len(source.read_frames([99])) == 1
+
+
+def test_real_slides(shared_data, url):
+    folder = shared_data / "cmu-1-small-region"
+    uids = orthanc.store(url, sorted(folder.glob("*.dcm")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dicomslide.MetadataWarning)
+        found, expected = opened(url, uids), dicomslide.open_slide(folder)
+        for level in range(expected.num_levels):
+            np.testing.assert_array_equal(whole(found, level), whole(expected, level))
+
+
+def test_processes_read_from_the_server(url, large):
+    folder, uids = large
+    image = opened(url, uids).get_volume_images()[0]
+    pickled = pickle.dumps(image.get_total_pixel_matrix())
+    assert len(pickled) < 2000
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        corners = [pool.submit(corner, pickled, at) for at in (0, 256)]
+        found = [each.result(120) for each in corners]
+    expected = whole(dicomslide.open_slide(folder))
+    for at, each in zip((0, 256), found, strict=True):
+        np.testing.assert_array_equal(each, expected[at : at + 256, at : at + 256])
+
+
+def corner(pickled, at):
+    return pickle.loads(pickled)[at : at + 256, at : at + 256]
