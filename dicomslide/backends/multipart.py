@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from email.message import Message
 from typing import TYPE_CHECKING
 
@@ -155,7 +156,8 @@ def _headers(block: bytes) -> dict[str, str]:
     return {name.strip().lower(): value.strip() for name, colon, value in lines if colon}
 
 
-def _parsed(content_type: str) -> tuple[str, dict[str, str]]:
+@functools.lru_cache(64)  # the parts of a reply mostly say the same
+def _parsed(content_type: str) -> tuple[str, Mapping[str, str]]:
     """Return media type and parameters of a Content-Type."""
     message = Message()
     message["content-type"] = content_type.replace("\r", "").replace("\n", "")
