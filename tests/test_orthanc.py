@@ -148,8 +148,8 @@ def test_every_frame_is_asked_for_once_by_dask(url, large):
 
 
 def test_frames_that_are_not_there_are_an_error_that_names_them(url, large):
-    folder, (study, series) = large
-    slide = opened(url, (study, series))
+    _, uids = large
+    slide = opened(url, uids)
     header = slide.get_volume_images()[0].metadata
     header.NumberOfFrames = 101
     source = frame_source(DICOMwebClient(url), header)

@@ -47,6 +47,10 @@ LOSSY_MEDIA_TYPES: tuple[MediaTypes, ...] = (("image/jpeg",), ("image/jls",), ("
 DEFAULT: tuple[MediaTypes, ...] = (("*/*",), None)
 """At last, what server and client like best."""
 BIG_ENDIAN = f"{_UID}.2"
+TOO_MUCH = frozenset({413, 414})
+"""HTTP status of servers that are asked for too many frames at once."""
+MOST_FRAMES = 100
+"""Frames a request: what a request costs is shared by many."""
 MOST_CLIENTS = 32
 MOST_INSTANCES = 1024
 
@@ -102,6 +106,8 @@ class Connection:
     def __init__(self, client: Any) -> None:
         self._client = client
         self.address = Address.of(client)
+        self.most_frames = MOST_FRAMES
+        """Frames a request: fewer once the server has found a request too long."""
         self.serves_float_frames = True
         """False once the server has refused a frame of Float Pixel Data."""
         self._agreed: OrderedDict[str, MediaTypes] = OrderedDict()  # by SOP Instance UID
@@ -149,9 +155,9 @@ class Connection:
         """
         longest = Patience().deadline if self.service is None else self.service.transport.longest
         # one deadline for who asks, another for who asks again alone
-        gatherer = self._gatherers.get(uid, lambda: Gatherer(most=most, longest=2 * longest))
+        gatherer = self._gatherers.get(uid, lambda: Gatherer(longest=2 * longest))
         try:
-            return gatherer.read(indices, fetch)
+            return gatherer.read(indices, fetch, most=most)
         except TimeoutError as error:
             raise read_error(f"{error}: {listed(indices)}", uid, indices) from None
 
@@ -201,6 +207,12 @@ class Connection:
                 self._agree(uids[2], media_types, refused)
                 return frames
         assert first_error is not None
+        if _status(first_error) in TOO_MUCH and len(indices) > 1:
+            half = len(indices) // 2
+            self.most_frames = min(self.most_frames, half)
+            parts = (indices[:half], indices[half:])
+            options: dict[str, Any] = dict(pixel_format=pixel_format, lossy=lossy)
+            return [frame for each in parts for frame in self.frames(uids, each, **options)]
         raise read_error(
             f"{self.address.url} doesn't give {listed(indices)}: {_reason(first_error)}",
             uids[2],

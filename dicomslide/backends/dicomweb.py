@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DicomWebSource"]
 
-MOST_FRAMES = 64
-"""Frames a request: what a request costs is shared by many, and the first come soon."""
 MOST_BYTES = 32 * 2**20
 """Bytes a request, were the frames native."""
 PER_FRAME_GROUPS = 0x52009230
@@ -220,7 +218,7 @@ class DicomWebSource:
     def frames_per_request(self) -> int:
         """Frames that are asked for at once, at most: a request costs more than some frames do."""
         native_bytes = pixel_format_of(self.metadata).native_bytes
-        return max(1, min(MOST_FRAMES, MOST_BYTES // max(1, native_bytes)))
+        return max(1, min(self._connection.most_frames, MOST_BYTES // max(1, native_bytes)))
 
     def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
         """Retrieve frames that aren't kept yet, in few requests.

@@ -35,42 +35,41 @@ class Gatherer:
 
     Parameters
     ----------
-    most : int
-        Most that is asked for at once.
     longest : float
         Seconds within which a request has ended, one way or the other.
 
     """
 
-    def __init__(self, *, most: int, longest: float) -> None:
-        self._most = most
+    def __init__(self, *, longest: float) -> None:
         self._longest = longest
         self._lock = threading.Lock()
         self._open: _Batch | None = None
         self._window = SHORTEST_WINDOW
 
     def read(
-        self, indices: Sequence[int], fetch: Callable[[list[int]], Mapping[int, T]]
+        self, indices: Sequence[int], fetch: Callable[[list[int]], Mapping[int, T]], *, most: int
     ) -> Mapping[int, T]:
         """Return what `fetch` gives, perhaps with what others asked for.
 
         Parameters
         ----------
         indices : sequence of int
-            What is wanted, not more than `most`.
+            What is wanted.
         fetch : callable
             Gets all that is wanted, sorted. An error is that of who asked alone; of several,
             each asks again by itself.
+        most : int
+            Most that is asked for at once.
 
         """
         with self._lock:
             batch = self._open
-            leads = batch is None or len(batch.wanted.union(indices)) > self._most
+            leads = batch is None or len(batch.wanted.union(indices)) > most
             if batch is None or leads:
                 batch = self._open = _Batch()
             batch.wanted.update(indices)
             batch.readers += 1
-            if len(batch.wanted) >= self._most:
+            if len(batch.wanted) >= most:
                 batch.is_full.set()
         if leads:
             self._lead(batch, fetch)
