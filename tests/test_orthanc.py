@@ -11,16 +11,19 @@ from multiprocessing import get_context
 import dask
 import numpy as np
 import orthanc
+import pydicom
 import pytest
 import requests
 import xarray as xr
 from dicomweb_client.api import DICOMwebClient
-from test_client import EXPLICIT, EXTENDED, J2K, JPEG_LS, RLE, twelve_bits
+from pydicom.uid import UID, generate_uid
+from test_client import EXPLICIT, EXTENDED, J2K, JPEG_LS, RLE, bit_packed, twelve_bits
 
 import dicomslide
 from dicomslide import frame_reader
-from dicomslide.backends import dicomweb
+from dicomslide.backends import connection, dicomweb
 from dicomslide.backends.client import frame_source
+from dicomslide.backends.file import FileSource
 from dicomslide.testing import ENCODERS, write_image, write_slide
 
 pytestmark = pytest.mark.skipif(
@@ -166,6 +169,77 @@ def test_real_slides(shared_data, url):
         found, expected = opened(url, uids), dicomslide.open_slide(folder)
         for level in range(expected.num_levels):
             np.testing.assert_array_equal(whole(found, level), whole(expected, level))
+
+
+def from_server(url, path):
+    """Store a file; return a source that reads it from the server."""
+    uids = orthanc.store(url, [path])
+    header = pydicom.dcmread(path, stop_before_pixels=True)
+    client = DICOMwebClient(url)
+    metadata = connection.connection_of(client).metadata((*uids, str(header.SOPInstanceUID)))
+    return frame_source(client, metadata)
+
+
+def tiled_files(folder):
+    for path in sorted(folder.rglob("*.dcm")):
+        source = FileSource.open(path)
+        if dicomslide.is_tiled_image(source.metadata):
+            yield path, source
+
+
+def channels_of(source):
+    image = dicomslide.TiledImage(source, source.metadata)
+    for channel in range(image.num_channels):
+        for plane in range(image.num_focal_planes):
+            matrix = image.get_total_pixel_matrix(channel, plane)
+            yield matrix[...]
+
+
+@pytest.mark.filterwarnings("ignore::dicomslide.MetadataWarning")
+@pytest.mark.parametrize("folder", ["highdicom", "boxes"])
+def test_images_and_what_is_derived_from_them(tmp_path, shared_data, url, folder):
+    for path, source in tiled_files(shared_data / folder):
+        dataset = pydicom.dcmread(path)
+        dataset.SOPInstanceUID = generate_uid()  # several of these files have the same one
+        path = tmp_path / path.name
+        dataset.save_as(path)
+        found, expected = channels_of(from_server(url, path)), channels_of(source)
+        for each, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(each, other, err_msg=str(path))
+
+
+def test_annotations_are_whole(shared_data, url):
+    path = shared_data / "highdicom" / "sm_annotations.dcm"
+    assert from_server(url, path).read_instance() == pydicom.dcmread(path)
+
+
+def test_bit_packed_frames(tmp_path, url):
+    expected = bit_packed(tmp_path)
+    (found,) = channels_of(from_server(url, tmp_path / "level-0.dcm"))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["<f4", "<f8"])
+def test_float_pixels(tmp_path, url, kind):
+    number = 200 + np.dtype(kind).itemsize
+    write_slide(
+        tmp_path, shape=(64, 96), downsamples=(1,), tile_shape=(32, 32), samples=1,
+        transfer_syntax_uid=EXPLICIT, associated=False, slide_number=number,
+    )  # fmt: skip
+    path = tmp_path / "level-0.dcm"
+    dataset = pydicom.dcmread(path)
+    values = np.random.default_rng(2).normal(size=(6, 32, 32)).astype(kind)
+    uid = "1.2.840.10008.5.1.4.1.1.30"
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = UID(uid)
+    del dataset.PixelData, dataset.PixelRepresentation, dataset.BitsStored, dataset.HighBit
+    dataset.BitsAllocated = 8 * values.itemsize
+    keyword = "FloatPixelData" if kind == "<f4" else "DoubleFloatPixelData"
+    setattr(dataset, keyword, values.tobytes())
+    dataset.save_as(path)
+    (found,) = channels_of(from_server(url, path))
+    expected = values.reshape(2, 3, 32, 32).transpose(0, 2, 1, 3).reshape(64, 96, 1)
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == values.dtype
 
 
 def test_processes_read_from_the_server(url, large):

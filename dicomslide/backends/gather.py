@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 __all__ = ["Gatherer"]
 
 SHORTEST_WINDOW, LONGEST_WINDOW = 0.003, 0.05
-"""Seconds that the first who asks waits for others, between these"""
+"""Seconds between which the first who asks waits for others."""
 SHARE = 0.1
-"""a share of what the last request took."""
+"""How long that is, of what the last request took."""
+LONG = 32
+"""So much is enough for a request of its own: who asks for it waits for nobody."""
 
 T = TypeVar("T")
 
@@ -72,16 +74,22 @@ class Gatherer:
             if len(batch.wanted) >= most:
                 batch.is_full.set()
         if leads:
-            self._lead(batch, fetch)
+            self._lead(batch, indices, fetch)
         elif not batch.is_done.wait(self._longest):
             raise TimeoutError(f"no answer within {self._longest:g} s to who asked for more")
         if batch.found is None:  # what is wrong may be wrong with what others want
             return fetch(sorted(indices))
         return batch.found  # type: ignore[return-value]
 
-    def _lead(self, batch: _Batch, fetch: Callable[[list[int]], Mapping[int, T]]) -> None:
+    def _lead(
+        self,
+        batch: _Batch,
+        indices: Sequence[int],
+        fetch: Callable[[list[int]], Mapping[int, T]],
+    ) -> None:
         try:
-            batch.is_full.wait(self._window)
+            if len(indices) < LONG:
+                batch.is_full.wait(self._window)
             with self._lock:
                 if self._open is batch:
                     self._open = None
