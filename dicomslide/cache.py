@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["ForkLock", "FrameCache", "Registry"]
+__all__ = ["ForkLock", "FrameCache", "Registry", "after_fork_in_child"]
 
 K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
 F = TypeVar("F", "np.ndarray", bytes)
 
 
-def _after_fork_in_child(instance: object, method: str) -> None:
+def after_fork_in_child(instance: object, method: str) -> None:
     """Call a method in every forked child, for as long as the instance lives.
 
     A child starts with nothing: a lock that another thread held while the process forked
@@ -50,7 +50,7 @@ class ForkLock:
 
     def __init__(self) -> None:
         self._start()
-        _after_fork_in_child(self, "_start")
+        after_fork_in_child(self, "_start")
 
     def _start(self) -> None:
         self._lock = threading.RLock()
@@ -77,7 +77,7 @@ class Registry(Generic[K, V]):
     def __init__(self, size: int) -> None:
         self._size = size
         self._start()
-        _after_fork_in_child(self, "_start")
+        after_fork_in_child(self, "_start")
 
     def _start(self) -> None:
         self._lock = threading.Lock()
@@ -130,7 +130,7 @@ class FrameCache(Generic[F]):
     def __init__(self, max_bytes: Callable[[], int]) -> None:
         self._max_bytes = max_bytes
         self._start()
-        _after_fork_in_child(self, "_start")
+        after_fork_in_child(self, "_start")
 
     def _start(self) -> None:
         self._lock = threading.Lock()

@@ -19,6 +19,13 @@ BOUNDARY = "a-boundary"
 AS_STORED = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 
 
+class _Server(ThreadingHTTPServer):
+    """Says nothing of clients that have gone."""
+
+    def handle_error(self, request, client_address):
+        pass
+
+
 class FaultyServer:
     """Serves metadata, frames and bulk data; each fault is played once, in turn.
 
@@ -41,7 +48,7 @@ class FaultyServer:
         self.frames = []  # one-based numbers asked for, request by request
         self.bytes_sent = 0
         self.released = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.01}

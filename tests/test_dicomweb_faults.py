@@ -109,7 +109,7 @@ def test_what_went_wrong_once_is_asked_for_again(server, clock, fault):
     ],
 )
 def test_what_goes_wrong_each_time_is_an_error_that_names_the_frames(server, clock, fault, reason):
-    source = source_of(server, clock, attempts=3)
+    source = source_of(server, clock, **({"attempts": 3} if fault in (503, "truncated") else {}))
     server.play(*[fault] * 3)
     with pytest.raises(
         dicomslide.FrameReadError, match=rf"frames 3, 8: .*{reason}.*\(3 attempts in 0\.8 s\)"
@@ -169,6 +169,15 @@ def test_parts_in_another_order_are_put_in_theirs(server, clock):
     stored = server.archive.frames(source.name)
     assert source.read_frames([1, 2, 3]) == stored[1:4]
     assert len(server.requests) == 1
+
+
+def test_a_failure_of_the_server_is_not_that_of_a_media_type_once_one_is_agreed_on(server, clock):
+    source = source_of(server, clock)
+    source.read_frames([0])
+    server.play(500, 500)
+    assert source.read_frames([1]) == [server.archive.frames(source.name)[1]]
+    assert {headers["Accept"] for _, headers in server.requests} == {AS_STORED}
+    assert clock.waits == [0.25, 0.5]
 
 
 def test_one_deadline_holds_for_all_media_types(server, clock):
@@ -259,6 +268,17 @@ def test_nothing_that_is_kept_or_shown_holds_a_token(server, tokens):
     assert arrived.read_frames([0]) == [server.archive.frames(image.name)[0]]
 
 
+def test_credentials_may_be_registered_after_a_server_has_refused(server):
+    server.token = TOKEN
+    with pytest.raises(dicomslide.MetadataError, match="401 Unauthorized"):
+        dicomslide.open_slide(url_of(server))
+    dicomslide.register_credentials(server.url, token=lambda url: TOKEN)
+    try:
+        assert dicomslide.open_slide(url_of(server)).num_levels == 5
+    finally:
+        dicomslide.register_credentials(server.url)
+
+
 def test_a_session_factory_is_asked_again_when_its_session_is_refused(server):
     server.token = TOKEN
     made = []
@@ -327,9 +347,10 @@ def test_a_url_with_credentials_is_an_error_that_does_not_show_them(bad):
     assert "secret" not in str(info.value)
 
 
-def test_a_url_of_something_else_is_an_error():
+@pytest.mark.parametrize("bad", ["ftp://host/studies/1.2", "https://host/studies/abc", "https://"])
+def test_a_url_of_something_else_is_an_error(bad):
     with pytest.raises(ValueError, match="isn't like"):
-        dicomslide.open_slide("dicomweb+ftp://host/studies/1.2")
+        dicomslide.open_slide(f"dicomweb+{bad}")
 
 
 # -- requests --------------------------------------------------------------------------------

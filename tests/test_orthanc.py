@@ -171,8 +171,12 @@ def test_real_slides(shared_data, url):
             np.testing.assert_array_equal(whole(found, level), whole(expected, level))
 
 
-def from_server(url, path):
-    """Store a file; return a source that reads it from the server."""
+def from_server(url, original, folder):
+    """Store a file under another UID; return a source that reads it from the server."""
+    dataset = pydicom.dcmread(original)
+    dataset.SOPInstanceUID = generate_uid()  # others may have stored one with the same
+    path = folder / f"stored-{original.name}"
+    dataset.save_as(path)
     uids = orthanc.store(url, [path])
     header = pydicom.dcmread(path, stop_before_pixels=True)
     client = DICOMwebClient(url)
@@ -199,23 +203,22 @@ def channels_of(source):
 @pytest.mark.parametrize("folder", ["highdicom", "boxes"])
 def test_images_and_what_is_derived_from_them(tmp_path, shared_data, url, folder):
     for path, source in tiled_files(shared_data / folder):
-        dataset = pydicom.dcmread(path)
-        dataset.SOPInstanceUID = generate_uid()  # several of these files have the same one
-        path = tmp_path / path.name
-        dataset.save_as(path)
-        found, expected = channels_of(from_server(url, path)), channels_of(source)
+        found, expected = channels_of(from_server(url, path, tmp_path)), channels_of(source)
         for each, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(each, other, err_msg=str(path))
 
 
-def test_annotations_are_whole(shared_data, url):
+def test_annotations_are_whole(tmp_path, shared_data, url):
     path = shared_data / "highdicom" / "sm_annotations.dcm"
-    assert from_server(url, path).read_instance() == pydicom.dcmread(path)
+    source = from_server(url, path, tmp_path)
+    expected = pydicom.dcmread(path)
+    expected.SOPInstanceUID = source.sop_instance_uid
+    assert source.read_instance() == expected
 
 
 def test_bit_packed_frames(tmp_path, url):
     expected = bit_packed(tmp_path)
-    (found,) = channels_of(from_server(url, tmp_path / "level-0.dcm"))
+    (found,) = channels_of(from_server(url, tmp_path / "level-0.dcm", tmp_path))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -236,7 +239,7 @@ def test_float_pixels(tmp_path, url, kind):
     keyword = "FloatPixelData" if kind == "<f4" else "DoubleFloatPixelData"
     setattr(dataset, keyword, values.tobytes())
     dataset.save_as(path)
-    (found,) = channels_of(from_server(url, path))
+    (found,) = channels_of(from_server(url, path, tmp_path))
     expected = values.reshape(2, 3, 32, 32).transpose(0, 2, 1, 3).reshape(64, 96, 1)
     np.testing.assert_array_equal(found, expected)
     assert found.dtype == values.dtype
@@ -257,3 +260,17 @@ def test_processes_read_from_the_server(url, large):
 
 def corner(pickled, at):
     return pickle.loads(pickled)[at : at + 256, at : at + 256]
+
+
+def test_a_cluster_reads_from_the_server(url, large):
+    distributed = pytest.importorskip("distributed")
+    folder, uids = large
+    array = opened(url, uids).get_volume_images()[0].get_total_pixel_matrix().to_dask("auto")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, protocol="tcp"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        mean = client.compute(array.mean()).result(timeout=120)
+    assert mean == pytest.approx(whole(dicomslide.open_slide(folder)).mean())

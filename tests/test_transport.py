@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from email.utils import formatdate
+from multiprocessing import get_context
 
 import pytest
 import requests
@@ -177,6 +178,20 @@ def test_errors_of_who_reads_are_theirs(server, clock):
     with pytest.raises(RuntimeError, match="mine"):
         get(transport(clock), server, read)
     assert get(transport(clock), server)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_waits_for_none_of_its_parents_requests(server, clock):
+    how = transport(clock)
+    for _ in range(8):
+        how._in_flight.acquire()
+    context = get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=lambda: queue.put(len(get(how, server))))
+    child.start()
+    child.join(30)
+    assert child.exitcode == 0
+    assert queue.get() > 100
 
 
 # -- credentials -----------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def store_at(url: str) -> ClientStore:
             " see dicomslide.register_credentials"
         )
     match = _URL.fullmatch(url.removeprefix(URL_SCHEME))
-    if match is None:
+    if match is None or "/studies" in match["service"]:
         raise ValueError(f"{url} isn't like {URL_SCHEME}https://host/studies/1.2.3/series/4.5.6")
     client = connection_at(Address("DICOMwebClient", match["service"], None)).client
     return ClientStore(client, match["study"], series_instance_uid=match["series"])

@@ -298,7 +298,7 @@ class Connection:
         place = uri.find("/studies/")
         if place >= 0:
             uri = (self.address.root if self.service is None else self.service.wado) + uri[place:]
-        elif urlsplit(uri).hostname != urlsplit(self.address.url).hostname:
+        elif _host(uri) != _host(self.address.url):
             raise MetadataError(f"bulk data are at {public(uri)}, not at {self.address.url}")
         what = f"the bulk data {public(uri)}"
         wanted = (("application/octet-stream", "*"),)
@@ -396,6 +396,11 @@ def connection_of(client: Any) -> Connection:
 def connection_at(address: Address) -> Connection:
     """Return this process's connection to a server: the last one, else a new one."""
     return _connections.at(address)
+
+
+def _host(url: str) -> tuple[str, str | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname
 
 
 def _status(error: Exception) -> int | None:

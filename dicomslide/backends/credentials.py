@@ -89,7 +89,7 @@ def register_credentials(
 
 
 class _BearerToken:
-    """Authorises requests by a token that can be had again."""
+    """Authorises requests by a token, which is asked for once."""
 
     def __init__(self, token: Callable[[str], str | None], url: str) -> None:
         self._get = token
@@ -104,11 +104,6 @@ class _BearerToken:
             if self._token is not None:
                 request.headers["Authorization"] = f"Bearer {self._token}"
         return request
-
-    def renew(self) -> None:
-        """Forget the token: the next request asks for another."""
-        with self._lock:
-            self._token = None
 
     def __reduce__(self) -> Any:
         raise TypeError("a session with a token can't be pickled; register it in each process")
@@ -144,10 +139,12 @@ def renewed_session(url: str, refused: Any) -> Any:
         Another one, or the same, where that gets other credentials by itself or can't.
 
     """
-    if isinstance(refused.auth, _BearerToken):
-        refused.auth.renew()
-        return refused
-    return refused if _registered.session(url) is None else new_session(url)
+    token = _registered.token(url)
+    if _registered.session(url) is not None:
+        return new_session(url)
+    if token is not None:
+        refused.auth = _BearerToken(token, url)
+    return refused
 
 
 def _imported(name: str, variable: str) -> Any:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from dicomslide.backends.multipart import ReplyError, WrongTypeError
+from dicomslide.cache import after_fork_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,6 +65,8 @@ class Patience:
     """How often is tried, and how long is waited, in seconds."""
 
     attempts: int = 6
+    damaged: int = 3
+    """Attempts after which a damaged reply is what the server has."""
     deadline: float = 120.0
     """For all attempts together, with the waits between them."""
     first_wait: float = 0.25
@@ -108,6 +111,10 @@ class Transport:
         self._clock = clock
         self._sleep = sleep
         self._jitter = jitter
+        self._start()
+        after_fork_in_child(self, "_start")
+
+    def _start(self) -> None:
         self._in_flight = threading.BoundedSemaphore(MOST_IN_FLIGHT)
 
     @property
@@ -160,7 +167,7 @@ class Transport:
             wait: float | None = None
             status: int | None = None
             cause: Exception | None = None
-            may_retry = True
+            may_retry, attempts = True, self._patience.attempts
             try:
                 if not self._in_flight.acquire(timeout=max(0.0, deadline - self._clock())):
                     raise TimeoutError("other requests have taken all the time")
@@ -179,6 +186,7 @@ class Transport:
             except ReplyError as error:
                 cause, reason = error, str(error)
                 may_retry = not isinstance(error, WrongTypeError)
+                attempts = min(attempts, self._patience.damaged)
             except Exception as error:
                 if not _is_of_network(error):
                     raise
@@ -194,11 +202,7 @@ class Transport:
                     self._patience.longest_wait, self._patience.first_wait * 2 ** (attempt - 1)
                 )
                 wait = backoff * (1 + self._jitter()) / 2
-            if (
-                not may_retry
-                or attempt >= self._patience.attempts
-                or self._clock() + wait >= deadline
-            ):
+            if not may_retry or attempt >= attempts or self._clock() + wait >= deadline:
                 tried = f"{attempt} attempt{'s' if attempt > 1 else ''}"
                 if attempt > 1 or may_retry:
                     reason += f" ({tried} in {self._clock() - began:.1f} s)"
