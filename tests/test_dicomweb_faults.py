@@ -19,7 +19,7 @@ from test_transport import Clock
 import dicomslide
 from dicomslide import frame_reader
 from dicomslide.backends import connection, credentials, dicomweb, gather
-from dicomslide.backends.client import frame_source
+from dicomslide.backends.client import frame_source, store_at
 from dicomslide.backends.transport import Patience, Transport
 from dicomslide.testing import write_slide
 
@@ -338,6 +338,21 @@ def test_the_engine_opens_a_url(server, folder):
     expected = xr.open_dataset(folder, engine="dicomslide")
     xr.testing.assert_equal(dataset.compute(scheduler="threads"), expected)
     assert dataset.encoding["source"] == url
+
+
+@pytest.mark.parametrize(
+    ("url", "service", "study", "series"),
+    [
+        ("https://host/studies/1.2", "https://host", "1.2", None),
+        ("http://host:80/a/b/studies/1.2/series/3.4/", "http://host:80/a/b", "1.2", "3.4"),
+        ("https://host/dicom-web/", "https://host/dicom-web", None, None),
+        ("https://host", "https://host", None, None),
+    ],
+)
+def test_a_url_names_a_service_and_what_is_wanted_of_it(url, service, study, series):
+    store = store_at(f"dicomweb+{url}")
+    assert store.client.base_url == service
+    assert (store.study_instance_uid, store.series_instance_uid) == (study, series)
 
 
 @pytest.mark.parametrize("bad", ["u:secret@host/x", "host/x?token=secret"])

@@ -665,7 +665,7 @@ def test_a_path_that_does_not_exist_raises(tmp_path):
         dicomslide.open_slide(tmp_path / "missing.dcm")
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/slide", "dicomweb+https://host/studies/1.2"])
+@pytest.mark.parametrize("url", ["s3://bucket/slide", "gs://bucket/slide"])
 def test_a_url_raises_and_says_how_to_read_a_server(url):
     with pytest.raises(NotDicomError, match=r"a URL, .* by a client of dicomweb-client"):
         dicomslide.open_slide(url)

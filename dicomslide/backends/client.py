@@ -79,7 +79,7 @@ def is_client(value: Any) -> bool:
 
 URL_SCHEME = "dicomweb+"
 _URL = re.compile(
-    r"(?P<service>https?://[^/\s]+(?:/\S*?)?)"
+    r"(?P<service>https?://[^/\s]+(?:/\S*?)??)"
     r"(?:/studies/(?P<study>[\d.]+)(?:/series/(?P<series>[\d.]+))?)?/?"
 )
 
