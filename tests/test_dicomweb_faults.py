@@ -188,16 +188,6 @@ def test_one_deadline_holds_for_all_media_types(server, clock):
     assert clock.now <= 5.0
 
 
-def test_a_bad_request_for_several_readers_spoils_only_the_bad_one(server, clock):
-    source = source_of(server, clock)
-    stored = server.archive.frames(source.name)
-    source.read_frames([0])  # what is accepted is agreed on
-    server.play(404)
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda index: source.read_frames([index]), range(1, 5)))
-    assert [frame for (frame,) in found] == stored[1:5]
-
-
 def test_bad_frames_are_filled_and_reading_goes_on(server, clock):
     client = client_of(server, clock)
     metadata = server.archive.all_metadata()[0]
