@@ -25,6 +25,9 @@ from dicomslide.errors import (
     NotDicomError,
     NotSlideError,
     SourceChangedError,
+    SourceDeniedError,
+    SourceNotFoundError,
+    SourceReadError,
 )
 from dicomslide.options import Options, get_options, set_options
 from dicomslide.utils import (
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from dicomslide.annotation.group import AnnotationGroup, Measurement
     from dicomslide.backends.connection import register_client
     from dicomslide.backends.credentials import register_credentials
+    from dicomslide.backends.storage import register_storage_options
     from dicomslide.image import TiledImage
     from dicomslide.labelled.index import SlideIndex
     from dicomslide.matrix import TotalPixelMatrix, TotalPixelMatrixSampler
@@ -87,6 +91,7 @@ _LATE = {
     "open_slide": "slide",
     "register_client": "backends.connection",
     "register_credentials": "backends.credentials",
+    "register_storage_options": "backends.storage",
     "select_image_at_magnification": "pyramid",
     "select_image_at_pixel_spacing": "pyramid",
     "sort_images_by_pixel_spacing": "pyramid",
@@ -118,6 +123,9 @@ __all__ = [
     "Slide",
     "SlideIndex",
     "SourceChangedError",
+    "SourceDeniedError",
+    "SourceNotFoundError",
+    "SourceReadError",
     "TiledImage",
     "TotalPixelMatrix",
     "TotalPixelMatrixSampler",
@@ -141,6 +149,7 @@ __all__ = [
     "open_slide",
     "register_client",
     "register_credentials",
+    "register_storage_options",
     "select_image_at_magnification",
     "select_image_at_pixel_spacing",
     "set_options",

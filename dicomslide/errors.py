@@ -24,6 +24,9 @@ __all__ = [
     "NotDicomError",
     "NotSlideError",
     "SourceChangedError",
+    "SourceDeniedError",
+    "SourceNotFoundError",
+    "SourceReadError",
 ]
 
 
@@ -57,6 +60,18 @@ class MemoryLimitError(DicomSlideError, MemoryError):
 
 class SourceChangedError(DicomSlideError, OSError):
     """A file is not any more the one that was opened."""
+
+
+class SourceReadError(DicomSlideError, OSError):
+    """A server doesn't give the bytes of an object, or not those that were asked for."""
+
+
+class SourceNotFoundError(SourceReadError, FileNotFoundError):
+    """A server has no such object."""
+
+
+class SourceDeniedError(SourceReadError, PermissionError):
+    """A server doesn't let an object be read with these credentials, or without any."""
 
 
 class FrameError(DicomSlideError):

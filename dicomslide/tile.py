@@ -240,13 +240,13 @@ def _file_of(image: Dataset) -> FileSource | None:
 
     A data set that this package read leaves them in the file.
     """
-    from dicomslide.backends.file import FileSource
+    from dicomslide.backends.remote import open_source
 
     path = getattr(image, "filename", None)
     if PER_FRAME_GROUPS in image or not isinstance(path, (str, os.PathLike)):
         return None
     try:
-        source = FileSource.open(path)
+        source = open_source(path)
     except (OSError, DicomSlideError):
         return None  # it isn't there any more, or not what it was: the header has to do
     return source if source.sop_instance_uid == utils.text(image, "SOPInstanceUID") else None

@@ -8,7 +8,7 @@ import threading
 import warnings
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from dicomslide import utils
 from dicomslide.backends import part10, pixel_data
@@ -123,10 +123,18 @@ def check_unchanged(path: str, before: tuple[int, int], now: tuple[int, int]) ->
         )
 
 
+class ChangingBlob(part10.Blob, Protocol):
+    """Bytes that somebody else may replace by others."""
+
+    def check_unchanged(self) -> None:
+        """Raise a SourceChangedError if they aren't any more what they were."""
+        ...
+
+
 class _Instance:
     """What is expensive about a file, made once per process when it is first wanted."""
 
-    def __init__(self, file: LocalFile) -> None:
+    def __init__(self, file: ChangingBlob) -> None:
         self.file = file
         self.header = part10.read_header(file)
         self._lock = threading.RLock()
@@ -168,8 +176,8 @@ class _Instance:
             return self._frames
 
 
-_instances: Registry[tuple[str, int, int], _Instance] = Registry(1024)
-"""By path, size and time of change: a file that is opened again isn't parsed again."""
+_instances: Registry[tuple[str, int, Hashable], _Instance] = Registry(1024)
+"""By path, size and time of change (or version): a file that is opened again isn't parsed again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -218,13 +226,17 @@ class FileSource:
         """Path of the file."""
         return self.path
 
-    def _instance(self) -> _Instance:
-        return _instances.get((self.path, self.size, self.mtime_ns), self._reopen)
+    @property
+    def _key(self) -> tuple[str, int, Hashable]:
+        return self.path, self.size, self.mtime_ns
 
-    def _reopen(self) -> _Instance:
+    def _instance(self) -> _Instance:
+        return _instances.get(self._key, lambda: _Instance(self._file()))
+
+    def _file(self) -> ChangingBlob:
         file = LocalFile(self.path)
         check_unchanged(self.path, (self.size, self.mtime_ns), (file.size, file.mtime_ns))
-        return _Instance(file)
+        return file
 
     @property
     def metadata(self) -> Dataset:
@@ -330,6 +342,14 @@ class FileStore:
         if not sources:
             raise NotDicomError(f"{', '.join(names) or 'an empty list'}: no DICOM file is there")
         return cls(tuple(source for same in sources.values() for source in same))
+
+    @classmethod
+    def of(cls, sources: Iterable[FileSource]) -> FileStore:
+        """Keep one source of each instance, with a warning where there are more."""
+        kept: dict[str, list[FileSource]] = {}
+        for source in sources:
+            _add(kept, source)
+        return cls(tuple(source for same in kept.values() for source in same))
 
     @property
     def metadata(self) -> list[Dataset]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from dicomslide.backends.part10 import PIXEL_DATA, Blob, Header, element_at, file_of
+from dicomslide.backends.ranges import RangeError
 from dicomslide.errors import FrameReadError, MetadataError
 from dicomslide.perframe import UNDEFINED
 
@@ -141,6 +142,8 @@ def read_frames(frames: Frames, blob: Blob, indices: Sequence[int]) -> list[Buff
         return [
             frames.taken_from(each, index, blob) for each, index in zip(data, indices, strict=True)
         ]
+    except RangeError as error:
+        raise FrameReadError(error.reason, blob.name, indices[error.item]) from None
     except FrameReadError as error:
         raise error.located(blob.name) from error
 

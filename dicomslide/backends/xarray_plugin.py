@@ -16,7 +16,7 @@ from xarray.core import indexing
 from dicomslide.backends.client import is_dicomweb_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -76,11 +76,16 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
     supports_groups: ClassVar[bool] = True
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Whether this is a DICOM slide on disk; looks at the first bytes of few files."""
+        """Whether this is a DICOM slide; looks at the first bytes of few files on disk.
+
+        Of a URL the name alone is looked at: guessing costs no request.
+        """
         try:
             path = os.fspath(filename_or_obj)
-            if isinstance(path, bytes) or "://" in path:
+            if isinstance(path, bytes):
                 return False
+            if "://" in path:
+                return path.partition("::")[0].partition("?")[0].endswith(".dcm")
             if not os.path.isdir(path):
                 return _is_slide_image(path)
             with os.scandir(path) as entries:
@@ -103,14 +108,15 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         correct_color: bool = True,
         on_error: Literal["raise", "fill"] = "raise",
         include_patient: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> xr.Dataset:
         """Open one level of a slide.
 
         Parameters
         ----------
         filename_or_obj : path-like, list of path-like or dicomslide.Slide
-            A DICOM file, a folder of them, or a list of both; or a DICOMweb URL, see
-            :func:`dicomslide.open_slide`.
+            A DICOM file, a folder of them, or a list of both, on disk or as URLs; or a DICOMweb URL:
+            see :func:`dicomslide.open_slide`.
         drop_variables : str or iterable of str, optional
             Variables to leave out.
         level : int, optional
@@ -131,6 +137,9 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             Whether a bad frame raises, or is background with a warning.
         include_patient : bool, default: False
             Whether attributes that identify the patient are among the attributes.
+        storage_options : mapping, optional
+            How a URL is reached, credentials included, which never leave the process: see
+            :func:`dicomslide.register_storage_options`.
 
         Returns
         -------
@@ -151,8 +160,9 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         from dicomslide.labelled.tree import level_dataset, other_groups
 
         slide = _open(
-            filename_or_obj, container_id, frame_of_reference_uid, correct_color, on_error
-        )
+            filename_or_obj, container_id, frame_of_reference_uid, correct_color, on_error,
+            storage_options,
+        )  # fmt: skip
         if level is not None and group is not None:
             raise TypeError("level and group both name a node: give one of them")
         name = str(group or "").strip("/")
@@ -182,13 +192,15 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         correct_color: bool = True,
         on_error: Literal["raise", "fill"] = "raise",
         include_patient: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> dict[str, xr.Dataset]:
         """Open all levels of a slide, by path; see :meth:`open_datatree`."""
         from dicomslide.labelled.tree import slide_groups
 
         slide = _open(
-            filename_or_obj, container_id, frame_of_reference_uid, correct_color, on_error
-        )
+            filename_or_obj, container_id, frame_of_reference_uid, correct_color, on_error,
+            storage_options,
+        )  # fmt: skip
         groups = slide_groups(
             slide,
             data=_lazy,
@@ -216,6 +228,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         correct_color: bool = True,
         on_error: Literal["raise", "fill"] = "raise",
         include_patient: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> xr.DataTree:
         """Open a slide as a tree of its levels.
 
@@ -223,7 +236,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         ----------
         filename_or_obj, drop_variables, frame, squeeze, container_id, frame_of_reference_uid
             See :meth:`open_dataset`.
-        correct_color, on_error, include_patient
+        correct_color, on_error, include_patient, storage_options
             See :meth:`open_dataset`.
         group : str, optional
             Node to open as the root; all of them if not given.
@@ -251,6 +264,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             correct_color=correct_color,
             on_error=on_error,
             include_patient=include_patient,
+            storage_options=storage_options,
         )
         if group is not None and group.strip("/"):
             groups = {"/": self.open_dataset(filename_or_obj, group=group, **options)}
@@ -267,7 +281,7 @@ def _lazy(reader: StackedReader) -> indexing.LazilyIndexedArray:
 
 def _open(
     source: Any, container_id: str | None, frame_of_reference_uid: str | None, correct_color: bool,
-    on_error: Literal["raise", "fill"],
+    on_error: Literal["raise", "fill"], storage_options: Mapping[str, Any] | None,
 ) -> Slide:  # fmt: skip
     from dicomslide.slide.opening import open_slide
 
@@ -277,6 +291,7 @@ def _open(
         frame_of_reference_uid=frame_of_reference_uid,
         correct_color=correct_color,
         on_error=on_error,
+        storage_options=storage_options,
     )
 
 
@@ -288,8 +303,13 @@ def _finished(
         dataset = dataset.drop_vars(names, errors="ignore")
     source = _as_given(source)
     if isinstance(source, (str, os.PathLike)):
+        from dicomslide.backends.storage import is_url, public_url
+
         path = os.fspath(source)
-        dataset.encoding["source"] = path if is_dicomweb_url(path) else os.path.abspath(path)
+        if is_dicomweb_url(path):
+            dataset.encoding["source"] = path
+        else:
+            dataset.encoding["source"] = public_url(path) if is_url(path) else os.path.abspath(path)
     return dataset
 
 

@@ -13,7 +13,7 @@ from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pydicom.dataset import Dataset
 
@@ -33,13 +33,15 @@ def open_slide(
     pyramid_tolerance: float = 0.1,
     correct_color: bool = True,
     on_error: OnError = "raise",
+    storage_options: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
 ) -> Slide:
     """Open a slide.
 
     Parameters
     ----------
     source : path-like, list of path-like, dicomweb_client.api.DICOMClient, FrameStore or Slide
-        A DICOM file, a folder of them, or a list of both; or a client, of which all slides are
+        A DICOM file, a folder of them, or a list of both, on disk or as URLs that fsspec knows
+        (``s3://``, ``gs://``, ``https://``, ``zip://…::…``); or a client, of which all slides are
         looked at, unless a study is given: see :func:`find_slides`; or the URL of a series or
         study, ``"dicomweb+https://host/.../studies/.../series/..."``, which holds no
         credentials: see :func:`register_credentials`.
@@ -54,6 +56,9 @@ def open_slide(
         many as the option `frame_cache_bytes` allows where they take long to decode, else none.
     pyramid_tolerance, correct_color, on_error
         See :class:`Slide`.
+    storage_options : mapping or callable, optional
+        How URLs are reached, credentials included, which never leave the process: see
+        :func:`register_storage_options`.
 
     Returns
     -------
@@ -63,7 +68,9 @@ def open_slide(
     Raises
     ------
     FileNotFoundError
-        When a path doesn't exist.
+        When a path or an object doesn't exist.
+    SourceReadError
+        When a server doesn't give an object.
     NotDicomError, NotSlideError
         When there is no DICOM file, or none with a slide image.
     AmbiguousSlideError
@@ -82,14 +89,14 @@ def open_slide(
     else:
         import os
 
-        from dicomslide.backends.file import FileStore
+        from dicomslide.backends.remote import open_store
 
         if not isinstance(source, (str, os.PathLike, list, tuple, set, frozenset)):
             raise TypeError(
                 f"a slide can't be opened from a {type(source).__name__}; expected a path, a list"
                 " of paths, a FrameStore or a Slide"
             )
-        store = FileStore.open(source)
+        store = open_store(source, storage_options)
     metadata = store.metadata
     if study_instance_uid is not None:
         metadata = [

@@ -1,0 +1,453 @@
+"""Ranges of bytes of an object on a server: every answer checked, failures tried again.
+
+An answer that isn't exactly what was asked for never gets further than this. Whatever fails is
+tried again where that may help, all of a read within one deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import errno
+import itertools
+import random
+import re
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dicomslide.errors import DicomSlideError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from dicomslide.backends.spans import Span
+
+__all__ = ["PATIENCE", "Answer", "Patience", "Place", "RangeError", "Reach", "ask", "read_ranges"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a read is tried for; in seconds."""
+
+    deadline: float = 90.0
+    """All attempts of a read together, with the waits between them."""
+    request: float = 30.0
+    """One request."""
+    attempts: int = 6
+    first_wait: float = 0.25
+    """Before the second attempt, at most; twice as long before each one that follows."""
+    longest_wait: float = 10.0
+    """Between attempts, unless the server names a longer one."""
+
+
+PATIENCE = Patience()
+IN_FLIGHT = 16
+"""Requests of one read that are under way at once."""
+MOST_REDIRECTS = 5
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""HTTP status of what may go better the next time."""
+UNAUTHORIZED, FORBIDDEN = 401, 403
+MISSING = frozenset({404, 410})
+_PASSING_ERRORS = frozenset(
+    {errno.EBUSY, errno.EIO, errno.EAGAIN, errno.EPIPE, errno.ETIMEDOUT, errno.ECONNRESET}
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """Bytes of an object, and which object they are of."""
+
+    data: bytes
+    size: int | None
+    """Bytes of the whole object; None where the server doesn't tell."""
+    version: str
+    """What tells this object from another one at the same place: its ETag, or time of change."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """An object, as a file system of fsspec reaches it."""
+
+    filesystem: Any
+    path: str
+    inside: tuple[Place, ...] = ()
+    """The object that the file system lies in, as an archive does."""
+
+
+class Reach(Protocol):
+    """The way to an object, whose credentials may have to be renewed."""
+
+    def place(self) -> Place:
+        """Return the object as this process reaches it."""
+        ...
+
+    def renew(self) -> bool:
+        """Ask for new credentials; False where there is no way to."""
+        ...
+
+    def public(self, text: str) -> str:
+        """Leave out of a text what nobody may see."""
+        ...
+
+
+class RangeError(OSError):
+    """A range that can't be had.
+
+    Parameters
+    ----------
+    reason : str
+        What happened; without credentials.
+    item : int
+        Which of the ranges asked for.
+    status : int, optional
+        HTTP status, or the one that means the same.
+
+    """
+
+    def __init__(self, reason: str, item: int = 0, status: int | None = None) -> None:
+        super().__init__(reason, item, status)
+        self.reason = reason
+        self.item = item
+        self.status = status
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class _Fault(OSError):
+    """An answer that isn't what was asked for."""
+
+    def __init__(self, reason: str, status: int | None = None, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+        self.wait = wait
+
+
+# -- trying again ----------------------------------------------------------------------------
+
+
+def ask(
+    reach: Reach, count: int, request: Callable[[Place, Sequence[int], float], list[Any]]
+) -> list[Any]:
+    """Ask for several things until all have come.
+
+    Parameters
+    ----------
+    reach : Reach
+        Where to.
+    count : int
+        Number of things.
+    request : callable
+        Gets the place, which things are wanted, and the seconds left; returns each of them, or
+        the exception instead.
+
+    Raises
+    ------
+    RangeError
+        When one can't be had, and trying again doesn't help or hasn't.
+
+    """
+    began = time.monotonic()
+    found: list[Any] = [None] * count
+    missing: Sequence[int] = range(count)
+    renewed = False
+    for attempt in itertools.count(1):
+        left = PATIENCE.deadline - (time.monotonic() - began)
+        failures: dict[int, Exception] = {}
+        for item, answer in zip(missing, _ask_once(reach, missing, request, left), strict=True):
+            if isinstance(answer, Exception):
+                failures[item] = answer
+            else:
+                found[item] = answer
+        if not failures:
+            return found
+        missing = list(failures)
+        denied = any(_status(error) in (UNAUTHORIZED, FORBIDDEN) for error in failures.values())
+        if denied and not renewed and reach.renew():
+            renewed = True
+            continue
+        hopeless = [item for item, error in failures.items() if not _may_pass(error)]
+        wait = min(PATIENCE.first_wait * 2 ** (attempt - 1), PATIENCE.longest_wait)
+        wait *= random.uniform(0.5, 1)  # or all that failed together would come back together
+        wait = max([wait, *(getattr(error, "wait", 0.0) for error in failures.values())])
+        spent = time.monotonic() - began
+        if hopeless or attempt >= PATIENCE.attempts or spent + wait > PATIENCE.deadline:
+            item = (hopeless or missing)[0]
+            reason = reach.public(_reason(failures[item]))
+            if not hopeless:
+                reason += f" (given up after {attempt} attempts in {spent:.1f} s)"
+            raise RangeError(reason, item, _status(failures[item]))
+        time.sleep(wait)
+    raise AssertionError  # the loop has no end of its own
+
+
+def _ask_once(
+    reach: Reach,
+    wanted: Sequence[int],
+    request: Callable[[Place, Sequence[int], float], list[Any]],
+    left: float,
+) -> list[Any]:
+    try:
+        return request(reach.place(), wanted, left)
+    except (DicomSlideError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # each file system has error types of its own
+        return [error] * len(wanted)
+
+
+def _status(error: Exception) -> int | None:
+    if isinstance(error, PermissionError):
+        return FORBIDDEN
+    if isinstance(error, FileNotFoundError):
+        return 404
+    for name in ("status", "status_code", "code"):
+        value = getattr(error, name, None)
+        if isinstance(value, (int, str)) and str(value).isdecimal():
+            return int(value)
+    return None
+
+
+def _may_pass(error: Exception) -> bool:
+    status = _status(error)
+    if isinstance(error, _Fault) or status is not None:
+        return status is None or status in PASSING
+    if isinstance(error, (ConnectionError, TimeoutError, asyncio.TimeoutError, EOFError)):
+        return True
+    if type(error).__module__.startswith(("aiohttp", "botocore", "fsspec")):
+        return True  # a connection that broke; what a server says has a status
+    return isinstance(error, OSError) and error.errno in _PASSING_ERRORS
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, _Fault):
+        return error.reason
+    if isinstance(error, FileNotFoundError):
+        return "it isn't there"
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
+        return "no answer came in time"
+    status = getattr(error, "status", None)
+    if status is not None:  # the error's own text may quote the URL with all it holds
+        return f"HTTP status {status}"
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+# -- ranges ----------------------------------------------------------------------------------
+
+
+def read_ranges(reach: Reach, spans: Sequence[Span]) -> list[Answer]:
+    """Read ranges of an object, several at once.
+
+    Returns
+    -------
+    list of Answer
+        Of each range; shorter only where the object ends.
+
+    Raises
+    ------
+    RangeError
+        When one can't be read.
+
+    """
+
+    def request(place: Place, wanted: Sequence[int], left: float) -> list[Any]:
+        return _request(place, [spans[item] for item in wanted], left)
+
+    return ask(reach, len(spans), request)
+
+
+def _request(place: Place, spans: Sequence[Span], left: float) -> list[Any]:
+    protocol = place.filesystem.protocol
+    names = {protocol} if isinstance(protocol, str) else set(protocol)
+    get: Callable[[Any, str, int, int], Coroutine[Any, Any, Answer]]
+    if names & {"http", "https"}:
+        get = _http_range
+    elif "s3" in names:
+        get = _s3_range
+    else:
+        return _any_ranges(place, spans, left)
+    from fsspec.asyn import sync
+
+    return sync(place.filesystem.loop, _gathered, get, place, spans, left)
+
+
+async def _gathered(
+    get: Callable[[Any, str, int, int], Coroutine[Any, Any, Answer]],
+    place: Place,
+    spans: Sequence[Span],
+    left: float,
+) -> list[Any]:
+    """Have several ranges under way, each within the time of a request and of the whole read."""
+    slots = asyncio.Semaphore(IN_FLIGHT)
+    until = time.monotonic() + left
+
+    async def one(span: Span) -> Answer:
+        async with slots:
+            limit = min(PATIENCE.request, until - time.monotonic())
+            return await asyncio.wait_for(get(place.filesystem, place.path, *span), limit)
+
+    return await asyncio.gather(*(one(span) for span in spans), return_exceptions=True)
+
+
+async def _http_range(filesystem: Any, url: str, start: int, stop: int) -> Answer:
+    """Ask an HTTP server for a range, with fsspec's session.
+
+    fsspec's own way takes the whole object for a range of it, if that is what the server sends.
+    """
+    from urllib.parse import urljoin, urlsplit
+
+    options = dict(filesystem.kwargs)
+    wanted = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    headers = {**options.pop("headers", {}), **wanted}
+    session = await filesystem.set_session()
+    at = str(filesystem.encode_url(url))
+
+    def server(url: str) -> tuple[str, str | None, int | None]:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname, parts.port
+
+    own = server(at)
+    for _ in range(MOST_REDIRECTS):
+        if server(at) != own:  # credentials are for the server they were given for
+            return await _elsewhere(at, wanted, start, stop)
+        async with session.get(at, headers=headers, allow_redirects=False, **options) as response:
+            if response.status in (301, 302, 303, 307, 308) and "Location" in response.headers:
+                at = urljoin(at, response.headers["Location"])
+                continue
+            return await _http_answer(response, start, stop)
+    raise _Fault("it redirects again and again", 400)
+
+
+async def _elsewhere(url: str, headers: dict[str, str], start: int, stop: int) -> Answer:
+    """Follow a redirect to another server, without what was meant for the first one."""
+    import aiohttp
+
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(url, headers=headers, max_redirects=MOST_REDIRECTS) as response,
+    ):
+        return await _http_answer(response, start, stop)
+
+
+async def _http_answer(response: Any, start: int, stop: int) -> Answer:
+    status, headers = response.status, response.headers
+    version = headers.get("ETag") or headers.get("Last-Modified") or ""
+    content_range = headers.get("Content-Range", "")
+    if status == 416:
+        size = content_range.rpartition("/")[2]
+        if size.isdecimal() and int(size) <= start:
+            return Answer(b"", int(size), version)
+    if status == 200:
+        length = headers.get("Content-Length", "")
+        if start > 0 or not length.isdecimal() or int(length) > stop:
+            raise _Fault(f"the whole object came (HTTP status 200), not bytes {start} to {stop}")
+        content_range = f"bytes 0-{int(length) - 1}/{length}"
+    elif status != 206:
+        raise _Fault(f"HTTP status {status}", status, _retry_after(headers.get("Retry-After")))
+    if headers.get("Content-Encoding", "identity") != "identity":
+        raise _Fault(f"it came compressed: {headers['Content-Encoding']}", 400)
+    return _checked(await response.read(), start, stop, content_range, version)
+
+
+def _retry_after(value: str | None) -> float:
+    """Return the seconds that a server wants to be left alone."""
+    if not value:
+        return 0.0
+    if value.strip().isdecimal():
+        return float(value)
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+async def _s3_range(filesystem: Any, path: str, start: int, stop: int) -> Answer:
+    """Ask S3 for a range: unlike s3fs' own way, with the ETag of the object it is of."""
+    bucket, key, version = filesystem.split_path(path)
+    wanted = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{stop - 1}"}
+    if version:
+        wanted["VersionId"] = version
+    answer = await filesystem._call_s3("get_object", **wanted)
+    async with answer["Body"] as body:
+        data = await body.read()
+    content_range = answer.get("ContentRange")
+    if content_range is None:  # the whole object
+        content_range = f"bytes 0-{answer['ContentLength'] - 1}/{answer['ContentLength']}"
+    return _checked(data, start, stop, content_range, answer["ETag"])
+
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+def _checked(data: bytes, start: int, stop: int, content_range: str, version: str) -> Answer:
+    found = _CONTENT_RANGE.fullmatch(content_range.strip())
+    if found is None:
+        raise _Fault(f"its answer doesn't say which bytes it holds (Content-Range {content_range})")
+    first, last = int(found[1]), int(found[2])
+    size = None if found[3] == "*" else int(found[3])
+    expected = stop if size is None else min(stop, size)
+    if first != start or last + 1 != expected or len(data) != expected - start:
+        raise _Fault(
+            f"{len(data)} bytes came as bytes {first} to {last + 1}, expected {start} to {expected}"
+        )
+    return Answer(data, size, version)
+
+
+# -- any file system -------------------------------------------------------------------------
+
+_ETAGS = ("ETag", "etag", "generation")
+_TIMES = ("mtime", "last_modified", "LastModified", "updated", "modified", "date_time", "created")
+
+
+def _any_ranges(place: Place, spans: Sequence[Span], left: float) -> list[Any]:
+    """Read by what every file system has; which object it was is asked afterwards.
+
+    An object that is afterwards what it was before was it meanwhile.
+    """
+    filesystem = place.filesystem
+    paths = [place.path] * len(spans)
+    starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
+    limit = min(PATIENCE.request, left)
+    if filesystem.async_impl:
+        from fsspec.asyn import sync
+
+        data = sync(
+            filesystem.loop, filesystem._cat_ranges, paths, starts, stops,
+            batch_size=IN_FLIGHT, on_error="return", timeout=limit,
+        )  # fmt: skip
+    else:
+        data = filesystem.cat_ranges(paths, starts, stops, on_error="return")
+    size, version = _state(place, limit)
+    return [
+        each if isinstance(each, Exception) else _checked_length(each, span, size, version)
+        for each, span in zip(data, spans, strict=True)
+    ]
+
+
+def _checked_length(data: bytes, span: Span, size: int, version: str) -> Answer | _Fault:
+    expected = max(0, min(span[1], size) - span[0])
+    if len(data) == expected:
+        return Answer(bytes(data), size, version)
+    return _Fault(f"{len(data)} bytes came, expected {expected} from byte {span[0]}")
+
+
+def _state(place: Place, limit: float) -> tuple[int, str]:
+    """Return size and version of an object, as they are now."""
+    filesystem = place.filesystem
+    filesystem.invalidate_cache()
+    if filesystem.async_impl:
+        from fsspec.asyn import sync
+
+        info = sync(filesystem.loop, filesystem._info, place.path, timeout=limit)
+    else:
+        info = filesystem.info(place.path)
+    if info.get("type") == "directory":
+        raise IsADirectoryError(place.path)
+    names = [name for name in _ETAGS if info.get(name)] or [n for n in _TIMES if info.get(n)]
+    parts = [str(info[name]) for name in names[:1]]
+    parts += [str(info[name]) for name in ("CRC",) if name in info]
+    parts += [str(part) for inner in place.inside for part in _state(inner, limit)]
+    return int(info["size"] or 0), " ".join(parts)

@@ -1,0 +1,403 @@
+"""Objects in buckets, on HTTP servers and in archives: whatever fsspec reaches.
+
+What travels to other processes names an object and its version. How this process reaches it, and
+with which credentials, is registered here and never leaves the process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from dicomslide import utils
+from dicomslide.backends import ranges
+from dicomslide.backends.file import FileSource, FileStore
+from dicomslide.backends.spans import joined, place
+from dicomslide.backends.storage import (
+    ObjectReach,
+    harmless_for,
+    is_url,
+    public_url,
+    register_storage_options,
+    remembered,
+)
+from dicomslide.cache import Registry
+from dicomslide.errors import (
+    MetadataError,
+    MetadataWarning,
+    NotDicomError,
+    SourceChangedError,
+    SourceDeniedError,
+    SourceNotFoundError,
+    SourceReadError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Sequence
+
+    from dicomslide.backends.spans import Span
+    from dicomslide.backends.storage import StorageOptions
+    from dicomslide.codec.pixel_format import Buffer
+
+__all__ = ["RemoteFile", "RemoteSource", "open_source", "open_store"]
+
+HEAD = 2**17
+"""Bytes that are read first: most headers are shorter."""
+MOST_AHEAD = 8 * 2**20
+"""Bytes that are read ahead, at most, by who reads on and on."""
+KEPT = 2**20
+"""Bytes of a read behind the header that are kept for the next one."""
+PIECE = 2 * 2**20
+"""A long read is several requests of so many bytes."""
+GAP = 2**17
+"""Bytes that are read in vain rather than in another request, as a round trip costs as much."""
+WASTE = 0.15
+"""Most of them, as a share of what is wanted."""
+MOST_BYTES = 64 * 2**20
+"""Bytes that one read has under way at once."""
+OPENED_AT_ONCE = 8
+MOST_OBJECTS = 1024
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Window:
+    """Bytes of an object that were read before they were wanted."""
+
+    start: int
+    data: bytes
+    step: int
+    """Bytes that were read beyond what was asked for."""
+
+    @property
+    def stop(self) -> int:
+        """First byte behind them."""
+        return self.start + len(self.data)
+
+    def take(self, offset: int, length: int) -> bytes:
+        """Return what is here from an offset on."""
+        if not self.start <= offset < self.stop:
+            return b""
+        return self.data[offset - self.start : offset - self.start + length]
+
+
+_NOTHING = _Window(0, b"", HEAD)
+_heads: Registry[tuple[str, str], _Window] = Registry(256)
+"""The first bytes of objects, by URL and version."""
+_ahead: Registry[tuple[str, str], list[_Window]] = Registry(8)
+"""What was read last behind them: one window, replaced as a whole."""
+
+
+class RemoteFile:
+    """An object that is read by position, by any number of threads.
+
+    Parameters
+    ----------
+    url : str
+        As it may be shown.
+    options : str
+        Harmless storage options, as JSON.
+
+    Raises
+    ------
+    SourceNotFoundError, SourceDeniedError
+        When it isn't there, or isn't to be read.
+    SourceReadError
+        When it can't be read for another reason.
+
+    """
+
+    def __init__(self, url: str, options: str) -> None:
+        self.name = url
+        self._reach = ObjectReach(url, options)
+        try:
+            (answer,) = ranges.read_ranges(self._reach, [(0, HEAD)])
+        except ranges.RangeError as error:
+            raise _error(url, error) from None
+        if answer.size is None:
+            raise SourceReadError(f"{url}: the server doesn't tell how many bytes it has")
+        self.size: int = answer.size
+        self.version = answer.version
+        self._key = url, self.version
+        head = _Window(0, answer.data, HEAD)
+        _heads.get(self._key, lambda: head)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read bytes, and some ahead; fewer than `length` only at the end of the object."""
+        length = max(0, min(length, self.size - offset))
+        head = _heads.get(self._key, lambda: _NOTHING)
+        latest = _ahead.get(self._key, lambda: [head])
+        window = latest[0]
+        found = head.take(offset, length) or window.take(offset, length)
+        if len(found) == length:
+            return found
+        at = offset + len(found)
+        missing = length - len(found)
+        step = min(2 * window.step, MOST_AHEAD) if at in (window.stop, head.stop) else HEAD
+        stop = min(at + missing + step, self.size)
+        cuts = [*range(at, stop, PIECE), stop]
+        try:
+            parts = self._fetch(list(itertools.pairwise(cuts)))
+        except ranges.RangeError as error:
+            raise _error(self.name, error) from None
+        data = b"".join(parts)
+        # whoever reads on may want all of it, but at the end nobody does
+        kept = data[-KEPT:] if stop == self.size or len(data) > MOST_AHEAD + PIECE else data
+        latest[0] = _Window(stop - len(kept), kept, step)
+        return found + data[:missing]
+
+    def read_spans(self, spans: Sequence[Span]) -> list[Buffer]:
+        """Read several ranges of bytes: neighbours at once, several requests under way.
+
+        Raises
+        ------
+        RangeError
+            Naming which of them.
+
+        """
+        spans = [(start, max(start, min(stop, self.size))) for start, stop in spans]
+        found: list[Buffer] = [b""] * len(spans)
+        head = _heads.get(self._key, lambda: _NOTHING)
+        if all(stop <= head.stop for _, stop in spans):  # nothing to ask for
+            return [head.take(start, stop - start) for start, stop in spans]
+        batch: list[tuple[int, int, list[int]]] = []
+        under_way = 0
+        for run in joined(spans, gap=GAP, waste=WASTE):
+            if batch and under_way + run[1] - run[0] > MOST_BYTES:
+                self._read_runs(batch, spans, found)
+                batch, under_way = [], 0
+            batch.append(run)
+            under_way += run[1] - run[0]
+        self._read_runs(batch, spans, found)
+        return found
+
+    def _read_runs(
+        self, runs: list[tuple[int, int, list[int]]], spans: Sequence[Span], found: list[Buffer]
+    ) -> None:
+        runs = [run for run in runs if run[1] > run[0]]
+        try:
+            parts = self._fetch([(start, stop) for start, stop, _ in runs])
+        except ranges.RangeError as error:
+            raise ranges.RangeError(error.reason, runs[error.item][2][0], error.status) from None
+        for (start, _, members), data in zip(runs, parts, strict=True):
+            place(data, start, members, spans, found)
+
+    def reading(self) -> Callable[[int, int], bytes]:
+        """Return what reads bytes."""
+        return self.read
+
+    def check_unchanged(self) -> None:
+        """Do nothing: every answer says which version it is of."""
+
+    def _fetch(self, spans: list[Span]) -> list[bytes]:
+        if not spans:
+            return []
+        answers = ranges.read_ranges(self._reach, spans)
+        for answer in answers:
+            if answer.version != self.version or answer.size not in (None, self.size):
+                raise _changed(self.name, self.size, answer.size)
+        return [answer.data for answer in answers]
+
+
+def _changed(url: str, expected: int, found: int | None) -> SourceChangedError:
+    return SourceChangedError(
+        f"{url}: the object isn't any more the one that was opened: it has {found} bytes, expected"
+        f" {expected}, or another version; open the slide again"
+    )
+
+
+def _error(url: str, error: ranges.RangeError) -> SourceReadError:
+    if error.status in ranges.MISSING:
+        return SourceNotFoundError(f"{url}: {error}")
+    if error.status in (ranges.UNAUTHORIZED, ranges.FORBIDDEN):
+        return SourceDeniedError(f"{url}: {error}; see dicomslide.register_storage_options")
+    return SourceReadError(f"{url}: {error}")
+
+
+# -- sources ---------------------------------------------------------------------------------
+
+_objects: Registry[tuple[str, str], RemoteFile] = Registry(MOST_OBJECTS)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RemoteSource(FileSource):
+    """A DICOM Part 10 file that is an object in a bucket, on an HTTP server or in an archive.
+
+    Thin: where it is and which version, and no credentials.
+    """
+
+    version: str = ""
+    """Its ETag, or time of change."""
+    options: str = "{}"
+    """Storage options that hold no credentials, as JSON."""
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str]) -> RemoteSource:
+        """Open an object and read its header, unless this process has done so.
+
+        Raises
+        ------
+        SourceNotFoundError, SourceDeniedError
+            When it isn't there, or isn't to be read.
+        SourceReadError
+            When it can't be read for another reason.
+        NotDicomError
+            When it isn't a DICOM Part 10 file.
+        MetadataError
+            When its header can't be read.
+
+        """
+        public = remembered(os.fspath(url))
+        options = harmless_for(public)
+        file = RemoteFile(public, options)
+        _objects.get((public, file.version), lambda: file)
+        source = cls(public, "", file.size, 0, file.version, options)
+        dataset = source.metadata
+        uid = utils.text(dataset, "SOPInstanceUID") or utils.text(
+            dataset.file_meta, "MediaStorageSOPInstanceUID"
+        )
+        return dataclasses.replace(source, sop_instance_uid=uid or public)
+
+    @property
+    def identity(self) -> tuple[Hashable, ...]:
+        """Name of these bytes: the same in every process."""
+        return ("remote", self.path, self.sop_instance_uid, self.size, self.version)
+
+    @property
+    def _key(self) -> tuple[str, int, Hashable]:
+        return self.path, self.size, self.version
+
+    def _file(self) -> RemoteFile:
+        def reopen() -> RemoteFile:
+            file = RemoteFile(self.path, self.options)
+            if (file.size, file.version) != (self.size, self.version):
+                raise _changed(self.path, self.size, file.size)
+            return file
+
+        return _objects.get((self.path, self.version), reopen)
+
+
+def open_source(path: str | os.PathLike[str]) -> FileSource:
+    """Open a file or an object."""
+    path = os.fspath(path)
+    return RemoteSource.open(path) if is_url(path) else FileSource.open(path)
+
+
+# -- stores ----------------------------------------------------------------------------------
+
+
+def open_store(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    storage_options: StorageOptions | None = None,
+) -> FileStore:
+    """Open files and folders, on disk or by URL, or a list of them.
+
+    Parameters
+    ----------
+    paths : path-like or iterable of path-like
+        ``file://`` is a file on disk; any other URL is what fsspec makes of it.
+    storage_options : mapping or callable, optional
+        See :func:`register_storage_options`; they are registered for the URLs given.
+
+    Raises
+    ------
+    SourceNotFoundError, SourceDeniedError
+        When something isn't there, or isn't to be read.
+    SourceReadError
+        When an object can't be read for another reason.
+    NotDicomError
+        When no DICOM file is there, or a file that was named isn't one.
+    ValueError
+        When there are storage options but no URL.
+
+    """
+    given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    given = [_local_path(str(path)) if _is_local_url(path) else path for path in given]
+    urls = [str(path) for path in given if is_url(path)]
+    if storage_options is not None:
+        if not urls:
+            raise ValueError("storage_options are for URLs, and there is none")
+        for url in urls:
+            register_storage_options(url, storage_options)
+    if not urls:
+        return FileStore.open(given)
+    local = [path for path in given if not is_url(path)]
+    sources: list[FileSource] = list(FileStore.open(local).sources) if local else []
+    for url in urls:
+        sources += _sources_at(url)
+    if not sources:
+        raise NotDicomError(f"{', '.join(map(public_url, urls))}: no DICOM file is there")
+    return FileStore.of(sources)
+
+
+def _is_local_url(path: Any) -> bool:
+    return isinstance(path, str) and path.startswith("file://") and "::" not in path
+
+
+def _local_path(url: str) -> str:
+    from urllib.parse import unquote, urlsplit
+
+    return unquote(urlsplit(url).path)
+
+
+def _sources_at(url: str) -> list[FileSource]:
+    """Open an object, or all objects of a folder, several at once."""
+    first = url.partition("::")[0].partition("?")[0]
+    is_http = first.startswith(("http://", "https://"))
+    if first.endswith(".dcm") or (is_http and not first.endswith("/")):
+        return [RemoteSource.open(url)]
+    names = _objects_in(url)
+    if names is None:
+        return [RemoteSource.open(url)]
+    with ThreadPoolExecutor(OPENED_AT_ONCE, thread_name_prefix="dicomslide") as pool:
+        try:
+            return [source for source in pool.map(_opened, names) if source is not None]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _opened(url: str) -> FileSource | None:
+    """Open an object of a folder; None where it isn't DICOM, or is broken."""
+    try:
+        return RemoteSource.open(url)
+    except NotDicomError:
+        return None
+    except MetadataError as error:
+        warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=2)
+        return None
+
+
+def _objects_in(url: str) -> list[str] | None:
+    """Return the URLs of the objects in a folder; None where the URL is of an object itself."""
+    public = remembered(url)
+    reach = ObjectReach(public, "{}")
+
+    def find(where: ranges.Place, wanted: Sequence[int], left: float) -> list[Any]:
+        filesystem = where.filesystem
+        filesystem.invalidate_cache()
+        if not filesystem.async_impl:
+            return [filesystem.find(where.path, detail=True)]
+        from fsspec.asyn import sync
+
+        return [sync(filesystem.loop, filesystem._find, where.path, detail=True, timeout=left)]
+
+    try:
+        (found,) = ranges.ask(reach, 1, find)
+    except ranges.RangeError as error:
+        raise _error(public, error) from None
+    place = reach.place()
+    if list(found) == [place.path]:
+        return None
+    if not found:
+        raise SourceNotFoundError(f"{public}: no object is there")
+    first, chained, rest = url.partition("::")
+    protocol = first.partition("://")[0]
+    return [
+        (name if "://" in name else f"{protocol}://{name.lstrip('/')}") + chained + rest
+        for name, info in sorted(found.items())
+        if info.get("type") == "file" and (info.get("size") is None or info["size"] > 132)
+    ]

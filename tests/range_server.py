@@ -1,0 +1,130 @@
+"""An HTTP server of files that takes ranges, counts them, and plays faults on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class RangeServer(ThreadingHTTPServer):
+    """Serves a folder. `faults` are played by the requests that follow, one each."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, folder):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder = Path(folder)
+        self.faults = []
+        self.always = None
+        self.requests = []  # (method, path, range, headers)
+        self.nbytes = 0
+        self.gate = None  # a barrier at which requests wait for each other
+        self.token = None
+        self.lock = threading.Lock()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def forget(self):
+        with self.lock:
+            self.requests.clear()
+            self.nbytes = 0
+
+    def handle_error(self, request, client_address):
+        """Clients that hang up are part of the play."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: RangeServer
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        with server.lock:
+            server.requests.append(
+                (self.command, self.path, self.headers.get("Range"), dict(self.headers))
+            )
+            fault = server.faults.pop(0) if server.faults else server.always
+        if server.gate is not None:
+            server.gate.wait(0.4)
+        if server.token is not None and self.headers.get("Authorization") != server.token:
+            self.answer(401)
+            return
+        if isinstance(fault, tuple):
+            status, headers = fault
+            self.answer(status, headers)
+            return
+        if isinstance(fault, int):
+            self.answer(fault)
+            return
+        path = server.folder / self.path.partition("?")[0].strip("/")
+        if path.is_dir():
+            links = "".join(f'<a href="{each.name}">x</a>' for each in sorted(path.iterdir()))
+            self.answer(200, {"Content-Type": "text/html"}, links.encode())
+            return
+        if not path.is_file():
+            self.answer(404)
+            return
+        self.give(path.read_bytes(), fault)
+
+    def give(self, data, fault):
+        etag = hashlib.md5(data).hexdigest() if fault != "etag" else "another"
+        headers = {"ETag": f'"{etag}"'}
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        if found is None or fault == "whole":
+            self.answer(200, headers, data)
+            return
+        start, stop = int(found[1]), min(int(found[2]) + 1, len(data))
+        if start >= stop:
+            self.answer(416, headers | {"Content-Range": f"bytes */{len(data)}"})
+            return
+        body = data[start:stop]
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+        if fault == "slow":
+            time.sleep(1.5)
+        if fault == "reset":
+            self.connection.close()
+            return
+        if fault == "short":  # says so in its headers
+            body = body[:-10]
+            headers["Content-Range"] = f"bytes {start}-{stop - 11}/{len(data)}"
+        if fault == "shifted":
+            headers["Content-Range"] = f"bytes {start + 1}-{stop}/{len(data)}"
+        self.answer(206, headers, body, cut=fault == "cut")
+
+    def answer(self, status, headers=None, body=b"", *, cut=False):
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if cut:  # the connection breaks in the middle of the body
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+            return
+        self.wfile.write(body)
+        with self.server.lock:
+            self.server.nbytes += len(body)
+
+
+@contextlib.contextmanager
+def serving(folder):
+    server = RangeServer(folder)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)

@@ -1,0 +1,638 @@
+"""Slides in buckets, on HTTP servers and in archives: read as from disk, and through faults."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import re
+import struct
+import subprocess
+import sys
+import threading
+import traceback
+import zipfile
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import fsspec
+import numpy as np
+import pytest
+import xarray as xr
+
+import dicomslide
+from dicomslide import frame_reader
+from dicomslide.backends import file as file_backend
+from dicomslide.backends import ranges, remote, storage
+from dicomslide.backends.remote import RemoteSource, open_store
+from dicomslide.errors import FrameReadError, NotDicomError, SourceChangedError, SourceReadError
+from dicomslide.testing import write_slide
+
+sys.path.insert(0, os.path.dirname(__file__))
+from range_server import serving
+
+pytest.importorskip("aiohttp", reason="HTTP takes aiohttp: dicomslide[remote]")
+SECRET = "hush-0123456789"
+SHAPE = (1024, 1024)
+REGION = dict(offset=(10, 20), level=0, size=(700, 600))
+
+
+def forget_everything():
+    """Be another process."""
+    for registry in (
+        remote._objects, remote._heads, remote._ahead, storage._filesystems,
+        file_backend._instances, frame_reader._frames,
+    ):  # fmt: skip
+        registry.clear()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known():
+    forget_everything()
+    storage._storage_options = storage._StorageOptions()
+    yield
+    forget_everything()
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch):
+    patience = ranges.Patience(
+        deadline=5, request=0.5, attempts=4, first_wait=0.01, longest_wait=0.05
+    )
+    monkeypatch.setattr(ranges, "PATIENCE", patience)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of a slide of three levels, whose first one is longer than what is read ahead."""
+    folder = tmp_path_factory.mktemp("served")
+    write_slide(folder / "slide", shape=SHAPE, downsamples=(1, 2, 4))
+    assert (folder / "slide" / "level-0.dcm").stat().st_size > remote.HEAD
+    with zipfile.ZipFile(folder / "slide.zip", "w") as archive:
+        for path in sorted((folder / "slide").iterdir()):
+            archive.write(path, f"in/{path.name}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pixels(folder):
+    """Of the files on disk."""
+    return dicomslide.open_slide(folder / "slide").get_image_region(**REGION)
+
+
+@pytest.fixture
+def server(folder):
+    with serving(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def image(server):
+    """The first level; the server has forgotten who opened it."""
+    source = RemoteSource.open(f"{server.url}/slide/level-0.dcm")
+    server.forget()
+    return source
+
+
+def frames_on_disk(folder, indices):
+    source = file_backend.FileSource.open(folder / "slide" / "level-0.dcm")
+    return [bytes(frame) for frame in source.read_frames(indices)]
+
+
+def region(url, **options):
+    return dicomslide.open_slide(url, **options).get_image_region(**REGION)
+
+
+# -- where slides are ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_folder_of_any_file_system_is_a_slide(folder, pixels, slash):
+    memory = fsspec.filesystem("memory")
+    for path in (folder / "slide").iterdir():
+        memory.pipe(f"/bucket/slide/{path.name}", path.read_bytes())
+    memory.pipe("/bucket/slide/notes.txt", b"no DICOM" * 100)
+    try:
+        np.testing.assert_array_equal(region(f"memory://bucket/slide{slash}"), pixels)
+        names = [f"memory://bucket/slide/level-{level}.dcm" for level in (0, 1)]
+        np.testing.assert_array_equal(region(names), pixels)
+        np.testing.assert_array_equal(region(names[0]), pixels)
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # fsspec's archives
+@pytest.mark.parametrize("where", ["{folder}", "file://{folder}", "{server}"])
+def test_an_archive_anywhere_is_a_folder(folder, pixels, server, where):
+    at = where.format(folder=folder, server=server.url)
+    np.testing.assert_array_equal(region(f"zip://in::{at}/slide.zip"), pixels)
+    np.testing.assert_array_equal(region(f"zip://in/level-0.dcm::{at}/slide.zip"), pixels)
+
+
+def test_a_file_url_is_a_file_on_disk(folder, pixels):
+    store = open_store(f"file://{folder}/slide")
+    assert {type(source) for source in store.sources} == {file_backend.FileSource}
+    np.testing.assert_array_equal(region(f"file://{folder}/slide"), pixels)
+
+
+def test_files_on_disk_and_objects_are_one_slide(folder, pixels, server):
+    paths = [folder / "slide" / "level-0.dcm", f"{server.url}/slide/level-1.dcm"]
+    slide = dicomslide.open_slide(paths)
+    assert slide.num_levels == 2
+    np.testing.assert_array_equal(slide.get_image_region(**REGION), pixels)
+
+
+def test_an_http_folder_that_is_listed_is_a_slide(server, pixels):
+    slide = dicomslide.open_slide(f"{server.url}/slide/")
+    assert slide.num_levels == 3
+    np.testing.assert_array_equal(slide.get_image_region(**REGION), pixels)
+
+
+def test_xarray_opens_urls(server, folder, pixels):
+    url = f"{server.url}/slide/level-0.dcm"
+    dataset = xr.open_dataset(url, engine="dicomslide", frame="matrix", chunks={})
+    assert dataset.encoding["source"] == url
+    np.testing.assert_array_equal(dataset.image[10:710, 20:620].values, pixels)
+    tree = xr.open_datatree(f"{server.url}/slide/", engine="dicomslide", frame="matrix")
+    assert set(tree.children) == {"level_0", "level_1", "level_2"}
+
+
+def test_guessing_looks_at_a_url_but_asks_nobody(server):
+    from dicomslide.backends.xarray_plugin import DicomSlideBackendEntrypoint
+
+    guess = DicomSlideBackendEntrypoint().guess_can_open
+    assert guess(f"{server.url}/slide/level-0.dcm")
+    assert guess(f"{server.url}/slide/level-0.dcm?signature=1")
+    assert not guess(f"{server.url}/slide/")
+    assert not guess("s3://bucket/data.zarr")
+    assert not server.requests
+
+
+def test_positions_of_sparse_frames_are_read_of_an_object(tmp_path):
+    write_slide(tmp_path, shape=(100, 140), tile_shape=(32, 32), downsamples=(1,), sparse=True)
+    local = file_backend.FileSource.open(tmp_path / "level-0.dcm").metadata
+    with serving(tmp_path) as server:
+        metadata = RemoteSource.open(f"{server.url}/level-0.dcm").metadata
+        for one, other in zip(
+            dicomslide.compute_frame_positions(metadata),
+            dicomslide.compute_frame_positions(local),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_an_unknown_kind_of_url_raises():
+    with pytest.raises(NotDicomError, match=r"nowhere://host/slide: .* fsspec doesn't know"):
+        dicomslide.open_slide("nowhere://host/slide")
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ImportError, match=r"gs://bucket/slide.*gcsfs"):
+        dicomslide.open_slide("gs://bucket/slide")
+
+
+def test_storage_options_without_a_url_raise(folder):
+    with pytest.raises(ValueError, match="storage_options are for URLs"):
+        dicomslide.open_slide(folder / "slide", storage_options={"anon": True})
+
+
+# -- requests --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", ["basic", "extended"])
+def test_opening_costs_three_requests_at_most(tmp_path, table):
+    """Header and offset table of 40,000 frames, more than fits into the first read."""
+    write_slide(tmp_path, shape=(64, 64), tile_shape=(32, 32), downsamples=(1,))
+    path = long_image(tmp_path / "long.dcm", 40_000, table)
+    with serving(tmp_path) as server:
+        source = RemoteSource.open(f"{server.url}/long.dcm")
+        assert source.metadata.NumberOfFrames == 40_000
+        source._instance().frames()
+        assert len(server.requests) <= 3
+        assert server.nbytes < 3 * 2**20
+        local = file_backend.FileSource.open(path)
+        wanted = [0, 1, 20_000, 39_999]
+        assert list(map(bytes, source.read_frames(wanted))) == list(
+            map(bytes, local.read_frames(wanted))
+        )
+
+
+def long_image(path, count, table):
+    """A Part 10 file of many short frames, written byte by byte."""
+    import pydicom
+
+    dataset = pydicom.dcmread(path.parent / "level-0.dcm", stop_before_pixels=True)
+    dataset.NumberOfFrames = count
+    dataset.save_as(path)
+
+    def element(number, vr, value, length=None):
+        length = len(value) if length is None else length
+        return struct.pack("<HH2sHI", 0x7FE0, number, vr, 0, length) + value
+
+    lengths = 20 + 2 * (np.arange(count) % 50)
+    offsets = np.concatenate([[0], np.cumsum(lengths + 8)[:-1]])
+    items = b"".join(
+        struct.pack("<HHI", 0xFFFE, 0xE000, length) + struct.pack("<I", i).ljust(length, b"\1")
+        for i, length in enumerate(lengths.tolist())
+    )
+    basic = b""
+    with path.open("ab") as file:
+        if table == "extended":
+            file.write(element(1, b"OV", offsets.astype("<u8").tobytes()))
+            file.write(element(2, b"OV", lengths.astype("<u8").tobytes()))
+        elif table == "basic":
+            basic = offsets.astype("<u4").tobytes()
+        file.write(element(0x10, b"OB", b"", 0xFFFFFFFF))
+        file.write(struct.pack("<HHI", 0xFFFE, 0xE000, len(basic)) + basic + items)
+        file.write(struct.pack("<HHI", 0xFFFE, 0xE0DD, 0))
+    return path
+
+
+def test_neighbours_are_one_request_and_little_is_read_in_vain(image, server, folder):
+    wanted = [0, 1, 2, 4, 5, 6, 9, 10, 12, 15]
+    instance = image._instance()
+    spans = [instance.frames().span(index) for index in wanted]
+    server.forget()
+    assert list(map(bytes, image.read_frames(wanted))) == frames_on_disk(folder, wanted)
+    assert len(server.requests) <= 5  # runs of neighbours
+    assert server.nbytes <= 1.2 * sum(stop - start for start, stop in spans)
+
+
+def test_requests_of_a_read_are_under_way_together(image, server, monkeypatch):
+    monkeypatch.setattr(remote, "GAP", 0)
+    spans = [(i * 12_000, i * 12_000 + 100) for i in range(16)]
+    blob = image._instance().header.blob
+    remote._heads.clear()
+    server.forget()
+    server.gate = threading.Barrier(16)  # none is answered before all have come
+    assert [len(each) for each in blob.read_spans(spans)] == [100] * 16
+    assert len(server.requests) == 16
+
+
+def test_small_objects_are_read_once(server, folder):
+    slide = dicomslide.open_slide(f"{server.url}/slide/level-2.dcm")
+    server.forget()
+    slide.get_image_region((0, 0), 0, (256, 256))
+    assert not server.requests
+
+
+# -- faults ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault", [408, 429, 500, 502, 503, 504, "reset", "short", "shifted", "cut", "whole", "slow"]
+)
+@pytest.mark.parametrize("times", [1, 3])
+def test_what_passes_is_tried_again(image, server, folder, fault, times):
+    image._instance().frames()
+    remote._heads.clear()
+    server.forget()
+    server.faults = [fault] * times
+    assert list(map(bytes, image.read_frames([3, 4]))) == frames_on_disk(folder, [3, 4])
+    assert len(server.requests) == times + 1
+
+
+@pytest.mark.parametrize("fault", [503, "reset", "short", "shifted", "cut", "whole"])
+def test_what_does_not_pass_raises_and_names_url_and_frame(image, server, folder, fault):
+    image._instance().frames()
+    remote._heads.clear()
+    server.forget()
+    server.always = fault
+    with pytest.raises(FrameReadError, match="given up after 4 attempts") as caught:
+        image.read_frames([3, 4])
+    assert (caught.value.source, caught.value.frame) == (image.path, 3)
+    assert len(server.requests) == 4
+    server.always = None  # reading goes on
+    assert list(map(bytes, image.read_frames([3]))) == frames_on_disk(folder, [3])
+
+
+@pytest.mark.parametrize(("status", "what"), [(400, "400"), (403, "403"), (404, "404"), (406, "")])
+def test_what_never_passes_raises_at_once(image, server, status, what):
+    image._instance().frames()
+    remote._heads.clear()
+    server.forget()
+    server.always = status
+    with pytest.raises(FrameReadError, match=f"frame 6: .*{what}"):
+        image.read_frames([5])
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(404, FileNotFoundError), (401, PermissionError), (403, PermissionError),
+     (400, SourceReadError), (503, SourceReadError)],
+)  # fmt: skip
+def test_what_cannot_be_opened_raises_and_names_the_url(server, status, kind):
+    server.always = status
+    url = f"{server.url}/slide/level-0.dcm"
+    with pytest.raises(kind, match=re.escape(url)):
+        dicomslide.open_slide(url)
+
+
+def test_a_broken_object_of_a_folder_does_not_vanish_in_silence(server):
+    """A slide without one of its levels would look like a whole one."""
+    server.faults = [None] * 3 + [403]
+    with pytest.raises(PermissionError):
+        dicomslide.open_slide(f"{server.url}/slide/")
+
+
+def test_the_wait_that_a_server_asks_for_is_kept(image, server, monkeypatch):
+    waits = []
+    monkeypatch.setattr(ranges.time, "sleep", lambda seconds: waits.append(seconds))
+    remote._heads.clear()
+    server.faults = [(503, {"Retry-After": "2"}), (429, {"Retry-After": "1"})]
+    image.read_frames([0])
+    assert [wait for wait in waits if wait >= 1] == [2, 1]
+
+
+def test_waits_grow_and_the_deadline_holds(image, server, monkeypatch):
+    waits = []
+    monkeypatch.setattr(ranges.time, "sleep", lambda seconds: waits.append(seconds))
+    monkeypatch.setattr(
+        ranges, "PATIENCE", ranges.Patience(5, 0.5, attempts=5, first_wait=0.01, longest_wait=1)
+    )
+    remote._heads.clear()
+    server.always = 503
+    with pytest.raises((FrameReadError, SourceReadError), match="given up after 5 attempts"):
+        image.read_frames([0])
+    for number, wait in enumerate(waits):
+        assert 0.005 * 2**number <= wait <= 0.01 * 2**number
+    assert len(waits) == 4
+    server.always = (503, {"Retry-After": "3600"})  # longer than anybody waits
+    with pytest.raises((FrameReadError, SourceReadError), match="given up after 1 attempts"):
+        image.read_frames([0])
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(image, server):
+    image._instance().frames()
+    remote._heads.clear()
+    server.forget()
+    server.always = "slow"  # 1.5 s; a request has 0.5 s
+    with pytest.raises(FrameReadError, match="no answer came in time"):
+        image.read_frames([0])
+    assert len(server.requests) == 4
+
+
+# -- changes ---------------------------------------------------------------------------------
+
+
+def test_an_object_that_changes_is_noticed_and_never_mixed(image, server, folder):
+    image._instance().frames()
+    remote._heads.clear()
+    server.always = "etag"
+    with pytest.raises(SourceChangedError, match="open the slide again"):
+        image.read_frames([0])
+    forget_everything()  # in another process
+    with pytest.raises(SourceChangedError, match="open the slide again"):
+        image.read_frames([0])
+    server.always = None
+    assert list(map(bytes, image.read_frames([0]))) == frames_on_disk(folder, [0])
+
+
+def test_an_object_in_memory_that_changes_is_noticed(folder):
+    memory = fsspec.filesystem("memory")
+    data = (folder / "slide" / "level-0.dcm").read_bytes()
+    memory.pipe("/changing.dcm", data)
+    source = RemoteSource.open("memory://changing.dcm")
+    assert list(map(bytes, source.read_frames([0]))) == frames_on_disk(folder, [0])
+    memory.pipe("/changing.dcm", data)
+    remote._heads.clear()
+    with pytest.raises(SourceChangedError, match=r"memory://changing\.dcm"):
+        source.read_frames([0])
+    memory.rm("/changing.dcm")
+    with pytest.raises(FrameReadError, match="it isn't there"):
+        source.read_frames([0])
+
+
+# -- credentials -----------------------------------------------------------------------------
+
+
+def secret_options():
+    return {"headers": {"Authorization": f"Bearer {SECRET}"}}
+
+
+def test_credentials_are_in_no_pickle_repr_name_encoding_or_message(server):
+    server.token = f"Bearer {SECRET}"
+    url = f"{server.url}/slide/level-0.dcm"
+    slide = dicomslide.open_slide(url, storage_options=secret_options())
+    dataset = xr.open_dataset(
+        url, engine="dicomslide", chunks={}, storage_options=secret_options(), frame="matrix"
+    )
+    matrix = slide.get_volume_images()[0].get_total_pixel_matrix()
+    source = slide.get_volume_images()[0].source
+    for thing in (slide, dataset, matrix, source, matrix.to_dask()):
+        assert SECRET.encode() not in pickle.dumps(thing)
+        assert SECRET not in repr(thing)
+    assert len(pickle.dumps(source)) < 2000
+    assert SECRET not in repr(dataset.encoding) + repr(dataset.image.encoding)
+    assert SECRET not in str(dict(dataset.image.data.dask))
+    assert SECRET not in repr(storage._storage_options.of(url))
+    source._instance().frames()
+    server.token = f"Bearer another{SECRET}"
+    remote._heads.clear()
+    with pytest.raises(FrameReadError) as caught:
+        source.read_frames([8])
+    text = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    assert "401" in text
+    assert SECRET not in text
+
+
+def test_a_signed_url_shows_no_signature(server, pixels):
+    url = f"{server.url}/slide/level-0.dcm?X-Amz-Signature={SECRET}"
+    slide = dicomslide.open_slide(url)
+    np.testing.assert_array_equal(slide.get_image_region(**REGION), pixels)
+    assert all(SECRET in path for _, path, _, _ in server.requests)
+    source = slide.get_volume_images()[0].source
+    dataset = xr.open_dataset(url, engine="dicomslide")
+    for text in (repr(source), repr(pickle.dumps(slide)), repr(dataset.encoding), slide.name):
+        assert SECRET not in text
+    server.always = 400
+    remote._heads.clear()
+    with pytest.raises(FrameReadError) as caught:
+        source.read_frames([0])
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_user_and_password_of_a_url_stay_here(server):
+    url = server.url.replace("//", f"//me:{SECRET}@") + "/slide/level-0.dcm"
+    source = RemoteSource.open(url)
+    assert source.path == f"{server.url}/slide/level-0.dcm"
+    assert "Authorization" in server.requests[0][3]
+    assert SECRET not in repr(source)
+
+
+def test_harmless_options_travel_and_no_others():
+    options = {
+        "anon": False, "key": SECRET, "secret": SECRET, "token": SECRET, "requester_pays": True,
+        "endpoint_url": "https://store.example.org", "headers": {"Authorization": SECRET},
+        "client_kwargs": {"region_name": "eu-west-1", "aws_session_token": SECRET},
+    }  # fmt: skip
+    assert storage.harmless(options) == {
+        "anon": False, "requester_pays": True, "endpoint_url": "https://store.example.org",
+        "client_kwargs": {"region_name": "eu-west-1"},
+    }  # fmt: skip
+    assert not storage.harmless({"endpoint_url": f"https://me:{SECRET}@store.example.org"})
+    assert not storage.harmless({"endpoint_url": f"https://store.example.org/?{SECRET}"})
+
+
+def test_options_are_those_of_the_longest_beginning(server):
+    dicomslide.register_storage_options(server.url, {"headers": {"X-Which": "host"}})
+    dicomslide.register_storage_options(f"{server.url}/slide", {"headers": {"X-Which": "folder"}})
+    dicomslide.register_storage_options(f"{server.url}/sl", {"headers": {"X-Which": "none"}})
+    RemoteSource.open(f"{server.url}/slide/level-0.dcm")
+    assert server.requests[-1][3]["X-Which"] == "folder"
+
+
+def test_refused_credentials_are_asked_for_again_once(server, folder):
+    given = []
+
+    def options():
+        given.append(f"Bearer {len(given)}")
+        return {"headers": {"Authorization": given[-1]}}
+
+    server.token = "Bearer 0"
+    url = f"{server.url}/slide/level-0.dcm"
+    dicomslide.register_storage_options(server.url, options)
+    source = RemoteSource.open(url)
+    remote._heads.clear()
+    last = len(given)
+    server.token = f"Bearer {last}"  # the one in use has expired
+    assert list(map(bytes, source.read_frames([2]))) == frames_on_disk(folder, [2])
+    assert len(given) == last + 1
+    server.token = "Bearer of bad news"
+    server.forget()
+    with pytest.raises(FrameReadError, match="401"):
+        source.read_frames([3])
+    assert len(given) == last + 2
+    assert len(server.requests) == 2
+
+
+def test_a_redirect_to_another_server_carries_no_credentials(server, folder):
+    with serving(folder) as other:
+        target = f"{other.url}/slide/level-0.dcm"
+        server.always = (302, {"Location": target})
+        source = RemoteSource.open(f"{server.url}/slide/level-0.dcm")
+        dicomslide.register_storage_options(
+            server.url, {"headers": {"Authorization": SECRET, "X-Key": SECRET}}
+        )
+        remote._heads.clear()
+        other.forget()
+        assert list(map(bytes, source.read_frames([2]))) == frames_on_disk(folder, [2])
+        assert server.requests[-1][3]["X-Key"] == SECRET
+        assert SECRET not in str(other.requests)
+        assert other.requests[-1][2].startswith("bytes=")
+
+
+def test_redirects_without_end_raise(server):
+    server.always = (302, {"Location": "/slide/level-0.dcm"})
+    with pytest.raises(SourceReadError, match="again and again"):
+        RemoteSource.open(f"{server.url}/slide/level-0.dcm")
+
+
+# -- processes -------------------------------------------------------------------------------
+
+
+def frame_of(source, index):
+    return bytes(source.read_frames([index])[0])
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_sources_read_in_another_process(image, folder, method):
+    assert frame_of(image, 1) == frames_on_disk(folder, [1])[0]  # the loop's thread runs
+    context = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        there = pool.submit(frame_of, image, 9).result(timeout=60)
+    assert there == frames_on_disk(folder, [9])[0]
+
+
+def test_many_threads_read_one_object(image, folder):
+    expected = frames_on_disk(folder, range(16))
+    with ThreadPoolExecutor(8) as pool:
+        for index, frame in enumerate(pool.map(lambda i: frame_of(image, i % 16), range(64))):
+            assert frame == expected[index % 16]
+
+
+def test_a_cluster_reads_from_the_server(server, folder, pixels):
+    distributed = pytest.importorskip("distributed", reason="a cluster takes distributed")
+    code = f"""
+import dicomslide, distributed, numpy as np
+if __name__ == "__main__":
+    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster:
+        with distributed.Client(cluster) as client:
+            options = {{"headers": {{"Authorization": {SECRET!r}}}}}
+            client.run(dicomslide.register_storage_options, {server.url!r}, options)
+            slide = dicomslide.open_slide(
+                {server.url + "/slide/level-0.dcm"!r}, storage_options=options
+            )
+            array = slide.get_volume_images()[0].get_total_pixel_matrix().to_dask()
+            print(int(array.sum(dtype=np.int64).compute()))
+"""
+    assert distributed
+    server.token = SECRET
+    out = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120
+    )
+    local = dicomslide.open_slide(folder / "slide" / "level-0.dcm").get_volume_images()[0]
+    expected = int(local.get_total_pixel_matrix()[...].sum(dtype=np.int64))
+    assert out.stdout.strip() == str(expected), out.stderr[-2000:]
+
+
+# -- S3 --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def s3(folder):
+    """Options to reach the slide in a bucket of moto's server on this machine."""
+    pytest.importorskip("s3fs", reason="buckets of S3 take s3fs")
+    moto_server = pytest.importorskip("moto.server", reason="no S3 server: moto isn't installed")
+    import boto3
+
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {
+        "key": "someone", "secret": SECRET,
+        "client_kwargs": {"endpoint_url": f"http://{host}:{port}", "region_name": "us-east-1"},
+    }  # fmt: skip
+    client = boto3.client(
+        "s3", aws_access_key_id="someone", aws_secret_access_key=SECRET, **options["client_kwargs"]
+    )
+    client.create_bucket(Bucket="slides")
+    for path in (folder / "slide").iterdir():
+        client.upload_file(str(path), "slides", f"one/{path.name}")
+    yield options | {"client": client}
+    server.stop()
+
+
+@pytest.fixture
+def s3_options(s3):
+    return {key: value for key, value in s3.items() if key != "client"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("path", ["one", "one/", "one/level-0.dcm"])
+def test_a_bucket_holds_slides(s3_options, pixels, path):
+    np.testing.assert_array_equal(region(f"s3://slides/{path}", storage_options=s3_options), pixels)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_an_object_of_a_bucket_that_changes_or_vanishes_is_noticed(s3, s3_options, folder):
+    data = bytearray((folder / "slide" / "level-0.dcm").read_bytes())
+    s3["client"].put_object(Bucket="slides", Key="changing.dcm", Body=bytes(data))
+    dicomslide.register_storage_options("s3://slides", s3_options)
+    source = RemoteSource.open("s3://slides/changing.dcm")
+    assert frame_of(source, 0) == frames_on_disk(folder, [0])[0]
+    assert SECRET not in repr(source) + repr(pickle.dumps(source))
+    assert json.loads(source.options) == {"client_kwargs": s3_options["client_kwargs"]}
+    data[-20] ^= 1
+    s3["client"].put_object(Bucket="slides", Key="changing.dcm", Body=bytes(data))
+    remote._heads.clear()
+    with pytest.raises(SourceChangedError, match="s3://slides/changing"):
+        source.read_frames([0])
+    s3["client"].delete_object(Bucket="slides", Key="changing.dcm")
+    with pytest.raises(FrameReadError, match="it isn't there"):
+        source.read_frames([0])
+    with pytest.raises(FileNotFoundError, match="s3://slides/changing"):
+        RemoteSource.open("s3://slides/changing.dcm")
