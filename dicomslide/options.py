@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dicomslide.errors import MemoryLimitError
 
@@ -42,20 +42,30 @@ class Options:
     encoded_cache_bytes: int = 64 * 2**20
     """Bytes of frames kept as they came from a DICOMweb server, over all images."""
 
+    index_folder: str = ""
+    """Folder in which it is kept where the frames of a file or an object are, if only a scan of
+    all of it could tell; none by default. Several processes may share it."""
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.type == "str":
+                if not isinstance(value, str):
+                    raise ValueError(f"{field.name} must be a text: {value!r}")
+                continue
             lowest = 1 if field.name == "num_threads" else 0
             if not isinstance(value, int) or value < lowest:
                 raise ValueError(f"{field.name} must be an integer of {lowest} or more: {value!r}")
 
 
 def _from_environment() -> Options:
-    values = {}
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(Options):
         variable = f"DICOMSLIDE_{field.name.upper()}"
         text = os.environ.get(variable)
-        if text is not None:
+        if text is not None and field.type == "str":
+            values[field.name] = text
+        elif text is not None:
             try:
                 values[field.name] = int(text)
             except ValueError:
@@ -95,6 +105,9 @@ class set_options:
         Threads that decode the frames of one eager read.
     encoded_cache_bytes : int, optional
         Bytes of frames kept as they came from a DICOMweb server, over all images.
+    index_folder : str, optional
+        Folder in which it is kept where the frames of a file or an object are, if only a scan of
+        all of it could tell; ``""`` for none.
 
     Examples
     --------
@@ -112,15 +125,19 @@ class set_options:
         memory_limit_bytes: int | None = None,
         num_threads: int | None = None,
         encoded_cache_bytes: int | None = None,
+        index_folder: str | None = None,
     ) -> None:
         given = {
             "frame_cache_bytes": frame_cache_bytes,
             "memory_limit_bytes": memory_limit_bytes,
             "num_threads": num_threads,
             "encoded_cache_bytes": encoded_cache_bytes,
+            "index_folder": index_folder,
         }
         self._before = get_options()
-        changes = {name: value for name, value in given.items() if value is not None}
+        changes: dict[str, Any] = {
+            name: value for name, value in given.items() if value is not None
+        }
         with _current.lock:
             _current.options = dataclasses.replace(self._before, **changes)
 

@@ -45,6 +45,7 @@ FLOORS = [
     "backends.base",
     "backends.lenient",
     "backends.part10",
+    "backends.index_cache",
     "backends.pixel_data",
     "backends.file",
     "backends.remote",
@@ -199,6 +200,7 @@ def test_every_option_is_set_by_its_environment_variable():
         "DICOMSLIDE_FRAME_CACHE_BYTES": "5",
         "DICOMSLIDE_MEMORY_LIMIT_BYTES": "6",
         "DICOMSLIDE_NUM_THREADS": "7",
+        "DICOMSLIDE_INDEX_FOLDER": "index",
     }
     import os
 
@@ -209,7 +211,10 @@ def test_every_option_is_set_by_its_environment_variable():
         check=True,
         env=os.environ | environment,
     )
-    assert "frame_cache_bytes=5, memory_limit_bytes=6, num_threads=7" in out.stdout
+    assert (
+        "frame_cache_bytes=5, memory_limit_bytes=6, num_threads=7, index_folder='index'"
+        in out.stdout
+    )
 
 
 def test_options_are_checked_and_restored():
@@ -220,4 +225,6 @@ def test_options_are_checked_and_restored():
     for wrong in ({"num_threads": 0}, {"frame_cache_bytes": -1}, {"memory_limit_bytes": 1.5}):
         with pytest.raises(ValueError, match="must be an integer"):
             dicomslide.set_options(**wrong)
+    with pytest.raises(ValueError, match="index_folder must be a text"):
+        dicomslide.set_options(index_folder=3)
     assert dicomslide.get_options() == before

@@ -636,3 +636,80 @@ def test_an_object_of_a_bucket_that_changes_or_vanishes_is_noticed(s3, s3_option
         source.read_frames([0])
     with pytest.raises(FileNotFoundError, match="s3://slides/changing"):
         RemoteSource.open("s3://slides/changing.dcm")
+
+
+# -- offset tables that aren't there ---------------------------------------------------------
+
+
+@pytest.fixture
+def scanned(tmp_path):
+    """An image of 40,000 frames and 2.4 MB that has no offset table."""
+    write_slide(tmp_path, shape=(64, 64), tile_shape=(32, 32), downsamples=(1,))
+    return long_image(tmp_path / "long.dcm", 40_000, "none")
+
+
+def test_a_scan_reads_every_byte_once_in_few_requests(scanned):
+    with serving(scanned.parent) as server:
+        source = RemoteSource.open(f"{server.url}/long.dcm")
+        source._instance().frames()
+        assert server.nbytes <= scanned.stat().st_size + 2**16
+        assert len(server.requests) <= 8
+        server.forget()
+        frames = source.read_frames([0, 17, 39_999])
+        assert [int.from_bytes(frame[:4], "little") for frame in frames] == [0, 17, 39_999]
+
+
+def test_what_a_scan_found_is_kept_on_disk(scanned, tmp_path):
+    kept = tmp_path / "index"
+    with serving(scanned.parent) as server, dicomslide.set_options(index_folder=str(kept)):
+        url = f"{server.url}/long.dcm"
+        expected = frame_of(RemoteSource.open(url), 20_000)
+        assert len(list(kept.iterdir())) == 1
+        forget_everything()  # in another process
+        server.forget()
+        assert frame_of(RemoteSource.open(url), 20_000) == expected
+        assert len(server.requests) <= 3
+        assert server.nbytes < 2**19
+        (entry,) = kept.iterdir()
+        whole = entry.read_bytes()
+        for damaged in (b"", whole[:-8], whole[:-1] + bytes([whole[-1] ^ 1]), b"x" * 99):
+            entry.write_bytes(damaged)
+            forget_everything()
+            assert frame_of(RemoteSource.open(url), 20_000) == expected
+            assert entry.read_bytes() == whole  # written again
+        server.always = "etag"  # another version of the object has an entry of its own
+        forget_everything()
+        assert frame_of(RemoteSource.open(url), 20_000) == expected
+        assert len(list(kept.iterdir())) == 2
+
+
+def test_what_a_scan_of_a_file_found_is_kept_too(scanned, tmp_path):
+    kept = tmp_path / "index"
+    with dicomslide.set_options(index_folder=str(kept)):
+        source = file_backend.FileSource.open(scanned)
+        expected = frame_of(source, 3)
+        forget_everything()
+        assert frame_of(source, 3) == expected
+        assert len(list(kept.iterdir())) == 1
+    forget_everything()
+    with dicomslide.set_options(index_folder=str(scanned)):  # not a folder
+        assert frame_of(source, 3) == expected
+
+
+def write_entries(number):
+    from dicomslide.backends import index_cache
+
+    numbers = np.full(100_000, number, np.int64)
+    torn = 0
+    for _ in range(20):
+        index_cache.save(("shared",), numbers)
+        found = index_cache.load(("shared",))
+        torn += found is None or len(set(found.tolist())) != 1
+    return torn
+
+
+def test_processes_that_write_one_entry_never_tear_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("DICOMSLIDE_INDEX_FOLDER", str(tmp_path))
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert list(pool.map(write_entries, [1, 2])) == [0, 0]
+    assert len(list(tmp_path.iterdir())) == 1

@@ -87,6 +87,7 @@ class LocalFile:
         self.name = path
         opened = _OpenFile(path)
         self._signature = self.size, self.mtime_ns = opened.signature
+        self.version = str(self.mtime_ns)
         _open_files.get((path, self._signature), lambda: opened)
 
     def read(self, offset: int, length: int) -> bytes:

@@ -60,6 +60,14 @@ class Blob(Protocol):
         """Number of bytes."""
         ...
 
+    @property
+    def version(self) -> str:
+        """What tells these bytes from others of that name: an ETag, or time of change.
+
+        Empty where nothing does.
+        """
+        ...
+
     def read(self, offset: int, length: int) -> bytes:
         """Read bytes; fewer than `length` only at the end."""
         ...
@@ -79,6 +87,8 @@ class MemoryBlob:
 
     name: str
     data: bytes
+    version: str = ""
+    """Of what they were inflated from."""
 
     @property
     def size(self) -> int:
@@ -252,7 +262,7 @@ def _inflate(blob: Blob, start: int) -> MemoryBlob:
         check_memory(limit + 1, f"{blob.name}, inflated,")
     if not engine.eof:
         raise MetadataError(f"{blob.name}: the deflated data set is truncated")
-    return MemoryBlob(blob.name, data)
+    return MemoryBlob(blob.name, data, blob.version)
 
 
 def element_at(blob: Blob, at: int, decoder: Decoder) -> tuple[int, bytes, int, int]:

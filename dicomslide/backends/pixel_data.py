@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from dicomslide.backends import index_cache
 from dicomslide.backends.part10 import PIXEL_DATA, Blob, Header, element_at, file_of
 from dicomslide.backends.ranges import RangeError
 from dicomslide.errors import FrameReadError, MetadataError
@@ -309,7 +310,15 @@ def locate_frames(
         # in a file of more than 4 GiB the 32-bit offsets wrap: such a table is no table
         if len(table) == num_frames and limit - base <= UNDEFINED:
             return _by_basic_table(blob, base + table.astype(np.int64), limit)
-    return _by_scan(blob, base, limit, num_frames)
+    what = ("frames", blob.name, blob.size, blob.version, base, limit, num_frames)
+    kept = index_cache.load(what) if blob.version else None
+    if kept is not None and len(kept) % 2 == 1:
+        starts, ends = kept[1:].reshape(2, -1)
+        return EncapsulatedFrames(starts, ends, limit, single=bool(kept[0]))
+    found = _by_scan(blob, base, limit, num_frames)
+    if blob.version:  # or what was kept might be of other bytes
+        index_cache.save(what, np.concatenate([[found.single], found.starts, found.ends]))
+    return found
 
 
 def _stored_bits(blob: Blob, pixel_data: PixelData, num_frames: int, native_bits: int) -> int:

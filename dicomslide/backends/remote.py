@@ -50,7 +50,7 @@ HEAD = 2**17
 MOST_AHEAD = 8 * 2**20
 """Bytes that are read ahead, at most, by who reads on and on."""
 KEPT = 2**20
-"""Bytes of a read behind the header that are kept for the next one."""
+"""Bytes of a read that are kept for the next one, with what was read ahead."""
 PIECE = 2 * 2**20
 """A long read is several requests of so many bytes."""
 GAP = 2**17
@@ -144,8 +144,7 @@ class RemoteFile:
         except ranges.RangeError as error:
             raise _error(self.name, error) from None
         data = b"".join(parts)
-        # whoever reads on may want all of it, but at the end nobody does
-        kept = data[-KEPT:] if stop == self.size or len(data) > MOST_AHEAD + PIECE else data
+        kept = data[max(0, missing - KEPT) :]
         latest[0] = _Window(stop - len(kept), kept, step)
         return found + data[:missing]
 
