@@ -183,7 +183,7 @@ def test_engine_is_guessed_for_slides_and_nothing_else(position_slide, tmp_path)
         short,
         tmp_path,
         tmp_path / "absent",
-        "https://host/slide.dcm",
+        "https://host/slide.svs",
         "s3://bucket/slide",
         b"bytes",
         None,
