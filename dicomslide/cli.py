@@ -89,7 +89,8 @@ def _parser() -> argparse.ArgumentParser:
             type=_path,
             nargs="?" if optional else None,
             metavar="SLIDE",
-            help="DICOM file or folder" + (" (default: a synthetic slide)" if optional else ""),
+            help="DICOM file or folder, or its URL"
+            + (" (default: a synthetic slide)" if optional else ""),
         )
         command.add_argument("--container-id", help="which slide, where a folder holds several")
         command.add_argument("--frame-of-reference-uid", help="which scan, where there are two")
@@ -113,10 +114,10 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _path(text: str) -> Path:
+def _path(text: str) -> Path | str:
     if not text:
         raise argparse.ArgumentTypeError("an empty path")
-    return Path(text)
+    return text if "://" in text else Path(text)
 
 
 # -- info ------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ class RangeServer(ThreadingHTTPServer):
         self.nbytes = 0
         self.gate = None  # a barrier at which requests wait for each other
         self.token = None
+        self.asked = threading.Event()
+        self.released = threading.Event()
         self.lock = threading.Lock()
 
     @property
@@ -55,6 +57,9 @@ class _Handler(BaseHTTPRequestHandler):
                 (self.command, self.path, self.headers.get("Range"), dict(self.headers))
             )
             fault = server.faults.pop(0) if server.faults else server.always
+        server.asked.set()
+        if fault == "hang":
+            server.released.wait(60)
         if server.gate is not None:
             server.gate.wait(0.4)
         if server.token is not None and self.headers.get("Authorization") != server.token:

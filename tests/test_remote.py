@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import pickle
 import re
+import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -484,6 +486,25 @@ def test_options_are_those_of_the_longest_beginning(server):
     assert server.requests[-1][3]["X-Which"] == "folder"
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # fsspec's archives
+def test_options_of_a_chained_url_reach_the_link_they_are_for(server, pixels):
+    server.token = SECRET
+    options = {"http": {"headers": {"Authorization": SECRET}}}
+    url = f"zip://in::{server.url}/slide.zip"
+    np.testing.assert_array_equal(region(url, storage_options=options), pixels)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_an_archive_that_changes_is_noticed(folder, tmp_path):
+    archive = shutil.copy(folder / "slide.zip", tmp_path)
+    source = RemoteSource.open(f"zip://in/level-0.dcm::{archive}")
+    source.read_frames([0])
+    os.utime(archive, ns=(0, 10**9))
+    remote._heads.clear()
+    with pytest.raises(SourceChangedError, match="level-0"):
+        source.read_frames([0])
+
+
 def test_refused_credentials_are_asked_for_again_once(server, folder):
     given = []
 
@@ -554,29 +575,59 @@ def test_many_threads_read_one_object(image, folder):
             assert frame == expected[index % 16]
 
 
-def test_a_cluster_reads_from_the_server(server, folder, pixels):
-    distributed = pytest.importorskip("distributed", reason="a cluster takes distributed")
-    code = f"""
+CLUSTER = """
+import sys
 import dicomslide, distributed, numpy as np
 if __name__ == "__main__":
+    url, options = sys.argv[1], eval(sys.argv[2])
     with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster:
         with distributed.Client(cluster) as client:
-            options = {{"headers": {{"Authorization": {SECRET!r}}}}}
-            client.run(dicomslide.register_storage_options, {server.url!r}, options)
-            slide = dicomslide.open_slide(
-                {server.url + "/slide/level-0.dcm"!r}, storage_options=options
-            )
+            client.run(dicomslide.register_storage_options, url.rpartition("/")[0], options)
+            slide = dicomslide.open_slide(url, storage_options=options)
             array = slide.get_volume_images()[0].get_total_pixel_matrix().to_dask()
             print(int(array.sum(dtype=np.int64).compute()))
 """
-    assert distributed
+
+
+def sum_on_a_cluster(url, options):
+    pytest.importorskip("distributed", reason="a cluster takes distributed")
+    command = [sys.executable, "-W", "ignore", "-c", CLUSTER, url, repr(options)]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert out.returncode == 0, out.stderr[-2000:]
+    return int(out.stdout)
+
+
+@pytest.fixture(scope="module")
+def total(folder):
+    """Sum of the pixels of the first level."""
+    image = dicomslide.open_slide(folder / "slide").get_volume_images()[0]
+    return int(image.get_total_pixel_matrix()[...].sum(dtype=np.int64))
+
+
+def test_a_cluster_reads_from_a_server(server, total):
     server.token = SECRET
-    out = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120
+    options = {"headers": {"Authorization": SECRET}}
+    assert sum_on_a_cluster(f"{server.url}/slide/level-0.dcm", options) == total
+
+
+def test_an_interrupt_ends_a_read_that_waits(folder):
+    """Ctrl-C, while a server doesn't answer and much time is left."""
+    code = (
+        "import sys, dicomslide\n"
+        "try:\n    dicomslide.open_slide(sys.argv[1])\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted', flush=True)\n"
+        "    import os; os._exit(0)"
     )
-    local = dicomslide.open_slide(folder / "slide" / "level-0.dcm").get_volume_images()[0]
-    expected = int(local.get_total_pixel_matrix()[...].sum(dtype=np.int64))
-    assert out.stdout.strip() == str(expected), out.stderr[-2000:]
+    with serving(folder) as server:
+        server.always = "hang"
+        command = [sys.executable, "-c", code, f"{server.url}/slide/level-0.dcm"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert server.asked.wait(60)
+            process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=20)  # a request has 30 s
+            server.released.set()
+    assert out.strip() == "interrupted"
 
 
 # -- S3 --------------------------------------------------------------------------------------
@@ -615,6 +666,18 @@ def s3_options(s3):
 @pytest.mark.parametrize("path", ["one", "one/", "one/level-0.dcm"])
 def test_a_bucket_holds_slides(s3_options, pixels, path):
     np.testing.assert_array_equal(region(f"s3://slides/{path}", storage_options=s3_options), pixels)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_pickles_of_a_slide_in_a_bucket_hold_no_secret(s3_options):
+    slide = dicomslide.open_slide("s3://slides/one/", storage_options=s3_options)
+    source = slide.get_volume_images()[0].source
+    assert len(pickle.dumps(source)) < 2000
+    assert SECRET.encode() not in pickle.dumps(slide)
+
+
+def test_a_cluster_reads_from_a_bucket(s3_options, total):
+    assert sum_on_a_cluster("s3://slides/one/level-0.dcm", s3_options) == total
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

@@ -6,7 +6,6 @@ tried again where that may help, all of a read within one deadline.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import errno
 import itertools
@@ -15,7 +14,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dicomslide.errors import DicomSlideError
+from dicomslide.errors import DicomSlideError, SourceReadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -90,7 +89,7 @@ class Reach(Protocol):
         ...
 
 
-class RangeError(OSError):
+class RangeError(SourceReadError):
     """A range that can't be had.
 
     Parameters
@@ -101,17 +100,22 @@ class RangeError(OSError):
         Which of the ranges asked for.
     status : int, optional
         HTTP status, or the one that means the same.
+    source : str, optional
+        URL of the object, as it may be shown.
 
     """
 
-    def __init__(self, reason: str, item: int = 0, status: int | None = None) -> None:
-        super().__init__(reason, item, status)
+    def __init__(
+        self, reason: str, item: int, status: int | None, source: str | None = None
+    ) -> None:
+        super().__init__(reason, item, status, source)  # what pickle rebuilds the error from
         self.reason = reason
         self.item = item
         self.status = status
+        self.source = source
 
     def __str__(self) -> str:
-        return self.reason
+        return f"{self.source}: {self.reason}" if self.source else self.reason
 
 
 class _Fault(OSError):
@@ -212,7 +216,7 @@ def _may_pass(error: Exception) -> bool:
     status = _status(error)
     if isinstance(error, _Fault) or status is not None:
         return status is None or status in PASSING
-    if isinstance(error, (ConnectionError, TimeoutError, asyncio.TimeoutError, EOFError)):
+    if isinstance(error, (ConnectionError, TimeoutError, EOFError)):
         return True
     if type(error).__module__.startswith(("aiohttp", "botocore", "fsspec")):
         return True  # a connection that broke; what a server says has a status
@@ -224,7 +228,7 @@ def _reason(error: Exception) -> str:
         return error.reason
     if isinstance(error, FileNotFoundError):
         return "it isn't there"
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
+    if isinstance(error, TimeoutError):
         return "no answer came in time"
     status = getattr(error, "status", None)
     if status is not None:  # the error's own text may quote the URL with all it holds
@@ -279,6 +283,8 @@ async def _gathered(
     left: float,
 ) -> list[Any]:
     """Have several ranges under way, each within the time of a request and of the whole read."""
+    import asyncio  # late: it takes as long to import as a region takes to read from disk
+
     slots = asyncio.Semaphore(IN_FLIGHT)
     until = time.monotonic() + left
 
@@ -291,13 +297,13 @@ async def _gathered(
 
 
 async def _http_range(filesystem: Any, url: str, start: int, stop: int) -> Answer:
-    """Ask an HTTP server for a range, with fsspec's session.
+    """Ask an HTTP server for a range, in fsspec's session.
 
-    fsspec's own way takes the whole object for a range of it, if that is what the server sends.
+    fsspec's own request takes the whole object for a range of it, if that is what the server sends.
     """
     from urllib.parse import urljoin, urlsplit
 
-    options = dict(filesystem.kwargs)
+    options = {**filesystem.kwargs, "allow_redirects": False}
     wanted = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     headers = {**options.pop("headers", {}), **wanted}
     session = await filesystem.set_session()
@@ -311,7 +317,7 @@ async def _http_range(filesystem: Any, url: str, start: int, stop: int) -> Answe
     for _ in range(MOST_REDIRECTS):
         if server(at) != own:  # credentials are for the server they were given for
             return await _elsewhere(at, wanted, start, stop)
-        async with session.get(at, headers=headers, allow_redirects=False, **options) as response:
+        async with session.get(at, headers=headers, **options) as response:
             if response.status in (301, 302, 303, 307, 308) and "Location" in response.headers:
                 at = urljoin(at, response.headers["Location"])
                 continue

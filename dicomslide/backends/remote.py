@@ -180,7 +180,8 @@ class RemoteFile:
         try:
             parts = self._fetch([(start, stop) for start, stop, _ in runs])
         except ranges.RangeError as error:
-            raise ranges.RangeError(error.reason, runs[error.item][2][0], error.status) from None
+            item = runs[error.item][2][0]
+            raise ranges.RangeError(error.reason, item, error.status, self.name) from None
         for (start, _, members), data in zip(runs, parts, strict=True):
             place(data, start, members, spans, found)
 
@@ -210,10 +211,10 @@ def _changed(url: str, expected: int, found: int | None) -> SourceChangedError:
 
 def _error(url: str, error: ranges.RangeError) -> SourceReadError:
     if error.status in ranges.MISSING:
-        return SourceNotFoundError(f"{url}: {error}")
+        return SourceNotFoundError(f"{url}: {error.reason}")
     if error.status in (ranges.UNAUTHORIZED, ranges.FORBIDDEN):
-        return SourceDeniedError(f"{url}: {error}; see dicomslide.register_storage_options")
-    return SourceReadError(f"{url}: {error}")
+        return SourceDeniedError(f"{url}: {error.reason}; see dicomslide.register_storage_options")
+    return SourceReadError(f"{url}: {error.reason}")
 
 
 # -- sources ---------------------------------------------------------------------------------
@@ -319,8 +320,8 @@ def open_store(
     if storage_options is not None:
         if not urls:
             raise ValueError("storage_options are for URLs, and there is none")
-        for url in urls:
-            register_storage_options(url, storage_options)
+        for url in urls:  # all objects of an archive are reached alike
+            register_storage_options(url.partition("::")[2] or url, storage_options)
     if not urls:
         return FileStore.open(given)
     local = [path for path in given if not is_url(path)]
@@ -395,6 +396,8 @@ def _objects_in(url: str) -> list[str] | None:
         raise SourceNotFoundError(f"{public}: no object is there")
     first, chained, rest = url.partition("::")
     protocol = first.partition("://")[0]
+    if protocol in ("http", "https"):  # what a page links to: also to other pages, and elsewhere
+        found = {name: found[name] for name in found if name.startswith(first) and "?" not in name}
     return [
         (name if "://" in name else f"{protocol}://{name.lstrip('/')}") + chained + rest
         for name, info in sorted(found.items())

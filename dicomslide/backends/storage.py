@@ -5,7 +5,6 @@ None of it leaves the process: what travels to others names a URL without what m
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -66,11 +65,13 @@ def _secrets_of(url: str) -> list[str]:
 # -- storage options -------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Registered:
     """How URLs that begin alike are reached; equal to itself only."""
 
-    options: StorageOptions = dataclasses.field(repr=False)
+    def __init__(self, options: StorageOptions) -> None:
+        self.options = options
+        self.generation = 0
+        """How often they were asked for again."""
 
     def current(self) -> dict[str, Any]:
         return dict(self.options() if callable(self.options) else self.options)
@@ -97,6 +98,12 @@ class _StorageOptions:
         with self._lock:
             fitting = [prefix for prefix in self._by_prefix if _begins(url, prefix)]
             return self._by_prefix[max(fitting, key=len)] if fitting else None
+
+    def renew(self, given: _Registered, known: int) -> None:
+        """Let new file systems ask for options again, unless they do so already."""
+        with self._lock:
+            if given.generation == known:
+                given.generation += 1
 
     def keep_url(self, url: str) -> str:
         """Remember what a public URL stands for; return the public one."""
@@ -201,36 +208,33 @@ class ObjectReach:
 
     def place(self) -> Place:
         """Return the object as this process reaches it."""
-        full = _storage_options.full_url(self.url)
-        return self._place(full, self._given())
-
-    def _given(self) -> _Registered | None:
-        return _storage_options.of(self.url)
+        given = _storage_options.of(self.url)
+        self._generation = given.generation if given else 0
+        return self._place(_storage_options.full_url(self.url), given)
 
     def _place(self, full: str, given: _Registered | None) -> Place:
         first, _, rest = full.partition("::")
-        root = "/".join(first.split("/", 3)[:3]) if not rest else first.partition("://")[0]
-        key = (root, rest, given, self.options, self._generation)
+        root = first.partition("://")[0] if rest else "/".join(first.split("/", 3)[:3])
 
         def make() -> Any:
             return _new_filesystem(full, given.current() if given else json.loads(self.options))
 
+        key = (root, rest, given, self.options, self._generation)
         filesystem = _filesystems.get(key, make)
         path = filesystem._strip_protocol(first)
-        inside = (self._place(rest, given),) if rest else ()
-        return Place(filesystem, path, inside)
+        return Place(filesystem, path, (self._place(rest, given),) if rest else ())
 
     def renew(self) -> bool:
-        """Ask for new credentials; False where there is nobody to ask."""
-        given = self._given()
+        """Ask for new credentials, unless another thread has; False where there is nobody to."""
+        given = _storage_options.of(self.url)
         if given is None or not callable(given.options):
             return False
-        self._generation += 1  # a new file system, which asks for the options again
+        _storage_options.renew(given, self._generation)
         return True
 
     def public(self, text: str) -> str:
         """Leave out of a text what nobody may see."""
-        given = self._given()
+        given = _storage_options.of(self.url)
         secrets = _secrets_of(_storage_options.full_url(self.url))
         if given is not None:
             options = given.options if not callable(given.options) else {}

@@ -115,8 +115,8 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         Parameters
         ----------
         filename_or_obj : path-like, list of path-like or dicomslide.Slide
-            A DICOM file, a folder of them, or a list of both, on disk or as URLs; or a DICOMweb URL:
-            see :func:`dicomslide.open_slide`.
+            A DICOM file, a folder of them, or a list of both, on disk or as URLs; or a DICOMweb
+            URL: see :func:`dicomslide.open_slide`.
         drop_variables : str or iterable of str, optional
             Variables to leave out.
         level : int, optional
