@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from dicomslide.codec.pixel_format import Buffer
     from dicomslide.frames import FramePositions
 
-__all__ = ["FileSource", "FileStore", "files_of", "is_dicom_file"]
+__all__ = ["FileSource", "FileStore", "check_opens", "files_of", "is_dicom_file"]
 
 
 class _OpenFile:
@@ -334,7 +334,7 @@ class FileStore:
                     if is_dicom_file(file):
                         try:
                             source = FileSource.open(file)
-                            _check_opens(source.metadata)
+                            check_opens(source.metadata)
                             _add(sources, source)
                         except DicomSlideError as error:
                             warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=3)
@@ -405,7 +405,7 @@ _PLACING = (
 _ASSOCIATED = (ImageFlavors.LABEL.value, ImageFlavors.OVERVIEW.value)
 
 
-def _check_opens(header: Dataset) -> None:
+def check_opens(header: Dataset) -> None:
     """Raise a MetadataError where a value can't be converted that opening a slide asks for."""
     is_associated = utils.image_flavor(header) in _ASSOCIATED
     wanted = _tags_of(_SORTING if is_associated else _SORTING + _PLACING)

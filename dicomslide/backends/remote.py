@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.backends import ranges
-from dicomslide.backends.file import FileSource, FileStore
+from dicomslide.backends.file import FileSource, FileStore, check_opens
 from dicomslide.backends.spans import joined, place
 from dicomslide.backends.storage import (
     ObjectReach,
@@ -363,7 +363,9 @@ def _sources_at(url: str) -> list[FileSource]:
 def _opened(url: str) -> FileSource | None:
     """Open an object of a folder; None where it isn't DICOM, or is broken."""
     try:
-        return RemoteSource.open(url)
+        source = RemoteSource.open(url)
+        check_opens(source.metadata)
+        return source
     except NotDicomError:
         return None
     except MetadataError as error:
