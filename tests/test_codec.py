@@ -753,20 +753,21 @@ def test_htj2k_of_an_unusual_main_header_is_left_to_openjpeg(case):
 
 @ignores_what_python_could_not_raise
 @pytest.mark.parametrize("kind", ["rgb", "grey 16"])
-def test_errors_that_openjph_loses_are_noticed(kind):
+def test_errors_that_openjph_may_lose_are_noticed(kind):
+    """Versions of imagecodecs differ in which of its errors arrive."""
     array = LARGER[kind]
     frame = htj2k_of(array)
-    lost = 0
+    refused = 0
     for at in range(frame.index(b"\xff\x93") + 2, len(frame) - 2, 17):
         damaged = frame[:at] + b"\xff\xff" + frame[at + 2 :]
         try:
-            pixels = imagecodecs.htj2k_decode(damaged)
-        except imagecodecs.Htj2kError:
-            continue
-        if not pixels[-1].any():  # a row that was never filled
-            lost += 1
-            assert not decodes(decode_frame, damaged, format_of(array), HTJ2K_LOSSLESS)
-    assert lost
+            pixels = decode_frame(damaged, format_of(array), HTJ2K_LOSSLESS)
+        except FrameDecodeError:
+            refused += 1
+        else:
+            assert pixels[-1].any()  # else a row that was never filled
+            by_openjpeg(damaged)  # which refuses it neither
+    assert refused
 
 
 @ignores_what_python_could_not_raise
