@@ -7,12 +7,12 @@ import threading
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 
 from dicomslide.cache import FrameCache, Registry
-from dicomslide.codec import DECODERS, decode_frame
+from dicomslide.codec import DECODERS, decode_frame, transfer_syntax_of
 from dicomslide.errors import FrameError, FrameReadError, FrameWarning, MetadataError
 from dicomslide.options import get_options
 
@@ -28,18 +28,27 @@ if TYPE_CHECKING:
     from dicomslide.layout import ImageLayout
 
     Pixels: TypeAlias = NDArray[Any]
+    Wanted: TypeAlias = tuple[int, int]
+    """A place in what is read, and the frame that belongs there."""
 
-__all__ = ["BATCH", "FrameReader", "OnError"]
+__all__ = ["FrameReader", "OnError"]
 
+T = TypeVar("T")
 OnError = Literal["raise", "fill"]
 
 BATCH = 16
-"""Most frames that a thread fetches at once."""
+"""Most frames that a thread fetches or decodes at once."""
 PARTS = 4
 """Batches of each thread of a short read: so that none waits long for the others."""
+REQUESTS = 4
+"""Requests that one read has under way, or received and not yet decoded."""
+MOST_REQUESTS = 8
+"""The same, of all reads of a process that take several requests."""
 
 _frames: FrameCache[np.ndarray] = FrameCache(lambda: get_options().frame_cache_bytes)
-_pools: Registry[int, ThreadPoolExecutor] = Registry(1)
+_decoding: Registry[int, ThreadPoolExecutor] = Registry(1)
+_requesting: Registry[int, ThreadPoolExecutor] = Registry(1)
+"""The pools of all reads, by their threads: readers of many sizes don't make many."""
 
 
 class FrameReader:
@@ -75,6 +84,8 @@ class FrameReader:
         if max_frame_cache_size is None and decoder is not None and decoder.is_quick:
             max_frame_cache_size = 0
         self._most = max_frame_cache_size
+        self.batch = source.frames_per_request or BATCH
+        """Frames that are best asked for at once."""
         self.keeps_frames = max_frame_cache_size != 0
         self._on_error = on_error
 
@@ -122,34 +133,73 @@ class FrameReader:
             num_threads = 1  # the interpreter exits, and starts no threads any more
         others = min(num_threads, len(missing)) - 1
         step = min(BATCH, -(-len(missing) // (PARTS * (others + 1) if others else 1)))
-        batches = deque(missing[i : i + step] for i in range(0, len(missing), step))
+        batches = _Shared(self._batches(missing, step))
 
         def work() -> None:
             try:
-                while batch := _next(batches):
-                    buffers = self._fetch([frame for _, frame in batch])
-                    for (at, frame), buffer in zip(batch, buffers, strict=True):
+                while (batch := batches.take()) is not None:
+                    wanted, buffers = batch
+                    if buffers is None:
+                        buffers = self._fetch([frame for _, frame in wanted])
+                    for (at, frame), buffer in zip(wanted, buffers, strict=True):
                         tile = self._decode(frame, buffer)
-                        if frame in kept and tile is not None:
+                        if frame in kept and tile is not None and self._is_worth_keeping(buffer):
                             _frames.put(self._image, frame, tile, self._most)
                         use(at, tile)
             except BaseException:  # the other threads needn't go on
-                batches.clear()
+                batches.close()
                 raise
 
         helping: list[Future[None]] = []
+        if others:
+            submit = _pool(_decoding, num_threads - 1).submit
+            helping.extend(submit(work) for _ in range(others))
         try:
-            if others:
-                submit = _pool(num_threads - 1).submit
-                helping.extend(submit(work) for _ in range(others))
             work()
-        finally:
-            for other in helping:
-                other.cancel()  # if it hasn't even begun, other reads keep the pool busy
-            wait(helping)
+        except Exception:
+            _finish(helping)
+            raise
+        # a KeyboardInterrupt waits for nobody: others may be waiting for a server
+        _finish(helping)
         for other in helping:
             if not other.cancelled():
                 other.result()
+
+    def _batches(
+        self, frames: list[Wanted], step: int
+    ) -> Iterator[tuple[list[Wanted], Sequence[Buffer] | None]]:
+        """Yield what a thread does at once: batches yet to be fetched, or parts of what arrives.
+
+        A source that answers requests is asked for many frames by each, while what it has given
+        is decoded.
+        """
+        size = self._source.frames_per_request
+        if size is None:
+            yield from ((frames[i : i + step], None) for i in range(0, len(frames), step))
+            return
+        requests = [frames[i : i + size] for i in range(0, len(frames), size)]
+        for wanted, buffers in zip(requests, self._received(requests), strict=True):
+            for i in range(0, len(wanted), step):
+                yield wanted[i : i + step], buffers[i : i + step]
+
+    def _received(self, requests: list[list[Wanted]]) -> Iterator[Sequence[Buffer]]:
+        """Yield what each request gives, in their order, while the next ones are under way."""
+        frames = [[frame for _, frame in wanted] for wanted in requests]
+        if len(frames) == 1 or not threading.main_thread().is_alive():
+            yield from map(self._fetch, frames)
+            return
+        submit = _pool(_requesting, MOST_REQUESTS).submit
+        under_way: deque[Future[Sequence[Buffer]]] = deque()
+        try:
+            for wanted in frames:
+                under_way.append(submit(self._fetch, wanted))
+                if len(under_way) == REQUESTS:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for each in under_way:
+                each.cancel()
 
     def stream(self, frames: Sequence[int]) -> Iterator[Pixels | None]:
         """Yield the pixels of frames in their order, to be owned by who gets them.
@@ -165,8 +215,8 @@ class FrameReader:
             See :meth:`visit`.
 
         """
-        for start in range(0, len(frames), BATCH):
-            batch = frames[start : start + BATCH]
+        for start in range(0, len(frames), self.batch):
+            batch = frames[start : start + self.batch]
             held = _frames.get(self._image, batch)
             missing = [frame for frame in batch if frame >= 0 and frame not in held]
             buffers = iter(self._fetch(missing) if missing else ())
@@ -185,6 +235,13 @@ class FrameReader:
             return set(frames[-most:]) if most else ()
         is_stream = len(frames) * self._tile_bytes > get_options().frame_cache_bytes // 4
         return () if is_stream else set(frames)  # a stream would push out all else
+
+    def _is_worth_keeping(self, buffer: Buffer) -> bool:
+        """Whether it takes long to decode: of frames of which only their own bytes tell how."""
+        layout = self._layout
+        if self._most is not None or layout.transfer_syntax_uid is not None:
+            return True
+        return not DECODERS[transfer_syntax_of(buffer, layout.pixel_format)].is_quick
 
     def _fetch(self, frames: list[int]) -> Sequence[Buffer]:
         """Read frames; with ``on_error="fill"``, one by one if it must be."""
@@ -237,14 +294,29 @@ class FrameReader:
             self._warn(FrameReadError(reason, self._source.name, frame))
 
 
-def _next(items: deque[Any]) -> Any:
-    """Take the first of a deque, of which several threads take; None at the end."""
-    try:
-        return items.popleft()
-    except IndexError:
-        return None
+class _Shared(Generic[T]):
+    """An iterator of which several threads take."""
+
+    def __init__(self, items: Iterator[T]) -> None:
+        self._items: Iterator[T] = items
+        self._lock = threading.Lock()
+
+    def take(self) -> T | None:
+        """Take the next item; None at the end."""
+        with self._lock:
+            return next(self._items, None)
+
+    def close(self) -> None:
+        """Let everybody find the end, without waiting for who takes something now."""
+        self._items = iter(())
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Return the pool of all reads, however short: readers of many sizes don't make many."""
-    return _pools.get(threads, lambda: ThreadPoolExecutor(threads, thread_name_prefix="dicomslide"))
+def _finish(helping: list[Future[None]]) -> None:
+    """Wait for those that have begun: others find nothing to do any more."""
+    for other in helping:
+        other.cancel()  # if it hasn't even begun, other reads keep the pool busy
+    wait(helping)
+
+
+def _pool(pools: Registry[int, ThreadPoolExecutor], threads: int) -> ThreadPoolExecutor:
+    return pools.get(threads, lambda: ThreadPoolExecutor(threads, thread_name_prefix="dicomslide"))

@@ -11,7 +11,7 @@ import numpy as np
 
 from dicomslide.cache import Registry
 from dicomslide.color import ColorTransform, color_transform
-from dicomslide.frame_reader import BATCH, FrameReader, OnError
+from dicomslide.frame_reader import FrameReader, OnError
 from dicomslide.indexing import Axis, Piece, expand_key, points
 from dicomslide.layout import ImageLayout, read_layout
 from dicomslide.options import check_memory, get_options
@@ -326,8 +326,9 @@ class MatrixReader:
     def iterate(self) -> Iterator[Pixels]:
         """Yield each tile, in order: a few are fetched at once, and none is kept."""
         num_tiles = self.layout.grid.num_tiles
-        for start in range(0, num_tiles, BATCH):
-            frames = self.frames_of(np.arange(start, min(start + BATCH, num_tiles))).tolist()
+        batch = self._frames.batch
+        for start in range(0, num_tiles, batch):
+            frames = self.frames_of(np.arange(start, min(start + batch, num_tiles))).tolist()
             for tile in self._frames.stream(frames):
                 yield self._owned(tile)
 

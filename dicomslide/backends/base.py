@@ -52,6 +52,14 @@ class FrameSource(Protocol):
         """Transfer syntax of the frames; None where each frame's bytes tell."""
         ...
 
+    @property
+    def frames_per_request(self) -> int | None:
+        """Most frames that a request asks for: as many as that should, for it costs much in itself.
+
+        None where there are no requests, and a few frames cost no more than many each.
+        """
+        ...
+
     def frame_positions(self) -> FramePositions | None:
         """Return what the per-frame functional groups say; None where they say nothing."""
         ...
@@ -180,6 +188,12 @@ class ConcatenatedSource:
         """Transfer syntax of the frames; None where parts differ, so that each one's bytes tell."""
         uids = {part.transfer_syntax_uid for part in self.parts}
         return uids.pop() if len(uids) == 1 else None
+
+    @property
+    def frames_per_request(self) -> int | None:
+        """Most frames that a request to any part asks for; None where there are no requests."""
+        each = [part.frames_per_request for part in self.parts]
+        return min((most for most in each if most is not None), default=None)
 
     def frame_positions(self) -> FramePositions | None:
         """Return what the per-frame functional groups of all parts say."""

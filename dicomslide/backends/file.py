@@ -249,6 +249,11 @@ class FileSource:
         """Transfer syntax of the frames."""
         return self._instance().header.transfer_syntax_uid
 
+    @property
+    def frames_per_request(self) -> int | None:
+        """None: reading a disk takes no requests."""
+        return None
+
     def frame_positions(self) -> FramePositions | None:
         """Return what the per-frame functional groups say; None where they say nothing."""
         return self._instance().positions()
