@@ -11,6 +11,7 @@ import os
 
 __all__ = [
     "AmbiguousSlideError",
+    "CacheWarning",
     "DicomSlideError",
     "FrameDecodeError",
     "FrameError",
@@ -121,6 +122,10 @@ class FramePositionError(FrameError, ValueError):
 
 class FrameWarning(UserWarning):
     """A frame couldn't be read and was filled with background (``on_error="fill"``)."""
+
+
+class CacheWarning(UserWarning):
+    """What was to be kept on disk couldn't be; it is fetched again when it is wanted again."""
 
 
 class MetadataWarning(UserWarning):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide import utils
+from dicomslide.backends.base import layout_of
 from dicomslide.backends.client import frame_source
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import MetadataError
@@ -16,7 +17,7 @@ from dicomslide.layout import FieldOfView, ImageLayout, geometry_of, grid_of, sp
 from dicomslide.lookup import ChannelsAndPlanes
 from dicomslide.matrix import TotalPixelMatrix
 from dicomslide.options import check_memory
-from dicomslide.reader import OnError, check_on_error, layout_of
+from dicomslide.reader import OnError, check_on_error
 
 if TYPE_CHECKING:
     from collections.abc import Hashable

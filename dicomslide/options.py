@@ -40,7 +40,14 @@ class Options:
     """Threads that decode the frames of one eager read."""
 
     encoded_cache_bytes: int = 64 * 2**20
-    """Bytes of frames kept as they came from a DICOMweb server, over all images."""
+    """Bytes of frames kept as they came from servers and buckets, over all images."""
+
+    frame_folder: str = ""
+    """Folder in which frames are kept, too, as they came from servers and buckets; none by
+    default. Several processes may share it. Who can read it, can see the images."""
+
+    frame_folder_bytes: int = 4 * 2**30
+    """Bytes of frames kept in that folder, over all images."""
 
     index_folder: str = ""
     """Folder in which it is kept where the frames of a file or an object are, if only a scan of
@@ -104,7 +111,12 @@ class set_options:
     num_threads : int, optional
         Threads that decode the frames of one eager read.
     encoded_cache_bytes : int, optional
-        Bytes of frames kept as they came from a DICOMweb server, over all images.
+        Bytes of frames kept as they came from servers and buckets, over all images.
+    frame_folder : str, optional
+        Folder in which frames are kept, too, as they came from servers and buckets; ``""`` for
+        none. Several processes may share it. Who can read it, can see the images.
+    frame_folder_bytes : int, optional
+        Bytes of frames kept in that folder, over all images.
     index_folder : str, optional
         Folder in which it is kept where the frames of a file or an object are, if only a scan of
         all of it could tell; ``""`` for none.
@@ -125,6 +137,8 @@ class set_options:
         memory_limit_bytes: int | None = None,
         num_threads: int | None = None,
         encoded_cache_bytes: int | None = None,
+        frame_folder: str | None = None,
+        frame_folder_bytes: int | None = None,
         index_folder: str | None = None,
     ) -> None:
         given = {
@@ -132,6 +146,8 @@ class set_options:
             "memory_limit_bytes": memory_limit_bytes,
             "num_threads": num_threads,
             "encoded_cache_bytes": encoded_cache_bytes,
+            "frame_folder": frame_folder,
+            "frame_folder_bytes": frame_folder_bytes,
             "index_folder": index_folder,
         }
         self._before = get_options()

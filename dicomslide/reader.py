@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.cache import Registry
+from dicomslide.backends.base import layout_of
 from dicomslide.color import ColorTransform, color_transform
 from dicomslide.frame_reader import FrameReader, OnError
 from dicomslide.indexing import Axis, Piece, expand_key, points
-from dicomslide.layout import ImageLayout, read_layout
 from dicomslide.options import check_memory, get_options
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from dicomslide.backends.base import FrameSource
     from dicomslide.geometry import SlideGrid
+    from dicomslide.layout import ImageLayout
 
     Pixels: TypeAlias = NDArray[Any]
 
@@ -33,28 +33,10 @@ __all__ = [
     "OnError",
     "check_on_error",
     "chunk_multiple",
-    "layout_of",
 ]
 
 AUTO_CHUNK = 2048
 """Pixels along an edge that ``chunks="auto"`` comes near to."""
-
-_layouts: Registry[tuple[Hashable, ...], ImageLayout] = Registry(1024)
-
-
-def layout_of(source: FrameSource) -> ImageLayout:
-    """Return this process's layout of an image, worked out once."""
-
-    def read() -> ImageLayout:
-        return read_layout(
-            source.metadata,
-            source.transfer_syntax_uid,
-            source.frame_positions(),
-            source.name,
-            source.frame_groups,
-        )
-
-    return _layouts.get(source.identity, read)
 
 
 def check_on_error(on_error: str) -> None:

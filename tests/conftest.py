@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 
 from dicomslide import frame_reader
-from dicomslide.backends import dicomweb
+from dicomslide.backends import encoded_frames
 from dicomslide.backends.file import FileSource
 from dicomslide.testing import write_slide
 
@@ -25,10 +25,10 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 def _empty_frame_cache():
     """No test sees what another one decoded or received."""
     frame_reader._frames.clear()
-    dicomweb._encoded.clear()
+    encoded_frames._memory.clear()
     yield
     frame_reader._frames.clear()
-    dicomweb._encoded.clear()
+    encoded_frames._memory.clear()
 
 
 @pytest.fixture

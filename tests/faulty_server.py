@@ -46,6 +46,11 @@ class FaultyServer:
         self.accepts = lambda accept: accept == AS_STORED
         self.requests = []  # (path, headers)
         self.frames = []  # one-based numbers asked for, request by request
+        self.bad = set()  # numbers of frames that it doesn't give
+        self.gate = None  # a barrier at which the first requests for frames wait for each other
+        self.most_at_once = 0  # of requests for frames
+        self._at_once = 0
+        self._lock = threading.Lock()
         self.bytes_sent = 0
         self.released = threading.Event()
         self._server = _Server(("127.0.0.1", 0), self._handler())
@@ -72,6 +77,20 @@ class FaultyServer:
         """Let the next requests fail: names of methods of the handler, or status codes."""
         self.faults.extend(faults)
 
+    @contextlib.contextmanager
+    def counted(self, numbers):
+        """Count a request for frames while it is answered; yield how many there have been."""
+        with self._lock:
+            self.frames.append(numbers)
+            count = len(self.frames)
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            yield count
+        finally:
+            with self._lock:
+                self._at_once -= 1
+
     def _handler(self):
         server = self
 
@@ -93,12 +112,22 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         owner = self.owner
         owner.requests.append((self.path, dict(self.headers)))
-        numbers = re.search(r"/frames/([\d,]+)", self.path)
-        if numbers:
-            owner.frames.append([int(number) for number in numbers[1].split(",")])
+        found = re.search(r"/frames/([\d,]+)", self.path)
+        if found is None:
+            self.respond()
+            return
+        numbers = [int(number) for number in found[1].split(",")]
+        with owner.counted(numbers) as count:
+            if owner.gate is not None and count <= owner.gate.parties:
+                owner.gate.wait(10)
+            self.respond(404 if owner.bad.intersection(numbers) else None)
+
+    def respond(self, fault=None):
+        owner = self.owner
         if owner.latency:
             time.sleep(owner.latency)
-        fault = owner.faults.popleft() if owner.faults else None
+        if owner.faults and fault is None:
+            fault = owner.faults.popleft()
         if owner.token is not None and self.headers.get("Authorization") != f"Bearer {owner.token}":
             fault = fault or 401
         if fault is None:

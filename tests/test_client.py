@@ -18,7 +18,7 @@ from pydicom.uid import UID
 
 import dicomslide
 from dicomslide import Slide, TiledImage, TotalPixelMatrix, frame_reader
-from dicomslide.backends import connection, dicomweb
+from dicomslide.backends import base, connection, dicomweb
 from dicomslide.backends.client import frame_source
 from dicomslide.backends.dicomweb import DicomWebSource
 from dicomslide.backends.file import FileSource, FileStore
@@ -165,7 +165,7 @@ def test_per_frame_positions_come_from_the_metadata(tmp_path, order):
     again = TiledImage(client, image.metadata)
     assert "PerFrameFunctionalGroupsSequence" not in image.metadata
     assert "PerFrameFunctionalGroupsSequence" in metadata
-    dicomslide.reader._layouts.clear()
+    base._layouts.clear()
     np.testing.assert_array_equal(again.get_image_region((0, 0), (60, 70)), expected)
 
 

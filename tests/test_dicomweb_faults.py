@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-import dask
 import numpy as np
 import pytest
 import requests
@@ -18,7 +16,7 @@ from test_transport import Clock
 
 import dicomslide
 from dicomslide import frame_reader
-from dicomslide.backends import connection, credentials, dicomweb, gather
+from dicomslide.backends import connection, credentials, encoded_frames
 from dicomslide.backends.client import frame_source, store_at
 from dicomslide.backends.transport import Patience, Transport
 from dicomslide.testing import write_slide
@@ -230,7 +228,7 @@ def test_a_token_that_expires_is_refreshed_once(server, tokens):
     secret = TOKEN.encode()
     assert all(secret not in str(path).encode() for path, _ in server.requests)
     server.token = "nobody has it"
-    dicomweb._encoded.clear()
+    encoded_frames._memory.clear()
     frame_reader._frames.clear()
     with pytest.raises(dicomslide.FrameReadError, match="401 Unauthorized") as info:
         whole(slide)
@@ -361,82 +359,6 @@ def test_a_url_of_something_else_is_an_error(bad):
 # -- requests --------------------------------------------------------------------------------
 
 
-def test_a_region_is_read_in_few_requests_and_once(server):
-    slide = dicomslide.open_slide(url_of(server), correct_color=False)
-    before = len(server.requests)
-    whole(slide)
-    cold = len(server.requests) - before
-    assert len(server.frames) == cold
-    counts = Counter(number for numbers in server.frames for number in numbers)
-    assert set(counts.values()) == {1}
-    assert len(counts) == 130
-    assert max(map(len, server.frames)) <= 100
-    frame_reader._frames.clear()
-    whole(slide)
-    assert len(server.requests) - before == cold
-
-
-def test_neighbouring_tasks_share_requests(server, monkeypatch):
-    monkeypatch.setattr(gather, "SHORTEST_WINDOW", 0.05)
-    image = dicomslide.open_slide(url_of(server)).get_volume_images()[0]
-    matrix = image.get_total_pixel_matrix()
-    with dask.config.set(scheduler="threads", num_workers=16):
-        matrix.to_dask().mean().compute()
-    assert len(server.frames) <= 130 / 4
-    counts = Counter(number for numbers in server.frames for number in numbers)
-    assert set(counts.values()) == {1}
-
-
-def test_threads_that_ask_at_once_share_one_request(monkeypatch):
-    monkeypatch.setattr(gather, "SHORTEST_WINDOW", 10.0)
-    gatherer = gather.Gatherer(longest=10.0)
-    asked = []
-
-    def fetch(indices):
-        asked.append(indices)
-        return {index: -index for index in indices}
-
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda i: gatherer.read([i], fetch, most=8)[i], range(8)))
-    assert found == [-i for i in range(8)]
-    assert asked == [[*range(8)]]
-
-
-def test_an_error_of_several_is_that_of_who_asked_for_what_is_bad(monkeypatch):
-    monkeypatch.setattr(gather, "SHORTEST_WINDOW", 10.0)
-    gatherer = gather.Gatherer(longest=10.0)
-
-    def fetch(indices):
-        if 2 in indices:
-            raise OSError(f"no {indices}")
-        return {index: -index for index in indices}
-
-    with ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(gatherer.read, [i], fetch, most=4) for i in range(4)]
-    assert [futures[i].result()[i] for i in (0, 1, 3)] == [0, -1, -3]
-    with pytest.raises(OSError, match=r"no \[2\]"):
-        futures[2].result()
-
-
-def test_nobody_waits_for_ever_for_who_asks_for_more(monkeypatch):
-    monkeypatch.setattr(gather, "SHORTEST_WINDOW", 10.0)
-    gatherer = gather.Gatherer(longest=0.05)
-    go = threading.Event()
-
-    def fetch(indices):
-        go.wait(10)
-        return dict.fromkeys(indices, 0)
-
-    with ThreadPoolExecutor(1) as pool:
-        leader = pool.submit(gatherer.read, [0], fetch, most=2)
-        while gatherer._open is None:
-            threading.Event().wait(0.001)
-        with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
-            gatherer.read([1], fetch, most=2)
-        go.set()
-        leader.result()
-
-
 def test_requests_in_flight_are_bounded(server, clock):
     inside, most = [], []
     source = source_of(server, clock)
@@ -461,5 +383,5 @@ def test_encoded_frames_are_kept_within_bounds(server, clock):
     with dicomslide.set_options(encoded_cache_bytes=3 * size):
         for index in range(20):
             source.read_frames([index])
-        assert dicomweb._encoded.nbytes <= 3 * size
+        assert encoded_frames._memory.nbytes <= 3 * size
     assert len(server.requests) == 20

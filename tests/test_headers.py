@@ -12,8 +12,7 @@ import pydicom
 import pytest
 
 import dicomslide
-from dicomslide import reader
-from dicomslide.backends import file, part10, pixel_data
+from dicomslide.backends import base, file, part10, pixel_data
 from dicomslide.backends.base import ConcatenatedSource
 from dicomslide.backends.file import FileSource
 from dicomslide.errors import MetadataError
@@ -205,7 +204,7 @@ def test_threads_that_ask_for_one_value_get_the_same(tmp_path):
     path = with_invalid_values(path)
     for _ in range(10):
         file._instances.clear()
-        reader._layouts.clear()
+        base._layouts.clear()
         metadata = FileSource.open(path).metadata
         found = []
         start = threading.Barrier(4)

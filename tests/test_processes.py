@@ -15,7 +15,8 @@ import pytest
 import xarray as xr
 
 import dicomslide
-from dicomslide import frame_reader, reader
+from dicomslide import frame_reader
+from dicomslide.backends import base
 from dicomslide.backends.file import FileSource
 from dicomslide.testing import position_values
 
@@ -107,7 +108,7 @@ def test_unpickling_a_reader_touches_no_file(position_slide, tmp_path):
                             slide.to_dataset().image.data))  # fmt: skip
     copy.unlink()
     file._instances.clear()
-    reader._layouts.clear()
+    base._layouts.clear()
     matrix, array = pickle.loads(pickled)
     assert array.shape == (170, 130, 3)
     with pytest.raises(FileNotFoundError):
@@ -167,7 +168,7 @@ def test_a_lock_held_while_the_process_forks_does_not_stop_the_child(position_sl
 
     slide = dicomslide.open_slide(position_slide, correct_color=False)
     instance = slide.get_volume_images()[0].source._instance()
-    locks = [frame_reader._frames._lock, reader._layouts._lock, file._instances._lock,
+    locks = [frame_reader._frames._lock, base._layouts._lock, file._instances._lock,
              file._open_files._lock, instance._lock, lenient._reading]  # fmt: skip
     release = threading.Event()
     holders = []

@@ -11,9 +11,8 @@ import numpy as np
 from dicomslide import utils
 from dicomslide.annotation.graphic import BLOCK, NUM_POINTS
 from dicomslide.annotation.group import AnnotationGroup, Measurement
-from dicomslide.backends.base import ConcatenatedSource
+from dicomslide.backends.base import ConcatenatedSource, layout_of
 from dicomslide.errors import MetadataError, MetadataWarning
-from dicomslide.reader import layout_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

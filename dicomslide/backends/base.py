@@ -10,6 +10,7 @@ import numpy as np
 from dicomslide.cache import Registry
 from dicomslide.errors import FrameReadError, MetadataError
 from dicomslide.frames import FramePositions
+from dicomslide.layout import ImageLayout, read_layout
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 
     from dicomslide.codec.pixel_format import Buffer
 
-__all__ = ["ConcatenatedSource", "FrameSource", "FrameStore"]
+__all__ = ["ConcatenatedSource", "FrameSource", "FrameStore", "layout_of"]
 
 _joined: Registry[tuple[Hashable, ...], Dataset] = Registry(1024)
 """Metadata of concatenations."""
+_layouts: Registry[tuple[Hashable, ...], ImageLayout] = Registry(1024)
 
 
 @runtime_checkable
@@ -118,6 +120,21 @@ class FrameStore(Protocol):
     def source(self, metadata: Dataset) -> FrameSource:
         """Return the source of the instance that the metadata describe."""
         ...
+
+
+def layout_of(source: FrameSource) -> ImageLayout:
+    """Return this process's layout of an image, worked out once."""
+
+    def read() -> ImageLayout:
+        return read_layout(
+            source.metadata,
+            source.transfer_syntax_uid,
+            source.frame_positions(),
+            source.name,
+            source.frame_groups,
+        )
+
+    return _layouts.get(source.identity, read)
 
 
 @dataclasses.dataclass(frozen=True)

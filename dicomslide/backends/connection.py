@@ -12,6 +12,7 @@ import numpy as np
 
 from dicomslide.backends.credentials import new_session, renewed_session
 from dicomslide.backends.dicom_json import dataset_of_json, frame_groups_of_json
+from dicomslide.backends.encoded_frames import MOST_FRAMES
 from dicomslide.backends.gather import Gatherer
 from dicomslide.backends.service import FAILURES, REFUSALS, WebService, web_client_class
 from dicomslide.backends.transport import RETRIED, Patience, TransportError, public
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.multipart import Part
+    from dicomslide.backends.read_ahead import ReadAhead
     from dicomslide.codec import PixelFormat
 
 __all__ = ["Address", "Connection", "connection_at", "connection_of", "listed", "read_error",
@@ -49,8 +51,6 @@ DEFAULT: tuple[MediaTypes, ...] = (("*/*",), None)
 BIG_ENDIAN = f"{_UID}.2"
 TOO_MUCH = frozenset({413, 414})
 """HTTP status of servers that are asked for too many frames at once."""
-MOST_FRAMES = 100
-"""Frames a request: what a request costs is shared by many."""
 MOST_CLIENTS = 32
 MOST_INSTANCES = 1024
 
@@ -137,29 +137,11 @@ class Connection:
                     self._process = os.getpid()
         return self._client
 
-    def gathered(
-        self,
-        uid: str,
-        indices: Sequence[int],
-        fetch: Callable[[list[int]], Mapping[int, bytes]],
-        *,
-        most: int,
-    ) -> Mapping[int, bytes]:
-        """Fetch frames of an instance together with those that other threads want just now.
-
-        Raises
-        ------
-        FrameReadError
-            Naming the frames.
-
-        """
+    def gatherer(self, uid: str, make: Callable[[], ReadAhead | None]) -> Gatherer:
+        """Return what joins the requests for frames of an instance."""
         longest = Patience().deadline if self.service is None else self.service.transport.longest
         # one deadline for who asks, another for who asks again alone
-        gatherer = self._gatherers.get(uid, lambda: Gatherer(longest=2 * longest))
-        try:
-            return gatherer.read(indices, fetch, most=most)
-        except TimeoutError as error:
-            raise read_error(f"{error}: {listed(indices)}", uid, indices) from None
+        return self._gatherers.get(uid, lambda: Gatherer(longest=2 * longest, ahead=make()))
 
     def frames(
         self,

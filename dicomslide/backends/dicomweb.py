@@ -7,6 +7,8 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
+from dicomslide.backends import encoded_frames
+from dicomslide.backends.base import layout_of
 from dicomslide.backends.connection import (
     Address,
     Connection,
@@ -18,11 +20,12 @@ from dicomslide.backends.connection import (
 from dicomslide.backends.dicom_json import BulkData
 from dicomslide.backends.part10 import MemoryBlob
 from dicomslide.backends.pixel_data import NativeFrames, read_frames
-from dicomslide.cache import FrameCache, Registry
+from dicomslide.backends.read_ahead import ReadAhead
+from dicomslide.cache import Registry
 from dicomslide.codec import DECODERS, NATIVE, PixelFormat
-from dicomslide.errors import FrameReadError, MetadataError, MetadataWarning
+from dicomslide.errors import FrameError, FrameReadError, MetadataError, MetadataWarning
 from dicomslide.layout import num_frames_of, pixel_format_of
-from dicomslide.options import check_memory, get_options
+from dicomslide.options import check_memory
 from dicomslide.perframe import positions_of_dataset
 
 if TYPE_CHECKING:
@@ -35,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DicomWebSource"]
 
-MOST_BYTES = 32 * 2**20
-"""Bytes a request, were the frames native."""
 PER_FRAME_GROUPS = 0x52009230
 PIXEL_DATA_GROUP = 0x7FE0
 PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -83,7 +84,6 @@ class _Given:
     header: Dataset
 
 
-_encoded: FrameCache[bytes] = FrameCache(lambda: get_options().encoded_cache_bytes)
 _headers: Registry[tuple[Hashable, ...], Dataset] = Registry(1024)
 _profiles: Registry[tuple[Hashable, ...], bytes | None] = Registry(256)
 _wholes: Registry[tuple[Hashable, ...], _WholeFrames] = Registry(2)
@@ -216,32 +216,51 @@ class DicomWebSource:
 
     @property
     def frames_per_request(self) -> int:
-        """Frames that are asked for at once, at most: a request costs more than some frames do."""
-        native_bytes = pixel_format_of(self.metadata).native_bytes
-        return max(1, min(self._connection.most_frames, MOST_BYTES // max(1, native_bytes)))
+        """Most frames that a request asks for: it costs more than some frames do."""
+        wished = encoded_frames.frames_per_request(pixel_format_of(self.metadata))
+        return min(wished, self._connection.most_frames)
 
     def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
         """Retrieve frames that aren't kept yet, in few requests.
 
-        What several threads ask for within milliseconds goes into one.
+        What several threads ask for within milliseconds goes into one, and so do the neighbours
+        of single frames that are wanted one after the other.
         """
-        count = num_frames_of(self.metadata)
+        header = self.metadata
+        count = num_frames_of(header)
         for index in indices:
             if not 0 <= index < count:
                 raise FrameReadError(f"the image has {count} frames", self.name, index)
         wanted = sorted({int(index) for index in indices})
-        found = _encoded.get(self.identity, wanted)
+        found = encoded_frames.kept(self.identity, wanted)
+        gatherer = self._connection.gatherer(self.sop_instance_uid, self._read_ahead)
+        gatherer.note(found)
         missing = [index for index in wanted if index not in found]
         most = self.frames_per_request
         for start in range(0, len(missing), most):
             batch = missing[start : start + most]
-            frames = self._connection.gathered(self.sop_instance_uid, batch, self._fetch, most=most)
-            for index in batch:
-                found[index] = frames[index]
+            most_ahead = min(most, encoded_frames.frames_ahead(pixel_format_of(header)))
+            try:
+                found |= gatherer.read(batch, self._fetch, most=most, most_ahead=most_ahead)
+            except TimeoutError as error:
+                raise read_error(f"{error}: {listed(batch)}", self.name, batch) from None
         return [found[index] for index in indices]
 
+    def _read_ahead(self) -> ReadAhead | None:
+        try:
+            return ReadAhead(layout_of(self))
+        except (MetadataError, FrameError):  # part of an image that isn't one by itself
+            return None
+
     def _fetch(self, wanted: list[int]) -> dict[int, bytes]:
-        """Retrieve frames in one request, in ascending order: some servers sort them."""
+        """Retrieve what isn't kept of some frames, in one request.
+
+        In ascending order: some servers sort them.
+        """
+        found = encoded_frames.kept(self.identity, wanted)  # since others asked for it, or guesses
+        wanted = [index for index in wanted if index not in found]
+        if not wanted:
+            return found
         header, connection = self.metadata, self._connection
         pixel_format = pixel_format_of(header)
         # Bit-packed frames don't begin with a byte each: whether a server moves their bits there,
@@ -268,11 +287,9 @@ class DicomWebSource:
             raise read_error(
                 f"{len(frames)} frames came for {len(wanted)}: {listed(wanted)}", self.name, wanted
             )
-        found = dict(zip(wanted, frames, strict=True))
-        if not whole:
-            for index, frame in found.items():
-                _encoded.put(self.identity, index, frame)
-        return found
+        fetched = dict(zip(wanted, frames, strict=True))
+        encoded_frames.keep(self.identity, fetched)
+        return found | fetched
 
     def _whole(self, pixel_format: PixelFormat, count: int) -> _WholeFrames:
         check_memory(count * pixel_format.native_bytes, f"{self.name} as a whole")

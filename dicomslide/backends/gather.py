@@ -1,109 +1,156 @@
-"""Several threads that ask for a few frames each: one request for all of them."""
+"""Several threads that ask for a few frames each: one request for all of them, and their like."""
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import TypeAlias
+
+    from dicomslide.backends.read_ahead import ReadAhead
+
+    Fetch: TypeAlias = Callable[[list[int]], Mapping[int, bytes]]
 
 __all__ = ["Gatherer"]
 
 SHORTEST_WINDOW, LONGEST_WINDOW = 0.003, 0.05
-"""Seconds between which the first who asks waits for others."""
+"""Seconds between which the first who asks waits for others, if there are any."""
 SHARE = 0.1
 """How long that is, of what the last request took."""
 LONG = 32
 """So much is enough for a request of its own: who asks for it waits for nobody."""
-
-T = TypeVar("T")
 
 
 class _Batch:
     """What is asked for together."""
 
     def __init__(self) -> None:
-        self.wanted: set[int] = set()
+        self.wanted: frozenset[int] = frozenset()
         self.readers = 0
         self.is_full = threading.Event()
         self.is_done = threading.Event()
-        self.found: Mapping[int, object] | None = None
+        self.found: Mapping[int, bytes] | None = None
 
 
 class Gatherer:
-    """Joins what several threads ask for within a few milliseconds.
+    """Joins what several threads ask for within a few milliseconds, and what they will ask for.
 
     Parameters
     ----------
     longest : float
         Seconds within which a request has ended, one way or the other.
+    ahead : ReadAhead, optional
+        Guesses what may as well be asked for.
 
     """
 
-    def __init__(self, *, longest: float) -> None:
+    def __init__(self, *, longest: float, ahead: ReadAhead | None) -> None:
         self._longest = longest
+        self._ahead = ahead
         self._lock = threading.Lock()
         self._open: _Batch | None = None
+        self._sent: list[_Batch] = []
         self._window = SHORTEST_WINDOW
+        self._latest: int | None = None
+        """Thread that has asked last."""
+
+    def note(self, indices: Iterable[int]) -> None:
+        """Learn of what was wanted, and needn't be asked for."""
+        if self._ahead is not None:
+            self._ahead.note(indices)
 
     def read(
-        self, indices: Sequence[int], fetch: Callable[[list[int]], Mapping[int, T]], *, most: int
-    ) -> Mapping[int, T]:
+        self, indices: Sequence[int], fetch: Fetch, *, most: int, most_ahead: int
+    ) -> Mapping[int, bytes]:
         """Return what `fetch` gives, perhaps with what others asked for.
+
+        What has been asked for isn't asked for again, but waited for.
 
         Parameters
         ----------
         indices : sequence of int
             What is wanted.
         fetch : callable
-            Gets all that is wanted, sorted. An error is that of who asked alone; of several,
-            each asks again by itself.
+            Gets all that is wanted, sorted. An error is that of who asked alone; else each asks
+            again for what it wants itself.
         most : int
             Most that is asked for at once.
+        most_ahead : int
+            The same, for who wants little, where guesses are part of it.
 
         """
-        with self._lock:
-            batch = self._open
-            leads = batch is None or len(batch.wanted.union(indices)) > most
-            if batch is None or leads:
-                batch = self._open = _Batch()
-            batch.wanted.update(indices)
-            batch.readers += 1
-            if len(batch.wanted) >= most:
-                batch.is_full.set()
-        if leads:
-            self._lead(batch, indices, fetch)
-        elif not batch.is_done.wait(self._longest):
-            raise TimeoutError(f"no answer within {self._longest:g} s to who asked for more")
-        if batch.found is None:  # what is wrong may be wrong with what others want
-            return fetch(sorted(indices))
-        return batch.found  # type: ignore[return-value]
+        found: dict[int, bytes] = {}
+        while missing := sorted({index for index in indices if index not in found}):
+            batch, leads, has_company = self._join(missing, most)
+            if leads:
+                is_long = len(missing) >= LONG
+                if has_company and not is_long:
+                    batch.is_full.wait(self._window)
+                self._send(batch, fetch, 0 if is_long else most_ahead)
+            else:
+                self.note(batch.wanted.intersection(missing))
+                if not batch.is_done.wait(self._longest):
+                    reason = f"no answer within {self._longest:g} s to who asked for more"
+                    raise TimeoutError(reason)
+            if batch.found is None:  # what is wrong may be wrong with what others want
+                return {**found, **fetch(missing)}
+            found.update((index, batch.found[index]) for index in missing if index in batch.found)
+        return found
 
-    def _lead(
-        self,
-        batch: _Batch,
-        indices: Sequence[int],
-        fetch: Callable[[list[int]], Mapping[int, T]],
-    ) -> None:
+    def _join(self, missing: list[int], most: int) -> tuple[_Batch, bool, bool]:
+        """Return a batch that has some of it, whether it is to be sent, and if others may join."""
+        me = threading.get_ident()
+        with self._lock:
+            has_company = self._latest not in (None, me)
+            self._latest = me
+            for batch in self._sent:
+                if not batch.wanted.isdisjoint(missing):
+                    batch.readers += 1
+                    return batch, False, True
+            joined = self._open
+            leads = joined is None or len(joined.wanted.union(missing)) > most
+            if joined is None or leads:
+                joined = self._open = _Batch()
+            joined.wanted = joined.wanted.union(missing)
+            joined.readers += 1
+            if len(joined.wanted) >= most:
+                joined.is_full.set()
+            return joined, leads, has_company
+
+    def _send(self, batch: _Batch, fetch: Fetch, most_ahead: int) -> None:
         try:
-            if len(indices) < LONG:
-                batch.is_full.wait(self._window)
             with self._lock:
-                if self._open is batch:
-                    self._open = None
-                alone = batch.readers == 1
+                self._close(batch)
+                self._sent.append(batch)
+            guesses: set[int] = set()
+            if self._ahead is not None and most_ahead:  # by now nobody adds to what is wanted
+                guesses = self._ahead.guess(batch.wanted, most_ahead)
+            with self._lock:
+                opened = () if self._open is None else (self._open,)
+                under_way = frozenset().union(*(other.wanted for other in (*self._sent, *opened)))
+                batch.wanted = batch.wanted.union(guesses - under_way)
             began = time.monotonic()
             try:
                 batch.found = fetch(sorted(batch.wanted))
                 took = SHARE * (time.monotonic() - began)
                 self._window = min(LONGEST_WINDOW, max(SHORTEST_WINDOW, took))
             except Exception:
-                if alone:
-                    raise
+                if self._ahead is not None:
+                    self._ahead.give_up()
+                with self._lock:
+                    if batch.readers == 1 and not guesses:
+                        raise
         finally:
             with self._lock:
-                if self._open is batch:
-                    self._open = None
+                self._close(batch)
+                if batch in self._sent:
+                    self._sent.remove(batch)
             batch.is_done.set()
+
+    def _close(self, batch: _Batch) -> None:
+        """Let nobody join what is being sent; who wants the same, waits for it."""
+        if self._open is batch:
+            self._open = None

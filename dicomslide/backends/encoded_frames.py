@@ -1,0 +1,91 @@
+"""Frames as they came from servers and buckets: kept in memory and, where wanted, on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import warnings
+from typing import TYPE_CHECKING
+
+from dicomslide.backends.frame_database import FrameDatabase
+from dicomslide.cache import FrameCache
+from dicomslide.errors import CacheWarning
+from dicomslide.options import get_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from typing import TypeVar
+
+    from dicomslide.codec import PixelFormat
+
+    T = TypeVar("T")
+
+__all__ = ["MOST_FRAMES", "frames_ahead", "frames_per_request", "keep", "kept"]
+
+MOST_FRAMES = 100
+"""Frames a request: what a request costs is shared by many."""
+MOST_BYTES = 32 * 2**20
+"""Bytes a request, were the frames native."""
+
+_memory: FrameCache[bytes] = FrameCache(lambda: get_options().encoded_cache_bytes)
+
+
+def frames_per_request(pixel_format: PixelFormat) -> int:
+    """Return how many frames a request is to ask for, at most."""
+    return max(1, min(MOST_FRAMES, MOST_BYTES // max(1, pixel_format.native_bytes)))
+
+
+def frames_ahead(pixel_format: PixelFormat) -> int:
+    """Return how many frames may be asked for before they are wanted: they have to be kept."""
+    native_bytes = max(1, pixel_format.native_bytes)
+    return get_options().encoded_cache_bytes // 4 // native_bytes
+
+
+def kept(image: tuple[Hashable, ...], frames: Sequence[int]) -> dict[int, bytes]:
+    """Return those of an image's frames that are kept.
+
+    Parameters
+    ----------
+    image : tuple
+        Identity of the source, whose text is the same in every process.
+    frames : sequence of int
+        Zero-based frames.
+
+    """
+    found = _memory.get(image, frames)
+    missing = [frame for frame in frames if frame not in found]
+    if missing:
+        nothing: dict[int, bytes] = {}
+        on_disk = _on_disk(lambda database: database.get(_name(image), missing), nothing)
+        for frame, data in on_disk.items():
+            _memory.put(image, frame, data)
+        found |= on_disk
+    return found
+
+
+def keep(image: tuple[Hashable, ...], frames: Mapping[int, bytes]) -> None:
+    """Keep frames of an image, in the place of others that were used less recently."""
+    for frame, data in frames.items():
+        _memory.put(image, frame, data)
+    most = get_options().frame_folder_bytes
+    _on_disk(lambda database: database.put(_name(image), frames, most), None)
+
+
+def _on_disk(use: Callable[[FrameDatabase], T], otherwise: T) -> T:
+    """Use the database, if there is to be one; a frame that can't be kept is no error."""
+    folder = get_options().frame_folder
+    if not folder:
+        return otherwise
+    database = FrameDatabase(folder)
+    try:
+        return use(database)
+    except (OSError, sqlite3.Error) as error:
+        if type(error) is sqlite3.DatabaseError:
+            database.remove()  # damaged, or none: the next frames begin a new one
+        else:
+            warnings.warn(f"no frames are kept in {folder}: {error}", CacheWarning, stacklevel=4)
+        return otherwise
+
+
+def _name(image: tuple[Hashable, ...]) -> str:
+    return hashlib.sha256(repr(image).encode()).hexdigest()

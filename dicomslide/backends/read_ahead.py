@@ -1,0 +1,135 @@
+"""Which frames will be wanted next: guessed from those that were."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from dicomslide.cache import ForkLock
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from dicomslide.layout import ImageLayout
+
+__all__ = ["ReadAhead"]
+
+Place: TypeAlias = tuple[int, int, int, int]
+"""Channel, focal plane, and row and column in the tile grid."""
+
+NEAR = 2
+"""Tiles between which frames are neighbours."""
+REMEMBERED = 16
+"""Frames that were wanted last."""
+ENOUGH = 0.2
+"""Share of guesses that have to be right before others are guessed."""
+MOST_GUESSES = 4096
+
+
+class ReadAhead:
+    """Guesses the frames around those that somebody wants who goes on to their neighbours.
+
+    At first nothing is guessed. Once neighbours are wanted one after the other, all frames of the
+    squares of tiles in which they lie are, and of larger squares while guesses turn out to be
+    right. If what is wanted lies elsewhere before they do, it begins anew. Edges of squares are
+    powers of two, which is how dask goes through the chunks of an array that it reduces.
+
+    Parameters
+    ----------
+    layout : ImageLayout
+        Where the frames lie.
+
+    """
+
+    def __init__(self, layout: ImageLayout) -> None:
+        self._columns = layout.grid.shape[1]
+        self._rows = layout.grid.shape[0]
+        self._frames = layout.frames
+        self._lock = ForkLock()
+        self._last: deque[int] = deque(maxlen=REMEMBERED)
+        self._waiting: OrderedDict[int, None] = OrderedDict()
+        """Guesses that nobody has wanted yet."""
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._edge = 1
+        self._guessed = self._right = 0
+
+    def note(self, frames: Iterable[int]) -> None:
+        """Learn that frames were wanted that needn't be asked for."""
+        if not self._waiting:
+            return
+        with self._lock:
+            for frame in frames:
+                self._last.append(frame)
+                if self._waiting.pop(frame, 0) is None:
+                    self._right += 1
+
+    def guess(self, wanted: Collection[int], most: int) -> set[int]:
+        """Return the frames that will be wanted, from those that are and aren't here.
+
+        Parameters
+        ----------
+        wanted : collection of int
+            Zero-based frames, not many.
+        most : int
+            Largest number of frames to ask for, those wanted among them.
+
+        """
+        with self._lock:
+            places, last = self._places(wanted), self._places(self._last)
+            is_enough = self._right >= ENOUGH * self._guessed
+            if not any(_are_near(place, other) for place in places for other in last):
+                if not is_enough:
+                    self._begin_anew()
+                self._guessed = self._right = 0
+            elif is_enough:
+                self._edge *= 2
+            while self._edge > 1 and self._edge**2 > most:
+                self._edge //= 2
+            guesses: set[int] = set()
+            if self._edge > 1:
+                for square in dict.fromkeys(self._square(place) for place in places):
+                    more = guesses.union(self._frames_of(square))
+                    if len(more.union(wanted)) <= most:
+                        guesses = more
+                guesses.difference_update(wanted, self._last)
+            self._last.extend(wanted)
+            self._guessed += len(guesses)
+            self._waiting.update(dict.fromkeys(guesses))
+            while len(self._waiting) > MOST_GUESSES:
+                self._waiting.popitem(last=False)
+            return guesses
+
+    def give_up(self) -> None:
+        """Learn that a request with guesses failed, perhaps because of them."""
+        with self._lock:
+            self._begin_anew()
+            self._waiting.clear()
+
+    def _places(self, frames: Collection[int]) -> list[Place]:
+        channels, planes, tiles = self._frames.places(np.array(list(frames), np.int64))
+        rows, columns = np.divmod(tiles, self._columns)
+        return list(
+            zip(*(each.tolist() for each in (channels, planes, rows, columns)), strict=True)
+        )
+
+    def _square(self, place: Place) -> Place:
+        """Return the first tile of the square in which a tile lies."""
+        channel, plane, row, column = place
+        return channel, plane, row - row % self._edge, column - column % self._edge
+
+    def _frames_of(self, square: Place) -> list[int]:
+        channel, plane, top, left = square
+        rows = np.arange(top, min(top + self._edge, self._rows))
+        columns = np.arange(left, min(left + self._edge, self._columns))
+        tiles = np.add.outer(rows * self._columns, columns).ravel()
+        return [
+            frame for frame in self._frames.frames(channel, plane, tiles).tolist() if frame >= 0
+        ]
+
+
+def _are_near(one: Place, other: Place) -> bool:
+    return one[:2] == other[:2] and max(abs(one[2] - other[2]), abs(one[3] - other[3])) <= NEAR
