@@ -203,7 +203,7 @@ def test_credentials_are_refreshed_once(server, clock):
     session.headers["Authorization"] = "Bearer old"
     refused = []
 
-    def refresh(session):
+    def refresh(session, auth):
         refused.append(session)
         session.headers["Authorization"] = "Bearer new"
 

@@ -192,9 +192,14 @@ class ConcatenatedSource:
     def _joined_metadata(self) -> Dataset:
         from pydicom.dataset import Dataset
 
-        joined = Dataset()
-        for element in self.parts[0].metadata:
-            joined.add(element)
+        from dicomslide.backends.lenient import LenientDataset
+
+        first = self.parts[0].metadata
+        # elements as they are: converting a broken one that nobody needs would fail
+        elements = Dataset({tag: first.get_item(tag) for tag in first.keys()})  # noqa: SIM118
+        implicit_vr, little_endian = first.original_encoding
+        elements.set_original_encoding(implicit_vr, little_endian, first.original_character_set)
+        joined = LenientDataset(elements, self.name)
         # new elements, for those of the part are shared with it
         joined.add_new("NumberOfFrames", "IS", self.firsts[-1] + self.counts[-1])
         joined.add_new("ConcatenationFrameOffsetNumber", "UL", 0)
@@ -236,12 +241,11 @@ class ConcatenatedSource:
 
     def frame_groups(self, indices: Sequence[int]) -> list[Dataset]:
         """Read the per-frame functional groups of some frames; none where there are none."""
-        return [
-            group
-            for index in indices
-            for part in [self._part_of(index)]
-            for group in self.parts[part].frame_groups([index - self.firsts[part]])
-        ]
+        found: dict[int, Dataset] = {}
+        for part, places in self._places(indices).items():
+            local = [indices[at] - self.firsts[part] for at in places]
+            found |= zip(places, self.parts[part].frame_groups(local), strict=False)
+        return [found[at] for at in sorted(found)]
 
     def icc_profile(self, item: Dataset) -> bytes | None:
         """Return the ICC Profile of an item of the first part's metadata."""
@@ -253,15 +257,19 @@ class ConcatenatedSource:
 
     def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
         """Read frames, in one batch a part."""
-        wanted: dict[int, list[int]] = {}
-        for at, index in enumerate(indices):
-            wanted.setdefault(self._part_of(index), []).append(at)
         frames: list[Buffer] = [b""] * len(indices)
-        for part, places in wanted.items():
+        for part, places in self._places(indices).items():
             local = [indices[at] - self.firsts[part] for at in places]
             for at, frame in zip(places, self.parts[part].read_frames(local), strict=True):
                 frames[at] = frame
         return frames
+
+    def _places(self, indices: Sequence[int]) -> dict[int, list[int]]:
+        """Return which of the indices are of frames of which part."""
+        places: dict[int, list[int]] = {}
+        for at, index in enumerate(indices):
+            places.setdefault(self._part_of(index), []).append(at)
+        return places
 
     def _part_of(self, index: int) -> int:
         part = int(np.searchsorted(self.firsts, index, "right")) - 1

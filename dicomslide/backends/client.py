@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.backends.file import FileSource, files_of, is_dicom_file
 from dicomslide.cache import ForkLock, Registry
-from dicomslide.errors import MetadataError, NotDicomError
+from dicomslide.errors import MetadataError, MetadataWarning, NotDicomError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,8 @@ __all__ = ["ClientStore", "Series", "frame_source", "is_client", "is_dicomweb_ur
 SOP_INSTANCE_UID = 0x00080018
 PAGE = 200
 """Results that are asked for at once: as many as the strictest servers allow."""
+MOST_RESULTS = 10**6
+"""Results after which a search is one without end."""
 
 SLIDE_MODALITY = "SM"
 DERIVED_MODALITIES = ("SEG", "OT", "ANN")
@@ -298,6 +301,8 @@ class ClientStore:
             answer = connection_of(self.client).ask(
                 f"the metadata of series {uids[1]}", "retrieve_series_metadata", *uids
             )
+            if not answer:
+                raise MetadataError(f"{uids[1]}: a series that its server has no metadata of")
             metadata = [dataset_of_json(each) for each in answer]
         else:
             instances = self._pages(
@@ -325,7 +330,8 @@ class ClientStore:
         if not given:
             return [None]
         found = self._pages("search_for_studies", "StudyInstanceUID", search_filters=given)
-        return [*sorted(_value(study, "StudyInstanceUID") or "" for study in found)]
+        uids = {_value(study, "StudyInstanceUID") for study in found}
+        return [*sorted(uid for uid in uids if uid)]
 
     def _search(self, study: str | None, modality: str | None) -> Iterator[tuple[Series, str]]:
         """Search for series; yield each with its modality, that of slides where it isn't said."""
@@ -343,7 +349,10 @@ class ClientStore:
                 yield Series(str(uids[0]), str(uids[1])), its
 
     def _pages(self, method: str, key: str, **arguments: Any) -> list[Mapping[str, Any]]:
-        """Search page by page, until a page has nothing new: some servers know no offset."""
+        """Search page by page, until a page has nothing new: some servers know no offset.
+
+        Of these, results of which there may be more come with a warning.
+        """
         from dicomslide.backends.connection import connection_of
 
         connection = connection_of(self.client)
@@ -352,11 +361,20 @@ class ClientStore:
         while True:
             what = f"the results of a {method.replace('_', ' ')}"
             page = connection.ask(what, method, limit=PAGE, offset=received, **arguments)
-            new = {_value(each, key): each for each in page}
+            new = {_value(each, key): each for each in page or ()}
             if new.keys() <= found.keys():
+                if len(page or ()) >= PAGE:
+                    warnings.warn(
+                        f"{connection.address.url} gives the same page of {what} again: there may"
+                        f" be more than these {len(found)}",
+                        MetadataWarning,
+                        stacklevel=2,
+                    )
                 return list(found.values())
             found |= new
             received += len(page)
+            if received > MOST_RESULTS:
+                raise MetadataError(f"{connection.address.url}: {what} have no end")
 
 
 def _order(metadata: Dataset) -> tuple[float, str]:
@@ -371,5 +389,6 @@ def _value(found: Mapping[str, Any], keyword: str) -> str | None:
     """Return a value of a search result, DICOM JSON, as text."""
     from pydicom.datadict import tag_for_keyword
 
-    values = found.get(f"{tag_for_keyword(keyword):08X}", {}).get("Value") or [None]
-    return None if values[0] is None else str(values[0])
+    element = found.get(f"{tag_for_keyword(keyword):08X}")
+    values = element.get("Value") if isinstance(element, dict) else None
+    return None if not isinstance(values, list) or values[:1] in ([], [None]) else str(values[0])

@@ -15,8 +15,16 @@ from dicomslide.backends.dicom_json import dataset_of_json, frame_groups_of_json
 from dicomslide.backends.encoded_frames import MOST_FRAMES
 from dicomslide.backends.gather import Gatherer
 from dicomslide.backends.service import FAILURES, REFUSALS, WebService, web_client_class
-from dicomslide.backends.transport import RETRIED, Patience, TransportError, public
+from dicomslide.backends.transport import (
+    RETRIED,
+    Patience,
+    TransportError,
+    is_at_home,
+    public,
+    said,
+)
 from dicomslide.cache import ForkLock, Registry
+from dicomslide.codec.codestream import is_lossy
 from dicomslide.errors import FrameReadError, MetadataError
 
 if TYPE_CHECKING:
@@ -34,8 +42,9 @@ __all__ = ["Address", "Connection", "connection_at", "connection_of", "listed", 
 MediaTypes: TypeAlias = tuple[str | tuple[str, str], ...] | None
 
 _UID = "1.2.840.10008.1.2"
+AS_STORED: MediaTypes = (("application/octet-stream", "*"),)  # byte for byte
 MEDIA_TYPES: tuple[MediaTypes, ...] = (
-    (("application/octet-stream", "*"),),  # as stored, byte for byte
+    AS_STORED,
     (("*/*", "*"),),
     ("application/octet-stream",),  # decoded by the server
     (("image/jls", f"{_UID}.4.80"),),
@@ -47,7 +56,7 @@ MEDIA_TYPES: tuple[MediaTypes, ...] = (
 LOSSY_MEDIA_TYPES: tuple[MediaTypes, ...] = (("image/jpeg",), ("image/jls",), ("image/jp2",))
 """What frames of images that are lossy anyway are asked for as."""
 DEFAULT: tuple[MediaTypes, ...] = (("*/*",), None)
-"""At last, what server and client like best."""
+"""At last, what server and client like best, unless they like to lose something."""
 BIG_ENDIAN = f"{_UID}.2"
 TOO_MUCH = frozenset({413, 414})
 """HTTP status of servers that are asked for too many frames at once."""
@@ -118,10 +127,10 @@ class Connection:
         self.service = WebService.of(client, lambda: self.client._session, self._renew)
         """What asks in the client's stead; None where the client answers in a way of its own."""
 
-    def _renew(self, refused: Any) -> None:
-        """Get another session, unless another thread has done so."""
+    def _renew(self, refused: Any, auth: Any) -> None:
+        """Get another session or `auth`, unless another thread has done so."""
         with self._lock:
-            if self._client._session is refused:
+            if self._client._session is refused and refused.auth is auth:
                 self._client._session = renewed_session(self.address.url, refused)
 
     @property
@@ -177,8 +186,11 @@ class Connection:
         for media_types in self._media_types(uids[2], lossy=lossy):
             try:
                 frames = retrieve(media_types)
+                if not lossy and media_types != AS_STORED:
+                    _check_lossless(frames, pixel_format)
             except Exception as error:  # each client has error types of its own
-                first_error = first_error or error
+                if first_error is None or isinstance(error, _LossyError):
+                    first_error = error
                 if agreed and _status(error) not in REFUSALS:
                     break
                 if _is_refusal(error):
@@ -280,15 +292,20 @@ class Connection:
         place = uri.find("/studies/")
         if place >= 0:
             uri = (self.address.root if self.service is None else self.service.wado) + uri[place:]
-        elif _host(uri) != _host(self.address.url):
+        elif not is_at_home(uri, self.address.url):
             raise MetadataError(f"bulk data are at {public(uri)}, not at {self.address.url}")
         what = f"the bulk data {public(uri)}"
         wanted = (("application/octet-stream", "*"),)
         try:
             parts = self.ask(what, "retrieve_bulkdata", uri, media_types=wanted)
         except MetadataError:
+            if self.service is not None:  # it has tried what there is
+                raise
             parts = self.ask(what, "retrieve_bulkdata", uri)
-        return b"".join(bytes(part) for part in parts)
+        data = b"".join(bytes(part) for part in parts)
+        if not data:
+            raise MetadataError(f"{self.address.url} gives nothing as {what}")
+        return data
 
     def ask(self, what: str, method: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of the client, with errors that say what it was for.
@@ -303,9 +320,9 @@ class Connection:
             asked = self.client if self.service is None else self.service
             return getattr(asked, method)(*arguments, **options)
         except Exception as error:  # each client has error types of its own
-            raise MetadataError(
-                f"{self.address.url} doesn't give {what}: {_reason(error)}"
-            ) from _cause(error)
+            reason, cause = _reason(error), _cause(error)
+        # not in the handler, for the error, whatever it holds, would be this one's context
+        raise MetadataError(f"{self.address.url} doesn't give {what}: {reason}") from cause
 
 
 class _Connections:
@@ -380,9 +397,18 @@ def connection_at(address: Address) -> Connection:
     return _connections.at(address)
 
 
-def _host(url: str) -> tuple[str, str | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname
+class _LossyError(ValueError):
+    """Frames came in a lossy compression that the image isn't stored in."""
+
+
+def _check_lossless(frames: Sequence[bytes], pixel_format: PixelFormat) -> None:
+    """Refuse what a server has compressed with loss: the pixels wouldn't be those of the image."""
+    for frame in frames:
+        if len(frame) != pixel_format.native_bytes and is_lossy(memoryview(frame)):
+            raise _LossyError(
+                "it gives frames in a lossy compression, but the header doesn't say that the image"
+                " is lossy (LossyImageCompression)"
+            )
 
 
 def _status(error: Exception) -> int | None:
@@ -399,13 +425,20 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    what = "" if isinstance(error, TransportError) else f"{type(error).__name__}: "
-    return what + public(str(error))
+    return str(error) if isinstance(error, TransportError) else said(error)
 
 
-def _cause(error: Exception) -> Exception | None:
-    """Return what a traceback may show."""
-    return error if public(str(error)) == str(error) else None
+def _cause(error: BaseException) -> BaseException | None:
+    """Return an error where it may be shown and sent: neither it nor its causes hold credentials.
+
+    Errors of requests hold the request, with its headers, and dask pickles the causes of errors.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        if getattr(each, "request", None) or not said(each).endswith(str(each)):
+            return None
+        each = each.__cause__ or each.__context__
+    return error
 
 
 def listed(indices: Sequence[int]) -> str:

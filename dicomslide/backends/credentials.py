@@ -31,7 +31,7 @@ class _Registered:
         session: Callable[[str], Any] | None,
         token: Callable[[str], str | None] | None,
     ) -> None:
-        key = url.rstrip("/")
+        key = url.removeprefix("dicomweb+").rstrip("/")
         with self._lock:
             self._session.pop(key, None)
             self._token.pop(key, None)
@@ -76,7 +76,8 @@ def register_credentials(
     Parameters
     ----------
     url : str
-        URL of the service, or what it begins with.
+        URL of the service, or what it begins with; as slides are opened by it, or without
+        ``dicomweb+``.
     session : callable, optional
         Called with the URL of the service; returns a ``requests.Session``. Called again when
         the server has refused what the last one sent.
@@ -100,13 +101,21 @@ class _BearerToken:
     def __call__(self, request: Any) -> Any:
         with self._lock:
             if self._token is None:
-                self._token = self._get(self._url)
+                token = self._get(self._url)
+                self._token = None if token is None else _checked(token)
             if self._token is not None:
                 request.headers["Authorization"] = f"Bearer {self._token}"
         return request
 
     def __reduce__(self) -> Any:
         raise TypeError("a session with a token can't be pickled; register it in each process")
+
+
+def _checked(token: str) -> str:
+    token = token.strip()  # who reads it from a file gets the end of the line, too
+    if not (token.isascii() and token.isprintable()):
+        raise ValueError("a token has characters that no header may have")
+    return token
 
 
 def new_session(url: str) -> Any:

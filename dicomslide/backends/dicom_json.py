@@ -81,5 +81,7 @@ def _dataset(json: dict[str, Any]) -> Dataset:
         with no_validation():
             return Dataset.from_json(json, bulk_data)
     except Exception as error:  # pydicom raises KeyError, TypeError, ValueError and others
-        uid = json.get("00080018", {}).get("Value", ["an instance"])[0]
-        raise MetadataError(f"{uid}: its metadata aren't DICOM JSON: {error}") from error
+        found = json.get("00080018")
+        uid = found.get("Value") if isinstance(found, dict) else None
+        name = uid[0] if isinstance(uid, list) and uid else "an instance"
+        raise MetadataError(f"{name}: its metadata aren't DICOM JSON: {error}") from error

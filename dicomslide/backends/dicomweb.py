@@ -179,28 +179,33 @@ class DicomWebSource:
         if item.ICCProfile:
             return bytes(item.ICCProfile)
         path = utils.text(item, "OpticalPathIdentifier")
-        return _profiles.get((self.identity, path), lambda: self._retrieve_profile(item, path))
-
-    def _retrieve_profile(self, item: Dataset, path: str | None) -> bytes | None:
-        connection = self._connection
         try:
-            value = item.ICCProfile
-            if not isinstance(value, BulkData):  # whoever read the JSON has lost where it is
-                metadata = connection.metadata(self.uids)
-                value = next(
-                    candidate.get("ICCProfile")
-                    for candidate in (*utils.items(metadata, "OpticalPathSequence"), metadata)
-                    if utils.text(candidate, "OpticalPathIdentifier") == path
-                )
-            if isinstance(value, BulkData):
-                value = connection.bulk_data(value.uri)
-        except (MetadataError, StopIteration) as error:
+            # a failure isn't kept: it may go better next time
+            return _profiles.get((self.identity, path), lambda: self._retrieve_profile(item, path))
+        except MetadataError as error:
             warnings.warn(
                 f"colours stay as stored, for the ICC profile can't be had: {error}",
                 MetadataWarning,
                 stacklevel=2,
             )
             return None
+
+    def _retrieve_profile(self, item: Dataset, path: str | None) -> bytes | None:
+        connection = self._connection
+        value = item.ICCProfile
+        if not isinstance(value, BulkData):  # whoever read the JSON has lost where it is
+            metadata = connection.metadata(self.uids)
+            candidates = (*utils.items(metadata, "OpticalPathSequence"), metadata)
+            value = next(
+                (
+                    candidate.get("ICCProfile")
+                    for candidate in candidates
+                    if utils.text(candidate, "OpticalPathIdentifier") == path
+                ),
+                None,
+            )
+        if isinstance(value, BulkData):
+            value = connection.bulk_data(value.uri)
         return value or None
 
     def read_instance(self) -> Dataset:

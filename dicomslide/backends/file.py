@@ -329,8 +329,8 @@ class FileStore:
         for given in paths:
             if "://" in str(given):
                 raise NotDicomError(
-                    f"{given}: a URL, but only local files are read by path; a DICOMweb server is"
-                    " read by a client of dicomweb-client"
+                    f"{given}: a URL, but only local files are read by path; see"
+                    " dicomslide.open_slide for URLs"
                 )
             path = Path(given).expanduser()
             names.append(str(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
 from dicomslide.backends.multipart import Part, ReplyError, WrongTypeError, parts_of
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
+    from dicomslide.backends.transport import Read
+
 __all__ = ["FAILURES", "REFUSALS", "WebService", "web_client_class"]
+
+T = TypeVar("T")
 
 ANSWERED = (
     "retrieve_bulkdata",
@@ -30,7 +34,10 @@ ANSWERED = (
 """Methods of a client that a service has, too."""
 JSON_TYPES = ("application/dicom+json", "application/json")
 FRAME_TYPES = ("application/octet-stream", "image/")
-DICOM_TYPES = (("application/dicom", "*"), "application/dicom")
+DICOM_TYPES = (
+    'multipart/related; type="application/dicom"; transfer-syntax=*',
+    'multipart/related; type="application/dicom"',
+)
 REFUSALS = frozenset({400, 406, 415})
 """HTTP status that may mean that a server never gives this media type."""
 FAILURES = frozenset({500, 501})
@@ -59,7 +66,7 @@ class WebService:
 
     @classmethod
     def of(
-        cls, client: Any, session: Callable[[], Any], refresh: Callable[[Any], None]
+        cls, client: Any, session: Callable[[], Any], refresh: Callable[[Any, Any], None]
     ) -> WebService | None:
         """Return the service of a client; None for a client that answers in a way of its own.
 
@@ -130,13 +137,25 @@ class WebService:
         return self._json(f"{self._instance(study, series, instance)}/metadata")
 
     def _json(self, url: str) -> list[Mapping[str, Any]]:
-        for accept in JSON_TYPES:
+        return self._get(url, JSON_TYPES, _read_json, refusals=REFUSALS - {400})
+
+    def _get(
+        self,
+        url: str,
+        media_types: Sequence[str],
+        read: Read[T],
+        refusals: frozenset[int] = REFUSALS,
+    ) -> T:
+        """Get what the server gives as the first media type that it doesn't refuse."""
+        deadline = self.transport.deadline()  # one, whatever has to be tried
+        *others, last = media_types
+        for accept in others:
             try:
-                return self.transport.get(url, accept, _read_json, most_bytes=_most())
+                return self.transport.get(url, accept, read, most_bytes=_most(), deadline=deadline)
             except TransportError as error:
-                if error.status != 406 or accept == JSON_TYPES[-1]:
+                if error.status not in refusals:
                     raise
-        raise AssertionError
+        return self.transport.get(url, last, read, most_bytes=_most(), deadline=deadline)
 
     # -- bytes --
 
@@ -146,32 +165,21 @@ class WebService:
 
         from pydicom import dcmread
 
-        url = self._instance(study, series, instance)
-        for media_type in DICOM_TYPES:
-            try:
-                (data,) = self.transport.get(
-                    url,
-                    _accept(media_type),
-                    lambda kind, chunks: _read_parts(kind, chunks, 1, "application/dicom"),
-                    most_bytes=_most(),
-                )
-            except TransportError as error:
-                if error.status not in REFUSALS or media_type == DICOM_TYPES[-1]:
-                    raise
-            else:
-                return dcmread(BytesIO(data.data))
-        raise AssertionError
+        (part,) = self._get(
+            self._instance(study, series, instance),
+            DICOM_TYPES,
+            lambda kind, chunks: _read_parts(kind, chunks, 1, "application/dicom"),
+        )
+        return dcmread(BytesIO(part.data))
 
     def retrieve_bulkdata(
-        self, url: str, media_types: tuple[str | tuple[str, str], ...] | None = None
+        self, url: str, media_types: tuple[str | tuple[str, str], ...]
     ) -> list[bytes]:
-        """Retrieve bulk data."""
-        accept = "*/*" if media_types is None else _accept(media_types[0])
-        parts = self.transport.get(
+        """Retrieve bulk data, as whatever the server likes if it refuses a media type."""
+        parts = self._get(
             url,
-            accept,
+            (_accept(media_types[0]), "*/*"),
             lambda kind, chunks: _read_parts(kind, chunks, 1, "application/octet-stream"),
-            most_bytes=_most(),
         )
         return [part.data for part in parts]
 
@@ -293,10 +301,12 @@ def _read_parts(kind: str, chunks: Iterator[bytes], count: int, *media_types: st
 
 def _in_order(parts: list[Part], numbers: list[int]) -> list[Part]:
     """Return parts in the order of frames, where they say which frames they are."""
-    found = {part.frame_number: part for part in parts if part.frame_number is not None}
-    if any(part.frame_number is None for part in parts):
-        return parts
-    if found.keys() != set(numbers):
-        strange = sorted(number for number in found if number not in numbers)
-        raise ReplyError(f"parts came that say they are frames {strange or sorted(found)}")
-    return [found[number] for number in numbers]
+    found = {part.frame_number: part for part in parts}
+    if found.keys() == set(numbers):
+        return [found[number] for number in numbers]
+    # those that don't say it can't have been moved past those that do
+    said = [part.frame_number for part in parts]
+    if any(each not in (None, number) for each, number in zip(said, numbers, strict=True)):
+        strange = sorted(each for each in found if each is not None and each not in numbers)
+        raise ReplyError(f"parts came that say they are frames {strange or said}")
+    return parts

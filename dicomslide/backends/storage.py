@@ -270,8 +270,8 @@ def _new_filesystem(url: str, options: Mapping[str, Any]) -> Any:
     except ValueError as error:
         if "Protocol not known" in str(error):
             raise NotDicomError(
-                f"{shown}: a URL of a kind that fsspec doesn't know; a DICOMweb server is read by"
-                " a client of dicomweb-client"
+                f"{shown}: a URL of a kind that fsspec doesn't know; that of a DICOMweb server"
+                " begins with dicomweb+https://"
             ) from None
         raise
     return filesystem

@@ -7,6 +7,7 @@ host that they are for.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 import re
 import threading
@@ -14,6 +15,7 @@ import time
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -26,17 +28,18 @@ if TYPE_CHECKING:
 
     Read: TypeAlias = Callable[[str, Iterator[bytes]], "T"]
 
-__all__ = ["RETRIED", "Patience", "Transport", "TransportError", "public"]
+__all__ = ["RETRIED", "Patience", "Transport", "TransportError", "is_at_home", "public", "said"]
 
 T = TypeVar("T")
 
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP status of what may go well a little later."""
+ANSWERS = frozenset({HTTPStatus.OK, HTTPStatus.NO_CONTENT})
 CHUNK = 2**18
 MOST_REDIRECTS = 5
 MOST_IN_FLIGHT = 8
 """Requests to one server at a time: as many as a session keeps connections for, or fewer."""
-_CREDENTIALS = re.compile(r"(?<=//)[^/@\s]+@|\?[^\s'\")]*")
+_CREDENTIALS = re.compile(r"(?<=//)[^/\s]+@|[?#][^\s'\")]*")
 
 
 class TransportError(OSError):
@@ -86,8 +89,8 @@ class Transport:
     session : callable
         Gives the requests.Session, at each attempt.
     refresh : callable, optional
-        Called once a request when the server says 401, with the session that was refused:
-        afterwards `session` may give another one.
+        Called once a request when the server says 401, with the session that was refused and
+        the `auth` that it had: afterwards `session` may give another one.
     patience : Patience, optional
         How often and how long.
     clock, sleep, jitter : callable, optional
@@ -99,7 +102,7 @@ class Transport:
         self,
         session: Callable[[], Any],
         *,
-        refresh: Callable[[Any], None] | None = None,
+        refresh: Callable[[Any, Any], None] | None = None,
         patience: Patience | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -120,7 +123,7 @@ class Transport:
     @property
     def longest(self) -> float:
         """Seconds after which a request has ended, one way or the other."""
-        return self._patience.deadline + self._patience.silence
+        return self._patience.deadline
 
     def deadline(self) -> float:
         """Return when, by the clock, that ends what begins now."""
@@ -164,49 +167,53 @@ class Transport:
         attempt, refreshed = 0, False
         while True:
             attempt += 1
-            wait: float | None = None
+            asked = 0.0  # seconds, by the server
             status: int | None = None
-            cause: Exception | None = None
             may_retry, attempts = True, self._patience.attempts
             try:
                 if not self._in_flight.acquire(timeout=max(0.0, deadline - self._clock())):
                     raise TimeoutError("other requests have taken all the time")
                 try:
                     session = self._session()
-                    with self._send(session, url, accept, deadline) as response:
+                    auth = getattr(session, "auth", None)
+                    with _Exchange(
+                        functools.partial(self._send, session, url, accept, deadline), most_bytes
+                    ) as exchange:
+                        response = exchange.next(deadline - self._clock())
                         status = response.status_code
-                        if status in (HTTPStatus.OK, HTTPStatus.NO_CONTENT):
+                        if status in ANSWERS:
                             kind = response.headers.get("Content-Type") or ""
-                            return read(kind, self._chunks(response, deadline, most_bytes))
-                        wait = _retry_after(response)
+                            return read(kind, self._chunks(exchange, deadline))
+                        asked = _retry_after(response)
                         reason = _named(status)
                         may_retry = status in retried
                 finally:
                     self._in_flight.release()
             except ReplyError as error:
-                cause, reason = error, str(error)
+                reason = str(error)
                 may_retry = not isinstance(error, WrongTypeError)
                 attempts = min(attempts, self._patience.damaged)
             except Exception as error:
                 if not _is_of_network(error):
                     raise
-                cause, reason = error, f"{type(error).__name__}: {error}"
+                reason = said(error)
                 may_retry = not _is_lasting(error)
             if status == HTTPStatus.UNAUTHORIZED and not refreshed:
                 refreshed = True
                 if self._refresh is not None:
-                    self._refresh(session)
+                    self._refresh(session, auth)
                 continue
-            if wait is None:
-                backoff = min(
-                    self._patience.longest_wait, self._patience.first_wait * 2 ** (attempt - 1)
-                )
-                wait = backoff * (1 + self._jitter()) / 2
+            backoff = min(
+                self._patience.longest_wait, self._patience.first_wait * 2 ** (attempt - 1)
+            )
+            wait = max(asked, backoff * (1 + self._jitter()) / 2)
             if not may_retry or attempt >= attempts or self._clock() + wait >= deadline:
                 tried = f"{attempt} attempt{'s' if attempt > 1 else ''}"
                 if attempt > 1 or may_retry:
                     reason += f" ({tried} in {self._clock() - began:.1f} s)"
-                raise TransportError(public(reason), status) from _showable(cause)
+                # no cause: errors of requests hold the request, with its credentials, and
+                # dask sends causes from process to process
+                raise TransportError(reason, status)
             self._sleep(wait)
 
     def _send(self, session: Any, url: str, accept: str, deadline: float) -> Any:
@@ -226,27 +233,90 @@ class Transport:
                 return response
             url = urljoin(url, response.headers["Location"])
             response.close()
-            sender = session if _is_at_home(url, home) else _stranger(session)
+            sender = session if is_at_home(url, home) else _stranger(session, url)
         raise WrongTypeError(f"{MOST_REDIRECTS + 1} redirections, one after the other")
 
-    def _chunks(self, response: Any, deadline: float, most_bytes: int) -> Iterator[bytes]:
+    def _chunks(self, exchange: _Exchange, deadline: float) -> Iterator[bytes]:
         """Yield the body as it arrives, until the deadline."""
-        # iter_content waits for a whole chunk: bytes that drop in one by one would outlast
-        # any deadline
+        while (piece := exchange.next(deadline - self._clock())) is not None:
+            yield piece
+
+
+class _Exchange:
+    """A request and its reply, in a thread of its own, which who waits can leave.
+
+    A socket limits the time until the next byte, but not that of bytes that drop in one by one,
+    and the look-up of a host's name has no limit at all.
+
+    Parameters
+    ----------
+    send : callable
+        Sends the request and returns the response.
+    most_bytes : int
+        Longest body that is received.
+
+    """
+
+    def __init__(self, send: Callable[[], Any], most_bytes: int) -> None:
+        self._send = send
+        self._most_bytes = most_bytes
+        self._came: SimpleQueue[Any] = SimpleQueue()
+        self._received = 0
+        self._is_left = False
+
+    def __enter__(self) -> _Exchange:
+        threading.Thread(target=self._run, name="dicomslide request", daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_left = True
+
+    def _run(self) -> None:
+        try:
+            with self._send() as response:
+                self._came.put(response)
+                if response.status_code in ANSWERS:
+                    self._receive(response)
+            self._came.put(None)
+        except BaseException as error:  # it is raised where it is waited for
+            self._came.put(error)
+
+    def _receive(self, response: Any) -> None:
+        # iter_content waits for a whole chunk
         read1 = getattr(response.raw, "read1", None)
-        received = 0
         pieces = (
             response.iter_content(CHUNK)
             if read1 is None
             else iter(lambda: read1(CHUNK, decode_content=True), b"")
         )
         for piece in pieces:
-            received += len(piece)
-            if received > most_bytes:
-                raise WrongTypeError(f"the reply has more than the {most_bytes:,} bytes expected")
-            if self._clock() > deadline:
-                raise TimeoutError(f"{received:,} bytes have come by the deadline")
-            yield piece
+            self._received += len(piece)
+            if self._received > self._most_bytes:
+                raise WrongTypeError(
+                    f"the reply has more than the {self._most_bytes:,} bytes expected"
+                )
+            if self._is_left:
+                return
+            self._came.put(piece)
+
+    def next(self, seconds: float) -> Any:
+        """Return the response, then piece by piece its body, then None.
+
+        Raises
+        ------
+        TimeoutError
+            When nothing comes in time.
+
+        """
+        try:
+            if seconds <= 0:
+                raise Empty
+            found = self._came.get(timeout=seconds)
+        except Empty:
+            raise TimeoutError(f"{self._received:,} bytes have come by the deadline") from None
+        if isinstance(found, BaseException):
+            raise found
+        return found
 
 
 def public(text: str) -> str:
@@ -254,9 +324,10 @@ def public(text: str) -> str:
     return _CREDENTIALS.sub("", text)
 
 
-def _showable(error: Exception | None) -> Exception | None:
-    """Return what a traceback may show."""
-    return error if error is not None and public(str(error)) == str(error) else None
+def said(error: BaseException) -> str:
+    """Return what an error says, without credentials of URLs and values of headers."""
+    text, bad_header, _ = f"{type(error).__name__}: {error}".partition("header value")
+    return public(text + bad_header)
 
 
 def _named(status: int) -> str:
@@ -266,16 +337,16 @@ def _named(status: int) -> str:
         return str(status)
 
 
-def _retry_after(response: Any) -> float | None:
-    """Return how many seconds the server asks to wait; None where it doesn't."""
+def _retry_after(response: Any) -> float:
+    """Return how many seconds the server asks to wait; 0 where it doesn't."""
     text = response.headers.get("Retry-After") or ""
     if text.strip().isdecimal():
         return float(text)
     try:
         when = parsedate_to_datetime(text)
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, when.replace(tzinfo=when.tzinfo or UTC).timestamp() - time.time())
+        return when.replace(tzinfo=when.tzinfo or UTC).timestamp() - time.time()
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
 
 
 def _is_of_network(error: Exception) -> bool:
@@ -296,18 +367,19 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
-def _is_at_home(url: str, home: str) -> bool:
+def is_at_home(url: str, home: str) -> bool:
     """Whether credentials for one URL may be sent to another."""
     at, of = _origin(url), _origin(home)
     return at == of or (at == ("https", of[1], 443) and of == ("http", of[1], 80))
 
 
-def _stranger(session: Any) -> Any:
+def _stranger(session: Any, url: str) -> Any:
     """Return a session without the headers, cookies, parameters and credentials of another."""
     import requests
 
+    settings = session.merge_environment_settings(url, {}, None, None, None)
     stranger = requests.Session()
     stranger.trust_env = False  # nor those of a .netrc
-    stranger.proxies = dict(session.proxies)
-    stranger.verify = session.verify
+    stranger.proxies = settings["proxies"]
+    stranger.verify = settings["verify"]
     return stranger

@@ -11,7 +11,7 @@ import struct
 from functools import lru_cache
 
 __all__ = ["Jpeg2000Header", "JpegHeader", "ends_image", "has_complete_tile_parts",
-           "has_plain_tile_parts", "jpeg_xl_size", "parse_jpeg", "parse_jpeg2000",
+           "has_plain_tile_parts", "is_lossy", "jpeg_xl_size", "parse_jpeg", "parse_jpeg2000",
            "transfer_syntax_by_signature"]  # fmt: skip
 
 USUAL_HEADER = 1024
@@ -144,6 +144,8 @@ class Jpeg2000Header:
     components: int
     subsampled: bool
     multiple_component_transform: bool
+    reversible: bool
+    """Whether the wavelet is that which loses nothing, 5/3 (T.800 A.6.1)."""
     precisions: tuple[int, ...]
     """Offsets of the bytes that hold the precision of a component (Ssiz)."""
     plain_htj2k: bool
@@ -190,7 +192,7 @@ def _parse_main_header(data: bytes) -> Jpeg2000Header:
 def _main_header(data: bytes, at: int) -> Jpeg2000Header:
     siz = at
     segments: list[tuple[int, bytes]] = []
-    transform = False
+    transform = reversible = False
     while True:
         (marker,) = struct.unpack_from(">H", data, at)
         if marker == 0xFF90:  # SOT: the first tile-part
@@ -208,6 +210,7 @@ def _main_header(data: bytes, at: int) -> Jpeg2000Header:
             triples = struct.unpack_from(f">{3 * components}B", data, at + 40)
         elif marker == 0xFF52:  # COD
             transform = data[at + 8] == 1
+            reversible = data[at + 13 : at + 14] == b"\1"
         segments.append((marker, data[at + 4 : at + 2 + length]))
         at += 2 + length
     precisions = triples[::3]
@@ -218,6 +221,7 @@ def _main_header(data: bytes, at: int) -> Jpeg2000Header:
         components=components,
         subsampled=len(set(triples[1::3])) > 1 or len(set(triples[2::3])) > 1,
         multiple_component_transform=transform,
+        reversible=reversible,
         precisions=tuple(siz + 40 + 3 * i for i in range(components)),
         plain_htj2k=_is_plain_htj2k(segments),
         tile_parts=at,
@@ -379,3 +383,23 @@ def transfer_syntax_by_signature(buffer: memoryview) -> str | None:
     if head[:2] == _JPEG_XL or head == _JPEG_XL_BOXES:
         return f"{_UID}.112"
     return None
+
+
+def is_lossy(buffer: memoryview) -> bool:
+    """Whether a codestream's process loses something, as far as its header tells.
+
+    That of JPEG with DCT, near-lossless JPEG-LS and JPEG 2000 or HTJ2K with the 9/7 wavelet;
+    JPEG XL doesn't tell, nor does what has no signature.
+    """
+    uid = transfer_syntax_by_signature(buffer)
+    try:
+        if uid in (f"{_UID}.91", f"{_UID}.203"):
+            return not parse_jpeg2000(buffer).reversible
+        if uid is None or uid == f"{_UID}.112":
+            return False
+        header = parse_jpeg(buffer)
+        if header.start_of_frame == 0xF7:  # NEAR follows the components (T.87 C.2.3)
+            return buffer[header.scan + 5 + 2 * buffer[header.scan + 4]] > 0
+    except (ValueError, IndexError):
+        return False  # the decoder says what is wrong
+    return not header.lossless
