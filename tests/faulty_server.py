@@ -259,9 +259,29 @@ class _Handler(BaseHTTPRequestHandler):
     def login_page(self):
         self.send(200, "text/html", b"<html>please log in")
 
+    def empty(self):
+        self.send(200, "application/octet-stream", b"")
+
+    def no_content(self):
+        self.send_response(204)
+        self.end_headers()
+
+    def swapped_numbers(self):
+        (first, data), (second, other) = self.parts()[:2]
+        parts = [(second, data), (first.partition("\r\n")[0], other)]
+        self.send_parts(parts)
+
     def redirect(self):
         headers = {"Location": self.owner.elsewhere + urlsplit(self.path).path}
         self.send(302, "text/plain", b"", headers)
+
+    def dripping_headers(self):
+        self.send_response(200)
+        self.flush_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"X-Endless: ")
+            while not self.owner.released.wait(0.01):
+                self.wfile.write(b"-")
 
     def trickle(self):
         self.send_response(200)

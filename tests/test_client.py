@@ -12,6 +12,7 @@ import dask
 import numpy as np
 import pydicom
 import pytest
+import requests
 from dicomweb_client.api import DICOMfileClient, DICOMwebClient
 from fake_client import FakeClient, refused
 from pydicom.uid import UID
@@ -266,6 +267,21 @@ def test_nothing_lossy_is_asked_for_unless_the_image_is_lossy(jpeg_slide, lossy)
     with pytest.raises(dicomslide.FrameReadError):
         frame_source(client, metadata).read_frames([0])
     assert (("image/jpeg",) in [call[3] for call in frame_calls(client)]) == lossy
+
+
+@pytest.mark.parametrize("uid", [JPEG, "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.81"])
+def test_a_server_that_compresses_with_loss_is_refused_where_the_image_is_lossless(tmp_path, uid):
+    write_slide(tmp_path, **SMALL, transfer_syntax_uid=uid)
+    client = FakeClient(tmp_path, accepts=lambda media_types: media_types == ("*/*",))
+    metadata = client.all_metadata()[0]
+    assert frame_source(client, metadata).read_frames([0])
+    metadata.LossyImageCompression = "00"  # as if the server had compressed it on the way
+    with pytest.raises(dicomslide.FrameReadError, match=r"frame 2: .*lossy compression"):
+        frame_source(client, metadata).read_frames([1])
+    client = FakeClient(tmp_path)  # as stored: whatever the header says
+    assert frame_source(client, metadata).read_frames([2]) == [
+        client.frames(metadata.SOPInstanceUID)[2]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -535,6 +551,34 @@ def test_credentials_are_not_sent_to_another_server():
     found = connection.connection_of(DICOMwebClient("http://host:8080/dicom-web"))
     with pytest.raises(dicomslide.MetadataError, match=r"bulk data are at http://other/x, not at"):
         found.bulk_data("http://other/x?signature=secret")
+    for other in ("http://host/x", "http://host:8081/x", "https://host:8080/x"):
+        with pytest.raises(dicomslide.MetadataError, match="bulk data are at"):
+            found.bulk_data(other)
+
+
+def test_what_a_client_sent_is_no_cause_of_an_error(jpeg_slide):
+    """Dask pickles the causes of errors, and those of requests hold the headers that were sent."""
+
+    class Failing(DICOMwebClient):
+        def retrieve_instance_metadata(self, *uids):
+            answer = requests.Response()
+            answer.status_code = 503
+            answer.request = requests.Request(
+                "GET", "http://x", headers={"Authorization": "secret"}
+            ).prepare()
+            answer.raise_for_status()
+
+        def retrieve_instance(self, *uids):
+            raise ValueError("a bug")
+
+    found = connection.connection_of(Failing("http://failing/dicom-web"))
+    with pytest.raises(dicomslide.MetadataError, match="503") as info:
+        found.metadata(("1", "2", "3"))
+    assert info.value.__cause__ is None
+    assert info.value.__context__ is None
+    with pytest.raises(dicomslide.MetadataError, match="a bug") as info:
+        found.instance(("1", "2", "3"))
+    assert isinstance(info.value.__cause__, ValueError)
 
 
 # -- other processes -------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from dicomslide.codec import DECODERS, PixelFormat, decode_frame
 from dicomslide.codec.codestream import (
     ends_image,
     has_plain_tile_parts,
+    is_lossy,
     jpeg_xl_size,
     parse_jpeg2000,
 )
@@ -962,3 +963,33 @@ def test_rle_of_wrong_segment_count_raises():
     frame = struct.pack("<I", 2) + frame_of(RLE)[4:]
     with pytest.raises(FrameDecodeError, match="segments"):
         decode_frame(frame, format_of(RGB), RLE)
+
+
+@pytest.mark.parametrize("uid", JPEG_LOSSLESS)
+@pytest.mark.parametrize("fill", [1, 2])
+def test_bytes_that_fill_up_to_the_end_marker_are_no_data(uid, fill):
+    """T.81 B.1.1.2: DCMTK makes the length of lossless JPEG even so."""
+    frame = frame_of(uid)
+    assert frame.endswith(END_OF_IMAGE)
+    filled = frame[:-2] + b"\xff" * fill + END_OF_IMAGE
+    np.testing.assert_array_equal(decode_frame(filled, format_of(RGB), uid), RGB)
+    with pytest.raises(FrameDecodeError):
+        decode_frame(frame[:-40] + b"\xff" * fill + END_OF_IMAGE, format_of(RGB), uid)
+
+
+def test_the_byte_that_makes_a_length_even_may_be_any():
+    frame = frame_of(JPEG_LS)
+    frame += b"\0" * (1 - len(frame) % 2)  # CharLS in DCMTK leaves what was in memory
+    np.testing.assert_array_equal(decode_frame(frame + b"\xe6", format_of(RGB), JPEG_LS), RGB)
+    assert not ends_image(memoryview(b"pixel" + END_OF_IMAGE + b"\xe6\xe6"))
+
+
+@pytest.mark.parametrize("uid", [uid for uid in ENCAPSULATED if uid not in JPEG_XL])
+def test_a_codestream_tells_whether_it_is_lossy(uid):
+    assert is_lossy(memoryview(frame_of(uid))) == (uid in LOSSY)
+
+
+@pytest.mark.parametrize("cut", [0, 2, 4, 12, 20, 30])
+@pytest.mark.parametrize("uid", [JPEG_LS_NEAR, J2K, BASELINE])
+def test_of_damaged_headers_nothing_is_said(uid, cut):
+    assert not is_lossy(memoryview(frame_of(uid)[:cut]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -82,7 +83,7 @@ def whole(slide):
 @pytest.mark.parametrize(
     "fault",
     [408, 429, 502, 503, 504, "reset", "truncated", "cut_last_part", "no_closing_delimiter",
-     "short_part", "missing", "surplus", "other_frames"],
+     "short_part", "missing", "surplus", "other_frames", "swapped_numbers"],
 )  # fmt: skip
 def test_what_went_wrong_once_is_asked_for_again(server, clock, fault):
     source = source_of(server, clock)
@@ -134,6 +135,16 @@ def test_what_will_not_change_is_an_error_at_once(server, clock, fault, reason):
     with pytest.raises(dicomslide.FrameReadError, match=f"frame 8: .*{reason}"):
         source.read_frames([7])
     assert (len(server.requests), clock.waits) == (1, [])
+    assert source.read_frames([7]) == [server.archive.frames(source.name)[7]]
+
+
+@pytest.mark.parametrize("fault", ["empty", "no_content"])
+def test_an_empty_reply_is_no_empty_frame(server, clock, fault):
+    """A frame that is stored empty is background: silence must not become one."""
+    source = source_of(server, clock)
+    server.play(*[fault] * 4)
+    with pytest.raises(dicomslide.FrameReadError, match=r"frame 8: .*the reply is empty"):
+        source.read_frames([7])
     assert source.read_frames([7]) == [server.archive.frames(source.name)[7]]
 
 
@@ -202,6 +213,28 @@ def test_bad_frames_are_filled_and_reading_goes_on(server, clock):
     np.testing.assert_array_equal(matrix[64:96, :32], expected[64:96, :32])
 
 
+def test_a_profile_that_could_not_be_had_is_asked_for_again(server, clock, folder):
+    slide = dicomslide.open_slide(client_of(server, clock))
+    metadata, connected = slide.metadata, slide.get_volume_images()[0].source
+    item = metadata.OpticalPathSequence[0]
+    server.play(404)
+    with pytest.warns(dicomslide.MetadataWarning, match="colours stay as stored.*404"):
+        assert connected.icc_profile(item) is None
+    stored = dicomslide.open_slide(folder).metadata.OpticalPathSequence[0].ICCProfile
+    assert connected.icc_profile(item) == stored
+    asked = len(server.requests)
+    assert connected.icc_profile(item) == stored
+    assert len(server.requests) == asked
+
+
+def test_all_that_is_tried_for_bulk_data_has_one_deadline(server, clock):
+    client = client_of(server, clock, deadline=5.0, attempts=99)
+    server.play(*[503] * 99)
+    with pytest.raises(dicomslide.MetadataError, match="503"):
+        connection.connection_of(client).bulk_data(f"{server.url}/studies/1/7")
+    assert clock.now <= 5.0
+
+
 # -- credentials -----------------------------------------------------------------------------
 
 
@@ -235,6 +268,53 @@ def test_a_token_that_expires_is_refreshed_once(server, tokens):
     assert TOKEN not in str(info.value)
     server.token = TOKEN
     assert whole(slide).any()
+
+
+def test_threads_whose_token_expires_at_once_renew_it_once(server, tokens):
+    source = dicomslide.open_slide(url_of(server)).get_volume_images()[0].source
+    asked = len(tokens)
+    server.token = "another"
+    together = threading.Barrier(8)
+    gone = threading.Event()
+    original = credentials._registered.token(server.url)
+
+    def token(url):
+        original(url)
+        gone.wait(0.2)
+        return "another"
+
+    dicomslide.register_credentials(server.url, token=token)
+
+    def fetch(index):
+        together.wait(10)
+        return source._fetch([index])
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(fetch, range(8)))
+    stored = server.archive.frames(source.name)
+    assert [frames[i] for i, frames in enumerate(found)] == stored[:8]
+    assert len(tokens) == asked + 1
+
+
+def test_a_token_may_be_read_from_a_file_with_the_end_of_its_line(server):
+    server.token = TOKEN
+    dicomslide.register_credentials(f"dicomweb+{server.url}/", token=lambda url: f"{TOKEN}\n")
+    try:
+        assert dicomslide.open_slide(url_of(server)).num_levels == 5
+    finally:
+        dicomslide.register_credentials(server.url)
+
+
+@pytest.mark.parametrize("bad", [f"{TOKEN}\r\nX: y", f"{TOKEN}\u2019"])
+def test_a_token_that_no_header_may_have_is_not_shown(server, bad):
+    dicomslide.register_credentials(server.url, token=lambda url: bad)
+    try:
+        with pytest.raises(dicomslide.MetadataError, match="a token has characters") as info:
+            dicomslide.open_slide(url_of(server))
+    finally:
+        dicomslide.register_credentials(server.url)
+    assert TOKEN not in "".join(traceback.format_exception(info.value))
+    assert server.requests == []
 
 
 def test_nothing_that_is_kept_or_shown_holds_a_token(server, tokens):

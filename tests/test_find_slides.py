@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 
 import numpy as np
@@ -14,6 +15,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID
 
 import dicomslide
+from dicomslide.backends import client as client_module
 from dicomslide.slide.discovery import find_slides
 from dicomslide.testing import uid_of, write_slide
 
@@ -156,6 +158,54 @@ def test_results_come_in_pages(archive, offsets):
     assert containers(find_slides(client, include_derived=False)) == ["A", "B", "C"]
     asked = [call[2] for call in client.calls if call[0] == "search"]
     assert asked == ([0, 1, 2, 3] if offsets else [0, 3])
+
+
+def test_a_server_that_gives_its_only_page_again_may_have_more(archive, monkeypatch):
+    monkeypatch.setattr(client_module, "PAGE", 2)
+    with pytest.warns(dicomslide.MetadataWarning, match="may be more than these 2"):
+        found = find_slides(FakeClient(archive, offsets=False), include_derived=False)
+    assert containers(found) == ["A", "B"]
+
+
+def test_results_that_never_end_are_an_error(archive, monkeypatch):
+    monkeypatch.setattr(client_module, "MOST_RESULTS", 1000)
+    client = FakeClient(archive)
+    numbers = itertools.count()
+
+    def search(**where):
+        return [{"0020000E": {"vr": "UI", "Value": [f"1.{next(numbers)}"]}} for _ in range(200)]
+
+    client.search_for_series = search
+    with pytest.raises(dicomslide.MetadataError, match="results of a search for series have no"):
+        find_slides(client)
+    assert next(numbers) <= 1200
+
+
+@pytest.mark.parametrize(
+    "bad", [{}, {"0020000E": None}, {"0020000E": {"vr": "UI"}},
+            {"0020000E": {"vr": "UI", "Value": [None]}}, {"0020000E": {"Value": "1.2"}}],
+)  # fmt: skip
+def test_results_that_name_no_series_are_passed_over(archive, bad):
+    client = FakeClient(archive)
+    search = client.search_for_series
+    client.search_for_series = lambda **where: [*search(**where), bad]
+    assert containers(find_slides(client)) == ["A", "B", "C"]
+
+
+@pytest.mark.parametrize("answer", [[], None])
+def test_a_series_without_metadata_is_an_error_or_left_out(archive, answer):
+    client = FakeClient(archive)
+    series = uid_of("series", 1)
+    retrieve = client.retrieve_series_metadata
+    client.retrieve_series_metadata = lambda study, wanted: (
+        answer if wanted == series else retrieve(study, wanted)
+    )
+    with pytest.raises(
+        dicomslide.MetadataError, match=f"nothing as the metadata of series {series}"
+    ):
+        find_slides(client)
+    with pytest.warns(dicomslide.MetadataWarning, match=f"left out: series {series}"):
+        assert containers(find_slides(client, fail_on_error=False)) == ["B", "C"]
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,24 @@ def test_metadata_of_a_concatenation_keep_text_and_are_quiet(tmp_path):
     assert parts[0].metadata.NumberOfFrames == 6
 
 
+def test_a_broken_value_that_nobody_needs_stops_no_concatenation(tmp_path):
+    paths = [
+        write_slide(tmp_path / str(i), downsamples=(1,), slide_number=i, **SMALL)[0] for i in (1, 2)
+    ]
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        dataset.RecommendedDisplayFrameRateInFloat = 2.0
+        dataset.save_as(path)
+        data, number = path.read_bytes(), b"\x08\0\x59\x94F"
+        assert data.count(number + b"L") == 1
+        path.write_bytes(data.replace(number + b"L", number + b"D"))  # eight bytes, of four
+    joined = ConcatenatedSource(tuple(map(FileSource.open, paths)), (0, 6), (6, 6)).metadata
+    assert joined.NumberOfFrames == 12
+    assert joined.Rows == 32
+    with pytest.raises(dicomslide.MetadataError, match="header can't be read"):
+        joined.RecommendedDisplayFrameRateInFloat  # noqa: B018
+
+
 def test_validation_is_as_it_was_while_a_header_is_read(tmp_path):
     (path,) = write_slide(tmp_path, downsamples=(1,), **SMALL)
     settings = pydicom.config.settings

@@ -10,7 +10,7 @@ import pytest
 import requests
 from faulty_server import AS_STORED, FaultyServer
 
-from dicomslide.backends.transport import Patience, Transport, TransportError
+from dicomslide.backends.transport import Patience, Transport, TransportError, _stranger, public
 from dicomslide.testing import write_slide
 
 SECRET = "a-secret"
@@ -117,6 +117,15 @@ def test_a_server_that_says_how_long_to_wait_is_obeyed(server, clock):
     assert clock.waits == [7.0]
 
 
+def test_a_server_that_asks_for_no_wait_at_all_gets_one(server, clock):
+    past = formatdate(time.time() - 3600)
+    server.play(
+        (503, {"Retry-After": "0"}), (503, {"Retry-After": past}), (503, {"Retry-After": "soon"})
+    )
+    assert get(transport(clock), server)
+    assert clock.waits == [0.25, 0.5, 1.0]
+
+
 def test_one_deadline_holds_for_all_attempts(server, clock):
     server.play(*[503] * 99)
     with pytest.raises(TransportError, match=r"503 .*9 attempts in 19\.8 s"):
@@ -144,8 +153,9 @@ def test_a_server_that_says_nothing_is_not_waited_for(server, clock):
     assert get(transport(clock), server)
 
 
-def test_bytes_that_drop_in_one_by_one_do_not_outlast_the_deadline(server):
-    server.play("trickle")
+@pytest.mark.parametrize("what", ["trickle", "dripping_headers"])
+def test_bytes_that_drop_in_one_by_one_do_not_outlast_the_deadline(server, what):
+    server.play(what)
     how = Transport(requests.Session, patience=Patience(deadline=0.3))
     with pytest.raises(TransportError, match="bytes have come by the deadline"):
         get(how, server)
@@ -162,7 +172,33 @@ def test_nobody_there_is_an_error_after_some_attempts(clock):
     with pytest.raises(TransportError, match=r"ConnectionError.*2 attempts") as info:
         how.get(f"http://127.0.0.1:9/x?token={SECRET}", "*/*", joined, most_bytes=1)
     assert SECRET not in str(info.value)
+    # what an error of requests knows of the request, dask would send with it
     assert info.value.__cause__ is None
+    assert info.value.__context__ is None
+
+
+@pytest.mark.parametrize("value", [f"Bearer {SECRET}\n", f" {SECRET}"])
+def test_headers_that_are_none_are_not_shown(server, clock, value):
+    session = requests.Session()
+    session.headers["Authorization"] = value
+    with pytest.raises(TransportError, match="InvalidHeader") as info:
+        get(transport(clock, session=session), server)
+    assert SECRET not in str(info.value)
+    assert (server.requests, clock.waits) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"http://user:{SECRET}@host/x",
+        f"http://user:pa@ss@{SECRET}@host/x",
+        f"/x?token={SECRET} (Caused by nothing)",
+        f"https://host/#access_token={SECRET}",
+    ],
+)
+def test_credentials_in_urls_are_left_out(text):
+    assert SECRET not in public(f"before {text}")
+    assert public(f"before {text}").startswith("before ")
 
 
 def test_a_url_that_is_none_is_an_error_at_once(clock):
@@ -251,3 +287,10 @@ def test_redirections_have_an_end(server, clock):
     with pytest.raises(TransportError, match="6 redirections"):
         get(transport(clock), server)
     assert len(server.requests) == 6
+
+
+def test_another_host_is_reached_through_the_same_proxy(monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    stranger = _stranger(requests.Session(), "https://elsewhere/x")
+    assert stranger.proxies["https"] == "http://proxy:3128"
+    assert stranger.auth is None

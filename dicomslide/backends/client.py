@@ -298,11 +298,11 @@ class ClientStore:
         uids = dataclasses.astuple(series)
         folder = _folder_of(self.client)
         if folder is None:
-            answer = connection_of(self.client).ask(
-                f"the metadata of series {uids[1]}", "retrieve_series_metadata", *uids
-            )
+            what = f"the metadata of series {uids[1]}"
+            connection = connection_of(self.client)
+            answer = connection.ask(what, "retrieve_series_metadata", *uids)
             if not answer:
-                raise MetadataError(f"{uids[1]}: a series that its server has no metadata of")
+                raise MetadataError(f"{connection.address.url} gives nothing as {what}")
             metadata = [dataset_of_json(each) for each in answer]
         else:
             instances = self._pages(

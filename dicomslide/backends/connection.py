@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import OrderedDict
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -397,8 +398,8 @@ def connection_at(address: Address) -> Connection:
     return _connections.at(address)
 
 
-class _LossyError(ValueError):
-    """Frames came in a lossy compression that the image isn't stored in."""
+class _LossyError(TransportError):
+    """Frames came in a lossy compression, and the image isn't lossy."""
 
 
 def _check_lossless(frames: Sequence[bytes], pixel_format: PixelFormat) -> None:
@@ -406,8 +407,9 @@ def _check_lossless(frames: Sequence[bytes], pixel_format: PixelFormat) -> None:
     for frame in frames:
         if len(frame) != pixel_format.native_bytes and is_lossy(memoryview(frame)):
             raise _LossyError(
-                "it gives frames in a lossy compression, but the header doesn't say that the image"
-                " is lossy (LossyImageCompression)"
+                "they come in a lossy compression, but the header doesn't say that the image is"
+                " lossy (LossyImageCompression)",
+                HTTPStatus.NOT_ACCEPTABLE,
             )
 
 

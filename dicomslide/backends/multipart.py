@@ -14,6 +14,8 @@ __all__ = ["Part", "ReplyError", "WrongTypeError", "parts_of"]
 
 LONGEST_HEADERS = 16384
 """Bytes of a part's headers; more are no headers."""
+MOST_DIGITS = 18
+"""Of a number in a header."""
 END_OF_LINE = b"\r\n"
 END_OF_HEADERS = b"\r\n\r\n"
 
@@ -48,7 +50,7 @@ class Part:
     def frame_number(self) -> int | None:
         """One-based frame that the part's Content-Location names; None where it names none."""
         before, found, number = self.headers.get("content-location", "").rpartition("/frames/")
-        return int(number) if found and before and number.isdecimal() else None
+        return _number(number) if found and before else None
 
 
 def parts_of(content_type: str, chunks: Iterable[bytes]) -> Iterator[Part]:
@@ -74,6 +76,8 @@ def parts_of(content_type: str, chunks: Iterable[bytes]) -> Iterator[Part]:
         data = b"".join(chunks)
         if media_type.startswith("multipart/") and data.startswith(b"--"):
             raise ReplyError(f"a reply of several parts without a boundary: {content_type}")
+        if not data:  # an empty frame would be background
+            raise ReplyError("the reply is empty")
         single = {} if media_type.startswith("multipart/") else {"content-type": content_type}
         yield Part(single, data)
         return
@@ -85,10 +89,10 @@ def parts_of(content_type: str, chunks: Iterable[bytes]) -> Iterator[Part]:
         count += 1
         what = f"the end of part {count}"
         headers = _headers(body.take_to(END_OF_HEADERS, what, most=LONGEST_HEADERS))
-        length = headers.get("content-length", "")
-        if length.isdecimal():
+        length = _number(headers.get("content-length", ""))
+        if length is not None:
             # the bytes of a frame may hold the delimiter: its length is the better witness
-            data = body.take(int(length), what)
+            data = body.take(length, what)
             if not body.starts_with(delimiter):
                 raise ReplyError(f"part {count} isn't the {length} bytes long that it says")
             body.take(len(delimiter), what)
@@ -154,6 +158,10 @@ class _Body:
 def _headers(block: bytes) -> dict[str, str]:
     lines = (line.partition(":") for line in block.decode("latin-1").split("\r\n"))
     return {name.strip().lower(): value.strip() for name, colon, value in lines if colon}
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
 
 
 @functools.lru_cache(64)  # the parts of a reply mostly say the same

@@ -307,7 +307,9 @@ def ends_image(buffer: memoryview) -> bool:
     end = bytes(buffer[-16:]).rstrip(b"\0")
     if len(end) < 2:
         end = bytes(buffer).rstrip(b"\0")
-    return end.endswith(_END_OF_IMAGE)
+    # some writers take whatever lies in memory as the byte that makes a length even
+    padded = len(buffer) % 2 == 0 and bytes(buffer[-3:-1]) == _END_OF_IMAGE
+    return padded or end.endswith(_END_OF_IMAGE)
 
 
 def jpeg_xl_size(buffer: memoryview) -> tuple[int, int]:

@@ -141,7 +141,7 @@ def _jpeg_uncommon(buffer: memoryview, header: JpegHeader, declared: PixelFormat
     array = decode(data)
     # A decoder that has run out of data goes on with zeros. One that has not, ignores what is
     # put before the end marker: if that changes the pixels, data were missing.
-    end = data.rindex(_END_OF_IMAGE)
+    end = len(data[: data.rindex(_END_OF_IMAGE)].rstrip(b"\xff"))  # bytes that fill up to a marker
     if not np.array_equal(array, decode(data[:end] + b"\xaa" * 64 + data[end:])):
         raise FrameDecodeError("the JPEG codestream ends before its last pixel: it is truncated")
     return ybr_to_rgb(array) if ycbcr and header.lossless else array
