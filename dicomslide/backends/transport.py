@@ -16,7 +16,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from dicomslide.backends.multipart import ReplyError, WrongTypeError
@@ -148,7 +148,8 @@ class Transport:
         accept : str
             Media type wanted: one, for some servers look at the last only.
         read : callable
-            Makes of the Content-Type and the chunks of a body what is returned.
+            Makes of the Content-Type and the chunks of a body what is returned; called in a
+            thread of its own.
         most_bytes : int
             Longest body that is received.
         retried : frozenset of int
@@ -176,17 +177,14 @@ class Transport:
                 try:
                     session = self._session()
                     auth = getattr(session, "auth", None)
-                    with _Exchange(
-                        functools.partial(self._send, session, url, accept, deadline), most_bytes
-                    ) as exchange:
-                        response = exchange.next(deadline - self._clock())
-                        status = response.status_code
-                        if status in ANSWERS:
-                            kind = response.headers.get("Content-Type") or ""
-                            return read(kind, self._chunks(exchange, deadline))
-                        asked = _retry_after(response)
-                        reason = _named(status)
-                        may_retry = status in retried
+                    send = functools.partial(self._send, session, url, accept, deadline)
+                    exchange = _Exchange(send, read, most_bytes)
+                    found = exchange.result(deadline - self._clock())
+                    status = exchange.status
+                    if status in ANSWERS:
+                        return found
+                    asked, reason = exchange.asked, _named(status)
+                    may_retry = status in retried
                 finally:
                     self._in_flight.release()
             except ReplyError as error:
@@ -236,14 +234,9 @@ class Transport:
             sender = session if is_at_home(url, home) else _stranger(session, url)
         raise WrongTypeError(f"{MOST_REDIRECTS + 1} redirections, one after the other")
 
-    def _chunks(self, exchange: _Exchange, deadline: float) -> Iterator[bytes]:
-        """Yield the body as it arrives, until the deadline."""
-        while (piece := exchange.next(deadline - self._clock())) is not None:
-            yield piece
 
-
-class _Exchange:
-    """A request and its reply, in a thread of its own, which who waits can leave.
+class _Exchange(Generic[T]):
+    """A request and what is read of its reply, in a thread of its own, which who waits can leave.
 
     A socket limits the time until the next byte, but not that of bytes that drop in one by one,
     and the look-up of a host's name has no limit at all.
@@ -252,36 +245,62 @@ class _Exchange:
     ----------
     send : callable
         Sends the request and returns the response.
+    read : callable
+        See :meth:`Transport.get`.
     most_bytes : int
         Longest body that is received.
 
     """
 
-    def __init__(self, send: Callable[[], Any], most_bytes: int) -> None:
+    def __init__(self, send: Callable[[], Any], read: Read[T], most_bytes: int) -> None:
         self._send = send
+        self._read = read
         self._most_bytes = most_bytes
-        self._came: SimpleQueue[Any] = SimpleQueue()
+        self._done: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
         self._received = 0
         self._is_left = False
+        self.status = 0
+        self.asked = 0.0
+        """Seconds that the server asks to wait."""
 
-    def __enter__(self) -> _Exchange:
-        threading.Thread(target=self._run, name="dicomslide request", daemon=True).start()
-        return self
+    def result(self, seconds: float) -> T:
+        """Return what is read of an answer; None where the server gives none.
 
-    def __exit__(self, *error: object) -> None:
-        self._is_left = True
+        Raises
+        ------
+        TimeoutError
+            When it isn't read in time.
+
+        """
+        try:
+            if seconds <= 0:
+                raise Empty
+            threading.Thread(target=self._run, name="dicomslide request", daemon=True).start()
+            found, error = self._done.get(timeout=seconds)
+        except Empty:
+            raise TimeoutError(f"{self._received:,} bytes have come by the deadline") from None
+        finally:
+            self._is_left = True
+        if error is not None:
+            raise error
+        return found
 
     def _run(self) -> None:
         try:
-            with self._send() as response:
-                self._came.put(response)
-                if response.status_code in ANSWERS:
-                    self._receive(response)
-            self._came.put(None)
+            self._done.put((self._exchanged(), None))
         except BaseException as error:  # it is raised where it is waited for
-            self._came.put(error)
+            self._done.put((None, error))
 
-    def _receive(self, response: Any) -> None:
+    def _exchanged(self) -> T | None:
+        with self._send() as response:
+            self.status = response.status_code
+            self.asked = _retry_after(response)
+            if self.status not in ANSWERS:
+                return None
+            return self._read(response.headers.get("Content-Type") or "", self._chunks(response))
+
+    def _chunks(self, response: Any) -> Iterator[bytes]:
+        """Yield the body as it arrives, as long as somebody waits for it."""
         # iter_content waits for a whole chunk
         read1 = getattr(response.raw, "read1", None)
         pieces = (
@@ -296,27 +315,8 @@ class _Exchange:
                     f"the reply has more than the {self._most_bytes:,} bytes expected"
                 )
             if self._is_left:
-                return
-            self._came.put(piece)
-
-    def next(self, seconds: float) -> Any:
-        """Return the response, then piece by piece its body, then None.
-
-        Raises
-        ------
-        TimeoutError
-            When nothing comes in time.
-
-        """
-        try:
-            if seconds <= 0:
-                raise Empty
-            found = self._came.get(timeout=seconds)
-        except Empty:
-            raise TimeoutError(f"{self._received:,} bytes have come by the deadline") from None
-        if isinstance(found, BaseException):
-            raise found
-        return found
+                raise TimeoutError("nobody waits any more")
+            yield piece
 
 
 def public(text: str) -> str:
