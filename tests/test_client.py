@@ -551,7 +551,7 @@ def test_credentials_are_not_sent_to_another_server():
     found = connection.connection_of(DICOMwebClient("http://host:8080/dicom-web"))
     with pytest.raises(dicomslide.MetadataError, match=r"bulk data are at http://other/x, not at"):
         found.bulk_data("http://other/x?signature=secret")
-    for other in ("http://host/x", "http://host:8081/x", "https://host:8080/x"):
+    for other in ("http://host/x", "http://host:8081/x", "https://host:8080/x", "http://host:a/x"):
         with pytest.raises(dicomslide.MetadataError, match="bulk data are at"):
             found.bulk_data(other)
 

@@ -425,15 +425,22 @@ def test_a_url_names_a_service_and_what_is_wanted_of_it(url, service, study, ser
 
 @pytest.mark.parametrize("bad", ["u:secret@host/x", "host/x?token=secret"])
 def test_a_url_with_credentials_is_an_error_that_does_not_show_them(bad):
-    with pytest.raises(ValueError, match="register_credentials") as info:
+    with pytest.raises(dicomslide.NotDicomError, match="register_credentials") as info:
         dicomslide.open_slide(f"dicomweb+https://{bad}/studies/1.2")
     assert "secret" not in str(info.value)
 
 
 @pytest.mark.parametrize("bad", ["ftp://host/studies/1.2", "https://host/studies/abc", "https://"])
 def test_a_url_of_something_else_is_an_error(bad):
-    with pytest.raises(ValueError, match="isn't like"):
+    with pytest.raises(dicomslide.NotDicomError, match="isn't like"):
         dicomslide.open_slide(f"dicomweb+{bad}")
+
+
+def test_storage_options_for_a_dicomweb_server_are_an_error(server):
+    for source in (url_of(server), client_of(server)):
+        with pytest.raises(ValueError, match="register_credentials"):
+            dicomslide.open_slide(source, storage_options={"token": TOKEN})
+    assert server.requests == []
 
 
 # -- requests --------------------------------------------------------------------------------

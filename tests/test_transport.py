@@ -281,6 +281,14 @@ def test_the_same_host_gets_them(server, clock):
     assert [headers["X-Api-Key"] for _, headers in server.requests] == [SECRET, SECRET]
 
 
+def test_a_redirection_to_nowhere_is_an_error_at_once(server, clock):
+    server.elsewhere = "http://127.0.0.1:port"
+    server.play("redirect")
+    with pytest.raises(TransportError, match="InvalidURL"):
+        get(transport(clock), server)
+    assert clock.waits == []
+
+
 def test_redirections_have_an_end(server, clock):
     server.elsewhere = ""
     server.play(*["redirect"] * 20)

@@ -97,7 +97,7 @@ def store_at(url: str) -> ClientStore:
 
     Raises
     ------
-    ValueError
+    NotDicomError
         When it isn't such a URL, or holds credentials.
 
     """
@@ -105,13 +105,13 @@ def store_at(url: str) -> ClientStore:
     from dicomslide.backends.transport import public
 
     if public(url) != url:
-        raise ValueError(
+        raise NotDicomError(
             f"{public(url)}: a URL may hold no user, password or query, for it is kept and shown;"
             " see dicomslide.register_credentials"
         )
     match = _URL.fullmatch(url.removeprefix(URL_SCHEME))
     if match is None or "/studies" in match["service"]:
-        raise ValueError(f"{url} isn't like {URL_SCHEME}https://host/studies/1.2.3/series/4.5.6")
+        raise NotDicomError(f"{url} isn't like {URL_SCHEME}https://host/studies/1.2.3/series/4.5.6")
     client = connection_at(Address("DICOMwebClient", match["service"], None)).client
     return ClientStore(client, match["study"], series_instance_uid=match["series"])
 

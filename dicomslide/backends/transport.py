@@ -369,7 +369,10 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 def is_at_home(url: str, home: str) -> bool:
     """Whether credentials for one URL may be sent to another."""
-    at, of = _origin(url), _origin(home)
+    try:
+        at, of = _origin(url), _origin(home)
+    except ValueError:  # a port that is no number, an address that is none
+        return False
     return at == of or (at == ("https", of[1], 443) and of == ("http", of[1], 80))
 
 

@@ -72,7 +72,9 @@ def open_slide(
     SourceReadError
         When a server doesn't give an object.
     NotDicomError, NotSlideError
-        When there is no DICOM file, or none with a slide image.
+        When there is no DICOM file, or none with a slide image; or a URL isn't one.
+    ValueError
+        When `storage_options` are given, but no URL that they are for.
     AmbiguousSlideError
         When several slides are there; the message lists them.
 
@@ -96,7 +98,12 @@ def open_slide(
                 f"a slide can't be opened from a {type(source).__name__}; expected a path, a list"
                 " of paths, a FrameStore or a Slide"
             )
-        store = open_store(source, storage_options)
+        store, storage_options = open_store(source, storage_options), None
+    if storage_options is not None:
+        raise ValueError(
+            "storage_options are for URLs that fsspec knows; for a DICOMweb server see"
+            " dicomslide.register_credentials"
+        )
     metadata = store.metadata
     if study_instance_uid is not None:
         metadata = [
