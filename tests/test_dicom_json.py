@@ -105,3 +105,20 @@ def test_what_is_no_dicom_json_is_an_error_or_nothing(metadata, groups):
     else:
         with pytest.raises(dicomslide.MetadataError):
             _header_of(dataset_of_json(metadata))
+
+
+def test_a_sequence_that_is_bulk_data_is_said_to_be_left_out(metadata):
+    metadata["00480105"] = {"vr": "SQ", "BulkDataURI": "http://host/bulk/1"}
+    with pytest.warns(dicomslide.MetadataWarning, match="sequence 00480105 is left out"):
+        found = dataset_of_json(metadata)
+    assert not found.get("OpticalPathSequence")
+    assert found.Rows == metadata["00280010"]["Value"][0]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [None, "x", [], {"00080018": None}, {"00080018": {"vr": "UI", "Value": []}, "00280010": 3}],
+)
+def test_what_is_no_object_of_elements_is_an_error(bad):
+    with pytest.raises(dicomslide.MetadataError, match="DICOM JSON"):
+        dataset_of_json(bad)

@@ -160,6 +160,12 @@ def test_results_come_in_pages(archive, offsets):
     assert asked == ([0, 1, 2, 3] if offsets else [0, 3])
 
 
+@pytest.mark.parametrize("value", [None, "https://host/dicom-web"])
+def test_what_is_no_client_is_an_error(value):
+    with pytest.raises(TypeError, match=r"expected a dicomweb_client\.api\.DICOMClient"):
+        find_slides(value)
+
+
 def test_a_server_that_gives_its_only_page_again_may_have_more(archive, monkeypatch):
     monkeypatch.setattr(client_module, "PAGE", 2)
     with pytest.warns(dicomslide.MetadataWarning, match="may be more than these 2"):

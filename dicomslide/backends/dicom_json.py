@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from dicomslide.errors import MetadataError
+from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.perframe import positions_of_json
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def dataset_of_json(json: Mapping[str, Any]) -> Dataset:
         When it isn't DICOM JSON.
 
     """
+    if not isinstance(json, dict):
+        raise MetadataError(f"what should be an instance's DICOM JSON is a {type(json).__name__}")
     # some servers cut float pixels off behind their first number: better none at all
     kept = {tag: element for tag, element in json.items() if not tag.startswith("7FE0")}
     groups = (kept.get(PER_FRAME_GROUPS) or {}).get("Value") or []
@@ -71,6 +74,12 @@ def _dataset(json: dict[str, Any]) -> Dataset:
     from dicomslide.backends.lenient import no_validation
 
     def bulk_data(tag: str, vr: str, uri: str) -> BulkData | None:
+        if vr == "SQ":  # some servers cut off long sequences so; the standard has no such thing
+            warnings.warn(
+                f"{_name_of(json)}: the sequence {tag} is left out, for it comes as bulk data",
+                MetadataWarning,
+                stacklevel=2,
+            )
         if vr not in BULK_VRS:
             return None
         value = BulkData()
@@ -81,7 +90,10 @@ def _dataset(json: dict[str, Any]) -> Dataset:
         with no_validation():
             return Dataset.from_json(json, bulk_data)
     except Exception as error:  # pydicom raises KeyError, TypeError, ValueError and others
-        found = json.get("00080018")
-        uid = found.get("Value") if isinstance(found, dict) else None
-        name = uid[0] if isinstance(uid, list) and uid else "an instance"
-        raise MetadataError(f"{name}: its metadata aren't DICOM JSON: {error}") from error
+        raise MetadataError(f"{_name_of(json)}: its metadata aren't DICOM JSON: {error}") from error
+
+
+def _name_of(json: dict[str, Any]) -> str:
+    found = json.get("00080018")
+    uid = found.get("Value") if isinstance(found, dict) else None
+    return str(uid[0]) if isinstance(uid, list) and uid else "an instance"

@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
-from dicomslide.backends.client import ClientStore
+from dicomslide.backends.client import ClientStore, is_client
 from dicomslide.errors import MetadataWarning
 from dicomslide.image import TiledImage
 from dicomslide.slide.collection import group_by_slide, is_derived, is_volume, slide_key
@@ -71,6 +71,8 @@ def find_slides(
 
     Raises
     ------
+    TypeError
+        When `client` is none
     MetadataError
         When the server refuses an answer, or a header lacks what is needed
     AmbiguousSlideError
@@ -78,6 +80,11 @@ def find_slides(
 
     """
     from dicomslide.annotation.bulk import are_annotations_of
+
+    if not is_client(client):
+        raise TypeError(
+            f"client is a {type(client).__name__}; expected a dicomweb_client.api.DICOMClient"
+        )
 
     @contextlib.contextmanager
     def attempt(what: str) -> Iterator[None]:
