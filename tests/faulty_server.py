@@ -283,6 +283,15 @@ class _Handler(BaseHTTPRequestHandler):
             while not self.owner.released.wait(0.01):
                 self.wfile.write(b"-")
 
+    def steady(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        for _ in range(10):
+            self.owner.released.wait(0.05)
+            self.wfile.write(bytes(100_000))
+
     def trickle(self):
         self.send_response(200)
         self.send_header("Content-Type", f"multipart/related; boundary={BOUNDARY}")

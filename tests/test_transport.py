@@ -161,6 +161,12 @@ def test_bytes_that_drop_in_one_by_one_do_not_outlast_the_deadline(server, what)
         get(how, server)
 
 
+def test_a_large_reply_that_comes_steadily_may_take_longer(server):
+    server.play("steady")
+    how = Transport(requests.Session, patience=Patience(deadline=0.2, attempts=1))
+    assert len(get(how, server)) == 1_000_000
+
+
 def test_a_reply_without_end_is_not_received(server, clock):
     with pytest.raises(TransportError, match="more than the 10 bytes expected"):
         get(transport(clock), server, most_bytes=10)

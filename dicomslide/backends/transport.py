@@ -36,6 +36,8 @@ RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP status of what may go well a little later."""
 ANSWERS = frozenset({HTTPStatus.OK, HTTPStatus.NO_CONTENT})
 CHUNK = 2**18
+SLOWEST = 100_000
+"""Bytes a second for which is waited beyond the deadline: what is large takes its time."""
 MOST_REDIRECTS = 5
 MOST_IN_FLIGHT = 8
 """Requests to one server at a time: as many as a session keeps connections for, or fewer."""
@@ -71,7 +73,8 @@ class Patience:
     damaged: int = 3
     """Attempts after which a damaged reply is what the server has."""
     deadline: float = 120.0
-    """For all attempts together, with the waits between them."""
+    """For all attempts together, with the waits between them; longer for a reply that is large
+    and comes steadily."""
     first_wait: float = 0.25
     """Before the second attempt; twice as long before each further one."""
     longest_wait: float = 10.0
@@ -272,13 +275,21 @@ class _Exchange(Generic[T]):
             When it isn't read in time.
 
         """
+        if seconds <= 0:
+            raise TimeoutError("no time is left for it")
+        deadline = time.monotonic() + seconds
+        threading.Thread(target=self._run, name="dicomslide request", daemon=True).start()
         try:
-            if seconds <= 0:
-                raise Empty
-            threading.Thread(target=self._run, name="dicomslide request", daemon=True).start()
-            found, error = self._done.get(timeout=seconds)
-        except Empty:
-            raise TimeoutError(f"{self._received:,} bytes have come by the deadline") from None
+            while True:
+                left = deadline + self._received / SLOWEST - time.monotonic()
+                try:
+                    found, error = self._done.get(timeout=max(0.0, left))
+                    break
+                except Empty:
+                    if left <= 0:
+                        raise TimeoutError(
+                            f"{self._received:,} bytes have come by the deadline"
+                        ) from None
         finally:
             self._is_left = True
         if error is not None:
