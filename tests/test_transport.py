@@ -304,6 +304,8 @@ def test_redirections_have_an_end(server, clock):
 
 
 def test_another_host_is_reached_through_the_same_proxy(monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
     stranger = _stranger(requests.Session(), "https://elsewhere/x")
     assert stranger.proxies["https"] == "http://proxy:3128"

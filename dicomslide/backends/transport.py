@@ -125,7 +125,7 @@ class Transport:
 
     @property
     def longest(self) -> float:
-        """Seconds after which a request has ended, one way or the other."""
+        """Seconds after which a request has ended, unless a large reply still comes in."""
         return self._patience.deadline
 
     def deadline(self) -> float:
