@@ -400,9 +400,10 @@ def test_a_slide_is_opened_by_url_in_few_requests(server, folder, series):
     np.testing.assert_array_equal(whole(slide), whole(dicomslide.open_slide(folder)))
 
 
-def test_the_engine_opens_a_url(server, folder):
+@pytest.mark.parametrize("engine", ["dicomslide", None])
+def test_the_engine_opens_a_url(server, folder, engine):
     url = url_of(server)
-    dataset = xr.open_dataset(url, engine="dicomslide", chunks={})
+    dataset = xr.open_dataset(url, engine=engine, chunks={})
     expected = xr.open_dataset(folder, engine="dicomslide")
     xr.testing.assert_equal(dataset.compute(scheduler="threads"), expected)
     assert dataset.encoding["source"] == url

@@ -78,12 +78,15 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Whether this is a DICOM slide; looks at the first bytes of few files on disk.
 
-        Of a URL the name alone is looked at: guessing costs no request.
+        Of a URL the name alone is looked at: guessing costs no request. A DICOMweb URL can be
+        nothing else.
         """
         try:
-            path = os.fspath(filename_or_obj)
+            path = _as_given(os.fspath(filename_or_obj))
             if isinstance(path, bytes):
                 return False
+            if is_dicomweb_url(path):
+                return True
             if "://" in path:
                 return path.partition("::")[0].partition("?")[0].endswith(".dcm")
             if not os.path.isdir(path):
