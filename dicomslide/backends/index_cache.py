@@ -1,7 +1,7 @@
 """Where frames are, kept on disk for files that don't say so themselves.
 
-Each entry is a file of its own: its key, its numbers, and a digest of both. One that is damaged,
-or of another file, counts as none.
+Each entry is a file of its own, one for each file it is of: its key, its numbers, and a digest of
+both. One that is damaged, or of another version of the file, counts as none.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ def _key(what: tuple[Any, ...]) -> bytes:
     return json.dumps([_FORMAT, *what]).encode() + b"\n"
 
 
-def _path(key: bytes) -> str | None:
-    folder = get_options().index_folder
-    return os.path.join(folder, hashlib.sha256(key).hexdigest() + ".index") if folder else None
+def _path(name: str) -> str | None:
+    folder = os.path.expanduser(get_options().index_folder)
+    digest = hashlib.sha256(json.dumps([_FORMAT, name]).encode()).hexdigest()
+    return os.path.join(folder, f"{digest}.index") if folder else None
 
 
-def load(what: tuple[Any, ...]) -> NDArray[np.int64] | None:
+def load(name: str, what: tuple[Any, ...]) -> NDArray[np.int64] | None:
     """Return the numbers that were kept; None where there are none, or they are damaged.
 
     Parameters
     ----------
+    name : str
+        Path or URL of the file.
     what : tuple
         What they are of: texts and numbers, among them the version of the file.
 
@@ -49,8 +52,8 @@ def load(what: tuple[Any, ...]) -> NDArray[np.int64] | None:
         Of one dimension.
 
     """
-    key = _key(what)
-    path = _path(key)
+    key = _key((name, *what))
+    path = _path(name)
     if path is None:
         return None
     try:
@@ -64,13 +67,15 @@ def load(what: tuple[Any, ...]) -> NDArray[np.int64] | None:
     return np.frombuffer(content, "<i8", offset=len(key)).astype(np.int64)
 
 
-def save(what: tuple[Any, ...], numbers: NDArray[np.int64]) -> None:
-    """Keep numbers for other processes; a folder that can't be written to is no error.
+def save(name: str, what: tuple[Any, ...], numbers: NDArray[np.int64]) -> None:
+    """Keep numbers for other processes, instead of those of another version of the file.
+
+    A folder that can't be written to is no error.
 
     Others see the whole entry or none, whoever else writes it at the same time.
     """
-    key = _key(what)
-    path = _path(key)
+    key = _key((name, *what))
+    path = _path(name)
     if path is None:
         return
     content = key + numbers.astype("<i8").tobytes()
@@ -81,7 +86,7 @@ def save(what: tuple[Any, ...], numbers: NDArray[np.int64]) -> None:
                 file.write(hashlib.sha256(content).digest() + content)
                 file.close()
                 os.replace(file.name, path)
-            except OSError:
+            except BaseException:
                 file.close()
                 os.unlink(file.name)
                 raise

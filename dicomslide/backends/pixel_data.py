@@ -310,14 +310,15 @@ def locate_frames(
         # in a file of more than 4 GiB the 32-bit offsets wrap: such a table is no table
         if len(table) == num_frames and limit - base <= UNDEFINED:
             return _by_basic_table(blob, base + table.astype(np.int64), limit)
-    what = ("frames", blob.name, blob.size, blob.version, base, limit, num_frames)
-    kept = index_cache.load(what) if blob.version else None
+    what = (blob.size, blob.version, base, limit, num_frames)
+    kept = index_cache.load(blob.name, what) if blob.version else None
     if kept is not None and len(kept) % 2 == 1:
         starts, ends = kept[1:].reshape(2, -1)
         return EncapsulatedFrames(starts, ends, limit, single=bool(kept[0]))
     found = _by_scan(blob, base, limit, num_frames)
     if blob.version:  # or what was kept might be of other bytes
-        index_cache.save(what, np.concatenate([[found.single], found.starts, found.ends]))
+        numbers = np.concatenate([[found.single], found.starts, found.ends])
+        index_cache.save(blob.name, what, numbers)
     return found
 
 
