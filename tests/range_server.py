@@ -26,7 +26,8 @@ class RangeServer(ThreadingHTTPServer):
         self.nbytes = 0
         self.gate = None  # a barrier at which requests wait for each other
         self.token = None
-        self.asked = threading.Event()
+        self.clients = set()
+        self.hangs = threading.Event()
         self.released = threading.Event()
         self.lock = threading.Lock()
 
@@ -50,6 +51,9 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments):
         pass
 
+    def do_HEAD(self):
+        self.do_GET()
+
     def do_GET(self):
         server = self.server
         with server.lock:
@@ -57,8 +61,9 @@ class _Handler(BaseHTTPRequestHandler):
                 (self.command, self.path, self.headers.get("Range"), dict(self.headers))
             )
             fault = server.faults.pop(0) if server.faults else server.always
-        server.asked.set()
+            server.clients.add(self.client_address)
         if fault == "hang":
+            server.hangs.set()
             server.released.wait(60)
         if server.gate is not None:
             server.gate.wait(0.4)
@@ -84,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def give(self, data, fault):
         etag = hashlib.md5(data).hexdigest() if fault != "etag" else "another"
-        headers = {"ETag": f'"{etag}"'}
+        headers = {} if fault == "no etag" else {"ETag": f'"{etag}"'}
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
         if found is None or fault == "whole":
             self.answer(200, headers, data)
@@ -113,6 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if self.command == "HEAD":
+            return
         if cut:  # the connection breaks in the middle of the body
             self.wfile.write(body[: len(body) // 2])
             self.close_connection = True

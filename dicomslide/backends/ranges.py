@@ -11,17 +11,21 @@ import errno
 import itertools
 import random
 import re
+import struct
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dicomslide.cache import Registry
 from dicomslide.errors import DicomSlideError, SourceReadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
+    from zipfile import ZipInfo
 
     from dicomslide.backends.spans import Span
 
-__all__ = ["PATIENCE", "Answer", "Patience", "Place", "RangeError", "Reach", "ask", "read_ranges"]
+__all__ = ["PATIENCE", "Answer", "Patience", "Place", "RangeError", "Reach", "ask", "read_ranges",
+           "version_of"]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,6 +36,9 @@ class Patience:
     """All attempts of a read together, with the waits between them."""
     request: float = 30.0
     """One request."""
+    slowest: float = 2**18
+    """Bytes a second that are still waited for: a read of many bytes has more time, in all and
+    for each of its requests, which share the line."""
     attempts: int = 6
     first_wait: float = 0.25
     """Before the second attempt, at most; twice as long before each one that follows."""
@@ -71,6 +78,10 @@ class Place:
     path: str
     inside: tuple[Place, ...] = ()
     """The object that the file system lies in, as an archive does."""
+    archive: str | None = None
+    """Version of what the file system lies in, when it was read."""
+    generation: int = 0
+    """How often credentials had been renewed when it was made."""
 
 
 class Reach(Protocol):
@@ -80,8 +91,8 @@ class Reach(Protocol):
         """Return the object as this process reaches it."""
         ...
 
-    def renew(self) -> bool:
-        """Ask for new credentials; False where there is no way to."""
+    def renew(self, refused: int) -> bool:
+        """Ask for newer credentials than those of a generation; False where there is no way to."""
         ...
 
     def public(self, text: str) -> str:
@@ -132,7 +143,11 @@ class _Fault(OSError):
 
 
 def ask(
-    reach: Reach, count: int, request: Callable[[Place, Sequence[int], float], list[Any]]
+    reach: Reach,
+    count: int,
+    request: Callable[[Place, Sequence[int], float], list[Any]],
+    *,
+    nbytes: int = 0,
 ) -> list[Any]:
     """Ask for several things until all have come.
 
@@ -145,6 +160,8 @@ def ask(
     request : callable
         Gets the place, which things are wanted, and the seconds left; returns each of them, or
         the exception instead.
+    nbytes : int, default: 0
+        Bytes that are to come, all together.
 
     Raises
     ------
@@ -153,13 +170,15 @@ def ask(
 
     """
     began = time.monotonic()
+    deadline = PATIENCE.deadline + nbytes / PATIENCE.slowest
     found: list[Any] = [None] * count
     missing: Sequence[int] = range(count)
     renewed = False
     for attempt in itertools.count(1):
-        left = PATIENCE.deadline - (time.monotonic() - began)
+        left = deadline - (time.monotonic() - began)
         failures: dict[int, Exception] = {}
-        for item, answer in zip(missing, _ask_once(reach, missing, request, left), strict=True):
+        generation, answers = _ask_once(reach, missing, request, left)
+        for item, answer in zip(missing, answers, strict=True):
             if isinstance(answer, Exception):
                 failures[item] = answer
             else:
@@ -168,7 +187,7 @@ def ask(
             return found
         missing = list(failures)
         denied = any(_status(error) in (UNAUTHORIZED, FORBIDDEN) for error in failures.values())
-        if denied and not renewed and reach.renew():
+        if denied and not renewed and reach.renew(generation):
             renewed = True
             continue
         hopeless = [item for item, error in failures.items() if not _may_pass(error)]
@@ -176,7 +195,7 @@ def ask(
         wait *= random.uniform(0.5, 1)  # or all that failed together would come back together
         wait = max([wait, *(getattr(error, "wait", 0.0) for error in failures.values())])
         spent = time.monotonic() - began
-        if hopeless or attempt >= PATIENCE.attempts or spent + wait > PATIENCE.deadline:
+        if hopeless or attempt >= PATIENCE.attempts or spent + wait > deadline:
             item = (hopeless or missing)[0]
             reason = reach.public(_reason(failures[item]))
             if not hopeless:
@@ -191,18 +210,27 @@ def _ask_once(
     wanted: Sequence[int],
     request: Callable[[Place, Sequence[int], float], list[Any]],
     left: float,
-) -> list[Any]:
+) -> tuple[int, list[Any]]:
+    generation = 0
     try:
-        return request(reach.place(), wanted, left)
+        place = reach.place()
+        generation = place.generation
+        return generation, request(place, wanted, left)
     except (DicomSlideError, ImportError, MemoryError):
         raise
     except Exception as error:  # each file system has error types of its own
-        return [error] * len(wanted)
+        return generation, [error] * len(wanted)
+
+
+_CREDENTIALS_MISSING = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError")
+"""Errors of botocore, which has no common base for them."""
 
 
 def _status(error: Exception) -> int | None:
     if isinstance(error, PermissionError):
         return FORBIDDEN
+    if type(error).__name__ in _CREDENTIALS_MISSING:
+        return UNAUTHORIZED
     if isinstance(error, FileNotFoundError):
         return 404
     for name in ("status", "status_code", "code"):
@@ -218,6 +246,8 @@ def _may_pass(error: Exception) -> bool:
         return status is None or status in PASSING
     if isinstance(error, (ConnectionError, TimeoutError, EOFError)):
         return True
+    if isinstance(error, ValueError):  # a URL that is none, a certificate that isn't to be trusted
+        return False
     if type(error).__module__.startswith(("aiohttp", "botocore", "fsspec")):
         return True  # a connection that broke; what a server says has a status
     return isinstance(error, OSError) and error.errno in _PASSING_ERRORS
@@ -240,8 +270,18 @@ def _reason(error: Exception) -> str:
 # -- ranges ----------------------------------------------------------------------------------
 
 
-def read_ranges(reach: Reach, spans: Sequence[Span]) -> list[Answer]:
+def read_ranges(reach: Reach, spans: Sequence[Span], *, is_known: bool = True) -> list[Answer]:
     """Read ranges of an object, several at once.
+
+    Parameters
+    ----------
+    reach : Reach
+        The way to the object.
+    spans : sequence of Span
+        The ranges.
+    is_known : bool, default: True
+        Whether the caller knows which version answers must be of. All answers of an object that
+        isn't known yet are of one version, too.
 
     Returns
     -------
@@ -254,14 +294,31 @@ def read_ranges(reach: Reach, spans: Sequence[Span]) -> list[Answer]:
         When one can't be read.
 
     """
+    nbytes = sum(stop - start for start, stop in spans)
 
     def request(place: Place, wanted: Sequence[int], left: float) -> list[Any]:
-        return _request(place, [spans[item] for item in wanted], left)
+        limit = min(PATIENCE.request + nbytes / PATIENCE.slowest, left)
+        return _request(place, [spans[item] for item in wanted], limit, left, is_known)
 
-    return ask(reach, len(spans), request)
+    return ask(reach, len(spans), request, nbytes=nbytes)
 
 
-def _request(place: Place, spans: Sequence[Span], left: float) -> list[Any]:
+def version_of(place: Place) -> str:
+    """Return what tells an object from others that were or will be at the same place."""
+    limit = PATIENCE.request
+    (answer,) = _request(place, [(0, 1)], limit, limit, is_known=False)
+    if isinstance(answer, Exception):
+        raise answer
+    return _version(answer)
+
+
+def _version(answer: Answer) -> str:
+    return f"{answer.size} {answer.version}"
+
+
+def _request(
+    place: Place, spans: Sequence[Span], limit: float, left: float, is_known: bool
+) -> list[Any]:
     protocol = place.filesystem.protocol
     names = {protocol} if isinstance(protocol, str) else set(protocol)
     get: Callable[[Any, str, int, int], Coroutine[Any, Any, Answer]]
@@ -269,17 +326,20 @@ def _request(place: Place, spans: Sequence[Span], left: float) -> list[Any]:
         get = _http_range
     elif "s3" in names:
         get = _s3_range
+    elif "zip" in names and place.inside and (member := _stored_member(place)) is not None:
+        return _stored_ranges(place, member, spans, limit, left, is_known)
     else:
-        return _any_ranges(place, spans, left)
+        return _any_ranges(place, spans, limit, is_known)
     from fsspec.asyn import sync
 
-    return sync(place.filesystem.loop, _gathered, get, place, spans, left)
+    return sync(place.filesystem.loop, _gathered, get, place, spans, limit, left)
 
 
 async def _gathered(
     get: Callable[[Any, str, int, int], Coroutine[Any, Any, Answer]],
     place: Place,
     spans: Sequence[Span],
+    limit: float,
     left: float,
 ) -> list[Any]:
     """Have several ranges under way, each within the time of a request and of the whole read."""
@@ -290,8 +350,8 @@ async def _gathered(
 
     async def one(span: Span) -> Answer:
         async with slots:
-            limit = min(PATIENCE.request, until - time.monotonic())
-            return await asyncio.wait_for(get(place.filesystem, place.path, *span), limit)
+            time_left = min(limit, until - time.monotonic())
+            return await asyncio.wait_for(get(place.filesystem, place.path, *span), time_left)
 
     return await asyncio.gather(*(one(span) for span in spans), return_exceptions=True)
 
@@ -316,8 +376,8 @@ async def _http_range(filesystem: Any, url: str, start: int, stop: int) -> Answe
     own = server(at)
     for _ in range(MOST_REDIRECTS):
         if server(at) != own:  # credentials are for the server they were given for
-            return await _elsewhere(at, wanted, start, stop)
-        async with session.get(at, headers=headers, **options) as response:
+            return await _elsewhere(filesystem, at, wanted, start, stop)
+        async with session.get(filesystem.encode_url(at), headers=headers, **options) as response:
             if response.status in (301, 302, 303, 307, 308) and "Location" in response.headers:
                 at = urljoin(at, response.headers["Location"])
                 continue
@@ -325,14 +385,16 @@ async def _http_range(filesystem: Any, url: str, start: int, stop: int) -> Answe
     raise _Fault("it redirects again and again", 400)
 
 
-async def _elsewhere(url: str, headers: dict[str, str], start: int, stop: int) -> Answer:
+async def _elsewhere(
+    filesystem: Any, url: str, headers: dict[str, str], start: int, stop: int
+) -> Answer:
     """Follow a redirect to another server, without what was meant for the first one."""
-    import aiohttp
+    from fsspec.implementations.http import HTTPFileSystem
 
-    async with (
-        aiohttp.ClientSession() as session,
-        session.get(url, headers=headers, max_redirects=MOST_REDIRECTS) as response,
-    ):
+    # one for all, kept by fsspec with its connections: some archives redirect each request
+    proxies = bool(filesystem.client_kwargs.get("trust_env"))
+    session = await HTTPFileSystem(client_kwargs={"trust_env": proxies}).set_session()
+    async with session.get(url, headers=headers, max_redirects=MOST_REDIRECTS) as response:
         return await _http_answer(response, start, stop)
 
 
@@ -347,7 +409,10 @@ async def _http_answer(response: Any, start: int, stop: int) -> Answer:
     if status == 200:
         length = headers.get("Content-Length", "")
         if start > 0 or not length.isdecimal() or int(length) > stop:
-            raise _Fault(f"the whole object came (HTTP status 200), not bytes {start} to {stop}")
+            raise _Fault(
+                f"the whole object came (HTTP status 200), not bytes {start} to {stop}: does the"
+                " server take range requests?"
+            )
         content_range = f"bytes 0-{int(length) - 1}/{length}"
     elif status != 206:
         raise _Fault(f"HTTP status {status}", status, _retry_after(headers.get("Retry-After")))
@@ -374,6 +439,7 @@ async def _s3_range(filesystem: Any, path: str, start: int, stop: int) -> Answer
     """Ask S3 for a range: unlike s3fs' own way, with the ETag of the object it is of."""
     bucket, key, version = filesystem.split_path(path)
     wanted = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{stop - 1}"}
+    wanted |= filesystem.req_kw  # who pays; not every s3fs adds it by itself
     if version:
         wanted["VersionId"] = version
     answer = await filesystem._call_s3("get_object", **wanted)
@@ -382,7 +448,7 @@ async def _s3_range(filesystem: Any, path: str, start: int, stop: int) -> Answer
     content_range = answer.get("ContentRange")
     if content_range is None:  # the whole object
         content_range = f"bytes 0-{answer['ContentLength'] - 1}/{answer['ContentLength']}"
-    return _checked(data, start, stop, content_range, answer["ETag"])
+    return _checked(data, start, stop, content_range, answer.get("ETag", ""))
 
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -408,7 +474,7 @@ _ETAGS = ("ETag", "etag", "generation")
 _TIMES = ("mtime", "last_modified", "LastModified", "updated", "modified", "date_time", "created")
 
 
-def _any_ranges(place: Place, spans: Sequence[Span], left: float) -> list[Any]:
+def _any_ranges(place: Place, spans: Sequence[Span], limit: float, is_known: bool) -> list[Any]:
     """Read by what every file system has; which object it was is asked afterwards.
 
     An object that is afterwards what it was before was it meanwhile.
@@ -416,7 +482,7 @@ def _any_ranges(place: Place, spans: Sequence[Span], left: float) -> list[Any]:
     filesystem = place.filesystem
     paths = [place.path] * len(spans)
     starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
-    limit = min(PATIENCE.request, left)
+    before = None if is_known else _state(place, limit)
     if filesystem.async_impl:
         from fsspec.asyn import sync
 
@@ -427,6 +493,8 @@ def _any_ranges(place: Place, spans: Sequence[Span], left: float) -> list[Any]:
     else:
         data = filesystem.cat_ranges(paths, starts, stops, on_error="return")
     size, version = _state(place, limit)
+    if before not in (None, (size, version)):
+        raise _Fault("it was changed while it was read")
     return [
         each if isinstance(each, Exception) else _checked_length(each, span, size, version)
         for each, span in zip(data, spans, strict=True)
@@ -457,3 +525,53 @@ def _state(place: Place, limit: float) -> tuple[int, str]:
     parts += [str(info[name]) for name in ("CRC",) if name in info]
     parts += [str(part) for inner in place.inside for part in _state(inner, limit)]
     return int(info["size"] or 0), " ".join(parts)
+
+
+# -- archives --------------------------------------------------------------------------------
+
+_MEMBER = struct.Struct("<4s22xHH")
+"""Local header of a zip's member: signature, and lengths of the two parts behind it."""
+_starts: Registry[ZipInfo, int] = Registry(1024)
+"""Where the bytes of members begin in their archives."""
+
+
+def _stored_member(place: Place) -> ZipInfo | None:
+    """Return a member of an archive whose bytes are there as they are; None for any other."""
+    member: ZipInfo | None = place.filesystem.zip.NameToInfo.get(place.path)
+    if member is None or member.compress_type or member.flag_bits & 1 or not member.file_size:
+        return None
+    return member
+
+
+def _stored_ranges(
+    place: Place, member: ZipInfo, spans: Sequence[Span], limit: float, left: float, is_known: bool
+) -> list[Any]:
+    """Read ranges of the archive itself: zipfile would read all that comes before."""
+    (archive,) = place.inside
+    size = member.file_size
+
+    def read(spans: list[Span]) -> list[Any]:
+        answers = _request(archive, spans, limit, left, is_known)
+        for each in answers:
+            is_answer = isinstance(each, Answer) and not archive.inside
+            if is_answer and not is_known and _version(each) != place.archive:
+                raise _Fault("the archive was changed while it was opened", 400)
+        return answers
+
+    def find() -> int:
+        at = member.header_offset
+        (answer,) = read([(at, at + _MEMBER.size)])
+        if isinstance(answer, Exception):
+            raise answer
+        signature, *lengths = _MEMBER.unpack(answer.data.ljust(_MEMBER.size, b"\0"))
+        if signature != b"PK\3\4":
+            raise _Fault("it doesn't begin where the archive's directory says")
+        return at + _MEMBER.size + sum(lengths)
+
+    start = _starts.get(member, find)
+    return [
+        each
+        if isinstance(each, Exception)
+        else Answer(each.data, size, f"{each.version} {member.CRC}")
+        for each in read([(start + first, start + min(last, size)) for first, last in spans])
+    ]

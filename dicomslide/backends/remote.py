@@ -6,16 +6,20 @@ with which credentials, is registered here and never leaves the process.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import hashlib
 import itertools
 import os
+import queue
+import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.backends import encoded_frames, ranges
 from dicomslide.backends.file import FileSource, FileStore, check_opens
+from dicomslide.backends.part10 import PREAMBLE
 from dicomslide.backends.spans import joined, place
 from dicomslide.backends.storage import (
     ObjectReach,
@@ -50,16 +54,21 @@ HEAD = 2**17
 """Bytes that are read first: most headers are shorter."""
 MOST_AHEAD = 8 * 2**20
 """Bytes that are read ahead, at most, by who reads on and on."""
+SKIPPED = 2**20
+"""Bytes that somebody who reads on may skip: reading them costs no more than a round trip."""
 KEPT = 2**20
 """Bytes of a read that are kept for the next one, with what was read ahead."""
 PIECE = 2 * 2**20
-"""A long read is several requests of so many bytes."""
+"""A long read is several requests of so many bytes or more."""
 GAP = 2**17
 """Bytes that are read in vain rather than in another request, as a round trip costs as much."""
 WASTE = 0.15
 """Most of them, as a share of what is wanted."""
 MOST_BYTES = 64 * 2**20
 """Bytes that one read has under way at once."""
+FRAMES_AT_ONCE = 64
+"""Frames that one read asks for, unless they are large: while it is decoded, the next one is under
+way."""
 OPENED_AT_ONCE = 8
 MOST_OBJECTS = 1024
 
@@ -115,13 +124,15 @@ class RemoteFile:
         self.name = url
         self._reach = ObjectReach(url, options)
         try:
-            (answer,) = ranges.read_ranges(self._reach, [(0, HEAD)])
+            (answer,) = ranges.read_ranges(self._reach, [(0, HEAD)], is_known=False)
         except ranges.RangeError as error:
             raise _error(url, error) from None
         if answer.size is None:
             raise SourceReadError(f"{url}: the server doesn't tell how many bytes it has")
         self.size: int = answer.size
-        self.version = answer.version
+        self._etag = answer.version
+        # where the server tells no version, another object is at least noticed by its head
+        self.version = self._etag or f"head-{hashlib.sha256(answer.data).hexdigest()[:16]}"
         self._key = url, self.version
         head = _Window(0, answer.data, HEAD)
         _heads.get(self._key, lambda: head)
@@ -137,9 +148,12 @@ class RemoteFile:
             return found
         at = offset + len(found)
         missing = length - len(found)
-        step = min(2 * window.step, MOST_AHEAD) if at in (window.stop, head.stop) else HEAD
+        last = window if at >= window.start else head
+        goes_on = 0 <= at - last.stop <= SKIPPED
+        step = min(2 * last.step, MOST_AHEAD) if goes_on else HEAD
         stop = min(at + missing + step, self.size)
-        cuts = [*range(at, stop, PIECE), stop]
+        pieces = max(1, (stop - at) // PIECE)
+        cuts = [at + (stop - at) * i // pieces for i in range(pieces + 1)]
         try:
             parts = self._fetch(list(itertools.pairwise(cuts)))
         except ranges.RangeError as error:
@@ -198,15 +212,18 @@ class RemoteFile:
             return []
         answers = ranges.read_ranges(self._reach, spans)
         for answer in answers:
-            if answer.version != self.version or answer.size not in (None, self.size):
+            if answer.version != self._etag or answer.size not in (None, self.size):
                 raise _changed(self.name, self.size, answer.size)
         return [answer.data for answer in answers]
 
 
 def _changed(url: str, expected: int, found: int | None) -> SourceChangedError:
+    other = "is another version"
+    if found not in (None, expected):
+        other = f"has {found} bytes, expected {expected}"
     return SourceChangedError(
-        f"{url}: the object isn't any more the one that was opened: it has {found} bytes, expected"
-        f" {expected}, or another version; open the slide again"
+        f"{url}: the object isn't any more the one that was opened, it {other}; open the slide"
+        " again"
     )
 
 
@@ -231,7 +248,8 @@ class RemoteSource(FileSource):
     """
 
     version: str = ""
-    """Its ETag, or time of change."""
+    """Its ETag, or time of change, or a digest of its first bytes where the server tells neither:
+    then a change in mid-read isn't noticed."""
     options: str = "{}"
     """Storage options that hold no credentials, as JSON."""
 
@@ -266,6 +284,12 @@ class RemoteSource(FileSource):
     def identity(self) -> tuple[Hashable, ...]:
         """Name of these bytes: the same in every process."""
         return ("remote", self.path, self.sop_instance_uid, self.size, self.version)
+
+    @property
+    def frames_per_request(self) -> int:
+        """Frames that are asked for at once, in several requests where they aren't neighbours."""
+        native_bytes = pixel_format_of(self.metadata).native_bytes
+        return max(1, min(FRAMES_AT_ONCE, MOST_BYTES // max(1, native_bytes)))
 
     @property
     def _key(self) -> tuple[str, int, Hashable]:
@@ -355,30 +379,76 @@ def _is_local_url(path: Any) -> bool:
 
 
 def _local_path(url: str) -> str:
-    from urllib.parse import unquote, urlsplit
+    """Return the path of a URL as fsspec writes it, else of one that is encoded as URLs should."""
+    from urllib.parse import unquote
 
-    return unquote(urlsplit(url).path)
+    path = url.removeprefix("file://")
+    if path.startswith("localhost/"):
+        path = path.removeprefix("localhost")
+    return path if os.path.exists(path) else unquote(path)
 
 
 def _sources_at(url: str) -> list[FileSource]:
     """Open an object, or all objects of a folder, several at once."""
     first = url.partition("::")[0].partition("?")[0]
+    if "://" not in first:
+        raise SourceReadError(
+            f"{public_url(url)}: {first} keeps copies that it doesn't compare with the object, so"
+            " that changes wouldn't be noticed; open the URL without it"
+        )
     is_http = first.startswith(("http://", "https://"))
     if first.endswith(".dcm") or (is_http and not first.endswith("/")):
-        return [RemoteSource.open(url)]
-    names = _objects_in(url)
-    if names is None:
-        return [RemoteSource.open(url)]
-    with ThreadPoolExecutor(OPENED_AT_ONCE, thread_name_prefix="dicomslide") as pool:
         try:
-            return [source for source in pool.map(_opened, names) if source is not None]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            return [RemoteSource.open(url)]
+        except NotDicomError as error:
+            if first.endswith(".dcm"):
+                raise
+            raise NotDicomError(f"{error}; the URL of a folder ends in /") from None
+    urls = _objects_in(url)
+    if urls is None:
+        return [RemoteSource.open(url)]
+    sources = []
+    for source in _opened_together(urls):
+        if isinstance(source, MetadataError):
+            warnings.warn(f"left out: {source}", MetadataWarning, stacklevel=4)
+        elif source is not None:
+            sources.append(source)
+    return sources
 
 
-def _opened(url: str) -> FileSource | None:
-    """Open an object of a folder; None where it isn't DICOM, or is broken."""
+def _opened_together(urls: list[str]) -> list[FileSource | MetadataError | None]:
+    """Open the objects of a folder, in their order; the first other error is raised at once."""
+    waiting = collections.deque(enumerate(urls))
+    done: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+
+    def work() -> None:
+        while True:
+            try:
+                at, url = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                done.put((at, _opened(url)))
+            except BaseException as error:
+                done.put((at, error))
+
+    # not of a pool, whose threads nobody leaves behind: neither Ctrl-C nor the end of the process
+    for _ in range(min(OPENED_AT_ONCE, len(urls))):
+        threading.Thread(target=work, name="dicomslide", daemon=True).start()
+    found: list[FileSource | MetadataError | None] = [None] * len(urls)
+    try:
+        for _ in urls:
+            at, each = done.get()
+            if isinstance(each, BaseException) and not isinstance(each, MetadataError):
+                raise each
+            found[at] = each
+    finally:
+        waiting.clear()
+    return found
+
+
+def _opened(url: str) -> FileSource | MetadataError | None:
+    """Open an object of a folder; None where it isn't DICOM, the error where it is broken."""
     try:
         source = RemoteSource.open(url)
         check_opens(source.metadata)
@@ -386,8 +456,7 @@ def _opened(url: str) -> FileSource | None:
     except NotDicomError:
         return None
     except MetadataError as error:
-        warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=2)
-        return None
+        return error
 
 
 def _objects_in(url: str) -> list[str] | None:
@@ -408,17 +477,22 @@ def _objects_in(url: str) -> list[str] | None:
         (found,) = ranges.ask(reach, 1, find)
     except ranges.RangeError as error:
         raise _error(public, error) from None
-    place = reach.place()
-    if list(found) == [place.path]:
+    folder = reach.place().path
+    if list(found) == [folder]:
         return None
+    first, chained, rest = url.partition("::")
+    is_http = first.startswith(("http://", "https://"))  # a page also links to elsewhere
+    found = {
+        name: info
+        for name, info in found.items()
+        if name.startswith(folder) and not (is_http and "?" in name)
+    }
     if not found:
         raise SourceNotFoundError(f"{public}: no object is there")
-    first, chained, rest = url.partition("::")
-    protocol = first.partition("://")[0]
-    if protocol in ("http", "https"):  # what a page links to: also to other pages, and elsewhere
-        found = {name: found[name] for name in found if name.startswith(first) and "?" not in name}
+    # what a file system calls an object may lack the server that its URL names
+    base = first if first.endswith("/") else f"{first}/"
     return [
-        (name if "://" in name else f"{protocol}://{name.lstrip('/')}") + chained + rest
+        base + name[len(folder) :].lstrip("/") + chained + rest
         for name, info in sorted(found.items())
-        if info.get("type") == "file" and (info.get("size") is None or info["size"] > 132)
+        if info.get("type") == "file" and (info.get("size") is None or info["size"] > PREAMBLE)
     ]

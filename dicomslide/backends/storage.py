@@ -9,21 +9,24 @@ import hashlib
 import json
 import re
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dicomslide.backends.ranges import Place
+from dicomslide.backends import ranges
 from dicomslide.cache import ForkLock, Registry
-from dicomslide.errors import NotDicomError
+from dicomslide.errors import NotDicomError, SourceDeniedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Hashable
 
     StorageOptions: TypeAlias = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 
 __all__ = ["ObjectReach", "StorageOptions", "harmless", "harmless_for", "is_url",
            "public_url", "register_storage_options", "remembered"]  # fmt: skip
 
-MOST_REGISTERED = 1024
+MOST_REGISTERED = 2**16
+"""Beginnings of URLs, and URLs with a secret: each is a short text, and opening a data set by
+signed URLs takes many."""
 HARMLESS = frozenset(
     {"anon", "endpoint_url", "region_name", "requester_pays", "use_ssl", "account_name", "project"}
 )
@@ -32,7 +35,15 @@ NESTED = "client_kwargs"
 """An option of s3fs whose harmless items may travel, too."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
-_HIDDEN = re.compile(r"(?<=://)[^/@:]*:[^/@]*@|(?<=^http://)[^/@]*@|(?<=^https://)[^/@]*@")
+_HIDDEN = re.compile(
+    r"(?<=://)[^/?#@:\s]*:[^/?#\s]*@|(?<=http://)[^/?#\s]*@|(?<=https://)[^/?#\s]*@"
+)
+"""User and password of any URL in a text."""
+_QUERY = re.compile(r"(?<=\?)(?!query-[0-9a-f]{12}\b)[^\s'\"<>?]+")
+"""Query of any URL in a text, unless it is a digest."""
+_DIGEST = re.compile(r"query-[0-9a-f]{12}")
+_CUTS = re.compile(r"/|\?|::")
+"""Where a URL begins that others begin with."""
 
 
 def is_url(path: Any) -> bool:
@@ -43,7 +54,8 @@ def is_url(path: Any) -> bool:
 def public_url(url: str) -> str:
     """Return a URL without what may be a credential: user and password, and an HTTP query.
 
-    A digest stands for the query, which may be all that tells two objects apart.
+    A digest stands for the query, which may be all that tells two objects apart. What is public
+    stays as it is.
     """
     return "::".join(_public_link(link) for link in url.split("::"))
 
@@ -53,12 +65,15 @@ def _public_link(link: str) -> str:
     if shown.startswith(("http://", "https://")):
         shown, mark, query = shown.partition("?")
         if mark:
-            shown += "?" + hashlib.sha256(query.encode()).hexdigest()[:12]
+            is_public = _DIGEST.fullmatch(query) is not None
+            digest = hashlib.sha256(query.encode()).hexdigest()[:12]
+            shown += f"?{query}" if is_public else f"?query-{digest}"
     return shown
 
 
 def _secrets_of(url: str) -> list[str]:
-    parts = [found.group() for link in url.split("::") for found in [_HIDDEN.search(link)] if found]
+    parts = [found.group()[:-1] for found in _HIDDEN.finditer(url)]
+    parts += [part.partition(":")[2] for part in parts]
     return parts + [link.partition("?")[2] for link in url.split("::") if "?" in link]
 
 
@@ -72,9 +87,35 @@ class _Registered:
         self.options = options
         self.generation = 0
         """How often they were asked for again."""
+        self.secrets: list[str] = []
+        """Texts that no message may show."""
+        if not callable(options):
+            self._note(options)
 
     def current(self) -> dict[str, Any]:
-        return dict(self.options() if callable(self.options) else self.options)
+        options = self.options
+        if not callable(options):
+            return dict(options)
+        given = _copied(options())
+        self._note(given)
+        return dict(given)
+
+    def _note(self, options: Mapping[str, Any]) -> None:
+        self.secrets = _texts(options, harmless(options))
+
+
+def _copied(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return options that don't change if those given do."""
+    if not isinstance(options, Mapping):
+        raise TypeError(
+            f"storage options are a mapping or a callable that returns one, not a"
+            f" {type(options).__name__}"
+        )
+
+    def copied(value: Any) -> Any:
+        return {key: copied(each) for key, each in value.items()} if type(value) is dict else value
+
+    return {key: copied(value) for key, value in options.items()}
 
 
 class _StorageOptions:
@@ -87,6 +128,9 @@ class _StorageOptions:
         self._urls: OrderedDict[str, str] = OrderedDict()
 
     def register(self, prefix: str, options: StorageOptions) -> None:
+        if not callable(options):
+            options = _copied(options)
+        prefix = prefix.rstrip("/")
         with self._lock:
             known = self._by_prefix.get(prefix)
             if known is None or known.options != options:
@@ -96,8 +140,10 @@ class _StorageOptions:
     def of(self, url: str) -> _Registered | None:
         """Return what was registered for the longest beginning of a URL."""
         with self._lock:
-            fitting = [prefix for prefix in self._by_prefix if _begins(url, prefix)]
-            return self._by_prefix[max(fitting, key=len)] if fitting else None
+            return next(
+                (self._by_prefix[each] for each in _beginnings(url) if each in self._by_prefix),
+                None,
+            )
 
     def renew(self, given: _Registered, known: int) -> None:
         """Let new file systems ask for options again, unless they do so already."""
@@ -125,13 +171,16 @@ def _keep_newest(mapping: OrderedDict[str, Any], key: str) -> None:
         mapping.popitem(last=False)
 
 
-def _begins(url: str, prefix: str) -> bool:
-    start = prefix.rstrip("/")
-    # of a chained URL the options are for all its links, and so may the prefix be for any of them
-    return any(
-        link == start or link.startswith((start + "/", start + "?", start + "::"))
-        for link in (url, *url.split("::")[1:])
-    )
+def _beginnings(url: str) -> list[str]:
+    """Return what options for a URL may be registered for, the longest first.
+
+    Of a chained URL the options are for all its links, and so may the prefix be for any of them.
+    """
+    found = set()
+    for link in (url, *url.split("::")[1:]):
+        found.add(link.rstrip("/"))
+        found.update(link[: at.start()].rstrip("/") for at in _CUTS.finditer(link))
+    return sorted(found, key=len, reverse=True)
 
 
 _storage_options = _StorageOptions()
@@ -150,6 +199,16 @@ def register_storage_options(prefix: str, options: StorageOptions) -> None:
     options : mapping or callable
         Options of the file system of fsspec: ``key`` and ``secret`` of s3fs, ``headers`` of HTTP.
         Or what returns them; it is called again when a server refuses the credentials.
+
+    Raises
+    ------
+    TypeError
+        When the options are neither.
+
+    Notes
+    -----
+    A signed URL travels without its query. A worker process reads it once it was registered there,
+    whole: ``register_storage_options(url, {})``.
 
     Examples
     --------
@@ -204,32 +263,55 @@ class ObjectReach:
         """As it may be shown."""
         self.options = options
         """The harmless ones, as JSON: where nothing is registered."""
-        self._generation = 0
+        self._archive: str | None = None
+        """The version of the archive that it is in: another one is read anew."""
 
-    def place(self) -> Place:
-        """Return the object as this process reaches it."""
-        given = _storage_options.of(self.url)
-        self._generation = given.generation if given else 0
-        return self._place(_storage_options.full_url(self.url), given)
+    def place(self) -> ranges.Place:
+        """Return the object as this process reaches it.
 
-    def _place(self, full: str, given: _Registered | None) -> Place:
+        Raises
+        ------
+        SourceDeniedError
+            When the URL has a query, and this process wasn't told of it.
+
+        """
+        full = _storage_options.full_url(self.url)
+        if any(_DIGEST.fullmatch(link.partition("?")[2]) for link in full.split("::")):
+            raise SourceDeniedError(
+                f"{self.url}: this process doesn't know the query of the URL, which may be a"
+                " signature and isn't told to others; register the whole URL here:"
+                " dicomslide.register_storage_options(url, {})"
+            )
+        return self._place(full, _storage_options.of(self.url))
+
+    def _place(self, full: str, given: _Registered | None) -> ranges.Place:
         first, _, rest = full.partition("::")
+        while rest and "://" not in first:  # a copy of what follows
+            first, _, rest = rest.partition("::")
         root = first.partition("://")[0] if rest else "/".join(first.split("/", 3)[:3])
+        inside = (self._place(rest, given),) if rest else ()
+        if inside and self._archive is None:
+            self._archive = ranges.version_of(inside[0])
+        generation = given.generation if given else 0
 
         def make() -> Any:
             return _new_filesystem(full, given.current() if given else json.loads(self.options))
 
-        key = (root, rest, given, self.options, self._generation)
+        archive = self._archive if inside else None
+        key = (root, rest, given, self.options, generation, archive)
         filesystem = _filesystems.get(key, make)
         path = filesystem._strip_protocol(first)
-        return Place(filesystem, path, (self._place(rest, given),) if rest else ())
+        return ranges.Place(filesystem, path, inside, archive, generation)
 
-    def renew(self) -> bool:
-        """Ask for new credentials, unless another thread has; False where there is nobody to."""
+    def renew(self, refused: int) -> bool:
+        """Ask for newer credentials than those refused, unless another thread has done so.
+
+        False where there is nobody to ask.
+        """
         given = _storage_options.of(self.url)
         if given is None or not callable(given.options):
             return False
-        _storage_options.renew(given, self._generation)
+        _storage_options.renew(given, refused)
         return True
 
     def public(self, text: str) -> str:
@@ -237,11 +319,10 @@ class ObjectReach:
         given = _storage_options.of(self.url)
         secrets = _secrets_of(_storage_options.full_url(self.url))
         if given is not None:
-            options = given.options if not callable(given.options) else {}
-            secrets += _texts(options, harmless(options))
-        for secret in sorted(secrets, key=len, reverse=True):
+            secrets += given.secrets
+        for secret in sorted(filter(None, secrets), key=len, reverse=True):
             text = text.replace(secret, "***")
-        return public_url(text)
+        return _QUERY.sub("***", _HIDDEN.sub("", text))
 
 
 def _texts(value: Any, shown: Any = None) -> list[str]:
@@ -251,7 +332,9 @@ def _texts(value: Any, shown: Any = None) -> list[str]:
         return [text for key, each in value.items() for text in _texts(each, known.get(key))]
     if isinstance(value, (list, tuple)):
         return [text for each in value for text in _texts(each)]
-    return [value] if isinstance(value, str) and len(value) > 3 and value != shown else []
+    if not isinstance(value, str) or value == shown:
+        return []
+    return [text for text in (value, *value.split()) if len(text) > 3]
 
 
 def _new_filesystem(url: str, options: Mapping[str, Any]) -> Any:
@@ -262,6 +345,8 @@ def _new_filesystem(url: str, options: Mapping[str, Any]) -> Any:
             "reading from URLs takes the package fsspec: dicomslide[remote]"
         ) from None
     shown = public_url(url)
+    # whoever uses it awaits nothing, in whatever loop it runs
+    options = {key: each for key, each in options.items() if key not in ("asynchronous", "loop")}
     try:
         # not from fsspec's own cache, which would keep credentials that were renewed
         filesystem, _ = url_to_fs(url, **options, skip_instance_cache=True)
@@ -270,8 +355,8 @@ def _new_filesystem(url: str, options: Mapping[str, Any]) -> Any:
     except ValueError as error:
         if "Protocol not known" in str(error):
             raise NotDicomError(
-                f"{shown}: a URL of a kind that fsspec doesn't know; that of a DICOMweb server"
-                " begins with dicomweb+https://"
+                f"{shown}: a URL of a kind that fsspec doesn't know; a DICOMweb server is read by"
+                " one URL, dicomweb+https://host/.../studies/.../series/..., not in a list"
             ) from None
         raise
     return filesystem

@@ -77,15 +77,23 @@ def open_slide(
         When `storage_options` are given, but no URL that they are for.
     AmbiguousSlideError
         When several slides are there; the message lists them.
+    ValueError
+        When there are storage options, but no URL that they are for.
 
     """
     if isinstance(source, Slide):
         return source
     store: Any
+    web = source if isinstance(source, str) and is_dicomweb_url(source) else None
+    if storage_options is not None and (web or is_client(source) or hasattr(source, "source")):
+        raise ValueError(
+            "storage_options are for URLs of objects and folders; a DICOMweb server is reached as"
+            " register_credentials says"
+        )
     if is_client(source):
         store = ClientStore(source, study_instance_uid)
-    elif isinstance(source, str) and is_dicomweb_url(source):
-        store = store_at(source)
+    elif web is not None:
+        store = store_at(web)
     elif hasattr(source, "source"):
         store = source
     else:
