@@ -43,6 +43,7 @@ FLOORS = [
     "layout",
     "pyramid",
     "backends.spans",
+    "backends.attempts",
     "backends.ranges",
     "backends.storage",
     "backends.lenient",

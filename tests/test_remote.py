@@ -29,8 +29,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 import dicomslide
 from dicomslide import frame_reader
+from dicomslide.backends import attempts, ranges, remote, storage
 from dicomslide.backends import file as file_backend
-from dicomslide.backends import ranges, remote, storage
 from dicomslide.backends.remote import RemoteSource, open_store
 from dicomslide.errors import FrameReadError, NotDicomError, SourceChangedError, SourceReadError
 from dicomslide.testing import write_slide
@@ -63,10 +63,10 @@ def _nothing_known():
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch):
-    patience = ranges.Patience(
+    patience = attempts.Patience(
         deadline=5, request=0.5, attempts=4, first_wait=0.01, longest_wait=0.05
     )
-    monkeypatch.setattr(ranges, "PATIENCE", patience)
+    monkeypatch.setattr(attempts, "PATIENCE", patience)
 
 
 @pytest.fixture(scope="module")
@@ -427,7 +427,7 @@ def test_a_broken_object_of_a_folder_does_not_vanish_in_silence(server):
 
 def test_the_wait_that_a_server_asks_for_is_kept(image, server, monkeypatch):
     waits = []
-    monkeypatch.setattr(ranges.time, "sleep", lambda seconds: waits.append(seconds))
+    monkeypatch.setattr(attempts.time, "sleep", lambda seconds: waits.append(seconds))
     remote._heads.clear()
     server.faults = [(503, {"Retry-After": "2"}), (429, {"Retry-After": "1"})]
     image.read_frames([0])
@@ -436,9 +436,9 @@ def test_the_wait_that_a_server_asks_for_is_kept(image, server, monkeypatch):
 
 def test_waits_grow_and_the_deadline_holds(image, server, monkeypatch):
     waits = []
-    monkeypatch.setattr(ranges.time, "sleep", lambda seconds: waits.append(seconds))
+    monkeypatch.setattr(attempts.time, "sleep", lambda seconds: waits.append(seconds))
     monkeypatch.setattr(
-        ranges, "PATIENCE", ranges.Patience(5, 0.5, attempts=5, first_wait=0.01, longest_wait=1)
+        attempts, "PATIENCE", attempts.Patience(5, 0.5, attempts=5, first_wait=0.01, longest_wait=1)
     )
     remote._heads.clear()
     server.always = 503
@@ -468,13 +468,13 @@ def test_what_takes_long_because_it_is_much_is_waited_for(image, server, folder,
     wanted = list(range(16))
     nbytes = sum(map(len, frames_on_disk(folder, wanted)))
     server.always = "slow"  # 1.5 s; a request has 0.5 s, and 2 s for these bytes
-    patience = dataclasses.replace(ranges.PATIENCE, slowest=nbytes / 2)
-    monkeypatch.setattr(ranges, "PATIENCE", patience)
+    patience = dataclasses.replace(attempts.PATIENCE, slowest=nbytes / 2)
+    monkeypatch.setattr(attempts, "PATIENCE", patience)
     assert list(map(bytes, image.read_frames(wanted))) == frames_on_disk(folder, wanted)
 
 
 def test_what_never_can_be_right_is_not_tried_again(server, monkeypatch):
-    monkeypatch.setattr(ranges.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    monkeypatch.setattr(attempts.time, "sleep", lambda seconds: pytest.fail("it waits"))
     with pytest.raises(SourceReadError, match="InvalidUrl"):
         dicomslide.open_slide("https:///level-0.dcm")
 
@@ -684,7 +684,7 @@ def test_an_archive_that_is_replaced_while_it_is_opened_is_not_mixed(folder, tmp
     reach = storage.ObjectReach(f"zip://in/level-0.dcm::{archive}", "{}")
     reach.place()  # has read where members are
     os.utime(archive, ns=(0, 10**9))
-    with pytest.raises(ranges.RangeError, match="changed while it was opened"):
+    with pytest.raises(attempts.RangeError, match="changed while it was opened"):
         ranges.read_ranges(reach, [(0, 10)], is_known=False)
 
 
@@ -992,9 +992,9 @@ def test_who_has_no_credentials_is_told_where_to_give_them(monkeypatch):
     def request(place, wanted, left):
         raise botocore.NoCredentialsError
 
-    monkeypatch.setattr(ranges.time, "sleep", lambda seconds: pytest.fail("it waits"))
-    with pytest.raises(ranges.RangeError, match="Unable to locate credentials") as caught:
-        ranges.ask(reach, 1, request)
+    monkeypatch.setattr(attempts.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    with pytest.raises(attempts.RangeError, match="Unable to locate credentials") as caught:
+        attempts.ask(reach, 1, request)
     assert isinstance(remote._error("s3://bucket", caught.value), PermissionError)
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from dicomslide.backends import index_cache
+from dicomslide.backends.attempts import RangeError
 from dicomslide.backends.part10 import PIXEL_DATA, Blob, Header, element_at, file_of
-from dicomslide.backends.ranges import RangeError
 from dicomslide.errors import FrameReadError, MetadataError
 from dicomslide.perframe import UNDEFINED
 

@@ -1,22 +1,19 @@
-"""Ranges of bytes of an object on a server: every answer checked, failures tried again.
+"""Ranges of bytes of an object on a server, every answer checked.
 
-An answer that isn't exactly what was asked for never gets further than this. Whatever fails is
-tried again where that may help, all of a read within one deadline.
+An answer that isn't exactly what was asked for never gets further than this.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
-import itertools
-import random
 import re
 import struct
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from dicomslide.backends import attempts
+from dicomslide.backends.attempts import Fault, Place, Reach, ask
 from dicomslide.cache import Registry
-from dicomslide.errors import DicomSlideError, SourceReadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -24,39 +21,11 @@ if TYPE_CHECKING:
 
     from dicomslide.backends.spans import Span
 
-__all__ = ["PATIENCE", "Answer", "Patience", "Place", "RangeError", "Reach", "ask", "read_ranges",
-           "version_of"]  # fmt: skip
+__all__ = ["Answer", "read_ranges", "version_of"]
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a read is tried for; in seconds."""
-
-    deadline: float = 90.0
-    """All attempts of a read together, with the waits between them."""
-    request: float = 30.0
-    """One request."""
-    slowest: float = 2**18
-    """Bytes a second that are still waited for: a read of many bytes has more time, in all and
-    for each of its requests, which share the line."""
-    attempts: int = 6
-    first_wait: float = 0.25
-    """Before the second attempt, at most; twice as long before each one that follows."""
-    longest_wait: float = 10.0
-    """Between attempts, unless the server names a longer one."""
-
-
-PATIENCE = Patience()
 IN_FLIGHT = 16
 """Requests of one read that are under way at once."""
 MOST_REDIRECTS = 5
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""HTTP status of what may go better the next time."""
-UNAUTHORIZED, FORBIDDEN = 401, 403
-MISSING = frozenset({404, 410})
-_PASSING_ERRORS = frozenset(
-    {errno.EBUSY, errno.EIO, errno.EAGAIN, errno.EPIPE, errno.ETIMEDOUT, errno.ECONNRESET}
-)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,206 +37,6 @@ class Answer:
     """Bytes of the whole object; None where the server doesn't tell."""
     version: str
     """What tells this object from another one at the same place: its ETag, or time of change."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Place:
-    """An object, as a file system of fsspec reaches it."""
-
-    filesystem: Any
-    path: str
-    inside: tuple[Place, ...] = ()
-    """The object that the file system lies in, as an archive does."""
-    archive: str | None = None
-    """Version of what the file system lies in, when it was read."""
-    generation: int = 0
-    """How often credentials had been renewed when it was made."""
-
-
-class Reach(Protocol):
-    """The way to an object, whose credentials may have to be renewed."""
-
-    def place(self) -> Place:
-        """Return the object as this process reaches it."""
-        ...
-
-    def renew(self, refused: int) -> bool:
-        """Ask for newer credentials than those of a generation; False where there is no way to."""
-        ...
-
-    def public(self, text: str) -> str:
-        """Leave out of a text what nobody may see."""
-        ...
-
-
-class RangeError(SourceReadError):
-    """A range that can't be had.
-
-    Parameters
-    ----------
-    reason : str
-        What happened; without credentials.
-    item : int
-        Which of the ranges asked for.
-    status : int, optional
-        HTTP status, or the one that means the same.
-    source : str, optional
-        URL of the object, as it may be shown.
-
-    """
-
-    def __init__(
-        self, reason: str, item: int, status: int | None, source: str | None = None
-    ) -> None:
-        super().__init__(reason, item, status, source)  # what pickle rebuilds the error from
-        self.reason = reason
-        self.item = item
-        self.status = status
-        self.source = source
-
-    def __str__(self) -> str:
-        return f"{self.source}: {self.reason}" if self.source else self.reason
-
-
-class _Fault(OSError):
-    """An answer that isn't what was asked for."""
-
-    def __init__(self, reason: str, status: int | None = None, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.status = status
-        self.wait = wait
-
-
-# -- trying again ----------------------------------------------------------------------------
-
-
-def ask(
-    reach: Reach,
-    count: int,
-    request: Callable[[Place, Sequence[int], float], list[Any]],
-    *,
-    nbytes: int = 0,
-) -> list[Any]:
-    """Ask for several things until all have come.
-
-    Parameters
-    ----------
-    reach : Reach
-        Where to.
-    count : int
-        Number of things.
-    request : callable
-        Gets the place, which things are wanted, and the seconds left; returns each of them, or
-        the exception instead.
-    nbytes : int, default: 0
-        Bytes that are to come, all together.
-
-    Raises
-    ------
-    RangeError
-        When one can't be had, and trying again doesn't help or hasn't.
-
-    """
-    began = time.monotonic()
-    deadline = PATIENCE.deadline + nbytes / PATIENCE.slowest
-    found: list[Any] = [None] * count
-    missing: Sequence[int] = range(count)
-    renewed = False
-    for attempt in itertools.count(1):
-        left = deadline - (time.monotonic() - began)
-        failures: dict[int, Exception] = {}
-        generation, answers = _ask_once(reach, missing, request, left)
-        for item, answer in zip(missing, answers, strict=True):
-            if isinstance(answer, Exception):
-                failures[item] = answer
-            else:
-                found[item] = answer
-        if not failures:
-            return found
-        missing = list(failures)
-        denied = any(_status(error) in (UNAUTHORIZED, FORBIDDEN) for error in failures.values())
-        if denied and not renewed and reach.renew(generation):
-            renewed = True
-            continue
-        hopeless = [item for item, error in failures.items() if not _may_pass(error)]
-        wait = min(PATIENCE.first_wait * 2 ** (attempt - 1), PATIENCE.longest_wait)
-        wait *= random.uniform(0.5, 1)  # or all that failed together would come back together
-        wait = max([wait, *(getattr(error, "wait", 0.0) for error in failures.values())])
-        spent = time.monotonic() - began
-        if hopeless or attempt >= PATIENCE.attempts or spent + wait > deadline:
-            item = (hopeless or missing)[0]
-            reason = reach.public(_reason(failures[item]))
-            if not hopeless:
-                reason += f" (given up after {attempt} attempts in {spent:.1f} s)"
-            raise RangeError(reason, item, _status(failures[item]))
-        time.sleep(wait)
-    raise AssertionError  # the loop has no end of its own
-
-
-def _ask_once(
-    reach: Reach,
-    wanted: Sequence[int],
-    request: Callable[[Place, Sequence[int], float], list[Any]],
-    left: float,
-) -> tuple[int, list[Any]]:
-    generation = 0
-    try:
-        place = reach.place()
-        generation = place.generation
-        return generation, request(place, wanted, left)
-    except (DicomSlideError, ImportError, MemoryError):
-        raise
-    except Exception as error:  # each file system has error types of its own
-        return generation, [error] * len(wanted)
-
-
-_CREDENTIALS_MISSING = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError")
-"""Errors of botocore, which has no common base for them."""
-
-
-def _status(error: Exception) -> int | None:
-    if isinstance(error, PermissionError):
-        return FORBIDDEN
-    if type(error).__name__ in _CREDENTIALS_MISSING:
-        return UNAUTHORIZED
-    if isinstance(error, FileNotFoundError):
-        return 404
-    for name in ("status", "status_code", "code"):
-        value = getattr(error, name, None)
-        if isinstance(value, (int, str)) and str(value).isdecimal():
-            return int(value)
-    return None
-
-
-def _may_pass(error: Exception) -> bool:
-    status = _status(error)
-    if isinstance(error, _Fault) or status is not None:
-        return status is None or status in PASSING
-    if isinstance(error, (ConnectionError, TimeoutError, EOFError)):
-        return True
-    if isinstance(error, ValueError):  # a URL that is none, a certificate that isn't to be trusted
-        return False
-    if type(error).__module__.startswith(("aiohttp", "botocore", "fsspec")):
-        return True  # a connection that broke; what a server says has a status
-    return isinstance(error, OSError) and error.errno in _PASSING_ERRORS
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, _Fault):
-        return error.reason
-    if isinstance(error, FileNotFoundError):
-        return "it isn't there"
-    if isinstance(error, TimeoutError):
-        return "no answer came in time"
-    status = getattr(error, "status", None)
-    if status is not None:  # the error's own text may quote the URL with all it holds
-        return f"HTTP status {status}"
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-# -- ranges ----------------------------------------------------------------------------------
 
 
 def read_ranges(reach: Reach, spans: Sequence[Span], *, is_known: bool = True) -> list[Answer]:
@@ -297,7 +66,7 @@ def read_ranges(reach: Reach, spans: Sequence[Span], *, is_known: bool = True) -
     nbytes = sum(stop - start for start, stop in spans)
 
     def request(place: Place, wanted: Sequence[int], left: float) -> list[Any]:
-        limit = min(PATIENCE.request + nbytes / PATIENCE.slowest, left)
+        limit = min(attempts.PATIENCE.request + nbytes / attempts.PATIENCE.slowest, left)
         return _request(place, [spans[item] for item in wanted], limit, left, is_known)
 
     return ask(reach, len(spans), request, nbytes=nbytes)
@@ -305,7 +74,7 @@ def read_ranges(reach: Reach, spans: Sequence[Span], *, is_known: bool = True) -
 
 def version_of(place: Place) -> str:
     """Return what tells an object from others that were or will be at the same place."""
-    limit = PATIENCE.request
+    limit = attempts.PATIENCE.request
     (answer,) = _request(place, [(0, 1)], limit, limit, is_known=False)
     if isinstance(answer, Exception):
         raise answer
@@ -382,7 +151,7 @@ async def _http_range(filesystem: Any, url: str, start: int, stop: int) -> Answe
                 at = urljoin(at, response.headers["Location"])
                 continue
             return await _http_answer(response, start, stop)
-    raise _Fault("it redirects again and again", 400)
+    raise Fault("it redirects again and again", 400)
 
 
 async def _elsewhere(
@@ -409,15 +178,15 @@ async def _http_answer(response: Any, start: int, stop: int) -> Answer:
     if status == 200:
         length = headers.get("Content-Length", "")
         if start > 0 or not length.isdecimal() or int(length) > stop:
-            raise _Fault(
+            raise Fault(
                 f"the whole object came (HTTP status 200), not bytes {start} to {stop}: does the"
                 " server take range requests?"
             )
         content_range = f"bytes 0-{int(length) - 1}/{length}"
     elif status != 206:
-        raise _Fault(f"HTTP status {status}", status, _retry_after(headers.get("Retry-After")))
+        raise Fault(f"HTTP status {status}", status, _retry_after(headers.get("Retry-After")))
     if headers.get("Content-Encoding", "identity") != "identity":
-        raise _Fault(f"it came compressed: {headers['Content-Encoding']}", 400)
+        raise Fault(f"it came compressed: {headers['Content-Encoding']}", 400)
     return _checked(await response.read(), start, stop, content_range, version)
 
 
@@ -457,12 +226,12 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 def _checked(data: bytes, start: int, stop: int, content_range: str, version: str) -> Answer:
     found = _CONTENT_RANGE.fullmatch(content_range.strip())
     if found is None:
-        raise _Fault(f"its answer doesn't say which bytes it holds (Content-Range {content_range})")
+        raise Fault(f"its answer doesn't say which bytes it holds (Content-Range {content_range})")
     first, last = int(found[1]), int(found[2])
     size = None if found[3] == "*" else int(found[3])
     expected = stop if size is None else min(stop, size)
     if first != start or last + 1 != expected or len(data) != expected - start:
-        raise _Fault(
+        raise Fault(
             f"{len(data)} bytes came as bytes {first} to {last + 1}, expected {start} to {expected}"
         )
     return Answer(data, size, version)
@@ -494,18 +263,18 @@ def _any_ranges(place: Place, spans: Sequence[Span], limit: float, is_known: boo
         data = filesystem.cat_ranges(paths, starts, stops, on_error="return")
     size, version = _state(place, limit)
     if before not in (None, (size, version)):
-        raise _Fault("it was changed while it was read")
+        raise Fault("it was changed while it was read")
     return [
         each if isinstance(each, Exception) else _checked_length(each, span, size, version)
         for each, span in zip(data, spans, strict=True)
     ]
 
 
-def _checked_length(data: bytes, span: Span, size: int, version: str) -> Answer | _Fault:
+def _checked_length(data: bytes, span: Span, size: int, version: str) -> Answer | Fault:
     expected = max(0, min(span[1], size) - span[0])
     if len(data) == expected:
         return Answer(bytes(data), size, version)
-    return _Fault(f"{len(data)} bytes came, expected {expected} from byte {span[0]}")
+    return Fault(f"{len(data)} bytes came, expected {expected} from byte {span[0]}")
 
 
 def _state(place: Place, limit: float) -> tuple[int, str]:
@@ -555,7 +324,7 @@ def _stored_ranges(
         for each in answers:
             is_answer = isinstance(each, Answer) and not archive.inside
             if is_answer and not is_known and _version(each) != place.archive:
-                raise _Fault("the archive was changed while it was opened", 400)
+                raise Fault("the archive was changed while it was opened", 400)
         return answers
 
     def find() -> int:
@@ -565,7 +334,7 @@ def _stored_ranges(
             raise answer
         signature, *lengths = _MEMBER.unpack(answer.data.ljust(_MEMBER.size, b"\0"))
         if signature != b"PK\3\4":
-            raise _Fault("it doesn't begin where the archive's directory says")
+            raise Fault("it doesn't begin where the archive's directory says")
         return at + _MEMBER.size + sum(lengths)
 
     start = _starts.get(member, find)

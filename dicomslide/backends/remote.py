@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.backends import encoded_frames, ranges
+from dicomslide.backends.attempts import FORBIDDEN, MISSING, UNAUTHORIZED, Place, RangeError, ask
 from dicomslide.backends.file import FileSource, FileStore, check_opens
 from dicomslide.backends.part10 import PREAMBLE
 from dicomslide.backends.spans import joined, place
@@ -125,7 +126,7 @@ class RemoteFile:
         self._reach = ObjectReach(url, options)
         try:
             (answer,) = ranges.read_ranges(self._reach, [(0, HEAD)], is_known=False)
-        except ranges.RangeError as error:
+        except RangeError as error:
             raise _error(url, error) from None
         if answer.size is None:
             raise SourceReadError(f"{url}: the server doesn't tell how many bytes it has")
@@ -156,7 +157,7 @@ class RemoteFile:
         cuts = [at + (stop - at) * i // pieces for i in range(pieces + 1)]
         try:
             parts = self._fetch(list(itertools.pairwise(cuts)))
-        except ranges.RangeError as error:
+        except RangeError as error:
             raise _error(self.name, error) from None
         data = b"".join(parts)
         kept = data[max(0, missing - KEPT) :]
@@ -194,9 +195,9 @@ class RemoteFile:
         runs = [run for run in runs if run[1] > run[0]]
         try:
             parts = self._fetch([(start, stop) for start, stop, _ in runs])
-        except ranges.RangeError as error:
+        except RangeError as error:
             item = runs[error.item][2][0]
-            raise ranges.RangeError(error.reason, item, error.status, self.name) from None
+            raise RangeError(error.reason, item, error.status, self.name) from None
         for (start, _, members), data in zip(runs, parts, strict=True):
             place(data, start, members, spans, found)
 
@@ -227,10 +228,10 @@ def _changed(url: str, expected: int, found: int | None) -> SourceChangedError:
     )
 
 
-def _error(url: str, error: ranges.RangeError) -> SourceReadError:
-    if error.status in ranges.MISSING:
+def _error(url: str, error: RangeError) -> SourceReadError:
+    if error.status in MISSING:
         return SourceNotFoundError(f"{url}: {error.reason}")
-    if error.status in (ranges.UNAUTHORIZED, ranges.FORBIDDEN):
+    if error.status in (UNAUTHORIZED, FORBIDDEN):
         return SourceDeniedError(f"{url}: {error.reason}; see dicomslide.register_storage_options")
     return SourceReadError(f"{url}: {error.reason}")
 
@@ -464,7 +465,7 @@ def _objects_in(url: str) -> list[str] | None:
     public = remembered(url)
     reach = ObjectReach(public, "{}")
 
-    def find(where: ranges.Place, wanted: Sequence[int], left: float) -> list[Any]:
+    def find(where: Place, wanted: Sequence[int], left: float) -> list[Any]:
         filesystem = where.filesystem
         filesystem.invalidate_cache()
         if not filesystem.async_impl:
@@ -474,8 +475,8 @@ def _objects_in(url: str) -> list[str] | None:
         return [sync(filesystem.loop, filesystem._find, where.path, detail=True, timeout=left)]
 
     try:
-        (found,) = ranges.ask(reach, 1, find)
-    except ranges.RangeError as error:
+        (found,) = ask(reach, 1, find)
+    except RangeError as error:
         raise _error(public, error) from None
     folder = reach.place().path
     if list(found) == [folder]:

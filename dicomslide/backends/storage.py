@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dicomslide.backends import ranges
+from dicomslide.backends.attempts import Place
 from dicomslide.cache import ForkLock, Registry
 from dicomslide.errors import NotDicomError, SourceDeniedError
 
@@ -266,7 +267,7 @@ class ObjectReach:
         self._archive: str | None = None
         """The version of the archive that it is in: another one is read anew."""
 
-    def place(self) -> ranges.Place:
+    def place(self) -> Place:
         """Return the object as this process reaches it.
 
         Raises
@@ -284,7 +285,7 @@ class ObjectReach:
             )
         return self._place(full, _storage_options.of(self.url))
 
-    def _place(self, full: str, given: _Registered | None) -> ranges.Place:
+    def _place(self, full: str, given: _Registered | None) -> Place:
         first, _, rest = full.partition("::")
         while rest and "://" not in first:  # a copy of what follows
             first, _, rest = rest.partition("::")
@@ -301,7 +302,7 @@ class ObjectReach:
         key = (root, rest, given, self.options, generation, archive)
         filesystem = _filesystems.get(key, make)
         path = filesystem._strip_protocol(first)
-        return ranges.Place(filesystem, path, inside, archive, generation)
+        return Place(filesystem, path, inside, archive, generation)
 
     def renew(self, refused: int) -> bool:
         """Ask for newer credentials than those refused, unless another thread has done so.
