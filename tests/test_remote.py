@@ -358,6 +358,13 @@ def test_a_region_is_one_round_of_requests(server):
     assert not server.gate.broken
 
 
+def test_objects_of_a_list_are_opened_together(server):
+    server.gate = threading.Barrier(3)  # none is answered before all have come
+    urls = [f"{server.url}/slide/level-{level}.dcm" for level in range(3)]
+    assert [source.path for source in open_store(urls).sources] == urls
+    assert not server.gate.broken
+
+
 def test_small_objects_are_read_once(server, folder):
     slide = dicomslide.open_slide(f"{server.url}/slide/level-2.dcm")
     server.forget()

@@ -220,7 +220,7 @@ async def _s3_range(filesystem: Any, path: str, start: int, stop: int) -> Answer
     return _checked(data, start, stop, content_range, answer.get("ETag", ""))
 
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.IGNORECASE)
 
 
 def _checked(data: bytes, start: int, stop: int, content_range: str, version: str) -> Answer:

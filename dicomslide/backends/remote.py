@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dicomslide import utils
 from dicomslide.backends import encoded_frames, ranges
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from dicomslide.backends.storage import StorageOptions
     from dicomslide.codec.pixel_format import Buffer
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 __all__ = ["RemoteFile", "RemoteSource", "open_source", "open_store"]
 
 HEAD = 2**17
@@ -70,7 +73,7 @@ MOST_BYTES = 64 * 2**20
 FRAMES_AT_ONCE = 64
 """Frames that one read asks for, unless they are large: while it is decoded, the next one is under
 way."""
-OPENED_AT_ONCE = 8
+OPENED_AT_ONCE = 16
 MOST_OBJECTS = 1024
 
 
@@ -368,8 +371,7 @@ def open_store(
         return FileStore.open(given)
     local = [path for path in given if not is_url(path)]
     sources: list[FileSource] = list(FileStore.open(local).sources) if local else []
-    for url in urls:
-        sources += _sources_at(url)
+    sources += _sources_at(urls)
     if not sources:
         raise NotDicomError(f"{', '.join(map(public_url, urls))}: no DICOM file is there")
     return FileStore.of(sources)
@@ -389,8 +391,74 @@ def _local_path(url: str) -> str:
     return path if os.path.exists(path) else unquote(path)
 
 
-def _sources_at(url: str) -> list[FileSource]:
-    """Open an object, or all objects of a folder, several at once."""
+def _sources_at(urls: Sequence[str]) -> list[FileSource]:
+    """Open objects, and all objects of folders, several at once."""
+    objects = [each for there in _together(_objects_at, urls) for each in there]
+    sources = []
+    for found in _together(_opened, objects):
+        if isinstance(found, MetadataError):
+            warnings.warn(f"left out: {found}", MetadataWarning, stacklevel=4)
+        elif found is not None:
+            sources.append(found)
+    return sources
+
+
+def _together(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Return what a function gives for each item; the first error is raised at once."""
+    waiting = collections.deque(enumerate(items))
+    done: queue.SimpleQueue[tuple[int, R | None, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        while True:
+            try:
+                at, item = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                done.put((at, function(item), None))
+            except BaseException as error:
+                done.put((at, None, error))
+
+    # not of a pool, whose threads nobody leaves behind: neither Ctrl-C nor the end of the process
+    for _ in range(min(OPENED_AT_ONCE, len(items))):
+        threading.Thread(target=work, name="dicomslide", daemon=True).start()
+    found: dict[int, Any] = {}
+    try:
+        while len(found) < len(items):
+            at, result, error = done.get()
+            if error is not None:
+                raise error
+            found[at] = result
+    finally:
+        waiting.clear()
+    return [found[at] for at in range(len(items))]
+
+
+def _opened(where: tuple[str, bool]) -> FileSource | MetadataError | None:
+    """Open an object, by its URL and whether that was given.
+
+    Of one in a folder, None where it isn't DICOM, the error where it is broken.
+    """
+    url, is_given = where
+    try:
+        source = RemoteSource.open(url)
+        if not is_given:
+            check_opens(source.metadata)
+        return source
+    except NotDicomError as error:
+        if not is_given:
+            return None
+        if url.startswith(("http://", "https://")) and not url.partition("?")[0].endswith(".dcm"):
+            raise NotDicomError(f"{error}; the URL of a folder ends in /") from None
+        raise
+    except MetadataError as error:
+        if is_given:
+            raise
+        return error
+
+
+def _objects_at(url: str) -> list[tuple[str, bool]]:
+    """Return the URLs of the objects at a URL, and whether each is the one given."""
     first = url.partition("::")[0].partition("?")[0]
     if "://" not in first:
         raise SourceReadError(
@@ -399,65 +467,9 @@ def _sources_at(url: str) -> list[FileSource]:
         )
     is_http = first.startswith(("http://", "https://"))
     if first.endswith(".dcm") or (is_http and not first.endswith("/")):
-        try:
-            return [RemoteSource.open(url)]
-        except NotDicomError as error:
-            if first.endswith(".dcm"):
-                raise
-            raise NotDicomError(f"{error}; the URL of a folder ends in /") from None
+        return [(url, True)]
     urls = _objects_in(url)
-    if urls is None:
-        return [RemoteSource.open(url)]
-    sources = []
-    for source in _opened_together(urls):
-        if isinstance(source, MetadataError):
-            warnings.warn(f"left out: {source}", MetadataWarning, stacklevel=4)
-        elif source is not None:
-            sources.append(source)
-    return sources
-
-
-def _opened_together(urls: list[str]) -> list[FileSource | MetadataError | None]:
-    """Open the objects of a folder, in their order; the first other error is raised at once."""
-    waiting = collections.deque(enumerate(urls))
-    done: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-
-    def work() -> None:
-        while True:
-            try:
-                at, url = waiting.popleft()
-            except IndexError:
-                return
-            try:
-                done.put((at, _opened(url)))
-            except BaseException as error:
-                done.put((at, error))
-
-    # not of a pool, whose threads nobody leaves behind: neither Ctrl-C nor the end of the process
-    for _ in range(min(OPENED_AT_ONCE, len(urls))):
-        threading.Thread(target=work, name="dicomslide", daemon=True).start()
-    found: list[FileSource | MetadataError | None] = [None] * len(urls)
-    try:
-        for _ in urls:
-            at, each = done.get()
-            if isinstance(each, BaseException) and not isinstance(each, MetadataError):
-                raise each
-            found[at] = each
-    finally:
-        waiting.clear()
-    return found
-
-
-def _opened(url: str) -> FileSource | MetadataError | None:
-    """Open an object of a folder; None where it isn't DICOM, the error where it is broken."""
-    try:
-        source = RemoteSource.open(url)
-        check_opens(source.metadata)
-        return source
-    except NotDicomError:
-        return None
-    except MetadataError as error:
-        return error
+    return [(url, True)] if urls is None else [(each, False) for each in urls]
 
 
 def _objects_in(url: str) -> list[str] | None:
