@@ -187,6 +187,11 @@ def test_the_url_of_an_http_folder_without_its_slash_is_explained(server):
         dicomslide.open_slide(f"{server.url}/slide")
 
 
+def test_an_archive_that_is_named_as_a_folder_is_explained(folder):
+    with pytest.raises(FileNotFoundError, match="zip://folder::archive"):
+        dicomslide.open_slide(f"zip://{folder}/slide.zip")
+
+
 def test_copies_that_nobody_compares_are_not_read(server):
     with pytest.raises(SourceReadError, match="simplecache keeps copies"):
         dicomslide.open_slide(f"simplecache::{server.url}/slide/level-0.dcm")

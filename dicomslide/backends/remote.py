@@ -465,6 +465,10 @@ def _objects_at(url: str) -> list[tuple[str, bool]]:
             f"{public_url(url)}: {first} keeps copies that it doesn't compare with the object, so"
             " that changes wouldn't be noticed; open the URL without it"
         )
+    if first.startswith(("zip://", "tar://")) and "::" not in url:
+        raise SourceNotFoundError(
+            f"{url}: no archive is named; {first[:6]}folder::archive names it"
+        )
     is_http = first.startswith(("http://", "https://"))
     if first.endswith(".dcm") or (is_http and not first.endswith("/")):
         return [(url, True)]
