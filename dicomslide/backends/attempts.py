@@ -6,16 +6,20 @@ import dataclasses
 import errno
 import itertools
 import random
+import sys
+import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from dicomslide.errors import DicomSlideError, SourceReadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
 __all__ = ["FORBIDDEN", "MISSING", "PATIENCE", "UNAUTHORIZED", "Fault", "Patience", "Place",
-           "RangeError", "Reach", "ask"]  # fmt: skip
+           "RangeError", "Reach", "ask", "awaited"]  # fmt: skip
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,6 +41,8 @@ class Patience:
 
 
 PATIENCE = Patience()
+STEP = 0.5
+"""Seconds after which who waits looks whether anybody still wants it."""
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP status of what may go better the next time."""
 UNAUTHORIZED, FORBIDDEN = 401, 403
@@ -166,6 +172,8 @@ def ask(
         if denied and not renewed and reach.renew(generation):
             renewed = True
             continue
+        if _is_exiting():
+            deadline = 0.0
         hopeless = [item for item, error in failures.items() if not _may_pass(error)]
         wait = min(PATIENCE.first_wait * 2 ** (attempt - 1), PATIENCE.longest_wait)
         wait *= random.uniform(0.5, 1)  # or all that failed together would come back together
@@ -177,8 +185,59 @@ def ask(
             if not hopeless:
                 reason += f" (given up after {attempt} attempts in {spent:.1f} s)"
             raise RangeError(reason, item, _status(failures[item]))
-        time.sleep(wait)
+        _pause(wait)
     raise AssertionError  # the loop has no end of its own
+
+
+def _pause(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and not _is_exiting():
+        time.sleep(min(left, STEP))
+
+
+def _is_exiting() -> bool:
+    """Whether the interpreter exits, and waits for this thread, which has nobody left to read for.
+
+    So it does for the threads of pools, dask's among them.
+    """
+    pools = sys.modules.get("concurrent.futures.thread")
+    return (
+        bool(getattr(pools, "_shutdown", False))
+        and threading.current_thread() is not threading.main_thread()
+    )
+
+
+def awaited(loop: Any, coroutine: Coroutine[Any, Any, T], limit: float) -> T:
+    """Wait for a coroutine in the thread of an event loop; it ends with whoever waits.
+
+    Parameters
+    ----------
+    loop : asyncio.AbstractEventLoop
+        Runs in another thread.
+    coroutine : coroutine
+        What to wait for.
+    limit : float
+        Seconds.
+
+    Raises
+    ------
+    TimeoutError
+        When the time is over, or the interpreter exits.
+
+    """
+    import asyncio  # late: it takes as long to import as a region takes to read from disk
+
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    until = time.monotonic() + limit
+    try:
+        while True:
+            try:
+                return future.result(max(0.0, min(STEP, until - time.monotonic())))
+            except TimeoutError:
+                if future.done() or time.monotonic() >= until or _is_exiting():
+                    raise
+    finally:
+        future.cancel()
 
 
 def _ask_once(

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.backends import attempts
-from dicomslide.backends.attempts import Fault, Place, Reach, ask
+from dicomslide.backends.attempts import Fault, Place, Reach, ask, awaited
 from dicomslide.cache import Registry
 
 if TYPE_CHECKING:
@@ -99,9 +99,7 @@ def _request(
         return _stored_ranges(place, member, spans, limit, left, is_known)
     else:
         return _any_ranges(place, spans, limit, is_known)
-    from fsspec.asyn import sync
-
-    return sync(place.filesystem.loop, _gathered, get, place, spans, limit, left)
+    return awaited(place.filesystem.loop, _gathered(get, place, spans, limit, left), left)
 
 
 async def _gathered(
@@ -112,7 +110,7 @@ async def _gathered(
     left: float,
 ) -> list[Any]:
     """Have several ranges under way, each within the time of a request and of the whole read."""
-    import asyncio  # late: it takes as long to import as a region takes to read from disk
+    import asyncio
 
     slots = asyncio.Semaphore(IN_FLIGHT)
     until = time.monotonic() + left
@@ -240,7 +238,10 @@ def _checked(data: bytes, start: int, stop: int, content_range: str, version: st
 # -- any file system -------------------------------------------------------------------------
 
 _ETAGS = ("ETag", "etag", "generation")
-_TIMES = ("mtime", "last_modified", "LastModified", "updated", "modified", "date_time", "created")
+_TIMES = (
+    "mtime", "last_modified", "LastModified", "updated", "modified", "modify", "date_time",
+    "last_write_time", "created",
+)  # fmt: skip
 
 
 def _any_ranges(place: Place, spans: Sequence[Span], limit: float, is_known: bool) -> list[Any]:
@@ -253,12 +254,11 @@ def _any_ranges(place: Place, spans: Sequence[Span], limit: float, is_known: boo
     starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
     before = None if is_known else _state(place, limit)
     if filesystem.async_impl:
-        from fsspec.asyn import sync
-
-        data = sync(
-            filesystem.loop, filesystem._cat_ranges, paths, starts, stops,
-            batch_size=IN_FLIGHT, on_error="return", timeout=limit,
-        )  # fmt: skip
+        data = awaited(
+            filesystem.loop,
+            filesystem._cat_ranges(paths, starts, stops, batch_size=IN_FLIGHT, on_error="return"),
+            limit,
+        )
     else:
         data = filesystem.cat_ranges(paths, starts, stops, on_error="return")
     size, version = _state(place, limit)
@@ -282,9 +282,7 @@ def _state(place: Place, limit: float) -> tuple[int, str]:
     filesystem = place.filesystem
     filesystem.invalidate_cache()
     if filesystem.async_impl:
-        from fsspec.asyn import sync
-
-        info = sync(filesystem.loop, filesystem._info, place.path, timeout=limit)
+        info = awaited(filesystem.loop, filesystem._info(place.path), limit)
     else:
         info = filesystem.info(place.path)
     if info.get("type") == "directory":

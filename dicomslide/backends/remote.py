@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dicomslide import utils
 from dicomslide.backends import encoded_frames, ranges
-from dicomslide.backends.attempts import FORBIDDEN, MISSING, UNAUTHORIZED, Place, RangeError, ask
+from dicomslide.backends.attempts import (
+    FORBIDDEN,
+    MISSING,
+    UNAUTHORIZED,
+    Place,
+    RangeError,
+    ask,
+    awaited,
+)
 from dicomslide.backends.file import FileSource, FileStore, check_opens
 from dicomslide.backends.part10 import PREAMBLE
 from dicomslide.backends.spans import joined, place
@@ -466,9 +474,7 @@ def _objects_at(url: str) -> list[tuple[str, bool]]:
             " that changes wouldn't be noticed; open the URL without it"
         )
     if first.startswith(("zip://", "tar://")) and "::" not in url:
-        raise SourceNotFoundError(
-            f"{url}: no archive is named; {first[:6]}folder::archive names it"
-        )
+        raise SourceNotFoundError(f"{url}: it names no archive, as {first[:6]}folder::archive does")
     is_http = first.startswith(("http://", "https://"))
     if first.endswith(".dcm") or (is_http and not first.endswith("/")):
         return [(url, True)]
@@ -486,9 +492,7 @@ def _objects_in(url: str) -> list[str] | None:
         filesystem.invalidate_cache()
         if not filesystem.async_impl:
             return [filesystem.find(where.path, detail=True)]
-        from fsspec.asyn import sync
-
-        return [sync(filesystem.loop, filesystem._find, where.path, detail=True, timeout=left)]
+        return [awaited(filesystem.loop, filesystem._find(where.path, detail=True), left)]
 
     try:
         (found,) = ask(reach, 1, find)
