@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
+import socket
+import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -66,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.hangs.set()
             server.released.wait(60)
         if server.gate is not None:
-            server.gate.wait(0.4)
+            server.gate.wait(10)
         if server.token is not None and self.headers.get("Authorization") != server.token:
             self.answer(401)
             return
@@ -103,7 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "slow":
             time.sleep(1.5)
         if fault == "reset":
-            self.connection.close()
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
+            self.close_connection = True
             return
         if fault == "short":  # says so in its headers
             body = body[:-10]

@@ -1,21 +1,18 @@
-"""Slides in buckets, on HTTP servers and in archives: read as from disk, and through faults."""
+"""Slides in buckets, on HTTP servers and in archives: read as from disk, in few requests."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import multiprocessing
 import os
 import pickle
-import re
 import shutil
 import signal
 import struct
 import subprocess
 import sys
 import threading
-import traceback
 import zipfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
@@ -28,7 +25,6 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 import dicomslide
-from dicomslide import frame_reader
 from dicomslide.backends import attempts, ranges, remote, storage
 from dicomslide.backends import file as file_backend
 from dicomslide.backends.remote import RemoteSource, open_store
@@ -37,77 +33,17 @@ from dicomslide.testing import write_slide
 
 sys.path.insert(0, os.path.dirname(__file__))
 from range_server import serving
+from remote_slides import *  # noqa: F403 - fixtures
+from remote_slides import (
+    REGION,
+    SECRET,
+    forget_everything,
+    frame_of,
+    frames_on_disk,
+    region,
+)
 
 pytest.importorskip("aiohttp", reason="HTTP takes aiohttp: dicomslide[remote]")
-SECRET = "hush-0123456789"
-SHAPE = (1024, 1024)
-REGION = dict(offset=(10, 20), level=0, size=(700, 600))
-
-
-def forget_everything():
-    """Be another process."""
-    for registry in (
-        remote._objects, remote._heads, remote._ahead, storage._filesystems,
-        file_backend._instances, frame_reader._frames,
-    ):  # fmt: skip
-        registry.clear()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_known():
-    forget_everything()
-    storage._storage_options = storage._StorageOptions()
-    yield
-    forget_everything()
-
-
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch):
-    patience = attempts.Patience(
-        deadline=5, request=0.5, attempts=4, first_wait=0.01, longest_wait=0.05
-    )
-    monkeypatch.setattr(attempts, "PATIENCE", patience)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder of a slide of three levels, whose first one is longer than what is read ahead."""
-    folder = tmp_path_factory.mktemp("served")
-    write_slide(folder / "slide", shape=SHAPE, downsamples=(1, 2, 4))
-    assert (folder / "slide" / "level-0.dcm").stat().st_size > remote.HEAD
-    with zipfile.ZipFile(folder / "slide.zip", "w") as archive:
-        for path in sorted((folder / "slide").iterdir()):
-            archive.write(path, f"in/{path.name}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pixels(folder):
-    """Of the files on disk."""
-    return dicomslide.open_slide(folder / "slide").get_image_region(**REGION)
-
-
-@pytest.fixture
-def server(folder):
-    with serving(folder) as server:
-        yield server
-
-
-@pytest.fixture
-def image(server):
-    """The first level; the server has forgotten who opened it."""
-    source = RemoteSource.open(f"{server.url}/slide/level-0.dcm")
-    server.forget()
-    return source
-
-
-def frames_on_disk(folder, indices):
-    source = file_backend.FileSource.open(folder / "slide" / "level-0.dcm")
-    return [bytes(frame) for frame in source.read_frames(indices)]
-
-
-def region(url, **options):
-    return dicomslide.open_slide(url, **options).get_image_region(**REGION)
 
 
 # -- where slides are ------------------------------------------------------------------------
@@ -336,7 +272,13 @@ def test_neighbours_are_one_request_and_little_is_read_in_vain(image, server, fo
     assert server.nbytes <= 1.2 * sum(stop - start for start, stop in spans)
 
 
-def test_requests_of_a_read_are_under_way_together(image, server, monkeypatch):
+@pytest.fixture
+def patient(monkeypatch):
+    """Nobody gives up while requests wait for each other."""
+    monkeypatch.setattr(attempts, "PATIENCE", attempts.Patience())
+
+
+def test_requests_of_a_read_are_under_way_together(image, server, patient, monkeypatch):
     monkeypatch.setattr(remote, "GAP", 0)
     spans = [(i * 12_000, i * 12_000 + 100) for i in range(16)]
     blob = image._instance().header.blob
@@ -347,7 +289,7 @@ def test_requests_of_a_read_are_under_way_together(image, server, monkeypatch):
     assert len(server.requests) == 16
 
 
-def test_a_region_is_one_round_of_requests(server):
+def test_a_region_is_one_round_of_requests(server, patient):
     """All are under way before any is answered."""
     slide = dicomslide.open_slide(f"{server.url}/slide/level-0.dcm")
     matrix = slide.get_volume_images()[0].get_total_pixel_matrix()
@@ -363,7 +305,7 @@ def test_a_region_is_one_round_of_requests(server):
     assert not server.gate.broken
 
 
-def test_objects_of_a_list_are_opened_together(server):
+def test_objects_of_a_list_are_opened_together(server, patient):
     server.gate = threading.Barrier(3)  # none is answered before all have come
     urls = [f"{server.url}/slide/level-{level}.dcm" for level in range(3)]
     assert [source.path for source in open_store(urls).sources] == urls
@@ -375,126 +317,6 @@ def test_small_objects_are_read_once(server, folder):
     server.forget()
     slide.get_image_region((0, 0), 0, (256, 256))
     assert not server.requests
-
-
-# -- faults ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "fault", [408, 429, 500, 502, 503, 504, "reset", "short", "shifted", "cut", "whole", "slow"]
-)
-@pytest.mark.parametrize("times", [1, 3])
-def test_what_passes_is_tried_again(image, server, folder, fault, times):
-    image._instance().frames()
-    remote._heads.clear()
-    server.forget()
-    server.faults = [fault] * times
-    assert list(map(bytes, image.read_frames([3, 4]))) == frames_on_disk(folder, [3, 4])
-    assert len(server.requests) == times + 1
-
-
-@pytest.mark.parametrize("fault", [503, "reset", "short", "shifted", "cut", "whole"])
-def test_what_does_not_pass_raises_and_names_url_and_frame(image, server, folder, fault):
-    image._instance().frames()
-    remote._heads.clear()
-    server.forget()
-    server.always = fault
-    with pytest.raises(FrameReadError, match="given up after 4 attempts") as caught:
-        image.read_frames([3, 4])
-    assert (caught.value.source, caught.value.frame) == (image.path, 3)
-    assert len(server.requests) == 4
-    server.always = None  # reading goes on
-    assert list(map(bytes, image.read_frames([3]))) == frames_on_disk(folder, [3])
-
-
-@pytest.mark.parametrize(("status", "what"), [(400, "400"), (403, "403"), (404, "404"), (406, "")])
-def test_what_never_passes_raises_at_once(image, server, status, what):
-    image._instance().frames()
-    remote._heads.clear()
-    server.forget()
-    server.always = status
-    with pytest.raises(FrameReadError, match=f"frame 6: .*{what}"):
-        image.read_frames([5])
-    assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize(
-    ("status", "kind"),
-    [(404, FileNotFoundError), (401, PermissionError), (403, PermissionError),
-     (400, SourceReadError), (503, SourceReadError)],
-)  # fmt: skip
-def test_what_cannot_be_opened_raises_and_names_the_url(server, status, kind):
-    server.always = status
-    url = f"{server.url}/slide/level-0.dcm"
-    with pytest.raises(kind, match=re.escape(url)):
-        dicomslide.open_slide(url)
-
-
-def test_a_broken_object_of_a_folder_does_not_vanish_in_silence(server):
-    """A slide without one of its levels would look like a whole one."""
-    server.faults = [None] * 3 + [403]
-    with pytest.raises(PermissionError):
-        dicomslide.open_slide(f"{server.url}/slide/")
-
-
-def test_the_wait_that_a_server_asks_for_is_kept(image, server, monkeypatch):
-    waits = []
-    monkeypatch.setattr(attempts, "_pause", lambda seconds: waits.append(seconds))
-    remote._heads.clear()
-    server.faults = [(503, {"Retry-After": "2"}), (429, {"Retry-After": "1"})]
-    image.read_frames([0])
-    assert [wait for wait in waits if wait >= 1] == [2, 1]
-
-
-def test_waits_grow_and_the_deadline_holds(image, server, monkeypatch):
-    waits = []
-    monkeypatch.setattr(attempts, "_pause", lambda seconds: waits.append(seconds))
-    monkeypatch.setattr(
-        attempts, "PATIENCE", attempts.Patience(5, 0.5, attempts=5, first_wait=0.01, longest_wait=1)
-    )
-    remote._heads.clear()
-    server.always = 503
-    with pytest.raises((FrameReadError, SourceReadError), match="given up after 5 attempts"):
-        image.read_frames([0])
-    for number, wait in enumerate(waits):
-        assert 0.005 * 2**number <= wait <= 0.01 * 2**number
-    assert len(waits) == 4
-    server.always = (503, {"Retry-After": "3600"})  # longer than anybody waits
-    with pytest.raises((FrameReadError, SourceReadError), match="given up after 1 attempts"):
-        image.read_frames([0])
-
-
-def test_a_server_that_does_not_answer_is_not_waited_for(image, server):
-    image._instance().frames()
-    remote._heads.clear()
-    server.forget()
-    server.always = "slow"  # 1.5 s; a request has 0.5 s
-    with pytest.raises(FrameReadError, match="no answer came in time"):
-        image.read_frames([0])
-    assert len(server.requests) == 4
-
-
-def test_what_takes_long_because_it_is_much_is_waited_for(image, server, folder, monkeypatch):
-    image._instance().frames()
-    remote._heads.clear()
-    wanted = list(range(16))
-    nbytes = sum(map(len, frames_on_disk(folder, wanted)))
-    server.always = "slow"  # 1.5 s; a request has 0.5 s, and 2 s for these bytes
-    patience = dataclasses.replace(attempts.PATIENCE, slowest=nbytes / 2)
-    monkeypatch.setattr(attempts, "PATIENCE", patience)
-    assert list(map(bytes, image.read_frames(wanted))) == frames_on_disk(folder, wanted)
-
-
-def test_what_never_can_be_right_is_not_tried_again(server, monkeypatch):
-    monkeypatch.setattr(attempts, "_pause", lambda seconds: pytest.fail("it waits"))
-    with pytest.raises(SourceReadError, match="InvalidUrl"):
-        dicomslide.open_slide("https:///level-0.dcm")
-
-
-def test_a_server_that_takes_no_ranges_is_named_as_such(server):
-    server.always = "whole"
-    with pytest.raises(SourceReadError, match="does the server take range requests"):
-        dicomslide.open_slide(f"{server.url}/slide/level-0.dcm")
 
 
 # -- changes ---------------------------------------------------------------------------------
@@ -574,93 +396,6 @@ def test_an_object_in_memory_that_changes_is_noticed(folder):
         source.read_frames([0])
 
 
-# -- credentials -----------------------------------------------------------------------------
-
-
-def secret_options():
-    return {"headers": {"Authorization": f"Bearer {SECRET}"}}
-
-
-def test_credentials_are_in_no_pickle_repr_name_encoding_or_message(server):
-    server.token = f"Bearer {SECRET}"
-    url = f"{server.url}/slide/level-0.dcm"
-    slide = dicomslide.open_slide(url, storage_options=secret_options())
-    dataset = xr.open_dataset(
-        url, engine="dicomslide", chunks={}, storage_options=secret_options(), frame="matrix"
-    )
-    matrix = slide.get_volume_images()[0].get_total_pixel_matrix()
-    source = slide.get_volume_images()[0].source
-    for thing in (slide, dataset, matrix, source, matrix.to_dask()):
-        assert SECRET.encode() not in pickle.dumps(thing)
-        assert SECRET not in repr(thing)
-    assert len(pickle.dumps(source)) < 2000
-    assert SECRET not in repr(dataset.encoding) + repr(dataset.image.encoding)
-    assert SECRET not in str(dict(dataset.image.data.dask))
-    assert SECRET not in repr(storage._storage_options.of(url))
-    source._instance().frames()
-    server.token = f"Bearer another{SECRET}"
-    remote._heads.clear()
-    with pytest.raises(FrameReadError) as caught:
-        source.read_frames([8])
-    text = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
-    assert "401" in text
-    assert SECRET not in text
-
-
-def test_a_signed_url_shows_no_signature(server, pixels):
-    url = f"{server.url}/slide/level-0.dcm?X-Amz-Signature={SECRET}"
-    slide = dicomslide.open_slide(url)
-    np.testing.assert_array_equal(slide.get_image_region(**REGION), pixels)
-    assert all(SECRET in path for _, path, _, _ in server.requests)
-    source = slide.get_volume_images()[0].source
-    dataset = xr.open_dataset(url, engine="dicomslide")
-    for text in (repr(source), repr(pickle.dumps(slide)), repr(dataset.encoding), slide.name):
-        assert SECRET not in text
-    server.always = 400
-    remote._heads.clear()
-    with pytest.raises(FrameReadError) as caught:
-        source.read_frames([0])
-    assert SECRET not in "".join(traceback.format_exception(caught.value))
-
-
-def test_user_and_password_of_a_url_stay_here(server):
-    url = server.url.replace("//", f"//me:{SECRET}@") + "/slide/level-0.dcm"
-    source = RemoteSource.open(url)
-    assert source.path == f"{server.url}/slide/level-0.dcm"
-    assert "Authorization" in server.requests[0][3]
-    assert SECRET not in repr(source)
-
-
-def test_harmless_options_travel_and_no_others():
-    options = {
-        "anon": False, "key": SECRET, "secret": SECRET, "token": SECRET, "requester_pays": True,
-        "endpoint_url": "https://store.example.org", "headers": {"Authorization": SECRET},
-        "client_kwargs": {"region_name": "eu-west-1", "aws_session_token": SECRET},
-    }  # fmt: skip
-    assert storage.harmless(options) == {
-        "anon": False, "requester_pays": True, "endpoint_url": "https://store.example.org",
-        "client_kwargs": {"region_name": "eu-west-1"},
-    }  # fmt: skip
-    assert not storage.harmless({"endpoint_url": f"https://me:{SECRET}@store.example.org"})
-    assert not storage.harmless({"endpoint_url": f"https://store.example.org/?{SECRET}"})
-
-
-def test_options_are_those_of_the_longest_beginning(server):
-    dicomslide.register_storage_options(server.url, {"headers": {"X-Which": "host"}})
-    dicomslide.register_storage_options(f"{server.url}/slide", {"headers": {"X-Which": "folder"}})
-    dicomslide.register_storage_options(f"{server.url}/sl", {"headers": {"X-Which": "none"}})
-    RemoteSource.open(f"{server.url}/slide/level-0.dcm")
-    assert server.requests[-1][3]["X-Which"] == "folder"
-
-
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # fsspec's archives
-def test_options_of_a_chained_url_reach_the_link_they_are_for(server, pixels):
-    server.token = SECRET
-    options = {"http": {"headers": {"Authorization": SECRET}}}
-    url = f"zip://in::{server.url}/slide.zip"
-    np.testing.assert_array_equal(region(url, storage_options=options), pixels)
-
-
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_an_archive_that_changes_is_noticed(folder, tmp_path):
     archive = shutil.copy(folder / "slide.zip", tmp_path)
@@ -718,140 +453,7 @@ def test_of_an_archive_no_more_is_read_than_of_an_object(server, folder, tmp_pat
             assert counting.nbytes == stop - start
 
 
-def test_refused_credentials_are_asked_for_again_once(server, folder):
-    given = []
-
-    def options():
-        given.append(f"Bearer {len(given)}")
-        return {"headers": {"Authorization": given[-1]}}
-
-    server.token = "Bearer 0"
-    url = f"{server.url}/slide/level-0.dcm"
-    dicomslide.register_storage_options(server.url, options)
-    source = RemoteSource.open(url)
-    remote._heads.clear()
-    last = len(given)
-    server.token = f"Bearer {last}"  # the one in use has expired
-    assert list(map(bytes, source.read_frames([2]))) == frames_on_disk(folder, [2])
-    assert len(given) == last + 1
-    server.token = "Bearer of bad news"
-    server.forget()
-    with pytest.raises(FrameReadError, match="401"):
-        source.read_frames([3])
-    assert len(given) == last + 2
-    assert len(server.requests) == 2
-
-
-def test_threads_whose_credentials_are_refused_together_ask_for_others_once(image, server):
-    """One of them is refused after another has got new ones."""
-    given = []
-
-    def options():
-        given.append(f"Bearer {len(given)}")
-        return {"headers": {"Authorization": given[-1]}}
-
-    dicomslide.register_storage_options(server.url, options)
-    reach = storage.ObjectReach(image.path, "{}")
-    one, other = reach.place(), reach.place()
-    assert reach.renew(one.generation)
-    reach.place()
-    assert reach.renew(other.generation)
-    reach.place()
-    assert len(given) == 2
-
-
-def test_options_that_are_changed_and_registered_again_are_used(server):
-    options = {"headers": {"X-Which": "old"}}
-    url = f"{server.url}/slide/level-0.dcm"
-    RemoteSource.open(url)
-    dicomslide.register_storage_options(server.url, options)
-    RemoteSource.open(url)
-    options["headers"]["X-Which"] = "new"
-    RemoteSource.open(url)
-    assert server.requests[-1][3]["X-Which"] == "old"
-    dicomslide.register_storage_options(server.url, options)
-    RemoteSource.open(url)
-    assert server.requests[-1][3]["X-Which"] == "new"
-
-
-def test_any_number_of_signed_urls_is_remembered(server):
-    url = f"{server.url}/slide/level-2.dcm"
-    sources = RemoteSource.open(f"{url}?signature={SECRET}")
-    for number in range(5000):
-        storage.remembered(f"{url}?signature={number}")
-    forget_everything()
-    assert sources.metadata.Rows
-    assert SECRET in server.requests[-1][1]
-
-
-def test_a_process_that_does_not_know_a_signature_says_so(server):
-    url = f"{server.url}/slide/level-0.dcm?X-Amz-Signature={SECRET}"
-    source = RemoteSource.open(url)
-    assert RemoteSource.open(source.path).identity == source.identity  # what was shown is enough
-    forget_everything()
-    storage._storage_options = storage._StorageOptions()  # another process
-    server.forget()
-    with pytest.raises(PermissionError, match="register the whole URL"):
-        source.read_frames([0])
-    assert not server.requests
-    dicomslide.register_storage_options(url, {})
-    source.read_frames([0])
-
-
-@pytest.mark.parametrize(
-    "text",
-    [f"InvalidURL: ftp://host/key?X-Amz-Signature={SECRET}", f"no login as https://me:{SECRET}@host/",
-     f"password {SECRET} is wrong", f"ftp://me:p@ss{SECRET}@host/ doesn't answer"],
-)  # fmt: skip
-def test_no_secret_is_in_a_message_whatever_it_says(text):
-    reach = storage.ObjectReach(storage.remembered(f"https://me:{SECRET}@host/x"), "{}")
-    assert SECRET not in reach.public(text)
-    url = "https://host/a.dcm"
-    given = {"headers": {"Authorization": f"Bearer {SECRET}"}}
-    dicomslide.register_storage_options("https://host", lambda: given)
-    storage._storage_options.of(url).current()
-    assert SECRET not in storage.ObjectReach(url, "{}").public(text)
-
-
-def test_redirects_to_another_server_share_connections(server, folder):
-    with serving(folder) as other:
-        server.always = (302, {"Location": f"{other.url}/slide/level-0.dcm"})
-        source = RemoteSource.open(f"{server.url}/slide/level-0.dcm")
-        for index in range(5):
-            remote._heads.clear()
-            remote._ahead.clear()
-            source.read_frames([index])
-        assert len(other.requests) > 5
-        assert len(other.clients) == 1
-
-
-def test_a_redirect_to_another_server_carries_no_credentials(server, folder):
-    with serving(folder) as other:
-        target = f"{other.url}/slide/level-0.dcm"
-        server.always = (302, {"Location": target})
-        source = RemoteSource.open(f"{server.url}/slide/level-0.dcm")
-        dicomslide.register_storage_options(
-            server.url, {"headers": {"Authorization": SECRET, "X-Key": SECRET}}
-        )
-        remote._heads.clear()
-        other.forget()
-        assert list(map(bytes, source.read_frames([2]))) == frames_on_disk(folder, [2])
-        assert server.requests[-1][3]["X-Key"] == SECRET
-        assert SECRET not in str(other.requests)
-        assert other.requests[-1][2].startswith("bytes=")
-
-
-def test_redirects_without_end_raise(server):
-    server.always = (302, {"Location": "/slide/level-0.dcm"})
-    with pytest.raises(SourceReadError, match="again and again"):
-        RemoteSource.open(f"{server.url}/slide/level-0.dcm")
-
-
 # -- processes -------------------------------------------------------------------------------
-
-
-def frame_of(source, index):
-    return bytes(source.read_frames([index])[0])
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])

@@ -99,7 +99,7 @@ def _request(
         return _stored_ranges(place, member, spans, limit, left, is_known)
     else:
         return _any_ranges(place, spans, limit, is_known)
-    return awaited(place.filesystem.loop, _gathered(get, place, spans, limit, left), left)
+    return awaited(place.filesystem.loop, _gathered(get, place, spans, limit, left), left + 1)
 
 
 async def _gathered(

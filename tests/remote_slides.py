@@ -1,0 +1,91 @@
+"""A slide on a server of ranges, and a process that knows nothing of it: for tests of URLs."""
+
+from __future__ import annotations
+
+import zipfile
+
+import pytest
+from range_server import serving
+
+import dicomslide
+from dicomslide import frame_reader
+from dicomslide.backends import attempts, remote, storage
+from dicomslide.backends import file as file_backend
+from dicomslide.backends.remote import RemoteSource
+from dicomslide.testing import write_slide
+
+__all__ = ["_nothing_known", "_short_waits", "folder", "image", "pixels", "server"]
+
+SECRET = "hush-0123456789"
+SHAPE = (1024, 1024)
+REGION = dict(offset=(10, 20), level=0, size=(700, 600))
+
+
+def forget_everything():
+    """Be another process."""
+    for registry in (
+        remote._objects, remote._heads, remote._ahead, storage._filesystems,
+        file_backend._instances, frame_reader._frames,
+    ):  # fmt: skip
+        registry.clear()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known():
+    forget_everything()
+    storage._storage_options = storage._StorageOptions()
+    yield
+    forget_everything()
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch):
+    patience = attempts.Patience(
+        deadline=5, request=0.5, attempts=4, first_wait=0.01, longest_wait=0.05
+    )
+    monkeypatch.setattr(attempts, "PATIENCE", patience)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of a slide of three levels, whose first one is longer than what is read ahead."""
+    folder = tmp_path_factory.mktemp("served")
+    write_slide(folder / "slide", shape=SHAPE, downsamples=(1, 2, 4))
+    assert (folder / "slide" / "level-0.dcm").stat().st_size > remote.HEAD
+    with zipfile.ZipFile(folder / "slide.zip", "w") as archive:
+        for path in sorted((folder / "slide").iterdir()):
+            archive.write(path, f"in/{path.name}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pixels(folder):
+    """Of the files on disk."""
+    return dicomslide.open_slide(folder / "slide").get_image_region(**REGION)
+
+
+@pytest.fixture
+def server(folder):
+    with serving(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def image(server):
+    """The first level; the server has forgotten who opened it."""
+    source = RemoteSource.open(f"{server.url}/slide/level-0.dcm")
+    server.forget()
+    return source
+
+
+def frames_on_disk(folder, indices):
+    source = file_backend.FileSource.open(folder / "slide" / "level-0.dcm")
+    return [bytes(frame) for frame in source.read_frames(indices)]
+
+
+def region(url, **options):
+    return dicomslide.open_slide(url, **options).get_image_region(**REGION)
+
+
+def frame_of(source, index):
+    return bytes(source.read_frames([index])[0])
