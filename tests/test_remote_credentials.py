@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 import dicomslide
-from dicomslide.backends import remote, storage
+from dicomslide.backends import ranges, remote, storage
 from dicomslide.backends.remote import RemoteSource
 from dicomslide.errors import FrameReadError, SourceReadError
 
@@ -235,6 +235,17 @@ def test_a_redirect_to_another_server_carries_no_credentials(server, folder):
         assert server.requests[-1][3]["X-Key"] == SECRET
         assert SECRET not in str(other.requests)
         assert other.requests[-1][2].startswith("bytes=")
+
+
+@pytest.mark.parametrize(
+    ("url", "is_same"),
+    [("http://host/b", True), ("http://host:80/b", True), ("https://host/b", True),
+     ("https://host:8443/b", False), ("http://other/b", False), ("http://host:81/b", False),
+     ("https://host.other/b", False)],
+)  # fmt: skip
+def test_credentials_follow_to_the_same_server_and_its_safe_side(url, is_same):
+    assert ranges._is_same_server(url, "http://host/a") is is_same
+    assert not ranges._is_same_server("http://host/b", "https://host/a")
 
 
 def test_redirects_without_end_raise(server):

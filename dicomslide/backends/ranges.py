@@ -128,7 +128,7 @@ async def _http_range(filesystem: Any, url: str, start: int, stop: int) -> Answe
 
     fsspec's own request takes the whole object for a range of it, if that is what the server sends.
     """
-    from urllib.parse import urljoin, urlsplit
+    from urllib.parse import urljoin
 
     options = {**filesystem.kwargs, "allow_redirects": False}
     wanted = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
@@ -136,13 +136,9 @@ async def _http_range(filesystem: Any, url: str, start: int, stop: int) -> Answe
     session = await filesystem.set_session()
     at = str(filesystem.encode_url(url))
 
-    def server(url: str) -> tuple[str, str | None, int | None]:
-        parts = urlsplit(url)
-        return parts.scheme, parts.hostname, parts.port
-
-    own = server(at)
+    first = at
     for _ in range(MOST_REDIRECTS):
-        if server(at) != own:  # credentials are for the server they were given for
+        if not _is_same_server(at, first):  # credentials are for the server they were given for
             return await _elsewhere(filesystem, at, wanted, start, stop)
         async with session.get(filesystem.encode_url(at), headers=headers, **options) as response:
             if response.status in (301, 302, 303, 307, 308) and "Location" in response.headers:
@@ -150,6 +146,22 @@ async def _http_range(filesystem: Any, url: str, start: int, stop: int) -> Answe
                 continue
             return await _http_answer(response, start, stop)
     raise Fault("it redirects again and again", 400)
+
+
+def _is_same_server(url: str, first: str) -> bool:
+    """Whether a URL is of the server of another one, or of that server's safe side."""
+    from urllib.parse import urlsplit
+
+    def server(url: str) -> tuple[str, str | None, int | None]:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        return parts.scheme, parts.hostname, port
+
+    own = server(first)
+    return server(url) == own or (own, server(url)) == (
+        ("http", own[1], 80),
+        ("https", own[1], 443),
+    )
 
 
 async def _elsewhere(

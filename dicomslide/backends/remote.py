@@ -391,12 +391,12 @@ def _is_local_url(path: Any) -> bool:
 
 def _local_path(url: str) -> str:
     """Return the path of a URL as fsspec writes it, else of one that is encoded as URLs should."""
-    from urllib.parse import unquote
+    from urllib.request import url2pathname
 
     path = url.removeprefix("file://")
     if path.startswith("localhost/"):
         path = path.removeprefix("localhost")
-    return path if os.path.exists(path) else unquote(path)
+    return path if os.path.exists(path) else url2pathname(path)
 
 
 def _sources_at(urls: Sequence[str]) -> list[FileSource]:
