@@ -156,6 +156,14 @@ def test_threads_whose_credentials_are_refused_together_ask_for_others_once(imag
     assert len(given) == 2
 
 
+def test_objects_of_a_list_share_connections(server):
+    urls = [f"{server.url}/slide/level-{level}.dcm" for level in range(3)]
+    for _ in range(2):  # equal options are the same
+        dicomslide.open_slide(urls, storage_options={"headers": {"X-Which": "all"}})
+        assert {headers["X-Which"] for _, _, _, headers in server.requests} == {"all"}
+        assert len(storage._filesystems) == 1
+
+
 def test_options_that_are_changed_and_registered_again_are_used(server):
     options = {"headers": {"X-Which": "old"}}
     url = f"{server.url}/slide/level-0.dcm"

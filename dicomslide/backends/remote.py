@@ -35,7 +35,7 @@ from dicomslide.backends.storage import (
     harmless_for,
     is_url,
     public_url,
-    register_storage_options,
+    register_for_all,
     remembered,
 )
 from dicomslide.cache import Registry
@@ -373,8 +373,8 @@ def open_store(
     if storage_options is not None:
         if not urls:
             raise ValueError("storage_options are for URLs, and there is none")
-        for url in urls:  # all objects of an archive are reached alike
-            register_storage_options(url.partition("::")[2] or url, storage_options)
+        # all objects of an archive are reached alike
+        register_for_all([url.partition("::")[2] or url for url in urls], storage_options)
     if not urls:
         return FileStore.open(given)
     local = [path for path in given if not is_url(path)]

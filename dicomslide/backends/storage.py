@@ -18,12 +18,13 @@ from dicomslide.cache import ForkLock, Registry
 from dicomslide.errors import NotDicomError, SourceDeniedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterable
 
     StorageOptions: TypeAlias = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 
 __all__ = ["ObjectReach", "StorageOptions", "harmless", "harmless_for", "is_url",
-           "public_url", "register_storage_options", "remembered"]  # fmt: skip
+           "public_url", "register_for_all", "register_storage_options",
+           "remembered"]  # fmt: skip
 
 MOST_REGISTERED = 2**16
 """Beginnings of URLs, and URLs with a secret: each is a short text, and opening a data set by
@@ -89,23 +90,15 @@ class _Registered:
         self.generation = 0
         """How often they were asked for again."""
         self.secrets: list[str] = []
-        """Texts that no message may show."""
-        if not callable(options):
-            self._note(options)
+        """Texts of those in use that no message may show."""
 
     def current(self) -> dict[str, Any]:
-        options = self.options
-        if not callable(options):
-            return dict(options)
-        given = _copied(options())
-        self._note(given)
-        return dict(given)
-
-    def _note(self, options: Mapping[str, Any]) -> None:
+        options = _copied(self.options() if callable(self.options) else self.options)
         self.secrets = _texts(options, harmless(options))
+        return options
 
 
-def _copied(options: Mapping[str, Any]) -> Mapping[str, Any]:
+def _copied(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options that don't change if those given do."""
     if not isinstance(options, Mapping):
         raise TypeError(
@@ -128,15 +121,15 @@ class _StorageOptions:
         self._by_prefix: OrderedDict[str, _Registered] = OrderedDict()
         self._urls: OrderedDict[str, str] = OrderedDict()
 
-    def register(self, prefix: str, options: StorageOptions) -> None:
-        if not callable(options):
-            options = _copied(options)
-        prefix = prefix.rstrip("/")
+    def register(self, prefixes: Iterable[str], options: StorageOptions) -> None:
+        given = _Registered(options if callable(options) else _copied(options))
         with self._lock:
-            known = self._by_prefix.get(prefix)
-            if known is None or known.options != options:
-                self._by_prefix[prefix] = _Registered(options)
-            _keep_newest(self._by_prefix, prefix)
+            for prefix in prefixes:
+                start = prefix.rstrip("/")
+                known = self._by_prefix.get(start)
+                if known is None or known.options != given.options:
+                    self._by_prefix[start] = given
+                _keep_newest(self._by_prefix, start)
 
     def of(self, url: str) -> _Registered | None:
         """Return what was registered for the longest beginning of a URL."""
@@ -217,7 +210,12 @@ def register_storage_options(prefix: str, options: StorageOptions) -> None:
     >>> dicomslide.register_storage_options("s3://public-slides", {"anon": True})
 
     """
-    _storage_options.register(_storage_options.keep_url(prefix), options)
+    register_for_all([prefix], options)
+
+
+def register_for_all(prefixes: Iterable[str], options: StorageOptions) -> None:
+    """Let this process reach URLs with the same options, by one file system for each server."""
+    _storage_options.register(map(_storage_options.keep_url, prefixes), options)
 
 
 def remembered(url: str) -> str:
