@@ -129,9 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: len(body) // 2])
             self.close_connection = True
             return
-        self.wfile.write(body)
-        with self.server.lock:
+        with self.server.lock:  # before the client goes on, and perhaps asks how many there were
             self.server.nbytes += len(body)
+        self.wfile.write(body)
 
 
 @contextlib.contextmanager
