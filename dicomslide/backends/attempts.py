@@ -112,7 +112,18 @@ class RangeError(SourceReadError):
 
 
 class Fault(OSError):
-    """An answer that isn't what was asked for."""
+    """An answer that isn't what was asked for.
+
+    Parameters
+    ----------
+    reason : str
+        What came instead.
+    status : int, optional
+        HTTP status, or the one that means the same; None where another answer may be right.
+    wait : float, default: 0
+        Seconds that the server wants to be left alone.
+
+    """
 
     def __init__(self, reason: str, status: int | None = None, wait: float = 0.0) -> None:
         super().__init__(reason)
