@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -291,3 +293,40 @@ def test_distinct_values_are_those_of_numpy(values):
     expected, of_each = np.unique(values, return_inverse=True)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(inverse, of_each)
+
+
+FIRST_FILES = """
+import sys, threading
+from dicomslide.backends.file import FileSource
+
+half_way, opened = threading.Event(), threading.Event()
+
+class Halfway:
+    '''Holds whoever imports pydicom where its reader is there, but not the rest.'''
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "pydicom.filewriter" and not half_way.is_set():
+            half_way.set()
+            opened.wait(1)
+
+def open_second():
+    half_way.wait(30)
+    print(FileSource.open(sys.argv[2]).metadata.Rows)
+    opened.set()
+
+assert "pydicom" not in sys.modules
+sys.meta_path.insert(0, Halfway())
+second = threading.Thread(target=open_second)
+second.start()
+print(FileSource.open(sys.argv[1]).metadata.Rows)
+second.join()
+assert half_way.is_set()
+"""
+
+
+def test_threads_open_the_first_files_of_a_process(position_slide):
+    """The parts of pydicom fail where one thread imports them while another imports the whole."""
+    paths = [str(position_slide / f"level-{level}.dcm") for level in (0, 1)]
+    command = [sys.executable, "-c", FIRST_FILES, *paths]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (out.stdout, out.stderr) == ("32\n32\n", "")

@@ -221,6 +221,7 @@ def _is_bulk(tag: BaseTag, vr: str | None, length: int) -> bool:
 def _read_header(
     blob: Blob, stop_when: Callable[[BaseTag, str | None, int], bool] | None
 ) -> Header:
+    import pydicom  # noqa: F401 - whole, before its parts: of threads that import those, one fails
     from pydicom.filereader import read_dataset
 
     from dicomslide.backends.lenient import LenientDataset, errors_of_headers, no_validation
