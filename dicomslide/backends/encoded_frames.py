@@ -1,4 +1,4 @@
-"""Frames as they came from servers and buckets: kept in memory and, where wanted, on disk."""
+"""Frames as they came from DICOMweb servers: kept in memory and, where wanted, on disk."""
 
 from __future__ import annotations
 

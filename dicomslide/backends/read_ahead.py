@@ -79,7 +79,10 @@ class ReadAhead:
 
         """
         with self._lock:
-            places, last = self._places(wanted), self._places(self._last)
+            try:
+                places, last = self._places(wanted), self._places(self._last)
+            except IndexError:  # frames that the header doesn't have: who asks will be told
+                return set()
             is_enough = self._right >= ENOUGH * self._guessed
             if not any(_are_near(place, other) for place in places for other in last):
                 if not is_enough:

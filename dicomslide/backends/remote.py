@@ -17,7 +17,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dicomslide import utils
-from dicomslide.backends import encoded_frames, ranges
+from dicomslide.backends import ranges
 from dicomslide.backends.attempts import (
     FORBIDDEN,
     MISSING,
@@ -306,22 +306,6 @@ class RemoteSource(FileSource):
     @property
     def _key(self) -> tuple[str, int, Hashable]:
         return self.path, self.size, self.version
-
-    @property
-    def frames_per_request(self) -> int:
-        """Most frames that are asked for at once: a round trip costs as much as some do."""
-        return encoded_frames.frames_per_request(pixel_format_of(self.metadata))
-
-    def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
-        """Read frames that aren't kept yet, neighbours in one request, several under way."""
-        found = encoded_frames.kept(self.identity, indices)
-        missing = [index for index in indices if index not in found]
-        if missing:
-            frames = FileSource.read_frames(self, missing)
-            fetched = {index: bytes(each) for index, each in zip(missing, frames, strict=True)}
-            encoded_frames.keep(self.identity, fetched)
-            found |= fetched
-        return [found[index] for index in indices]
 
     def _file(self) -> RemoteFile:
         def reopen() -> RemoteFile:
