@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dicomslide.enum import ChannelTypes, ImageFlavors
 from dicomslide.errors import (
     AmbiguousSlideError,
+    CacheWarning,
     DicomSlideError,
     FrameDecodeError,
     FrameError,
@@ -107,6 +108,7 @@ __all__ = [
     "FrameError",
     "FramePositionError",
     "FrameReadError",
+    "CacheWarning",
     "FrameWarning",
     "ImageFlavors",
     "LevelNotFoundError",
