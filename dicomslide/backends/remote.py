@@ -17,7 +17,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dicomslide import utils
-from dicomslide.backends import ranges
+from dicomslide.backends import encoded_frames, ranges
 from dicomslide.backends.attempts import (
     FORBIDDEN,
     MISSING,
@@ -78,9 +78,6 @@ WASTE = 0.15
 """Most of them, as a share of what is wanted."""
 MOST_BYTES = 64 * 2**20
 """Bytes that one read has under way at once."""
-FRAMES_AT_ONCE = 64
-"""Frames that one read asks for, unless they are large: while it is decoded, the next one is under
-way."""
 OPENED_AT_ONCE = 16
 MOST_OBJECTS = 1024
 
@@ -300,8 +297,7 @@ class RemoteSource(FileSource):
     @property
     def frames_per_request(self) -> int:
         """Frames that are asked for at once, in several requests where they aren't neighbours."""
-        native_bytes = pixel_format_of(self.metadata).native_bytes
-        return max(1, min(FRAMES_AT_ONCE, MOST_BYTES // max(1, native_bytes)))
+        return encoded_frames.frames_per_request(pixel_format_of(self.metadata))
 
     @property
     def _key(self) -> tuple[str, int, Hashable]:
