@@ -240,7 +240,7 @@ def _file_of(image: Dataset) -> FileSource | None:
 
     A data set that this package read leaves them in the file.
     """
-    from dicomslide.backends.remote import open_source
+    from dicomslide.backends.stores import open_source
 
     path = getattr(image, "filename", None)
     if PER_FRAME_GROUPS in image or not isinstance(path, (str, os.PathLike)):

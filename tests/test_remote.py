@@ -27,7 +27,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 import dicomslide
 from dicomslide.backends import attempts, ranges, remote, storage
 from dicomslide.backends import file as file_backend
-from dicomslide.backends.remote import RemoteSource, open_store
+from dicomslide.backends.remote import RemoteSource
+from dicomslide.backends.stores import open_store
 from dicomslide.errors import FrameReadError, NotDicomError, SourceChangedError, SourceReadError
 from dicomslide.testing import write_slide
 
@@ -612,7 +613,7 @@ def test_who_has_no_credentials_is_told_where_to_give_them(monkeypatch):
     monkeypatch.setattr(attempts, "_pause", lambda seconds: pytest.fail("it waits"))
     with pytest.raises(attempts.RangeError, match="Unable to locate credentials") as caught:
         attempts.ask(reach, 1, request)
-    assert isinstance(remote._error("s3://bucket", caught.value), PermissionError)
+    assert isinstance(remote.error_of("s3://bucket", caught.value), PermissionError)
 
 
 # -- offset tables that aren't there ---------------------------------------------------------

@@ -6,15 +6,11 @@ with which credentials, is registered here and never leaves the process.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import itertools
 import os
-import queue
-import threading
-import warnings
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from dicomslide import utils
 from dicomslide.backends import encoded_frames, ranges
@@ -22,27 +18,17 @@ from dicomslide.backends.attempts import (
     FORBIDDEN,
     MISSING,
     UNAUTHORIZED,
-    Place,
     RangeError,
-    ask,
-    awaited,
 )
-from dicomslide.backends.file import FileSource, FileStore, check_opens
-from dicomslide.backends.part10 import PREAMBLE
+from dicomslide.backends.file import FileSource
 from dicomslide.backends.spans import joined, place
 from dicomslide.backends.storage import (
     ObjectReach,
     harmless_for,
-    is_url,
-    public_url,
-    register_for_all,
     remembered,
 )
 from dicomslide.cache import Registry
 from dicomslide.errors import (
-    MetadataError,
-    MetadataWarning,
-    NotDicomError,
     SourceChangedError,
     SourceDeniedError,
     SourceNotFoundError,
@@ -51,16 +37,12 @@ from dicomslide.errors import (
 from dicomslide.layout import pixel_format_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from dicomslide.backends.spans import Span
-    from dicomslide.backends.storage import StorageOptions
     from dicomslide.codec.pixel_format import Buffer
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-__all__ = ["RemoteFile", "RemoteSource", "open_source", "open_store"]
+__all__ = ["RemoteFile", "RemoteSource", "error_of"]
 
 HEAD = 2**17
 """Bytes that are read first: most headers are shorter."""
@@ -78,7 +60,6 @@ WASTE = 0.15
 """Most of them, as a share of what is wanted."""
 MOST_BYTES = 64 * 2**20
 """Bytes that one read has under way at once."""
-OPENED_AT_ONCE = 16
 MOST_OBJECTS = 1024
 
 
@@ -135,7 +116,7 @@ class RemoteFile:
         try:
             (answer,) = ranges.read_ranges(self._reach, [(0, HEAD)], is_known=False)
         except RangeError as error:
-            raise _error(url, error) from None
+            raise error_of(url, error) from None
         if answer.size is None:
             raise SourceReadError(f"{url}: the server doesn't tell how many bytes it has")
         self.size: int = answer.size
@@ -166,7 +147,7 @@ class RemoteFile:
         try:
             parts = self._fetch(list(itertools.pairwise(cuts)))
         except RangeError as error:
-            raise _error(self.name, error) from None
+            raise error_of(self.name, error) from None
         data = b"".join(parts)
         kept = data[max(0, missing - KEPT) :]
         latest[0] = _Window(stop - len(kept), kept, step)
@@ -236,7 +217,8 @@ def _changed(url: str, expected: int, found: int | None) -> SourceChangedError:
     )
 
 
-def _error(url: str, error: RangeError) -> SourceReadError:
+def error_of(url: str, error: RangeError) -> SourceReadError:
+    """Return what to raise where an object couldn't be reached."""
     if error.status in MISSING:
         return SourceNotFoundError(f"{url}: {error.reason}")
     if error.status in (UNAUTHORIZED, FORBIDDEN):
@@ -311,189 +293,3 @@ class RemoteSource(FileSource):
             return file
 
         return _objects.get((self.path, self.version), reopen)
-
-
-def open_source(path: str | os.PathLike[str]) -> FileSource:
-    """Open a file or an object."""
-    path = os.fspath(path)
-    return RemoteSource.open(path) if is_url(path) else FileSource.open(path)
-
-
-# -- stores ----------------------------------------------------------------------------------
-
-
-def open_store(
-    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    storage_options: StorageOptions | None = None,
-) -> FileStore:
-    """Open files and folders, on disk or by URL, or a list of them.
-
-    Parameters
-    ----------
-    paths : path-like or iterable of path-like
-        ``file://`` is a file on disk; any other URL is what fsspec makes of it.
-    storage_options : mapping or callable, optional
-        See :func:`register_storage_options`; they are registered for the URLs given.
-
-    Raises
-    ------
-    SourceNotFoundError, SourceDeniedError
-        When something isn't there, or isn't to be read.
-    SourceReadError
-        When an object can't be read for another reason.
-    NotDicomError
-        When no DICOM file is there, or a file that was named isn't one.
-    ValueError
-        When there are storage options but no URL.
-
-    """
-    given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    given = [_local_path(str(path)) if _is_local_url(path) else path for path in given]
-    urls = [str(path) for path in given if is_url(path)]
-    if storage_options is not None:
-        if not urls:
-            raise ValueError("storage_options are for URLs, and there is none")
-        # all objects of an archive are reached alike
-        register_for_all([url.partition("::")[2] or url for url in urls], storage_options)
-    if not urls:
-        return FileStore.open(given)
-    local = [path for path in given if not is_url(path)]
-    sources: list[FileSource] = list(FileStore.open(local).sources) if local else []
-    sources += _sources_at(urls)
-    if not sources:
-        raise NotDicomError(f"{', '.join(map(public_url, urls))}: no DICOM file is there")
-    return FileStore.of(sources)
-
-
-def _is_local_url(path: Any) -> bool:
-    return isinstance(path, str) and path.startswith("file://") and "::" not in path
-
-
-def _local_path(url: str) -> str:
-    """Return the path of a URL as fsspec writes it, else of one that is encoded as URLs should."""
-    from urllib.request import url2pathname
-
-    path = url.removeprefix("file://")
-    if path.startswith("localhost/"):
-        path = path.removeprefix("localhost")
-    return path if os.path.exists(path) else url2pathname(path)
-
-
-def _sources_at(urls: Sequence[str]) -> list[FileSource]:
-    """Open objects, and all objects of folders, several at once."""
-    objects = [each for there in _together(_objects_at, urls) for each in there]
-    sources = []
-    for found in _together(_opened, objects):
-        if isinstance(found, MetadataError):
-            warnings.warn(f"left out: {found}", MetadataWarning, stacklevel=4)
-        elif found is not None:
-            sources.append(found)
-    return sources
-
-
-def _together(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Return what a function gives for each item; the first error is raised at once."""
-    waiting = collections.deque(enumerate(items))
-    done: queue.SimpleQueue[tuple[int, R | None, BaseException | None]] = queue.SimpleQueue()
-
-    def work() -> None:
-        while True:
-            try:
-                at, item = waiting.popleft()
-            except IndexError:
-                return
-            try:
-                done.put((at, function(item), None))
-            except BaseException as error:
-                done.put((at, None, error))
-
-    # not of a pool, whose threads nobody leaves behind: neither Ctrl-C nor the end of the process
-    for _ in range(min(OPENED_AT_ONCE, len(items))):
-        threading.Thread(target=work, name="dicomslide", daemon=True).start()
-    found: dict[int, Any] = {}
-    try:
-        while len(found) < len(items):
-            at, result, error = done.get()
-            if error is not None:
-                raise error
-            found[at] = result
-    finally:
-        waiting.clear()
-    return [found[at] for at in range(len(items))]
-
-
-def _opened(where: tuple[str, bool]) -> FileSource | MetadataError | None:
-    """Open an object, by its URL and whether that was given.
-
-    Of one in a folder, None where it isn't DICOM, the error where it is broken.
-    """
-    url, is_given = where
-    try:
-        source = RemoteSource.open(url)
-        if not is_given:
-            check_opens(source.metadata)
-        return source
-    except NotDicomError as error:
-        if not is_given:
-            return None
-        if url.startswith(("http://", "https://")) and not url.partition("?")[0].endswith(".dcm"):
-            raise NotDicomError(f"{error}; the URL of a folder ends in /") from None
-        raise
-    except MetadataError as error:
-        if is_given:
-            raise
-        return error
-
-
-def _objects_at(url: str) -> list[tuple[str, bool]]:
-    """Return the URLs of the objects at a URL, and whether each is the one given."""
-    first = url.partition("::")[0].partition("?")[0]
-    if "://" not in first:
-        raise SourceReadError(
-            f"{public_url(url)}: {first} keeps copies that it doesn't compare with the object, so"
-            " that changes wouldn't be noticed; open the URL without it"
-        )
-    if first.startswith(("zip://", "tar://")) and "::" not in url:
-        raise SourceNotFoundError(f"{url}: it names no archive, as {first[:6]}folder::archive does")
-    is_http = first.startswith(("http://", "https://"))
-    if first.endswith(".dcm") or (is_http and not first.endswith("/")):
-        return [(url, True)]
-    urls = _objects_in(url)
-    return [(url, True)] if urls is None else [(each, False) for each in urls]
-
-
-def _objects_in(url: str) -> list[str] | None:
-    """Return the URLs of the objects in a folder; None where the URL is of an object itself."""
-    public = remembered(url)
-    reach = ObjectReach(public, "{}")
-
-    def find(where: Place, wanted: Sequence[int], left: float) -> list[Any]:
-        filesystem = where.filesystem
-        filesystem.invalidate_cache()
-        if not filesystem.async_impl:
-            return [filesystem.find(where.path, detail=True)]
-        return [awaited(filesystem.loop, filesystem._find(where.path, detail=True), left)]
-
-    try:
-        (found,) = ask(reach, 1, find)
-    except RangeError as error:
-        raise _error(public, error) from None
-    folder = reach.place().path
-    if list(found) == [folder]:
-        return None
-    first, chained, rest = url.partition("::")
-    is_http = first.startswith(("http://", "https://"))  # a page also links to elsewhere
-    found = {
-        name: info
-        for name, info in found.items()
-        if name.startswith(folder) and not (is_http and "?" in name)
-    }
-    if not found:
-        raise SourceNotFoundError(f"{public}: no object is there")
-    # what a file system calls an object may lack the server that its URL names
-    base = first if first.endswith("/") else f"{first}/"
-    return [
-        base + name[len(folder) :].lstrip("/") + chained + rest
-        for name, info in sorted(found.items())
-        if info.get("type") == "file" and (info.get("size") is None or info["size"] > PREAMBLE)
-    ]

@@ -77,8 +77,6 @@ def open_slide(
         When `storage_options` are given, but no URL that they are for.
     AmbiguousSlideError
         When several slides are there; the message lists them.
-    ValueError
-        When there are storage options, but no URL that they are for.
 
     """
     if isinstance(source, Slide):
@@ -99,19 +97,14 @@ def open_slide(
     else:
         import os
 
-        from dicomslide.backends.remote import open_store
+        from dicomslide.backends.stores import open_store
 
         if not isinstance(source, (str, os.PathLike, list, tuple, set, frozenset)):
             raise TypeError(
                 f"a slide can't be opened from a {type(source).__name__}; expected a path, a list"
                 " of paths, a FrameStore or a Slide"
             )
-        store, storage_options = open_store(source, storage_options), None
-    if storage_options is not None:
-        raise ValueError(
-            "storage_options are for URLs that fsspec knows; for a DICOMweb server see"
-            " dicomslide.register_credentials"
-        )
+        store = open_store(source, storage_options)
     metadata = store.metadata
     if study_instance_uid is not None:
         metadata = [

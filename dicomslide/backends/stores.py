@@ -1,0 +1,224 @@
+"""What paths and URLs stand for: files, objects, and all that is in a folder of either."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from dicomslide.backends.attempts import Place, RangeError, ask, awaited
+from dicomslide.backends.file import FileSource, FileStore, check_opens
+from dicomslide.backends.part10 import PREAMBLE
+from dicomslide.backends.remote import RemoteSource, error_of
+from dicomslide.backends.storage import (
+    ObjectReach,
+    is_url,
+    public_url,
+    register_for_all,
+    remembered,
+)
+from dicomslide.errors import (
+    MetadataError,
+    MetadataWarning,
+    NotDicomError,
+    SourceNotFoundError,
+    SourceReadError,
+)
+from dicomslide.together import together
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from dicomslide.backends.storage import StorageOptions
+
+__all__ = ["local_paths_and_urls", "objects_at", "open_source", "open_store"]
+
+OPENED_AT_ONCE = 16
+
+
+def open_source(path: str | os.PathLike[str]) -> FileSource:
+    """Open a file or an object."""
+    path = os.fspath(path)
+    return RemoteSource.open(path) if is_url(path) else FileSource.open(path)
+
+
+# -- stores ----------------------------------------------------------------------------------
+
+
+def open_store(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    storage_options: StorageOptions | None = None,
+) -> FileStore:
+    """Open files and folders, on disk or by URL, or a list of them.
+
+    Parameters
+    ----------
+    paths : path-like or iterable of path-like
+        ``file://`` is a file on disk; any other URL is what fsspec makes of it.
+    storage_options : mapping or callable, optional
+        See :func:`register_storage_options`; they are registered for the URLs given.
+
+    Raises
+    ------
+    SourceNotFoundError, SourceDeniedError
+        When something isn't there, or isn't to be read.
+    SourceReadError
+        When an object can't be read for another reason.
+    NotDicomError
+        When no DICOM file is there, or a file that was named isn't one.
+    ValueError
+        When there are storage options but no URL.
+
+    """
+    local, urls = local_paths_and_urls(paths, storage_options)
+    if not urls:
+        return FileStore.open(local)
+    sources: list[FileSource] = list(FileStore.open(local).sources) if local else []
+    sources += _sources_at(urls)
+    if not sources:
+        raise NotDicomError(f"{', '.join(map(public_url, urls))}: no DICOM file is there")
+    return FileStore.of(sources)
+
+
+def local_paths_and_urls(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    storage_options: StorageOptions | None = None,
+) -> tuple[list[str | os.PathLike[str]], list[str]]:
+    """Return paths on disk, and URLs, for which storage options are registered.
+
+    Raises
+    ------
+    ValueError
+        When there are storage options but no URL.
+
+    """
+    given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    given = [_local_path(str(path)) if _is_local_url(path) else path for path in given]
+    urls = [str(path) for path in given if is_url(path)]
+    if storage_options is not None:
+        if not urls:
+            raise ValueError("storage_options are for URLs, and there is none")
+        # all objects of an archive are reached alike
+        reached = [url.partition("::")[2] or _before_pattern(url) for url in urls]
+        register_for_all(reached, storage_options)
+    return [path for path in given if not is_url(path)], urls
+
+
+def _is_local_url(path: Any) -> bool:
+    return isinstance(path, str) and path.startswith("file://") and "::" not in path
+
+
+def _local_path(url: str) -> str:
+    """Return the path of a URL as fsspec writes it, else of one that is encoded as URLs should."""
+    from urllib.request import url2pathname
+
+    path = url.removeprefix("file://")
+    if path.startswith("localhost/"):
+        path = path.removeprefix("localhost")
+    return path if os.path.exists(path) else url2pathname(path)
+
+
+def _sources_at(urls: Sequence[str]) -> list[FileSource]:
+    """Open objects, and all objects of folders, several at once."""
+    objects = [each for there in together(objects_at, urls, OPENED_AT_ONCE) for each in there]
+    sources = []
+    for found in together(_opened, objects, OPENED_AT_ONCE):
+        if isinstance(found, MetadataError):
+            warnings.warn(f"left out: {found}", MetadataWarning, stacklevel=4)
+        elif found is not None:
+            sources.append(found)
+    return sources
+
+
+def _opened(where: tuple[str, bool]) -> FileSource | MetadataError | None:
+    """Open an object, by its URL and whether that was given.
+
+    Of one in a folder, None where it isn't DICOM, the error where it is broken.
+    """
+    url, is_given = where
+    try:
+        source = RemoteSource.open(url)
+        if not is_given:
+            check_opens(source.metadata)
+        return source
+    except NotDicomError as error:
+        if not is_given:
+            return None
+        if url.startswith(("http://", "https://")) and not url.partition("?")[0].endswith(".dcm"):
+            raise NotDicomError(f"{error}; the URL of a folder ends in /") from None
+        raise
+    except MetadataError as error:
+        if is_given:
+            raise
+        return error
+
+
+def objects_at(url: str) -> list[tuple[str, bool]]:
+    """Return the URLs of the objects that a URL stands for, and whether each is the one given.
+
+    It stands for an object, for all in a folder, or for those that a pattern with ``*`` fits.
+
+    Raises
+    ------
+    SourceNotFoundError, SourceDeniedError, SourceReadError
+        When there is none, or the server doesn't tell.
+
+    """
+    first = url.partition("::")[0].partition("?")[0]
+    if "://" not in first:
+        raise SourceReadError(
+            f"{public_url(url)}: {first} keeps copies that it doesn't compare with the object, so"
+            " that changes wouldn't be noticed; open the URL without it"
+        )
+    if first.startswith(("zip://", "tar://")) and "::" not in url:
+        raise SourceNotFoundError(f"{url}: it names no archive, as {first[:6]}folder::archive does")
+    is_http = first.startswith(("http://", "https://"))
+    if "*" not in first and (first.endswith(".dcm") or (is_http and not first.endswith("/"))):
+        return [(url, True)]
+    urls = _objects_in(url)
+    return [(url, True)] if urls is None else [(each, False) for each in urls]
+
+
+def _objects_in(url: str) -> list[str] | None:
+    """Return the URLs of the objects in a folder; None where the URL is of an object itself."""
+    public = remembered(url)
+    reach = ObjectReach(public, "{}")
+    first, chained, rest = url.partition("::")
+    how = "glob" if "*" in first else "find"
+
+    def find(where: Place, wanted: Sequence[int], left: float) -> list[Any]:
+        filesystem = where.filesystem
+        filesystem.invalidate_cache()
+        if not filesystem.async_impl:
+            return [getattr(filesystem, how)(where.path, detail=True)]
+        search = getattr(filesystem, f"_{how}")
+        return [awaited(filesystem.loop, search(where.path, detail=True), left)]
+
+    try:
+        (found,) = ask(reach, 1, find)
+    except RangeError as error:
+        raise error_of(public, error) from None
+    path = reach.place().path
+    if list(found) == [path]:
+        return None
+    folder = _before_pattern(path)
+    is_http = first.startswith(("http://", "https://"))  # a page also links to elsewhere
+    found = {
+        name: info
+        for name, info in found.items()
+        if name.startswith(folder) and not (is_http and "?" in name)
+    }
+    if not found:
+        raise SourceNotFoundError(f"{public}: no object is there")
+    # what a file system calls an object may lack the server that its URL names
+    base = _before_pattern(first).rstrip("/") + "/"
+    return [
+        base + name[len(folder) :].lstrip("/") + chained + rest
+        for name, info in sorted(found.items())
+        if info.get("type") == "file" and (info.get("size") is None or info["size"] > PREAMBLE)
+    ]
+
+
+def _before_pattern(url: str) -> str:
+    """Return the folder of what a pattern fits; any other URL as it is."""
+    return url.partition("*")[0].rpartition("/")[0] if "*" in url else url
