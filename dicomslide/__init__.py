@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         sort_images_by_size,
     )
     from dicomslide.slide import Slide, find_slides, open_slide
+    from dicomslide.slide.cohort import Cohort, open_slides
     from dicomslide.tile import (
         assemble_total_pixel_matrix,
         compute_frame_positions,
@@ -73,6 +74,7 @@ __version__ = "0.1.0"
 
 _LATE = {
     "AnnotationGroup": "annotation.group",
+    "Cohort": "slide.cohort",
     "Measurement": "annotation.group",
     "OpenSlide": "openslide",
     "Pyramid": "pyramid",
@@ -90,6 +92,7 @@ _LATE = {
     "get_image_pixel_spacing": "pyramid",
     "get_image_size": "pyramid",
     "open_slide": "slide",
+    "open_slides": "slide.cohort",
     "register_client": "backends.connection",
     "register_credentials": "backends.credentials",
     "register_storage_options": "backends.storage",
@@ -103,6 +106,7 @@ __all__ = [
     "AmbiguousSlideError",
     "AnnotationGroup",
     "ChannelTypes",
+    "Cohort",
     "DicomSlideError",
     "FrameDecodeError",
     "FrameError",
@@ -149,6 +153,7 @@ __all__ = [
     "is_tiled_image",
     "is_volume_image",
     "open_slide",
+    "open_slides",
     "register_client",
     "register_credentials",
     "register_storage_options",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -10,12 +11,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicomslide.display.description import describe, table_of
+from dicomslide.display.description import cohort_table, describe, table_of
 from dicomslide.errors import DicomSlideError, MetadataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dicomslide.slide.cohort import Cohort
     from dicomslide.slide.slide import Slide
 
 __all__ = ["main"]
@@ -32,14 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0, or 1 for wrong input. Wrong usage exits with 2.
+        Exit code: 0, or 1 where something failed. Wrong usage exits with 2.
 
     """
     options = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]  # fewer arguments
-            options.run(options)
+            code: int = options.run(options)
+            return code
     except BrokenPipeError:  # whoever reads has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing is left to flush
         return 0
@@ -49,7 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dicomslide: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
@@ -65,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=dicomslide.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    info = commands.add_parser("info", help="show levels, sizes, channels and focal planes")
+    info = commands.add_parser(
+        "info", help="show what a slide consists of; of several slides, a line each"
+    )
     info.add_argument("--json", action="store_true", help="print JSON instead of a table")
     info.set_defaults(run=_info)
 
@@ -87,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "slide",
             type=_path,
-            nargs="?" if optional else None,
+            nargs="?" if optional else "+" if command is info else None,
             metavar="SLIDE",
             help="DICOM file or folder, or its URL"
             + (" (default: a synthetic slide)" if optional else ""),
@@ -123,9 +127,38 @@ def _path(text: str) -> Path | str:
 # -- info ------------------------------------------------------------------------------------
 
 
-def _info(options: argparse.Namespace) -> None:
-    described = describe(_open(options))
-    if options.json:
+def _info(options: argparse.Namespace) -> int:
+    from dicomslide.slide.cohort import open_slides
+
+    if options.container_id is not None or options.frame_of_reference_uid is not None:
+        _show(describe(_open(options)), options.json)
+        return 0
+    slides = open_slides(options.slide)
+    if len(slides) == 1:
+        (slide,) = slides.values()
+        _show(describe(slide), options.json)
+    else:
+        _show_all(slides, options.json)
+    for name, error in slides.failures.items():
+        text = str(error)
+        print(f"dicomslide: error: {text if name in text else f'{name}: {text}'}", file=sys.stderr)
+    return 1 if slides.failures else 0
+
+
+def _show_all(slides: Cohort, as_json: bool) -> None:
+    """Print a line a slide; or all of each, as JSON, by its name."""
+    if not as_json:
+        _print_rows(cohort_table(slides.summaries()))
+        return
+    described = {}
+    for name in slides:
+        with contextlib.suppress(Exception):  # it is among the failures
+            described[name] = describe(slides[name])
+    print(json.dumps(described, indent=2, ensure_ascii=False))
+
+
+def _show(described: dict[str, Any], as_json: bool) -> None:
+    if as_json:
         print(json.dumps(described, indent=2, ensure_ascii=False))
         return
     for name in ("container_identifier", "manufacturer", "manufacturer_model_name", "stains",
@@ -147,11 +180,10 @@ def _info(options: argparse.Namespace) -> None:
     print(f"{'focal planes':24}{len(planes)} at {', '.join(f'{z:g}' for z in planes)} µm")
     print()
     derived = [image for series in described["derived_series"] for image in series["images"]]
-    _print_table(described["levels"] + described["associated_images"] + derived)
+    _print_rows(table_of(described["levels"] + described["associated_images"] + derived))
 
 
-def _print_table(images: list[dict[str, Any]]) -> None:
-    rows = table_of(images)
+def _print_rows(rows: list[tuple[str, ...]]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -161,7 +193,7 @@ def _print_table(images: list[dict[str, Any]]) -> None:
 # -- thumbnail -------------------------------------------------------------------------------
 
 
-def _thumbnail(options: argparse.Namespace) -> None:
+def _thumbnail(options: argparse.Namespace) -> int:
     from PIL import Image
 
     slide = _open(options)
@@ -176,9 +208,11 @@ def _thumbnail(options: argparse.Namespace) -> None:
     except (ValueError, KeyError) as error:  # a name without a format that Pillow writes
         raise OSError(f"{options.out}: can't be written: {error}") from error
     print(f"{options.out}: {pixels.shape[1]} × {pixels.shape[0]} pixels")
+    return 0
 
 
-def _demo(options: argparse.Namespace) -> None:
+def _demo(options: argparse.Namespace) -> int:
     from dicomslide.demo import run
 
     run(None if options.slide is None else _open(options), options.output)
+    return 0

@@ -68,7 +68,7 @@ class SourceReadError(DicomSlideError, OSError):
 
 
 class SourceNotFoundError(SourceReadError, FileNotFoundError):
-    """A server has no such object."""
+    """There is no such object, or a file that was opened isn't there where it is to be read."""
 
 
 class SourceDeniedError(SourceReadError, PermissionError):

@@ -94,6 +94,8 @@ FLOORS = [
     "slide.slide",
     "slide.discovery",
     "slide.opening",
+    "slide.sorting",
+    "slide.cohort",
     "slide",
     "openslide.properties",
     "openslide.rgba",

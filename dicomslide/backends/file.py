@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import platform
 import threading
 import warnings
 from functools import cache, cached_property
@@ -22,6 +24,7 @@ from dicomslide.errors import (
     MetadataWarning,
     NotDicomError,
     SourceChangedError,
+    SourceNotFoundError,
 )
 from dicomslide.layout import num_frames_of, pixel_format_of
 from dicomslide.perframe import UNDEFINED, scan_per_frame_groups
@@ -105,14 +108,40 @@ class LocalFile:
     def _opened(self) -> _OpenFile:
         return _open_files.get((self.name, self._signature), self._reopen)
 
+    @classmethod
+    def again(cls, path: str) -> LocalFile:
+        """Open a file that was there before, maybe in another process.
+
+        Raises
+        ------
+        SourceNotFoundError
+            When it isn't here.
+
+        """
+        with _found_again(path):
+            return cls(path)
+
     def _reopen(self) -> _OpenFile:
-        opened = _OpenFile(self.name)
+        with _found_again(self.name):
+            opened = _OpenFile(self.name)
         check_unchanged(self.name, self._signature, opened.signature)
         return opened
 
     def check_unchanged(self) -> None:
         """Raise a SourceChangedError if the file isn't any more what it was."""
         check_unchanged(self.name, self._signature, self._opened().signature)
+
+
+@contextlib.contextmanager
+def _found_again(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SourceNotFoundError(
+            f"{path}: no such file any more, or none on this machine ({platform.node()}): each"
+            " worker of a cluster has to reach it by the same path, as on a shared disk or by a"
+            " URL (s3://, https://)"
+        ) from error
 
 
 def check_unchanged(path: str, before: tuple[int, int], now: tuple[int, int]) -> None:
@@ -235,7 +264,7 @@ class FileSource:
         return _instances.get(self._key, lambda: _Instance(self._file()))
 
     def _file(self) -> ChangingBlob:
-        file = LocalFile(self.path)
+        file = LocalFile.again(self.path)
         check_unchanged(self.path, (self.size, self.mtime_ns), (file.size, file.mtime_ns))
         return file
 

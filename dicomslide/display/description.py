@@ -11,11 +11,13 @@ from dicomslide.labelled.attributes import slide_attrs
 from dicomslide.layout import num_frames_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dicomslide.image import TiledImage
     from dicomslide.slide.derived import ChannelGroup
     from dicomslide.slide.slide import Slide
 
-__all__ = ["describe", "describe_image", "table_of"]
+__all__ = ["cohort_table", "describe", "describe_image", "summary_of", "table_of"]
 
 
 def describe(slide: Slide) -> dict[str, Any]:
@@ -56,6 +58,54 @@ def _describe_group(group: ChannelGroup) -> dict[str, Any]:
         "levels": [level for _, level in group.images],
         "images": described,
     }
+
+
+def summary_of(slide: Slide) -> dict[str, Any]:
+    """Return what a slide is like, a value a column, the same columns for all slides."""
+    attrs = slide_attrs(slide)
+    try:
+        spacing = slide.levels[0].image.geometry.spacing
+    except MetadataError:
+        um_per_pixel = None
+    else:
+        um_per_pixel = 1000 * sum(spacing) / 2
+    return {
+        "rows": slide.size[0],
+        "columns": slide.size[1],
+        "um_per_pixel": um_per_pixel,
+        "levels": slide.num_levels,
+        "channels": slide.num_channels,
+        "focal_planes": slide.num_focal_planes,
+        "stains": ", ".join(attrs.get("stains", ())) or None,
+        **{
+            name: attrs.get(name)
+            for name in (
+                "objective_lens_power", "manufacturer", "manufacturer_model_name",
+                "container_identifier", "frame_of_reference_uid", "study_instance_uid",
+                "series_instance_uid",
+            )
+        },
+        "file": slide.name,
+    }  # fmt: skip
+
+
+def cohort_table(summaries: Mapping[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return a table of slides by name: its head, then one row a slide."""
+    head = ("", "rows × columns", "µm/pixel", "levels", "channels", "planes", "stains", "scanner")
+    return [
+        head,
+        *(
+            (
+                name,
+                f"{each['rows']:,} × {each['columns']:,}",
+                "-" if each["um_per_pixel"] is None else f"{each['um_per_pixel']:.4g}",
+                *(f"{each[count]:,}" for count in ("levels", "channels", "focal_planes")),
+                each["stains"] or "-",
+                " ".join(filter(None, (each["manufacturer"], each["manufacturer_model_name"]))),
+            )
+            for name, each in summaries.items()
+        ),
+    ]
 
 
 def describe_image(image: TiledImage) -> dict[str, Any]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dicomslide.display.description import describe, describe_image, table_of
+from dicomslide.display.description import cohort_table, describe, describe_image, table_of
 from dicomslide.display.picture import picture_of
 from dicomslide.utils import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from dicomslide.image import TiledImage
     from dicomslide.matrix import TotalPixelMatrix
     from dicomslide.slide.slide import Slide
 
-__all__ = ["image_html", "matrix_html", "slide_html"]
+__all__ = ["cohort_html", "image_html", "matrix_html", "slide_html"]
 
 PICTURE_SIZE = 224
 """Pixels along the longer edge of a picture."""
@@ -26,6 +27,8 @@ MOST_PIXELS = 2**24
 """No larger image is read for a picture: what is shown unasked must cost little."""
 MOST_CHANNELS = 50
 """Channels that are listed: a segmentation may have thousands."""
+MOST_SLIDES = 20
+"""Slides of a cohort that are listed, and their failures."""
 MOST_LINES = 48
 """Lines of a drawn grid, at most, along an edge."""
 
@@ -63,6 +66,23 @@ def slide_html(slide: Slide) -> str:
         _picture(source),
         _facts(facts) + _table(table_of(images)) + _folded("Channels", _table(channels)),
     )
+
+
+def cohort_html(
+    summaries: Mapping[str, dict[str, Any]], count: int, failures: Mapping[str, Exception]
+) -> str:
+    """Return a table of the first of so many slides, and what couldn't be opened."""
+    failed = [(name, str(error)) for name, error in itertools.islice(failures.items(), MOST_SLIDES)]
+    body = _table(cohort_table(summaries)) + _more(count)
+    if failures:
+        table = _table([("", "why"), *failed]) + _more(len(failures))
+        body += _folded(counted(len(failures), "failure"), table)
+    title = f"dicomslide.Cohort: {counted(count, 'slide')}"
+    return f"<div><div><strong>{title}</strong></div>{body}</div>"
+
+
+def _more(count: int) -> str:
+    return f"<div>and {count - MOST_SLIDES:,} more</div>" if count > MOST_SLIDES else ""
 
 
 _SCANNER = ("manufacturer", "manufacturer_model_name")

@@ -7,7 +7,7 @@ import logging
 import numbers
 import operator
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dicomslide import utils
 from dicomslide.enum import ChannelTypes, ImageFlavors
@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from dicomslide.reader import OnError
     from dicomslide.slide.levels import Level
 
-__all__ = ["SlideContents", "SlideOptions"]
+__all__ = ["SlideContents", "SlideOptions", "slide_of"]
 
 logger = logging.getLogger(__name__)
+
+S = TypeVar("S", bound="SlideContents")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +138,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # thin: names only; headers are read again where the slide arrives
-        return _rebuild, (type(self), self._sources, self._options)
+        return slide_of, (type(self), self._sources, self._options)
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
         options = self._options
@@ -568,9 +570,8 @@ class SlideContents(ChannelsAndPlanes, Identified):
             )
 
 
-def _rebuild(
-    kind: type[SlideContents], sources: tuple[FrameSource, ...], options: SlideOptions
-) -> SlideContents:
+def slide_of(kind: type[S], sources: Sequence[FrameSource], options: SlideOptions) -> S:
+    """Make a slide of its instances."""
     slide = kind.__new__(kind)
     SlideContents.__init__(slide, sources, options)
     return slide

@@ -1,0 +1,448 @@
+"""Many slides at once: found, sorted and opened several at a time, kept as names."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import glob
+import itertools
+import os
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from dicomslide import utils
+from dicomslide.backends.client import (
+    ClientStore,
+    frame_source,
+    is_client,
+    is_dicomweb_url,
+    store_at,
+)
+from dicomslide.backends.file import files_of
+from dicomslide.backends.stores import local_paths_and_urls, objects_at, open_source
+from dicomslide.backends.storage import public_url
+from dicomslide.display.description import summary_of
+from dicomslide.errors import NotDicomError, NotSlideError
+from dicomslide.slide.contents import SlideOptions
+from dicomslide.slide.slide import Slide
+from dicomslide.slide.sorting import Instance, Member, open_members, sort_instances, split
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    import pandas as pd
+
+    from dicomslide.backends.base import FrameSource
+    from dicomslide.backends.client import Series
+    from dicomslide.reader import OnError
+
+__all__ = ["Cohort", "open_slides"]
+
+AT_ONCE = 8
+"""Batches that are read at once without a cluster."""
+FILES, SLIDES = 16, 8
+"""Files, and slides, that are opened one after the other, as one task of a cluster."""
+MOST_NAMED = 5
+"""Slides that a text names."""
+
+Failures = dict[str, Exception]
+T = TypeVar("T")
+F = TypeVar("F")
+
+
+class Cohort(Mapping[str, Slide]):
+    """Slides by name, and what couldn't be read.
+
+    Made by :func:`open_slides`. A slide's name is its Container Identifier. Where several have
+    the same, the Frame of Reference UID follows, after a slash; without one, the name is that of
+    a file. Slides are ordered by name.
+
+    A cohort holds names only, a kilobyte or two a slide: each lookup opens a slide, whose headers
+    are read unless the process still has them, and raises what :func:`open_slide` raises. It
+    pickles, and needs no cluster.
+
+    Parameters
+    ----------
+    members : mapping of str to Member
+        The instances of each slide, by its name.
+    options : SlideOptions
+        How slides are read.
+    failures : mapping of str to Exception
+        See :attr:`failures`.
+
+    Examples
+    --------
+    >>> slides = dicomslide.open_slides("cohort/")
+    >>> slides["S23-1"].thumbnail()
+    >>> slides.to_pandas().groupby("manufacturer").size()
+    >>> slides.failures
+
+    """
+
+    def __init__(
+        self,
+        members: Mapping[str, Member],
+        options: SlideOptions,
+        failures: Mapping[str, Exception],
+    ) -> None:
+        self._members = dict(sorted(members.items()))
+        self._options = options
+        self._failures = dict(failures)
+
+    @property
+    def failures(self) -> Mapping[str, Exception]:
+        """What failed, and why, by the name of a file, an object, a series or a slide.
+
+        First, what couldn't be read or sorted: a slide that lacks one of its files because of
+        that is here all the same. Then each slide that was found not to open, by
+        :meth:`summaries`, :meth:`to_pandas` or a lookup.
+        """
+        return MappingProxyType(self._failures)
+
+    def __getitem__(self, name: str) -> Slide:
+        member = self._members[name]
+        with _noting(self._failures, name):
+            return open_members(member.sources, self._options)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members  # without opening it
+
+    def __repr__(self) -> str:
+        names = ", ".join(itertools.islice(self, MOST_NAMED))
+        more = ", ..." if len(self) > MOST_NAMED else ""
+        failed = f"; {utils.counted(len(self._failures), 'failure')}" if self._failures else ""
+        return f"<Cohort of {utils.counted(len(self), 'slide')}: {names}{more}{failed}>"
+
+    def _repr_html_(self) -> str:
+        from dicomslide.display.html import MOST_SLIDES, cohort_html
+
+        shown = self._summaries(itertools.islice(self, MOST_SLIDES))
+        return cohort_html(shown, len(self), self._failures)
+
+    def summaries(self) -> dict[str, dict[str, Any]]:
+        """Open all slides, and return what each is like, in plain values, by its name.
+
+        As :func:`open_slides` does it: several at a time, on a cluster if there is one. Those
+        that don't open are left out, and are among the :attr:`failures`.
+        """
+        return self._summaries(self)
+
+    def _summaries(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        items = [(name, self._members[name].sources) for name in names]
+        found: dict[str, dict[str, Any]] = {}
+        for batch in _everywhere(functools.partial(_summarize, self._options), items, SLIDES):
+            found |= batch.found
+            self._failures |= batch.failures
+        return found
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the :meth:`summaries` as a table: a row a slide, by its name.
+
+        Returns
+        -------
+        pandas.DataFrame
+            With rows, columns, µm per pixel, numbers of levels, channels and focal planes,
+            stains, scanner, UIDs and file of the base level.
+
+        Raises
+        ------
+        ImportError
+            When pandas isn't installed.
+
+        """
+        import pandas as pd
+
+        table = pd.DataFrame.from_dict(self.summaries(), orient="index")
+        return table.rename_axis(index="slide")
+
+
+def open_slides(
+    source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | Any,
+    *,
+    study_instance_uid: str | None = None,
+    max_frame_cache_size: int | None = None,
+    pyramid_tolerance: float = 0.1,
+    correct_color: bool = True,
+    on_error: OnError = "raise",
+    storage_options: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+) -> Cohort:
+    """Open all slides of a folder, a bucket or a server.
+
+    Files are sorted into slides by what their headers say, wherever they lie. Headers are read
+    several at once, by the workers of dask's cluster where a client of one is there: what they
+    can't read is read here. What can't be opened is listed in :attr:`Cohort.failures`.
+
+    Parameters
+    ----------
+    source : path-like, iterable of path-like, or dicomweb_client.api.DICOMClient
+        Folders (with their folders), files and patterns such as ``"cohort/*/*.dcm"``, on disk or
+        as URLs that fsspec knows; or a client, or the URL of a DICOMweb service or study:
+        ``"dicomweb+https://host/.../studies/..."``.
+    study_instance_uid : str, optional
+        The only study of a client that is looked at.
+    max_frame_cache_size, pyramid_tolerance, correct_color, on_error, storage_options
+        Of each slide: see :func:`open_slide`.
+
+    Returns
+    -------
+    Cohort
+        Slides by name; no pixels are read.
+
+    Raises
+    ------
+    DicomSlideError, OSError
+        When there isn't one slide: the first failure, or what is missing.
+
+    """
+    options = SlideOptions(
+        max_frame_cache_size=max_frame_cache_size,
+        pyramid_tolerance=pyramid_tolerance,
+        correct_color=correct_color,
+        on_error=on_error,
+    )
+    failures: Failures = {}
+    store: ClientStore | None = None
+    if is_client(source):
+        store = ClientStore(source, study_instance_uid)
+    elif isinstance(source, str) and is_dicomweb_url(source):
+        store = store_at(source)
+    elif study_instance_uid is not None or not _are_paths(source):
+        raise TypeError(
+            f"slides can't be opened from a {type(source).__name__}; expected paths, or a client"
+            " (which alone has a study_instance_uid)"
+        )
+    if store is not None:
+        read = functools.partial(_read_series, store)
+        batches = _in_threads(read, _series_of(store, failures))
+    else:
+        batches = _everywhere(_read_files, _paths_of(source, storage_options, failures), FILES)
+    for batch in batches:
+        failures |= batch.failures
+    instances = [each for batch in batches for each in batch.found]
+    cohort = _sorted(instances, options, failures)
+    if cohort:
+        return cohort
+    if cohort.failures:
+        raise next(iter(cohort.failures.values()))
+    given = [source] if store is not None or isinstance(source, (str, os.PathLike)) else source
+    what = ", ".join(public_url(str(each)) for each in given) or "an empty list"
+    if instances:
+        raise NotSlideError(f"{what}: no slide image is among {len(instances)} instances")
+    raise NotDicomError(f"{what}: no DICOM file is there")
+
+
+def _are_paths(source: Any) -> bool:
+    return isinstance(source, (str, os.PathLike, list, tuple, set, frozenset))
+
+
+# -- what there is ---------------------------------------------------------------------------
+
+
+def _paths_of(source: Any, storage_options: Any, failures: Failures) -> list[tuple[str, bool]]:
+    """Return files and objects, each with whether it was named: then it has to be DICOM."""
+    local, urls = local_paths_and_urls(source, storage_options)
+    found: dict[str, bool] = {}
+
+    def add(paths: Iterable[str], is_named: bool) -> None:
+        for path in paths:
+            found[path] = is_named or found.get(path, False)
+
+    for given in local:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            add(files_of(path), False)
+            continue
+        matching = [] if path.exists() else sorted(glob.glob(str(path), recursive=True))
+        for match in map(Path, matching):
+            if match.is_dir():
+                add(files_of(match), False)
+        add((match for match in matching if not os.path.isdir(match)), False)
+        if not matching:  # a file, or an error
+            add([str(path)], True)
+    for url in urls:
+        with _attempt(failures, public_url(url)):
+            objects = objects_at(url)
+            add(objects or [url], objects is None)
+    return list(found.items())
+
+
+def _series_of(store: ClientStore, failures: Failures) -> list[list[Series]]:
+    """Search for the series of each study."""
+    found = store.series(attempt=functools.partial(_attempt, failures))
+    return [
+        list(series)
+        for _, series in itertools.groupby(found, key=lambda each: each.study_instance_uid)
+    ]
+
+
+# -- done several at a time, also on workers ------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Batch(Generic[F]):
+    """What was found at once, and what failed."""
+
+    found: F
+    failures: Failures
+
+    @property
+    def has_unreached(self) -> bool:
+        """Whether something couldn't be reached, which another process may reach."""
+        return any(isinstance(error, OSError) for error in self.failures.values())
+
+
+def _read_files(paths: Sequence[tuple[str, bool]]) -> _Batch[list[Instance]]:
+    found: list[Instance] = []
+    failures: Failures = {}
+    for path, is_named in paths:
+        with _attempt(failures, public_url(path)):
+            try:
+                found.append(Instance.of(open_source(path)))
+            except NotDicomError:
+                if is_named:
+                    raise
+    return _Batch(found, failures)
+
+
+def _read_series(store: ClientStore, series: Sequence[Series]) -> _Batch[list[Instance]]:
+    found: list[Instance] = []
+    failures: Failures = {}
+    for each in series:
+        with _attempt(failures, f"series {each.series_instance_uid}"):
+            for metadata in store.metadata_of(each):
+                with _attempt(failures, utils.name_of(metadata)):
+                    found.append(Instance.of(frame_source(store.client, metadata)))
+    return _Batch(found, failures)
+
+
+def _split(groups: Sequence[Sequence[Instance]]) -> _Batch[list[Member]]:
+    found: list[Member] = []
+    failures: Failures = {}
+    for group in groups:
+        known = (each.container for each in group if each.container)
+        with _attempt(failures, next(known, group[0].source.name)):
+            found += split(group)
+    return _Batch(found, failures)
+
+
+def _summarize(
+    options: SlideOptions, items: Sequence[tuple[str, tuple[FrameSource, ...]]]
+) -> _Batch[dict[str, dict[str, Any]]]:
+    found: dict[str, dict[str, Any]] = {}
+    failures: Failures = {}
+    for name, sources in items:
+        with _attempt(failures, name):
+            found[name] = summary_of(open_members(sources, options))
+    return _Batch(found, failures)
+
+
+@contextlib.contextmanager
+def _noting(failures: Failures, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        failures[what] = error
+        raise
+
+
+@contextlib.contextmanager
+def _attempt(failures: Failures, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # without the frames of its traceback, which keep headers alive
+        error.__cause__ = error.__context__ = None
+        failures[what] = error.with_traceback(None)
+
+
+def _everywhere(
+    function: Callable[[list[T]], _Batch[F]], items: Sequence[T], size: int
+) -> list[_Batch[F]]:
+    """Do something with batches of items: on the cluster, if there is one, and else here."""
+    batches = [list(items[i : i + size]) for i in range(0, len(items), size)]
+    client = _cluster() if len(batches) > 1 else None
+    if client is None:
+        return _in_threads(function, batches)
+    done: list[_Batch[F] | None] = []
+    for future in client.map(function, batches, pure=False):
+        try:
+            batch = future.result()
+        except Exception:  # of the cluster: what is wrong with a file is in the batch
+            done.append(None)
+        else:  # what a worker doesn't see, this process may
+            done.append(None if batch.has_unreached else batch)
+    here = iter(_in_threads(function, [b for b, d in zip(batches, done, strict=True) if d is None]))
+    return [next(here) if batch is None else batch for batch in done]
+
+
+def _cluster() -> Any:
+    """Return the client of the cluster on which dask computes; None in a task of it."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return None
+    try:
+        distributed.get_worker()
+    except ValueError:
+        pass
+    else:
+        return None  # a task that waits for others may keep them from being run
+    try:
+        client = distributed.default_client()
+    except ValueError:
+        return None
+    return None if client.asynchronous or not client.nthreads() else client
+
+
+def _in_threads(
+    function: Callable[[list[T]], _Batch[F]], batches: Sequence[list[T]]
+) -> list[_Batch[F]]:
+    """Do something with each batch, several at once if the first waited more than it computed.
+
+    Threads help those that wait for a server; those that parse headers they hinder.
+    """
+    began, worked = time.perf_counter(), time.thread_time()
+    done = [function(batch) for batch in batches[:1]]
+    worked = time.thread_time() - worked
+    rest = batches[1:]
+    if time.perf_counter() - began < 2 * worked or len(rest) < 2:
+        return done + [function(batch) for batch in rest]
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="dicomslide") as pool:
+        try:
+            return done + list(pool.map(function, rest))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+# -- putting it together ---------------------------------------------------------------------
+
+
+def _sorted(instances: Iterable[Instance], options: SlideOptions, failures: Failures) -> Cohort:
+    """Sort instances into slides, and name these."""
+    found: list[Member] = []
+    # few need more than their few words: no work for a cluster
+    for batch in _in_threads(_split, [[group] for group in sort_instances(instances)]):
+        found += batch.found
+        failures |= batch.failures
+    count = collections.Counter(member.container for member in found)
+    members: dict[str, Member] = {}
+    for member in found:
+        file = member.sources[0].name
+        name = member.container or file
+        if count[member.container] > 1 and member.container is not None:
+            name = f"{member.container}/{member.frame_of_reference_uid or file}"
+        members[file if name in members else name] = member
+    return Cohort(members, options, failures)

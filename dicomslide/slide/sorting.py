@@ -1,0 +1,186 @@
+"""Instances by the thousand, sorted into slides by the few words of a header that tell."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pickle
+import warnings
+from typing import TYPE_CHECKING
+
+from dicomslide import utils
+from dicomslide.annotation.bulk import are_annotations_of
+from dicomslide.backends.file import FileSource, FileStore, check_opens
+from dicomslide.errors import MetadataError, MetadataWarning, NotSlideError
+from dicomslide.image import TiledImage
+from dicomslide.slide.collection import (
+    group_by_slide,
+    is_derived,
+    is_volume,
+    join_concatenations,
+    slide_key,
+)
+from dicomslide.slide.contents import SlideOptions, slide_of
+from dicomslide.slide.slide import Slide
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Sequence
+
+    from pydicom.dataset import Dataset
+
+    from dicomslide.backends.base import FrameSource
+
+__all__ = ["Instance", "Member", "open_members", "sort_instances", "split"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Instance:
+    """An instance, and what tells its slide: no header."""
+
+    source: FrameSource
+    frame_of_reference_uid: str | None
+    container: str | None
+    study: str | None
+    links: tuple[Hashable, ...]
+    """Those that share one of these may be of one slide."""
+    rank: int
+    """2 for an image that makes a slide, 1 for a derived one, 0 for another, -1 for no image."""
+
+    @classmethod
+    def of(cls, source: FrameSource) -> Instance:
+        """Note what the header of an instance says.
+
+        Raises
+        ------
+        MetadataError
+            When it lacks what an image needs.
+
+        """
+        header = source.metadata
+        frame, container, series, uid = (
+            utils.text(header, keyword)
+            for keyword in (
+                "FrameOfReferenceUID", "ContainerIdentifier", "SeriesInstanceUID", "SOPInstanceUID"
+            )
+        )  # fmt: skip
+        rank = -1
+        if utils.is_tiled_image(header):
+            image = TiledImage(source, header)
+            rank = 2 if is_volume(image) else 1 if is_derived(image) else 0
+        references = set() if rank in (0, 2) else _references(header)
+        named = {"frame": frame, "container": container, "series": series}
+        links = [(kind, value) for kind, value in named.items() if value]
+        links += [("instance", each) for each in (uid or source.name, *sorted(references))]
+        study = utils.text(header, "StudyInstanceUID")
+        with contextlib.suppress(TypeError):  # of a client that can't be made again
+            source = pickle.loads(pickle.dumps(source))  # thin: that of a server held its header
+        return cls(source, frame, container, study, tuple(links), rank)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it names both by which a slide is known: then its study says nothing more."""
+        return None not in (self.frame_of_reference_uid, self.container)
+
+
+def _references(header: Dataset) -> set[str]:
+    """Return the UIDs of the instances that a header names."""
+    items = [
+        each
+        for keyword in ("ReferencedImageSequence", "ReferencedSeriesSequence")
+        for item in utils.items(header, keyword)
+        for each in (item, *utils.items(item, "ReferencedInstanceSequence"))
+    ]
+    uids = (utils.text(item, "ReferencedSOPInstanceUID") for item in items)
+    return {uid for uid in uids if uid}
+
+
+def sort_instances(instances: Iterable[Instance]) -> list[list[Instance]]:
+    """Put instances together that are linked, directly or through others."""
+    instances = tuple(instances)
+    incomplete = {each.study for each in instances if each.rank >= 0 and not each.is_complete}
+    parents: dict[Hashable, Hashable] = {}
+
+    def root(node: Hashable) -> Hashable:
+        while (parent := parents.setdefault(node, node)) != node:
+            parents[node] = node = parents[parent]
+        return node
+
+    for number, each in enumerate(instances):
+        for link in each.links:
+            parents[root(link)] = root(number)
+        if each.study in incomplete:
+            parents[root(("study", each.study))] = root(number)
+    groups: dict[Hashable, list[Instance]] = {}
+    for number, each in enumerate(instances):
+        groups.setdefault(root(number), []).append(each)
+    return list(groups.values())
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Member:
+    """A slide of a cohort: what it is known by, and its instances."""
+
+    container: str | None
+    frame_of_reference_uid: str | None
+    sources: tuple[FrameSource, ...]
+
+
+def split(instances: Sequence[Instance]) -> list[Member]:
+    """Return the slides of linked instances; none where no image is among them.
+
+    Headers are read again only where few words don't tell.
+
+    Raises
+    ------
+    NotSlideError
+        When there are images, but none that makes a slide.
+    MetadataError
+        When the header of one can't be read.
+
+    """
+    rank = max(each.rank for each in instances)
+    if rank < 0:
+        return []
+    if rank == 0:
+        names = ", ".join(each.source.name for each in instances[:3])
+        raise NotSlideError(
+            f"{names}{', ...' if len(instances) > 3 else ''}: not a slide: no VOLUME or THUMBNAIL"
+            f" image, nor one derived from it, among {utils.counted(len(instances), 'instance')}"
+        )
+    roots = [each for each in instances if each.rank == rank]
+    keys = {(each.container, each.frame_of_reference_uid) for each in roots}
+    if len(keys) == 1 and (len(roots) == 1 or roots[0].is_complete):
+        return [Member(*keys.pop(), tuple(each.source for each in instances))]
+    images, others = [], []
+    for source in _without_copies([each.source for each in instances]):
+        header = source.metadata
+        if utils.is_tiled_image(header):
+            images.append(TiledImage(source, header))
+        else:
+            others.append(source)
+    members = []
+    for group in group_by_slide(images):
+        frame, container = slide_key(group[0])
+        its = [each for each in others if are_annotations_of(each.metadata, group, frame)]
+        members.append(Member(container, frame, (*(image.source for image in group), *its)))
+    return members
+
+
+def open_members(sources: Sequence[FrameSource], options: SlideOptions) -> Slide:
+    """Open a slide; an instance whose header can't be read is left out, with a warning."""
+    kept = []
+    for source in _without_copies(sources):
+        try:
+            check_opens(source.metadata)
+        except MetadataError as error:
+            warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=3)
+        else:
+            kept.append(source)
+    slide = slide_of(Slide, join_concatenations(kept), options)
+    slide.warn_if_mirrored(stacklevel=3)
+    return slide
+
+
+def _without_copies(sources: Sequence[FrameSource]) -> Sequence[FrameSource]:
+    files = [source for source in sources if isinstance(source, FileSource)]
+    return FileStore.of(files).sources if files else sources
