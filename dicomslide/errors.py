@@ -55,7 +55,8 @@ class MetadataError(DicomSlideError, ValueError):
     """A header lacks what is needed, or contradicts itself."""
 
 
-class MemoryLimitError(DicomSlideError, MemoryError):
+# MemoryError first: the other way round, dask can't take it from one process to another
+class MemoryLimitError(MemoryError, DicomSlideError):
     """What was asked for, or what a header claims, exceeds the memory limit."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -179,10 +180,26 @@ def check_memory(nbytes: int, what: str) -> None:
         Before anything is allocated.
 
     """
-    limit = get_options().memory_limit_bytes
+    limit, whose = get_options().memory_limit_bytes, "limit"
+    remedy = "raise the limit with dicomslide.set_options(memory_limit_bytes=...)"
+    of_worker = _worker_limit()
+    if of_worker is not None and of_worker < limit:
+        limit, whose = of_worker, "memory limit of this dask worker"
+        remedy = "give workers more (memory_limit=...)"
     if nbytes > limit:
         raise MemoryLimitError(
-            f"{what} takes {nbytes:,} bytes, more than the limit of {limit:,} bytes; read a"
-            " smaller region, use a coarser level or to_dask(), or raise the limit with"
-            " dicomslide.set_options(memory_limit_bytes=...)"
+            f"{what} takes {nbytes:,} bytes, more than the {whose} of {limit:,} bytes; read a"
+            f" smaller region, use a coarser level or to_dask() with smaller chunks, or {remedy}"
         )
+
+
+def _worker_limit() -> int | None:
+    """Return the bytes beyond which the dask worker that runs this task is killed, if any is."""
+    module = sys.modules.get("distributed.worker")
+    if module is None:
+        return None
+    try:
+        limit: int | None = module.get_worker().memory_manager.memory_limit
+    except (ValueError, AttributeError):  # not in a task
+        return None
+    return limit or None

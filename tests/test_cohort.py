@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pydicom

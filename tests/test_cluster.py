@@ -1,0 +1,327 @@
+"""The whole path on a cluster of processes: also when workers fail, die, or come and go."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import dicomslide
+from dicomslide.backends import file
+from dicomslide.backends.file import FileSource
+from dicomslide.codec.pixel_format import PixelFormat
+from dicomslide.geometry import SlideGeometry
+from dicomslide.slide import cohort
+from dicomslide.testing import (
+    PositionDrawing,
+    SyntheticImage,
+    encode_frame,
+    position_values,
+    write_image,
+    write_slide,
+)
+
+distributed = pytest.importorskip("distributed", reason="a cluster takes distributed")
+
+SHAPE = (130, 170)
+PIXELS = position_values(np.arange(SHAPE[0]), np.arange(SHAPE[1]))
+
+
+@pytest.fixture(scope="module")
+def client():
+    options = dict(threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=2**30)
+    with (
+        distributed.LocalCluster(2, **options) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def folder(position_slide, tmp_path):
+    """A slide that no worker has read yet."""
+    return shutil.copytree(position_slide, tmp_path / "slide")
+
+
+def base_level(folder, chunks="frames"):
+    slide = dicomslide.open_slide(folder, correct_color=False)
+    return slide.get_volume_images()[0].get_total_pixel_matrix().to_dask(chunks)
+
+
+def names(folder):
+    """Return what dask calls the arrays of a slide; also in another process."""
+    slide = dicomslide.open_slide(folder)
+    tree = slide.to_datatree()
+    engine = xr.open_dataset(folder, engine="dicomslide", chunks={})
+    matrix = slide.get_volume_images()[0].get_total_pixel_matrix()
+    return [
+        matrix.to_dask().name,
+        matrix.to_dask("auto").sum().name,
+        slide.to_dataset().image.data.name,
+        *(tree[f"level_{level}"].image.data.name for level in range(slide.num_levels)),
+        engine.image.mean(("y", "x")).data.name,
+    ]
+
+
+def test_arrays_have_the_same_names_in_every_process_and_each_time(client, position_slide):
+    here = names(position_slide)
+    assert here == names(position_slide)
+    for there in client.run(names, position_slide).values():
+        assert there == here
+
+
+def test_repeated_work_is_not_done_again(client, position_slide):
+    kept = client.persist(base_level(position_slide).sum(dtype=np.int64))
+    distributed.wait(kept)
+    with counting_reads(client) as count:
+        again = client.persist(base_level(position_slide).sum(dtype=np.int64))
+        assert int(again.compute()) == PIXELS.sum(dtype=np.int64)
+        assert count() == 0
+
+
+class counting_reads:
+    """Counts the frames that workers read."""
+
+    def __init__(self, client):
+        self.client = client
+
+    def __enter__(self):
+        self.client.run(_start_counting)
+        return lambda: sum(self.client.run(_count).values())
+
+    def __exit__(self, *error):
+        self.client.run(_stop_counting)
+
+
+_original = FileSource.read_frames
+_frames: list[int] = []
+
+
+def _start_counting():
+    def counting(self, indices):
+        _frames.extend(indices)
+        return _original(self, indices)
+
+    _frames.clear()
+    FileSource.read_frames = counting
+
+
+def _stop_counting():
+    FileSource.read_frames = _original
+
+
+def _count():
+    return len(_frames)
+
+
+def test_each_frame_is_read_once_for_a_whole_level(client, folder):
+    with counting_reads(client) as count:
+        total = base_level(folder).sum(dtype=np.int64).compute()
+        assert total == PIXELS.sum(dtype=np.int64)
+        assert count() == 5 * 4
+
+
+def test_a_graph_is_a_constant_and_little_for_each_task(client, tmp_path):
+    """What is sent: dask's expression, and on the scheduler a task a frame."""
+    sizes = {}
+    for edge in (256, 1024):
+        write_slide(
+            tmp_path / str(edge),
+            shape=(edge, edge),
+            downsamples=(1,),
+            tile_shape=(32, 32),
+            drawing="position",
+            transfer_syntax_uid="1.2.840.10008.1.2.1",
+            associated=False,
+        )
+        array = base_level(tmp_path / str(edge))
+        frames = (edge // 32) ** 2
+        sent = len(pickle.dumps(array))
+        graph = dict(array.__dask_graph__())
+        assert frames <= len(graph) <= frames + 1
+        sizes[frames] = sent, len(pickle.dumps(graph))
+    (few, small, of_few), (many, large, of_many) = ((n, *size) for n, size in sizes.items())
+    assert large < 10_000
+    assert large - small < 8 * (many - few)  # the sizes of chunks
+    assert (of_many - of_few) / (many - few) < 600
+    assert of_few < 10_000 + 600 * few
+
+
+def test_trees_and_datasets_compute_on_a_cluster_what_numpy_does(client, folder):
+    upright = np.rot90(PIXELS, -1)
+    tree = xr.open_datatree(folder, engine="dicomslide", chunks={}, correct_color=False)
+    tissue = (tree["level_0"].image.isel(sample=0) > 90).sum()
+    assert int(tissue.compute()) == (upright[:, :, 0] > 90).sum()
+    image = xr.open_dataset(folder, engine="dicomslide", chunks="auto", correct_color=False).image
+    np.testing.assert_array_equal(image[10:60, 20:90].compute(), upright[10:60, 20:90])
+
+
+# -- what fails ------------------------------------------------------------------------------
+
+
+def fail_once(errors):
+    """Let each frame of a worker fail once before it is read."""
+
+    def failing(self, indices):
+        if failed := [index for index in indices if index not in seen]:
+            seen.update(failed)
+            raise errors(f"{self.name}: passes")
+        return _original(self, indices)
+
+    seen: set[int] = set()
+    FileSource.read_frames = failing
+
+
+@pytest.mark.parametrize("error", [OSError, dicomslide.SourceReadError])
+def test_retries_get_past_an_error_that_passes(client, folder, error):
+    array = base_level(folder).sum(dtype=np.int64)
+    client.run(fail_once, error)
+    try:
+        with pytest.raises(error, match=r"level-0.dcm: passes"):
+            array.compute()
+        client.run(fail_once, error)
+        # each of two workers may fail at a task
+        assert array.compute(retries=2) == PIXELS.sum(dtype=np.int64)
+    finally:
+        client.run(_stop_counting)
+
+
+def test_a_file_that_workers_do_not_see_is_an_error_that_says_what_they_need(client, folder):
+    array = base_level(folder)
+    shutil.rmtree(folder)  # workers haven't opened it yet
+    with pytest.raises(dicomslide.SourceNotFoundError) as caught:
+        array.sum().compute()
+    message = str(caught.value)
+    assert str(folder / "level-0.dcm") in message
+    assert "each worker of a cluster has to reach it by the same path" in message
+
+
+def test_a_chunk_beyond_the_memory_of_a_worker_is_an_error_before_the_worker_dies(client, tmp_path):
+    edge = 20_480  # 1.2 GiB; a file of one frame's bytes
+    pixel_format = PixelFormat(rows=512, columns=512, samples=3)
+    syntax = "1.2.840.10008.1.2.4.50"
+    frame = encode_frame(np.full(pixel_format.shape, 255, np.uint8), pixel_format, syntax)
+    image = SyntheticImage(
+        geometry=SlideGeometry((20, 50), (0, -1), (-1, 0), (0.0005, 0.0005), (edge, edge)),
+        drawing=PositionDrawing(3, np.uint8),
+        pixel_format=pixel_format,
+        transfer_syntax_uid=syntax,
+        offset_table="extended",
+        encoded=lambda channel, plane, number: frame + bytes(len(frame) % 2),
+        share_frames=True,
+    )
+    write_image(tmp_path / "large.dcm", image)
+    pids = client.run(os.getpid)
+    with pytest.raises(dicomslide.MemoryLimitError, match="this dask worker of 1,073,741,824 byt"):
+        base_level(tmp_path, chunks=edge).sum().compute()
+    assert client.run(os.getpid) == pids
+
+
+def kill_when(client, pids, done):
+    """Kill a worker that is at work, one of those given, when so many chunks are there."""
+    scheduler = client.cluster.scheduler
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        states = [task.state for task in list(scheduler.tasks.values())]
+        for address, worker in list(scheduler.workers.items()):
+            if address in pids and worker.processing and states.count("memory") >= done:
+                os.kill(pids.pop(address), signal.SIGKILL)
+                return
+        time.sleep(0.01)
+    raise TimeoutError("no worker was at work")
+
+
+def slowly(block):
+    time.sleep(0.1)
+    return block
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_workers_killed_in_the_middle_twice_do_not_change_the_result(client, folder):
+    array = base_level(folder).map_blocks(slowly, dtype=np.uint8)
+    pids = client.run(os.getpid)
+    before = set(pids.values())
+    future = client.compute(array)
+    kill_when(client, pids, 1)
+    kill_when(client, pids, 3)
+    np.testing.assert_array_equal(future.result(timeout=60), PIXELS)
+    np.testing.assert_array_equal(array.compute(scheduler="synchronous"), PIXELS)
+    client.wait_for_workers(2, timeout=60)
+    assert not before & set(client.run(os.getpid).values())
+
+
+def test_workers_that_come_and_go_do_not_change_the_result(client, folder):
+    adaptive = client.cluster.adapt(minimum=1, maximum=2, interval="50ms", wait_count=1)
+    try:
+        array = base_level(folder).map_blocks(slowly, dtype=np.uint8)
+        for _ in range(2):
+            np.testing.assert_array_equal(client.compute(array).result(timeout=60), PIXELS)
+            client.wait_for_workers(1, timeout=60)
+    finally:
+        adaptive.stop()
+        client.cluster.scale(2)
+        client.wait_for_workers(2, timeout=60)
+
+
+# -- cohorts ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slides(tmp_path):
+    """A folder of six slides."""
+    for number in range(6):
+        write_slide(
+            tmp_path / f"S{number}",
+            shape=(64, 96),
+            downsamples=(1, 2),
+            container_id=f"S{number}",
+            slide_number=number + 1,
+        )
+    return tmp_path
+
+
+def test_a_cohort_is_opened_by_workers_and_does_not_need_them_later(client, slides, monkeypatch):
+    def never(paths):
+        raise AssertionError("read here")
+
+    read = client.run(lambda: len(file._instances))
+    opened = dicomslide.open_slides(slides)
+    assert sum(client.run(lambda: len(file._instances)).values()) == sum(read.values()) + 6 * 4
+    assert list(opened) == [f"S{number}" for number in range(6)]
+    assert list(opened.summaries()) == list(opened)
+    monkeypatch.setattr(cohort, "_cluster", lambda: None)
+    assert opened["S3"].get_image_region((0, 0), 0, (64, 96)).shape == (64, 96, 3)
+
+
+def test_what_workers_do_not_see_is_read_here(client, slides):
+    client.run(_lose_files)
+    try:
+        opened = dicomslide.open_slides(slides)
+    finally:
+        client.run(_find_files)
+    assert len(opened) == 6
+    assert not opened.failures
+
+
+def _lose_files():
+    def lost(path):
+        raise FileNotFoundError(f"{path}: not here")
+
+    cohort.open_source = lost
+
+
+def _find_files():
+    from dicomslide.backends.remote import open_source
+
+    cohort.open_source = open_source
+
+
+def test_a_cohort_is_opened_in_a_task(client, slides):
+    found = client.submit(dicomslide.open_slides, slides, pure=False).result(timeout=60)
+    assert len(found) == 6
