@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
+import multiprocessing
 import os
 import struct
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.reader import BLOCK, Reader, blocks, summary
@@ -15,7 +16,8 @@ from benchmarks.reader import BLOCK, Reader, blocks, summary
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["DaskAlone", "Decoder", "PlacingDecoder", "Python"]
+__all__ = ["DaskAlone", "Decoder", "DecoderInProcesses", "PlacingDecoder",
+           "PlacingDecoderInProcesses", "Python"]  # fmt: skip
 
 PIXEL_DATA = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff"
 ITEM = int.from_bytes(b"\xfe\xff\x00\xe0", "little")
@@ -164,16 +166,21 @@ class PlacingDecoder(Decoder):
 
     def level(self) -> None:
         """Go through the level block by block, each in one thread, and sum up as all do."""
+        deque(self.pool.map(self.part, self.parts()), maxlen=0)
+
+    def parts(self) -> Iterator[tuple[int, int]]:
+        """Yield the (row, column) of each block."""
+        return blocks(self.across * self.tile)
+
+    def part(self, at: tuple[int, int]) -> None:
+        """Sum up a block."""
         import numpy as np
 
-        def block(at: tuple[int, int]) -> None:
-            out = np.empty((BLOCK, BLOCK, self.samples), np.uint8)
-            touched = (self._touched(start, BLOCK) for start in at)
-            for frame in itertools.product(*touched):
-                self._place(out, *at, frame)
-            summary(out)
-
-        deque(self.pool.map(block, blocks(self.across * self.tile)), maxlen=0)
+        out = np.empty((BLOCK, BLOCK, self.samples), np.uint8)
+        touched = (self._touched(start, BLOCK) for start in at)
+        for frame in itertools.product(*touched):
+            self._place(out, *at, frame)
+        summary(out)
 
     def _place(self, out: Any, row: int, column: int, at: tuple[int, int]) -> None:
         frame = self.decode(self.frames[at[0] * self.across + at[1]])
@@ -187,6 +194,50 @@ class PlacingDecoder(Decoder):
         """Return which part of a line of pixels a frame covers, and which part of it that is."""
         first, last = max(start, 0), min(start + self.tile, size)
         return slice(first, last), slice(first - start, last - start)
+
+
+class DecoderInProcesses(Decoder):
+    """The same in two processes, which share the bytes of the frames."""
+
+    def open(self) -> None:
+        super().open()
+        self.processes = ProcessPoolExecutor(
+            2,
+            mp_context=multiprocessing.get_context("fork"),  # nothing is sent
+            initializer=_inherit,
+            initargs=(self,),
+        )
+        self.level()
+
+    def level(self) -> None:
+        """Find tissue and the sum of the level's colours."""
+        deque(self.processes.map(_part, self.parts()), maxlen=0)
+
+    def parts(self) -> Iterable[Any]:
+        """Return where runs of frames begin."""
+        return range(0, len(self.frames), AT_ONCE)
+
+    def part(self, at: Any) -> None:
+        """Sum up a run of frames, one by one."""
+        for frame in self.frames[at : at + AT_ONCE]:
+            summary(self.decode(frame))
+
+
+class PlacingDecoderInProcesses(PlacingDecoder, DecoderInProcesses):
+    """The same, block by block."""
+
+    level = DecoderInProcesses.level
+
+
+_inherited: list[DecoderInProcesses] = []
+
+
+def _inherit(decoder: DecoderInProcesses) -> None:
+    _inherited[:] = [decoder]
+
+
+def _part(at: Any) -> None:
+    _inherited[0].part(at)
 
 
 class DaskAlone(Decoder):
@@ -248,4 +299,10 @@ class Python(Reader):
         import pydicom
 
         assert numpy
-        assert pydicom
+        self.read_header = pydicom.dcmread
+
+    def open_cohort(self) -> None:
+        """Read the headers of all files below a folder."""
+        for parent, _, files in os.walk(self.folder):
+            for file in files:
+                self.read_header(os.path.join(parent, file), stop_before_pixels=True)

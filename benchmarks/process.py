@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["bytes_read", "memory", "peak_memory", "reset_peak"]
+import os
+
+__all__ = ["bytes_read", "memory", "open_descriptors", "peak_memory", "reset_peak"]
+
+
+def open_descriptors() -> float:
+    """Return how many files this process has open."""
+    try:
+        return float(len(os.listdir("/proc/self/fd")))
+    except OSError:  # not Linux
+        return float("nan")
 
 
 def peak_memory() -> float:

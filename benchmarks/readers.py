@@ -9,7 +9,14 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from benchmarks.limit import DaskAlone, Decoder, PlacingDecoder, Python
+from benchmarks.limit import (
+    DaskAlone,
+    Decoder,
+    DecoderInProcesses,
+    PlacingDecoder,
+    PlacingDecoderInProcesses,
+    Python,
+)
 from benchmarks.peers import Highdicom, OpenSlide, Wsidicom, WsidicomByPillow
 from benchmarks.subject import (
     CorrectedDicomslide,
@@ -39,7 +46,9 @@ READERS: dict[str, Callable[[str], Reader]] = {
     "highdicom": Highdicom,
     "decoder": Decoder,
     "decoder, 2 threads": functools.partial(Decoder, threads=2),
+    "decoder, 2 processes": DecoderInProcesses,
     "decoder, placing, 2 threads": functools.partial(PlacingDecoder, threads=2),
+    "decoder, placing, 2 processes": PlacingDecoderInProcesses,
     "dask alone": DaskAlone,
     "Python": Python,
 }

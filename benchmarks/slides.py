@@ -15,6 +15,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pydicom
 
 from dicomslide.codec import PixelFormat
 from dicomslide.geometry import SlideGeometry
@@ -23,7 +24,9 @@ from dicomslide.testing import (
     averaged,
     draw_tissue,
     encode_frame,
+    uid_of,
     write_image,
+    write_slide,
 )
 
 if TYPE_CHECKING:
@@ -114,6 +117,46 @@ class Slide:
             write_image(
                 unfinished / f"level-{number}.dcm", dataclasses.replace(image, encoded=frames)
             )
+        return unfinished.rename(path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cohort(Slide):
+    """Many small slides, a folder each: what counts is that each has headers like others."""
+
+    edge: int = 64
+    tile: int = 32
+    factors: tuple[int, ...] = (1, 2)
+    count: int = 1_000
+
+    def quick(self) -> Cohort:
+        """Return a few slides like these."""
+        return dataclasses.replace(self, count=20)
+
+    def write(self, folder: Path) -> Path:
+        """Write the slides, unless they are there, and return their folder."""
+        path = folder / f"{self.name} {self.count}"
+        if path.exists():
+            return path
+        unfinished = folder / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        files = write_slide(
+            unfinished / "0001",
+            shape=(self.edge, self.edge),
+            tile_shape=(self.tile, self.tile),
+            downsamples=self.factors,
+        )
+        instances = {file.name: pydicom.dcmread(file) for file in files}
+        for number in range(2, self.count + 1):
+            part = unfinished / f"{number:04}"
+            part.mkdir()
+            for name, instance in instances.items():  # label and overview take long to draw
+                instance.ContainerIdentifier = f"C-{number:04}"
+                instance.StudyInstanceUID = uid_of("study", number)
+                instance.SeriesInstanceUID = uid_of("series", number)
+                instance.FrameOfReferenceUID = uid_of("frame of reference", number)
+                instance.SOPInstanceUID = uid_of("instance", number, instance.InstanceNumber)
+                instance.save_as(part / name)
         return unfinished.rename(path)
 
 
@@ -312,5 +355,6 @@ SLIDES = {
                 ),
             )
         ),
+        Cohort(name="cohort", about="1,000 slides of four files, of which each is small"),
     )
 }

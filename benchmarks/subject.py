@@ -7,6 +7,7 @@ import importlib
 import time
 from typing import Any
 
+from benchmarks import process
 from benchmarks.reader import BLOCK, THUMBNAIL, Reader, blocks, summary
 
 __all__ = [
@@ -21,11 +22,16 @@ LATE = (
     "dicomslide.backends.xarray_plugin",
     "dicomslide.labelled.tree",
     "dicomslide.slide",
+    "dicomslide.slide.cohort",
     "imagecodecs",
     "pydicom.filereader",
     "simplejpeg",
 )
 """Modules that are imported when they are needed."""
+
+
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": 2**26, "MALLOC_TRIM_THRESHOLD_": 2**28}
+"""What README.md says of workers: they keep freed memory, which the system else zeroes anew."""
 
 
 class Dicomslide(Reader):
@@ -162,15 +168,25 @@ class Dicomslide(Reader):
         if scheduler != "cluster":
             dask.compute(*summary(self.array("auto")), scheduler=scheduler)
             return None
-        from benchmarks.process import peak_memory
-
         dask.compute(*summary(self.array("auto")), scheduler=self.cluster)
-        return {"MiB": max(self.cluster.run(peak_memory).values())}  # of a worker
+        return {"MiB": max(self.cluster.run(process.peak_memory).values())}  # of a worker
+
+    def level_blocks(self) -> None:
+        """Do the same on the cluster, in one task a block."""
+        import numpy as np
+
+        def sums(block: Any) -> Any:
+            return np.array(summary(block), np.int64).reshape(1, 1, 2)
+
+        found = self.array("auto").map_blocks(sums, chunks=(1, 1, 2), dtype=np.int64)
+        found.sum(axis=(0, 1)).compute(scheduler=self.cluster)
 
     @functools.cached_property
     def cluster(self) -> Any:
+        import dask
         from distributed import Client, LocalCluster
 
+        dask.config.set({f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in MALLOC.items()})
         return Client(
             LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
         )
@@ -179,6 +195,44 @@ class Dicomslide(Reader):
         """Start two workers, and have each read a little."""
         array = self.array("auto")[: 2 * BLOCK, : 2 * BLOCK]
         array.sum().compute(scheduler=self.cluster)
+
+    def start_workers(self) -> None:
+        """Start two workers that have all they need but no slide."""
+        self.cluster.run(_load_more)
+
+    def first_bytes(self, at: list[list[int]], size: int) -> None:
+        """Open a slide that no process has opened, and get its first pixels from a worker."""
+        self.open()
+        ((row, column),) = at
+        region = self.array("auto")[row : row + size, column : column + size]
+        region.compute(scheduler=self.cluster)
+
+    def build_graph(self) -> dict[str, float]:
+        """Make the graph of an analysis of the base level."""
+        import pickle
+
+        import dask
+
+        tissue = summary(self.matrix.to_dask("auto"))[0]
+        sent = len(pickle.dumps(tissue)) / 1000
+        (fused,) = dask.optimize(tissue)
+        return {"kB": sent, "tasks": len(fused.__dask_graph__())}
+
+    # -- a cohort --
+
+    def open_cohort(self) -> dict[str, float]:
+        """Open all slides below a folder."""
+        import dicomslide
+
+        before = process.open_descriptors()
+        slides = dicomslide.open_slides(self.folder)
+        if slides.failures:
+            raise next(iter(slides.failures.values()))
+        return {"descriptors": process.open_descriptors() - before, "slides": len(slides)}
+
+
+def _load_more() -> None:
+    Dicomslide("").load_more()
 
 
 class CorrectedDicomslide(Dicomslide):

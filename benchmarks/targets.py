@@ -337,4 +337,46 @@ def _overhead() -> list[Target]:
     ]
 
 
-TARGETS = (*_regions(), *_opening(), *_labelled(), *_overhead())
+def _many() -> list[Target]:
+    def speed(decoder: str, how: str) -> Callable[[Results], Any]:
+        level, cluster = "jpeg-256: whole level, block by block", f"jpeg-256: whole level {how}"
+        return lambda found: (
+            found.values(level, decoder)
+            / found.values(f"{cluster}, LocalCluster of 2", "dicomslide")
+        )
+
+    graph, cohort = "large-extended: graph of its tissue, auto", "cohort: open all slides"
+    first = "large-extended: on a LocalCluster, open and read a region of 512²"
+    return [
+        *(
+            Target(
+                f"speed of a whole level {how}, LocalCluster of 2",
+                f"bare decoder, two processes, with the same arithmetic {by}",
+                0.8,
+                speed(decoder, how),
+                at_least=True,
+            )
+            for how in ("through dask", "by map_blocks")
+            for by, decoder in (
+                ("frame by frame", "decoder, 2 processes"),
+                ("block by block", "decoder, placing, 2 processes"),
+            )
+        ),
+        _absolute("100,000²: from opening it to the first pixels from a worker", 100, "ms", first),
+        _absolute("100,000²: graph of its tissue as it is sent, auto", 300, "kB", graph),
+        _absolute("100,000²: tasks of that graph", 10_000, "tasks", graph),
+        _between(
+            "open 1,000 slides",
+            "pydicom, all their headers",
+            2.5,
+            cohort,
+            cohort,
+            "dicomslide",
+            "Python",
+        ),
+        _absolute("open 1,000 slides, more memory", 100, "MiB", cohort),
+        _absolute("open 1,000 slides, files left open", 128, "descriptors", cohort),
+    ]
+
+
+TARGETS = (*_regions(), *_opening(), *_labelled(), *_overhead(), *_many())

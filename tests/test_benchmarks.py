@@ -63,7 +63,8 @@ def test_every_target_is_of_tasks_that_are_run() -> None:
 
 
 def measure() -> dict[str, float]:
-    return dict.fromkeys(("ms", "cpu_ms", "MiB", "more_MiB", "read_MB"), 2.0)
+    quantities = ("ms", "cpu_ms", "MiB", "more_MiB", "read_MB", "kB", "tasks", "descriptors")
+    return dict.fromkeys(quantities, 2.0)
 
 
 def test_reason_of_a_missing_peer_stands_in_its_row() -> None:
