@@ -34,10 +34,15 @@ PIXELS = position_values(np.arange(SHAPE[0]), np.arange(SHAPE[1]))
 
 
 @pytest.fixture(scope="module")
-def client():
-    options = dict(threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=2**30)
+def client(tmp_path_factory):
     with (
-        distributed.LocalCluster(2, **options) as cluster,
+        distributed.LocalCluster(
+            2,
+            threads_per_worker=1,
+            memory_limit=2**30,
+            dashboard_address=None,
+            local_directory=tmp_path_factory.mktemp("workers"),  # not shared with other clusters
+        ) as cluster,
         distributed.Client(cluster) as client,
     ):
         yield client
@@ -190,6 +195,23 @@ def test_retries_get_past_an_error_that_passes(client, folder, error):
         assert array.compute(retries=2) == PIXELS.sum(dtype=np.int64)
     finally:
         client.run(_stop_counting)
+
+
+def test_every_error_comes_from_a_worker_as_what_it_is(client):
+    kinds = [
+        kind
+        for name in dicomslide.errors.__all__
+        if issubclass(kind := getattr(dicomslide, name), Exception)
+    ]
+    assert len(kinds) > 15
+    for future, kind in zip(client.map(fail, kinds), kinds, strict=True):
+        with pytest.raises(kind, match="reason") as caught:
+            future.result()
+        assert type(caught.value) is kind
+
+
+def fail(kind):
+    raise kind("reason")
 
 
 def test_a_file_that_workers_do_not_see_is_an_error_that_says_what_they_need(client, folder):

@@ -125,6 +125,22 @@ def test_patterns_of_urls(written):
         memory.rm("/written", recursive=True)
 
 
+def test_workers_are_sent_no_secret_of_a_url(monkeypatch):
+    sent = []
+
+    def everywhere(function, items, size):
+        sent.extend(items)
+        return []
+
+    monkeypatch.setattr(cohort, "_everywhere", everywhere)
+    with pytest.raises(dicomslide.NotDicomError) as caught:
+        dicomslide.open_slides(["https://me:pass@host/a.dcm?sig=secret"])
+    assert len(sent) == 1
+    for text in (str(sent), str(caught.value)):
+        assert "secret" not in text
+        assert "pass" not in text
+
+
 def test_slides_of_a_client(written):
     slides = dicomslide.open_slides(FakeClient(written))
     assert list(slides) == NAMES

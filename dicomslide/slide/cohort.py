@@ -26,8 +26,8 @@ from dicomslide.backends.client import (
     store_at,
 )
 from dicomslide.backends.file import files_of
+from dicomslide.backends.storage import public_url, remembered
 from dicomslide.backends.stores import local_paths_and_urls, objects_at, open_source
-from dicomslide.backends.storage import public_url
 from dicomslide.display.description import summary_of
 from dicomslide.errors import NotDicomError, NotSlideError
 from dicomslide.slide.contents import SlideOptions
@@ -274,8 +274,9 @@ def _paths_of(source: Any, storage_options: Any, failures: Failures) -> list[tup
             add([str(path)], True)
     for url in urls:
         with _attempt(failures, public_url(url)):
-            objects = objects_at(url)
-            add(objects or [url], objects is None)
+            for each, is_given in objects_at(url):
+                # as it may be shown: workers are sent no credentials
+                add([remembered(each)], is_given)
     return list(found.items())
 
 
@@ -308,7 +309,7 @@ def _read_files(paths: Sequence[tuple[str, bool]]) -> _Batch[list[Instance]]:
     found: list[Instance] = []
     failures: Failures = {}
     for path, is_named in paths:
-        with _attempt(failures, public_url(path)):
+        with _attempt(failures, path):
             try:
                 found.append(Instance.of(open_source(path)))
             except NotDicomError:
