@@ -261,7 +261,7 @@ def _paths_of(source: Any, storage_options: Any, failures: Failures) -> list[tup
             found[path] = is_named or found.get(path, False)
 
     for given in local:
-        path = Path(given).expanduser()
+        path = Path(given).expanduser().absolute()  # workers may be elsewhere
         if path.is_dir():
             add(files_of(path), False)
             continue
