@@ -9,17 +9,18 @@ import numpy as np
 
 from dicomslide.display.picture import add_scale_bar, picture_of, show_picture
 from dicomslide.errors import MetadataError
+from dicomslide.recipes import area, tissue_mask, tissue_threshold
+from dicomslide.recipes.tissue import chroma
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import xarray as xr
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
     from dicomslide.slide.slide import Slide
 
-__all__ = ["otsu_threshold", "run", "tissue_mask"]
+__all__ = ["run"]
 
 SYNTHETIC_SHAPE = (8192, 10240)
 SYNTHETIC_DOWNSAMPLES = (1, 4, 8, 16)
@@ -71,13 +72,18 @@ def run(slide: Slide | None, output: Path) -> None:
         )
     print(f"\nxr.open_datatree(slide, engine='dicomslide', chunks='auto')\n{tree}\n")
 
-    image = tree["level_0"].image
+    levels = [node.image for name, node in tree.children.items()
+              if name.startswith("level_") and "image" in node]  # fmt: skip
+    image = levels[0]
     if "x" not in image.dims:
         raise MetadataError(
             f"{slide.name}: the demo needs an image with an upright place on the slide"
         )
-    image = image.isel({dim: 0 for dim in ("channel", "z") if dim in image.dims})
-    threshold = _threshold(slide)
+    image, coarsest = (
+        level.isel({dim: 0 for dim in ("channel", "z") if dim in level.dims})
+        for level in (image, levels[-1])
+    )
+    threshold = float(tissue_threshold(coarsest))
     mask = tissue_mask(image, threshold)
     cell = next((c for c in CELLS if min(_extent(image)) >= 3.5 * c), CELLS[-1])
     windows = {dim: max(1, round(cell / image[dim].attrs["pixel_size"])) for dim in ("y", "x")}
@@ -85,13 +91,13 @@ def run(slide: Slide | None, output: Path) -> None:
     print(f"tissue mask over level 0 ({mask.sizes['y']:,} × {mask.sizes['x']:,} pixels) with dask")
     with ProgressBar(dt=0.5):  # type: ignore[no-untyped-call]
         start = time.perf_counter()
-        counts, total = dask.base.compute(cells, mask.sum())  # type: ignore[no-untyped-call]
+        counts, tissue = dask.base.compute(cells, area(mask))  # type: ignore[no-untyped-call]
     seconds = time.perf_counter() - start
     width, height = _extent(image)
-    tissue = float(total) / mask.size
     fraction = counts / (windows["y"] * windows["x"])
     print(
-        f"tissue: {tissue:.1%} of {width:.3g} × {height:.3g} mm, {tissue * width * height:.3g} mm²"
+        f"tissue: {float(tissue) / (width * height):.1%} of {width:.3g} × {height:.3g} mm,"
+        f" {float(tissue):.3g} mm²"
         f" ({mask.size / seconds / 1e6:.0f} million pixels a second)"
     )
     print(f"tissue fraction in cells of {cell:g} × {cell:g} mm (y in mm down, x in mm across):")
@@ -111,48 +117,6 @@ def _write(folder: Path) -> None:
     rows, columns = SYNTHETIC_SHAPE
     print(f"writing a synthetic slide of {rows:,} × {columns:,} pixels to {folder}")
     write_slide(folder, shape=SYNTHETIC_SHAPE, downsamples=SYNTHETIC_DOWNSAMPLES)
-
-
-def tissue_mask(image: xr.DataArray, threshold: float) -> xr.DataArray:
-    """Return where an image is stained: its colours, or its greys, are above a threshold."""
-    if "sample" not in image.dims:
-        return image > threshold
-    import xarray as xr
-
-    # on whole chunks: selecting sample by sample would decode each frame three times
-    return xr.apply_ufunc(
-        lambda pixels: _chroma(pixels) > threshold,
-        image,
-        input_core_dims=[["sample"]],
-        dask="parallelized",
-        output_dtypes=[np.bool_],
-    )
-
-
-def _chroma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the distance between the strongest and the weakest of red, green and blue."""
-    red, green, blue = (pixels[..., sample] for sample in range(3))
-    strongest = np.maximum(np.maximum(red, green), blue)
-    return strongest - np.minimum(np.minimum(red, green), blue)
-
-
-def _threshold(slide: Slide) -> float:
-    """Return Otsu's threshold, found on the coarsest level."""
-    pixels = slide.levels[-1].image.get_total_pixel_matrix()[...]
-    return otsu_threshold(_chroma(pixels) if pixels.shape[2] == 3 else pixels)
-
-
-def otsu_threshold(values: NDArray[Any]) -> float:
-    """Return the threshold that best parts values into two groups (Otsu 1979)."""
-    counts, edges = np.histogram(values, bins=256)
-    centres = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts)
-    above = below[-1] - below
-    total = np.cumsum(counts * centres)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        distance = total / below - (total[-1] - total) / above
-        variance = np.nan_to_num(below * above * distance**2)
-    return float(centres[int(np.argmax(variance))])
 
 
 def _extent(image: xr.DataArray) -> tuple[float, float]:
@@ -218,7 +182,7 @@ def _draw(
     figure = Figure(figsize=(8, 8), layout="constrained")
     axes = figure.subplots()
     show_picture(axes, picture, bounds)
-    stained = (_chroma(picture) if picture.ndim == 3 else picture) > threshold
+    stained = (chroma(picture) if picture.ndim == 3 else picture) > threshold
     height, width = stained.shape
     axes.contour(
         np.linspace(bounds[0], bounds[2], width),

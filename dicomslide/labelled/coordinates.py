@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dicomslide.channel import Channel
     from dicomslide.geometry import Orientation, SlideGeometry
 
-__all__ = ["channel_coords", "focal_plane_coords", "matrix_coords"]
+__all__ = ["channel_coords", "focal_plane_coords", "matrix_coords", "slide_coordinate"]
 
 
 def matrix_coords(
@@ -37,7 +37,7 @@ def matrix_coords(
     coords = xr.Coordinates()
     for name, values, spacing in (("y", y, along_y), ("x", x, along_x)):
         attrs = {"long_name": f"{name.upper()} of the slide", "units": "mm", "pixel_size": spacing}
-        coords = coords.assign(_indexed(name, values, attrs, spacing))
+        coords = coords.assign(slide_coordinate(name, values, attrs, spacing))
     return coords
 
 
@@ -62,12 +62,13 @@ def focal_plane_coords(
     if not is_dim:
         z = xr.Variable("z", values, attrs)
         return xr.Coordinates({"z": z[0], "focal_plane": _scalar(index)})
-    return _indexed("z", values, attrs, None).assign(focal_plane=index)
+    return slide_coordinate("z", values, attrs, None).assign(focal_plane=index)
 
 
-def _indexed(
+def slide_coordinate(
     name: str, values: Any, attrs: dict[str, Any], spacing: float | None
 ) -> xr.Coordinates:
+    """Return a coordinate in mm with its index: see :class:`SlideIndex`."""
     index = SlideIndex(pd.Index(values, name=name), name, spacing=spacing)
     variables = index.create_variables({name: xr.Variable(name, values, attrs)})
     return xr.Coordinates(variables, indexes={name: index})

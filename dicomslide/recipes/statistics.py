@@ -1,0 +1,116 @@
+"""What an image is like under each segment of a segmentation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomslide.recipes.grid import step_of
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from numpy.typing import NDArray
+
+__all__ = ["segment_statistics"]
+
+
+def segment_statistics(image: xr.DataArray, segmentation: xr.DataArray) -> xr.Dataset:
+    """Measure each segment: its area, and mean and standard deviation of the image under it.
+
+    Everything is read once: chunk by chunk, pixels are counted, and they and their squares
+    summed up.
+
+    Parameters
+    ----------
+    image : xarray.DataArray
+        Dims ``y``, ``x`` and others, such as ``sample`` or ``channel``.
+    segmentation : xarray.DataArray
+        Of the same pixels: bool, dims ``y``, ``x`` and perhaps ``segment``; or a label map of
+        integers, whose attribute ``flag_values`` lists the segments, dims ``y`` and ``x``.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``area`` in mm², dims (segment); ``mean`` and ``std`` (of the population), dims (segment,
+        ...) with the other dims of the image. Lazy; NaN where a segment has no pixels.
+
+    Raises
+    ------
+    ValueError
+        When the two don't lie on the same pixels, or the segmentation is of another kind.
+
+    """
+    import dask.array as da
+    import xarray as xr
+
+    labels = segmentation.attrs.get("flag_values")
+    given = ("y", "x") if labels is not None else ("segment", "y", "x")
+    if labels is not None:
+        labels = np.asarray(labels)
+        names = segmentation.attrs.get("segment_labels", labels.astype(str))
+        segments = {"segment": labels.astype(str), "segment_label": ("segment", names)}
+    elif segmentation.dtype == np.bool_:
+        if "segment" not in segmentation.dims:
+            segmentation = segmentation.expand_dims("segment")
+        segments = _without_place(segmentation)
+    else:
+        raise ValueError("a segmentation is bool, or has the attribute flag_values: compare it")
+    image, segmentation = xr.align(image, segmentation, join="exact", copy=False)
+    others = [dim for dim in image.dims if dim not in ("y", "x")]
+    sums = da.blockwise(  # type: ignore[no-untyped-call]
+        _sums,
+        ("y", "x", "segment", *others, "sum"),
+        da.asarray(image.transpose("y", "x", *others).data),  # type: ignore[no-untyped-call]
+        ("y", "x", *others),
+        da.asarray(segmentation.transpose(*given).data),  # type: ignore[no-untyped-call]
+        given,
+        labels=labels,
+        new_axes={"sum": 3} | ({} if labels is None else {"segment": len(labels)}),
+        adjust_chunks={"y": 1, "x": 1},
+        dtype=np.float64,
+        meta=np.empty((0,) * (len(others) + 4)),
+    ).sum((0, 1))
+    table = xr.DataArray(sums, dims=("segment", *others, "sum"))
+    table = table.assign_coords(_without_place(image) | segments)
+    count, total, squares = (table.isel(sum=i) for i in range(3))
+    some = count.where(count > 0)
+    mean = total / some
+    pixel = abs(step_of(image, "y") * step_of(image, "x"))
+    return xr.Dataset(
+        {
+            "area": count.isel(dict.fromkeys(others, 0), drop=True) * pixel,
+            "mean": mean,
+            "std": np.sqrt((squares / some - mean**2).clip(min=0)),
+        }
+    )
+
+
+def _without_place(array: xr.DataArray) -> dict[Any, Any]:
+    return {name: each for name, each in array.coords.items() if not {"y", "x"} & {*each.dims}}
+
+
+def _sums(
+    pixels: NDArray[Any], segments: NDArray[Any], labels: NDArray[Any] | None
+) -> NDArray[np.float64]:
+    """Return number, sum and sum of squares of pixels in each segment, shape (1, 1, ..., 3)."""
+    others = pixels.shape[2:]
+    values = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1)
+    number = len(segments) if labels is None else len(labels)
+    sums = np.zeros((number, values.shape[1], 3))
+    if labels is None:  # segments may overlap
+        for segment, inside in zip(sums, segments, strict=True):
+            chosen = values[inside.ravel()].astype(np.float64)
+            segment[:, 0] = len(chosen)
+            segment[:, 1] = chosen.sum(axis=0)
+            segment[:, 2] = np.square(chosen).sum(axis=0)
+    else:
+        order = np.argsort(labels)
+        known = np.isin(segments, labels).ravel()
+        which = order[np.searchsorted(labels[order], segments.ravel()[known])]
+        sums[:, :, 0] = np.bincount(which, minlength=number)[:, None]
+        for at, column in enumerate(values.T):
+            chosen = column[known].astype(np.float64)
+            sums[:, at, 1] = np.bincount(which, chosen, number)
+            sums[:, at, 2] = np.bincount(which, np.square(chosen), number)
+    return sums.reshape(1, 1, number, *others, 3)

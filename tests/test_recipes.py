@@ -1,0 +1,360 @@
+"""Recipes, against NumPy and scikit-image on whole arrays, wherever dask computes them."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from derive import write_segmentation
+from distributed import Client, LocalCluster
+from scipy.ndimage import uniform_filter
+from skimage.color import hed_from_rgb
+from skimage.color import separate_stains as separate_whole
+from skimage.filters import threshold_otsu
+from skimage.measure import block_reduce
+
+import dicomslide
+from dicomslide import recipes
+from dicomslide.testing import write_slide
+
+SHAPE = (700, 900)
+TILE = 64
+HALO = 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A slide of 11 × 15 tiles, of which those at the rim are glass, with segmentations."""
+    folder = tmp_path_factory.mktemp("recipes")
+    level, *_ = write_slide(folder, shape=SHAPE, downsamples=(1, 4), tile_shape=(TILE, TILE))
+    write_segmentation(folder / "binary.dcm", level, segments_of(SHAPE), "BINARY")
+    write_segmentation(
+        folder / "labels.dcm", level, labels_of(SHAPE), "LABELMAP", omit_empty_frames=False
+    )
+    return folder
+
+
+def segments_of(shape):
+    """Two segments that overlap, as stored, shape (rows, columns, 2)."""
+    rows, columns = np.indices(shape)
+    return np.stack(
+        [(rows - 300) ** 2 + (columns - 400) ** 2 < 200**2, columns > 350 + rows // 5], axis=-1
+    ).astype(np.uint8)
+
+
+def labels_of(shape):
+    segments = segments_of(shape)
+    return np.where(segments[..., 0], 1, 2 * segments[..., 1]).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def tree(folder):
+    """Chunks of four by four frames."""
+    return dicomslide.open_slide(folder, correct_color=False).to_datatree(chunks=4 * TILE)
+
+
+@pytest.fixture(scope="module")
+def compute():
+    """Compute on threads, processes and a cluster of two; return what is the same on all."""
+    context = get_context("spawn")
+    with (
+        ProcessPoolExecutor(2, mp_context=context) as pool,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+
+        def compute(lazy):
+            found = lazy.compute(scheduler="threads")
+            with dask.config.set(pool=pool):
+                xr.testing.assert_identical(lazy.compute(scheduler="processes"), found)
+            xr.testing.assert_identical(lazy.compute(scheduler=client.get), found)
+            return found
+
+        yield compute
+
+
+def chroma_of(pixels):
+    return pixels.max(axis=-1) - pixels.min(axis=-1)
+
+
+def test_tissue_and_its_area(tree, compute):
+    coarse, fine = (tree[name].image for name in ("level_1", "level_0"))
+    threshold = recipes.tissue_threshold(coarse)
+    assert threshold.chunks is not None
+    mask = recipes.tissue_mask(fine, threshold)
+    found = compute(xr.Dataset({"mask": mask, "area": recipes.area(mask)}))
+    expected = chroma_of(fine.values) > threshold_otsu(chroma_of(coarse.values))
+    assert 0.2 < expected.mean() < 0.8
+    np.testing.assert_array_equal(found.mask, expected)
+    assert float(found.area) == pytest.approx(expected.sum() * 0.0005**2)
+    assert found.area.attrs["units"] == "mm2"
+    # a region of the mask lies where the same region of the image does
+    box = dict(x=slice(17.7, 17.8), y=slice(31.7, 31.8))
+    assert found.mask.sel(box).shape == fine.sel(box).shape[:2]
+    assert "pixel_spacing" not in found.mask.attrs
+
+
+def test_area_of_parts_of_a_mask(tree):
+    """Of every other pixel, each stands for two; of one row, the row's height is known."""
+    mask = tree["level_0"].segmentation
+    whole = recipes.area(mask)
+    assert whole.dims == ("segment",)
+    np.testing.assert_allclose(whole, segments_of(SHAPE).sum((0, 1)) * 0.0005**2)
+    np.testing.assert_allclose(recipes.area(mask[:, ::2]), whole, rtol=0.01)
+    row = mask[:, 400:401]
+    np.testing.assert_allclose(recipes.area(row), row.values.sum((1, 2)) * 0.0005**2)
+    with pytest.raises(ValueError, match="evenly"):
+        recipes.area(mask[:, [0, 1, 5]])
+    with pytest.raises(ValueError, match="in mm"):
+        recipes.area(mask.rename(y="row"))
+
+
+def test_glass_alone_is_no_tissue_and_black_neither():
+    glass = image_of(np.full((20, 30, 3), 240, np.uint8))
+    assert not recipes.tissue_mask(glass, recipes.tissue_threshold(glass)).any()
+    pixels = np.full((20, 30, 3), 240, np.uint8)
+    pixels[:10], pixels[10:, :5] = (200, 100, 150), (2, 0, 3)
+    mixed = image_of(pixels)
+    mask = recipes.tissue_mask(mixed, recipes.tissue_threshold(mixed))
+    assert mask[:10].all()
+    assert not mask[10:].any()
+
+
+def test_a_grey_image_is_tissue_where_it_is_bright():
+    values = np.random.default_rng(0).integers(0, 3000, (40, 50), np.uint16)
+    values[:20] += 40_000
+    grey = image_of(values)
+    threshold = recipes.tissue_threshold(grey)
+    assert float(threshold) == threshold_otsu(values, nbins=65536)
+    np.testing.assert_array_equal(recipes.tissue_mask(grey, threshold), values > 20_000)
+
+
+def test_stains_are_those_of_scikit_image(tree, compute):
+    image = tree["level_1"].image
+    found = compute(recipes.separate_stains(image))
+    assert found.dims == ("y", "x", "stain")
+    assert found.stain.values.tolist() == ["haematoxylin", "eosin", "DAB"]
+    expected = separate_whole(image.values / 255, hed_from_rgb)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found.sel(stain="haematoxylin").max() > 0.03
+    xr.testing.assert_equal(found.x, image.x)
+
+
+def test_estimated_stains_are_those_that_were_mixed(compute):
+    """Beer and Lambert: optical densities of two known colours, in known amounts."""
+    true = np.array([(0.563, 0.720, 0.406), (0.216, 0.801, 0.558)])
+    true /= np.linalg.norm(true, axis=1, keepdims=True)
+    rng = np.random.default_rng(0)
+    amounts = rng.uniform(0, 1.5, (200, 300, 2)) * rng.integers(0, 2, (200, 300, 2))
+    light = np.exp(-amounts @ true) * 255
+    image = image_of(light.round().astype(np.uint8), chunk=64)
+    stains = compute(recipes.estimate_stains(image))
+    assert stains.stain.values.tolist() == ["haematoxylin", "eosin", "residual"]
+    np.testing.assert_allclose(stains[:2], true, atol=0.03)
+    np.testing.assert_allclose(stains[2] @ stains[:2].T, 0, atol=1e-12)
+    found = compute(recipes.separate_stains(image, recipes.estimate_stains(image)))
+    unit = -np.log(1e-6)
+    np.testing.assert_allclose(found[..., :2] * unit, amounts, atol=0.12)
+    with pytest.raises(ValueError, match="only 0 pixels are stained"):
+        recipes.estimate_stains(image_of(np.full((9, 9, 3), 240, np.uint8))).compute()
+
+
+def smoothed(tile):
+    """Look as far around as the halo reaches."""
+    grey = tile.astype(np.float64).mean(axis=2)
+    return uniform_filter(grey, 2 * HALO + 1, mode="constant")
+
+
+def test_a_model_with_a_halo_leaves_no_seams(tree, compute):
+    image = tree["level_0"].image
+    found = compute(recipes.map_tiles(image, smoothed, halo=HALO, dtype=np.float64))
+    padded = np.pad(image.values, ((HALO, HALO), (HALO, HALO), (0, 0)), mode="edge")
+    expected = smoothed(padded)[HALO:-HALO, HALO:-HALO]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    seams = recipes.map_tiles(image, smoothed, dtype=np.float64).compute()
+    assert np.abs(seams - expected).max() > 10
+    box = dict(x=slice(17.7, 17.8), y=slice(31.7, 31.8))
+    xr.testing.assert_equal(found.sel(box).x, image.sel(box).x)
+    assert (found - image[..., 0]).shape == found.shape  # they align
+
+
+def pooled(tile):
+    """Average boxes of four pixels squared."""
+    return block_reduce(tile[..., 0], (4, 4), np.mean)
+
+
+def test_a_coarser_result_is_labelled_by_the_centres_of_its_pixels(tree, compute):
+    """Boxes of pixels whose values are their own millimetres have these as their mean."""
+    image = tree["level_0"].image
+    found = compute(recipes.map_tiles(image, pooled, halo=HALO, factor=4))
+    assert found.shape == (225, 175)
+    expected = block_reduce(image.values[..., 0], (4, 4), np.mean)
+    np.testing.assert_allclose(found, expected)
+    for dim in ("x", "y"):
+        place = image[dim].broadcast_like(image).chunk(image.chunksizes).transpose("y", "x", ...)
+        boxes = recipes.map_tiles(place, pooled, factor=4, dtype=np.float64)
+        xr.testing.assert_allclose(boxes, boxes[dim].broadcast_like(boxes), atol=1e-9)
+        tiles = recipes.map_tiles(place, np.mean, factor=None, dtype=np.float64)
+        inner = tiles[1:-1, 1:-1]
+        xr.testing.assert_allclose(inner, inner[dim].broadcast_like(inner), atol=1e-9)
+        assert float(tiles[dim].diff(dim).mean()) == pytest.approx(
+            4 * TILE * 0.0005 * (1 if dim == "x" else -1)
+        )
+
+
+def test_a_number_a_tile_is_found_by_any_place_in_the_tile(tree, compute):
+    image = tree["level_0"].image  # its first tiles along x are the rest: 700 = 188 + 2 · 256
+    found = compute(recipes.map_tiles(image, np.mean, factor=None, dtype=np.float64))
+    assert found.shape == (4, 3)
+    place = image.isel(y=260, x=190)
+    tile = image[256:512, 188:444].values
+    assert float(found.sel(x=place.x, y=place.y)) == pytest.approx(tile.mean())
+    corner = np.pad(image[:256, :188].values, ((0, 0), (68, 0), (0, 0)), mode="edge")
+    assert float(found[0, 0]) == pytest.approx(corner.mean())
+
+
+def test_a_pass_over_the_foreground_reads_no_other_frames(folder, frames_read, compute):
+    tree = dicomslide.open_slide(folder, correct_color=False).to_datatree()
+    coarse, fine = (tree[name].image for name in ("level_1", "level_0"))
+    mask = recipes.tissue_mask(coarse, recipes.tissue_threshold(coarse)).compute()
+    # frames that the pixels of the mask lie in, by the matrix that is stored
+    matrix = dicomslide.open_slide(folder).levels[0].image.get_total_pixel_matrix()
+    expected = set()
+    for y, x in np.argwhere(mask.values):
+        rows = range(SHAPE[0] - 4 * x - 4, SHAPE[0] - 4 * x)  # x runs against the rows
+        for row in (rows[0], rows[-1]):
+            expected |= {(row // TILE) * 15 + (column // TILE) for column in (4 * y, 4 * y + 3)}
+    assert 60 < len(expected) < 120
+    frames_read.clear()
+    lazy = recipes.map_tiles(fine, np.mean, factor=None, where=mask)
+    assert not frames_read
+    found = lazy.compute(scheduler="threads")
+    assert sorted(frames_read) == sorted(expected)
+    everywhere = recipes.map_tiles(fine, np.mean, factor=None).compute()
+    chosen = np.zeros(len(matrix), bool)
+    chosen[sorted(expected)] = True
+    chosen = np.rot90(chosen.reshape(11, 15), -1)
+    np.testing.assert_array_equal(found, everywhere.where(chosen))
+    xr.testing.assert_identical(compute(lazy), found)
+    dense = recipes.map_tiles(fine, pooled, factor=4, where=mask).compute()
+    assert np.isfinite(dense).sum() < dense.size
+    of_tile = xr.zeros_like(dense) + found.sel(x=dense.x, y=dense.y, method="nearest").values
+    np.testing.assert_array_equal(np.isfinite(dense), np.isfinite(of_tile))
+
+
+def mean_of_channels(tile):
+    return tile.mean(axis=0)
+
+
+def test_a_model_of_several_channels(stack_slide):
+    image = dicomslide.open_slide(stack_slide).to_dataset().image.isel(z=1)
+    found = recipes.map_tiles(image, mean_of_channels, dtype=np.float64)
+    np.testing.assert_array_equal(found, image.values.mean(axis=0))
+    assert found.coords["z"] == image.z
+
+
+def test_the_same_work_has_the_same_name(folder, tree):
+    again = dicomslide.open_slide(folder, correct_color=False).to_datatree(chunks=4 * TILE)
+    names = [
+        {
+            recipes.map_tiles(each["level_0"].image, smoothed, halo=HALO).data.name,
+            recipes.separate_stains(each["level_0"].image).data.name,
+            recipes.tissue_threshold(each["level_0"].image).data.name,
+        }
+        for each in (tree, again)
+    ]
+    assert names[0] == names[1]
+
+
+def test_what_a_model_may_not_do_is_said(tree):
+    image = tree["level_0"].image
+    with pytest.raises(ValueError, match="no chunks"):
+        recipes.map_tiles(image.compute(), smoothed)
+    with pytest.raises(ValueError, match="have to be equal"):
+        recipes.map_tiles(image.chunk(x=(100, 200, 250, 150)), smoothed)
+    with pytest.raises(ValueError, match="halo may not be larger"):
+        recipes.map_tiles(image, smoothed, halo=257)
+    for wrong in (dict(factor=5), dict(factor=4, halo=6)):
+        with pytest.raises(ValueError, match="multiples of"):
+            recipes.map_tiles(image, pooled, **wrong)
+    with pytest.raises(ValueError, match=r"shape \(64, 64\) of a tile .* not \(256, 256\)"):
+        recipes.map_tiles(image, pooled).compute()
+    with pytest.raises(TypeError, match="Cannot cast"):
+        recipes.map_tiles(image, smoothed, dtype=np.uint8).compute()
+
+
+def expected_statistics(pixels, segments):
+    inside = [pixels[segment] for segment in segments]
+    return [np.array([f(each, axis=0) for each in inside]) for f in (np.mean, np.std)]
+
+
+@pytest.mark.parametrize("name", ["segmentation", "segmentation_2"])
+def test_statistics_under_a_segmentation(tree, compute, frames_read, name):
+    level = tree["level_0"]
+    lazy = recipes.segment_statistics(level.image, level[name])
+    assert all(variable.chunks is not None for variable in lazy.data_vars.values())
+    frames_read.clear()
+    found = lazy.compute(scheduler="threads")
+    is_label_map = "flag_values" in level[name].attrs
+    stored = labels_of(SHAPE)[..., None] == [0, 1, 2] if is_label_map else segments_of(SHAPE) > 0
+    segments = np.rot90(stored, -1).transpose(2, 0, 1)
+    mean, std = expected_statistics(level.image.values, segments)
+    np.testing.assert_allclose(found["area"], segments.sum((1, 2)) * 0.0005**2)
+    np.testing.assert_allclose(found["mean"], mean)
+    np.testing.assert_allclose(found["std"], std)
+    assert found["mean"].dims == ("segment", "sample")
+    assert found.sel(segment="1").segment_label == "tumour"
+    xr.testing.assert_identical(compute(lazy), found)
+
+
+def test_statistics_read_each_frame_once(folder, frames_read):
+    level = dicomslide.open_slide(folder).to_datatree()["level_0"]
+    frames_read.clear()
+    recipes.segment_statistics(level.image, level.segmentation[0]).compute(scheduler="threads")
+    of_image = 11 * 15
+    of_segment = len(frames_read) - of_image
+    assert 0 < of_segment <= of_image
+    assert max(np.bincount(frames_read)) == 2  # one of the image, one of the segmentation
+
+
+def test_statistics_of_thousands_of_labels_and_of_none():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3000, (90, 100), np.uint16)
+    image = image_of(rng.normal(5, 2, (90, 100)).astype(np.float32), chunk=32)
+    label_map = image_of(labels, chunk=32)
+    numbers = [9999, *range(2999, 0, -1)]
+    label_map.attrs["flag_values"] = numbers
+    found = recipes.segment_statistics(image, label_map).compute()
+    assert np.isnan(found.sel(segment="9999")["mean"])
+    assert found.sel(segment="9999")["area"] == 0
+    for number in (1, 77, 2999):
+        inside = image.values[labels == number].astype(np.float64)
+        one = found.sel(segment=str(number))
+        assert one["mean"] == pytest.approx(inside.mean())
+        assert one["std"] == pytest.approx(inside.std())
+
+
+def test_statistics_want_the_same_pixels_and_a_segmentation(tree):
+    image, segmentation = tree["level_0"].image, tree["level_0"].segmentation
+    with pytest.raises(ValueError, match="align"):
+        recipes.segment_statistics(tree["level_1"].image, segmentation)
+    with pytest.raises(ValueError, match="a segmentation is bool"):
+        recipes.segment_statistics(image, segmentation.astype(np.uint8))
+
+
+def image_of(pixels, chunk=16):
+    """An array like those of a tree, of pixels given."""
+    dims = ("y", "x", "sample")[: pixels.ndim]
+    chunks = (chunk, chunk, 3)[: pixels.ndim]
+    coords = {
+        "y": 30 - 0.001 * np.arange(pixels.shape[0]),
+        "x": 10 + 0.001 * np.arange(pixels.shape[1]),
+    }
+    if pixels.ndim == 3:
+        coords["sample"] = ["r", "g", "b"]
+    return xr.DataArray(da.from_array(pixels, chunks), coords, dims)
