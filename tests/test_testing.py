@@ -10,7 +10,8 @@ import numpy as np
 import pydicom
 import pytest
 
-from dicomslide.testing import draw_tissue, position_values, write_slide
+import dicomslide
+from dicomslide.testing import draw_cells, draw_tissue, position_values, write_slide
 
 VARIANTS = {
     # dciodvfy knows neither extended offset tables nor deflated data sets
@@ -109,3 +110,18 @@ def test_pydicom_reads_the_header(tmp_path):
     assert dataset.SOPClassUID.name == "VL Whole Slide Microscopy Image Storage"
     assert dataset.NumberOfFrames == 4
     assert pydicom.pixels.pixel_array(dataset).shape == (4, 256, 256, 3)
+
+
+def test_cells_are_in_their_channel_and_on_their_plane(tmp_path):
+    planes = (0.0, 3.0, 6.0)
+    write_slide(
+        tmp_path, shape=(120, 150), downsamples=(1, 2), tile_shape=(64, 64), drawing="cells",
+        samples=1, bits=16, optical_paths=("DAPI", "FITC"), planes=planes,
+        transfer_syntax_uid="1.2.840.10008.1.2.4.80",
+    )  # fmt: skip
+    tree = dicomslide.open_slide(tmp_path).to_datatree()
+    drawn = draw_cells((150, 120), 2, planes).reshape(150, 120, 2, 3)
+    assert np.array_equal(tree["level_0"].image, drawn.transpose(2, 3, 0, 1))
+    boxes = drawn.reshape(75, 2, 60, 2, 2, 3).mean((1, 3)).transpose(2, 3, 0, 1)
+    assert np.array_equal(tree["level_1"].image, np.floor(boxes))
+    assert not tree.attrs.get("stains")

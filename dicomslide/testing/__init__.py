@@ -2,7 +2,8 @@
 
 Files are VL Whole Slide Microscopy Images (PS3.3 A.32.8) in any transfer syntax that the
 package reads, with any organisation of frames, orientation and offset table. What they show
-is either positions, so that a test can read off every pixel where it lies, or tissue.
+is either positions, so that a test can read off every pixel where it lies, or tissue, or cells
+in fluorescence.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dicomslide.testing.drawing import (
     Drawing,
     PositionDrawing,
     RasterDrawing,
+    StackDrawing,
+    draw_cells,
     draw_label,
     draw_tissue,
     position_values,
@@ -25,8 +28,10 @@ __all__ = [
     "Drawing",
     "PositionDrawing",
     "RasterDrawing",
+    "StackDrawing",
     "SyntheticImage",
     "averaged",
+    "draw_cells",
     "draw_label",
     "draw_tissue",
     "encode_frame",

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from dicomslide.geometry import SlideGeometry
 
-__all__ = ["Drawing", "PositionDrawing", "RasterDrawing", "draw_label", "draw_tissue",
-           "position_values"]  # fmt: skip
+__all__ = ["Drawing", "PositionDrawing", "RasterDrawing", "StackDrawing", "draw_cells",
+           "draw_label", "draw_tissue", "position_values"]  # fmt: skip
+
+BLUR = 1.2
+"""Pixels by which a cell is blurred for each µm that it is out of focus."""
 
 
 class Drawing(Protocol):
@@ -112,6 +117,20 @@ class RasterDrawing:
         x = width - 1 - x if orientation.flip_x else x
         part = self.picture[np.ix_(y, x)]
         return part.swapaxes(0, 1) if orientation.transpose else part
+
+
+@dataclasses.dataclass(frozen=True)
+class StackDrawing(RasterDrawing):
+    """A picture of several channels and focal planes, one after the other along its samples."""
+
+    num_planes: int
+
+    def tile(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64], channel: int, plane: int
+    ) -> NDArray[Any]:
+        """Return the pixels at (row, column) of the matrix."""
+        all_of_them = super().tile(rows, columns, channel, plane)
+        return all_of_them[..., [channel * self.num_planes + plane]]
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> NDArray[np.float32]:
@@ -214,6 +233,65 @@ def draw_tissue(shape: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
             value += (haematoxylin[sample] - value) * nuclei
             value -= g
             band[..., sample] = np.clip(value, 0, 255).astype(np.uint8)
+    return picture
+
+
+def draw_cells(
+    shape: tuple[int, int], channels: int, planes: Sequence[float], seed: int = 0
+) -> NDArray[np.uint16]:
+    """Draw cells in fluorescence: nuclei, cell bodies and granules, each in focus on one plane.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (rows, columns) of the upright picture.
+    channels : int
+        The first shows nuclei, the second bodies, the third granules, the fourth nuclei, ...
+    planes : sequence of float
+        Z offset of each focal plane in µm.
+    seed : int, default: 0
+        Another seed, other cells.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (rows, columns, channels * planes), uint16: all planes of the first channel, then
+        those of the next.
+
+    """
+    from PIL import Image, ImageDraw, ImageFilter
+
+    rng = np.random.default_rng(seed)
+    rows, columns = shape
+    layers = [[Image.new("L", (columns, rows)) for _ in planes] for _ in range(3)]
+    draws = [[ImageDraw.Draw(layer) for layer in of_kind] for of_kind in layers]
+    count = rows * columns // 1800
+    crowd = _noise(rng, shape, 6)  # where cells gather
+    for _ in range(count):
+        x, y = rng.uniform(0, columns), rng.uniform(0, rows)
+        depth, radius, turn = rng.integers(len(planes)), rng.uniform(8, 13), rng.uniform(0.7, 1.3)
+        granules = rng.normal(0, 1.1 * radius, (int(rng.integers(2, 9)), 2))
+        shade = int(rng.integers(140, 255))
+        if crowd[int(y), int(x)] < 0.42:
+            continue
+        nuclei, bodies, spots = (of_kind[depth] for of_kind in draws)
+        width, height = radius * turn, radius / turn
+        bodies.ellipse((x - 2 * width, y - 2 * height, x + 2 * width, y + 2 * height), shade // 2)
+        box = (x - width, y - height, x + width, y + height)
+        bodies.ellipse(box, shade // 5)
+        nuclei.ellipse(box, shade)
+        for dx, dy in granules:
+            spots.ellipse((x + dx - 2, y + dy - 2, x + dx + 2, y + dy + 2), shade)
+    picture = np.empty((rows, columns, channels * len(planes)), np.uint16)
+    for channel in range(channels):
+        for plane, z in enumerate(planes):
+            light = np.zeros(shape, np.float32)
+            for layer, own in zip(layers[channel % 3], planes, strict=True):
+                blurred = layer.filter(ImageFilter.GaussianBlur(0.8 + BLUR * abs(own - z)))
+                light += np.asarray(blurred, np.float32)
+            light = 200 + 30 * light
+            light += rng.standard_normal(shape, np.float32) * np.sqrt(light)
+            picture[..., channel * len(planes) + plane] = light.clip(0, 65535)
     return picture
 
 

@@ -281,7 +281,7 @@ def _describe_specimen(ds: Dataset, image: SyntheticImage) -> None:
             SpecimenIdentifier=image.container_id,
             IssuerOfTheSpecimenIdentifierSequence=[],
             SpecimenUID=uid_of("specimen", image.slide_number),
-            SpecimenPreparationSequence=[stain],
+            SpecimenPreparationSequence=[stain] if image.pixel_format.samples == 3 else [],
         )
     ]
 

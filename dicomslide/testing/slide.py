@@ -14,6 +14,8 @@ from dicomslide.testing.drawing import (
     Drawing,
     PositionDrawing,
     RasterDrawing,
+    StackDrawing,
+    draw_cells,
     draw_label,
     draw_tissue,
 )
@@ -41,7 +43,7 @@ def write_slide(
     orientation: Sequence[float] = (0, -1, 0, -1, 0, 0),
     spacing: tuple[float, float] = (0.0005, 0.0005),
     transfer_syntax_uid: str = JPEG_BASELINE,
-    drawing: Literal["tissue", "position"] = "tissue",
+    drawing: Literal["tissue", "cells", "position"] = "tissue",
     samples: Literal[1, 3] = 3,
     bits: int = 8,
     optical_paths: Sequence[str] = ("1",),
@@ -66,7 +68,7 @@ def write_slide(
         Total pixel matrix (rows, columns) of the base level.
     downsamples : sequence of int
         Factor of each level; a level is made by averaging boxes of that many pixels squared
-        (tissue), or shows its own positions.
+        (tissue and cells), or shows its own positions.
     tile_shape : tuple of int
         (rows, columns) of a frame.
     origin : tuple of float
@@ -77,10 +79,11 @@ def write_slide(
         (between rows, between columns) of the base level in mm.
     transfer_syntax_uid : str
         Any key of :data:`ENCODERS`.
-    drawing : {"tissue", "position"}
-        What the levels show; see :func:`position_values`.
+    drawing : {"tissue", "cells", "position"}
+        What the levels show: see :func:`draw_tissue`, :func:`draw_cells`,
+        :func:`position_values`.
     samples : {1, 3}
-        Greyscale or colour. Tissue is in colour.
+        Greyscale or colour. Tissue is in colour, cells are in greys of 16 bits.
     bits : {8, 12, 16}
         Bits Stored, of greyscale.
     optical_paths : sequence of str
@@ -104,7 +107,7 @@ def write_slide(
     slide_number : int
         Images of one number share study, series, and frame of reference.
     seed : int
-        Another seed, another section of tissue.
+        Another seed, another section of tissue, or other cells.
 
     Returns
     -------
@@ -135,10 +138,12 @@ def write_slide(
         container_id=container_id,
         slide_number=slide_number,
     )
-    picture: NDArray[np.uint8] | None = None
+    picture: NDArray[Any] | None = None
+    upright = base.upright_shape if base.orientation else shape
     if drawing == "tissue":
-        upright = base.upright_shape if base.orientation else shape
         picture = draw_tissue(upright, seed)
+    elif drawing == "cells":
+        picture = draw_cells(upright, len(optical_paths), planes, seed)
     images: list[tuple[str, SyntheticImage]] = []
     previous = 1
     for number, factor in enumerate(downsamples):
@@ -147,6 +152,8 @@ def write_slide(
         if picture is not None:
             picture = _averaged_picture(picture, geometry, factor // previous)
             shown = RasterDrawing(picture, geometry)
+            if drawing == "cells":
+                shown = StackDrawing(picture, geometry, len(planes))
         images.append(
             (
                 f"level-{number}.dcm",
@@ -162,7 +169,8 @@ def write_slide(
         )
         previous = factor
     if associated:
-        images += _associated(base, picture, container_id, slide_number, len(images))
+        section = picture if drawing == "tissue" else None
+        images += _associated(base, section, container_id, slide_number, len(images))
     return [write_image(folder / name, image) for name, image in images]
 
 
@@ -178,9 +186,7 @@ def averaged(base: SlideGeometry, factor: int) -> SlideGeometry:
     )
 
 
-def _averaged_picture(
-    picture: NDArray[np.uint8], geometry: SlideGeometry, factor: int
-) -> NDArray[np.uint8]:
+def _averaged_picture(picture: NDArray[Any], geometry: SlideGeometry, factor: int) -> NDArray[Any]:
     """Average an upright picture; pixels left over lie at the end of the stored matrix."""
     if factor == 1:
         return picture
@@ -192,12 +198,13 @@ def _averaged_picture(
         down = slice(picture.shape[0] - rows * factor, None)
     if orientation is not None and orientation.flip_x:
         across = slice(picture.shape[1] - columns * factor, None)
-    boxes = picture[down, across].reshape(rows, factor, columns, factor, 3)
-    total = np.zeros((rows, columns, 3), np.uint32)
+    samples = picture.shape[2]
+    boxes = picture[down, across].reshape(rows, factor, columns, factor, samples)
+    total = np.zeros((rows, columns, samples), np.uint32)
     for i in range(factor):
         for j in range(factor):
             total += boxes[:, i, :, j]
-    return (total // factor**2).astype(np.uint8)
+    return (total // factor**2).astype(picture.dtype)
 
 
 def _associated(
