@@ -64,7 +64,7 @@ def compute():
     context = get_context("spawn")
     with (
         ProcessPoolExecutor(2, mp_context=context) as pool,
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
 

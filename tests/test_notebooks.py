@@ -1,0 +1,123 @@
+"""Every notebook runs, and is committed with the outputs of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import orthanc
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+RUNS = ("nbclient", "nbformat", "ipykernel", "matplotlib")
+NEEDS = {
+    "02_physical_coordinates": ("highdicom", "skimage"),
+    "03_cluster": ("distributed", "skimage"),
+    "04_dicomweb": ("dicomweb_client",),
+    "05_fluorescence": ("skimage", "scipy"),
+    "06_openslide": ("openslide",),
+}
+MACHINE = re.compile(r"/tmp/|/home/|/root/|/Users/|C:\\\\|site-packages|127\.0\.0\.1:(?!8042)")
+
+
+def reason_to_skip(path):
+    for module in (*RUNS, *NEEDS.get(path.stem, ())):
+        if importlib.util.find_spec(module) is None:
+            return f"{module} isn't installed: pip install 'dicomslide[notebooks]'"
+    if path.stem == "04_dicomweb" and "DICOMSLIDE_ORTHANC_URL" not in os.environ:
+        return orthanc.reason_to_skip()
+    return None
+
+
+def cells_of(path):
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def kinds_of(cells):
+    """What each cell shows: streams by name, data by their types."""
+    return [
+        sorted(
+            output.get("name") or " ".join(sorted(output["data"]))
+            for output in cell.get("outputs", ())
+        )
+        for cell in cells
+    ]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The notebooks as they run now, two at a time, each in a process of its own."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    runnable = [path for path in NOTEBOOKS if not reason_to_skip(path)]
+
+    def execute(path):
+        copy = Path(shutil.copy(path, folder))
+        command = [sys.executable, str(FOLDER / "execute.py"), str(copy)]
+        subprocess.run(
+            command, env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        return cells_of(copy)
+
+    with contextlib.ExitStack() as stack:
+        if "DICOMSLIDE_ORTHANC_URL" not in environment and not orthanc.reason_to_skip():
+            url = stack.enter_context(orthanc.running(tmp_path_factory.mktemp("orthanc")))
+            environment["DICOMSLIDE_ORTHANC_URL"] = url
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        yield {path: pool.submit(execute, path) for path in runnable}
+
+
+def test_there_are_six():
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs_and_shows_what_is_committed(path, executed):
+    if reason := reason_to_skip(path):
+        pytest.skip(reason)
+    try:
+        cells = executed[path].result()
+    except subprocess.CalledProcessError as error:
+        pytest.fail(error.stdout.decode()[-3000:])
+    assert kinds_of(cells) == kinds_of(cells_of(path))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_is_committed_with_outputs_of_no_machine(path):
+    cells = cells_of(path)
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    pictures = [each for each in outputs if {"image/jpeg", "image/png"} & {*each.get("data", ())}]
+    assert len(pictures) >= (1 if path.stem == "04_dicomweb" else 3)
+    assert not [each for each in outputs if each["output_type"] == "error"]
+    assert not [each for each in outputs if each.get("name") == "stderr"]
+    text = path.read_text(encoding="utf-8")
+    assert len(text) < 2**20
+    without_pictures = re.sub(r'"image/\w+": "[^"]*"|base64,[\w+/=]*', "", text)
+    assert not MACHINE.findall(without_pictures)
+    assert "application/vnd.jupyter.widget" not in text
+    assert set(json.loads(text)["metadata"]) == {"kernelspec", "language_info"}
+    assert not any(cell["metadata"] for cell in cells)
+
+
+@pytest.mark.skipif(bool(reason_to_skip(NOTEBOOKS[0])), reason=str(reason_to_skip(NOTEBOOKS[0])))
+def test_without_a_server_it_says_what_to_do(tmp_path):
+    copy = shutil.copy(FOLDER / "04_dicomweb.ipynb", tmp_path)
+    ended = subprocess.run(
+        [sys.executable, str(FOLDER / "execute.py"), str(copy)],
+        env=os.environ | {"DICOMSLIDE_ORTHANC_URL": "http://127.0.0.1:9/dicom-web"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert "no DICOMweb server at http://127.0.0.1:9/dicom-web: start Orthanc" in ended.stderr
