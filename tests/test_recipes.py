@@ -8,6 +8,7 @@ from multiprocessing import get_context
 import dask
 import dask.array as da
 import numpy as np
+import pydicom
 import pytest
 import xarray as xr
 from derive import write_segmentation
@@ -160,8 +161,18 @@ def test_estimated_stains_are_those_that_were_mixed(compute):
     found = compute(recipes.separate_stains(image, recipes.estimate_stains(image)))
     unit = -np.log(1e-6)
     np.testing.assert_allclose(found[..., :2] * unit, amounts, atol=0.12)
-    with pytest.raises(ValueError, match="only 0 pixels are stained"):
-        recipes.estimate_stains(image_of(np.full((9, 9, 3), 240, np.uint8))).compute()
+
+
+def test_stains_want_a_stained_image_in_colour(tree):
+    for value, message in ((240, "only 0 pixels are stained"), (99, "have one colour")):
+        same = image_of(np.full((20, 20, 3), value, np.uint8))
+        with pytest.raises(ValueError, match=message):
+            recipes.estimate_stains(same).compute()
+    for wrong in (tree["level_0"].image[..., 0], tree["level_0"].image.astype(np.uint16)):
+        with pytest.raises(ValueError, match="8-bit colour"):
+            recipes.separate_stains(wrong)
+        with pytest.raises(ValueError, match="8-bit colour"):
+            recipes.estimate_stains(wrong)
 
 
 def smoothed(tile):
@@ -315,18 +326,28 @@ def test_statistics_under_a_segmentation(tree, compute, frames_read, name):
 def test_statistics_read_each_frame_once(folder, frames_read):
     level = dicomslide.open_slide(folder).to_datatree()["level_0"]
     frames_read.clear()
-    recipes.segment_statistics(level.image, level.segmentation[0]).compute(scheduler="threads")
-    of_image = 11 * 15
-    of_segment = len(frames_read) - of_image
-    assert 0 < of_segment <= of_image
-    assert max(np.bincount(frames_read)) == 2  # one of the image, one of the segmentation
+    recipes.segment_statistics(level.image, level.segmentation).compute(scheduler="threads")
+    of_segments = pydicom.dcmread(folder / "binary.dcm", stop_before_pixels=True).NumberOfFrames
+    assert len(frames_read) == 11 * 15 + of_segments
+
+
+def test_statistics_of_channels(stack_slide, compute):
+    image = dicomslide.open_slide(stack_slide).to_dataset().image.isel(z=0)
+    bright = image.sel(channel="DAPI", drop=True) > 20_000
+    found = compute(recipes.segment_statistics(image, bright))
+    inside = image.values[:, bright.values].astype(np.float64)
+    assert found["mean"].dims == ("segment", "channel")
+    np.testing.assert_allclose(found["mean"][0], inside.mean(axis=1))
+    np.testing.assert_allclose(found["std"][0], inside.std(axis=1))
+    with pytest.raises(ValueError, match="segment"):
+        recipes.segment_statistics(image, bright.expand_dims(z=[0.0]))
 
 
 def test_statistics_of_thousands_of_labels_and_of_none():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3000, (90, 100), np.uint16)
     image = image_of(rng.normal(5, 2, (90, 100)).astype(np.float32), chunk=32)
-    label_map = image_of(labels, chunk=32)
+    label_map = image_of(labels, chunk=32)  # of which 0 isn't listed
     numbers = [9999, *range(2999, 0, -1)]
     label_map.attrs["flag_values"] = numbers
     found = recipes.segment_statistics(image, label_map).compute()
@@ -345,6 +366,9 @@ def test_statistics_want_the_same_pixels_and_a_segmentation(tree):
         recipes.segment_statistics(tree["level_1"].image, segmentation)
     with pytest.raises(ValueError, match="a segmentation is bool"):
         recipes.segment_statistics(image, segmentation.astype(np.uint8))
+    signed = tree["level_0"].segmentation_2.astype(np.int16)
+    with pytest.raises(ValueError, match="unsigned integers, not int16"):
+        recipes.segment_statistics(image, signed.assign_attrs(flag_values=[1, 2]))
 
 
 def image_of(pixels, chunk=16):

@@ -18,6 +18,8 @@ EXTREMES = (1, 99)
 """Percentiles of the angles between which stains are mixed (Macenko 2009)."""
 ENOUGH = 100
 """Stained pixels without which nothing can be estimated."""
+ALIKE = 0.02
+"""Sine of the angle between two stains that are one."""
 
 
 def separate_stains(image: xr.DataArray, stains: xr.DataArray | None = None) -> xr.DataArray:
@@ -37,10 +39,16 @@ def separate_stains(image: xr.DataArray, stains: xr.DataArray | None = None) -> 
         float32, with the dims and the millimetres of the image, but ``stain`` for ``sample``;
         in scikit-image's unit, in which 1 is an optical density of 6.
 
+    Raises
+    ------
+    ValueError
+        When the image isn't in 8-bit colour.
+
     """
     import xarray as xr
     from skimage.color import rgb_from_hed
 
+    _check_color(image)
     if stains is None:
         stains = xr.DataArray(
             rgb_from_hed,
@@ -72,12 +80,18 @@ def estimate_stains(image: xr.DataArray) -> xr.DataArray:
     -------
     xarray.DataArray
         Optical densities, of length one, dims (stain, sample): haematoxylin, eosin and the
-        residual, which is neither. Lazy; computing it raises a ValueError where there is hardly
-        anything stained.
+        residual, which is neither. Lazy.
+
+    Raises
+    ------
+    ValueError
+        When the image isn't in 8-bit colour; as it is computed, when hardly anything is stained,
+        or all in one colour.
 
     """
     import xarray as xr
 
+    _check_color(image)
     estimated = xr.apply_ufunc(
         _estimated,
         image.chunk(dict.fromkeys(("y", "x", "sample"), -1)),
@@ -90,6 +104,14 @@ def estimate_stains(image: xr.DataArray) -> xr.DataArray:
     )
     estimated = estimated.rename("stains").drop_attrs(deep=False)
     return estimated.assign_coords(stain=["haematoxylin", "eosin", "residual"])
+
+
+def _check_color(image: xr.DataArray) -> None:
+    if image.dtype != np.uint8 or image.sizes.get("sample") != 3:
+        raise ValueError(
+            f"stains are those of an image in 8-bit colour; this one is {image.dtype} with the dims"
+            f" {image.dims}"
+        )
 
 
 def _separated(pixels: NDArray[np.uint8], stains: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -113,4 +135,7 @@ def _estimated(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     pair = np.stack([np.cos(angles), np.sin(angles)], axis=1) @ plane.T
     pair = pair[np.argsort(-pair[:, 0])]  # haematoxylin is blue: it takes more red away
     residual: NDArray[Any] = np.cross(*pair)
-    return np.stack([*pair, residual / np.linalg.norm(residual)])
+    sine = float(np.linalg.norm(residual))
+    if sine < ALIKE:
+        raise ValueError("all stained pixels have one colour: there are no two stains")
+    return np.stack([*pair, residual / sine])

@@ -48,6 +48,8 @@ def segment_statistics(image: xr.DataArray, segmentation: xr.DataArray) -> xr.Da
     given = ("y", "x") if labels is not None else ("segment", "y", "x")
     if labels is not None:
         labels = np.asarray(labels)
+        if segmentation.dtype.kind != "u" or labels.min() < 0:
+            raise ValueError(f"a label map has unsigned integers, not {segmentation.dtype}")
         names = segmentation.attrs.get("segment_labels", labels.astype(str))
         segments = {"segment": labels.astype(str), "segment_label": ("segment", names)}
     elif segmentation.dtype == np.bool_:
@@ -58,12 +60,15 @@ def segment_statistics(image: xr.DataArray, segmentation: xr.DataArray) -> xr.Da
         raise ValueError("a segmentation is bool, or has the attribute flag_values: compare it")
     image, segmentation = xr.align(image, segmentation, join="exact", copy=False)
     others = [dim for dim in image.dims if dim not in ("y", "x")]
+    # in one chunk each: dask would read the image anew for each segment, and vice versa
+    image = image.chunk(dict.fromkeys(others, -1))
+    segmentation = segmentation.chunk(dict.fromkeys(given[:-2], -1))
     sums = da.blockwise(  # type: ignore[no-untyped-call]
         _sums,
         ("y", "x", "segment", *others, "sum"),
-        da.asarray(image.transpose("y", "x", *others).data),  # type: ignore[no-untyped-call]
+        image.transpose("y", "x", *others).data,
         ("y", "x", *others),
-        da.asarray(segmentation.transpose(*given).data),  # type: ignore[no-untyped-call]
+        segmentation.transpose(*given).data,
         given,
         labels=labels,
         new_axes={"sum": 3} | ({} if labels is None else {"segment": len(labels)}),
@@ -95,22 +100,21 @@ def _sums(
 ) -> NDArray[np.float64]:
     """Return number, sum and sum of squares of pixels in each segment, shape (1, 1, ..., 3)."""
     others = pixels.shape[2:]
-    values = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1)
+    columns = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1).T
     number = len(segments) if labels is None else len(labels)
-    sums = np.zeros((number, values.shape[1], 3))
+    sums = np.zeros((number, len(columns), 3))
     if labels is None:  # segments may overlap
-        for segment, inside in zip(sums, segments, strict=True):
-            chosen = values[inside.ravel()].astype(np.float64)
-            segment[:, 0] = len(chosen)
-            segment[:, 1] = chosen.sum(axis=0)
-            segment[:, 2] = np.square(chosen).sum(axis=0)
+        for at, inside in enumerate(segments.reshape(number, -1)):
+            for column, found in zip(columns, sums[at], strict=True):
+                chosen = column[inside].astype(np.float64)
+                found[:] = len(chosen), chosen.sum(), np.square(chosen).sum()
     else:
-        order = np.argsort(labels)
-        known = np.isin(segments, labels).ravel()
-        which = order[np.searchsorted(labels[order], segments.ravel()[known])]
-        sums[:, :, 0] = np.bincount(which, minlength=number)[:, None]
-        for at, column in enumerate(values.T):
-            chosen = column[known].astype(np.float64)
-            sums[:, at, 1] = np.bincount(which, chosen, number)
-            sums[:, at, 2] = np.bincount(which, np.square(chosen), number)
+        places = np.full(labels.max() + 2, number)  # of each label; the last is all others'
+        places[labels] = np.arange(number)
+        which = places[np.minimum(segments, len(places) - 1).ravel()]
+        sums[:, :, 0] = np.bincount(which, minlength=number + 1)[:number, None]
+        for at, column in enumerate(columns):
+            values = column.astype(np.float64)
+            sums[:, at, 1] = np.bincount(which, values, number + 1)[:number]
+            sums[:, at, 2] = np.bincount(which, np.square(values), number + 1)[:number]
     return sums.reshape(1, 1, number, *others, 3)
