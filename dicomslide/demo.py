@@ -43,7 +43,7 @@ def run(slide: Slide | None, output: Path) -> None:
     Raises
     ------
     ImportError
-        When matplotlib isn't installed.
+        When matplotlib isn't installed; scikit-image is missed as the module is imported.
 
     """
     try:
@@ -72,16 +72,18 @@ def run(slide: Slide | None, output: Path) -> None:
         )
     print(f"\nxr.open_datatree(slide, engine='dicomslide', chunks='auto')\n{tree}\n")
 
-    levels = [node.image for name, node in tree.children.items()
-              if name.startswith("level_") and "image" in node]  # fmt: skip
-    image = levels[0]
-    if "x" not in image.dims:
+    levels = [
+        node.image
+        for name, node in tree.children.items()
+        if name.startswith("level_") and "image" in node
+    ]
+    if not levels or "x" not in levels[0].dims:
         raise MetadataError(
             f"{slide.name}: the demo needs an image with an upright place on the slide"
         )
     image, coarsest = (
         level.isel({dim: 0 for dim in ("channel", "z") if dim in level.dims})
-        for level in (image, levels[-1])
+        for level in (levels[0], levels[-1])
     )
     threshold = float(tissue_threshold(coarsest))
     mask = tissue_mask(image, threshold)

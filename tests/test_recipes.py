@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -369,6 +371,12 @@ def test_statistics_want_the_same_pixels_and_a_segmentation(tree):
     signed = tree["level_0"].segmentation_2.astype(np.int16)
     with pytest.raises(ValueError, match="unsigned integers, not int16"):
         recipes.segment_statistics(image, signed.assign_attrs(flag_values=[1, 2]))
+
+
+def test_what_is_missing_is_named():
+    code = "import sys; sys.modules['skimage'] = None; import dicomslide.recipes"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pip install 'dicomslide[recipes]'" in ended.stderr
 
 
 def image_of(pixels, chunk=16):
