@@ -14,6 +14,7 @@ from dicomslide.errors import (
     AmbiguousSlideError,
     CacheWarning,
     DicomSlideError,
+    ExportError,
     FrameDecodeError,
     FrameError,
     FramePositionError,
@@ -29,6 +30,7 @@ from dicomslide.errors import (
     SourceDeniedError,
     SourceNotFoundError,
     SourceReadError,
+    StoreExistsError,
 )
 from dicomslide.options import Options, get_options, set_options
 from dicomslide.utils import (
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from dicomslide.backends.connection import register_client
     from dicomslide.backends.credentials import register_credentials
     from dicomslide.backends.storage import register_storage_options
+    from dicomslide.export.ome_zarr import to_ome_zarr
     from dicomslide.image import TiledImage
     from dicomslide.labelled.index import SlideIndex
     from dicomslide.matrix import TotalPixelMatrix, TotalPixelMatrixSampler
@@ -100,6 +103,7 @@ _LATE = {
     "select_image_at_pixel_spacing": "pyramid",
     "sort_images_by_pixel_spacing": "pyramid",
     "sort_images_by_size": "pyramid",
+    "to_ome_zarr": "export.ome_zarr",
 }
 
 __all__ = [
@@ -108,6 +112,7 @@ __all__ = [
     "ChannelTypes",
     "Cohort",
     "DicomSlideError",
+    "ExportError",
     "FrameDecodeError",
     "FrameError",
     "FramePositionError",
@@ -132,6 +137,7 @@ __all__ = [
     "SourceDeniedError",
     "SourceNotFoundError",
     "SourceReadError",
+    "StoreExistsError",
     "TiledImage",
     "TotalPixelMatrix",
     "TotalPixelMatrixSampler",
@@ -162,6 +168,7 @@ __all__ = [
     "set_options",
     "sort_images_by_pixel_spacing",
     "sort_images_by_size",
+    "to_ome_zarr",
 ]
 
 

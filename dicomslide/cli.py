@@ -1,4 +1,4 @@
-"""The command line: info, thumbnail, demo."""
+"""The command line: info, thumbnail, export, demo."""
 
 from __future__ import annotations
 
@@ -47,11 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing is left to flush
         return 0
     except (DicomSlideError, OSError, MemoryError, ImportError) as error:
-        print(f"dicomslide: error: {error}", file=sys.stderr)
+        _show_error(f"error: {error}", error)
         return 1
-    except KeyboardInterrupt:
-        print("dicomslide: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _show_error("interrupted", error)
         return 130
+
+
+def _show_error(message: str, error: BaseException) -> None:
+    for line in (message, *getattr(error, "__notes__", ())):
+        print(f"dicomslide: {line}", file=sys.stderr)
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
@@ -79,6 +84,16 @@ def _parser() -> argparse.ArgumentParser:
     thumbnail.add_argument("--focal-plane", type=int, default=0, help="zero-based focal plane")
     thumbnail.set_defaults(run=_thumbnail)
 
+    export = commands.add_parser("export", help="write the slide as OME-Zarr")
+    again = export.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with an interrupted export")
+    again.add_argument("--overwrite", action="store_true", help="replace a store that is there")
+    export.add_argument("--shard-size", type=_positive, default=2048, metavar="PIXELS",
+                        help="edge of a shard, a file each (default: %(default)s)")  # fmt: skip
+    export.add_argument("--compression", choices=("zstd", "blosc"), default="zstd",
+                        help="of chunks, without loss (default: %(default)s)")  # fmt: skip
+    export.set_defaults(run=_export)
+
     demo = commands.add_parser(
         "demo", help="open a slide with xarray, measure its tissue with dask, draw the result"
     )
@@ -86,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
                       help="where pictures are saved (default: %(default)s)")  # fmt: skip
     demo.set_defaults(run=_demo)
 
-    for command in (info, thumbnail, demo):
+    for command in (info, thumbnail, export, demo):
         optional = command is demo
         command.add_argument(
             "slide",
@@ -99,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--container-id", help="which slide, where a folder holds several")
         command.add_argument("--frame-of-reference-uid", help="which scan, where there are two")
     thumbnail.add_argument("out", type=Path, metavar="OUT", help="picture to write, e.g. out.png")
+    export.add_argument(
+        "out", type=_path, metavar="OUT", help="folder to write, e.g. out.zarr; a URL"
+    )
     return parser
 
 
@@ -209,6 +227,35 @@ def _thumbnail(options: argparse.Namespace) -> int:
         raise OSError(f"{options.out}: can't be written: {error}") from error
     print(f"{options.out}: {pixels.shape[1]} × {pixels.shape[0]} pixels")
     return 0
+
+
+# -- export ----------------------------------------------------------------------------------
+
+
+def _export(options: argparse.Namespace) -> int:
+    from contextlib import nullcontext
+
+    from dask.diagnostics.progress import ProgressBar
+
+    from dicomslide.export.ome_zarr import to_ome_zarr
+
+    bar: Any = nullcontext()
+    if sys.stderr.isatty():
+        bar = ProgressBar(out=sys.stderr)  # type: ignore[no-untyped-call]
+    with bar:
+        to_ome_zarr(
+            _open(options),
+            options.out,
+            overwrite=options.overwrite,
+            resume=options.resume,
+            shard_size=options.shard_size,
+            compression=options.compression,
+        )
+    print(f"{options.out}: complete")
+    return 0
+
+
+# -- demo ------------------------------------------------------------------------------------
 
 
 def _demo(options: argparse.Namespace) -> int:

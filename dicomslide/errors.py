@@ -13,6 +13,7 @@ __all__ = [
     "AmbiguousSlideError",
     "CacheWarning",
     "DicomSlideError",
+    "ExportError",
     "FrameDecodeError",
     "FrameError",
     "FramePositionError",
@@ -28,6 +29,7 @@ __all__ = [
     "SourceDeniedError",
     "SourceNotFoundError",
     "SourceReadError",
+    "StoreExistsError",
 ]
 
 
@@ -74,6 +76,14 @@ class SourceNotFoundError(SourceReadError, FileNotFoundError):
 
 class SourceDeniedError(SourceReadError, PermissionError):
     """A server doesn't let an object be read with these credentials, or without any."""
+
+
+class ExportError(DicomSlideError, OSError):
+    """What was exported isn't where it was written to."""
+
+
+class StoreExistsError(DicomSlideError, FileExistsError):
+    """Something is where an export is to be written, or another export was begun there."""
 
 
 class FrameError(DicomSlideError):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from dicomslide.geometry import Orientation
 
-__all__ = ["Data", "Row", "StackedReader", "dask_data", "runs_of"]
+__all__ = ["Data", "Row", "StackedReader", "dask_array", "dask_data", "runs_of"]
 
 Data: TypeAlias = "Callable[[StackedReader], Any]"
 Row: TypeAlias = "tuple[MatrixReader | None, ...]"
@@ -197,22 +197,33 @@ def _turned(key: Any, length: int, flip: bool) -> Any:
     return length - 1 - (axis.indices[0] if axis.drop else np.asarray(axis.indices))
 
 
+def dask_array(reader: StackedReader, chunks: tuple[tuple[int, ...], ...]) -> Any:
+    """Return a reader as a dask array, whatever its chunks: each is read by one task.
+
+    Parameters
+    ----------
+    reader : StackedReader
+        What the tasks read from.
+    chunks : tuple of tuple of int
+        Lengths of the chunks along each dim.
+
+    """
+    import dask.array
+    from dask.base import tokenize
+
+    return dask.array.from_array(  # type: ignore[no-untyped-call]
+        ChunkReader(reader),
+        chunks=chunks,
+        name=f"slide-{tokenize(reader, chunks)}",
+        asarray=False,
+        lock=False,
+        meta=np.empty((0,) * len(reader.shape), reader.dtype),
+        inline_array=True,
+    )
+
+
 def dask_data(chunks: Literal["frames", "auto"] | int) -> Data:
-    """Return what makes a dask array of a reader."""
-
-    def make(reader: StackedReader) -> Any:
-        import dask.array
-        from dask.base import tokenize
-
-        multiple = chunk_multiple(chunks, reader.tile_shape)
-        return dask.array.from_array(  # type: ignore[no-untyped-call]
-            ChunkReader(reader),
-            chunks=reader.chunk_lengths(multiple),
-            name=f"slide-{tokenize(reader, multiple)}",
-            asarray=False,
-            lock=False,
-            meta=np.empty((0,) * len(reader.shape), reader.dtype),
-            inline_array=True,
-        )
-
-    return make
+    """Return what makes a dask array of whole frames of a reader."""
+    return lambda reader: dask_array(
+        reader, reader.chunk_lengths(chunk_multiple(chunks, reader.tile_shape))
+    )

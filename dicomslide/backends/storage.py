@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     StorageOptions: TypeAlias = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 
 __all__ = ["ObjectReach", "StorageOptions", "harmless", "harmless_for", "is_url",
-           "public_url", "register_for_all", "register_storage_options",
+           "options_for", "public_url", "register_for_all", "register_storage_options",
            "remembered"]  # fmt: skip
 
 MOST_REGISTERED = 2**16
@@ -231,6 +231,22 @@ def harmless_for(url: str) -> str:
     given = _storage_options.of(url)
     options = {} if given is None or callable(given.options) else harmless(given.options)
     return json.dumps(options, sort_keys=True)
+
+
+def options_for(public: str, otherwise: str) -> tuple[str, dict[str, Any]]:
+    """Return the full URL that a public one stands for, and the options to reach it with.
+
+    Parameters
+    ----------
+    public : str
+        URL as it may be shown.
+    otherwise : str
+        Options, as JSON, where nothing is registered in this process.
+
+    """
+    given = _storage_options.of(public)
+    options = json.loads(otherwise) if given is None else given.current()
+    return _storage_options.full_url(public), options
 
 
 def harmless(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Slides written in the formats of others."""

@@ -1,0 +1,136 @@
+"""The metadata of OME-Zarr 0.5, as plain JSON values."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomslide.errors import MetadataWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import xarray as xr
+
+    from dicomslide.export.images import ExportImage, ExportLevel
+
+__all__ = ["VERSION", "channels", "image_label", "label_color", "multiscales"]
+
+VERSION = "0.5"
+RGB = ("FF0000", "00FF00", "0000FF")
+RGB_NAMES = ("red", "green", "blue")
+PALETTE = ("0000FF", "00FF00", "FF0000", "00FFFF", "FF00FF", "FFFF00")
+"""Colours of the channels of a slide that isn't in colour; one alone is white."""
+LABEL_ALPHA = 128
+
+
+def multiscales(image: ExportImage) -> list[dict[str, Any]]:
+    """Return the only multiscale of an image: axes, and where the pixels of each level lie.
+
+    A translation is the centre of the first pixel. Levels keep the spacing and the origin that
+    they have: ratios may be other than integers.
+    """
+    spatial = {"type": "space"}
+    if image.levels[0].raster.to_slide is not None:
+        spatial["unit"] = "millimeter"
+    axes = [
+        {"name": dim, "type": "channel"} if dim == "c" else {"name": dim} | spatial
+        for dim in image.dims
+    ]
+    datasets = [
+        {
+            "path": f"level_{level.number}/{image.variable}",
+            "coordinateTransformations": _transformations(level),
+        }
+        for level in image.levels
+    ]
+    return [{"name": image.name, "axes": axes, "datasets": datasets}]
+
+
+def _transformations(level: ExportLevel) -> list[dict[str, Any]]:
+    spacing = dict(zip(("y", "x"), level.raster.spacing, strict=True))
+    start = dict(zip(("y", "x"), level.raster.start, strict=True))
+    if "z" in level.array.dims:
+        spacing["z"], start["z"] = _planes(level.array)
+    dims = [str(dim) for dim in level.array.dims]
+    return [
+        {"type": "scale", "scale": [spacing.get(dim, 1.0) for dim in dims]},
+        {"type": "translation", "translation": [start.get(dim, 0.0) for dim in dims]},
+    ]
+
+
+def _planes(array: xr.DataArray) -> tuple[float, float]:
+    """Return the distance of focal planes in mm, the mean of all, and where the first one is."""
+    z = np.asarray(array["z"], dtype=float) if "z" in array.coords else np.arange(array.sizes["z"])
+    steps = np.diff(z)
+    if not np.allclose(steps, steps.mean(), rtol=1e-3, atol=0):
+        warnings.warn(
+            f"focal planes aren't evenly spaced ({', '.join(f'{value:g}' for value in z)} mm):"
+            " multiscales have the mean distance; the coordinate z is exact",
+            MetadataWarning,
+            stacklevel=2,
+        )
+    return float(np.round(steps.mean(), 12)), float(z[0])
+
+
+def channels(
+    image: ExportImage, windows: Sequence[tuple[float, float, float, float]]
+) -> list[dict[str, Any]]:
+    """Return how the channels of an image are shown: the samples of colours in their own.
+
+    Parameters
+    ----------
+    image : ExportImage
+        With an axis c.
+    windows : sequence of tuple of float
+        Of each channel: the lowest and highest value there may be, and those that are shown
+        darkest and brightest.
+
+    """
+    array = image.levels[0].array
+    names = _channel_names(array)
+    if image.in_color:
+        names = [name[:-1] + RGB_NAMES[i % 3] for i, name in enumerate(names)]
+        colors: Sequence[str] = RGB
+    else:
+        colors = PALETTE if len(names) > 1 else ("FFFFFF",)
+    return [
+        {
+            "label": name,
+            "color": colors[i % len(colors)],
+            "window": dict(zip(("min", "max", "start", "end"), window, strict=True)),
+            "active": True,
+            "coefficient": 1,
+            "family": "linear",
+            "inverted": False,
+        }
+        for i, (name, window) in enumerate(zip(names, windows, strict=True))
+    ]
+
+
+def _channel_names(array: xr.DataArray) -> list[str]:
+    """Return what a person calls the channels."""
+    for name in ("channel_description", "parameter_description", "segment_label", "c"):
+        if name in array.coords and array[name].ndim == 1:
+            return [str(each) for each in array[name].values]
+    return [str(i + 1) for i in range(array.sizes["c"])]
+
+
+def image_label(labels: dict[int, dict[str, str]], source: str | None) -> dict[str, Any]:
+    """Return what the values of a label image mean, and how they are shown."""
+    described: dict[str, Any] = {
+        "version": VERSION,
+        "colors": [{"label-value": value, "rgba": label_color(value)} for value in labels],
+        "properties": [{"label-value": value} | properties for value, properties in labels.items()],
+    }
+    return described | ({} if source is None else {"source": {"image": source}})
+
+
+def label_color(value: int) -> list[int]:
+    """Return red, green, blue and opacity, 0 to 255: far from those of the values before."""
+    hue = (value * 0.61803398875) % 1  # the golden section: hues spread evenly, however many
+    rgb = [0.5 + 0.5 * math.cos(2 * math.pi * (hue - third / 3)) for third in range(3)]
+    return [round(255 * part) for part in rgb] + [LABEL_ALPHA]

@@ -1,0 +1,393 @@
+"""Slides as OME-Zarr 0.5."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import hashlib
+import math
+import uuid
+import warnings
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from dicomslide.export import ome_metadata
+from dicomslide.export.images import ExportImage, blocks, images_of, shard_data
+from dicomslide.export.target import ShardedArray, Target
+from dicomslide.options import check_memory
+from dicomslide.slide.slide import Slide
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import xarray as xr
+    from numpy.typing import NDArray
+    from zarr.abc.store import Store
+    from zarr.storage import MemoryStore
+
+__all__ = ["Compression", "to_ome_zarr"]
+
+Compression = Literal["zstd", "blosc"]
+LARGEST_WINDOW = 4096**2
+"""Pixels of a level that are looked at for the values which are shown darkest and brightest."""
+SHOWN = (0.5, 99.5)
+"""Percentiles of these values."""
+
+
+def to_ome_zarr(
+    source: Slide | xr.DataTree,
+    store: str | os.PathLike[str] | Store,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    shard_size: int = 2048,
+    compression: Compression = "zstd",
+    storage_options: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a slide as OME-Zarr 0.5, which xarray opens with the same millimetres, too.
+
+    The levels are those of the slide, pixel by pixel; each has its own spacing and origin. Pixels
+    are streamed by dask, on whatever scheduler is current, a shard by a task.
+
+    Parameters
+    ----------
+    source : Slide or xarray.DataTree
+        A slide; or a tree as :meth:`Slide.to_datatree` returns it, whatever was done with it
+        since. Of a slide each task reads its frames at once, which is faster.
+    store : path-like, str or zarr.abc.store.Store
+        Folder, URL that fsspec knows, or store of zarr's.
+    overwrite : bool, default: False
+        Whether a zarr store that is there is deleted first.
+    resume : bool, default: False
+        Whether to go on where an interrupted export of the same pixels, with the same options,
+        stopped: shards that are finished aren't read again. One that wasn't begun begins; one
+        that is complete stays as it is.
+    shard_size : int, default: 2048
+        Pixels along the edge of a shard, which is one file or object; whole chunks, each of about
+        a frame, come near to it. A task holds about three times as much.
+    compression : {"zstd", "blosc"}, default: "zstd"
+        How chunks are compressed, without loss. "blosc" (Zstandard with shuffled bits) is the
+        smaller for 16 bits.
+    storage_options : mapping, optional
+        How a URL is reached: see :func:`register_storage_options`.
+
+    Raises
+    ------
+    StoreExistsError
+        When something is there already, or another export was begun there.
+    ExportError
+        When shards aren't where they were written to.
+    FrameError
+        When a frame can't be read or decoded. As after any interruption, no reader finds an image
+        in the store then; `resume` goes on.
+    MemoryLimitError
+        When a shard would be too large.
+    ValueError
+        When there is no image in a tree, or an option is wrong.
+
+    Notes
+    -----
+    The upright image is the group at the root, its levels ``level_0/image``, ``level_1/image``,
+    ..., with the axes c (the samples of a slide in colour), z and y, x. The y of OME-Zarr points
+    down the raster: x and −y of the slide in mm, of the centre of the first pixel, are its
+    translation. The coordinates x, y (and z) beside each array are those of the slide, as in the
+    tree.
+
+    A segment on all levels of the slide is a label image in ``labels``; other segments, fractional
+    segmentations, parametric maps, and images on grids of their own are groups beside it.
+
+    Examples
+    --------
+    >>> slide = dicomslide.open_slide("slide/")
+    >>> dicomslide.to_ome_zarr(slide, "slide.zarr")
+    >>> tree = xr.open_datatree("slide.zarr", engine="zarr", chunks={})
+    >>> tree["level_0"].image.sel(x=slice(16, 16.5), y=slice(29.5, 29))
+
+    """
+    if overwrite and resume:
+        raise ValueError("overwrite starts again, resume goes on: give one of them")
+    if compression not in get_args(Compression):
+        raise ValueError(f"compression must be one of {get_args(Compression)}: {compression!r}")
+    if not isinstance(shard_size, int) or shard_size < 1:
+        raise ValueError(f"shard_size must be a number of pixels, one or more: {shard_size!r}")
+    _check_installed()
+    target = Target.at(store, storage_options)
+    tree = _tree(source, shard_size)
+    export = _Export.of(tree, target, shard_size, compression)
+    options = {"shard_size": shard_size, "compression": compression}
+    identity = {
+        "slide": tree.attrs.get("container_identifier"),
+        "options": options,
+        "pixels": export.digest(),
+    }
+    if not target.begin(identity, overwrite=overwrite, resume=resume):
+        return
+    with _advice(target):
+        export.write_pixels()
+        export.complete(identity)
+
+
+def _check_installed() -> None:
+    try:
+        import zarr  # noqa: F401
+    except ImportError:
+        raise ImportError("OME-Zarr takes the package zarr: dicomslide[zarr]") from None
+
+
+def _tree(source: Slide | xr.DataTree, shard_size: int) -> xr.DataTree:
+    import xarray as xr
+
+    from dicomslide.labelled.tree import slide_groups
+
+    if isinstance(source, Slide):
+        groups = slide_groups(source, data=shard_data(shard_size), squeeze=False)
+        return xr.DataTree.from_dict(groups)
+    if isinstance(source, xr.DataTree):
+        return source
+    raise TypeError(f"expected a Slide or an xarray.DataTree, not a {type(source).__name__}")
+
+
+@contextlib.contextmanager
+def _advice(target: Target) -> Iterator[None]:
+    """Say with any error, an interruption too, what is left and how to go on."""
+    try:
+        yield
+    except BaseException as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        room = "make room; " if full else ""
+        error.add_note(
+            f"{target}: incomplete, so that no reader takes it for an image; {room}resume=True"
+            " goes on with what is missing, overwrite=True starts again"
+        )
+        raise
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pixels:
+    """An array of the export."""
+
+    image: ExportImage
+    sharded: ShardedArray
+    data: Any
+    """Dask array whose chunks are the shards."""
+
+    @property
+    def indices(self) -> set[tuple[int, ...]]:
+        """Those of the shards."""
+        return set(np.ndindex(*self.data.numblocks))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Export:
+    """What is written: pixels, and in memory all that makes them arrays and groups."""
+
+    target: Target
+    images: dict[str, ExportImage]
+    """By path."""
+    skeleton: MemoryStore
+    pixels: tuple[_Pixels, ...]
+
+    @classmethod
+    def of(
+        cls, tree: xr.DataTree, target: Target, shard_size: int, compression: Compression
+    ) -> _Export:
+        """Prepare the export of a tree; nothing is written or read."""
+        import dask.array
+        import xarray as xr
+        import zarr
+        from zarr.storage import MemoryStore
+
+        images = {_path(image, tree): image for image in images_of(tree, shard_size)}
+        groups: dict[str, xr.Dataset] = {"/": xr.Dataset(attrs=tree.attrs)}
+        encoding: dict[str, dict[str, dict[str, Any]]] = {}
+        data: dict[str, tuple[ExportImage, Any]] = {}
+        for path, image in images.items():
+            for level in image.levels:
+                group = f"{path}/level_{level.number}"
+                chunks, shards = _blocks(image, level.array, level.frame, shard_size)
+                check_memory(
+                    math.prod(shards) * level.array.dtype.itemsize, f"{group}: a shard of {shards}"
+                )
+                shape = level.array.shape
+                # its chunks are the shards, and nothing is made of the array that stands for it
+                stand_in = dask.array.empty(shape, dtype=level.array.dtype, chunks=shape)
+                groups[group] = _plain(
+                    level.array.copy(data=stand_in).to_dataset(name=image.variable)
+                )
+                if path == "":
+                    groups[group].attrs = tree[group].attrs
+                encoding[group] = {
+                    image.variable: {
+                        "chunks": chunks,
+                        "shards": shards,
+                        "compressors": _compressor(compression, level.array.dtype),
+                        "_FillValue": None,
+                    }
+                }
+                data[f"{group}/{image.variable}"[1:]] = image, level.array.data.rechunk(shards)
+        skeleton = MemoryStore()
+        xr.DataTree.from_dict(groups).to_zarr(
+            skeleton, compute=False, consolidated=False, zarr_format=3, encoding=encoding
+        )
+        pixels = [
+            _Pixels(
+                image,
+                ShardedArray(target, path, zarr.open_array(skeleton, path=path).metadata),  # type: ignore[arg-type]
+                array,
+            )
+            for path, (image, array) in data.items()
+        ]
+        return cls(target, images, skeleton, tuple(pixels))
+
+    def digest(self) -> str:
+        """Return what tells these pixels, their arrays and coordinates from others."""
+        digest = hashlib.sha256()
+        for key, buffer in sorted(self.skeleton._store_dict.items()):
+            digest.update(key.encode() + buffer.to_bytes())
+        for each in self.pixels:
+            digest.update(each.data.name.encode())
+        return digest.hexdigest()
+
+    def write_pixels(self) -> None:
+        """Write the shards that aren't there yet, with the scheduler that is current."""
+        import dask.array
+        from dask.base import compute_as_if_collection
+        from dask.highlevelgraph import HighLevelGraph
+
+        there = self.target.keys()
+        graphs, keys = [], []
+        for each in self.pixels:
+            pending = each.indices - each.sharded.finished(each.indices, there)
+            written = each.data.map_blocks(
+                functools.partial(_write, each.sharded),
+                name=f"write-{uuid.uuid4().hex}",  # its effect is wanted, whoever did it before
+                chunks=tuple((1,) * n for n in each.data.numblocks),
+                dtype=np.uint8,
+                meta=np.empty((0,) * each.data.ndim, np.uint8),
+            )
+            graphs.append(written.dask)
+            keys += [(written.name, *index) for index in sorted(pending)]
+        compute_as_if_collection(dask.array.Array, HighLevelGraph.merge(*graphs), keys)  # type: ignore[no-untyped-call]
+
+    def complete(self, identity: dict[str, Any]) -> None:
+        """Make an image of what was written."""
+        import zarr
+
+        import dicomslide
+
+        labels: list[str] = []
+        for path, image in self.images.items():
+            ome: dict[str, Any] = {
+                "version": ome_metadata.VERSION,
+                "multiscales": ome_metadata.multiscales(image),
+            }
+            is_label = path.startswith("/labels/")
+            if image.labels is not None:
+                parent = ("../../" if is_label else "../") if "" in self.images else None
+                ome["image-label"] = ome_metadata.image_label(image.labels, parent)
+            else:
+                ome["omero"] = {"channels": ome_metadata.channels(image, self._windows(image))}
+            to_slide = image.levels[0].raster.to_slide
+            attributes: dict[str, Any] = {"ome": ome}
+            if to_slide is not None:
+                attributes["slide_coordinates"] = {"matrix": to_slide, "unit": "millimeter"}
+            zarr.open_group(self.skeleton, path=path[1:]).attrs.update(attributes)
+            labels += [image.name] if is_label else []
+        if labels:
+            zarr.open_group(self.skeleton, path="labels").attrs["ome"] = {
+                "version": ome_metadata.VERSION,
+                "labels": labels,
+            }
+        zarr.open_group(self.skeleton).attrs["dicomslide"] = {
+            "version": dicomslide.__version__,
+            "export": identity,
+        }
+        with warnings.catch_warnings():  # that not all libraries read it yet
+            warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
+            zarr.consolidate_metadata(self.skeleton)
+        shards = {each.sharded.key(index) for each in self.pixels for index in each.indices}
+        self.target.complete(self.skeleton, shards)
+
+    def _windows(self, image: ExportImage) -> Sequence[tuple[float, float, float, float]]:
+        """Return the values that channels may have, and of those of the smallest level most."""
+        *_, smallest = (each for each in self.pixels if each.image is image)
+        dtype = smallest.data.dtype
+        count = smallest.data.shape[0]
+        if dtype == np.uint8:
+            return [(0, 255, 0, 255)] * count
+        if math.prod(smallest.data.shape[-2:]) > LARGEST_WINDOW:
+            high = float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
+            return [(0, high, 0, high)] * count
+        return [_window(smallest.sharded.array[index], dtype) for index in range(count)]
+
+
+def _window(channel: Any, dtype: np.dtype[Any]) -> tuple[float, float, float, float]:
+    values = np.asarray(channel)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 1.0, 0.0, 1.0
+    start, end = (float(value) for value in np.percentile(values, SHOWN))
+    low, high = float(values.min()), float(values.max())
+    if dtype.kind in "iu":
+        low, high = 0.0, float(np.iinfo(dtype).max)
+    return low, high, start, max(end, math.nextafter(start, math.inf))
+
+
+def _path(image: ExportImage, tree: xr.DataTree) -> str:
+    """Return where an image goes: a label image of all levels of the slide with these."""
+    if image.name == "image":
+        return ""
+    of_slide = {
+        int(name[6:])
+        for name in tree.children
+        if name.startswith("level_") and "image" in tree[name]
+    }
+    is_beside = of_slide == {level.number for level in image.levels}
+    return f"/labels/{image.name}" if image.labels is not None and is_beside else f"/{image.name}"
+
+
+def _blocks(
+    image: ExportImage, array: xr.DataArray, frame: tuple[int, int], shard_size: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shape of chunks and of shards: colours together, all else apart."""
+    of_dim = {
+        dim: blocks(edge, array.sizes[dim], shard_size)
+        for dim, edge in zip(("y", "x"), frame, strict=True)
+    }
+    if image.in_color:
+        of_dim["c"] = 3, 3
+    both = [of_dim.get(str(dim), (1, 1)) for dim in array.dims]
+    return tuple(chunk for chunk, _ in both), tuple(shard for _, shard in both)
+
+
+def _compressor(compression: Compression, dtype: np.dtype[Any]) -> Any:
+    from zarr.codecs import BloscCodec, ZstdCodec
+
+    if compression == "zstd":
+        return [ZstdCodec(level=3)]
+    return [
+        BloscCodec(
+            cname="zstd", clevel=5, shuffle="bitshuffle" if dtype.itemsize > 1 else "noshuffle"
+        )
+    ]
+
+
+def _plain(dataset: xr.Dataset) -> xr.Dataset:
+    """Return a dataset whose texts have the type that zarr's specification knows."""
+    texts = {
+        name: coord.astype(object)
+        for name, coord in dataset.coords.items()
+        if coord.dtype.kind == "U"
+    }
+    return dataset.assign_coords(texts)
+
+
+def _write(
+    sharded: ShardedArray, pixels: NDArray[np.generic], *, block_id: tuple[int, ...]
+) -> NDArray[np.uint8]:
+    sharded.write(block_id, pixels)
+    return np.ones((1,) * pixels.ndim, np.uint8)
