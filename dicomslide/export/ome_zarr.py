@@ -16,7 +16,7 @@ import numpy as np
 
 from dicomslide.export import ome_metadata
 from dicomslide.export.images import ExportImage, blocks, images_of, shard_data
-from dicomslide.export.target import ShardedArray, Target
+from dicomslide.export.target import HOW_TO_GO_ON, ShardedArray, Target
 from dicomslide.options import check_memory
 from dicomslide.slide.slide import Slide
 
@@ -160,8 +160,7 @@ def _advice(target: Target) -> Iterator[None]:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         room = "make room; " if full else ""
         error.add_note(
-            f"{target}: incomplete, so that no reader takes it for an image; {room}resume=True"
-            " goes on with what is missing, overwrite=True starts again"
+            f"{target}: incomplete, so that no reader takes it for an image; {room}{HOW_TO_GO_ON}"
         )
         raise
 
@@ -371,7 +370,7 @@ def _compressor(compression: Compression, dtype: np.dtype[Any]) -> Any:
         return [ZstdCodec(level=3)]
     return [
         BloscCodec(
-            cname="zstd", clevel=5, shuffle="bitshuffle" if dtype.itemsize > 1 else "noshuffle"
+            cname="zstd", clevel=3, shuffle="bitshuffle" if dtype.itemsize > 1 else "noshuffle"
         )
     ]
 

@@ -34,11 +34,14 @@ if TYPE_CHECKING:
     from zarr.core.metadata import ArrayV3Metadata
     from zarr.storage import MemoryStore
 
-__all__ = ["ShardedArray", "Target"]
+__all__ = ["HOW_TO_GO_ON", "ShardedArray", "Target"]
 
 ROOT = "zarr.json"
 BEGUN = "dicomslide-export.json"
 """Says which export was begun; it isn't there any more when it is complete."""
+HOW_TO_GO_ON = (
+    "resume=True (--resume) goes on with what is missing, overwrite=True (--overwrite) starts again"
+)
 IN_FLIGHT = 16
 """Shards that are looked at at once."""
 
@@ -159,10 +162,9 @@ class Target:
             self._clear()
         elif keys and not resume:
             raise StoreExistsError(
-                f"{self}: an interrupted export is here: resume=True goes on with it,"
-                " overwrite=True starts again"
+                f"{self}: an interrupted export is here: {HOW_TO_GO_ON}"
                 if BEGUN in keys
-                else f"{self}: exists; overwrite=True replaces a zarr store"
+                else f"{self}: exists; overwrite=True (--overwrite) replaces a zarr store"
             )
         elif keys:
             self._check_same(identity)
@@ -173,7 +175,7 @@ class Target:
         return True
 
     def _first_keys(self) -> set[str]:
-        """Return the names at the root."""
+        """Return the names at the root, without what a write left that was killed at once."""
 
         async def listed() -> set[str]:
             return {key.rstrip("/") async for key in self.store.list_dir("")}
@@ -182,8 +184,12 @@ class Target:
             path = Path(self.place)
             if path.exists() and not path.is_dir():
                 raise StoreExistsError(f"{self}: exists, and isn't a folder")
-            return {entry.name for entry in path.iterdir()} if path.exists() else set()
-        return _wait(listed())
+        begun = BEGUN.removesuffix("json")
+        return {
+            name
+            for name in _wait(listed())
+            if not (name.startswith(begun) and name.endswith(".partial"))
+        }
 
     def _clear(self) -> None:
         """Delete a zarr store: first of all what makes it look complete."""
@@ -207,16 +213,21 @@ class Target:
                 f"{self}: exists, and isn't an export that was begun by dicomslide: there is"
                 " nothing to resume"
             )
-        differing = [name for name, value in identity.items() if known.get(name) != value]
-        if differing:
-            what = ", ".join(
-                f"{name.replace('_', ' ')} {known.get(name)!r}, not {identity[name]!r}"
-                for name in differing
-            )
-            raise StoreExistsError(
-                f"{self}: the export that was begun here is another one ({what}): it isn't"
-                " resumed; overwrite=True starts again"
-            )
+        if known == identity:
+            return
+        options, wanted = known.get("options", {}), identity["options"]
+        differing = [
+            f"{name} {options.get(name)!r}, not {value!r}"
+            for name, value in wanted.items()
+            if options.get(name) != value
+        ]
+        if known.get("slide") != identity["slide"]:
+            differing.append(f"slide {known.get('slide')!r}, not {identity['slide']!r}")
+        raise StoreExistsError(
+            f"{self}: the export that was begun here is another one"
+            f" ({', '.join(differing) or 'other pixels, or files that changed'}): it isn't"
+            " resumed; overwrite=True (--overwrite) starts again"
+        )
 
     def complete(self, skeleton: MemoryStore, shards: set[str]) -> None:
         """Make arrays and groups of the shards: what is written last is the root.
@@ -288,7 +299,7 @@ class ShardedArray:
         array[region] = pixels
 
     def finished(self, indices: Iterable[tuple[int, ...]], there: set[str]) -> set[tuple[int, ...]]:
-        """Return which shards are whole, of those whose keys are there."""
+        """Return which shards are whole, of those whose keys are there; others are deleted."""
         array = self.array
 
         def is_whole(index: tuple[int, ...]) -> bool:
@@ -301,8 +312,10 @@ class ShardedArray:
 
         candidates = [index for index in indices if self.key(index) in there]
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            whole = pool.map(is_whole, candidates)
-            return {index for index, ok in zip(candidates, whole, strict=True) if ok}
+            are_whole = pool.map(is_whole, candidates)
+            whole = {index for index, ok in zip(candidates, are_whole, strict=True) if ok}
+        self.target.delete(self.key(index) for index in candidates if index not in whole)
+        return whole
 
     @property
     def _shard_shape(self) -> tuple[int, ...]:
