@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from dicomslide.backends.credentials import register_credentials
     from dicomslide.backends.storage import register_storage_options
     from dicomslide.export.ome_zarr import to_ome_zarr
+    from dicomslide.export.spatialdata import to_spatialdata
     from dicomslide.image import TiledImage
     from dicomslide.labelled.index import SlideIndex
     from dicomslide.matrix import TotalPixelMatrix, TotalPixelMatrixSampler
@@ -104,6 +105,7 @@ _LATE = {
     "sort_images_by_pixel_spacing": "pyramid",
     "sort_images_by_size": "pyramid",
     "to_ome_zarr": "export.ome_zarr",
+    "to_spatialdata": "export.spatialdata",
 }
 
 __all__ = [
@@ -169,6 +171,7 @@ __all__ = [
     "sort_images_by_pixel_spacing",
     "sort_images_by_size",
     "to_ome_zarr",
+    "to_spatialdata",
 ]
 
 

@@ -102,6 +102,7 @@ FLOORS = [
     "export.ome_metadata",
     "export.target",
     "export.ome_zarr",
+    "export.spatialdata",
     "openslide.properties",
     "openslide.rgba",
     "openslide.api",

@@ -195,7 +195,6 @@ class _Export:
         cls, tree: xr.DataTree, target: Target, shard_size: int, compression: Compression
     ) -> _Export:
         """Prepare the export of a tree; nothing is written or read."""
-        import dask.array
         import xarray as xr
         import zarr
         from zarr.storage import MemoryStore
@@ -211,12 +210,7 @@ class _Export:
                 check_memory(
                     math.prod(shards) * level.array.dtype.itemsize, f"{group}: a shard of {shards}"
                 )
-                shape = level.array.shape
-                # its chunks are the shards, and nothing is made of the array that stands for it
-                stand_in = dask.array.empty(shape, dtype=level.array.dtype, chunks=shape)
-                groups[group] = _plain(
-                    level.array.copy(data=stand_in).to_dataset(name=image.variable)
-                )
+                groups[group] = _described(level.array, image.variable)
                 if path == "":
                     groups[group].attrs = tree[group].attrs
                 encoding[group] = {
@@ -375,14 +369,15 @@ def _compressor(compression: Compression, dtype: np.dtype[Any]) -> Any:
     ]
 
 
-def _plain(dataset: xr.Dataset) -> xr.Dataset:
-    """Return a dataset whose texts have the type that zarr's specification knows."""
-    texts = {
-        name: coord.astype(object)
-        for name, coord in dataset.coords.items()
-        if coord.dtype.kind == "U"
+def _described(array: xr.DataArray, name: str) -> xr.Dataset:
+    """Return a dataset of which xarray writes what describes an array, without its pixels."""
+    import dask.array
+
+    never_made = dask.array.empty(array.shape, dtype=array.dtype, chunks=array.shape)
+    texts = {  # as zarr's specification knows them
+        key: coord.astype(object) for key, coord in array.coords.items() if coord.dtype.kind == "U"
     }
-    return dataset.assign_coords(texts)
+    return array.copy(data=never_made).assign_coords(texts).to_dataset(name=name)
 
 
 def _write(
