@@ -18,7 +18,7 @@ import pydicom
 import pytest
 import xarray as xr
 import zarr
-from derive import write_segmentation
+from derive import segment, write_segmentation
 from test_derived import mapping, write_map
 from zarr.storage import LocalStore, MemoryStore
 
@@ -379,6 +379,25 @@ def test_a_label_map_is_one_label_image(tmp_path, levels, masks):
     for i, each in enumerate(labels):
         array = zarr.open_array(out, path=f"labels/segmentation/level_{i}/segmentation", mode="r")
         np.testing.assert_array_equal(array[:], upright(each))
+
+
+def test_the_only_segment_of_a_tree_keeps_its_number(tmp_path, levels, masks):
+    described = [segment(1, "stroma")]
+    first = write_segmentation(tmp_path / "1.dcm", levels[0], masks[0].astype(np.uint8), "BINARY")
+    second = write_segmentation(
+        tmp_path / "2.dcm", levels[0], masks[0][..., :1].astype(np.uint8), "BINARY",
+        segments=described,
+    )  # fmt: skip
+    tree = dicomslide.open_slide([*levels, first, second]).to_datatree()
+    tree["level_0"] = tree["level_0"].isel(segment=1)
+    assert not {"segment", "segment_2"} & set(tree["level_0"].dims)
+    to_ome_zarr(tree, tmp_path / "out.zarr")
+    names = {name for name, _ in zarr.open_group(tmp_path / "out.zarr", mode="r").groups()}
+    assert {"segmentation_segment_2", "segmentation_2_segment_1"} <= names
+    array = zarr.open_array(
+        tmp_path / "out.zarr", path="segmentation_segment_2/level_0/segmentation", mode="r"
+    )
+    np.testing.assert_array_equal(array[:], 2 * upright(masks[0][..., 1]))
 
 
 def test_a_segmentation_alone_is_exported(tmp_path, levels, masks):

@@ -221,16 +221,15 @@ def _split(name: str, levels: list[_Found]) -> Iterable[ExportImage]:
     if first.dtype != np.bool_:
         yield _image(name, levels, _flags(first.attrs))
         return
-    dim = _lead_dim(first) or next((str(c) for c in first.coords if c == "segment"), "segment")
+    dim = _lead_dim(first) or str(first.name).replace("segmentation", "segment", 1)
     segments: dict[int, list[_Found]] = {}
     for found in levels:
         numbers = np.atleast_1d(found.array[dim].values) if dim in found.array.coords else ["1"]
         for index, number in enumerate(map(int, numbers)):
             array = found.array.isel({dim: index}) if dim in found.array.dims else found.array
-            array = (array.astype(np.min_scalar_type(number)) * number).astype(
-                np.min_scalar_type(number)
-            )
-            kept = dataclasses.replace(found, array=array.assign_attrs(found.array.attrs))
+            dtype = np.min_scalar_type(number)
+            array = (array.astype(dtype) * dtype.type(number)).assign_attrs(found.array.attrs)
+            kept = dataclasses.replace(found, array=array)
             segments.setdefault(number, []).append(kept)
     for number, of_segment in segments.items():
         coords = of_segment[0].array.coords

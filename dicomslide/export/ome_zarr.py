@@ -361,7 +361,7 @@ def _compressor(compression: Compression, dtype: np.dtype[Any]) -> Any:
     from zarr.codecs import BloscCodec, ZstdCodec
 
     if compression == "zstd":
-        return [ZstdCodec(level=3)]
+        return [ZstdCodec(level=1)]
     return [
         BloscCodec(
             cname="zstd", clevel=3, shuffle="bitshuffle" if dtype.itemsize > 1 else "noshuffle"
