@@ -337,7 +337,7 @@ def _lose_files():
 
 
 def _find_files():
-    from dicomslide.backends.remote import open_source
+    from dicomslide.backends.stores import open_source
 
     cohort.open_source = open_source
 

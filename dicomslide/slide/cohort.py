@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -33,6 +32,7 @@ from dicomslide.errors import NotDicomError, NotSlideError
 from dicomslide.slide.contents import SlideOptions
 from dicomslide.slide.slide import Slide
 from dicomslide.slide.sorting import Instance, Member, open_members, sort_instances, split
+from dicomslide.together import together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -420,12 +420,7 @@ def _in_threads(
     rest = batches[1:]
     if time.perf_counter() - began < 2 * worked or len(rest) < 2:
         return done + [function(batch) for batch in rest]
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="dicomslide") as pool:
-        try:
-            return done + list(pool.map(function, rest))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    return done + together(function, rest, AT_ONCE)
 
 
 # -- putting it together ---------------------------------------------------------------------
