@@ -104,9 +104,9 @@ class FrameReader:
         frames : sequence of int
             Zero-based frames, −1 for an absent one.
         use : callable
-            Gets the index into `frames`, and pixels of shape (rows, columns, samples), which
-            others may have too: not to be written. A codestream may hold fewer rows and columns
-            than the header declares. None stands for background.
+            Gets the index into `frames`, and pixels of shape (rows, columns, samples), to be copied
+            but neither written nor kept: others have them too, or the next frame will. A codestream
+            may hold fewer rows and columns than the header declares. None stands for background.
         num_threads : int
             Threads that fetch and decode, this one included.
         keep : bool
@@ -136,13 +136,14 @@ class FrameReader:
         batches = _Shared(self._batches(missing, step))
 
         def work() -> None:
+            scratch = np.empty(self._layout.pixel_format.shape, np.uint8)
             try:
                 while (batch := batches.take()) is not None:
                     wanted, buffers = batch
                     if buffers is None:
                         buffers = self._fetch([frame for _, frame in wanted])
                     for (at, frame), buffer in zip(wanted, buffers, strict=True):
-                        tile = self._decode(frame, buffer)
+                        tile = self._decode(frame, buffer, None if frame in kept else scratch)
                         if frame in kept and tile is not None and self._is_worth_keeping(buffer):
                             _frames.put(self._image, frame, tile, self._most)
                         use(at, tile)
@@ -261,12 +262,12 @@ class FrameReader:
             )
         return buffers
 
-    def _decode(self, frame: int, buffer: Buffer) -> Pixels | None:
+    def _decode(self, frame: int, buffer: Buffer, scratch: Pixels | None = None) -> Pixels | None:
         if not buffer:
             return None
         layout = self._layout
         try:
-            tile = decode_frame(buffer, layout.pixel_format, layout.transfer_syntax_uid)
+            tile = decode_frame(buffer, layout.pixel_format, layout.transfer_syntax_uid, scratch)
         except FrameError as error:
             located = error.located(self._source.name, frame)
             if self._on_error == "raise":

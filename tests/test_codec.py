@@ -113,6 +113,18 @@ def difference(one, other):
 # -- round trips -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["rgb", "grey"])
+@pytest.mark.parametrize("more", [0, 3])
+def test_a_frame_is_decoded_into_scratch_memory(kind, more):
+    array = SOURCES[kind]
+    declared = format_of(array, rows=ROWS + more)
+    scratch = np.full(declared.shape, 99, np.uint8)
+    decoded = decode_frame(frame_of(BASELINE, kind), declared, BASELINE, scratch)
+    assert np.shares_memory(decoded, scratch)
+    expected = decode_frame(frame_of(BASELINE, kind), format_of(array), BASELINE)
+    np.testing.assert_array_equal(decoded, expected)
+
+
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize("uid", LOSSLESS)
 def test_lossless_frames_decode_to_their_source(uid, kind):

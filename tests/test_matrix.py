@@ -593,8 +593,10 @@ def test_reads_of_any_number_of_frames_share_their_threads(matrices):
 def test_frames_that_decode_quickly_are_kept_only_when_asked_for(tissue_slide):
     for size, kept in ((None, 0), (2, 2)):
         slide = dicomslide.open_slide(tissue_slide, max_frame_cache_size=size)
-        slide.get_image_region((0, 0), 0, (600, 900))
+        pixels = slide.get_image_region((0, 0), 0, (600, 900))
         assert frame_reader._frames.nbytes == kept * 256 * 256 * 3
+        slide.get_image_region((600, 0), 0, (600, 900))  # in memory that frames share by turns
+        np.testing.assert_array_equal(slide.get_image_region((0, 0), 0, (600, 900)), pixels)
 
 
 def test_tasks_and_iteration_keep_no_frames(matrices):

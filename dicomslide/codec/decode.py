@@ -31,7 +31,8 @@ class Decoder:
     """How frames of one transfer syntax are stored, and what decodes them."""
 
     name: str
-    decode: Callable[[memoryview, PixelFormat], Pixels]
+    decode: Callable[..., Pixels]
+    """Of a memoryview and a pixel format, and of scratch memory if it takes that."""
     encapsulated: bool = True
     little_endian: bool = True
     implicit_vr: bool = False
@@ -39,6 +40,8 @@ class Decoder:
     """Whether the whole data set is deflated, not single frames."""
     is_quick: bool = False
     """Whether decoding a frame takes about as long as keeping it does: memory is slow, too."""
+    takes_scratch: bool = False
+    """Whether it may be given memory for what it returns."""
 
 
 _UID = "1.2.840.10008.1.2"
@@ -67,7 +70,7 @@ DECODERS: dict[str, Decoder] = {
     ),
     f"{_UID}.8.1": Decoder("Deflated Image Frame Compression", inflated),
     f"{_UID}.5": Decoder("RLE Lossless", rle),
-    f"{_UID}.4.50": Decoder("JPEG Baseline", jpeg, is_quick=True),
+    f"{_UID}.4.50": Decoder("JPEG Baseline", jpeg, is_quick=True, takes_scratch=True),
     f"{_UID}.4.51": Decoder("JPEG Extended", jpeg),
     f"{_UID}.4.57": Decoder("JPEG Lossless", jpeg),
     f"{_UID}.4.70": Decoder("JPEG Lossless SV1", jpeg),
@@ -86,7 +89,10 @@ DECODERS: dict[str, Decoder] = {
 
 
 def decode_frame(
-    buffer: Buffer, pixel_format: PixelFormat, transfer_syntax_uid: str | None
+    buffer: Buffer,
+    pixel_format: PixelFormat,
+    transfer_syntax_uid: str | None,
+    scratch: Pixels | None = None,
 ) -> Pixels:
     """Decode one frame.
 
@@ -99,13 +105,16 @@ def decode_frame(
     transfer_syntax_uid : str or None
         Transfer syntax in which it is stored; None where only its bytes tell: see
         :func:`transfer_syntax_of`.
+    scratch : numpy.ndarray of numpy.uint8, optional
+        Memory for a frame, C-contiguous, that may be overwritten and returned, in part. New memory
+        for each frame costs up to a third more, where the system has to zero it.
 
     Returns
     -------
     numpy.ndarray
         Shape (rows, columns, samples), of the format's dtype, RGB if colour. A codestream may
         hold fewer rows and columns than declared (a cropped tile at the edge), never more. It
-        may be a read-only view of `buffer`.
+        may be a read-only view of `buffer`, or a view of `scratch`.
 
     Raises
     ------
@@ -125,7 +134,8 @@ def decode_frame(
             + ", ".join(f"{uid} ({known.name})" for uid, known in DECODERS.items())
         )
     try:
-        array = decoder.decode(memoryview(buffer).cast("B"), pixel_format)
+        memory = (scratch,) if decoder.takes_scratch else ()
+        array = decoder.decode(memoryview(buffer).cast("B"), pixel_format, *memory)
     except FrameDecodeError:
         raise
     except Exception as error:  # each decoder has error types of its own

@@ -31,19 +31,19 @@ _END_OF_IMAGE = b"\xff\xd9"
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00%c"  # APP14, ends with the transform
 
 
-def jpeg(buffer: memoryview, declared: PixelFormat) -> Pixels:
-    """Decode JPEG of any process in DICOM."""
+def jpeg(buffer: memoryview, declared: PixelFormat, scratch: Pixels | None = None) -> Pixels:
+    """Decode JPEG of any process in DICOM, that of 8 bits into scratch memory if there is some."""
     header = parse_jpeg(buffer)
     check_precision(header.precision, declared)
     check_size(header.rows, header.columns, len(header.component_ids), declared)
     if header.lossless or header.precision != 8:
         return _jpeg_uncommon(buffer, header, declared)
     if declared.samples == 1:
-        return _strict_jpeg(buffer, "GRAY")
+        return _strict_jpeg(buffer, "GRAY", scratch)
     wanted = _jpeg_is_ycbcr(header, declared)
     if wanted != _libjpeg_takes_for_ycbcr(header):
         buffer = _with_color_transform(buffer, header, wanted)
-    return _strict_jpeg(buffer, "RGB")
+    return _strict_jpeg(buffer, "RGB", scratch)
 
 
 def _jpeg_is_ycbcr(header: JpegHeader, declared: PixelFormat) -> bool:
@@ -90,19 +90,19 @@ def _with_color_transform(buffer: memoryview, header: JpegHeader, ycbcr: bool) -
     return memoryview(b"".join(parts))
 
 
-def _strict_jpeg(buffer: memoryview, colorspace: str) -> Pixels:
+def _strict_jpeg(buffer: memoryview, colorspace: str, scratch: Pixels | None) -> Pixels:
     """Decode with libjpeg's warnings as errors: they tell of truncation, not of pixels."""
     import simplejpeg
 
     for _ in range(3):
         try:
-            return simplejpeg.decode_jpeg(buffer, colorspace)
+            return simplejpeg.decode_jpeg(buffer, colorspace, buffer=scratch)
         except ValueError as error:
             mended = _mended(buffer, str(error))
             if mended is None:
                 raise
             buffer = mended
-    return simplejpeg.decode_jpeg(buffer, colorspace)
+    return simplejpeg.decode_jpeg(buffer, colorspace, buffer=scratch)
 
 
 def _mended(buffer: memoryview, warning: str) -> memoryview | None:
