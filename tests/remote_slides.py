@@ -9,7 +9,7 @@ from range_server import serving
 
 import dicomslide
 from dicomslide import frame_reader
-from dicomslide.backends import attempts, remote, storage
+from dicomslide.backends import attempts, encoded_frames, remote, storage
 from dicomslide.backends import file as file_backend
 from dicomslide.backends.remote import RemoteSource
 from dicomslide.testing import write_slide
@@ -24,9 +24,16 @@ REGION = dict(offset=(10, 20), level=0, size=(700, 600))
 def forget_everything():
     """Be another process."""
     for registry in (
-        remote._objects, remote._heads, remote._ahead, storage._filesystems,
+        remote._objects, remote._gatherers, remote._latest, storage._filesystems,
         file_backend._instances, frame_reader._frames,
     ):  # fmt: skip
+        registry.clear()
+    forget_bytes()
+
+
+def forget_bytes():
+    """Ask again for all that is read of an object."""
+    for registry in (remote._heads, remote._ahead, encoded_frames._memory):
         registry.clear()
 
 

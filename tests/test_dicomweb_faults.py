@@ -287,12 +287,12 @@ def test_threads_whose_token_expires_at_once_renew_it_once(server, tokens):
 
     def fetch(index):
         together.wait(10)
-        return source._fetch([index])
+        (frame,) = source._fetch([index])
+        return frame
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(fetch, range(8)))
-    stored = server.archive.frames(source.name)
-    assert [frames[i] for i, frames in enumerate(found)] == stored[:8]
+    assert found == server.archive.frames(source.name)[:8]
     assert len(tokens) == asked + 1
 
 

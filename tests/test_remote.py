@@ -38,6 +38,7 @@ from remote_slides import *  # noqa: F403 - fixtures
 from remote_slides import (
     REGION,
     SECRET,
+    forget_bytes,
     forget_everything,
     frame_of,
     frames_on_disk,
@@ -293,13 +294,15 @@ def test_requests_of_a_read_are_under_way_together(image, server, patient, monke
 def test_a_region_is_one_round_of_requests(server, patient):
     """All are under way before any is answered."""
     slide = dicomslide.open_slide(f"{server.url}/slide/level-0.dcm")
-    matrix = slide.get_volume_images()[0].get_total_pixel_matrix()
-    matrix[:5, :5]  # the offset table
+    image = slide.get_volume_images()[0]
+    matrix = image.get_total_pixel_matrix()
+    image.source._instance().frames()  # the offset table
     remote._heads.clear()
-    remote._ahead.clear()
     server.forget()
     matrix[:, :600]  # three tiles of each of four rows
     server.gate = threading.Barrier(len(server.requests))
+    forget_bytes()
+    remote._gatherers.clear()  # and what would be wanted next
     server.forget()
     matrix[:, :600]
     assert 2 <= server.gate.parties <= 4
@@ -323,17 +326,25 @@ def test_small_objects_are_read_once(server, folder):
 # -- changes ---------------------------------------------------------------------------------
 
 
-def test_an_object_that_changes_is_noticed_and_never_mixed(image, server, folder):
-    image._instance().frames()
-    remote._heads.clear()
-    server.always = "etag"
-    with pytest.raises(SourceChangedError, match="open the slide again"):
+@pytest.mark.parametrize("by", ["reading", "opening"])
+def test_an_object_that_changes_is_noticed_and_never_mixed(image, server, folder, tmp_path, by):
+    with dicomslide.set_options(frame_folder=str(tmp_path)):
         image.read_frames([0])
-    forget_everything()  # in another process
-    with pytest.raises(SourceChangedError, match="open the slide again"):
-        image.read_frames([0])
-    server.always = None
-    assert list(map(bytes, image.read_frames([0]))) == frames_on_disk(folder, [0])
+        remote._heads.clear()
+        server.always = "etag"
+        if by == "opening":
+            assert RemoteSource.open(image.path).version != image.version
+        else:
+            with pytest.raises(SourceChangedError, match="open the slide again"):
+                image.read_frames([15])
+        for wanted in ([0], [0, 15]):  # nor is what is kept given any more
+            with pytest.raises(SourceChangedError, match="open the slide again"):
+                image.read_frames(wanted)
+        forget_everything()  # in another process
+        with pytest.raises(SourceChangedError, match="open the slide again"):
+            image.read_frames([0])
+        server.always = None
+        assert list(map(bytes, image.read_frames([0]))) == frames_on_disk(folder, [0])
 
 
 def test_without_a_version_another_object_is_noticed_when_it_is_opened(folder, tmp_path):
@@ -389,7 +400,7 @@ def test_an_object_in_memory_that_changes_is_noticed(folder):
     source = RemoteSource.open("memory://changing.dcm")
     assert list(map(bytes, source.read_frames([0]))) == frames_on_disk(folder, [0])
     memory.pipe("/changing.dcm", data)
-    remote._heads.clear()
+    forget_bytes()
     with pytest.raises(SourceChangedError, match=r"memory://changing\.dcm"):
         source.read_frames([0])
     memory.rm("/changing.dcm")
@@ -403,7 +414,7 @@ def test_an_archive_that_changes_is_noticed(folder, tmp_path):
     source = RemoteSource.open(f"zip://in/level-0.dcm::{archive}")
     source.read_frames([0])
     os.utime(archive, ns=(0, 10**9))
-    remote._heads.clear()
+    forget_bytes()
     with pytest.raises(SourceChangedError, match="level-0"):
         source.read_frames([0])
 
@@ -593,7 +604,7 @@ def test_an_object_of_a_bucket_that_changes_or_vanishes_is_noticed(s3, s3_option
     assert json.loads(source.options) == {"client_kwargs": s3_options["client_kwargs"]}
     data[-20] ^= 1
     s3["client"].put_object(Bucket="slides", Key="changing.dcm", Body=bytes(data))
-    remote._heads.clear()
+    forget_bytes()
     with pytest.raises(SourceChangedError, match="s3://slides/changing"):
         source.read_frames([0])
     s3["client"].delete_object(Bucket="slides", Key="changing.dcm")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import SimpleNamespace
 
 import dask
@@ -138,8 +138,8 @@ def test_what_was_read_ahead_and_is_bad_harms_nobody_else(server, matrix, pixels
 # -- what several threads ask for ------------------------------------------------------------
 
 
-def gatherer_of(longest=10.0):
-    gatherer = Gatherer(longest=longest, ahead=None)
+def gatherer_of():
+    gatherer = Gatherer(None)
     gatherer._latest = 0  # another thread has been here
     return gatherer
 
@@ -165,7 +165,7 @@ def test_threads_that_ask_at_once_share_one_request(monkeypatch):
 
 def test_who_is_alone_waits_for_nobody(monkeypatch):
     monkeypatch.setattr(gather, "SHORTEST_WINDOW", 1e9)
-    gatherer = Gatherer(longest=1.0, ahead=None)
+    gatherer = Gatherer(None)
     for index in range(5):
         assert read(gatherer, [index], lambda indices: dict.fromkeys(indices, b"")) == {index: b""}
 
@@ -208,23 +208,60 @@ def test_an_error_of_several_is_that_of_who_asked_for_what_is_bad(monkeypatch):
         futures[2].result()
 
 
-def test_nobody_waits_for_ever_for_who_asks_for_more(monkeypatch):
+def test_who_waits_for_what_another_asks_for_waits_as_long_as_that_takes(monkeypatch):
     monkeypatch.setattr(gather, "SHORTEST_WINDOW", 10.0)
-    gatherer = gatherer_of(longest=0.05)
+    monkeypatch.setattr(gather, "STEP", 0.001)
+    gatherer = gatherer_of()
     go = threading.Event()
 
     def fetch(indices):
         go.wait(10)
-        return dict.fromkeys(indices, 0)
+        return {index: -index for index in indices}
 
-    with ThreadPoolExecutor(1) as pool:
-        leader = pool.submit(read, gatherer, [0], fetch, most=2)
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(read, gatherer, [index], fetch, most=2) for index in (0, 1)]
+        assert not wait(futures, timeout=0.1).done  # many steps
+        go.set()
+        assert [future.result() for future in futures] == [{0: 0}, {1: -1}]
+
+
+@pytest.mark.parametrize("when", ["gathering", "asking"])
+def test_nobody_waits_for_who_was_interrupted(monkeypatch, when):
+    """As by Ctrl-C, which comes at any time."""
+    monkeypatch.setattr(gather, "SHORTEST_WINDOW", 10.0)
+    gatherer = gatherer_of()
+    joined = threading.Event()
+
+    def interrupted(*arguments):
+        joined.wait(10)
+        raise KeyboardInterrupt
+
+    def fetch(indices):
+        return {index: -index for index in indices}
+
+    if when == "gathering":
+        is_full = SimpleNamespace(wait=interrupted, set=joined.set)
+        make = gather._Batch
+
+        def batch():
+            made = make()
+            made.is_full = is_full
+            return made
+
+        monkeypatch.setattr(gather, "_Batch", batch)
+    with ThreadPoolExecutor(2) as pool:
+        leads = pool.submit(read, gatherer, [0], interrupted, most=2)
         while gatherer._open is None:
             threading.Event().wait(0.001)
-        with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
-            read(gatherer, [1], fetch, most=2)
-        go.set()
-        leader.result()
+        follows = pool.submit(read, gatherer, [1], fetch, most=2)
+        while gatherer._open is not None and gatherer._open.readers < 2:
+            threading.Event().wait(0.001)
+        joined.set()
+        assert follows.result(10) == {1: -1}
+        with pytest.raises(KeyboardInterrupt):
+            leads.result(10)
+    assert gatherer._open is None
+    assert not gatherer._sent
 
 
 # -- what will be wanted ---------------------------------------------------------------------

@@ -18,7 +18,6 @@ from dicomslide.backends.gather import Gatherer
 from dicomslide.backends.service import FAILURES, REFUSALS, WebService, web_client_class
 from dicomslide.backends.transport import (
     RETRIED,
-    Patience,
     TransportError,
     is_at_home,
     public,
@@ -149,9 +148,7 @@ class Connection:
 
     def gatherer(self, uid: str, make: Callable[[], ReadAhead | None]) -> Gatherer:
         """Return what joins the requests for frames of an instance."""
-        longest = Patience().deadline if self.service is None else self.service.transport.longest
-        # one deadline for who asks, another for who asks again alone
-        return self._gatherers.get(uid, lambda: Gatherer(longest=2 * longest, ahead=make()))
+        return self._gatherers.get(uid, lambda: Gatherer(make()))
 
     def frames(
         self,

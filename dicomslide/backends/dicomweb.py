@@ -7,8 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
-from dicomslide.backends import encoded_frames
-from dicomslide.backends.base import layout_of
+from dicomslide.backends import encoded_frames, gather
 from dicomslide.backends.connection import (
     Address,
     Connection,
@@ -23,7 +22,7 @@ from dicomslide.backends.pixel_data import NativeFrames, read_frames
 from dicomslide.backends.read_ahead import ReadAhead
 from dicomslide.cache import Registry
 from dicomslide.codec import DECODERS, NATIVE, PixelFormat
-from dicomslide.errors import FrameError, FrameReadError, MetadataError, MetadataWarning
+from dicomslide.errors import FrameReadError, MetadataError, MetadataWarning
 from dicomslide.layout import num_frames_of, pixel_format_of
 from dicomslide.options import check_memory
 from dicomslide.perframe import positions_of_dataset
@@ -236,36 +235,22 @@ class DicomWebSource:
         for index in indices:
             if not 0 <= index < count:
                 raise FrameReadError(f"the image has {count} frames", self.name, index)
-        wanted = sorted({int(index) for index in indices})
-        found = encoded_frames.kept(self.identity, wanted)
-        gatherer = self._connection.gatherer(self.sop_instance_uid, self._read_ahead)
-        gatherer.note(found)
-        missing = [index for index in wanted if index not in found]
         most = self.frames_per_request
-        for start in range(0, len(missing), most):
-            batch = missing[start : start + most]
-            most_ahead = min(most, encoded_frames.frames_ahead(pixel_format_of(header)))
-            try:
-                found |= gatherer.read(batch, self._fetch, most=most, most_ahead=most_ahead)
-            except TimeoutError as error:
-                raise read_error(f"{error}: {listed(batch)}", self.name, batch) from None
-        return [found[index] for index in indices]
+        frames_ahead = encoded_frames.frames_ahead(pixel_format_of(header).native_bytes)
+        return gather.read_frames(
+            self._connection.gatherer(self.sop_instance_uid, lambda: ReadAhead.of(self)),
+            self.identity,
+            indices,
+            self._fetch,
+            most=most,
+            most_ahead=min(most, frames_ahead),
+        )
 
-    def _read_ahead(self) -> ReadAhead | None:
-        try:
-            return ReadAhead(layout_of(self))
-        except (MetadataError, FrameError):  # part of an image that isn't one by itself
-            return None
-
-    def _fetch(self, wanted: list[int]) -> dict[int, bytes]:
-        """Retrieve what isn't kept of some frames, in one request.
+    def _fetch(self, wanted: list[int]) -> list[bytes]:
+        """Retrieve some frames, in one request.
 
         In ascending order: some servers sort them.
         """
-        found = encoded_frames.kept(self.identity, wanted)  # since others asked for it, or guesses
-        wanted = [index for index in wanted if index not in found]
-        if not wanted:
-            return found
         header, connection = self.metadata, self._connection
         pixel_format = pixel_format_of(header)
         # Bit-packed frames don't begin with a byte each: whether a server moves their bits there,
@@ -292,9 +277,7 @@ class DicomWebSource:
             raise read_error(
                 f"{len(frames)} frames came for {len(wanted)}: {listed(wanted)}", self.name, wanted
             )
-        fetched = dict(zip(wanted, frames, strict=True))
-        encoded_frames.keep(self.identity, fetched)
-        return found | fetched
+        return frames
 
     def _whole(self, pixel_format: PixelFormat, count: int) -> _WholeFrames:
         check_memory(count * pixel_format.native_bytes, f"{self.name} as a whole")

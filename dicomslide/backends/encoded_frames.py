@@ -1,4 +1,4 @@
-"""Frames as they came from DICOMweb servers: kept in memory and, where wanted, on disk."""
+"""Frames as they came from servers and buckets: kept in memory and, where wanted, on disk."""
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ def frames_per_request(pixel_format: PixelFormat) -> int:
     return max(1, min(MOST_FRAMES, MOST_BYTES // max(1, pixel_format.native_bytes)))
 
 
-def frames_ahead(pixel_format: PixelFormat) -> int:
+def frames_ahead(frame_bytes: int) -> int:
     """Return how many frames may be asked for before they are wanted: they have to be kept."""
-    native_bytes = max(1, pixel_format.native_bytes)
-    return get_options().encoded_cache_bytes // 4 // native_bytes
+    return get_options().encoded_cache_bytes // 4 // max(1, frame_bytes)
 
 
 def kept(image: tuple[Hashable, ...], frames: Sequence[int]) -> dict[int, bytes]:

@@ -1,4 +1,4 @@
-"""Several threads that ask for a few frames each: one request for all of them, and their like."""
+"""Frames of sources that answer requests: kept, or asked for by all threads together."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from dicomslide.backends import encoded_frames
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
     from typing import TypeAlias
 
     from dicomslide.backends.read_ahead import ReadAhead
+    from dicomslide.codec.pixel_format import Buffer
 
     Fetch: TypeAlias = Callable[[list[int]], Mapping[int, bytes]]
 
-__all__ = ["Gatherer"]
+__all__ = ["Gatherer", "read_frames"]
 
 SHORTEST_WINDOW, LONGEST_WINDOW = 0.003, 0.05
 """Seconds between which the first who asks waits for others, if there are any."""
@@ -22,6 +25,64 @@ SHARE = 0.1
 """How long that is, of what the last request took."""
 LONG = 32
 """So much is enough for a request of its own: who asks for it waits for nobody."""
+STEP = 0.5
+"""Seconds after which who waits can be interrupted, on any system."""
+
+
+def read_frames(
+    gatherer: Gatherer,
+    image: tuple[Hashable, ...],
+    indices: Sequence[int],
+    fetch: Callable[[list[int]], Sequence[bytes]],
+    *,
+    most: int,
+    most_ahead: int,
+    keeps: bool = True,
+) -> list[Buffer]:
+    """Return frames of an image: those that are kept, and others in few requests.
+
+    Parameters
+    ----------
+    gatherer : Gatherer
+        Joins what the threads of this process ask of the image.
+    image : tuple
+        Identity of the source.
+    indices : sequence of int
+        Zero-based frames.
+    fetch : callable
+        Gets frames, sorted, in their order.
+    most : int
+        Most frames that are asked for at once.
+    most_ahead : int
+        The same, where some are asked for before they are wanted.
+    keeps : bool, default: True
+        Whether frames that came before, or are kept from now on, are those that are there now.
+
+    """
+
+    def recall(wanted: list[int]) -> dict[int, bytes]:
+        return encoded_frames.kept(image, wanted) if keeps else {}
+
+    def fetch_missing(wanted: list[int]) -> dict[int, bytes]:
+        found = recall(wanted)  # since others asked for it, or guesses
+        missing = [index for index in wanted if index not in found]
+        if missing:
+            fetched = dict(zip(missing, fetch(missing), strict=True))
+            if keeps:
+                encoded_frames.keep(image, fetched)
+            found |= fetched
+        return found
+
+    wanted = sorted({int(index) for index in indices})
+    found = recall(wanted)
+    gatherer.note(found)
+    missing = [index for index in wanted if index not in found]
+    for start in range(0, len(missing), most):
+        batch = missing[start : start + most]
+        found |= gatherer.read(
+            batch, fetch_missing, most=most, most_ahead=most_ahead if keeps else 0
+        )
+    return [found[index] for index in indices]
 
 
 class _Batch:
@@ -40,15 +101,12 @@ class Gatherer:
 
     Parameters
     ----------
-    longest : float
-        Seconds within which a request has ended, one way or the other.
     ahead : ReadAhead, optional
         Guesses what may as well be asked for.
 
     """
 
-    def __init__(self, *, longest: float, ahead: ReadAhead | None) -> None:
-        self._longest = longest
+    def __init__(self, ahead: ReadAhead | None) -> None:
         self._ahead = ahead
         self._lock = threading.Lock()
         self._open: _Batch | None = None
@@ -67,7 +125,8 @@ class Gatherer:
     ) -> Mapping[int, bytes]:
         """Return what `fetch` gives, perhaps with what others asked for.
 
-        What has been asked for isn't asked for again, but waited for.
+        What has been asked for isn't asked for again, but waited for: as long as who has asked
+        waits for it.
 
         Parameters
         ----------
@@ -84,24 +143,27 @@ class Gatherer:
         """
         found: dict[int, bytes] = {}
         while missing := sorted({index for index in indices if index not in found}):
-            batch, leads, has_company = self._join(missing, most)
-            if leads:
-                is_long = len(missing) >= LONG
-                if has_company and not is_long:
-                    batch.is_full.wait(self._window)
-                self._send(batch, fetch, 0 if is_long else most_ahead)
-            else:
-                self.note(batch.wanted.intersection(missing))
-                if not batch.is_done.wait(self._longest):
-                    reason = f"no answer within {self._longest:g} s to who asked for more"
-                    raise TimeoutError(reason)
+            mine = _Batch()
+            try:  # wherever an interrupt ends this, nobody waits for it
+                batch, has_company = self._join(mine, missing, most)
+                if batch is mine:
+                    is_long = len(missing) >= LONG
+                    if has_company and not is_long:
+                        batch.is_full.wait(self._window)
+                    self._send(batch, fetch, 0 if is_long else most_ahead)
+                else:
+                    self.note(batch.wanted.intersection(missing))
+                    while not batch.is_done.wait(STEP):
+                        pass
+            finally:
+                self._end(mine)
             if batch.found is None:  # what is wrong may be wrong with what others want
                 return {**found, **fetch(missing)}
             found.update((index, batch.found[index]) for index in missing if index in batch.found)
         return found
 
-    def _join(self, missing: list[int], most: int) -> tuple[_Batch, bool, bool]:
-        """Return a batch that has some of it, whether it is to be sent, and if others may join."""
+    def _join(self, mine: _Batch, missing: list[int], most: int) -> tuple[_Batch, bool]:
+        """Return a batch that has some of it, mine if no other has, and if others may join."""
         me = threading.get_ident()
         with self._lock:
             has_company = self._latest not in (None, me)
@@ -109,48 +171,47 @@ class Gatherer:
             for batch in self._sent:
                 if not batch.wanted.isdisjoint(missing):
                     batch.readers += 1
-                    return batch, False, True
+                    return batch, True
             joined = self._open
-            leads = joined is None or len(joined.wanted.union(missing)) > most
-            if joined is None or leads:
-                joined = self._open = _Batch()
+            if joined is None or len(joined.wanted.union(missing)) > most:
+                joined = self._open = mine
             joined.wanted = joined.wanted.union(missing)
             joined.readers += 1
             if len(joined.wanted) >= most:
                 joined.is_full.set()
-            return joined, leads, has_company
+            return joined, has_company
 
     def _send(self, batch: _Batch, fetch: Fetch, most_ahead: int) -> None:
+        with self._lock:
+            self._close(batch)
+            self._sent.append(batch)
+        guesses: set[int] = set()
+        if self._ahead is not None and most_ahead:  # by now nobody adds to what is wanted
+            guesses = self._ahead.guess(batch.wanted, most_ahead)
+        with self._lock:
+            opened = () if self._open is None else (self._open,)
+            under_way = frozenset().union(*(other.wanted for other in (*self._sent, *opened)))
+            batch.wanted = batch.wanted.union(guesses - under_way)
+        began = time.monotonic()
         try:
+            batch.found = fetch(sorted(batch.wanted))
+            took = SHARE * (time.monotonic() - began)
+            self._window = min(LONGEST_WINDOW, max(SHORTEST_WINDOW, took))
+        except Exception:
+            if self._ahead is not None:
+                self._ahead.give_up()
             with self._lock:
-                self._close(batch)
-                self._sent.append(batch)
-            guesses: set[int] = set()
-            if self._ahead is not None and most_ahead:  # by now nobody adds to what is wanted
-                guesses = self._ahead.guess(batch.wanted, most_ahead)
-            with self._lock:
-                opened = () if self._open is None else (self._open,)
-                under_way = frozenset().union(*(other.wanted for other in (*self._sent, *opened)))
-                batch.wanted = batch.wanted.union(guesses - under_way)
-            began = time.monotonic()
-            try:
-                batch.found = fetch(sorted(batch.wanted))
-                took = SHARE * (time.monotonic() - began)
-                self._window = min(LONGEST_WINDOW, max(SHORTEST_WINDOW, took))
-            except Exception:
-                if self._ahead is not None:
-                    self._ahead.give_up()
-                with self._lock:
-                    if batch.readers == 1 and not guesses:
-                        raise
-        finally:
-            with self._lock:
-                self._close(batch)
-                if batch in self._sent:
-                    self._sent.remove(batch)
-            batch.is_done.set()
+                if batch.readers == 1 and not guesses:
+                    raise
 
     def _close(self, batch: _Batch) -> None:
         """Let nobody join what is being sent; who wants the same, waits for it."""
         if self._open is batch:
             self._open = None
+
+    def _end(self, batch: _Batch) -> None:
+        with self._lock:
+            self._close(batch)
+            if batch in self._sent:
+                self._sent.remove(batch)
+        batch.is_done.set()

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from dicomslide.backends.base import layout_of
 from dicomslide.cache import ForkLock
+from dicomslide.errors import FrameError, MetadataError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from dicomslide.backends.base import FrameSource
     from dicomslide.layout import ImageLayout
 
 __all__ = ["ReadAhead"]
@@ -23,6 +26,9 @@ NEAR = 2
 """Tiles between which frames are neighbours."""
 REMEMBERED = 16
 """Frames that were wanted last."""
+TALLEST = 8
+"""Tiles from top to bottom of the largest squares; what is larger is wider only, for frames that
+follow each other are one range of bytes."""
 ENOUGH = 0.2
 """Share of guesses that have to be right before others are guessed."""
 MOST_GUESSES = 4096
@@ -34,7 +40,8 @@ class ReadAhead:
     At first nothing is guessed. Once neighbours are wanted one after the other, all frames of the
     squares of tiles in which they lie are, and of larger squares while guesses turn out to be
     right. If what is wanted lies elsewhere before they do, it begins anew. Edges of squares are
-    powers of two, which is how dask goes through the chunks of an array that it reduces.
+    powers of two, which is how dask goes through the chunks of an array that it reduces. Where
+    a square is half as wide as the matrix or more, whole rows are guessed if they aren't too many.
 
     Parameters
     ----------
@@ -52,6 +59,14 @@ class ReadAhead:
         self._waiting: OrderedDict[int, None] = OrderedDict()
         """Guesses that nobody has wanted yet."""
         self._begin_anew()
+
+    @classmethod
+    def of(cls, source: FrameSource) -> ReadAhead | None:
+        """Return what guesses frames of a source; None for part of an image, which has no place."""
+        try:
+            return cls(layout_of(source))
+        except (MetadataError, FrameError):
+            return None
 
     def _begin_anew(self) -> None:
         self._edge = 1
@@ -90,12 +105,16 @@ class ReadAhead:
                 self._guessed = self._right = 0
             elif is_enough:
                 self._edge *= 2
-            while self._edge > 1 and self._edge**2 > most:
+            most = min(most, MOST_GUESSES)
+            while self._edge > 1 and min(self._edge, TALLEST) * self._edge > most:
                 self._edge //= 2
             guesses: set[int] = set()
             if self._edge > 1:
-                for square in dict.fromkeys(self._square(place) for place in places):
-                    more = guesses.union(self._frames_of(square))
+                height = min(self._edge, TALLEST)
+                is_wide = 2 * self._edge >= self._columns and height * self._columns <= most
+                width = self._columns if is_wide else self._edge
+                for square in dict.fromkeys(_first_of(place, height, width) for place in places):
+                    more = guesses.union(self._frames_of(square, height, width))
                     if len(more.union(wanted)) <= most:
                         guesses = more
                 guesses.difference_update(wanted, self._last)
@@ -119,19 +138,20 @@ class ReadAhead:
             zip(*(each.tolist() for each in (channels, planes, rows, columns)), strict=True)
         )
 
-    def _square(self, place: Place) -> Place:
-        """Return the first tile of the square in which a tile lies."""
-        channel, plane, row, column = place
-        return channel, plane, row - row % self._edge, column - column % self._edge
-
-    def _frames_of(self, square: Place) -> list[int]:
+    def _frames_of(self, square: Place, height: int, width: int) -> list[int]:
         channel, plane, top, left = square
-        rows = np.arange(top, min(top + self._edge, self._rows))
-        columns = np.arange(left, min(left + self._edge, self._columns))
+        rows = np.arange(top, min(top + height, self._rows))
+        columns = np.arange(left, min(left + width, self._columns))
         tiles = np.add.outer(rows * self._columns, columns).ravel()
         return [
             frame for frame in self._frames.frames(channel, plane, tiles).tolist() if frame >= 0
         ]
+
+
+def _first_of(place: Place, height: int, width: int) -> Place:
+    """Return the first tile of the square, or what is made of it, in which a tile lies."""
+    channel, plane, row, column = place
+    return channel, plane, row - row % height, column - column % width
 
 
 def _are_near(one: Place, other: Place) -> bool:

@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING
 
 from dicomslide import utils
-from dicomslide.backends import encoded_frames, ranges
+from dicomslide.backends import encoded_frames, gather, ranges
 from dicomslide.backends.attempts import (
     FORBIDDEN,
     MISSING,
@@ -21,6 +21,8 @@ from dicomslide.backends.attempts import (
     RangeError,
 )
 from dicomslide.backends.file import FileSource
+from dicomslide.backends.gather import Gatherer
+from dicomslide.backends.read_ahead import ReadAhead
 from dicomslide.backends.spans import joined, place
 from dicomslide.backends.storage import (
     ObjectReach,
@@ -46,6 +48,8 @@ __all__ = ["RemoteFile", "RemoteSource", "error_of"]
 
 HEAD = 2**17
 """Bytes that are read first: most headers are shorter."""
+OF_HEAD = "head-"
+"""Where the version of an object that has none begins."""
 MOST_AHEAD = 8 * 2**20
 """Bytes that are read ahead, at most, by who reads on and on."""
 SKIPPED = 2**20
@@ -91,6 +95,10 @@ _ahead: Registry[tuple[str, str], list[_Window]] = Registry(8)
 """What was read last behind them: one window, replaced as a whole."""
 
 
+_latest: Registry[str, list[str]] = Registry(MOST_OBJECTS)
+"""The version of an object that came last, by URL: what is kept of another one isn't given."""
+
+
 class RemoteFile:
     """An object that is read by position, by any number of threads.
 
@@ -122,10 +130,17 @@ class RemoteFile:
         self.size: int = answer.size
         self._etag = answer.version
         # where the server tells no version, another object is at least noticed by its head
-        self.version = self._etag or f"head-{hashlib.sha256(answer.data).hexdigest()[:16]}"
+        self.version = self._etag or f"{OF_HEAD}{hashlib.sha256(answer.data).hexdigest()[:16]}"
         self._key = url, self.version
+        self._latest = _latest.get(url, lambda: [self.version])
+        self._latest[0] = self.version
         head = _Window(0, answer.data, HEAD)
         _heads.get(self._key, lambda: head)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether no other version of the object came since this one."""
+        return self._latest[0] == self.version
 
     def read(self, offset: int, length: int) -> bytes:
         """Read bytes, and some ahead; fewer than `length` only at the end of the object."""
@@ -165,7 +180,7 @@ class RemoteFile:
         spans = [(start, max(start, min(stop, self.size))) for start, stop in spans]
         found: list[Buffer] = [b""] * len(spans)
         head = _heads.get(self._key, lambda: _NOTHING)
-        if all(stop <= head.stop for _, stop in spans):  # nothing to ask for
+        if self.is_current and all(stop <= head.stop for _, stop in spans):  # nothing to ask for
             return [head.take(start, stop - start) for start, stop in spans]
         batch: list[tuple[int, int, list[int]]] = []
         under_way = 0
@@ -203,7 +218,9 @@ class RemoteFile:
         answers = ranges.read_ranges(self._reach, spans)
         for answer in answers:
             if answer.version != self._etag or answer.size not in (None, self.size):
+                self._latest[0] = ""
                 raise _changed(self.name, self.size, answer.size)
+        self._latest[0] = self.version
         return [answer.data for answer in answers]
 
 
@@ -229,6 +246,7 @@ def error_of(url: str, error: RangeError) -> SourceReadError:
 # -- sources ---------------------------------------------------------------------------------
 
 _objects: Registry[tuple[str, str], RemoteFile] = Registry(MOST_OBJECTS)
+_gatherers: Registry[tuple[Hashable, ...], Gatherer] = Registry(MOST_OBJECTS)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -280,6 +298,25 @@ class RemoteSource(FileSource):
     def frames_per_request(self) -> int:
         """Frames that are asked for at once, in several requests where they aren't neighbours."""
         return encoded_frames.frames_per_request(pixel_format_of(self.metadata))
+
+    def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
+        """Read frames that aren't kept yet: neighbours at once, several requests under way.
+
+        What several threads ask for within milliseconds is asked for together, and so are the
+        neighbours of single frames that are wanted one after the other. Nothing is kept of an
+        object that has no version, for nothing tells that it is still the same.
+        """
+        instance = self._instance()
+        has_version = not self.version.startswith(OF_HEAD)
+        return gather.read_frames(
+            _gatherers.get(self.identity, lambda: Gatherer(ReadAhead.of(self))),
+            self.identity,
+            indices,
+            lambda wanted: list(map(bytes, FileSource.read_frames(self, wanted))),
+            most=self.frames_per_request,
+            most_ahead=encoded_frames.frames_ahead(self.size // max(1, instance.num_frames)),
+            keeps=has_version and self._file().is_current,
+        )
 
     @property
     def _key(self) -> tuple[str, int, Hashable]:

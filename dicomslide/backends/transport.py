@@ -123,11 +123,6 @@ class Transport:
     def _start(self) -> None:
         self._in_flight = threading.BoundedSemaphore(MOST_IN_FLIGHT)
 
-    @property
-    def longest(self) -> float:
-        """Seconds after which a request has ended, unless a large reply still comes in."""
-        return self._patience.deadline
-
     def deadline(self) -> float:
         """Return when, by the clock, that ends what begins now."""
         return self._clock() + self._patience.deadline
