@@ -41,10 +41,10 @@ class Options:
     """Threads that decode the frames of one eager read."""
 
     encoded_cache_bytes: int = 64 * 2**20
-    """Bytes of frames kept as they came from DICOMweb servers, over all images."""
+    """Bytes of frames kept as they came from servers and buckets, over all images."""
 
     frame_folder: str = ""
-    """Folder in which frames are kept, too, as they came from DICOMweb servers; none by
+    """Folder in which frames are kept, too, as they came from servers and buckets; none by
     default. Several processes may share it. Who can read it, can see the images."""
 
     frame_folder_bytes: int = 4 * 2**30
@@ -112,9 +112,9 @@ class set_options:
     num_threads : int, optional
         Threads that decode the frames of one eager read.
     encoded_cache_bytes : int, optional
-        Bytes of frames kept as they came from DICOMweb servers, over all images.
+        Bytes of frames kept as they came from servers and buckets, over all images.
     frame_folder : str, optional
-        Folder in which frames are kept, too, as they came from DICOMweb servers; ``""`` for
+        Folder in which frames are kept, too, as they came from servers and buckets; ``""`` for
         none. Several processes may share it. Who can read it, can see the images.
     frame_folder_bytes : int, optional
         Bytes of frames kept in that folder, over all images.

@@ -93,3 +93,11 @@ def stack_slide(tmp_path_factory) -> Path:
         planes=(5.0, 7.0, 9.0),
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def long_level(tmp_path_factory) -> Path:
+    """A level of 80 x 80 frames, which are tiny."""
+    folder = tmp_path_factory.mktemp("long")
+    write_slide(folder, shape=(1280, 1280), downsamples=(1,), tile_shape=(16, 16), associated=False)
+    return folder

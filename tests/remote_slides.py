@@ -14,7 +14,16 @@ from dicomslide.backends import file as file_backend
 from dicomslide.backends.remote import RemoteSource
 from dicomslide.testing import write_slide
 
-__all__ = ["_nothing_known", "_short_waits", "folder", "image", "pixels", "server"]
+__all__ = [
+    "_nothing_known",
+    "_short_waits",
+    "folder",
+    "image",
+    "pixels",
+    "s3",
+    "s3_options",
+    "server",
+]
 
 SECRET = "hush-0123456789"
 SHAPE = (1024, 1024)
@@ -83,6 +92,35 @@ def image(server):
     source = RemoteSource.open(f"{server.url}/slide/level-0.dcm")
     server.forget()
     return source
+
+
+@pytest.fixture(scope="module")
+def s3(folder):
+    """Options to reach the slide in a bucket of moto's server on this machine."""
+    pytest.importorskip("s3fs", reason="buckets of S3 take s3fs")
+    moto_server = pytest.importorskip("moto.server", reason="no S3 server: moto isn't installed")
+    import boto3
+
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {
+        "key": "someone", "secret": SECRET,
+        "client_kwargs": {"endpoint_url": f"http://{host}:{port}", "region_name": "us-east-1"},
+    }  # fmt: skip
+    client = boto3.client(
+        "s3", aws_access_key_id="someone", aws_secret_access_key=SECRET, **options["client_kwargs"]
+    )
+    client.create_bucket(Bucket="slides")
+    for path in (folder / "slide").iterdir():
+        client.upload_file(str(path), "slides", f"one/{path.name}")
+    yield options | {"client": client}
+    server.stop()
+
+
+@pytest.fixture
+def s3_options(s3):
+    return {key: value for key, value in s3.items() if key != "client"}
 
 
 def frames_on_disk(folder, indices):

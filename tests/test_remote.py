@@ -546,35 +546,6 @@ def test_an_interrupt_ends_a_process_that_waits(folder, path, answered):
 # -- S3 --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def s3(folder):
-    """Options to reach the slide in a bucket of moto's server on this machine."""
-    pytest.importorskip("s3fs", reason="buckets of S3 take s3fs")
-    moto_server = pytest.importorskip("moto.server", reason="no S3 server: moto isn't installed")
-    import boto3
-
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {
-        "key": "someone", "secret": SECRET,
-        "client_kwargs": {"endpoint_url": f"http://{host}:{port}", "region_name": "us-east-1"},
-    }  # fmt: skip
-    client = boto3.client(
-        "s3", aws_access_key_id="someone", aws_secret_access_key=SECRET, **options["client_kwargs"]
-    )
-    client.create_bucket(Bucket="slides")
-    for path in (folder / "slide").iterdir():
-        client.upload_file(str(path), "slides", f"one/{path.name}")
-    yield options | {"client": client}
-    server.stop()
-
-
-@pytest.fixture
-def s3_options(s3):
-    return {key: value for key, value in s3.items() if key != "client"}
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("path", ["one", "one/", "one/level-0.dcm"])
 def test_a_bucket_holds_slides(s3_options, pixels, path):

@@ -44,15 +44,19 @@ def server(folder):
         yield server
 
 
+def matrix_at(where):
+    slide = dicomslide.open_slide(where, correct_color=False)
+    return slide.get_volume_images()[0].get_total_pixel_matrix()
+
+
 @pytest.fixture
 def matrix(server):
-    slide = dicomslide.open_slide(url_of(server), correct_color=False)
-    return slide.get_volume_images()[0].get_total_pixel_matrix()
+    return matrix_at(url_of(server))
 
 
 @pytest.fixture(scope="module")
 def pixels(folder):
-    return dicomslide.open_slide(folder).get_volume_images()[0].get_total_pixel_matrix()[...]
+    return matrix_at(folder)[...]
 
 
 def times_asked_for(server):
@@ -101,6 +105,17 @@ def test_dask_asks_for_many_frames_at_once(server, matrix, pixels, threads, chun
         assert array.mean().compute() == pytest.approx(pixels.mean())
     assert len(server.frames) <= NUM_FRAMES / 32
     assert times_asked_for(server) == {1}
+
+
+def test_a_mean_over_6400_frames_takes_few_requests(long_level):
+    with FaultyServer(long_level) as server:
+        server.archive.frames = functools.cache(server.archive.frames)
+        array = matrix_at(url_of(server)).to_dask()
+        with dask.config.set(scheduler="threads", num_workers=2):
+            mean = array.mean().compute()
+        assert mean == pytest.approx(matrix_at(long_level)[...].mean())
+        assert len(server.frames) <= 6400 / 32
+        assert times_asked_for(server) == {1}
 
 
 def test_tiles_one_after_the_other_are_asked_for_together(server, matrix):
@@ -293,6 +308,32 @@ def test_squares_around_neighbours_grow_while_guesses_are_right():
     ahead.note(range(16, 20))
     corner = ahead.guess([64 * 60 - 1], 60)  # columns end there, and the plane
     assert corner == square(60, 56, 4, 60) - {64 * 60 - 1}
+
+
+@pytest.mark.parametrize(("columns", "widest"), [(300, 32), (60, 60)])
+def test_where_many_may_be_asked_for_squares_grow_wider_than_high(columns, widest):
+    ahead = ahead_of(64, columns, planes=1)
+    ahead.guess([0], 2000)
+    extents = []
+    for frame in (1, 2, 4, 8, 16, 40):
+        guesses = ahead.guess([frame], 2000)
+        ahead.note(guesses)
+        tiles = [divmod(each, columns) for each in (*guesses, frame)]
+        extents.append(tuple(max(each) - min(each) + 1 for each in zip(*tiles, strict=True)))
+    assert extents == [(2, 2), (4, 4), (8, 8), (8, 16), (8, widest), (8, widest)]
+
+
+def test_squares_far_apart_grow_if_all_of_them_was_wanted_and_shrink_if_little_was():
+    ahead = ahead_of(640, 640, planes=1)
+    ahead.guess([0], 2000)
+    for frame in (1, 2, 4):
+        ahead.note(ahead.guess([frame], 2000))
+    sizes = []
+    for at in range(1, 7):
+        guesses = ahead.guess([at * 32 * (640 + 1)], 2000)
+        sizes.append(len(guesses) + 1)
+        ahead.note(list(guesses)[: len(guesses) if at < 3 else 1])
+    assert sizes == [8 * 16, 8 * 32, 8 * 32, 8 * 16, 8 * 8, 4 * 4]
 
 
 def test_frames_of_another_plane_are_no_neighbours():

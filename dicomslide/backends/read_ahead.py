@@ -23,7 +23,7 @@ Place: TypeAlias = tuple[int, int, int, int]
 """Channel, focal plane, and row and column in the tile grid."""
 
 NEAR = 2
-"""Tiles between which frames are neighbours."""
+"""Tiles between which frames are neighbours, or as many as a square is high."""
 REMEMBERED = 16
 """Frames that were wanted last."""
 TALLEST = 8
@@ -31,6 +31,8 @@ TALLEST = 8
 follow each other are one range of bytes."""
 ENOUGH = 0.2
 """Share of guesses that have to be right before others are guessed."""
+MOST = 0.75
+"""Share of guesses that have to be right for squares to grow though they are far apart."""
 MOST_GUESSES = 4096
 
 
@@ -39,7 +41,7 @@ class ReadAhead:
 
     At first nothing is guessed. Once neighbours are wanted one after the other, all frames of the
     squares of tiles in which they lie are, and of larger squares while guesses turn out to be
-    right. If what is wanted lies elsewhere before they do, it begins anew. Edges of squares are
+    right. If what is wanted lies elsewhere before they do, squares become smaller. Their edges are
     powers of two, which is how dask goes through the chunks of an array that it reduces. Where
     a square is half as wide as the matrix or more, whole rows are guessed if they aren't too many.
 
@@ -99,14 +101,17 @@ class ReadAhead:
             except IndexError:  # frames that the header doesn't have: who asks will be told
                 return set()
             is_enough = self._right >= ENOUGH * self._guessed
-            if not any(_are_near(place, other) for place in places for other in last):
+            near = max(NEAR, min(self._edge, TALLEST))
+            if not any(_are_near(place, other, near) for place in places for other in last):
                 if not is_enough:
-                    self._begin_anew()
+                    self._edge = max(1, self._edge // 2)
+                elif self._edge >= TALLEST and self._right >= MOST * self._guessed:
+                    self._edge *= 2
                 self._guessed = self._right = 0
             elif is_enough:
                 self._edge *= 2
             most = min(most, MOST_GUESSES)
-            while self._edge > 1 and min(self._edge, TALLEST) * self._edge > most:
+            while self._edge > 1 and self._edge**2 > most:
                 self._edge //= 2
             guesses: set[int] = set()
             if self._edge > 1:
@@ -154,5 +159,5 @@ def _first_of(place: Place, height: int, width: int) -> Place:
     return channel, plane, row - row % height, column - column % width
 
 
-def _are_near(one: Place, other: Place) -> bool:
-    return one[:2] == other[:2] and max(abs(one[2] - other[2]), abs(one[3] - other[3])) <= NEAR
+def _are_near(one: Place, other: Place, near: int) -> bool:
+    return one[:2] == other[:2] and max(abs(one[2] - other[2]), abs(one[3] - other[3])) <= near
