@@ -109,6 +109,9 @@ class Registry(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def __contains__(self, key: K) -> bool:
+        return key in self._values
+
     def clear(self) -> None:
         """Forget all values."""
         with self._lock:

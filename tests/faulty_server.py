@@ -44,6 +44,7 @@ class FaultyServer:
         self.faults = deque()
         self.token = None  # if any, what a request must bear
         self.accepts = lambda accept: accept == AS_STORED
+        self.refusal = 406  # status of what it doesn't accept
         self.requests = []  # (path, headers)
         self.frames = []  # one-based numbers asked for, request by request
         self.bad = set()  # numbers of frames that it doesn't give
@@ -182,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = parts.path.removeprefix("/dicom-web").strip("/").split("/")
         if "frames" in path:
             if not self.owner.accepts(self.headers.get("Accept")):
-                return self.send(406, "text/plain", b"")
+                return self.send(self.owner.refusal, "text/plain", b"")
             return self.send_parts(self.parts())
         if len(path[-1]) == 8 and path[-1].isdecimal():  # a tag
             (data,) = archive.retrieve_bulkdata(parts.path)

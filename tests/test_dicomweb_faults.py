@@ -6,6 +6,7 @@ import pickle
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -187,6 +188,37 @@ def test_a_failure_of_the_server_is_not_that_of_a_media_type_once_one_is_agreed_
     assert source.read_frames([1]) == [server.archive.frames(source.name)[1]]
     assert {headers["Accept"] for _, headers in server.requests} == {AS_STORED}
     assert clock.waits == [0.25, 0.5]
+
+
+def accepted(server):
+    return [headers["Accept"] == AS_STORED for _, headers in server.requests]
+
+
+def test_a_failure_that_passes_does_not_change_what_frames_are_asked_for_as(server, clock):
+    server.accepts = lambda accept: True
+    source = source_of(server, clock)
+    stored = server.archive.frames(source.name)
+    server.play(500)
+    assert [source.read_frames([index])[0] for index in (0, 30, 60)] == stored[:90:30]
+    assert accepted(server) == [True, False, True, True]
+
+
+@pytest.mark.parametrize(("status", "asked_in_vain"), [(500, [0, 1, 3, 7]), (501, [0])])
+def test_what_always_fails_is_tried_less_and_less(
+    server, clock, monkeypatch, status, asked_in_vain
+):
+    monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    server.accepts = lambda accept: accept != AS_STORED
+    server.refusal = status
+    source = source_of(server, clock)
+    found = []
+    for second in range(9):  # 0.9 s go by between two requests
+        server.requests.clear()
+        source.read_frames([9 * second])
+        if True in accepted(server):
+            found.append(second)
+        clock.now += 0.9
+    assert found == asked_in_vain
 
 
 def test_one_deadline_holds_for_all_media_types(server, clock):

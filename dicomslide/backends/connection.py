@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import time
 from collections import OrderedDict
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
     from dicomslide.backends.read_ahead import ReadAhead
     from dicomslide.codec import PixelFormat
 
-__all__ = ["Address", "Connection", "connection_at", "connection_of", "listed", "read_error",
-           "register_client"]  # fmt: skip
+__all__ = ["Address", "Connection", "NotServedError", "connection_at", "connection_of", "listed",
+           "read_error", "register_client"]  # fmt: skip
 
 MediaTypes: TypeAlias = tuple[str | tuple[str, str], ...] | None
 
@@ -58,10 +60,18 @@ LOSSY_MEDIA_TYPES: tuple[MediaTypes, ...] = (("image/jpeg",), ("image/jls",), ("
 DEFAULT: tuple[MediaTypes, ...] = (("*/*",), None)
 """At last, what server and client like best, unless they like to lose something."""
 BIG_ENDIAN = f"{_UID}.2"
+NOT_SERVED = REFUSALS | {HTTPStatus.OK, HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED}
+"""HTTP status of what a server doesn't do, or of a reply that nobody can read."""
 TOO_MUCH = frozenset({413, 414})
 """HTTP status of servers that are asked for too many frames at once."""
+LONGEST_DOUBT = 12
+"""Failures after which the pause isn't doubled any more until it is tried whether they passed."""
 MOST_CLIENTS = 32
 MOST_INSTANCES = 1024
+
+
+class NotServedError(FrameReadError):
+    """A server doesn't give frames as anything that it was asked for."""
 
 
 # -- clients ---------------------------------------------------------------------------------
@@ -102,6 +112,17 @@ class Address:
         return f"{self.url}/{self.prefix}" if self.prefix else self.url
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Agreement:
+    """What frames of an instance are asked for as."""
+
+    media_types: MediaTypes
+    doubts: int
+    """How often something better was refused only by a failure, which may have passed."""
+    until: float
+    """When the better is tried again, by a clock that runs."""
+
+
 class Connection:
     """A client and what was learnt of its server; one for each client of a process.
 
@@ -119,7 +140,7 @@ class Connection:
         """Frames a request: fewer once the server has found a request too long."""
         self.serves_float_frames = True
         """False once the server has refused a frame of Float Pixel Data."""
-        self._agreed: OrderedDict[str, MediaTypes] = OrderedDict()  # by SOP Instance UID
+        self._agreed: OrderedDict[str, _Agreement] = OrderedDict()  # by SOP Instance UID
         self._refused: set[MediaTypes] = set()  # by a server that has accepted another
         self._process = os.getpid()
         self._lock = ForkLock()
@@ -173,15 +194,18 @@ class Connection:
 
         Raises
         ------
+        NotServedError
+            When the server doesn't give them as anything that it was asked for.
         FrameReadError
             Naming the frames.
 
         """
-        agreed = uids[2] in self._agreed  # before: other threads may agree meanwhile
+        agreed = self._agreed_on(uids[2])  # before: other threads may agree meanwhile
         refused: set[MediaTypes] = set()
+        statuses: set[int | None] = set()
         first_error: Exception | None = None
-        retrieve = self._retriever(uids, indices, pixel_format, agreed=agreed)
-        for media_types in self._media_types(uids[2], lossy=lossy):
+        retrieve = self._retriever(uids, indices, pixel_format, agreed=agreed is not None)
+        for media_types in self._media_types(agreed, lossy=lossy):
             try:
                 frames = retrieve(media_types)
                 if not lossy and media_types != AS_STORED:
@@ -189,14 +213,16 @@ class Connection:
             except Exception as error:  # each client has error types of its own
                 if first_error is None or isinstance(error, _LossyError):
                     first_error = error
-                if agreed and _status(error) not in REFUSALS:
+                is_refusal, status = _is_refusal(error), _status(error)
+                statuses.add(HTTPStatus.NOT_ACCEPTABLE if is_refusal else status)
+                if agreed and status not in REFUSALS:
                     break
-                if _is_refusal(error):
+                if is_refusal:
                     refused.add(media_types)
-                elif _status(error) not in FAILURES:
+                elif status not in FAILURES:
                     break
             else:
-                self._agree(uids[2], media_types, refused)
+                self._agree(uids[2], media_types, refused, failed=bool(statuses & RETRIED))
                 return frames
         assert first_error is not None
         if _status(first_error) in TOO_MUCH and len(indices) > 1:
@@ -205,11 +231,11 @@ class Connection:
             parts = (indices[:half], indices[half:])
             options: dict[str, Any] = dict(pixel_format=pixel_format, lossy=lossy)
             return [frame for each in parts for frame in self.frames(uids, each, **options)]
-        raise read_error(
-            f"{self.address.url} doesn't give {listed(indices)}: {_reason(first_error)}",
-            uids[2],
-            indices,
-        ) from _cause(first_error)
+        if pixel_format.floating and statuses <= NOT_SERVED:  # else it may have been a bad moment
+            self.serves_float_frames = False
+        kind = NotServedError if statuses <= NOT_SERVED | FAILURES else FrameReadError
+        reason = f"{self.address.url} doesn't give {listed(indices)}: {_reason(first_error)}"
+        raise read_error(reason, uids[2], indices, kind) from _cause(first_error)
 
     def _retriever(
         self,
@@ -246,21 +272,37 @@ class Connection:
 
         return of_service
 
-    def _media_types(self, uid: str, *, lossy: bool) -> list[MediaTypes]:
-        """Return what to ask for, what is most likely to be given first."""
+    def _agreed_on(self, uid: str) -> _Agreement | None:
         with self._lock:
-            known = (*MEDIA_TYPES, *(LOSSY_MEDIA_TYPES if lossy else ()), *DEFAULT)
-            hopeful = [each for each in known if each not in self._refused]
-            agreed = [self._agreed[uid]] if uid in self._agreed else []
-            return list(dict.fromkeys((*agreed, *hopeful, *known)))
+            found = self._agreed.get(uid)
+            return None if found is None or time.monotonic() >= found.until else found
 
-    def _agree(self, uid: str, media_types: MediaTypes, refused: set[MediaTypes]) -> None:
+    def _media_types(self, agreed: _Agreement | None, *, lossy: bool) -> list[MediaTypes]:
+        """Return what to ask for, what is most likely to be given first."""
+        known = (*MEDIA_TYPES, *(LOSSY_MEDIA_TYPES if lossy else ()), *DEFAULT)
         with self._lock:
-            self._agreed[uid] = media_types
+            hopeful = [each for each in known if each not in self._refused]
+        first = [] if agreed is None else [agreed.media_types]
+        return list(dict.fromkeys((*first, *hopeful, *known)))
+
+    def _agree(
+        self, uid: str, media_types: MediaTypes, refused: set[MediaTypes], *, failed: bool
+    ) -> None:
+        """Agree on a media type: for a while only, if the server `failed` to give a better one."""
+        with self._lock:
+            known = self._agreed.get(uid, _Agreement(media_types, 0, math.inf))
+            if failed:  # the better is tried again with the next request, then after 1, 3, 7 ... s
+                doubts = min(known.doubts + 1, LONGEST_DOUBT)
+                until = time.monotonic() + 2 ** (doubts - 1) - 1
+                known = _Agreement(media_types, doubts, until)
+            elif known.media_types != media_types:
+                known = _Agreement(media_types, 0, math.inf)
+            self._agreed[uid] = known
             self._agreed.move_to_end(uid)
             if len(self._agreed) > MOST_INSTANCES:
                 self._agreed.popitem(last=False)
-            self._refused = (self._refused | refused) - set(self._agreed.values())
+            good = {each.media_types for each in self._agreed.values()}
+            self._refused = (self._refused | refused) - good
 
     def metadata(self, uids: tuple[str, str, str]) -> Dataset:
         """Retrieve the metadata of an instance."""
@@ -446,9 +488,11 @@ def listed(indices: Sequence[int]) -> str:
     return f"frame{'s' if len(indices) > 1 else ''} {numbers}"
 
 
-def read_error(reason: str, name: str, indices: Sequence[int]) -> FrameReadError:
+def read_error(
+    reason: str, name: str, indices: Sequence[int], kind: type[FrameReadError] = FrameReadError
+) -> FrameReadError:
     """Return an error of one or more frames."""
-    return FrameReadError(reason, name, indices[0] if len(indices) == 1 else None)
+    return kind(reason, name, indices[0] if len(indices) == 1 else None)
 
 
 def _little_endian(part: Part, pixel_format: PixelFormat) -> bytes:

@@ -11,6 +11,7 @@ from dicomslide.backends import encoded_frames, gather
 from dicomslide.backends.connection import (
     Address,
     Connection,
+    NotServedError,
     connection_at,
     connection_of,
     listed,
@@ -257,7 +258,7 @@ class DicomWebSource:
         # nothing tells.
         whole = pixel_format.native_bits % 8 != 0
         if pixel_format.floating and not whole:
-            whole = not connection.serves_float_frames
+            whole = not connection.serves_float_frames or self.identity in _wholes
         frames: list[bytes] = []
         if not whole:
             try:
@@ -265,10 +266,9 @@ class DicomWebSource:
                 frames += connection.frames(
                     self.uids, wanted, pixel_format=pixel_format, lossy=lossy
                 )
-            except FrameReadError:
+            except NotServedError:
                 if not pixel_format.floating:
                     raise
-                connection.serves_float_frames = False
                 whole = True
         if whole:
             count = num_frames_of(header)

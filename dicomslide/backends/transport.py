@@ -186,7 +186,7 @@ class Transport:
                 finally:
                     self._in_flight.release()
             except ReplyError as error:
-                reason = str(error)
+                reason, status = str(error), HTTPStatus.OK
                 may_retry = not isinstance(error, WrongTypeError)
                 attempts = min(attempts, self._patience.damaged)
             except Exception as error:
