@@ -188,7 +188,7 @@ class Dicomslide(Reader):
 
         dask.config.set({f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in MALLOC.items()})
         return Client(
-            LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
+            LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0")
         )
 
     def start_cluster(self) -> None:

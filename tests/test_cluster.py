@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import xarray as xr
+from workers import two_workers
 
 import dicomslide
 from dicomslide.backends import file
@@ -35,16 +36,8 @@ PIXELS = position_values(np.arange(SHAPE[0]), np.arange(SHAPE[1]))
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    with (
-        distributed.LocalCluster(
-            2,
-            threads_per_worker=1,
-            memory_limit=2**30,
-            dashboard_address=None,
-            local_directory=tmp_path_factory.mktemp("workers"),  # not shared with other clusters
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
+    folder = tmp_path_factory.mktemp("workers")  # not shared with other clusters
+    with two_workers(memory_limit=2**30, local_directory=folder) as client:
         yield client
 
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import distributed
 import numpy as np
 import ome_zarr_models
 import pydicom
@@ -20,6 +19,7 @@ import xarray as xr
 import zarr
 from derive import segment, write_segmentation
 from test_derived import mapping, write_map
+from workers import two_workers
 from zarr.storage import LocalStore, MemoryStore
 
 import dicomslide
@@ -667,12 +667,7 @@ def test_a_store_of_zarrs_is_written(position_slide, exported):
 
 @pytest.fixture(scope="module")
 def client():
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
-    ):
+    with two_workers(is_default=False) as client:
         yield client
 
 

@@ -490,7 +490,7 @@ import sys
 import dicomslide, distributed, numpy as np
 if __name__ == "__main__":
     url, options = sys.argv[1], eval(sys.argv[2])
-    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster:
         with distributed.Client(cluster) as client:
             client.run(dicomslide.register_storage_options, url.rpartition("/")[0], options)
             slide = dicomslide.open_slide(url, storage_options=options)
