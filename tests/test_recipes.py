@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import subprocess
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from operator import methodcaller
 
 import dask
 import dask.array as da
@@ -14,12 +18,12 @@ import pydicom
 import pytest
 import xarray as xr
 from derive import write_segmentation
-from distributed import Client, LocalCluster
 from scipy.ndimage import uniform_filter
 from skimage.color import hed_from_rgb
 from skimage.color import separate_stains as separate_whole
 from skimage.filters import threshold_otsu
 from skimage.measure import block_reduce
+from workers import two_workers
 
 import dicomslide
 from dicomslide import recipes
@@ -62,23 +66,37 @@ def tree(folder):
 
 
 @pytest.fixture(scope="module")
-def compute():
-    """Compute on threads, processes and a cluster of two; return what is the same on all."""
+def places():
+    """Compute on this thread, on several, on two processes, and on a cluster of two."""
     context = get_context("spawn")
     with (
         ProcessPoolExecutor(2, mp_context=context) as pool,
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster, set_as_default=False) as client,
+        two_workers(is_default=False) as client,
     ):
 
-        def compute(lazy):
-            found = lazy.compute(scheduler="threads")
+        def on_processes(lazy):
             with dask.config.set(pool=pool):
-                xr.testing.assert_identical(lazy.compute(scheduler="processes"), found)
-            xr.testing.assert_identical(lazy.compute(scheduler=client.get), found)
-            return found
+                return lazy.compute(scheduler="processes")
 
-        yield compute
+        yield (
+            methodcaller("compute", scheduler="synchronous"),
+            methodcaller("compute", scheduler="threads"),
+            on_processes,
+            methodcaller("compute", scheduler=client.get),
+        )
+
+
+@pytest.fixture
+def compute(places):
+    """Compute at all places; return what is the same at all."""
+
+    def compute(lazy):
+        found, *others = [place(lazy) for place in places]
+        for other in others:
+            xr.testing.assert_identical(other, found)
+        return found
+
+    return compute
 
 
 def chroma_of(pixels):
@@ -115,6 +133,22 @@ def test_area_of_parts_of_a_mask(tree):
         recipes.area(mask[:, [0, 1, 5]])
     with pytest.raises(ValueError, match="in mm"):
         recipes.area(mask.rename(y="row"))
+    for other in (tree["level_0"].segmentation_2, mask.astype(float)):
+        with pytest.raises(ValueError, match="mask of bool"):
+            recipes.area(other)
+
+
+def test_area_where_pixels_are_not_square(tmp_path):
+    write_slide(
+        tmp_path, shape=(64, 96), downsamples=(1,), tile_shape=(32, 32), spacing=(0.0005, 0.00025)
+    )
+    image = dicomslide.open_slide(tmp_path).to_dataset().image
+    mask = recipes.tissue_mask(image, 1)
+    assert 0 < int(mask.sum()) < 64 * 96
+    assert float(recipes.area(mask)) == pytest.approx(int(mask.sum()) * 0.0005 * 0.00025)
+    segments = xr.ones_like(mask, dtype=bool)
+    found = recipes.segment_statistics(image, segments)["area"]
+    assert float(found[0]) == pytest.approx(0.032 * 0.024)
 
 
 def test_glass_alone_is_no_tissue_and_black_neither():
@@ -135,6 +169,15 @@ def test_a_grey_image_is_tissue_where_it_is_bright():
     threshold = recipes.tissue_threshold(grey)
     assert float(threshold) == threshold_otsu(values, nbins=65536)
     np.testing.assert_array_equal(recipes.tissue_mask(grey, threshold), values > 20_000)
+
+
+def test_a_threshold_is_that_of_grey_or_colour_of_8_or_16_bits(tree):
+    image = tree["level_1"].image
+    with pytest.raises(ValueError, match="8 or 16 bits, not for float32"):
+        recipes.tissue_threshold(image.astype(np.float32))
+    for recipe in (recipes.tissue_threshold, functools.partial(recipes.tissue_mask, threshold=9)):
+        with pytest.raises(ValueError, match="3 samples, not 1"):
+            recipe(image[..., :1])
 
 
 def test_stains_are_those_of_scikit_image(tree, compute):
@@ -175,6 +218,20 @@ def test_stains_want_a_stained_image_in_colour(tree):
             recipes.separate_stains(wrong)
         with pytest.raises(ValueError, match="8-bit colour"):
             recipes.estimate_stains(wrong)
+    two = recipes.estimate_stains(tree["level_1"].image)[:2]
+    with pytest.raises(ValueError, match="stains are three"):
+        recipes.separate_stains(tree["level_1"].image, two)
+
+
+def test_stains_are_estimated_of_all_planes_and_in_memory_at_once(tree):
+    image = tree["level_1"].image
+    expected = recipes.estimate_stains(image).compute()
+    planes = xr.concat([image, image], "z")
+    np.testing.assert_allclose(recipes.estimate_stains(planes), expected, atol=1e-3)
+    loaded = image.compute()
+    assert recipes.estimate_stains(loaded).chunks is None
+    xr.testing.assert_identical(recipes.estimate_stains(loaded), expected)
+    assert recipes.separate_stains(loaded).chunks is None
 
 
 def smoothed(tile):
@@ -290,15 +347,84 @@ def test_what_a_model_may_not_do_is_said(tree):
         recipes.map_tiles(image.compute(), smoothed)
     with pytest.raises(ValueError, match="have to be equal"):
         recipes.map_tiles(image.chunk(x=(100, 200, 250, 150)), smoothed)
-    with pytest.raises(ValueError, match="halo may not be larger"):
-        recipes.map_tiles(image, smoothed, halo=257)
-    for wrong in (dict(factor=5), dict(factor=4, halo=6)):
-        with pytest.raises(ValueError, match="multiples of"):
-            recipes.map_tiles(image, pooled, **wrong)
+    wrong = [dict(halo=257), dict(halo=-1), dict(factor=0), dict(factor=5), dict(factor=4, halo=6)]
+    for options in wrong:
+        with pytest.raises(ValueError, match="all are multiples of the factor, and a halo is no"):
+            recipes.map_tiles(image, pooled, **options)
     with pytest.raises(ValueError, match=r"shape \(64, 64\) of a tile .* not \(256, 256\)"):
         recipes.map_tiles(image, pooled).compute()
-    with pytest.raises(TypeError, match="Cannot cast"):
-        recipes.map_tiles(image, smoothed, dtype=np.uint8).compute()
+    for where in (image[..., 0], image[..., 0].astype(float).where(image[..., 0] > 250)):
+        with pytest.raises(ValueError, match="where is a mask of bool"):
+            recipes.map_tiles(image, smoothed, where=where)
+
+
+def strongest_sample(tile):
+    return tile.argmax(axis=2)  # int64
+
+
+def test_integers_are_kept_as_they_are_or_refused(tree):
+    image = tree["level_1"].image
+    found = recipes.map_tiles(image, strongest_sample, dtype=np.uint8).compute()
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, image.values.argmax(axis=2))
+    for model, dtype in ((smoothed, np.uint8), (negated, np.uint8), (hundredfold, np.int16)):
+        with pytest.raises(ValueError, match=f"values that {np.dtype(dtype)} can't hold"):
+            recipes.map_tiles(image, model, dtype=dtype).compute()
+
+
+def negated(tile):
+    return -tile[..., 0].astype(np.int64)
+
+
+def hundredfold(tile):
+    return tile[..., 0].astype(np.int64) * 1000
+
+
+def test_a_model_that_fails_says_at_which_tile_wherever_it_ran(tree, places):
+    image = tree["level_0"].image
+    failing = functools.partial(fails_where_it_is_dark, darkest=int(image.min()))
+    for place in places:
+        with pytest.raises(RuntimeError, match="out of memory") as caught:
+            place(recipes.map_tiles(image, failing, factor=None))
+        (note,) = caught.value.__notes__
+        first_x, last_x, first_y, last_y = map(float, re.findall(r"\d+\.\d+", note))
+        tile = image.sel(x=slice(first_x, last_x), y=slice(first_y, last_y))
+        assert tile.shape == (256, 256, 3)
+        assert int(tile.min()) == int(image.min())
+
+
+def fails_where_it_is_dark(tile, darkest):
+    if tile.min() == darkest:
+        raise RuntimeError("out of memory")
+    return tile.mean()
+
+
+class Network:
+    """As one on a graphics card: it doesn't pickle."""
+
+    def __init__(self):
+        self.device = threading.Lock()
+
+    def __call__(self, tile):
+        with self.device:
+            return tile.mean()
+
+
+@functools.cache
+def network():
+    return Network()
+
+
+def by_network(tile):
+    return network()(tile)
+
+
+def test_a_network_that_does_not_travel_is_made_in_each_process(tree, compute):
+    image = tree["level_1"].image
+    found = compute(recipes.map_tiles(image, by_network, factor=None, dtype=np.float64))
+    assert float(found[0, 0]) == pytest.approx(image.values.mean())
+    alone = recipes.map_tiles(image, Network(), factor=None, dtype=np.float64)
+    assert alone.compute(scheduler="threads").equals(found)
 
 
 def expected_statistics(pixels, segments):
@@ -360,6 +486,14 @@ def test_statistics_of_thousands_of_labels_and_of_none():
         one = found.sel(segment=str(number))
         assert one["mean"] == pytest.approx(inside.mean())
         assert one["std"] == pytest.approx(inside.std())
+
+
+@pytest.mark.parametrize("largest", [254, 255, 300])
+def test_statistics_of_the_largest_label_that_there_can_be(largest):
+    labels = np.random.default_rng(0).choice(np.array([1, 254, 255], np.uint8), (20, 30))
+    label_map = image_of(labels).assign_attrs(flag_values=[largest, 1])
+    found = recipes.segment_statistics(image_of(labels), label_map).compute()
+    np.testing.assert_allclose(found["mean"], [largest if largest < 256 else np.nan, 1])
 
 
 def test_statistics_want_the_same_pixels_and_a_segmentation(tree):

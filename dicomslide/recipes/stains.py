@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     import xarray as xr
     from numpy.typing import NDArray
 
@@ -30,7 +32,7 @@ def separate_stains(image: xr.DataArray, stains: xr.DataArray | None = None) -> 
     image : xarray.DataArray
         8-bit colour, with red, green and blue along ``sample``: any region of any level.
     stains : xarray.DataArray, optional
-        The colour of each stain as optical densities, dims (stain, sample): see
+        The colours of three stains as optical densities, dims (stain, sample): see
         :func:`estimate_stains`. By default scikit-image's haematoxylin, eosin and DAB.
 
     Returns
@@ -42,7 +44,7 @@ def separate_stains(image: xr.DataArray, stains: xr.DataArray | None = None) -> 
     Raises
     ------
     ValueError
-        When the image isn't in 8-bit colour.
+        When the image isn't in 8-bit colour, or there aren't three stains.
 
     """
     import xarray as xr
@@ -55,9 +57,14 @@ def separate_stains(image: xr.DataArray, stains: xr.DataArray | None = None) -> 
             dims=("stain", "sample"),
             coords={"stain": ["haematoxylin", "eosin", "DAB"], "sample": ["r", "g", "b"]},
         )
+    elif dict(stains.sizes) != {"stain": 3, "sample": 3}:
+        raise ValueError(
+            f"stains are three, of which the last may be a residual, with the dims stain and"
+            f" sample: not {dict(stains.sizes)}"
+        )
     separated = xr.apply_ufunc(
         _separated,
-        image.chunk(sample=-1),
+        _in_one_chunk(image, "sample"),
         stains,
         input_core_dims=[["sample"], ["stain", "sample"]],
         output_core_dims=[["stain"]],
@@ -92,12 +99,13 @@ def estimate_stains(image: xr.DataArray) -> xr.DataArray:
     import xarray as xr
 
     _check_color(image)
+    image = image.transpose(..., "sample")
     estimated = xr.apply_ufunc(
         _estimated,
-        image.chunk(dict.fromkeys(("y", "x", "sample"), -1)),
-        input_core_dims=[["y", "x", "sample"]],
+        _in_one_chunk(image, *image.dims),
+        input_core_dims=[image.dims],
         output_core_dims=[["stain", "sample"]],
-        exclude_dims={"y", "x"},
+        exclude_dims=set(image.dims[:-1]),
         dask="parallelized",
         output_dtypes=[np.float64],
         dask_gufunc_kwargs={"output_sizes": {"stain": 3}},
@@ -112,6 +120,11 @@ def _check_color(image: xr.DataArray) -> None:
             f"stains are those of an image in 8-bit colour; this one is {image.dtype} with the dims"
             f" {image.dims}"
         )
+
+
+def _in_one_chunk(image: xr.DataArray, *dims: Hashable) -> xr.DataArray:
+    """Put chunks along some dims together; what is computed already stays so."""
+    return image if image.chunks is None else image.chunk(dict.fromkeys(dims, -1))
 
 
 def _separated(pixels: NDArray[np.uint8], stains: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -33,7 +33,8 @@ def segment_statistics(image: xr.DataArray, segmentation: xr.DataArray) -> xr.Da
     -------
     xarray.Dataset
         ``area`` in mm², dims (segment); ``mean`` and ``std`` (of the population), dims (segment,
-        ...) with the other dims of the image. Lazy; NaN where a segment has no pixels.
+        ...) with the other dims of the image. Lazy; NaN where a segment has no pixels, or one
+        that is NaN.
 
     Raises
     ------
@@ -109,9 +110,12 @@ def _sums(
                 chosen = column[inside].astype(np.float64)
                 found[:] = len(chosen), chosen.sum(), np.square(chosen).sum()
     else:
-        places = np.full(labels.max() + 2, number)  # of each label; the last is all others'
-        places[labels] = np.arange(number)
-        which = places[np.minimum(segments, len(places) - 1).ravel()]
+        # the place of each label; beyond the largest of them, one of all others
+        last = min(int(labels.max()) + 1, np.iinfo(segments.dtype).max)
+        places = np.full(last + 1, number)
+        possible = np.flatnonzero(labels <= last)
+        places[labels[possible]] = possible
+        which = places[np.minimum(segments, last).ravel()]
         sums[:, :, 0] = np.bincount(which, minlength=number + 1)[:number, None]
         for at, column in enumerate(columns):
             values = column.astype(np.float64)

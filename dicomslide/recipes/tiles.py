@@ -45,7 +45,9 @@ def map_tiles(
     model : callable
         Takes a tile with its halo, dims as in the image. Returns an array (y, x) of
         one value for each box of `factor` pixels squared, that of the halo included, which is
-        trimmed; or a single number, if `factor` is None. It travels to each worker once.
+        trimmed; or a single number, if `factor` is None. It travels to each worker once; where
+        it can't, such as a network on a graphics card, give a function that makes it at its
+        first tile in each process, and keeps it (:func:`functools.cache`).
     halo : int, default: 0
         Pixels of its neighbours that a tile is given on each side; a multiple of `factor`.
     factor : int or None, default: 1
@@ -55,7 +57,7 @@ def map_tiles(
         the model is run: on tiles that any of it lies in. It is computed at once. Frames of
         other tiles aren't read, unless for a halo; there the result is NaN, or zero if integer.
     dtype : dtype, default: float32
-        Of the result.
+        Of the result; integers are the model's values as they are, never rounded or wrapped.
 
     Returns
     -------
@@ -66,7 +68,8 @@ def map_tiles(
     ------
     ValueError
         When the image isn't chunked in equal tiles, halo and tiles aren't multiples of `factor`,
-        or, as it is computed, the model's result has another shape.
+        `where` isn't bool; or, as it is computed, when the model's result has another shape, or
+        values that `dtype` can't hold. A note says at which tile the model failed, in mm.
 
     """
     import dask.array as da
@@ -81,10 +84,12 @@ def map_tiles(
     data, axes = image.data, image.get_axis_num(("y", "x"))
     rows, columns = lattices = [_Lattice.of(data.chunks[axis]) for axis in axes]
     lengths = [halo, rows.tile, columns.tile]
-    if halo > min(lengths) or (factor is not None and any(n % factor for n in lengths)):
+    unit = 1 if factor is None else factor
+    if unit < 1 or not 0 <= halo <= min(lengths) or any(n % unit for n in lengths):
         raise ValueError(
             f"tiles of {rows.tile} × {columns.tile} pixels with a halo of {halo} pixels can't be"
-            f" made: the halo may not be larger, and all have to be multiples of {factor or 1}"
+            f" made with a factor of {factor}: all are multiples of the factor, and a halo is no"
+            " larger than a tile"
         )
     for axis, lattice in zip(axes, lattices, strict=True):
         data = lattice.completed(data, axis)
@@ -98,12 +103,17 @@ def map_tiles(
     trim = None if factor is None else halo // factor
     dtype = np.dtype(dtype)
     name = "map_tiles-" + tokenize(data, function, factor, halo, chosen, dtype)
+    down, across = (
+        [f"{dim} = {first:.4f} to {last:.4f}" for first, last in image[dim].values[lattice.ends()]]
+        for dim, lattice in zip(("y", "x"), lattices, strict=True)
+    )
     graph: dict[Any, Any] = {}
     for at in np.ndindex(chosen.shape):
         block = [0] * data.ndim
         block[axes[0]], block[axes[1]] = at
         tile = (data.name, *block)
-        run = (_run, function.key, tile, shape, trim, dtype)
+        place = f"{across[at[1]]}, {down[at[0]]} mm"
+        run = (_run, function.key, tile, place, shape, trim, dtype)
         graph[name, *at] = run if chosen[at] else (_nothing, shape, dtype)
     whole = da.Array(  # type: ignore[no-untyped-call]
         HighLevelGraph.from_collections(name, graph, dependencies=[data, function]),
@@ -150,10 +160,10 @@ class _Lattice:
             return data
         return da.pad(data, width, mode="edge").rechunk({axis: self.tile})
 
-    def ranges(self) -> list[tuple[int, int]]:
-        """Return the first pixel of the image in each tile, and the one after the last."""
-        starts = [i * self.tile - self.before for i in range(self.count)]
-        return [(max(0, start), min(self.length, start + self.tile)) for start in starts]
+    def ends(self) -> NDArray[np.intp]:
+        """Return the first and the last pixel of the image in each tile, shape (tiles, 2)."""
+        starts = np.arange(self.count) * self.tile - self.before
+        return np.stack([starts, starts + self.tile - 1], axis=1).clip(0, self.length - 1)
 
 
 def _chosen(
@@ -162,15 +172,19 @@ def _chosen(
     """Return which tiles any of a mask lies in."""
     if where is None:
         return np.ones([lattice.count for lattice in lattices], np.bool_)
-    chosen = np.asarray(where.transpose("y", "x").values, np.bool_)
+    if where.dtype != np.bool_:  # NaN would be True
+        raise ValueError(f"where is a mask of bool, not of {where.dtype}: compare it")
+    chosen = where.transpose("y", "x").values
     for axis, (dim, lattice) in enumerate(zip(("y", "x"), lattices, strict=True)):
         step = step_of(image, dim)
         middle = (where[dim].values - float(image[dim][0])) / step + 0.5  # in pixels of the image
         half = abs(step_of(where, dim) / step) / 2 - NOISE
         chosen = np.stack(
             [
-                chosen.compress((middle + half > start) & (middle - half < stop), axis).any(axis)
-                for start, stop in lattice.ranges()
+                chosen.compress((middle + half > first) & (middle - half < last + 1), axis).any(
+                    axis
+                )
+                for first, last in lattice.ends()
             ],
             axis,
         )
@@ -180,20 +194,35 @@ def _chosen(
 def _run(
     model: Callable[[NDArray[Any]], Any],
     tile: NDArray[Any],
+    place: str,
     shape: tuple[int, int],
     trim: int | None,
     dtype: np.dtype[Any],
 ) -> NDArray[Any]:
-    result = np.asarray(model(tile))
-    expected = () if trim is None else tuple(n + 2 * trim for n in shape)
-    if result.shape != expected:
-        raise ValueError(
-            f"the model made an array of shape {result.shape} of a tile of shape {tile.shape},"
-            f" not {expected}"
-        )
-    if trim:
-        result = result[trim:-trim, trim:-trim]
-    return result.reshape(shape).astype(dtype, casting="same_kind")
+    try:
+        result = np.asarray(model(tile))
+        expected = () if trim is None else tuple(n + 2 * trim for n in shape)
+        if result.shape != expected:
+            raise ValueError(
+                f"the model made an array of shape {result.shape} of a tile of shape {tile.shape},"
+                f" not {expected}"
+            )
+        if trim:
+            result = result[trim:-trim, trim:-trim]
+        return _converted(result.reshape(shape), dtype)
+    except Exception as error:
+        error.add_note(f"in the tile at {place}")
+        raise
+
+
+def _converted(result: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if dtype.kind not in "iub":
+        return result.astype(dtype, casting="same_kind")
+    with np.errstate(invalid="ignore"):  # NaN isn't equal to what it becomes
+        converted = result.astype(dtype)
+    if not np.array_equal(converted, result):
+        raise ValueError(f"the model's {result.dtype} has values that {dtype} can't hold: round it")
+    return converted
 
 
 def _nothing(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:

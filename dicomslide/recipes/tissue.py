@@ -29,10 +29,17 @@ def tissue_threshold(image: xr.DataArray) -> xr.DataArray:
     xarray.DataArray
         One number, lazy.
 
+    Raises
+    ------
+    ValueError
+        When the image isn't of 8 or 16 bits, or has other samples than three.
+
     """
     import dask.array as da
     import xarray as xr
 
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"a threshold is found for 8 or 16 bits, not for {image.dtype}")
     values = da.asarray(_strength(image).data)  # type: ignore[no-untyped-call]
     possible = np.iinfo(values.dtype).max + 1
     counts, _ = da.histogram(values, bins=possible, range=(0, possible))  # type: ignore[no-untyped-call]
@@ -54,6 +61,11 @@ def tissue_mask(image: xr.DataArray, threshold: xr.DataArray | float) -> xr.Data
     xarray.DataArray
         bool, with the dims and the millimetres of the image, but ``sample``.
 
+    Raises
+    ------
+    ValueError
+        When the image has other samples than three.
+
     """
     mask = (_strength(image) > threshold).rename("tissue")
     return mask.drop_attrs(deep=False).assign_attrs(long_name="tissue")
@@ -67,7 +79,14 @@ def area(mask: xr.DataArray) -> xr.DataArray:
     mask : xarray.DataArray
         bool, with ``y`` and ``x`` in mm: a tissue mask, a segmentation, a part of either.
 
+    Raises
+    ------
+    ValueError
+        When the mask isn't bool, or isn't in evenly spaced mm.
+
     """
+    if mask.dtype != np.bool_:  # the sum of labels or fractions is no number of pixels
+        raise ValueError(f"an area is that of a mask of bool, not of {mask.dtype}: compare it")
     pixel = abs(step_of(mask, "y") * step_of(mask, "x"))
     found = (mask.sum(("y", "x")) * pixel).rename("area")
     return found.drop_attrs(deep=False).assign_attrs(long_name="area", units="mm2")
@@ -93,6 +112,8 @@ def chroma(pixels: NDArray[Any]) -> NDArray[Any]:
 def _strength(image: xr.DataArray) -> xr.DataArray:
     if "sample" not in image.dims:
         return image
+    if image.sizes["sample"] != 3:
+        raise ValueError(f"colour has 3 samples, not {image.sizes['sample']}: red, green and blue")
     import xarray as xr
 
     # on whole chunks: selecting sample by sample would decode each frame three times
