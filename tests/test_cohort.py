@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import pickle
 import shutil
+import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from fake_client import FakeClient
 
 import dicomslide
 from dicomslide.backends import file
+from dicomslide.backends.stores import open_source
 from dicomslide.cache import Registry
 from dicomslide.cli import main
 from dicomslide.slide import cohort
@@ -105,6 +108,7 @@ def test_patterns(written, pattern, names):
 def test_a_list_of_folders_and_files(written):
     files = list(written.glob("*-of-S23-3.dcm"))
     assert list(dicomslide.open_slides([written / "S23-2", *files])) == ["S23-2", "S23-3"]
+    assert list(dicomslide.open_slides(written.glob("*-of-S23-3.dcm"))) == ["S23-3"]
 
 
 def test_patterns_of_urls(written):
@@ -128,7 +132,7 @@ def test_patterns_of_urls(written):
 def test_workers_are_sent_no_secret_of_a_url(monkeypatch):
     sent = []
 
-    def everywhere(function, items, size):
+    def everywhere(function, items, *, size):
         sent.extend(items)
         return []
 
@@ -174,9 +178,54 @@ def test_a_slide_that_does_not_open_raises_at_its_lookup_and_is_a_failure_from_t
     with pytest.raises(dicomslide.AmbiguousSlideError):
         slides["S23-2"]
     assert isinstance(slides.failures["S23-2"], dicomslide.AmbiguousSlideError)
+    # its traceback would keep headers alive
+    assert slides.failures["S23-2"].__traceback__ is None
     again = dicomslide.open_slides(folder)
     assert list(again.summaries()) == ["S23-1", "S23-3", "S23-4"]
     assert list(again.failures) == ["S23-2"]
+    third = dicomslide.open_slides(folder)
+    assert {name: slide.num_levels for name, slide in third.opened()} == {
+        "S23-1": 2, "S23-3": 2, "S23-4": 2
+    }  # fmt: skip
+    assert list(third.failures) == ["S23-2"]
+
+
+def test_cohorts_are_equal_if_their_slides_and_options_are_and_none_is_opened(folder):
+    slides = dicomslide.open_slides(folder)
+    same, other = (
+        dicomslide.open_slides(folder, correct_color=correct) for correct in (True, False)
+    )
+    fewer = dicomslide.open_slides(folder / "S23-1")
+    shutil.rmtree(folder)
+    assert slides == same
+    assert hash(slides) == hash(same)
+    assert slides not in (other, fewer, dict.fromkeys(slides))
+
+
+def test_slides_that_all_name_one_container_take_few_reads_of_each_header(tmp_path, monkeypatch):
+    """As of an anonymised archive: frames of reference tell them apart."""
+    for number in range(12):
+        write_slide(
+            tmp_path / str(number),
+            shape=SHAPE,
+            downsamples=(1,),
+            container_id="ANON",
+            slide_number=number + 1,
+        )
+    (tmp_path / "3" / "label.dcm").unlink()
+    read = count_headers(monkeypatch, kept=3)
+    slides = dicomslide.open_slides(tmp_path)
+    dicom = list(tmp_path.rglob("*.dcm"))
+    assert max(Counter(path for path in read if path.endswith(".dcm")).values()) <= 5
+    assert len(slides) == 12
+    found = {Path(slide.name).parent.name: slide for slide in slides.values()}
+    for name, slide in found.items():
+        images = [*slide.levels[0].images, *slide.overview_images]
+        if name != "3":  # which is given those of other scans of its container
+            images += slide.label_images
+        assert {Path(image.name) for image in images} == {
+            path for path in dicom if path.parent.name == name
+        }
 
 
 def test_a_copy_of_a_file_elsewhere_is_left_out_with_a_warning(folder):
@@ -237,15 +286,7 @@ def test_where_there_is_no_slide_the_first_failure_is_raised(written, tmp_path):
 def test_opening_reads_each_header_once_and_keeps_few_of_them_and_no_pixels(
     written, monkeypatch, frames_read
 ):
-    read = []
-    original = file.part10.read_header
-
-    def counting(blob):
-        read.append(blob.name)
-        return original(blob)
-
-    monkeypatch.setattr(file.part10, "read_header", counting)
-    monkeypatch.setattr(file, "_instances", Registry(3))  # 16 files: as if they were thousands
+    read = count_headers(monkeypatch, kept=3)  # 16 files: as if they were thousands
     monkeypatch.setattr(file, "_open_files", Registry(2))
     before = count_descriptors()
     slides = dicomslide.open_slides(written)
@@ -256,6 +297,20 @@ def test_opening_reads_each_header_once_and_keeps_few_of_them_and_no_pixels(
     assert len(pickle.dumps(slides)) < 2_500 * len(slides)
 
 
+def count_headers(monkeypatch, kept):
+    """Return a list to which the name of each file is added whose header is read; few are kept."""
+    read = []
+    original = file.part10.read_header
+
+    def counting(blob):
+        read.append(blob.name)
+        return original(blob)
+
+    monkeypatch.setattr(file.part10, "read_header", counting)
+    monkeypatch.setattr(file, "_instances", Registry(kept))
+    return read
+
+
 def count_descriptors():
     gc.collect()
     folder = Path("/proc/self/fd")
@@ -263,13 +318,24 @@ def count_descriptors():
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_threads_open_what_one_thread_opens(written, monkeypatch, waits):
-    monkeypatch.setattr(cohort, "FILES", 1)
-    if waits:
-        monkeypatch.setattr(cohort.time, "thread_time", lambda: 0.0)
+def test_several_files_are_opened_at_once_where_that_means_to_wait(written, monkeypatch, waits):
+    """As on a server: one alone would wait for the other at the barrier for ever."""
+    barrier = threading.Barrier(2)
+    threads = []
+
+    def opening(path):
+        threads.append(threading.get_ident())
+        if waits and len(threads) in (2, 3):
+            barrier.wait(10)
+        return open_source(path)
+
+    monkeypatch.setattr(cohort, "open_source", opening)
+    monkeypatch.setattr(cohort, "PATIENCE", 0 if waits else 60)
+    monkeypatch.setattr(cohort.time, "thread_time", lambda: 0.0)
     slides = dicomslide.open_slides(written)
     assert list(slides) == NAMES
     assert list(slides.summaries()) == NAMES
+    assert (len(set(threads)) > 1) == waits
 
 
 def test_a_cohort_pickles(written):
@@ -289,9 +355,11 @@ def test_a_table_has_a_row_a_slide(written):
     assert row["file"].endswith("level-0.dcm")
 
 
-def test_a_notebook_shows_slides_and_failures(folder):
+def test_a_notebook_shows_slides_and_failures_and_asks_no_cluster(folder, monkeypatch):
+    """Which may be at work for hours."""
     (folder / "S23-1" / "level-1.dcm").write_bytes(bytes(128) + b"DICM<b>")
     slides = dicomslide.open_slides(folder)
+    monkeypatch.setattr(cohort, "_everywhere", None)
     assert repr(slides) == "<Cohort of 4 slides: S23-1, S23-2, S23-3, S23-4; 1 failure>"
     html = slides._repr_html_()
     for text in (*NAMES, "64 × 96", "4 slides", "1 failure", "level-1.dcm"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
 import dataclasses
 import functools
 import glob
@@ -11,7 +12,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -35,7 +36,7 @@ from dicomslide.slide.sorting import Instance, Member, open_members, sort_instan
 from dicomslide.together import together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import pandas as pd
 
@@ -45,8 +46,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Cohort", "open_slides"]
 
-AT_ONCE = 8
-"""Batches that are read at once without a cluster."""
+AT_ONCE = 16
+"""Files, series or slides that are opened at once without a cluster, where that means to wait."""
+PATIENCE = 0.05
+"""Seconds after which it is asked whether it does."""
 FILES, SLIDES = 16, 8
 """Files, and slides, that are opened one after the other, as one task of a cluster."""
 MOST_NAMED = 5
@@ -65,8 +68,8 @@ class Cohort(Mapping[str, Slide]):
     a file. Slides are ordered by name.
 
     A cohort holds names only, a kilobyte or two a slide: each lookup opens a slide, whose headers
-    are read unless the process still has them, and raises what :func:`open_slide` raises. It
-    pickles, and needs no cluster.
+    are read unless the process still has them, and raises what :func:`open_slide` raises;
+    :meth:`opened` goes on where one doesn't open. It pickles, and needs no cluster.
 
     Parameters
     ----------
@@ -82,6 +85,7 @@ class Cohort(Mapping[str, Slide]):
     >>> slides = dicomslide.open_slides("cohort/")
     >>> slides["S23-1"].thumbnail()
     >>> slides.to_pandas().groupby("manufacturer").size()
+    >>> {name: slide.num_levels for name, slide in slides.opened()}
     >>> slides.failures
 
     """
@@ -102,14 +106,17 @@ class Cohort(Mapping[str, Slide]):
 
         First, what couldn't be read or sorted: a slide that lacks one of its files because of
         that is here all the same. Then each slide that was found not to open, by
-        :meth:`summaries`, :meth:`to_pandas` or a lookup.
+        :meth:`summaries`, :meth:`to_pandas`, :meth:`opened` or a lookup.
         """
         return MappingProxyType(self._failures)
 
     def __getitem__(self, name: str) -> Slide:
         member = self._members[name]
-        with _noting(self._failures, name):
+        try:
             return open_members(member.sources, self._options)
+        except Exception as error:
+            self._failures[name] = copy.copy(error)  # without its traceback: see _attempt
+            raise
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._members)
@@ -120,6 +127,17 @@ class Cohort(Mapping[str, Slide]):
     def __contains__(self, name: object) -> bool:
         return name in self._members  # without opening it
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Cohort):
+            return NotImplemented
+        return (self._members, self._options) == (other._members, other._options)
+
+    def __hash__(self) -> int:
+        return hash((tuple(self._members.items()), self._options))
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
+
     def __repr__(self) -> str:
         names = ", ".join(itertools.islice(self, MOST_NAMED))
         more = ", ..." if len(self) > MOST_NAMED else ""
@@ -129,8 +147,25 @@ class Cohort(Mapping[str, Slide]):
     def _repr_html_(self) -> str:
         from dicomslide.display.html import MOST_SLIDES, cohort_html
 
-        shown = self._summaries(itertools.islice(self, MOST_SLIDES))
+        # never by a cluster, which may be at work for hours
+        shown = self._summaries(itertools.islice(self, MOST_SLIDES), _in_threads)
         return cohort_html(shown, len(self), self._failures)
+
+    def opened(self) -> Iterator[tuple[str, Slide]]:
+        """Open one slide after the other; those that don't open are left out.
+
+        Yields
+        ------
+        tuple of str and Slide
+            A slide, and its name. What doesn't open is among the :attr:`failures`.
+
+        """
+        for name in self:
+            try:
+                slide = self[name]
+            except Exception:  # noted by the lookup
+                continue
+            yield name, slide
 
     def summaries(self) -> dict[str, dict[str, Any]]:
         """Open all slides, and return what each is like, in plain values, by its name.
@@ -138,12 +173,14 @@ class Cohort(Mapping[str, Slide]):
         As :func:`open_slides` does it: several at a time, on a cluster if there is one. Those
         that don't open are left out, and are among the :attr:`failures`.
         """
-        return self._summaries(self)
+        return self._summaries(self, functools.partial(_everywhere, size=SLIDES))
 
-    def _summaries(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def _summaries(
+        self, names: Iterable[str], do: Callable[..., list[_Batch[Any]]]
+    ) -> dict[str, dict[str, Any]]:
         items = [(name, self._members[name].sources) for name in names]
         found: dict[str, dict[str, Any]] = {}
-        for batch in _everywhere(functools.partial(_summarize, self._options), items, SLIDES):
+        for batch in do(functools.partial(_summarize, self._options), items):
             found |= batch.found
             self._failures |= batch.failures
         return found
@@ -214,21 +251,25 @@ def open_slides(
         on_error=on_error,
     )
     failures: Failures = {}
+    given: list[Any]
     store: ClientStore | None = None
     if is_client(source):
         store = ClientStore(source, study_instance_uid)
     elif isinstance(source, str) and is_dicomweb_url(source):
         store = store_at(source)
-    elif study_instance_uid is not None or not _are_paths(source):
+    elif study_instance_uid is not None or not isinstance(source, (str, os.PathLike, Iterable)):
         raise TypeError(
             f"slides can't be opened from a {type(source).__name__}; expected paths, or a client"
             " (which alone has a study_instance_uid)"
         )
     if store is not None:
-        read = functools.partial(_read_series, store)
-        batches = _in_threads(read, _series_of(store, failures))
+        given = [source]
+        series = store.series(attempt=functools.partial(_attempt, failures))
+        batches = _in_threads(functools.partial(_read_series, store), series)
     else:
-        batches = _everywhere(_read_files, _paths_of(source, storage_options, failures), FILES)
+        given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+        paths = _paths_of(given, storage_options, failures)
+        batches = _everywhere(_read_files, paths, size=FILES)
     for batch in batches:
         failures |= batch.failures
     instances = [each for batch in batches for each in batch.found]
@@ -237,31 +278,29 @@ def open_slides(
         return cohort
     if cohort.failures:
         raise next(iter(cohort.failures.values()))
-    given = [source] if store is not None or isinstance(source, (str, os.PathLike)) else source
     what = ", ".join(public_url(str(each)) for each in given) or "an empty list"
     if instances:
         raise NotSlideError(f"{what}: no slide image is among {len(instances)} instances")
     raise NotDicomError(f"{what}: no DICOM file is there")
 
 
-def _are_paths(source: Any) -> bool:
-    return isinstance(source, (str, os.PathLike, list, tuple, set, frozenset))
-
-
 # -- what there is ---------------------------------------------------------------------------
 
 
-def _paths_of(source: Any, storage_options: Any, failures: Failures) -> list[tuple[str, bool]]:
-    """Return files and objects, each with whether it was named: then it has to be DICOM."""
-    local, urls = local_paths_and_urls(source, storage_options)
+Named = tuple[str, bool]
+"""A file or an object, and whether it was named: then it has to be DICOM."""
+
+
+def _paths_of(given: list[Any], storage_options: Any, failures: Failures) -> list[Named]:
+    local, urls = local_paths_and_urls(given, storage_options)
     found: dict[str, bool] = {}
 
     def add(paths: Iterable[str], is_named: bool) -> None:
         for path in paths:
             found[path] = is_named or found.get(path, False)
 
-    for given in local:
-        path = Path(given).expanduser().absolute()  # workers may be elsewhere
+    for each in local:
+        path = Path(each).expanduser().absolute()  # workers may be elsewhere
         if path.is_dir():
             add(files_of(path), False)
             continue
@@ -272,21 +311,11 @@ def _paths_of(source: Any, storage_options: Any, failures: Failures) -> list[tup
         add((match for match in matching if not os.path.isdir(match)), False)
         if not matching:  # a file, or an error
             add([str(path)], True)
-    for url in urls:
-        with _attempt(failures, public_url(url)):
-            for each, is_given in objects_at(url):
-                # as it may be shown: workers are sent no credentials
-                add([remembered(each)], is_given)
+    for batch in _in_threads(_list_objects, urls):
+        failures |= batch.failures
+        for url, is_named in batch.found:
+            add([url], is_named)
     return list(found.items())
-
-
-def _series_of(store: ClientStore, failures: Failures) -> list[list[Series]]:
-    """Search for the series of each study."""
-    found = store.series(attempt=functools.partial(_attempt, failures))
-    return [
-        list(series)
-        for _, series in itertools.groupby(found, key=lambda each: each.study_instance_uid)
-    ]
 
 
 # -- done several at a time, also on workers ------------------------------------------------
@@ -305,7 +334,17 @@ class _Batch(Generic[F]):
         return any(isinstance(error, OSError) for error in self.failures.values())
 
 
-def _read_files(paths: Sequence[tuple[str, bool]]) -> _Batch[list[Instance]]:
+def _list_objects(urls: Sequence[str]) -> _Batch[list[Named]]:
+    found: list[Named] = []
+    failures: Failures = {}
+    for url in urls:
+        with _attempt(failures, public_url(url)):
+            # as it may be shown: workers are sent no credentials
+            found += [(remembered(each), is_given) for each, is_given in objects_at(url)]
+    return _Batch(found, failures)
+
+
+def _read_files(paths: Sequence[Named]) -> _Batch[list[Instance]]:
     found: list[Instance] = []
     failures: Failures = {}
     for path, is_named in paths:
@@ -351,15 +390,6 @@ def _summarize(
 
 
 @contextlib.contextmanager
-def _noting(failures: Failures, what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        failures[what] = error
-        raise
-
-
-@contextlib.contextmanager
 def _attempt(failures: Failures, what: str) -> Iterator[None]:
     try:
         yield
@@ -370,13 +400,13 @@ def _attempt(failures: Failures, what: str) -> Iterator[None]:
 
 
 def _everywhere(
-    function: Callable[[list[T]], _Batch[F]], items: Sequence[T], size: int
+    function: Callable[[list[T]], _Batch[F]], items: Sequence[T], *, size: int
 ) -> list[_Batch[F]]:
     """Do something with batches of items: on the cluster, if there is one, and else here."""
-    batches = [list(items[i : i + size]) for i in range(0, len(items), size)]
-    client = _cluster() if len(batches) > 1 else None
+    client = _cluster() if len(items) > size else None
     if client is None:
-        return _in_threads(function, batches)
+        return _in_threads(function, items)
+    batches = [list(items[i : i + size]) for i in range(0, len(items), size)]
     done: list[_Batch[F] | None] = []
     for future in client.map(function, batches, pure=False):
         try:
@@ -385,8 +415,13 @@ def _everywhere(
             done.append(None)
         else:  # what a worker doesn't see, this process may
             done.append(None if batch.has_unreached else batch)
-    here = iter(_in_threads(function, [b for b, d in zip(batches, done, strict=True) if d is None]))
-    return [next(here) if batch is None else batch for batch in done]
+    missed = [each for b, d in zip(batches, done, strict=True) if d is None for each in b]
+    here = iter(_in_threads(function, missed))
+    return [
+        each
+        for batch, there in zip(batches, done, strict=True)
+        for each in ([there] if there is not None else itertools.islice(here, len(batch)))
+    ]
 
 
 def _cluster() -> Any:
@@ -407,20 +442,19 @@ def _cluster() -> Any:
     return None if client.asynchronous or not client.nthreads() else client
 
 
-def _in_threads(
-    function: Callable[[list[T]], _Batch[F]], batches: Sequence[list[T]]
-) -> list[_Batch[F]]:
-    """Do something with each batch, several at once if the first waited more than it computed.
+def _in_threads(function: Callable[[list[T]], _Batch[F]], items: Sequence[T]) -> list[_Batch[F]]:
+    """Do something with each item, with several at once from when that has meant to wait.
 
-    Threads help those that wait for a server; those that parse headers they hinder.
+    Threads help those that wait for a server or a disk; those that parse headers they hinder.
     """
+    done: list[_Batch[F]] = []
     began, worked = time.perf_counter(), time.thread_time()
-    done = [function(batch) for batch in batches[:1]]
-    worked = time.thread_time() - worked
-    rest = batches[1:]
-    if time.perf_counter() - began < 2 * worked or len(rest) < 2:
-        return done + [function(batch) for batch in rest]
-    return done + together(function, rest, AT_ONCE)
+    for at, item in enumerate(items):
+        elapsed = time.perf_counter() - began
+        if elapsed > max(PATIENCE, 2 * (time.thread_time() - worked)):
+            return done + together(lambda each: function([each]), items[at:], AT_ONCE)
+        done.append(function([item]))
+    return done
 
 
 # -- putting it together ---------------------------------------------------------------------
@@ -430,7 +464,7 @@ def _sorted(instances: Iterable[Instance], options: SlideOptions, failures: Fail
     """Sort instances into slides, and name these."""
     found: list[Member] = []
     # few need more than their few words: no work for a cluster
-    for batch in _in_threads(_split, [[group] for group in sort_instances(instances)]):
+    for batch in _in_threads(_split, sort_instances(instances)):
         found += batch.found
         failures |= batch.failures
     count = collections.Counter(member.container for member in found)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
+import operator
 import warnings
 from typing import TYPE_CHECKING
 
@@ -136,6 +138,54 @@ def is_volume(image: TiledImage) -> bool:
     return utils.is_volume_image(image.metadata) and not is_derived(image)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Said:
+    """An image, and what its header says of its slide: read once, for few headers are kept."""
+
+    image: TiledImage
+    key: tuple[str | None, str | None]
+    series: str | None
+    study: str | None
+    uid: str | None
+    is_volume: bool
+    is_derived: bool
+    is_label: bool
+    is_overview: bool
+
+    @classmethod
+    def of(cls, image: TiledImage) -> _Said:
+        header = image.metadata
+        derived = is_derived(image)
+        return cls(
+            image,
+            slide_key(image),
+            utils.text(header, "SeriesInstanceUID"),
+            utils.text(header, "StudyInstanceUID"),
+            utils.text(header, "SOPInstanceUID"),
+            is_volume(image),
+            derived,
+            utils.is_label_image(header) and not derived,
+            utils.is_overview_image(header) and not derived,
+        )
+
+
+class _Group:
+    """The images of a slide."""
+
+    def __init__(self, key: tuple[str | None, str | None]) -> None:
+        self.key = key
+        self.images: list[_Said] = []
+        self.series: set[str | None] = set()
+        self.studies: set[str | None] = set()
+        self.uids: set[str | None] = set()
+
+    def add(self, image: _Said) -> None:
+        self.images.append(image)
+        self.series.add(image.series)
+        self.studies.add(image.study)
+        self.uids.add(image.uid)
+
+
 def group_by_slide(images: Iterable[TiledImage]) -> list[list[TiledImage]]:
     """Put images together that share a frame of reference and a container.
 
@@ -144,109 +194,94 @@ def group_by_slide(images: Iterable[TiledImage]) -> list[list[TiledImage]]:
     derived image that of its frame of reference. Where nothing but derived images is there, they
     are slides of their own.
     """
-    images = tuple(images)
-    roots = [image for image in images if is_volume(image)]
-    roots = roots or [image for image in images if is_derived(image)]
-    groups: dict[tuple[str | None, str | None], list[TiledImage]] = {}
+    found = [_Said.of(image) for image in images]
+    roots = [image for image in found if image.is_volume]
+    roots = roots or [image for image in found if image.is_derived]
+    groups: dict[tuple[str | None, str | None], _Group] = {}
     incomplete = []
     for image in roots:
-        key = slide_key(image)
-        if None in key:
+        if None in image.key:
             incomplete.append(image)
         else:
-            groups.setdefault(key, []).append(image)
+            groups.setdefault(image.key, _Group(image.key)).add(image)
     slides = list(groups.values())
     for image in incomplete:
         fitting = [slide for slide in slides if _may_belong(image, slide)]
-        alike = [slide for slide in fitting if slide_key(slide[0]) == slide_key(image)]
-        if len(alike or fitting) == 1:
-            (alike or fitting)[0].append(image)
-        else:
-            slides.append([image])
+        alike = [slide for slide in fitting if slide.key == image.key]
+        joined = alike or fitting
+        if len(joined) != 1:
+            joined = [_Group(image.key)]
+            slides += joined
+        joined[0].add(image)
     if slides:
         members = set(map(id, roots))
-        for image in images:
+        for image in found:
             if id(image) not in members:
                 for slide in _fitting_slides(image, slides):
-                    slide.append(image)
+                    slide.add(image)
     _share_associated(slides)
-    return slides
+    return [[each.image for each in slide.images] for slide in slides]
 
 
-def _share_associated(slides: list[list[TiledImage]]) -> None:
+def _share_associated(slides: list[_Group]) -> None:
     """Give a scan that has no label, or no overview, those of other scans of its container."""
-    before = [tuple(slide) for slide in slides]
-    for slide, own in zip(slides, before, strict=True):
-        container = slide_key(own[0])[1]
-        for has in (utils.is_label_image, utils.is_overview_image):
-            if container is not None and not any(has(image.metadata) for image in own):
-                slide.extend(
-                    image
-                    for other in before
-                    if slide_key(other[0])[1] == container
-                    for image in other
-                    if has(image.metadata) and not is_derived(image)
-                )
+    of_container: dict[str, list[_Group]] = {}
+    for slide in slides:
+        if (container := slide.key[1]) is not None:
+            of_container.setdefault(container, []).append(slide)
+    for scans in of_container.values():
+        for has in (operator.attrgetter("is_label"), operator.attrgetter("is_overview")):
+            without = [slide for slide in scans if not any(map(has, slide.images))]
+            others = [image for slide in scans for image in slide.images if has(image)]
+            for slide in without:
+                for image in others:
+                    slide.add(image)
 
 
-def _may_belong(image: TiledImage, slide: list[TiledImage]) -> bool:
+def _may_belong(image: _Said, slide: _Group) -> bool:
     """Whether nothing that an image says keeps it from a slide, and something speaks for it."""
-    pairs = list(zip(slide_key(image), slide_key(slide[0]), strict=True))
+    pairs = list(zip(image.key, slide.key, strict=True))
     if any(None not in pair and pair[0] != pair[1] for pair in pairs):
         return False
-    return any(a is not None and a == b for a, b in pairs) or _same(
-        image, slide, "SeriesInstanceUID"
-    )
+    return any(a is not None and a == b for a, b in pairs) or image.series in slide.series
 
 
-def _same(image: TiledImage, others: list[TiledImage], keyword: str) -> bool:
-    """Whether what an image says is what one of others says."""
-    said = utils.text(image.metadata, keyword)
-    return any(utils.text(other.metadata, keyword) == said for other in others)
-
-
-def _fitting_slides(image: TiledImage, slides: list[list[TiledImage]]) -> list[list[TiledImage]]:
+def _fitting_slides(image: _Said, slides: list[_Group]) -> list[_Group]:
     """Return the slides to which an image belongs that isn't a volume image."""
-    frame, container = slide_key(image)
-    keys = [slide_key(slide[0]) for slide in slides]
-    possible = list(zip(slides, keys, strict=True))
-    if is_derived(image):  # its millimetres mean something in its own frame of reference only
+    frame, container = image.key
+    if image.is_derived:  # its millimetres mean something in its own frame of reference only
         possible = [
-            (slide, key) for slide, key in possible if None in (frame, key[0]) or frame == key[0]
+            slide for slide in slides if None in (frame, slide.key[0]) or frame == slide.key[0]
         ]
     else:  # a label names a person: never one of another slide
         possible = [
-            (slide, key)
-            for slide, key in possible
-            if (container is not None and container == key[1])
-            or _same(image, slide, "SeriesInstanceUID")
-            or (None in (container, key[1]) and _same(image, slide, "StudyInstanceUID"))
+            slide
+            for slide in slides
+            if (container is not None and container == slide.key[1])
+            or image.series in slide.series
+            or (None in (container, slide.key[1]) and image.study in slide.studies)
         ]
     if len(possible) == 1:
-        return [possible[0][0]]
-    by_reference = [
-        slide for slide, _ in possible if is_derived(image) and _refers_to(image, slide)
-    ]
-    by_frame = [slide for slide, key in possible if frame is not None and key[0] == frame]
+        return possible
+    by_reference = []
+    if image.is_derived:
+        uids = {uid for _, _, uid in image.image.get_references()}
+        by_reference = [slide for slide in possible if not uids.isdisjoint(slide.uids)]
+    by_frame = [slide for slide in possible if frame is not None and slide.key[0] == frame]
+    by_series = [slide for slide in possible if image.series in slide.series]
     by_container = [
-        slide for slide, key in possible if container is not None and key[1] == container
+        slide for slide in possible if container is not None and slide.key[1] == container
     ]
-    by_series = [slide for slide, _ in possible if _same(image, slide, "SeriesInstanceUID")]
-    if found := by_reference or by_frame or by_container or by_series:
+    if found := by_reference or by_frame or by_series or by_container:
         return found
-    what = "segmentation or parametric map" if is_derived(image) else image.flavor
+    what = "segmentation or parametric map" if image.is_derived else image.image.flavor
     warnings.warn(
-        f"left out: {image.name}: {what} of none of the {len(slides)} slides (its frame of"
+        f"left out: {image.image.name}: {what} of none of the {len(slides)} slides (its frame of"
         f" reference is {frame}, its container {container})",
         MetadataWarning,
         stacklevel=4,
     )
     return []
-
-
-def _refers_to(image: TiledImage, others: list[TiledImage]) -> bool:
-    uids = {uid for _, _, uid in image.get_references()}
-    return any(utils.text(other.metadata, "SOPInstanceUID") in uids for other in others)
 
 
 def list_slides(slides: list[list[TiledImage]]) -> str:
