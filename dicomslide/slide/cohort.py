@@ -115,7 +115,7 @@ class Cohort(Mapping[str, Slide]):
         try:
             return open_members(member.sources, self._options)
         except Exception as error:
-            self._failures[name] = copy.copy(error)  # without its traceback: see _attempt
+            self._failures[name] = _bare(copy.copy(error))
             raise
 
     def __iter__(self) -> Iterator[str]:
@@ -394,9 +394,13 @@ def _attempt(failures: Failures, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # without the frames of its traceback, which keep headers alive
-        error.__cause__ = error.__context__ = None
-        failures[what] = error.with_traceback(None)
+        failures[what] = _bare(error)
+
+
+def _bare(error: Exception) -> Exception:
+    """Return an error without the frames of its traceback, which keep headers alive."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _everywhere(
