@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -168,10 +167,7 @@ def _show_all(slides: Cohort, as_json: bool) -> None:
     if not as_json:
         _print_rows(cohort_table(slides.summaries()))
         return
-    described = {}
-    for name in slides:
-        with contextlib.suppress(Exception):  # it is among the failures
-            described[name] = describe(slides[name])
+    described = {name: describe(slide) for name, slide in slides.opened()}
     print(json.dumps(described, indent=2, ensure_ascii=False))
 
 

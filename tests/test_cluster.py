@@ -241,15 +241,23 @@ def test_a_chunk_beyond_the_memory_of_a_worker_is_an_error_before_the_worker_die
 def kill_when(client, pids, done):
     """Kill a worker that is at work, one of those given, when so many chunks are there."""
     scheduler = client.cluster.scheduler
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+
+    def killed():
         states = [task.state for task in list(scheduler.tasks.values())]
         for address, worker in list(scheduler.workers.items()):
             if address in pids and worker.processing and states.count("memory") >= done:
                 os.kill(pids.pop(address), signal.SIGKILL)
-                return
+                return True
+        return False
+
+    wait_until(killed)
+
+
+def wait_until(happens):
+    deadline = time.monotonic() + 60
+    while not happens():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    raise TimeoutError("no worker was at work")
 
 
 def slowly(block):
@@ -272,15 +280,26 @@ def test_workers_killed_in_the_middle_twice_do_not_change_the_result(client, fol
 
 
 def test_workers_that_come_and_go_do_not_change_the_result(client, folder):
-    adaptive = client.cluster.adapt(minimum=1, maximum=2, interval="50ms", wait_count=1)
+    array = base_level(folder).map_blocks(slowly, dtype=np.uint8)
+    cluster, workers = client.cluster, client.cluster.scheduler.workers
+    adaptive = cluster.adapt(minimum=1, maximum=2, interval="50ms", wait_count=1)
     try:
-        array = base_level(folder).map_blocks(slowly, dtype=np.uint8)
-        for _ in range(2):
-            np.testing.assert_array_equal(client.compute(array).result(timeout=60), PIXELS)
-            client.wait_for_workers(1, timeout=60)
+        wait_until(lambda: len(workers) == 1)  # the other one has nothing to do
+        future = client.compute(array)
+        wait_until(lambda: len(cluster.plan) == 2)  # it comes back for this
+        assert not future.done()
+        np.testing.assert_array_equal(future.result(timeout=60), PIXELS)
+        adaptive.stop()
+        cluster.scale(2)
+        client.wait_for_workers(2, timeout=60)
+        del future
+        future = client.compute(array)
+        wait_until(lambda: all(worker.processing for worker in workers.values()))
+        cluster.scale(1)  # one leaves in the middle
+        np.testing.assert_array_equal(future.result(timeout=60), PIXELS)
     finally:
         adaptive.stop()
-        client.cluster.scale(2)
+        cluster.scale(2)
         client.wait_for_workers(2, timeout=60)
 
 

@@ -198,7 +198,7 @@ def test_cohorts_are_equal_if_their_slides_and_options_are_and_none_is_opened(fo
     fewer = dicomslide.open_slides(folder / "S23-1")
     shutil.rmtree(folder)
     assert slides == same
-    assert hash(slides) == hash(same)
+    assert hash(slides) == hash(same) == hash(pickle.loads(pickle.dumps(slides)))
     assert slides not in (other, fewer, dict.fromkeys(slides))
 
 
@@ -393,6 +393,20 @@ def test_info_as_json_of_several_slides(written, capsys):
     described = json.loads(capsys.readouterr().out)
     assert list(described) == NAMES
     assert described["S23-2"]["levels"][0]["rows"] == SHAPE[0]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_info_of_slides_of_which_one_does_not_open(folder, options, capsys):
+    copy = pydicom.dcmread(folder / "S23-2" / "level-0.dcm")
+    copy.SOPInstanceUID = copy.file_meta.MediaStorageSOPInstanceUID = "2.25.7"
+    copy.save_as(folder / "S23-2" / "twice.dcm")
+    assert main(["info", *options, str(folder)]) == 1
+    captured = capsys.readouterr()
+    assert "S23-1" in captured.out
+    assert "S23-2" not in captured.out
+    (error,) = captured.err.splitlines()
+    assert error.startswith("dicomslide: error: ")
+    assert "twice.dcm both hold channel" in error
 
 
 def test_info_of_one_slide_with_a_broken_file_shows_it_and_fails(folder, capsys):

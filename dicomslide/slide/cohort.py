@@ -30,13 +30,14 @@ from dicomslide.backends.storage import public_url, remembered
 from dicomslide.backends.stores import local_paths_and_urls, objects_at, open_source
 from dicomslide.display.description import summary_of
 from dicomslide.errors import NotDicomError, NotSlideError
+from dicomslide.identity import Identified
 from dicomslide.slide.contents import SlideOptions
 from dicomslide.slide.slide import Slide
 from dicomslide.slide.sorting import Instance, Member, open_members, sort_instances, split
 from dicomslide.together import together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     import pandas as pd
 
@@ -60,7 +61,7 @@ T = TypeVar("T")
 F = TypeVar("F")
 
 
-class Cohort(Mapping[str, Slide]):
+class Cohort(Identified, Mapping[str, Slide]):
     """Slides by name, and what couldn't be read.
 
     Made by :func:`open_slides`. A slide's name is its Container Identifier. Where several have
@@ -127,13 +128,19 @@ class Cohort(Mapping[str, Slide]):
     def __contains__(self, name: object) -> bool:
         return name in self._members  # without opening it
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Cohort):
-            return NotImplemented
-        return (self._members, self._options) == (other._members, other._options)
-
-    def __hash__(self) -> int:
-        return hash((tuple(self._members.items()), self._options))
+    def __dask_tokenize__(self) -> tuple[Hashable, ...]:
+        options = self._options
+        slides = tuple(
+            (name, *(source.identity for source in member.sources))
+            for name, member in self._members.items()
+        )
+        return (
+            "dicomslide.Cohort",
+            slides,
+            options.correct_color,
+            options.on_error,
+            options.pyramid_tolerance,
+        )
 
     def _ipython_key_completions_(self) -> list[str]:
         return list(self)
@@ -226,8 +233,8 @@ def open_slides(
     ----------
     source : path-like, iterable of path-like, or dicomweb_client.api.DICOMClient
         Folders (with their folders), files and patterns such as ``"cohort/*/*.dcm"``, on disk or
-        as URLs that fsspec knows; or a client, or the URL of a DICOMweb service or study:
-        ``"dicomweb+https://host/.../studies/..."``.
+        as URLs that fsspec knows (whose patterns have ``*`` only); or a client, or the URL of a
+        DICOMweb service or study: ``"dicomweb+https://host/.../studies/..."``.
     study_instance_uid : str, optional
         The only study of a client that is looked at.
     max_frame_cache_size, pyramid_tolerance, correct_color, on_error, storage_options
