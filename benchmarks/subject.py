@@ -265,7 +265,9 @@ class DicomslideWithoutDecoder(Dicomslide):
         for uid, decoder in codec.DECODERS.items():
             frame = functools.cache(lambda pixel_format: np.full(pixel_format.shape, 77, np.uint8))
             codec.DECODERS[uid] = dataclasses.replace(
-                decoder, decode=lambda buffer, pixel_format, frame=frame: frame(pixel_format)
+                decoder,
+                decode=lambda buffer, pixel_format, frame=frame: frame(pixel_format),
+                takes_scratch=False,
             )
 
     def open(self) -> None:
