@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.reader import THUMBNAIL, Reader
+from benchmarks.server import place_of
 
-__all__ = ["Highdicom", "OpenSlide", "Wsidicom", "WsidicomByPillow"]
+__all__ = ["Highdicom", "OpenSlide", "Wsidicom", "WsidicomByPillow", "WsidicomOnServer"]
 
 
 class OpenSlide(Reader):
@@ -83,6 +84,29 @@ class WsidicomByPillow(Wsidicom):
     """wsidicom with the other decoder that it has for JPEG."""
 
     decoder = "pillow"
+
+
+class WsidicomOnServer(Wsidicom):
+    """wsidicom, reading from a DICOMweb server."""
+
+    def load(self) -> None:
+        super().load()
+        from dicomweb_client.api import DICOMwebClient
+        from wsidicom import WsiDicom
+        from wsidicom.web import WsiDicomWebClient
+
+        self.open_web = WsiDicom.open_web
+        self.client = lambda url: WsiDicomWebClient(DICOMwebClient(url))
+
+    def open(self) -> None:
+        place = place_of(self.folder)
+        self.slide = self.open_web(
+            self.client(place["near"]),
+            place["study"],
+            place["series"],
+            read_executor=ThreadPoolExecutor(self.threads) if self.threads else None,
+            settings=self.settings,
+        )
 
 
 class Highdicom(Reader):

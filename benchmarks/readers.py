@@ -17,10 +17,12 @@ from benchmarks.limit import (
     PlacingDecoderInProcesses,
     Python,
 )
-from benchmarks.peers import Highdicom, OpenSlide, Wsidicom, WsidicomByPillow
+from benchmarks.peers import Highdicom, OpenSlide, Wsidicom, WsidicomByPillow, WsidicomOnServer
 from benchmarks.subject import (
     CorrectedDicomslide,
     Dicomslide,
+    DicomslideFarAway,
+    DicomslideOnServer,
     DicomslideWithoutCache,
     DicomslideWithoutDecoder,
 )
@@ -39,9 +41,13 @@ READERS: dict[str, Callable[[str], Reader]] = {
     "dicomslide, corrected, 1 thread": functools.partial(CorrectedDicomslide, threads=1),
     "dicomslide, no cache": DicomslideWithoutCache,
     "dicomslide, no decoder, 1 thread": functools.partial(DicomslideWithoutDecoder, threads=1),
+    "dicomslide, server": DicomslideOnServer,
+    "dicomslide, server far away": DicomslideFarAway,
     "wsidicom": Wsidicom,
     "wsidicom, 2 threads": functools.partial(Wsidicom, threads=2),
     "wsidicom, Pillow": WsidicomByPillow,
+    "wsidicom, server": WsidicomOnServer,
+    "wsidicom, server, 2 threads": functools.partial(WsidicomOnServer, threads=2),
     "openslide": OpenSlide,
     "highdicom": Highdicom,
     "decoder": Decoder,

@@ -130,10 +130,16 @@ def run(
         warm = [task for task in tasks if task.slide == name and isinstance(task, Warm)]
         fresh = [task for task in tasks if task.slide == name and isinstance(task, Fresh)]
         draw = Draw(np.random.default_rng(), slide.edge, slide.tile)
-        if warm:
-            run_warm(results, warm, path, draw, rounds)
-        for task in fresh:
-            run_fresh(results, task, path, draw, rounds)
+        with slide.served(path) as reason:
+            if reason:
+                for task in warm:
+                    for reader in task.readers:
+                        results.add(task.key, reader, {"error": reason})
+                continue
+            if warm:
+                run_warm(results, warm, path, draw, rounds)
+            for task in fresh:
+                run_fresh(results, task, path, draw, rounds)
     return results
 
 

@@ -6,6 +6,7 @@ frames are encoded, which then lie all over the slide.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pydicom
 
+from benchmarks.server import served
 from dicomslide.codec import PixelFormat
 from dicomslide.geometry import SlideGeometry
 from dicomslide.testing import (
@@ -30,6 +32,7 @@ from dicomslide.testing import (
 )
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -118,6 +121,22 @@ class Slide:
                 unfinished / f"level-{number}.dcm", dataclasses.replace(image, encoded=frames)
             )
         return unfinished.rename(path)
+
+    def served(self, path: Path) -> AbstractContextManager[str]:
+        """Let it be read where readers look for it; gives why that can't be, or nothing."""
+        return contextlib.nullcontext("")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Served(Slide):
+    """A slide on a DICOMweb server, too."""
+
+    edge: int = 4_096
+    factors: tuple[int, ...] = (1, 4)
+
+    def served(self, path: Path) -> AbstractContextManager[str]:
+        """Run a server that has the slide."""
+        return served(path)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -355,6 +374,7 @@ SLIDES = {
                 ),
             )
         ),
+        Served(name="orthanc", about="like jpeg-256, on an Orthanc server on this machine"),
         Cohort(name="cohort", about="1,000 slides of four files, of which each is small"),
     )
 }

@@ -9,10 +9,13 @@ from typing import Any
 
 from benchmarks import process
 from benchmarks.reader import BLOCK, THUMBNAIL, Reader, blocks, summary
+from benchmarks.server import place_of
 
 __all__ = [
     "CorrectedDicomslide",
     "Dicomslide",
+    "DicomslideFarAway",
+    "DicomslideOnServer",
     "DicomslideWithoutCache",
     "DicomslideWithoutDecoder",
 ]
@@ -249,6 +252,29 @@ class DicomslideWithoutCache(Dicomslide):
         import dicomslide
 
         dicomslide.set_options(frame_cache_bytes=0)
+
+
+class DicomslideOnServer(DicomslideWithoutCache):
+    """dicomslide that reads from a DICOMweb server, and keeps nothing of what it has read."""
+
+    where = "near"
+
+    def load(self) -> None:
+        super().load()
+        import dicomslide
+
+        dicomslide.set_options(encoded_cache_bytes=0)
+
+    def open(self) -> None:
+        place = place_of(self.folder)
+        url = f"dicomweb+{place[self.where]}/studies/{place['study']}/series/{place['series']}"
+        self.slide = self.open_slide(url, correct_color=False)
+
+
+class DicomslideFarAway(DicomslideOnServer):
+    """The same, further away from the server."""
+
+    where = "far"
 
 
 class DicomslideWithoutDecoder(Dicomslide):

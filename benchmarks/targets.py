@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.tasks import BOTH_WSIDICOM
+from benchmarks.server import ROUND_TRIP
+from benchmarks.tasks import BOTH_WSIDICOM, WSIDICOM_ON_SERVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -379,4 +380,31 @@ def _many() -> list[Target]:
     ]
 
 
-TARGETS = (*_regions(), *_opening(), *_labelled(), *_overhead(), *_many())
+def _remote() -> list[Target]:
+    def round_trips(found: Results) -> Any:
+        task = "orthanc: cold region of 64 frames"
+        far, near = (
+            found.values(task, f"dicomslide, server{where}") for where in (" far away", "")
+        )
+        return (far - near) / (1000 * ROUND_TRIP)
+
+    return [
+        _against(
+            "cold 2,048² region from Orthanc",
+            "wsidicom at its best",
+            0.5,
+            "orthanc: cold region of 2,048²",
+            *WSIDICOM_ON_SERVER,
+            reader="dicomslide, server",
+        ),
+        Target(
+            "64 frames from Orthanc, 20 ms away: beyond transfer and decoding",
+            "",
+            5,
+            round_trips,
+            "round trips",
+        ),
+    ]
+
+
+TARGETS = (*_regions(), *_opening(), *_labelled(), *_overhead(), *_many(), *_remote())

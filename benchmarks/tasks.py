@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["BOTH_WSIDICOM", "FRESH", "WARM", "Draw", "Fresh", "Warm"]
+__all__ = ["BOTH_WSIDICOM", "FRESH", "WARM", "WSIDICOM_ON_SERVER", "Draw", "Fresh", "Warm"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Fresh:
 
 
 BOTH_WSIDICOM = ("wsidicom", "wsidicom, 2 threads")
+WSIDICOM_ON_SERVER = ("wsidicom, server", "wsidicom, server, 2 threads")
 _PEERS = ("dicomslide", *BOTH_WSIDICOM, "openslide", "decoder")
 
 
@@ -292,6 +293,22 @@ WARM = (
         _of(3, 2_048),
     ),
     *_through_dask("large-extended"),
+    Warm(
+        "cold region of 2,048²",
+        "orthanc",
+        "regions",
+        ("dicomslide, server", *WSIDICOM_ON_SERVER, "decoder"),
+        _of(1, 2_048),
+        forget=True,
+    ),
+    Warm(
+        "cold region of 64 frames",
+        "orthanc",
+        "regions",
+        ("dicomslide, server", "dicomslide, server far away"),
+        lambda draw: _aligned(draw, 8),
+        forget=True,
+    ),
 )
 
 

@@ -1,0 +1,100 @@
+"""A slide on an Orthanc server of our own, near and far: the tests know how to run one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["ROUND_TRIP", "Place", "place_of", "served"]
+
+ROUND_TRIP = 0.020
+"""Seconds that a round trip takes longer, far away."""
+NAME = "server.json"
+Place = dict[str, str]
+"""URLs of the service, near and far, and UIDs of study and series."""
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve the slide in a folder; yield why that can't be, or nothing."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    try:
+        import orthanc
+    except ImportError as error:
+        yield str(error)
+        return
+    if reason := orthanc.reason_to_skip():
+        yield reason
+        return
+    with (
+        tempfile.TemporaryDirectory() as data,
+        orthanc.running(Path(data)) as url,
+        _far(url) as far,
+    ):
+        study, series = orthanc.store(url, sorted(folder.glob("*.dcm")))
+        place = {"near": url, "far": far, "study": study, "series": series}
+        (folder / NAME).write_text(json.dumps(place), encoding="utf-8")
+        yield ""
+
+
+def place_of(folder: str) -> Place:
+    """Return where the slide in a folder is served."""
+    return json.loads((Path(folder) / NAME).read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _far(url: str) -> Iterator[str]:
+    """Yield a URL by which a server is further away, but answers as fast."""
+    parts = urlsplit(url)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(parts.hostname, parts.port)
+        await asyncio.gather(_delayed(reader, back), _delayed(there, writer))
+
+    async def start() -> asyncio.Server:
+        return await asyncio.start_server(connect, "127.0.0.1", 0)
+
+    try:
+        server = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+        port = server.sockets[0].getsockname()[1]
+        yield parts._replace(netloc=f"127.0.0.1:{port}").geturl()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+
+
+async def _delayed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send on what comes, each byte half a round trip later."""
+    loop = asyncio.get_running_loop()
+    under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+
+    async def arrive() -> None:
+        data = b"-"
+        while data:
+            due, data = await under_way.get()
+            await asyncio.sleep(due - loop.time())
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    arriving = asyncio.create_task(arrive())
+    data = b"-"
+    with contextlib.suppress(OSError):
+        while data:
+            data = await reader.read(2**18)
+            under_way.put_nowait((loop.time() + ROUND_TRIP / 2, data))
+    with contextlib.suppress(OSError):
+        await arriving
