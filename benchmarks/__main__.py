@@ -12,7 +12,7 @@ from benchmarks.run import run
 from benchmarks.slides import SLIDES
 from benchmarks.tasks import FRESH, WARM
 
-QUICK = ("jpeg-256", "large-extended")
+QUICK = ("jpeg-256", "large-extended", "orthanc")
 """Slides of a quick run."""
 
 

@@ -101,7 +101,7 @@ class WsidicomOnServer(Wsidicom):
     def open(self) -> None:
         place = place_of(self.folder)
         self.slide = self.open_web(
-            self.client(place["near"]),
+            self.client(place["itself"]),
             place["study"],
             place["series"],
             read_executor=ThreadPoolExecutor(self.threads) if self.threads else None,

@@ -21,7 +21,7 @@ ROUND_TRIP = 0.020
 """Seconds that a round trip takes longer, far away."""
 NAME = "server.json"
 Place = dict[str, str]
-"""URLs of the service, near and far, and UIDs of study and series."""
+"""URLs of the service, itself, near and far, and UIDs of study and series."""
 
 
 @contextlib.contextmanager
@@ -39,10 +39,11 @@ def served(folder: Path) -> Iterator[str]:
     with (
         tempfile.TemporaryDirectory() as data,
         orthanc.running(Path(data)) as url,
-        _far(url) as far,
+        _way(url, 0) as near,
+        _way(url, ROUND_TRIP) as far,
     ):
         study, series = orthanc.store(url, sorted(folder.glob("*.dcm")))
-        place = {"near": url, "far": far, "study": study, "series": series}
+        place = {"itself": url, "near": near, "far": far, "study": study, "series": series}
         (folder / NAME).write_text(json.dumps(place), encoding="utf-8")
         yield ""
 
@@ -53,8 +54,8 @@ def place_of(folder: str) -> Place:
 
 
 @contextlib.contextmanager
-def _far(url: str) -> Iterator[str]:
-    """Yield a URL by which a server is further away, but answers as fast."""
+def _way(url: str, round_trip: float) -> Iterator[str]:
+    """Yield a URL by which a server is so many seconds away, but answers as fast."""
     parts = urlsplit(url)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -62,7 +63,8 @@ def _far(url: str) -> Iterator[str]:
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(parts.hostname, parts.port)
-        await asyncio.gather(_delayed(reader, back), _delayed(there, writer))
+        ways = (reader, back), (there, writer)
+        await asyncio.gather(*(_delayed(*way, round_trip / 2) for way in ways))
 
     async def start() -> asyncio.Server:
         return await asyncio.start_server(connect, "127.0.0.1", 0)
@@ -76,8 +78,10 @@ def _far(url: str) -> Iterator[str]:
         thread.join(10)
 
 
-async def _delayed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Send on what comes, each byte half a round trip later."""
+async def _delayed(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float
+) -> None:
+    """Send on what comes, each byte so much later."""
     loop = asyncio.get_running_loop()
     under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
 
@@ -95,6 +99,6 @@ async def _delayed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
     with contextlib.suppress(OSError):
         while data:
             data = await reader.read(2**18)
-            under_way.put_nowait((loop.time() + ROUND_TRIP / 2, data))
+            under_way.put_nowait((loop.time() + seconds, data))
     with contextlib.suppress(OSError):
         await arriving

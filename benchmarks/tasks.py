@@ -305,7 +305,7 @@ WARM = (
         "cold region of 64 frames",
         "orthanc",
         "regions",
-        ("dicomslide, server", "dicomslide, server far away"),
+        ("dicomslide, server nearby", "dicomslide, server far away"),
         lambda draw: _aligned(draw, 8),
         forget=True,
     ),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import orthanc
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -15,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # they aren't installed with the package
 
 from benchmarks.limit import Decoder  # noqa: E402
 from benchmarks.report import BEGIN, END, README, report  # noqa: E402
-from benchmarks.run import Results  # noqa: E402
+from benchmarks.run import Results, run  # noqa: E402
 from benchmarks.slides import SLIDES, camera_profile  # noqa: E402
 from benchmarks.targets import TARGETS  # noqa: E402
 from benchmarks.tasks import FRESH, WARM  # noqa: E402
@@ -44,6 +47,8 @@ def test_quick_run_gives_a_number_or_a_reason_for_every_target(tmp_path: Path) -
     assert "tile by tile, one thread" in numbers
     assert "a tile without decoder, in a region of 64" in numbers
     assert "tree of 152,881 frames" in numbers
+    if importlib.util.find_spec("wsidicom") and not orthanc.reason_to_skip():
+        assert "cold 2,048² region from Orthanc" in numbers
     # dicomslide is compared with the decoder before it is measured
     assert "pixels of dicomslide" not in done.stdout
 
@@ -74,6 +79,18 @@ def test_reason_of_a_missing_peer_stands_in_its_row() -> None:
     results.add(task, "openslide", {"error": "ModuleNotFoundError: No module named 'openslide'"})
     row = next(row for row in rows_of(report(results, SLIDES, 1)) if row[1] == "openslide")
     assert row[2] == "– (openslide: ModuleNotFoundError: No module named 'openslide')"
+
+
+def test_a_server_that_is_not_installed_is_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orthanc, "PROGRAM", None)
+    slide = dataclasses.replace(SLIDES["orthanc"], edge=256, factors=(1,))
+    tasks = [task for task in WARM if task.slide == "orthanc"]
+    results = run(tasks, {"orthanc": slide}, tmp_path, 1)
+    rows = [row for row in rows_of(report(results, SLIDES, 1)) if "Orthanc" in row[0]]
+    assert len(rows) == 2
+    assert all(re.match(r"– \(.+: Orthanc isn't installed", row[2]) for row in rows)
 
 
 @pytest.mark.parametrize(
