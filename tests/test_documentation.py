@@ -1,0 +1,202 @@
+"""What the README and the documentation show, runs; and the site is built of it without a warning.
+
+Blocks of Python of a page run one after the other, in one namespace, in a folder where there is
+what they open. Addresses that they name are those of servers on this machine. A block that follows
+a comment ``<!-- not run: why -->`` is compiled only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import importlib.util
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import derive
+import numpy as np
+import orthanc
+import pydicom
+import pytest
+from range_server import serving
+from test_annotation import annotations_of, group_of
+
+from dicomslide.testing import write_slide
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+BLOCK = re.compile(r"^(?:<!-- not run: (.+?) -->\n+)?```(\S+)\n(.*?)^```$", re.M | re.S)
+
+
+def blocks_of(page, language="python"):
+    """Yield of each block of a page why it isn't run, the line it begins on, and its text."""
+    text = page.read_text(encoding="utf-8")
+    for found in BLOCK.finditer(text):
+        if found[2] == language:
+            yield found[1], text.count("\n", 0, found.start(3)), found[3]
+
+
+# -- what pages speak of ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where pages are read: a slide with a segmentation and annotations, and a cohort."""
+    folder = tmp_path_factory.mktemp("pages")
+    files = write_slide(
+        folder / "slide", shape=(1536, 1536), origin=(16.6, 29.6), container_id="S23-1"
+    )
+    shape = (1536, 1536)
+    pixels = np.zeros((*shape, 2), bool)
+    pixels[400:1000, 300:900, 0] = pixels[1000:1200, 300:900, 1] = True
+    derive.write_segmentation(
+        folder / "slide" / "segmentation.dcm", files[0], pixels.astype(np.uint8), "BINARY"
+    )
+    cells = group_of([np.array([[500.0, 600.0], [510, 600], [510, 610]])])
+    annotations_of(files[0], [cells]).save_as(folder / "slide" / "annotations.dcm")
+    for number in (1, 2):
+        write_slide(
+            folder / "cohort" / f"S23-{number}",
+            shape=(512, 640),
+            container_id=f"S23-{number}",
+            slide_number=number,
+        )
+    with zipfile.ZipFile(folder / "slides.zip", "w") as archive:
+        for path in files:
+            archive.write(path, f"slide/{path.name}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def web_server(folder):
+    with serving(folder) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def dicomweb_server(folder, tmp_path_factory):
+    if reason := orthanc.reason_to_skip():
+        pytest.skip(reason)
+    with orthanc.running(tmp_path_factory.mktemp("orthanc")) as url:
+        orthanc.store(url, sorted((folder / "slide").glob("[lo]*.dcm")))
+        yield url
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    distributed = pytest.importorskip("distributed", reason="a cluster takes distributed")
+    workers = tmp_path_factory.mktemp("workers")
+    with distributed.LocalCluster(
+        2, threads_per_worker=1, dashboard_address=":0", local_directory=workers
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture(scope="module")
+def bucket(folder, tmp_path_factory):
+    """A bucket of moto's server; S3's environment variables lead to it."""
+    pytest.importorskip("s3fs", reason="buckets of S3 take s3fs")
+    moto = pytest.importorskip("moto.server", reason="no S3 server: moto isn't installed")
+    import boto3
+
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="bucket")
+        for path in [*(folder / "slide").iterdir(), *(folder / "cohort").rglob("*.dcm")]:
+            name = str(path.relative_to(folder))
+            client.upload_file(str(path), "bucket", name, ExtraArgs={"ACL": "public-read"})
+        yield "s3://bucket"
+    server.stop()
+
+
+ADDRESSES = {  # as pages have them, and the fixtures that stand for them
+    "s3://bucket": "bucket",
+    "https://host/dicom-web": "dicomweb_server",
+    "https://host": "web_server",
+    "tcp://scheduler:8786": "cluster",
+}
+
+
+@pytest.fixture
+def addressed(request, folder):
+    """What puts into a text what addresses, paths and UIDs stand for."""
+
+    def put(text):
+        for address, fixture in ADDRESSES.items():
+            if address in text:
+                text = text.replace(address, request.getfixturevalue(fixture))
+        header = pydicom.dcmread(folder / "slide" / "level-0.dcm", stop_before_pixels=True)
+        text = text.replace("/studies/1.2.3", f"/studies/{header.StudyInstanceUID}")
+        text = text.replace("/series/4.5.6", f"/series/{header.SeriesInstanceUID}")
+        return text.replace("/shared/", f"{folder}/")
+
+    return put
+
+
+@pytest.fixture
+def names(request, addressed):
+    """What pages take for granted: a model, a token, options, a client of dask's cluster."""
+    names = {
+        "__name__": "page",
+        "model": model,
+        "my_token": lambda: "token",
+        "options": {"anon": False},
+    }
+    with contextlib.ExitStack() as stack:
+        text = request.getfixturevalue("page").read_text(encoding="utf-8")
+        if "client.run(" in text:
+            from distributed import Client
+
+            address = request.getfixturevalue("cluster")
+            names["client"] = stack.enter_context(Client(address, set_as_default=False))
+        if "torch.utils" in text:
+            names["torch"] = pytest.importorskip("torch", reason="PyTorch isn't installed")
+        yield names
+
+
+def model(tile):
+    """Return a number for each 4 × 4 pixels of a tile (rows, columns, samples)."""
+    rows, columns = tile.shape[0] // 4, tile.shape[1] // 4
+    return tile.reshape(rows, 4, columns, 4, -1).mean((1, 3, 4))
+
+
+# -- tests -----------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",  # of botocore
+    "ignore::ResourceWarning",
+    "ignore:This DataLoader will create:UserWarning",  # on a machine of few processors
+)
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(blocks_of(page))],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_its_examples_run(page, names, folder, addressed, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    for reason, line, text in blocks_of(page):
+        if text.startswith(">>>"):
+            parser = doctest.DocTestParser()
+            test = parser.get_doctest(addressed(text), names, page.name, str(page), line)
+            said: list[str] = []
+            runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
+            ended = runner.run(test, out=said.append, clear_globs=False)
+            assert not ended.failed, "".join(said)
+            names.update(test.globs)
+            continue
+        code = compile("\n" * line + (text if reason else addressed(text)), str(page), "exec")
+        if not reason:
+            exec(code, names)
