@@ -1,4 +1,4 @@
-"""What the README and the documentation show, runs; and the site is built of it without a warning.
+"""What the README and the documentation show, runs.
 
 Blocks of Python of a page run one after the other, in one namespace, in a folder where there is
 what they open. Addresses that they name are those of servers on this machine. A block that follows
@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import doctest
-import importlib.util
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -24,20 +21,20 @@ import pytest
 from range_server import serving
 from test_annotation import annotations_of, group_of
 
+from dicomslide.cli import _parser
 from dicomslide.testing import write_slide
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-BLOCK = re.compile(r"^(?:<!-- not run: (.+?) -->\n+)?```(\S+)\n(.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"^(?:<!-- not run: (.+?) -->\n+)?```python\n(.*?)^```$", re.M | re.S)
 
 
-def blocks_of(page, language="python"):
-    """Yield of each block of a page why it isn't run, the line it begins on, and its text."""
+def blocks_of(page):
+    """Yield of each block of Python why it isn't run, the line it begins on, and its text."""
     text = page.read_text(encoding="utf-8")
     for found in BLOCK.finditer(text):
-        if found[2] == language:
-            yield found[1], text.count("\n", 0, found.start(3)), found[3]
+        yield found[1], text.count("\n", 0, found.start(2)), found[2]
 
 
 # -- what pages speak of ---------------------------------------------------------------------
@@ -87,7 +84,8 @@ def dicomweb_server(folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(bucket, tmp_path_factory):
+    """A cluster whose workers have the bucket's credentials."""
     distributed = pytest.importorskip("distributed", reason="a cluster takes distributed")
     workers = tmp_path_factory.mktemp("workers")
     with distributed.LocalCluster(
@@ -153,15 +151,15 @@ def names(request, addressed):
         "my_token": lambda: "token",
         "options": {"anon": False},
     }
+    text = request.getfixturevalue("page").read_text(encoding="utf-8")
+    if "torch.utils.data.DataLoader(s" in text:
+        names["torch"] = pytest.importorskip("torch", reason="PyTorch isn't installed")
     with contextlib.ExitStack() as stack:
-        text = request.getfixturevalue("page").read_text(encoding="utf-8")
-        if "client.run(" in text:
+        if "client.run(" in text and "client = " not in text:
             from distributed import Client
 
             address = request.getfixturevalue("cluster")
             names["client"] = stack.enter_context(Client(address, set_as_default=False))
-        if "torch.utils" in text:
-            names["torch"] = pytest.importorskip("torch", reason="PyTorch isn't installed")
         yield names
 
 
@@ -200,3 +198,12 @@ def test_its_examples_run(page, names, folder, addressed, monkeypatch):
         code = compile("\n" * line + (text if reason else addressed(text)), str(page), "exec")
         if not reason:
             exec(code, names)
+
+
+def test_every_command_and_option_is_on_its_page():
+    text = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
+    commands = next(action.choices for action in _parser()._actions if action.choices)
+    for name, parser in commands.items():
+        assert f"`dicomslide {name} " in text
+        options = {option for action in parser._actions for option in action.option_strings}
+        assert not {option for option in options - {"-h", "--help"} if f"`{option}`" not in text}

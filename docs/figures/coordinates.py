@@ -17,14 +17,12 @@ ROWS, COLUMNS, LEVEL = "#c2410c", "#1d6fa5", "#0f8a5f"
 
 def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], color: str) -> None:
     """Draw an arrow in data coordinates."""
-    ax.add_patch(
-        FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, lw=1.8, color=color,
-                        shrinkA=0, shrinkB=0, zorder=5)  # fmt: skip
-    )
+    style = dict(arrowstyle="-|>", mutation_scale=13, lw=1.8, shrinkA=0, shrinkB=0)
+    ax.add_patch(FancyArrowPatch(start, end, color=color, zorder=5, **style))
 
 
 def draw_slide(ax: Axes) -> None:
-    """The glass, its axes in mm, and a matrix on it that the scanner turned."""
+    """Draw the glass, its axes in mm, and a matrix on it that the scanner turned."""
     ax.add_patch(Rectangle((0, 0), 25, 75, fc=GLASS, ec=SOFT))
     ax.add_patch(Rectangle((1.5, 56), 22, 18, fc="white", ec=SOFT))
     ax.text(12.5, 65, "label", ha="center", va="center", color=SOFT)
@@ -45,7 +43,7 @@ def draw_slide(ax: Axes) -> None:
 
 
 def draw_pixels(ax: Axes) -> None:
-    """Pixels near the origin: centres, edges, and how both are addressed."""
+    """Draw pixels near the origin: centres, edges, and how both are addressed."""
     rows, columns = 4, 5
     for r in range(rows):
         for c in range(columns):
@@ -70,7 +68,7 @@ def draw_pixels(ax: Axes) -> None:
 
 
 def draw_levels(ax: Axes) -> None:
-    """A coarse pixel over the fine ones that it averages: each level has its own origin."""
+    """Draw a coarse pixel over the fine ones that it averages: levels have origins of their own."""
     for i in range(8):
         ax.add_patch(Rectangle((i, 1.6), 1, 1, fc="#f6d7e4", ec="white", lw=1.5))
         ax.plot(i + 0.5, 2.1, ".", color=INK, ms=5)
@@ -88,7 +86,7 @@ def draw_levels(ax: Axes) -> None:
 
 
 def draw_planes(ax: Axes) -> None:
-    """The slide from its side: focal planes above the glass."""
+    """Draw the slide from its side: focal planes above the glass."""
     ax.add_patch(Rectangle((0, -1.4), 8, 1.4, fc=GLASS, ec=SOFT))
     ax.text(4, -0.7, "glass", ha="center", va="center", color=SOFT, fontsize=9)
     ax.add_patch(Rectangle((0.8, 0), 6.4, 3.1, fc="#fbeef4", ec="none"))
