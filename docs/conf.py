@@ -30,7 +30,6 @@ extensions = [
     "myst_nb",
     "numpydoc",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx_copybutton",
     "sphinx_design",
 ]
@@ -48,9 +47,8 @@ nb_execution_mode = "off"  # notebooks are committed with their outputs
 add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings say them in words
-autosummary_generate = False
-numpydoc_class_members_toctree = False
-numpydoc_show_class_members = False  # members follow, in full
+numpydoc_show_class_members = False  # they follow, in full
+toc_object_entries_show_parents = "hide"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -59,10 +57,13 @@ html_title = f"dicomslide {version}"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 html_show_sourcelink = False
+html_sidebars = {"start": [], "changelog": []}  # they have no pages beside them
 html_theme_options = {
     "navbar_align": "left",
+    "header_links_before_dropdown": 8,
     "show_prev_next": False,
     "secondary_sidebar_items": ["page-toc"],
+    "show_toc_level": 2,
 }
 
 
