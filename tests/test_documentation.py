@@ -10,17 +10,22 @@ from __future__ import annotations
 import contextlib
 import doctest
 import re
+import runpy
+import shutil
 import zipfile
 from pathlib import Path
 
 import derive
+import matplotlib
 import numpy as np
 import orthanc
 import pydicom
 import pytest
+import xarray as xr
 from range_server import serving
 from test_annotation import annotations_of, group_of
 
+import dicomslide
 from dicomslide.cli import _parser
 from dicomslide.testing import write_slide
 
@@ -169,6 +174,20 @@ def model(tile):
     return tile.reshape(rows, 4, columns, 4, -1).mean((1, 3, 4))
 
 
+class _Shown(doctest.OutputChecker):
+    """Takes any output where none is shown."""
+
+    def check_output(self, want, got, optionflags):
+        return not want or super().check_output(want, got, optionflags)
+
+
+def run(test, checker=None):
+    said = []
+    runner = doctest.DocTestRunner(checker, verbose=False, optionflags=doctest.ELLIPSIS)
+    failed, _ = runner.run(test, out=said.append, clear_globs=False)
+    assert not failed, "".join(said)
+
+
 # -- tests -----------------------------------------------------------------------------------
 
 
@@ -188,16 +207,34 @@ def test_its_examples_run(page, names, folder, addressed, monkeypatch):
     for reason, line, text in blocks_of(page):
         if text.startswith(">>>"):
             parser = doctest.DocTestParser()
-            test = parser.get_doctest(addressed(text), names, page.name, str(page), line)
-            said: list[str] = []
-            runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
-            ended = runner.run(test, out=said.append, clear_globs=False)
-            assert not ended.failed, "".join(said)
-            names.update(test.globs)
+            run(parser.get_doctest(addressed(text), names, page.name, str(page), line))
             continue
         code = compile("\n" * line + (text if reason else addressed(text)), str(page), "exec")
         if not reason:
             exec(code, names)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in dicomslide.__all__ if ">>>" in getattr(dicomslide, name).__doc__]
+)
+def test_the_example_of_its_docstring_runs(name, folder, tmp_path, monkeypatch):
+    for part in ("slide", "cohort"):
+        shutil.copytree(folder / part, tmp_path / part)
+    monkeypatch.chdir(tmp_path)
+    slide = dicomslide.open_slide("slide")
+    names = {each: getattr(dicomslide, each) for each in dicomslide.__all__}
+    names |= {"dicomslide": dicomslide, "np": np, "xr": xr, "slide": slide}
+    names["image"] = slide.get_volume_images()[0]
+    names["matrix"] = names["image"].get_total_pixel_matrix()
+    text = getattr(dicomslide, name).__doc__
+    run(doctest.DocTestParser().get_doctest(text, names, name, None, 0), _Shown())
+
+
+def test_the_figure_of_coordinates_is_drawn(tmp_path):
+    script = shutil.copy(DOCS / "figures" / "coordinates.py", tmp_path)
+    with matplotlib.rc_context({"backend": "Agg"}):
+        runpy.run_path(script, run_name="__main__")
+    assert (tmp_path / "coordinates.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
 def test_every_command_and_option_is_on_its_page():
