@@ -181,7 +181,10 @@ class _Shown(doctest.OutputChecker):
         return not want or super().check_output(want, got, optionflags)
 
 
-def run(test, checker=None):
+def run(text, names, title, *, path=None, line=0, checker=None):
+    """Run examples with a prompt; names that they make stay."""
+    test = doctest.DocTestParser().get_doctest(text, {}, title, path, line)
+    test.globs = names  # which the parser would copy
     said = []
     runner = doctest.DocTestRunner(checker, verbose=False, optionflags=doctest.ELLIPSIS)
     failed, _ = runner.run(test, out=said.append, clear_globs=False)
@@ -206,8 +209,7 @@ def test_its_examples_run(page, names, folder, addressed, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     for reason, line, text in blocks_of(page):
         if text.startswith(">>>"):
-            parser = doctest.DocTestParser()
-            run(parser.get_doctest(addressed(text), names, page.name, str(page), line))
+            run(addressed(text), names, page.name, path=str(page), line=line)
             continue
         code = compile("\n" * line + (text if reason else addressed(text)), str(page), "exec")
         if not reason:
@@ -227,7 +229,7 @@ def test_the_example_of_its_docstring_runs(name, folder, tmp_path, monkeypatch):
     names["image"] = slide.get_volume_images()[0]
     names["matrix"] = names["image"].get_total_pixel_matrix()
     text = getattr(dicomslide, name).__doc__
-    run(doctest.DocTestParser().get_doctest(text, names, name, None, 0), _Shown())
+    run(text, names, name, checker=_Shown())
 
 
 def test_the_figure_of_coordinates_is_drawn(tmp_path):
