@@ -40,7 +40,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(numpy|xarray|dask|pandas|pydicom|PIL|pathlib|collections|typing)\..*"),
 ]
 
-myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks are committed with their outputs
 

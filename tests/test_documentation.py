@@ -17,6 +17,7 @@ from pathlib import Path
 
 import derive
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import orthanc
 import pydicom
@@ -157,7 +158,7 @@ def names(request, addressed):
         "options": {"anon": False},
     }
     text = request.getfixturevalue("page").read_text(encoding="utf-8")
-    if "torch.utils.data.DataLoader(s" in text:
+    if "DataLoader(sampler" in text:
         names["torch"] = pytest.importorskip("torch", reason="PyTorch isn't installed")
     with contextlib.ExitStack() as stack:
         if "client.run(" in text and "client = " not in text:
@@ -165,7 +166,10 @@ def names(request, addressed):
 
             address = request.getfixturevalue("cluster")
             names["client"] = stack.enter_context(Client(address, set_as_default=False))
+        stack.enter_context(dicomslide.set_options())  # those that a page sets are undone
+        stack.enter_context(matplotlib.rc_context({"backend": "Agg"}))
         yield names
+        plt.close("all")
 
 
 def model(tile):
@@ -206,7 +210,6 @@ def run(text, names, title, *, path=None, line=0, checker=None):
 )
 def test_its_examples_run(page, names, folder, addressed, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("MPLBACKEND", "Agg")
     for reason, line, text in blocks_of(page):
         if text.startswith(">>>"):
             run(addressed(text), names, page.name, path=str(page), line=line)
