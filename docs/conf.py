@@ -37,7 +37,7 @@ exclude_patterns = ["_build", "jupyter_execute"]  # what the build itself writes
 nitpicky = True
 nitpick_ignore_regex = [
     # documented by others, to whom there are no links: pages are built without a network
-    (r"py:.*", r"(numpy|xarray|dask|pandas|pydicom|PIL|pathlib|collections|typing)\..*"),
+    (r"py:.*", r"(?!dicomslide\b)([a-z]\w*|PIL)\..*"),
 ]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
