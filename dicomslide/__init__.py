@@ -74,7 +74,7 @@ if TYPE_CHECKING:
         disassemble_total_pixel_matrix,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.8.0.dev0"
 
 _LATE = {
     "AnnotationGroup": "annotation.group",

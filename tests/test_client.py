@@ -121,6 +121,11 @@ def test_a_study_of_a_client_is_opened_alone(tmp_path):
         dicomslide.open_slide(tmp_path, study_instance_uid="1.2.3")
 
 
+def test_where_nothing_is_found_is_named(tmp_path):
+    with pytest.raises(dicomslide.NotSlideError, match="^FakeClient: no slide image is there"):
+        dicomslide.open_slide(FakeClient(tmp_path))
+
+
 @pytest.mark.parametrize("value", [3, object(), None])
 def test_what_is_no_client_is_an_error_that_says_what_is_expected(jpeg_slide, value):
     with pytest.raises(TypeError, match=r"expected a dicomweb_client\.api\.DICOMClient"):

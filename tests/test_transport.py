@@ -310,3 +310,21 @@ def test_another_host_is_reached_through_the_same_proxy(monkeypatch):
     stranger = _stranger(requests.Session(), "https://elsewhere/x")
     assert stranger.proxies["https"] == "http://proxy:3128"
     assert stranger.auth is None
+
+
+def test_the_certificates_of_a_session_win_over_the_environment(
+    server, clock, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
+    asked = []
+
+    class Session(requests.Session):
+        def send(self, request, **settings):
+            asked.append(settings["verify"])
+            return super().send(request, **settings | {"verify": True})
+
+    for verify in (True, str(tmp_path / "hospital.pem")):
+        session = Session()
+        session.verify = verify
+        get(transport(clock, session=session), server)
+    assert asked == [str(tmp_path), str(tmp_path / "hospital.pem")]

@@ -223,6 +223,7 @@ class Transport:
                 headers={"Accept": accept},
                 stream=True,
                 allow_redirects=False,
+                verify=sender.verify,  # else an environment variable wins
                 timeout=(min(self._patience.connect, left), min(self._patience.silence, left)),
             )
             if not response.is_redirect:

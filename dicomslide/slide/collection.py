@@ -14,7 +14,7 @@ import numpy as np
 from dicomslide import utils
 from dicomslide.backends.base import ConcatenatedSource, FrameSource
 from dicomslide.channel import shared_channel
-from dicomslide.errors import MetadataError, MetadataWarning
+from dicomslide.errors import MetadataError, MetadataWarning, NotSlideError
 from dicomslide.layout import geometry_of, grid_of
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from dicomslide.frames import FramePositions
     from dicomslide.image import TiledImage
 
-__all__ = ["group_by_slide", "is_derived", "is_volume", "join_concatenations",
-           "list_slides"]  # fmt: skip
+__all__ = ["group_by_slide", "is_derived", "is_volume", "join_concatenations", "list_slides",
+           "not_a_slide"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -282,6 +282,15 @@ def _fitting_slides(image: _Said, slides: list[_Group]) -> list[_Group]:
         stacklevel=4,
     )
     return []
+
+
+def not_a_slide(sources: Sequence[FrameSource]) -> NotSlideError:
+    """Return what to raise for instances of which none makes a slide."""
+    names = ", ".join(source.name for source in sources[:3])
+    return NotSlideError(
+        f"{names}{', ...' if len(sources) > 3 else ''}: not a slide: no VOLUME or THUMBNAIL image,"
+        f" nor one derived from it, among {utils.counted(len(sources), 'instance')}"
+    )
 
 
 def list_slides(slides: list[list[TiledImage]]) -> str:

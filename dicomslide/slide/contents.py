@@ -16,12 +16,17 @@ from dicomslide.errors import (
     LevelNotFoundError,
     MetadataError,
     MetadataWarning,
-    NotSlideError,
 )
 from dicomslide.identity import Identified
 from dicomslide.image import TiledImage
 from dicomslide.lookup import ChannelsAndPlanes
-from dicomslide.slide.collection import group_by_slide, is_derived, is_volume, list_slides
+from dicomslide.slide.collection import (
+    group_by_slide,
+    is_derived,
+    is_volume,
+    list_slides,
+    not_a_slide,
+)
 from dicomslide.slide.derived import ChannelGroup, derived_series, place_series
 from dicomslide.slide.levels import build_pyramid
 
@@ -99,11 +104,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         ]
         slides = group_by_slide(images)
         if not slides:
-            names = ", ".join(source.name for source in self._sources[:3])
-            raise NotSlideError(
-                f"{names}{', ...' if len(self._sources) > 3 else ''}: not a slide: no VOLUME or"
-                f" THUMBNAIL image, nor one derived from it, among {len(self._sources)} instances"
-            )
+            raise not_a_slide(self._sources)
         if len(slides) > 1:
             raise AmbiguousSlideError(list_slides(slides))
         members = set(map(id, slides[0]))

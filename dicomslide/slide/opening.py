@@ -110,8 +110,10 @@ def open_slide(
         metadata = [
             each for each in metadata if utils.text(each, "StudyInstanceUID") == study_instance_uid
         ]
-        if not metadata:
-            raise NotSlideError(f"no instance of study {study_instance_uid}")
+    if not metadata:
+        study = f"no instance of study {study_instance_uid}"
+        where = web or type(source).__name__
+        raise NotSlideError(study if study_instance_uid else f"{where}: no slide image is there")
     if container_id is not None or frame_of_reference_uid is not None:
         metadata = _choose(store, metadata, container_id, frame_of_reference_uid)
     return Slide(

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from dicomslide import utils
 from dicomslide.annotation.bulk import are_annotations_of
 from dicomslide.backends.file import FileSource, FileStore, check_opens
-from dicomslide.errors import MetadataError, MetadataWarning, NotSlideError
+from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.image import TiledImage
 from dicomslide.slide.collection import (
     group_by_slide,
     is_derived,
     is_volume,
     join_concatenations,
+    not_a_slide,
     slide_key,
 )
 from dicomslide.slide.contents import SlideOptions, slide_of
@@ -142,11 +143,7 @@ def split(instances: Sequence[Instance]) -> list[Member]:
     if rank < 0:
         return []
     if rank == 0:
-        names = ", ".join(each.source.name for each in instances[:3])
-        raise NotSlideError(
-            f"{names}{', ...' if len(instances) > 3 else ''}: not a slide: no VOLUME or THUMBNAIL"
-            f" image, nor one derived from it, among {utils.counted(len(instances), 'instance')}"
-        )
+        raise not_a_slide([each.source for each in instances])
     roots = [each for each in instances if each.rank == rank]
     keys = {(each.container, each.frame_of_reference_uid) for each in roots}
     if len(keys) == 1 and (len(roots) == 1 or roots[0].is_complete):
