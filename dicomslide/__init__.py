@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from dicomslide.backends.connection import register_client
     from dicomslide.backends.credentials import register_credentials
     from dicomslide.backends.storage import register_storage_options
+    from dicomslide.display.picture import add_scale_bar
     from dicomslide.export.ome_zarr import to_ome_zarr
     from dicomslide.export.spatialdata import to_spatialdata
     from dicomslide.image import TiledImage
@@ -88,6 +89,7 @@ _LATE = {
     "TiledImage": "image",
     "TotalPixelMatrix": "matrix",
     "TotalPixelMatrixSampler": "matrix",
+    "add_scale_bar": "display.picture",
     "assemble_total_pixel_matrix": "tile",
     "compute_frame_positions": "tile",
     "compute_image_center_position": "pyramid",
@@ -144,6 +146,7 @@ __all__ = [
     "TotalPixelMatrix",
     "TotalPixelMatrixSampler",
     "__version__",
+    "add_scale_bar",
     "assemble_total_pixel_matrix",
     "compute_frame_positions",
     "compute_image_center_position",

@@ -169,7 +169,7 @@ def _draw(
     for axes, node in zip(panels, associated, strict=False):
         if "x" in node.image.dims:
             node.image.plot.imshow(ax=axes)
-            axes.set(xlabel="x [mm]", ylabel="y [mm]", aspect="equal", title=node.name)
+            axes.set(aspect="equal", title=node.name)
             if node.name == "overview":
                 x_min, y_min, x_max, y_max = bounds
                 axes.add_patch(_rectangle(x_min, y_min, x_max - x_min, y_max - y_min))
@@ -208,7 +208,7 @@ def _draw(
         region.plot.imshow(ax=axes)
     else:
         region.plot.imshow(ax=axes, cmap="gray")
-    axes.set(xlabel="x [mm]", ylabel="y [mm]", aspect="equal", title="region of interest")
+    axes.set_title("region of interest")
     add_scale_bar(axes)
     save(figure, "region.png")
     return paths

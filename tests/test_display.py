@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import dicomslide
-from dicomslide import open_slide
+from dicomslide import add_scale_bar, open_slide
 from dicomslide.display.picture import as_displayed
 from dicomslide.testing import write_slide
 
@@ -148,6 +148,22 @@ def test_plot_has_axes_in_millimetres_and_a_scale_bar(tissue_slide):
     assert [text.get_text() for text in axes.texts] == ["50 µm"]
     without = slide.plot(ax=Figure().subplots(), size=50, scale_bar=False)
     assert not list(without.lines)
+
+
+def test_a_region_is_plotted_by_xarray_in_millimetres_and_with_a_scale_bar(stack_slide):
+    image = open_slide(stack_slide).to_dataset().image.isel(channel=0, z=0)
+    plot = image.sel(x=slice(17.955, 18), y=slice(31.95, 31.98)).plot.imshow()
+    axes = plot.axes
+    try:
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("x [mm]", "y [mm]")
+        assert plot.colorbar.ax.get_ylabel() == "pixel value"
+        add_scale_bar(axes, color="white")
+        assert axes.get_aspect() == 1  # millimetres of x and y are of one length
+        (bar,) = axes.lines
+        assert np.diff(bar.get_xdata())[0] == pytest.approx(0.01)
+        assert [text.get_text() for text in axes.texts] == ["10 µm"]
+    finally:
+        plot.figure.clear()
 
 
 def test_plot_takes_the_current_axes(stack_slide):

@@ -178,7 +178,27 @@ def show_picture(
 
 
 def add_scale_bar(axes: Axes, *, color: str = "black") -> None:
-    """Draw a scale bar, of a round length, into the lower left of axes in mm."""
+    """Draw a scale bar, of a round length, into the lower left of axes in mm.
+
+    It holds in every direction: a millimetre of y is made as long as one of x.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        With x and y of the slide in mm, such as those of ``image.plot.imshow()``.
+    color : str, default: "black"
+        Of the bar, and of its length in mm or µm above it.
+
+    Examples
+    --------
+    >>> plot = tree["level_0"].image.sel(x=slice(10, 12), y=slice(20, 22)).plot.imshow()
+    >>> dicomslide.add_scale_bar(plot.axes)
+
+    """
+    from matplotlib.colors import to_rgb
+    from matplotlib.patheffects import withStroke
+
+    axes.set_aspect("equal")
     left, right = sorted(axes.get_xlim())
     bottom, top = sorted(axes.get_ylim())
     length = 10 ** math.floor(math.log10((right - left) / 4))
@@ -186,7 +206,10 @@ def add_scale_bar(axes: Axes, *, color: str = "black") -> None:
     x, y = left + 0.05 * (right - left), bottom + 0.05 * (top - bottom)
     label = f"{length:g} mm" if length >= 0.5 else f"{length * 1000:g} µm"
     style: dict[str, Any] = dict(color=color, zorder=10)
-    axes.plot([x, x + length], [y, y], linewidth=4, solid_capstyle="butt", **style)
-    axes.annotate(
+    (bar,) = axes.plot([x, x + length], [y, y], linewidth=4, solid_capstyle="butt", **style)
+    text = axes.annotate(
         label, (x + length / 2, y), (0, 5), textcoords="offset points", ha="center", **style
     )
+    outline = "white" if sum(to_rgb(color)) < 1.5 else "black"  # seen on tissue and on glass
+    bar.set_path_effects([withStroke(linewidth=6, foreground=outline)])
+    text.set_path_effects([withStroke(linewidth=2, foreground=outline)])

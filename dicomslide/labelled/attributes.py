@@ -68,7 +68,8 @@ def image_attrs(
     """
     metadata = image.metadata
     attrs: dict[str, Any] = {
-        "long_name": image.flavor.lower(),
+        "long_name": "pixel value",  # what plots write beside a colour bar
+        "image_flavor": image.flavor.lower(),
         "sop_instance_uid": utils.text(metadata, "SOPInstanceUID"),
         "series_instance_uid": utils.text(metadata, "SeriesInstanceUID"),
         "series_description": utils.text(metadata, "SeriesDescription"),

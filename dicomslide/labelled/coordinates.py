@@ -36,7 +36,8 @@ def matrix_coords(
     along_x, along_y = geometry.slide_spacing
     coords = xr.Coordinates()
     for name, values, spacing in (("y", y, along_y), ("x", x, along_x)):
-        attrs = {"long_name": f"{name.upper()} of the slide", "units": "mm", "pixel_size": spacing}
+        # plots write "x [mm]" along their axes
+        attrs = {"long_name": name, "units": "mm", "pixel_size": spacing}
         coords = coords.assign(slide_coordinate(name, values, attrs, spacing))
     return coords
 
