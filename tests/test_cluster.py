@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import shutil
@@ -11,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import xarray as xr
+from range_server import serving
 from workers import two_workers
 
 import dicomslide
@@ -279,10 +281,36 @@ def test_workers_killed_in_the_middle_twice_do_not_change_the_result(client, fol
     assert not before & set(client.run(os.getpid).values())
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_workers_that_replace_others_know_how_to_reach_urls(client, folder):
+    """By what is registered for all workers, also those to come; the client's don't travel."""
+    pytest.importorskip("aiohttp", reason="HTTP takes fsspec's")
+    with serving(folder) as server:
+        server.token = "Bearer hush"
+        options = {"headers": {"Authorization": server.token}}
+        slide = dicomslide.open_slide(
+            f"{server.url}/", storage_options=options, correct_color=False
+        )
+        total = slide.get_volume_images()[0].get_total_pixel_matrix().to_dask().sum(dtype=np.int64)
+        with pytest.raises(dicomslide.SourceDeniedError):
+            total.compute()
+        client.register_worker_callbacks(
+            functools.partial(dicomslide.register_storage_options, server.url, options)
+        )
+        pids = client.run(os.getpid)
+        for pid in pids.values():
+            os.kill(pid, signal.SIGKILL)
+        workers = client.cluster.scheduler.workers
+        wait_until(lambda: len(workers) == 2 and not workers.keys() & pids.keys())
+        assert total.compute() == PIXELS.sum(dtype=np.int64)
+
+
 def test_workers_that_come_and_go_do_not_change_the_result(client, folder):
     array = base_level(folder).map_blocks(slowly, dtype=np.uint8)
     cluster, workers = client.cluster, client.cluster.scheduler.workers
-    adaptive = cluster.adapt(minimum=1, maximum=2, interval="50ms", wait_count=1)
+    adaptive = cluster.adapt(
+        minimum=1, maximum=2, interval="50ms", wait_count=1, target_duration="100ms"
+    )
     try:
         wait_until(lambda: len(workers) == 1)  # the other one has nothing to do
         future = client.compute(array)
