@@ -248,6 +248,22 @@ def test_two_scans_of_a_container_are_told_apart_by_their_frame_of_reference(tmp
         assert name.endswith(slide.frame_of_reference_uid)
 
 
+def test_a_label_is_that_of_its_series_rather_than_of_its_container(tmp_path):
+    for number in (1, 2):
+        write_slide(tmp_path / str(number), shape=SHAPE, downsamples=(1,), slide_number=number)
+        level = pydicom.dcmread(tmp_path / str(number) / "level-0.dcm")
+        path = tmp_path / str(number) / "label.dcm"
+        label = pydicom.dcmread(path)
+        label.SeriesInstanceUID = level.SeriesInstanceUID
+        del label.FrameOfReferenceUID
+        label.save_as(path)
+    slides = dicomslide.open_slides(tmp_path)
+    assert len(slides) == 2
+    for slide in slides.values():
+        (label,) = slide.label_images
+        assert Path(label.name).parent == Path(slide.name).parent
+
+
 def test_without_a_container_a_slide_has_the_name_of_a_file(folder):
     for path in (folder / "S23-1").iterdir():
         header = pydicom.dcmread(path)

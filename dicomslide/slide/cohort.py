@@ -288,7 +288,8 @@ def open_slides(
     what = ", ".join(public_url(str(each)) for each in given) or "an empty list"
     if instances:
         raise NotSlideError(f"{what}: no slide image is among {len(instances)} instances")
-    raise NotDicomError(f"{what}: no DICOM file is there")
+    kind = "file" if store is None else "slide image"
+    raise NotDicomError(f"{what}: no DICOM {kind} is there")
 
 
 # -- what there is ---------------------------------------------------------------------------
