@@ -122,7 +122,7 @@ def test_a_study_of_a_client_is_opened_alone(tmp_path):
 
 
 def test_where_nothing_is_found_is_named(tmp_path):
-    with pytest.raises(dicomslide.NotSlideError, match="^FakeClient: no slide image is there"):
+    with pytest.raises(dicomslide.NotSlideError, match=r"^FakeClient: no slide image is there"):
         dicomslide.open_slide(FakeClient(tmp_path))
 
 

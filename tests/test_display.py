@@ -151,9 +151,11 @@ def test_plot_has_axes_in_millimetres_and_a_scale_bar(tissue_slide):
 
 
 def test_a_region_is_plotted_by_xarray_in_millimetres_and_with_a_scale_bar(stack_slide):
+    import matplotlib.pyplot as plt
+
     image = open_slide(stack_slide).to_dataset().image.isel(channel=0, z=0)
-    plot = image.sel(x=slice(17.955, 18), y=slice(31.95, 31.98)).plot.imshow()
-    axes = plot.axes
+    _, axes = plt.subplots()
+    plot = image.sel(x=slice(17.955, 18), y=slice(31.95, 31.98)).plot.imshow(ax=axes)
     try:
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("x [mm]", "y [mm]")
         assert plot.colorbar.ax.get_ylabel() == "pixel value"
@@ -163,7 +165,7 @@ def test_a_region_is_plotted_by_xarray_in_millimetres_and_with_a_scale_bar(stack
         assert np.diff(bar.get_xdata())[0] == pytest.approx(0.01)
         assert [text.get_text() for text in axes.texts] == ["10 µm"]
     finally:
-        plot.figure.clear()
+        plt.close("all")
 
 
 def test_plot_takes_the_current_axes(stack_slide):

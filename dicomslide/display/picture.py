@@ -191,7 +191,7 @@ def add_scale_bar(axes: Axes, *, color: str = "black") -> None:
 
     Examples
     --------
-    >>> plot = tree["level_0"].image.sel(x=slice(10, 12), y=slice(20, 22)).plot.imshow()
+    >>> plot = tree["level_0"].image.sel(x=slice(16, 16.5), y=slice(29, 29.5)).plot.imshow()
     >>> dicomslide.add_scale_bar(plot.axes)
 
     """
