@@ -96,17 +96,21 @@ class WsidicomOnServer(Wsidicom):
         from wsidicom.web import WsiDicomWebClient
 
         self.open_web = WsiDicom.open_web
-        self.client = lambda url: WsiDicomWebClient(DICOMwebClient(url))
+        self.place = place_of(self.folder)
+        self.client = WsiDicomWebClient(DICOMwebClient(self.place["itself"]))
+        self.executor = ThreadPoolExecutor(self.threads) if self.threads else None
 
     def open(self) -> None:
-        place = place_of(self.folder)
         self.slide = self.open_web(
-            self.client(place["itself"]),
-            place["study"],
-            place["series"],
-            read_executor=ThreadPoolExecutor(self.threads) if self.threads else None,
+            self.client,
+            self.place["study"],
+            self.place["series"],
+            read_executor=self.executor,
             settings=self.settings,
         )
+
+    def forget(self) -> None:
+        self.open()  # with the connection that is there
 
 
 class Highdicom(Reader):

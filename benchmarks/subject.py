@@ -271,6 +271,9 @@ class DicomslideOnServer(DicomslideWithoutCache):
         url = f"dicomweb+{place[self.where]}/studies/{place['study']}/series/{place['series']}"
         self.slide = self.open_slide(url, correct_color=False)
 
+    def forget(self) -> None:
+        self.open()  # with the connection that is there
+
 
 class DicomslideNearby(DicomslideOnServer):
     """The same, by the way that leads to a server far away, but takes no time."""

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.server import ROUND_TRIP
-from benchmarks.tasks import BOTH_WSIDICOM, WSIDICOM_ON_SERVER
+from benchmarks.tasks import BOTH_WSIDICOM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -389,13 +389,19 @@ def _remote() -> list[Target]:
         return (far - near) / (1000 * ROUND_TRIP)
 
     return [
-        _against(
-            "cold 2,048² region from Orthanc",
-            "wsidicom at its best",
-            0.5,
-            "orthanc: cold region of 2,048²",
-            *WSIDICOM_ON_SERVER,
-            reader="dicomslide, server",
+        *(
+            _against(
+                "cold 2,048² region from Orthanc",
+                beside,
+                0.5,
+                "orthanc: cold region of 2,048²",
+                other,
+                reader="dicomslide, server",
+            )
+            for beside, other in (
+                ("wsidicom", "wsidicom, server"),
+                ("wsidicom, two threads", "wsidicom, server, 2 threads"),
+            )
         ),
         Target(
             "64 frames from Orthanc, 20 ms away: round trips beyond transfer and decoding",

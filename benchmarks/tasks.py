@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["BOTH_WSIDICOM", "FRESH", "WARM", "WSIDICOM_ON_SERVER", "Draw", "Fresh", "Warm"]
+__all__ = ["BOTH_WSIDICOM", "FRESH", "WARM", "Draw", "Fresh", "Warm"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,6 @@ class Fresh:
 
 
 BOTH_WSIDICOM = ("wsidicom", "wsidicom, 2 threads")
-WSIDICOM_ON_SERVER = ("wsidicom, server", "wsidicom, server, 2 threads")
 _PEERS = ("dicomslide", *BOTH_WSIDICOM, "openslide", "decoder")
 
 
@@ -297,7 +296,7 @@ WARM = (
         "cold region of 2,048²",
         "orthanc",
         "regions",
-        ("dicomslide, server", *WSIDICOM_ON_SERVER, "decoder"),
+        ("dicomslide, server", "wsidicom, server", "wsidicom, server, 2 threads", "decoder"),
         _of(1, 2_048),
         forget=True,
     ),
