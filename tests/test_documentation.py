@@ -161,7 +161,7 @@ def names(request, addressed):
     if "DataLoader(sampler" in text:
         names["torch"] = pytest.importorskip("torch", reason="PyTorch isn't installed")
     with contextlib.ExitStack() as stack:
-        if "client.register" in text and "client = " not in text:
+        if "client.register_worker_callbacks(" in text and "client = " not in text:
             from distributed import Client
 
             address = request.getfixturevalue("cluster")
@@ -229,7 +229,6 @@ def test_the_example_of_its_docstring_runs(name, folder, tmp_path, monkeypatch):
     slide = dicomslide.open_slide("slide")
     names = {each: getattr(dicomslide, each) for each in dicomslide.__all__}
     names |= {"dicomslide": dicomslide, "np": np, "xr": xr, "slide": slide}
-    names["tree"] = slide.to_datatree()
     names["image"] = slide.get_volume_images()[0]
     names["matrix"] = names["image"].get_total_pixel_matrix()
     text = getattr(dicomslide, name).__doc__

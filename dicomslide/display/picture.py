@@ -191,7 +191,7 @@ def add_scale_bar(axes: Axes, *, color: str = "black") -> None:
 
     Examples
     --------
-    >>> plot = tree["level_0"].image.sel(x=slice(16, 16.5), y=slice(29, 29.5)).plot.imshow()
+    >>> plot = slide.to_dataset(1).image.plot.imshow()
     >>> dicomslide.add_scale_bar(plot.axes)
 
     """
