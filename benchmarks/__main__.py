@@ -12,7 +12,7 @@ from benchmarks.run import run
 from benchmarks.slides import SLIDES
 from benchmarks.tasks import FRESH, WARM
 
-QUICK = ("jpeg-256", "large-extended", "orthanc")
+QUICK = ("jpeg-256", "large-extended")
 """Slides of a quick run."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import queue
 import sys
 import tempfile
 import threading
@@ -57,24 +58,32 @@ def place_of(folder: str) -> Place:
 def _way(url: str, round_trip: float) -> Iterator[str]:
     """Yield a URL by which a server is so many seconds away, but answers as fast."""
     parts = urlsplit(url)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
+    started: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]]
+    started = queue.SimpleQueue()
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(parts.hostname, parts.port)
         ways = (reader, back), (there, writer)
-        await asyncio.gather(*(_delayed(*way, round_trip / 2) for way in ways))
+        try:
+            await asyncio.gather(*(_delayed(*way, round_trip / 2) for way in ways))
+        finally:
+            writer.close()
+            back.close()
 
-    async def start() -> asyncio.Server:
-        return await asyncio.start_server(connect, "127.0.0.1", 0)
+    async def run() -> None:
+        server = await asyncio.start_server(connect, "127.0.0.1", 0)
+        end = asyncio.Event()
+        started.put((asyncio.get_running_loop(), end, server.sockets[0].getsockname()[1]))
+        await end.wait()
+        server.close()
 
+    thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
+    thread.start()
+    loop, end, port = started.get(timeout=10)
     try:
-        server = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
-        port = server.sockets[0].getsockname()[1]
         yield parts._replace(netloc=f"127.0.0.1:{port}").geturl()
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(end.set)
         thread.join(10)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import re
 import subprocess
 import sys
@@ -47,8 +46,6 @@ def test_quick_run_gives_a_number_or_a_reason_for_every_target(tmp_path: Path) -
     assert "tile by tile, one thread" in numbers
     assert "a tile without decoder, in a region of 64" in numbers
     assert "tree of 152,881 frames" in numbers
-    if importlib.util.find_spec("wsidicom") and not orthanc.reason_to_skip():
-        assert "cold 2,048² region from Orthanc" in numbers
     # dicomslide is compared with the decoder before it is measured
     assert "pixels of dicomslide" not in done.stdout
 
@@ -79,6 +76,19 @@ def test_reason_of_a_missing_peer_stands_in_its_row() -> None:
     results.add(task, "openslide", {"error": "ModuleNotFoundError: No module named 'openslide'"})
     row = next(row for row in rows_of(report(results, SLIDES, 1)) if row[1] == "openslide")
     assert row[2] == "– (openslide: ModuleNotFoundError: No module named 'openslide')"
+
+
+@pytest.mark.skipif(bool(orthanc.reason_to_skip()), reason=str(orthanc.reason_to_skip()))
+def test_slide_on_a_server_is_measured(tmp_path: Path) -> None:
+    slide = dataclasses.replace(SLIDES["orthanc"], edge=1024, factors=(1,))
+    tasks = [task for task in WARM if task.slide == "orthanc"]
+    results = run(tasks, {"orthanc": slide}, tmp_path, 1)
+    trips = next(target for target in TARGETS if "round trips" in target.name)
+    assert trips.value(results) > 0.5
+    for (_, reader), reason in results.reasons.items():
+        assert "wsidicom" in reader
+        assert "ModuleNotFoundError" in reason
+    assert not results.differences
 
 
 def test_a_server_that_is_not_installed_is_the_reason(
