@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.spans import Span
-    from dicomslide.codec.pixel_format import Buffer
+    from dicomslide.codec.pixel_format import Buffer, PixelFormat
     from dicomslide.frames import FramePositions
 
 __all__ = ["FileSource", "FileStore", "check_opens", "files_of", "is_dicom_file"]
@@ -174,6 +174,10 @@ class _Instance:
         return num_frames_of(self.header.dataset)
 
     @cached_property
+    def pixel_format(self) -> PixelFormat:
+        return pixel_format_of(self.header.dataset)
+
+    @cached_property
     def _positions_and_rest(self) -> tuple[FramePositions | None, int]:
         span, blob = self.header.per_frame, self.header.blob
         if span is None:
@@ -194,7 +198,7 @@ class _Instance:
             header,
             pixel_data.locate_pixel_data(header, rest),
             self.num_frames,
-            pixel_format_of(header.dataset),
+            self.pixel_format,
         )
 
     def positions(self) -> FramePositions | None:

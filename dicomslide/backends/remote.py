@@ -36,7 +36,6 @@ from dicomslide.errors import (
     SourceNotFoundError,
     SourceReadError,
 )
-from dicomslide.layout import pixel_format_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -297,7 +296,7 @@ class RemoteSource(FileSource):
     @property
     def frames_per_request(self) -> int:
         """Frames that are asked for at once, in several requests where they aren't neighbours."""
-        return encoded_frames.frames_per_request(pixel_format_of(self.metadata))
+        return encoded_frames.frames_per_request(self._instance().pixel_format)
 
     def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
         """Read frames that aren't kept yet: neighbours at once, several requests under way.
