@@ -79,7 +79,7 @@ class SourceDeniedError(SourceReadError, PermissionError):
 
 
 class ExportError(DicomSlideError, OSError):
-    """What was exported isn't where it was written to."""
+    """What is exported can't be written, or isn't where it was written to."""
 
 
 class StoreExistsError(DicomSlideError, FileExistsError):

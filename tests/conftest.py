@@ -8,6 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+import dicomslide
 from dicomslide import frame_reader
 from dicomslide.backends import encoded_frames
 from dicomslide.backends.file import FileSource
@@ -74,6 +75,14 @@ def position_slide(tmp_path_factory) -> Path:
         transfer_syntax_uid="1.2.840.10008.1.2.1",
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(position_slide, tmp_path_factory) -> Path:
+    """The slide of positions as OME-Zarr, exported at once."""
+    store = tmp_path_factory.mktemp("exported") / "slide.zarr"
+    dicomslide.to_ome_zarr(dicomslide.open_slide(position_slide), store, shard_size=64)
+    return store
 
 
 @pytest.fixture(scope="session")

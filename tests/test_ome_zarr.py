@@ -1,78 +1,24 @@
-"""Slides as OME-Zarr: the same pixels, the same millimetres, and never half of them."""
+"""Slides as OME-Zarr: the same pixels, the same millimetres, and what others make of them."""
 
 from __future__ import annotations
 
-import errno
-import json
 import math
-import os
-import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
-import ome_zarr_models
 import pydicom
 import pytest
 import xarray as xr
 import zarr
 from derive import segment, write_segmentation
+from exports import EXPLICIT, SHARD, assert_valid, expected, ome, upright
 from test_derived import mapping, write_map
-from workers import two_workers
-from zarr.storage import LocalStore, MemoryStore
 
 import dicomslide
 from dicomslide import to_ome_zarr
-from dicomslide.cli import main
-from dicomslide.export.target import Target
 from dicomslide.testing import position_values, write_slide
 
-EXPLICIT = "1.2.840.10008.1.2.1"
-SHARD = 64
-"""Pixels of a shard here: each level has several."""
 
-
-def upright(matrix):
-    """The typical orientation's rows and columns as the slide stands."""
-    return np.rot90(matrix, -1)
-
-
-def expected(shape, **where):
-    """What a level of a slide of positions shows, upright."""
-    return upright(position_values(np.arange(shape[0]), np.arange(shape[1]), **where))
-
-
-def files(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in Path(folder).rglob("*")
-        if path.is_file()
-    }
-
-
-def ome(store, path=""):
-    return zarr.open_group(store, mode="r", path=path).attrs["ome"]
-
-
-def assert_valid(store):
-    """A library that isn't ours finds all that OME-Zarr 0.5 demands."""
-    group = zarr.open_group(store, mode="r")
-    image = ome_zarr_models.open_ome_zarr(group)
-    assert image.ome_zarr_version == "0.5"
-    return image
-
-
-def assert_nothing_to_read(store):
-    """No reader takes what is there for an image, or for an array."""
-    with pytest.raises(FileNotFoundError):
-        xr.open_datatree(store, engine="zarr")
-    with pytest.raises(FileNotFoundError):
-        zarr.open(store, mode="r")
-    assert not list(Path(store).glob("**/level_0/**/zarr.json"))
-
-
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _paths_of_several_parts(monkeypatch):
     """The library that validates takes the path of a label image's level for one name."""
 
@@ -82,14 +28,6 @@ def _paths_of_several_parts(monkeypatch):
         return array_at(member, rest) if rest else member
 
     monkeypatch.setattr("ome_zarr_models.v05.labels.check_array_spec", array_at)
-
-
-@pytest.fixture(scope="module")
-def exported(position_slide, tmp_path_factory):
-    """The slide of positions, exported at once."""
-    store = tmp_path_factory.mktemp("exported") / "slide.zarr"
-    to_ome_zarr(dicomslide.open_slide(position_slide), store, shard_size=SHARD)
-    return store
 
 
 # -- pixels and millimetres ------------------------------------------------------------------
@@ -202,6 +140,46 @@ def test_a_tree_that_was_worked_on_keeps_its_millimetres(position_slide, tmp_pat
     ]
 
 
+def each_level(tree, change):
+    """A tree whose levels are changed; nothing of its root is."""
+    return tree.map_over_datasets(lambda level: change(level) if level.dims else level)
+
+
+@pytest.mark.parametrize("frame", ["slide", "matrix"])
+def test_of_every_other_pixel_the_millimetres_are_right(position_slide, tmp_path, frame):
+    tree = dicomslide.open_slide(position_slide).to_datatree(frame=frame)
+    y, x = tree["level_0"].image.dims[:2]
+    out = tmp_path / "out.zarr"
+    to_ome_zarr(
+        each_level(tree, lambda level: level.isel({y: slice(4, None, 2), x: slice(6, 120, 3)})), out
+    )
+    scale, translation = ome(out)["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    assert scale["scale"] == pytest.approx([1, 2 * 0.0005, 3 * 0.0005], abs=1e-12)
+    matrix = zarr.open_group(out, mode="r").attrs["slide_coordinates"]["matrix"]
+    place = np.array(matrix) @ translation["translation"][1:]
+    pixel = (4, 6) if frame == "matrix" else (129 - 6, 4)  # upright, x counts rows from the last
+    assert place == pytest.approx(dicomslide.open_slide(position_slide).get_slide_offset(pixel, 0))
+
+
+@pytest.mark.parametrize(
+    ("picked", "message"),
+    [
+        ({"x": slice(None, None, -1)}, "x must ascend in even steps"),
+        ({"y": slice(None, None, -1)}, "y must descend in even steps"),
+        ({"x": [0, 5, 6]}, "x must ascend in even steps"),
+        ({"x": slice(0, 0)}, "no pixels along x"),
+        ({"z": slice(None, None, -1)}, "focal planes must ascend"),
+    ],
+)
+def test_pixels_that_no_scale_can_place_are_refused(stack_slide, tmp_path, picked, message):
+    tree = each_level(
+        dicomslide.open_slide(stack_slide).to_datatree(), lambda level: level.isel(picked)
+    )
+    with pytest.raises(ValueError, match=message):
+        to_ome_zarr(tree, tmp_path / "out.zarr")
+    assert not (tmp_path / "out.zarr").exists()
+
+
 def test_a_tree_that_is_not_in_chunks_is_written_all_the_same(position_slide, tmp_path):
     tree = xr.open_datatree(position_slide, engine="dicomslide")
     to_ome_zarr(tree, tmp_path / "out.zarr", shard_size=SHARD)
@@ -253,6 +231,50 @@ def test_colours_are_channels_of_one_chunk(tmp_path):
     assert [shown["color"] for shown in channels] == ["FF0000", "00FF00", "0000FF"] * 2
 
 
+@pytest.mark.parametrize(
+    ("picked", "labels", "colors"),
+    [
+        ([2, 1, 0], ["blue", "green", "red"], ["0000FF", "00FF00", "FF0000"]),
+        ([0, 2], ["red", "blue"], ["FF0000", "0000FF"]),
+        ([1], ["green"], ["00FF00"]),
+    ],
+)
+def test_samples_keep_their_colours_in_any_order(position_slide, tmp_path, picked, labels, colors):
+    tree = dicomslide.open_slide(position_slide).to_datatree()
+    to_ome_zarr(each_level(tree, lambda level: level.isel(sample=picked)), tmp_path / "out.zarr")
+    channels = ome(tmp_path / "out.zarr")["omero"]["channels"]
+    assert [shown["label"] for shown in channels] == labels
+    assert [shown["color"] for shown in channels] == colors
+
+
+def test_what_was_exported_keeps_colours_when_it_is_exported_again(exported, tmp_path):
+    tree = xr.open_datatree(exported, engine="zarr", chunks={})
+    to_ome_zarr(tree, tmp_path / "out.zarr", shard_size=SHARD)
+    for key in ("multiscales", "omero"):
+        assert ome(tmp_path / "out.zarr")[key] == ome(exported)[key]
+    for level in ("level_0", "level_1"):
+        written = zarr.open_array(tmp_path / "out.zarr", path=f"{level}/image", mode="r")
+        assert (written.chunks, written.shards) == (
+            tree[level].image.encoding["chunks"],
+            tree[level].image.encoding["shards"],
+        )
+        np.testing.assert_array_equal(written[:], tree[level].image)
+
+
+def test_grey_values_are_shown_where_they_are(tmp_path):
+    """Fluorescence of 8 bits is dark; a constant has no range, and is shown in all of it."""
+    values = np.arange(400, dtype=np.uint8).reshape(20, 20) // 8
+    levels = {"image": (("channel", "y", "x"), np.stack([values, values * 0]))}
+    coords = {"y": -0.5 * np.arange(20), "x": 0.5 * np.arange(20)}
+    to_ome_zarr(
+        xr.DataTree.from_dict({"/level_0": xr.Dataset(levels, coords)}), tmp_path / "out.zarr"
+    )
+    first, second = (each["window"] for each in ome(tmp_path / "out.zarr")["omero"]["channels"])
+    low, high = np.percentile(values, (0.5, 99.5))
+    assert first == {"min": 0, "max": 255, "start": low, "end": high}
+    assert second == {"min": 0, "max": 255, "start": 0, "end": 255}
+
+
 def test_chunks_are_frames_and_shards_whole_chunks(tissue_slide, tmp_path):
     to_ome_zarr(dicomslide.open_slide(tissue_slide), tmp_path / "out.zarr", shard_size=512)
     array = zarr.open_array(tmp_path / "out.zarr", path="level_0/image", mode="r")
@@ -294,6 +316,7 @@ def masks():
     return [rng.random((*shape, 2)) > 0.6 for shape in ((70, 110), (35, 55))]
 
 
+@pytest.mark.usefixtures("_paths_of_several_parts")
 def test_segments_of_all_levels_are_label_images(tmp_path, levels, masks):
     series = pydicom.uid.generate_uid()
     paths = [
@@ -361,6 +384,7 @@ def test_what_is_on_some_levels_is_an_image_of_its_own(tmp_path, levels, masks):
     assert 0 <= shown["window"]["start"] < shown["window"]["end"] <= 1
 
 
+@pytest.mark.usefixtures("_paths_of_several_parts")
 def test_a_label_map_is_one_label_image(tmp_path, levels, masks):
     series = pydicom.uid.generate_uid()
     labels = [np.select([m[..., 0], m[..., 1]], [1, 2], 0).astype(np.uint8) for m in masks]
@@ -372,10 +396,12 @@ def test_a_label_map_is_one_label_image(tmp_path, levels, masks):
     to_ome_zarr(dicomslide.open_slide([*levels, *paths]), out, shard_size=SHARD)
     assert_valid(out)
     assert ome(out, "labels")["labels"] == ["segmentation"]
-    described = ome(out, "labels/segmentation")["image-label"]["properties"]
-    assert {each["label-value"]: each["label"] for each in described} | {0: ""} == {
-        0: "", 1: "tumour", 2: "stroma"
+    described = ome(out, "labels/segmentation")["image-label"]
+    assert {each["label-value"]: each["label"] for each in described["properties"]} == {
+        0: "Background", 1: "tumour", 2: "stroma"
     }  # fmt: skip
+    opacity = {each["label-value"]: each["rgba"][3] for each in described["colors"]}
+    assert opacity == {0: 0, 1: 128, 2: 128}  # the background hides nothing
     for i, each in enumerate(labels):
         array = zarr.open_array(out, path=f"labels/segmentation/level_{i}/segmentation", mode="r")
         np.testing.assert_array_equal(array[:], upright(each))
@@ -407,325 +433,65 @@ def test_a_segmentation_alone_is_exported(tmp_path, levels, masks):
     assert "source" not in ome(tmp_path / "out.zarr", "segmentation_segment_1")["image-label"]
 
 
-# -- what is there already -------------------------------------------------------------------
+# -- what else is in a tree ------------------------------------------------------------------
 
 
-def test_what_exists_is_left_alone(position_slide, exported, tmp_path):
-    slide = dicomslide.open_slide(position_slide)
-    before = files(exported)
-    with pytest.raises(dicomslide.StoreExistsError, match="overwrite=True") as raised:
-        to_ome_zarr(slide, exported)
-    assert isinstance(raised.value, FileExistsError)
-    to_ome_zarr(slide, exported, resume=True, shard_size=SHARD)  # complete: nothing to do
-    assert files(exported) == before
-    (tmp_path / "thesis.tex").write_text("text")
-    for options in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(dicomslide.StoreExistsError, match="exists"):
-            to_ome_zarr(slide, tmp_path, **options)
-        with pytest.raises(dicomslide.StoreExistsError, match="isn't a folder"):
-            to_ome_zarr(slide, tmp_path / "thesis.tex", **options)
-    assert files(tmp_path) == {"thesis.tex": b"text"}
-
-
-def test_overwriting_leaves_nothing_of_what_was_there(position_slide, exported, tmp_path):
-    zarr.save_group(tmp_path / "out.zarr", a=np.ones(3), b=np.ones(4))
-    slide = dicomslide.open_slide(position_slide)
-    to_ome_zarr(slide, tmp_path / "out.zarr", overwrite=True, shard_size=SHARD)
-    assert files(tmp_path / "out.zarr") == files(exported)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"overwrite": True, "resume": True}, "one of them"),
-        ({"shard_size": 0}, "shard_size"),
-        ({"compression": "zip"}, "zstd"),
-        ({"storage_options": {}}, "URLs"),
-    ],
-)
-def test_wrong_options_raise(position_slide, tmp_path, options, message):
-    slide = dicomslide.open_slide(position_slide)
-    with pytest.raises(ValueError, match=message):
-        to_ome_zarr(slide, tmp_path / "out.zarr", **options)
-    assert not (tmp_path / "out.zarr").exists()
-
-
-def test_wrong_sources_and_stores_raise(position_slide, tmp_path):
-    slide = dicomslide.open_slide(position_slide)
-    with pytest.raises(TypeError, match="Slide or an xarray"):
-        to_ome_zarr(str(position_slide), tmp_path / "out.zarr")
-    with pytest.raises(TypeError, match="can't write to a int"):
-        to_ome_zarr(slide, 5)
-    with pytest.raises(ValueError, match="can be written"):
-        to_ome_zarr(slide, MemoryStore(read_only=True))
-    with pytest.raises(ValueError, match="no image in this tree"):
-        to_ome_zarr(xr.DataTree.from_dict({"/a": xr.Dataset()}), tmp_path / "out.zarr")
-
-
-def test_a_shard_beyond_the_memory_limit_raises_beforehand(position_slide, tmp_path):
-    slide = dicomslide.open_slide(position_slide)
-    with (
-        dicomslide.set_options(memory_limit_bytes=3 * 96 * 96),
-        pytest.raises(dicomslide.MemoryLimitError, match="a shard"),
-    ):
-        to_ome_zarr(slide, tmp_path / "out.zarr")
-    assert not (tmp_path / "out.zarr").exists()
-
-
-# -- interruptions ---------------------------------------------------------------------------
-
-KILLED = """
-import os, signal, sys
-import numpy, dask.array, xarray, zarr  # before any thread is there, so that a fork is harmless
-from zarr.storage import _local
-import dicomslide
-slide_folder, out, points = sys.argv[1], sys.argv[2], [int(p) for p in sys.argv[3:]]
-original, count = _local._put, 0
-def put(path, value, exclusive=False):
-    global count
-    count += 1
-    if count == point:  # half of it is on disk
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".killed.partial").write_bytes(value.to_bytes()[: len(value) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(path, value, exclusive)
-_local._put = put
-slide = dicomslide.open_slide(slide_folder)
-for point in points:
-    if os.fork() == 0:
-        dicomslide.to_ome_zarr(slide, f"{out}/{point}.zarr", shard_size=64)
-        os._exit(1)
-    _, status = os.wait()
-    assert os.WIFSIGNALED(status), status
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-def test_an_export_killed_at_any_point_is_nothing_and_goes_on(
-    position_slide, exported, tmp_path, frames_read
-):
-    whole = files(exported)
-    shards = [name for name in whole if "/image/c/" in name]
-    # the export is begun by one file more, and the root is the last of them
-    points = [1, 2, 2 + len(shards) // 2, 2 + len(shards), 1 + len(whole)]
-    subprocess.run(
-        [sys.executable, "-c", KILLED, str(position_slide), str(tmp_path), *map(str, points)],
-        check=True,
-    )
-    slide = dicomslide.open_slide(position_slide)
-    for point in points:
-        store = tmp_path / f"{point}.zarr"
-        if point < len(whole):
-            assert_nothing_to_read(store)
-        with pytest.raises(FileNotFoundError):
-            zarr.open_group(store, mode="r")
-        if point > 1:
-            with pytest.raises(dicomslide.StoreExistsError, match="resume=True"):
-                to_ome_zarr(slide, store, shard_size=SHARD)
-        frames_read.clear()
-        to_ome_zarr(slide, store, shard_size=SHARD, resume=True)
-        assert files(store) == whole, point
-        if point >= 2 + len(shards):  # only coordinates were missing
-            assert not frames_read
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-def test_killed_between_the_root_and_the_end_it_is_complete(position_slide, exported, tmp_path):
-    to_ome_zarr(dicomslide.open_slide(position_slide), tmp_path / "a.zarr", shard_size=SHARD)
-    root = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
-    identity = root["attributes"]["dicomslide"]["export"]
-    (tmp_path / "a.zarr" / "dicomslide-export.json").write_text(json.dumps(identity))
-    assert_valid(tmp_path / "a.zarr")
-    slide = dicomslide.open_slide(position_slide)
-    to_ome_zarr(slide, tmp_path / "a.zarr", resume=True, shard_size=SHARD)
-    assert files(tmp_path / "a.zarr") == files(exported)
-
-
-class FullStore(LocalStore):
-    """A disk with room for so many shards."""
-
-    room = 5
-
-    async def set(self, key, value):
-        if "/c/" in key:
-            type(self).room -= 1
-            if self.room < 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        await super().set(key, value)
-
-
-def test_a_full_disk_says_what_to_do_and_finished_shards_are_not_read_again(
-    position_slide, exported, tmp_path, frames_read, monkeypatch
-):
-    store = FullStore(tmp_path / "out.zarr")
-    slide = dicomslide.open_slide(position_slide)
-    monkeypatch.setattr(FullStore, "room", 5)
-    with pytest.raises(OSError, match="No space left") as raised:
-        to_ome_zarr(slide, store, shard_size=SHARD)
-    (note,) = raised.value.__notes__
-    assert "make room; resume=True" in note
-    assert_nothing_to_read(tmp_path / "out.zarr")
-    shards = [path for path in (tmp_path / "out.zarr").rglob("c/*/*/*") if path.is_file()]
-    assert len(shards) == 5
-    FullStore.room = 10_000
-    full = len(frames_read)
-    frames_read.clear()
-    to_ome_zarr(slide, store, shard_size=SHARD, resume=True)
-    resumed = len(frames_read)
-    assert files(tmp_path / "out.zarr") == files(exported)
-    frames_read.clear()
-    to_ome_zarr(slide, store, shard_size=SHARD, overwrite=True)
-    assert resumed < len(frames_read) <= resumed + full
-
-
-def test_a_damaged_shard_is_written_again(position_slide, exported, tmp_path, monkeypatch):
-    store = FullStore(tmp_path / "out.zarr")
-    slide = dicomslide.open_slide(position_slide)
-    monkeypatch.setattr(FullStore, "room", 5)
-    with pytest.raises(OSError, match="No space"):
-        to_ome_zarr(slide, store, shard_size=SHARD)
-    shard = next(path for path in (tmp_path / "out.zarr").rglob("c/*/*/*") if path.is_file())
-    shard.write_bytes(shard.read_bytes()[:-10])
-    FullStore.room = 10_000
-    to_ome_zarr(slide, store, shard_size=SHARD, resume=True)
-    assert files(tmp_path / "out.zarr") == files(exported)
-
-
-def test_another_slide_or_other_options_are_not_resumed(position_slide, tmp_path, monkeypatch):
-    store = FullStore(tmp_path / "out.zarr")
-    monkeypatch.setattr(FullStore, "room", 2)
-    with pytest.raises(OSError, match="No space"):
-        to_ome_zarr(dicomslide.open_slide(position_slide), store, shard_size=SHARD)
-    write_slide(tmp_path / "other", shape=(130, 170), downsamples=(1, 2), tile_shape=(32, 48),
-                container_id="DS-2", transfer_syntax_uid=EXPLICIT, drawing="position")  # fmt: skip
-    before = files(tmp_path / "out.zarr")
-    for slide, options, message in (
-        (dicomslide.open_slide(tmp_path / "other"), {}, "slide 'DS-0001', not 'DS-2'"),
-        (dicomslide.open_slide(position_slide), {"compression": "blosc"}, "'zstd', not 'blosc'"),
-        (dicomslide.open_slide(position_slide), {"shard_size": 32}, "shard_size 64, not 32"),
-        (dicomslide.open_slide(position_slide, correct_color=False), {}, "other pixels"),
-        (dicomslide.open_slide(position_slide, on_error="fill"), {}, "other pixels"),
+@pytest.mark.usefixtures("_paths_of_several_parts")
+def test_masks_of_ones_own_are_label_images(levels, tmp_path):
+    tree = dicomslide.open_slide(levels).to_datatree()
+    masks = {}
+    for name in ("level_0", "level_1"):
+        red, green, blue = (tree[name].image[..., k].values > 120 for k in range(3))
+        masks[name] = {"tissue": red, "fat": green, "tumour": blue}
+        classes = ["fat", "tumour"] if name == "level_0" else ["tumour", "fat"]
+        tree[name] = tree[name].to_dataset().assign(
+            tissue=(("y", "x"), red),
+            model=(("kind", "y", "x"), np.stack([masks[name][each] for each in classes])),
+        ).assign_coords(kind=classes)  # fmt: skip
+    out = tmp_path / "out.zarr"
+    to_ome_zarr(tree, out)
+    assert_valid(out)
+    assert ome(out, "labels")["labels"] == ["tissue", "model_segment_1", "model_segment_2"]
+    for path, mask, value in (
+        ("tissue", "tissue", 1), ("model_segment_1", "fat", 1), ("model_segment_2", "tumour", 2)
     ):  # fmt: skip
-        with pytest.raises(dicomslide.StoreExistsError, match=message):
-            to_ome_zarr(slide, store, **{"shard_size": SHARD, "resume": True} | options)
-    assert files(tmp_path / "out.zarr") == before
+        for name in masks:
+            variable = path.partition("_")[0]
+            array = zarr.open_array(out, path=f"labels/{path}/{name}/{variable}", mode="r")
+            np.testing.assert_array_equal(array[:], masks[name][mask] * value)
+    (properties,) = ome(out, "labels/model_segment_2")["image-label"]["properties"]
+    assert properties == {"label-value": 2, "label": "tumour"}
 
 
-def test_a_broken_frame_names_itself_and_leaves_nothing_to_read(tmp_path):
-    write_slide(tmp_path / "slide", shape=(128, 128), downsamples=(1,), tile_shape=(32, 32),
-                associated=False)  # fmt: skip
-    (path,) = (tmp_path / "slide").iterdir()
-    data = bytearray(path.read_bytes())
-    place = [i for i in range(len(data) - 1) if data[i : i + 2] == b"\xff\xd8"][6]  # JPEG's SOI
-    data[place : place + 2] = b"\0\0"
-    path.write_bytes(data)
-    with pytest.raises(dicomslide.FrameDecodeError, match="frame 7") as raised:
-        to_ome_zarr(dicomslide.open_slide(path), tmp_path / "out.zarr", shard_size=32)
-    assert "resume=True" in raised.value.__notes__[0]
-    assert_nothing_to_read(tmp_path / "out.zarr")
-    slide = dicomslide.open_slide(path, on_error="fill")
-    with pytest.warns(dicomslide.FrameWarning, match="frame 7"):
-        to_ome_zarr(slide, tmp_path / "out.zarr", shard_size=32, overwrite=True)
-    assert_valid(tmp_path / "out.zarr")
+def test_variables_and_nodes_by_the_same_name_are_all_written(levels, tmp_path):
+    tree = dicomslide.open_slide(levels).to_datatree()
+    base = tree["level_0"].to_dataset()
+    tree["level_0"] = base.assign(heat=base.image.isel(sample=0) * 0 + 1)
+    grid = base.isel(y=slice(1, None, 5), x=slice(1, None, 5))
+    tree["heat"] = grid.assign(image=grid.image.isel(sample=0) * 0 + 2)
+    tree["others"] = grid.assign(more=grid.image.isel(sample=0) * 0 + 3)
+    to_ome_zarr(tree, tmp_path / "out.zarr")
+    for path, value in (
+        ("heat/level_0/heat", 1), ("heat_apart/level_0/image", 2),
+        ("others_image/level_0/image", None), ("others_more/level_0/more", 3),
+    ):  # fmt: skip
+        array = zarr.open_array(tmp_path / "out.zarr", path=path, mode="r")
+        pixels = np.moveaxis(grid.image.values, -1, 0) if value is None else value
+        np.testing.assert_array_equal(array[:], np.broadcast_to(pixels, array.shape))
 
 
-# -- elsewhere -------------------------------------------------------------------------------
-
-
-def test_a_url_is_written_by_fsspec(position_slide, exported):
-    import fsspec
-
-    url = "memory://exports/slide.zarr"
-    slide = dicomslide.open_slide(position_slide)
-    to_ome_zarr(slide, url, shard_size=SHARD)
-    memory = fsspec.filesystem("memory")
-    written = {path: memory.cat_file(path) for path in memory.find("/exports/slide.zarr")}
-    whole = files(exported)
-    assert {
-        name.removeprefix("/exports/slide.zarr/"): data for name, data in written.items()
-    } == whole
-    with pytest.raises(dicomslide.StoreExistsError, match="memory://exports"):
-        to_ome_zarr(slide, url)
-    to_ome_zarr(slide, url, shard_size=SHARD, overwrite=True)
-    array = xr.open_datatree(url, engine="zarr", chunks={})["level_0"].image
-    np.testing.assert_array_equal(array.transpose("y", "x", "c"), expected((130, 170)))
-
-
-def test_credentials_are_in_no_pickle():
-    target = Target.at("s3://bucket/slide.zarr", {"key": "KEY-ID", "secret": "SECRET-KEY"})
-    travelling = pickle.dumps(target)
-    assert b"SECRET-KEY" not in travelling
-    assert b"KEY-ID" not in travelling
-    assert len(travelling) < 1000
-
-
-def test_a_store_of_zarrs_is_written(position_slide, exported):
-    store = MemoryStore()
-    to_ome_zarr(dicomslide.open_slide(position_slide), store, shard_size=SHARD)
-    assert {key: value.to_bytes() for key, value in store._store_dict.items()} == files(exported)
-
-
-@pytest.fixture(scope="module")
-def client():
-    with two_workers(is_default=False) as client:
-        yield client
-
-
-def test_a_cluster_writes_the_same(client, position_slide, exported, tmp_path):
-    slide = dicomslide.open_slide(position_slide)
-    with client.as_current():
-        to_ome_zarr(slide, tmp_path / "out.zarr", shard_size=SHARD)
-    assert files(tmp_path / "out.zarr") == files(exported)
-
-
-def test_workers_that_write_elsewhere_are_found_out(client, position_slide):
-    store = MemoryStore()
-    slide = dicomslide.open_slide(position_slide)
-    with (
-        client.as_current(),
-        pytest.raises(dicomslide.ExportError, match="do all workers write to the same place"),
+def test_what_a_tree_cannot_have_is_refused_or_named(levels, tmp_path):
+    tree = dicomslide.open_slide(levels).to_datatree()
+    base = tree["level_0"].to_dataset()
+    red = base.image.isel(sample=0)
+    for changed, message in (
+        (base.assign(labels=red), "called labels"),
+        (base.assign(many=red.expand_dims(a=2, b=2)), "one of the dims a, b is too many"),
     ):
-        to_ome_zarr(slide, store, shard_size=SHARD)
-    assert "zarr.json" not in store._store_dict
-
-
-# -- at the prompt ---------------------------------------------------------------------------
-
-
-def test_export_at_the_prompt(position_slide, exported, tmp_path, capsys):
-    out = tmp_path / "out.zarr"
-    arguments = ["export", str(position_slide), str(out), "--shard-size", str(SHARD)]
-    assert main(arguments) == 0
-    captured = capsys.readouterr()
-    assert captured.out.strip() == f"{out}: complete"
-    assert captured.err == ""  # no bar where nobody looks
-    assert files(out) == files(exported)
-    assert main(arguments) == 1
-    assert "overwrite" in capsys.readouterr().err
-    assert main([*arguments, "--resume"]) == 0
-    assert main([*arguments, "--overwrite"]) == 0
-
-
-def test_an_interrupted_export_says_how_to_go_on(
-    position_slide, exported, tmp_path, capsys, monkeypatch
-):
-    from dicomslide.export.target import ShardedArray
-
-    write = ShardedArray.write
-
-    def interrupted(self, index, pixels):
-        if index == (0, 1, 1):
-            raise KeyboardInterrupt
-        write(self, index, pixels)
-
-    out = tmp_path / "out.zarr"
-    arguments = ["export", str(position_slide), str(out), "--shard-size", str(SHARD)]
-    monkeypatch.setattr(ShardedArray, "write", interrupted)
-    assert main(arguments) == 130
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "dicomslide: interrupted"
-    assert "--resume" in lines[1]
-    assert_nothing_to_read(out)
-    monkeypatch.undo()
-    assert main([*arguments, "--resume"]) == 0
-    assert files(out) == files(exported)
+        tree["level_0"] = changed
+        with pytest.raises(ValueError, match=message):
+            to_ome_zarr(tree, tmp_path / "out.zarr")
+    tree["level_0"] = base
+    tree["deep/level_0"] = base
+    with pytest.warns(dicomslide.MetadataWarning, match="left out: /deep/level_0"):
+        to_ome_zarr(tree, tmp_path / "out.zarr")

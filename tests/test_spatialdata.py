@@ -11,7 +11,13 @@ from derive import write_segmentation
 import dicomslide
 from dicomslide.testing import position_values, write_slide
 
-spatialdata = pytest.importorskip("spatialdata", reason="it is heavy: CI has it in its own venv")
+spatialdata = pytest.importorskip(
+    "spatialdata",
+    reason="spatialdata wants an older dask, so a venv of its own: python3 -m venv"
+    " .venv-spatialdata && .venv-spatialdata/bin/python -m pip install --editable '.[spatialdata]'"
+    " pytest hypothesis highdicom && .venv-spatialdata/bin/python -m pytest"
+    " tests/test_spatialdata.py",
+)
 from spatialdata.transformations import get_transformation  # noqa: E402
 from test_annotation import annotations_of, group_of  # noqa: E402
 

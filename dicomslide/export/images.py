@@ -83,32 +83,49 @@ class Raster:
 
     @classmethod
     def of(cls, array: xr.DataArray, base: xr.DataArray) -> Raster:
-        """Return the raster of a level, by its coordinates or its affine."""
-        y_dim, x_dim = _plane_dims(array)
-        y, x = (np.asarray(array[dim], dtype=float) for dim in (y_dim, x_dim))
-        if y_dim == "y":
-            spacing = _step(array, "y"), _step(array, "x")
-            return cls(spacing, (-float(y[0]), float(x[0])), ((0.0, 1.0), (-1.0, 0.0)))
+        """Return the raster of a level, by its coordinates or its affine.
+
+        Raises
+        ------
+        ValueError
+            When pixels aren't evenly spaced, or in the other direction.
+
+        """
+        dims = _plane_dims(array)
+        (y, step_y), (x, step_x) = (_first_and_step(array, dim) for dim in dims)
+        if dims == ("y", "x"):
+            return cls((step_y, step_x), (-y, x), ((0.0, 1.0), (-1.0, 0.0)))
         if "affine" in array.attrs:
             affine = np.array(array.attrs["affine"], dtype=float)
-            steps = np.hypot(*affine[:, :2])
-            axes = affine[:, :2] / steps  # unit vectors along rows' and columns' indices
-            start = axes.T @ affine[:, 2] + steps * (y[0], x[0])
+            spacing = np.hypot(*affine[:, :2])
+            axes = affine[:, :2] / spacing  # unit vectors along rows' and columns' indices
+            start = axes.T @ affine[:, 2] + spacing * (y, x)
             (xy, xx), (yy, yx) = axes.tolist()
-            return cls(tuple(steps.tolist()), tuple(start.tolist()), ((xy, xx), (yy, yx)))
-        factors = [base.sizes[dim] / array.sizes[dim] for dim in (y_dim, x_dim)]
+            spacing *= (step_y, step_x)
+            return cls(tuple(spacing.tolist()), tuple(start.tolist()), ((xy, xx), (yy, yx)))
+        factors = [base.sizes[dim] / array.sizes[dim] for dim in dims]
         start_y, start_x = ((factor - 1) / 2 for factor in factors)
         return cls((factors[0], factors[1]), (start_y, start_x), None)
 
 
-def _step(array: xr.DataArray, dim: str) -> float:
-    """Return the distance of pixels in mm: as the header has it, unless pixels were left out."""
+def _first_and_step(array: xr.DataArray, dim: str) -> tuple[float, float]:
+    """Return a dim's first coordinate, and the distance of pixels: as the header has it, if so."""
     values = np.asarray(array[dim], dtype=float)
+    if not len(values):
+        raise ValueError(f"{array.name}: there are no pixels along {dim}")
     said = float(array[dim].attrs.get("pixel_size", math.nan))
-    if len(values) < 2:
-        return said if math.isfinite(said) else 1.0
-    found = abs(float(values[-1] - values[0])) / (len(values) - 1)
-    return said if math.isclose(said, found, rel_tol=1e-6) else found
+    if len(values) == 1:
+        return float(values[0]), said if math.isfinite(said) else 1.0
+    upwards = -1 if dim == "y" else 1
+    step = upwards * float(values[-1] - values[0]) / (len(values) - 1)
+    evenly = values[0] + upwards * step * np.arange(len(values))
+    if step <= 0 or np.abs(values - evenly).max() > step / 1000:
+        raise ValueError(
+            f"{array.name}: {dim} must {'descend' if dim == 'y' else 'ascend'} in even steps, as"
+            " the pixels of an image lie"
+        )
+    taken = said * round(step / said) if math.isfinite(said) else step
+    return float(values[0]), taken if math.isclose(step, taken, rel_tol=1e-6) else step
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,14 +151,19 @@ class ExportImage:
     levels: tuple[ExportLevel, ...]
     """From the largest to the smallest."""
     labels: dict[int, dict[str, str]] | None = None
-    """What each value but 0 means; None where pixels aren't labels."""
-    in_color: bool = False
-    """Whether each three channels are the red, green and blue of an optical path."""
+    """What each value means; None where pixels aren't labels."""
+    samples: str = ""
+    """Of each channel r, g or b; empty where the channels aren't colours."""
 
     @property
     def dims(self) -> tuple[str, ...]:
         """Names of the axes."""
         return tuple(map(str, self.levels[0].array.dims))
+
+    @property
+    def in_color(self) -> bool:
+        """Whether each three channels are the red, green and blue of an optical path."""
+        return self.samples.startswith("rgb")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -166,31 +188,49 @@ def images_of(tree: xr.DataTree, shard_size: int) -> tuple[ExportImage, ...]:
     Raises
     ------
     ValueError
-        When no node has an image.
+        When no node has an image, or one can't be told by the axes that others expect.
 
     """
-    by_name: dict[str, list[_Found]] = {}
-    apart: dict[str, list[_Found]] = {}
-    for name, node in tree.children.items():
+    images: dict[str, list[_Found]] = {}
+    # levels first: what lies on no level's grid may have the name of what does
+    for name, node in sorted(tree.children.items(), key=lambda child: not _LEVEL.match(child[0])):
         level = _LEVEL.match(name)
-        for variable, array in node.to_dataset().data_vars.items():
-            if not _is_image(array):
-                continue
+        arrays = {
+            str(variable): array
+            for variable, array in node.to_dataset().data_vars.items()
+            if _is_image(array)
+        }
+        for variable, array in arrays.items():
+            image = variable
+            if not level:
+                image = name if len(arrays) == 1 else f"{name}_{variable}"
+                image += "_apart" if image in ("image", *images) else ""
             found = _Found(int(level[1]) if level else 0, *_chunked(array, shard_size))
-            (by_name if level else apart).setdefault(str(variable) if level else name, []).append(
-                found
-            )
-    if not by_name and not apart:
+            images.setdefault(image, []).append(found)
+    if not images:
         raise ValueError(
             "there is no image in this tree; expected nodes such as level_0, with variables such"
             " as image, as Slide.to_datatree() has them"
         )
-    images = [
+    if "labels" in images:
+        raise ValueError("no image may be called labels, as the group of all label images is")
+    deeper = [
+        node.path
+        for node in tree.descendants
+        if node.parent is not tree and any(map(_is_image, node.data_vars.values()))
+    ]
+    if deeper:
+        warnings.warn(
+            f"images of nodes of nodes are left out: {', '.join(deeper)}",
+            MetadataWarning,
+            stacklevel=4,
+        )
+    found_images = [
         image
-        for name, levels in [*by_name.items(), *apart.items()]
+        for name, levels in images.items()
         for image in _split(name, sorted(levels, key=lambda found: found.number))
     ]
-    return tuple(sorted(images, key=lambda image: image.name != "image"))
+    return tuple(sorted(found_images, key=lambda image: image.name != "image"))
 
 
 def _plane_dims(array: xr.DataArray) -> tuple[str, str]:
@@ -222,23 +262,34 @@ def _split(name: str, levels: list[_Found]) -> Iterable[ExportImage]:
         yield _image(name, levels, _flags(first.attrs))
         return
     dim = _lead_dim(first) or str(first.name).replace("segmentation", "segment", 1)
-    segments: dict[int, list[_Found]] = {}
+    if dim not in {*first.dims, *first.coords}:
+        yield _image(name, [_labelled(found, 1) for found in levels], {1: {}})
+        return
+    segments: dict[str, list[_Found]] = {}
     for found in levels:
-        numbers = np.atleast_1d(found.array[dim].values) if dim in found.array.coords else ["1"]
-        for index, number in enumerate(map(int, numbers)):
+        for index, identifier in enumerate(np.atleast_1d(found.array[dim].values)):
             array = found.array.isel({dim: index}) if dim in found.array.dims else found.array
-            dtype = np.min_scalar_type(number)
-            array = (array.astype(dtype) * dtype.type(number)).assign_attrs(found.array.attrs)
-            kept = dataclasses.replace(found, array=array)
-            segments.setdefault(number, []).append(kept)
-    for number, of_segment in segments.items():
+            segment = dataclasses.replace(found, array=array)
+            segments.setdefault(str(identifier), []).append(segment)
+    are_numbers = all(each.isdecimal() and int(each) for each in segments)  # as DICOM's are
+    for position, (identifier, of_segment) in enumerate(segments.items(), 1):
+        number = int(identifier) if are_numbers else position
         coords = of_segment[0].array.coords
-        properties = {
+        properties = {} if are_numbers else {"label": identifier}
+        properties |= {
             key: str(coords[f"{dim}_{key}"].item())
             for key in ("label", "category", "type")
             if f"{dim}_{key}" in coords
         }
-        yield _image(f"{name}_segment_{number}", of_segment, {number: properties}, name)
+        labelled = [_labelled(found, number) for found in of_segment]
+        yield _image(f"{name}_segment_{number}", labelled, {number: properties})
+
+
+def _labelled(found: _Found, number: int) -> _Found:
+    """Return a mask as a label image."""
+    dtype = np.min_scalar_type(number)
+    array = found.array.astype(dtype) * dtype.type(number)
+    return dataclasses.replace(found, array=array.assign_attrs(found.array.attrs))
 
 
 def _flags(attrs: dict[Any, Any]) -> dict[int, dict[str, str]] | None:
@@ -257,7 +308,6 @@ def _image(
     name: str,
     levels: Sequence[_Found],
     labels: dict[int, dict[str, str]] | None,
-    variable: str | None = None,
 ) -> ExportImage:
     """Return levels as one image, without those that don't fit."""
     base = levels[0].array
@@ -274,8 +324,19 @@ def _image(
             continue
         raster = Raster.of(found.array, base)
         kept.append(ExportLevel(found.number, array, found.frame, raster))
-    in_color = base.sizes.get("sample") == 3
-    return ExportImage(name, variable or str(base.name), tuple(kept), labels, in_color)
+    channels = kept[0].array.sizes.get("c", 0)
+    samples = _samples(base)
+    samples *= channels // max(1, len(samples))
+    return ExportImage(name, str(base.name), tuple(kept), labels, samples)
+
+
+def _samples(array: xr.DataArray) -> str:
+    """Return r, g or b for each sample of a pixel; nothing where they aren't colours."""
+    dim = "sample" if "sample" in array.dims else "c"
+    if dim not in array.coords:
+        return "rgb" if array.sizes.get("sample") == 3 else ""
+    names = "".join(map(str, np.atleast_1d(array[dim].values)))
+    return names if set(names) <= set("rgb") else ""
 
 
 def _stack(array: xr.DataArray) -> dict[Hashable, Any]:
@@ -287,7 +348,10 @@ def _stack(array: xr.DataArray) -> dict[Hashable, Any]:
 def _lead_dim(array: xr.DataArray) -> str | None:
     """Return the dim of the channels, segments or parameters."""
     others = {"z", "sample", *_plane_dims(array)}
-    return next((str(dim) for dim in array.dims if dim not in others), None)
+    found = [str(dim) for dim in array.dims if dim not in others]
+    if len(found) > 1:
+        raise ValueError(f"{array.name}: one of the dims {', '.join(found)} is too many")
+    return found[0] if found else None
 
 
 def _with_axes(array: xr.DataArray, *, is_label: bool) -> xr.DataArray:

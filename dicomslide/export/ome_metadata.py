@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["VERSION", "channels", "image_label", "label_color", "multiscales"]
 
 VERSION = "0.5"
-RGB = ("FF0000", "00FF00", "0000FF")
-RGB_NAMES = ("red", "green", "blue")
+SAMPLES = {"r": ("red", "FF0000"), "g": ("green", "00FF00"), "b": ("blue", "0000FF")}
 PALETTE = ("0000FF", "00FF00", "FF0000", "00FFFF", "FF00FF", "FFFF00")
 """Colours of the channels of a slide that isn't in colour; one alone is white."""
+DESCRIPTIONS = ("channel_description", "parameter_description", "segment_label")
 LABEL_ALPHA = 128
 
 
@@ -66,6 +66,8 @@ def _planes(array: xr.DataArray) -> tuple[float, float]:
     """Return the distance of focal planes in mm, the mean of all, and where the first one is."""
     z = np.asarray(array["z"], dtype=float) if "z" in array.coords else np.arange(array.sizes["z"])
     steps = np.diff(z)
+    if (steps <= 0).any():
+        raise ValueError(f"{array.name}: focal planes must ascend along z")
     if not np.allclose(steps, steps.mean(), rtol=1e-3, atol=0):
         warnings.warn(
             f"focal planes aren't evenly spaced ({', '.join(f'{value:g}' for value in z)} mm):"
@@ -90,32 +92,33 @@ def channels(
         darkest and brightest.
 
     """
-    array = image.levels[0].array
-    names = _channel_names(array)
-    if image.in_color:
-        names = [name[:-1] + RGB_NAMES[i % 3] for i, name in enumerate(names)]
-        colors: Sequence[str] = RGB
-    else:
-        colors = PALETTE if len(names) > 1 else ("FFFFFF",)
+    names = _channel_names(image)
+    palette = PALETTE if len(names) > 1 else ("FFFFFF",)
+    colors = [palette[i % len(palette)] for i in range(len(names))]
+    for i, sample in enumerate(image.samples):
+        word, colors[i] = SAMPLES[sample]
+        names[i] = names[i][:-1] + word
     return [
         {
             "label": name,
-            "color": colors[i % len(colors)],
+            "color": color,
             "window": dict(zip(("min", "max", "start", "end"), window, strict=True)),
             "active": True,
             "coefficient": 1,
             "family": "linear",
             "inverted": False,
         }
-        for i, (name, window) in enumerate(zip(names, windows, strict=True))
+        for name, color, window in zip(names, colors, windows, strict=True)
     ]
 
 
-def _channel_names(array: xr.DataArray) -> list[str]:
-    """Return what a person calls the channels."""
-    for name in ("channel_description", "parameter_description", "segment_label", "c"):
-        if name in array.coords and array[name].ndim == 1:
-            return [str(each) for each in array[name].values]
+def _channel_names(image: ExportImage) -> list[str]:
+    """Return what a person calls the channels; of colours, ending in a letter."""
+    array = image.levels[0].array
+    described = () if image.samples else DESCRIPTIONS
+    for name in (*described, "c"):
+        if name in array.coords and array[name].size == array.sizes["c"]:
+            return [str(each) for each in np.atleast_1d(array[name].values)]
     return [str(i + 1) for i in range(array.sizes["c"])]
 
 
@@ -130,7 +133,10 @@ def image_label(labels: dict[int, dict[str, str]], source: str | None) -> dict[s
 
 
 def label_color(value: int) -> list[int]:
-    """Return red, green, blue and opacity, 0 to 255: far from those of the values before."""
+    """Return red, green, blue and opacity, 0 to 255: far from those of the values before.
+
+    Zero is the background, which hides nothing.
+    """
     hue = (value * 0.61803398875) % 1  # the golden section: hues spread evenly, however many
     rgb = [0.5 + 0.5 * math.cos(2 * math.pi * (hue - third / 3)) for third in range(3)]
-    return [round(255 * part) for part in rgb] + [LABEL_ALPHA]
+    return [round(255 * part) for part in rgb] + [LABEL_ALPHA if value else 0]

@@ -33,7 +33,7 @@ __all__ = ["Compression", "to_ome_zarr"]
 
 Compression = Literal["zstd", "blosc"]
 LARGEST_WINDOW = 4096**2
-"""Pixels of a level that are looked at for the values which are shown darkest and brightest."""
+"""Pixels of a channel that are looked at for the values which are shown darkest and brightest."""
 SHOWN = (0.5, 99.5)
 """Percentiles of these values."""
 
@@ -118,17 +118,12 @@ def to_ome_zarr(
     target = Target.at(store, storage_options)
     tree = _tree(source, shard_size)
     export = _Export.of(tree, target, shard_size, compression)
-    options = {"shard_size": shard_size, "compression": compression}
-    identity = {
-        "slide": tree.attrs.get("container_identifier"),
-        "options": options,
-        "pixels": export.digest(),
-    }
-    if not target.begin(identity, overwrite=overwrite, resume=resume):
+    there = target.begin(export.identity, overwrite=overwrite, resume=resume)
+    if there is None:
         return
     with _advice(target):
-        export.write_pixels()
-        export.complete(identity)
+        export.write_pixels(there)
+        export.complete()
 
 
 def _check_installed() -> None:
@@ -189,6 +184,8 @@ class _Export:
     """By path."""
     skeleton: MemoryStore
     pixels: tuple[_Pixels, ...]
+    identity: dict[str, Any]
+    """What tells this export from others; plain JSON values."""
 
     @classmethod
     def of(
@@ -199,7 +196,7 @@ class _Export:
         import zarr
         from zarr.storage import MemoryStore
 
-        images = {_path(image, tree): image for image in images_of(tree, shard_size)}
+        images = _by_path(images_of(tree, shard_size))
         groups: dict[str, xr.Dataset] = {"/": xr.Dataset(attrs=tree.attrs)}
         encoding: dict[str, dict[str, dict[str, Any]]] = {}
         data: dict[str, tuple[ExportImage, Any]] = {}
@@ -226,37 +223,33 @@ class _Export:
         xr.DataTree.from_dict(groups).to_zarr(
             skeleton, compute=False, consolidated=False, zarr_format=3, encoding=encoding
         )
-        pixels = [
+        _describe(images, skeleton)
+        pixels = tuple(
             _Pixels(
                 image,
                 ShardedArray(target, path, zarr.open_array(skeleton, path=path).metadata),  # type: ignore[arg-type]
                 array,
             )
             for path, (image, array) in data.items()
-        ]
-        return cls(target, images, skeleton, tuple(pixels))
+        )
+        identity = {
+            "slide": tree.attrs.get("container_identifier"),
+            "options": {"shard_size": shard_size, "compression": compression},
+            "pixels": _digest(skeleton, pixels),
+        }
+        return cls(target, images, skeleton, pixels, identity)
 
-    def digest(self) -> str:
-        """Return what tells these pixels, their arrays and coordinates from others."""
-        digest = hashlib.sha256()
-        for key, buffer in sorted(self.skeleton._store_dict.items()):
-            digest.update(key.encode() + buffer.to_bytes())
-        for each in self.pixels:
-            digest.update(each.data.name.encode())
-        return digest.hexdigest()
-
-    def write_pixels(self) -> None:
+    def write_pixels(self, there: set[str]) -> None:
         """Write the shards that aren't there yet, with the scheduler that is current."""
         import dask.array
         from dask.base import compute_as_if_collection
         from dask.highlevelgraph import HighLevelGraph
 
-        there = self.target.keys()
         graphs, keys = [], []
         for each in self.pixels:
             pending = each.indices - each.sharded.finished(each.indices, there)
             written = each.data.map_blocks(
-                functools.partial(_write, each.sharded),
+                functools.partial(_write, each.sharded, self.identity),
                 name=f"write-{uuid.uuid4().hex}",  # its effect is wanted, whoever did it before
                 chunks=tuple((1,) * n for n in each.data.numblocks),
                 dtype=np.uint8,
@@ -266,53 +259,34 @@ class _Export:
             keys += [(written.name, *index) for index in sorted(pending)]
         compute_as_if_collection(dask.array.Array, HighLevelGraph.merge(*graphs), keys)  # type: ignore[no-untyped-call]
 
-    def complete(self, identity: dict[str, Any]) -> None:
+    def complete(self) -> None:
         """Make an image of what was written."""
         import zarr
 
         import dicomslide
 
-        labels: list[str] = []
         for path, image in self.images.items():
-            ome: dict[str, Any] = {
-                "version": ome_metadata.VERSION,
-                "multiscales": ome_metadata.multiscales(image),
-            }
-            is_label = path.startswith("/labels/")
-            if image.labels is not None:
-                parent = ("../../" if is_label else "../") if "" in self.images else None
-                ome["image-label"] = ome_metadata.image_label(image.labels, parent)
-            else:
-                ome["omero"] = {"channels": ome_metadata.channels(image, self._windows(image))}
-            to_slide = image.levels[0].raster.to_slide
-            attributes: dict[str, Any] = {"ome": ome}
-            if to_slide is not None:
-                attributes["slide_coordinates"] = {"matrix": to_slide, "unit": "millimeter"}
-            zarr.open_group(self.skeleton, path=path[1:]).attrs.update(attributes)
-            labels += [image.name] if is_label else []
-        if labels:
-            zarr.open_group(self.skeleton, path="labels").attrs["ome"] = {
-                "version": ome_metadata.VERSION,
-                "labels": labels,
-            }
+            if image.labels is None:
+                attributes = zarr.open_group(self.skeleton, path=path[1:]).attrs
+                shown = ome_metadata.channels(image, self._windows(image))
+                ome: Any = attributes["ome"]
+                attributes["ome"] = {**ome, "omero": {"channels": shown}}
         zarr.open_group(self.skeleton).attrs["dicomslide"] = {
             "version": dicomslide.__version__,
-            "export": identity,
+            "export": self.identity,
         }
         with warnings.catch_warnings():  # that not all libraries read it yet
             warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
             zarr.consolidate_metadata(self.skeleton)
         shards = {each.sharded.key(index) for each in self.pixels for index in each.indices}
-        self.target.complete(self.skeleton, shards)
+        self.target.complete(self.identity, self.skeleton, shards)
 
     def _windows(self, image: ExportImage) -> Sequence[tuple[float, float, float, float]]:
         """Return the values that channels may have, and of those of the smallest level most."""
         *_, smallest = (each for each in self.pixels if each.image is image)
         dtype = smallest.data.dtype
         count = smallest.data.shape[0]
-        if dtype == np.uint8:
-            return [(0, 255, 0, 255)] * count
-        if math.prod(smallest.data.shape[-2:]) > LARGEST_WINDOW:
+        if image.in_color or math.prod(smallest.data.shape[1:]) > LARGEST_WINDOW:
             high = float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
             return [(0, high, 0, high)] * count
         return [_window(smallest.sharded.array[index], dtype) for index in range(count)]
@@ -327,20 +301,60 @@ def _window(channel: Any, dtype: np.dtype[Any]) -> tuple[float, float, float, fl
     low, high = float(values.min()), float(values.max())
     if dtype.kind in "iu":
         low, high = 0.0, float(np.iinfo(dtype).max)
-    return low, high, start, max(end, math.nextafter(start, math.inf))
+    if low == high:  # a constant
+        high += 1
+    return (low, high, start, end) if start < end else (low, high, low, high)
 
 
-def _path(image: ExportImage, tree: xr.DataTree) -> str:
-    """Return where an image goes: a label image of all levels of the slide with these."""
-    if image.name == "image":
-        return ""
-    of_slide = {
-        int(name[6:])
-        for name in tree.children
-        if name.startswith("level_") and "image" in tree[name]
-    }
-    is_beside = of_slide == {level.number for level in image.levels}
-    return f"/labels/{image.name}" if image.labels is not None and is_beside else f"/{image.name}"
+def _by_path(images: Sequence[ExportImage]) -> dict[str, ExportImage]:
+    """Return images by where they go: what labels all levels of the first one beside it."""
+    first, *others = images
+    of_first = [level.number for level in first.levels] if first.name == "image" else None
+
+    def path(image: ExportImage) -> str:
+        is_beside = image.labels is not None and of_first == [each.number for each in image.levels]
+        return f"/labels/{image.name}" if is_beside else f"/{image.name}"
+
+    if of_first is None:
+        return {path(image): image for image in images}
+    return {"": first} | {path(image): image for image in others}
+
+
+def _describe(images: dict[str, ExportImage], skeleton: MemoryStore) -> None:
+    """Make images of groups, as far as it doesn't take their pixels."""
+    import zarr
+
+    labels = []
+    for path, image in images.items():
+        ome: dict[str, Any] = {
+            "version": ome_metadata.VERSION,
+            "multiscales": ome_metadata.multiscales(image),
+        }
+        is_beside = path.startswith("/labels/")
+        if image.labels is not None:
+            parent = ("../../" if is_beside else "../") if "" in images else None
+            ome["image-label"] = ome_metadata.image_label(image.labels, parent)
+        attributes: dict[str, Any] = {"ome": ome}
+        to_slide = image.levels[0].raster.to_slide
+        if to_slide is not None:
+            attributes["slide_coordinates"] = {"matrix": to_slide, "unit": "millimeter"}
+        zarr.open_group(skeleton, path=path[1:]).attrs.update(attributes)
+        labels += [image.name] if is_beside else []
+    if labels:
+        zarr.open_group(skeleton, path="labels").attrs["ome"] = {
+            "version": ome_metadata.VERSION,
+            "labels": labels,
+        }
+
+
+def _digest(skeleton: MemoryStore, pixels: Sequence[_Pixels]) -> str:
+    """Return what tells pixels, their arrays and coordinates from others."""
+    digest = hashlib.sha256()
+    for key, buffer in sorted(skeleton._store_dict.items()):
+        digest.update(key.encode() + buffer.to_bytes())
+    for each in pixels:
+        digest.update(each.data.name.encode())
+    return digest.hexdigest()
 
 
 def _blocks(
@@ -381,7 +395,12 @@ def _described(array: xr.DataArray, name: str) -> xr.Dataset:
 
 
 def _write(
-    sharded: ShardedArray, pixels: NDArray[np.generic], *, block_id: tuple[int, ...]
+    sharded: ShardedArray,
+    identity: dict[str, Any],
+    pixels: NDArray[np.generic],
+    *,
+    block_id: tuple[int, ...],
 ) -> NDArray[np.uint8]:
+    sharded.target.check_begun(identity)
     sharded.write(block_id, pixels)
     return np.ones((1,) * pixels.ndim, np.uint8)

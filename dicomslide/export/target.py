@@ -7,12 +7,14 @@ A file beside them says which export was begun.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dicomslide.backends.storage import (
     harmless_for,
@@ -25,7 +27,7 @@ from dicomslide.cache import Registry
 from dicomslide.errors import ExportError, StoreExistsError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Mapping
+    from collections.abc import Coroutine, Iterable, Iterator, Mapping
 
     import numpy as np
     import zarr
@@ -38,14 +40,26 @@ __all__ = ["HOW_TO_GO_ON", "ShardedArray", "Target"]
 
 ROOT = "zarr.json"
 BEGUN = "dicomslide-export.json"
-"""Says which export was begun; it isn't there any more when it is complete."""
+"""Says which export was begun, or that a store is being deleted; not there when all is done."""
+DOCUMENTS = {ROOT, ".zgroup", ".zarray", ".zmetadata"}
+"""What makes groups and arrays of what is stored, also in zarr's format 2."""
+PARTIAL = ".partial"
+"""End of the name that zarr gives a file while it writes it."""
 HOW_TO_GO_ON = (
     "resume=True (--resume) goes on with what is missing, overwrite=True (--overwrite) starts again"
 )
 IN_FLIGHT = 16
 """Shards that are looked at at once."""
 
-_stores: Registry[tuple[str, str], Any] = Registry(32)
+ELSEWHERE = (
+    "do all workers write to the same place? A store in memory, or a disk that they don't share,"
+    " won't do"
+)
+
+T = TypeVar("T")
+
+_stores: Registry[str, Any] = Registry(8)
+"""By run of an export: another one may have newer credentials."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +70,8 @@ class Target:
     """Absolute path, URL as it may be shown, or a store."""
     options: str = "{}"
     """Those for a URL that may travel, as JSON."""
+    run: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    """Names one call of an export."""
 
     @classmethod
     def at(cls, store: Any, storage_options: Mapping[str, Any] | None = None) -> Target:
@@ -105,9 +121,27 @@ class Target:
             if not is_url(place):
                 return LocalStore(place)
             url, options = options_for(place, self.options)
-            return FsspecStore.from_url(url, {**options, "skip_instance_cache": True})
+            with self.reached():
+                return FsspecStore.from_url(url, {**options, "skip_instance_cache": True})
 
-        return _stores.get((place, self.options), make)
+        return _stores.get(self.run, make)
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Return what a coroutine of the store gives, run by zarr's own event loop."""
+        from zarr.core.sync import sync
+
+        with self.reached():
+            return sync(coroutine)
+
+    @contextlib.contextmanager
+    def reached(self) -> Iterator[None]:
+        """Let what the clients of servers raise be errors of the system, as of any store."""
+        try:
+            yield
+        except (OSError, ImportError, MemoryError):
+            raise
+        except Exception as error:
+            raise ExportError(f"{self}: {type(error).__name__}: {error}") from error
 
     # -- keys --
 
@@ -115,14 +149,14 @@ class Target:
         """Return what is stored by a name, or None."""
         from zarr.core.buffer import default_buffer_prototype
 
-        found = _wait(self.store.get(key, default_buffer_prototype()))
+        found = self.wait(self.store.get(key, default_buffer_prototype()))
         return None if found is None else found.to_bytes()
 
     def write(self, key: str, value: bytes) -> None:
         """Store something by a name."""
         from zarr.core.buffer import default_buffer_prototype
 
-        _wait(self.store.set(key, default_buffer_prototype().buffer.from_bytes(value)))
+        self.wait(self.store.set(key, default_buffer_prototype().buffer.from_bytes(value)))
 
     def keys(self) -> set[str]:
         """Return the names of all that is stored."""
@@ -130,17 +164,17 @@ class Target:
         async def listed() -> set[str]:
             return {key async for key in self.store.list()}
 
-        return _wait(listed())
+        return self.wait(listed())
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete what is stored by some names."""
         for key in keys:
-            _wait(self.store.delete(key))
+            self.wait(self.store.delete(key))
 
     # -- beginning and end --
 
-    def begin(self, identity: dict[str, Any], *, overwrite: bool, resume: bool) -> bool:
-        """Make the store ready for an export; return False where that is complete already.
+    def begin(self, identity: dict[str, Any], *, overwrite: bool, resume: bool) -> set[str] | None:
+        """Make the store ready for an export.
 
         Parameters
         ----------
@@ -151,30 +185,58 @@ class Target:
         resume : bool
             Whether an export that was begun goes on.
 
+        Returns
+        -------
+        set of str or None
+            Keys that an earlier run left; None where the export is complete already.
+
         Raises
         ------
         StoreExistsError
             When something is there that mustn't be touched.
 
         """
-        keys = self._first_keys()
-        if keys and overwrite:
-            self._clear()
-        elif keys and not resume:
+        names = self._first_names()
+        if names and overwrite:
+            self._clear(names)
+        elif names and not resume:
             raise StoreExistsError(
-                f"{self}: an interrupted export is here: {HOW_TO_GO_ON}"
-                if BEGUN in keys
+                f"{self}: an export that was begun is here: {HOW_TO_GO_ON}"
+                if BEGUN in names
                 else f"{self}: exists; overwrite=True (--overwrite) replaces a zarr store"
             )
-        elif keys:
+        elif names:
             self._check_same(identity)
-            if ROOT in keys:
-                self.delete([BEGUN])
-                return False
+            if ROOT not in names:
+                return self.keys()
+            self.delete([BEGUN])
+            return None
         self.write(BEGUN, json.dumps(identity).encode())
-        return True
+        return set()
 
-    def _first_keys(self) -> set[str]:
+    def check_begun(self, identity: dict[str, Any]) -> None:
+        """Raise unless this process sees the export, and nobody began another one since.
+
+        Raises
+        ------
+        ExportError
+            When it doesn't see it, or another one was begun.
+
+        """
+        known = self._known()
+        if known is None:
+            raise ExportError(f"{self}: the export that was begun isn't there: {ELSEWHERE}")
+        if known != identity:
+            raise ExportError(f"{self}: another export was begun here meanwhile")
+
+    def _known(self) -> Any:
+        """Return what tells which export was begun, or is complete, here; None where none is."""
+        if (begun := self.read(BEGUN)) is not None:
+            return json.loads(begun)
+        root = json.loads(self.read(ROOT) or b"{}")
+        return root.get("attributes", {}).get("dicomslide", {}).get("export")
+
+    def _first_names(self) -> set[str]:
         """Return the names at the root, without what a write left that was killed at once."""
 
         async def listed() -> set[str]:
@@ -187,34 +249,36 @@ class Target:
         begun = BEGUN.removesuffix("json")
         return {
             name
-            for name in _wait(listed())
-            if not (name.startswith(begun) and name.endswith(".partial"))
+            for name in self.wait(listed())
+            if not (name.startswith(begun) and name.endswith(PARTIAL))
         }
 
-    def _clear(self) -> None:
-        """Delete a zarr store: first of all what makes it look complete."""
-        keys = self._first_keys()
-        if not keys & {ROOT, BEGUN, ".zgroup", ".zarray"}:
+    def _clear(self, names: set[str]) -> None:
+        """Delete a zarr store: first of all what makes arrays and groups of it."""
+        if not names & {BEGUN, *DOCUMENTS}:
             raise StoreExistsError(f"{self}: exists, and isn't a zarr store: it isn't overwritten")
         self.write(BEGUN, b"{}")
-        self.delete([ROOT])
-        self.delete(self.keys() - {BEGUN})
+        keys = self.keys() - {BEGUN}
+        documents = [key for key in keys if key.rpartition("/")[2] in DOCUMENTS]
+        self.delete(sorted(documents, key=lambda key: (key.count("/"), key)))
+        self.delete(keys & names)
+        for folder in names - keys - {BEGUN}:
+            self.wait(self.store.delete_dir(folder))
 
     def _check_same(self, identity: dict[str, Any]) -> None:
         """Raise unless it is the same export that was begun, or completed, here."""
-        begun, root = self.read(BEGUN), self.read(ROOT)
-        known: Any = None
-        if root is not None:
-            known = json.loads(root).get("attributes", {}).get("dicomslide", {}).get("export")
-        elif begun is not None:
-            known = json.loads(begun)
+        known = self._known()
+        if known == identity:
+            return
+        if known == {}:
+            raise StoreExistsError(
+                f"{self}: what was here was being replaced: overwrite=True (--overwrite) goes on"
+            )
         if not isinstance(known, dict):
             raise StoreExistsError(
                 f"{self}: exists, and isn't an export that was begun by dicomslide: there is"
                 " nothing to resume"
             )
-        if known == identity:
-            return
         options, wanted = known.get("options", {}), identity["options"]
         differing = [
             f"{name} {options.get(name)!r}, not {value!r}"
@@ -229,11 +293,13 @@ class Target:
             " resumed; overwrite=True (--overwrite) starts again"
         )
 
-    def complete(self, skeleton: MemoryStore, shards: set[str]) -> None:
+    def complete(self, identity: dict[str, Any], skeleton: MemoryStore, shards: set[str]) -> None:
         """Make arrays and groups of the shards: what is written last is the root.
 
         Parameters
         ----------
+        identity : dict
+            What tells this export from others.
         skeleton : zarr.storage.MemoryStore
             Coordinates, and every ``zarr.json``.
         shards : set of str
@@ -242,19 +308,19 @@ class Target:
         Raises
         ------
         ExportError
-            When a shard isn't there.
+            When a shard isn't there, or another export was begun.
 
         """
+        self.check_begun(identity)
         there = self.keys()
         if missing := shards - there:
             raise ExportError(
                 f"{self}: {len(missing)} of {len(shards)} shards aren't there after they were"
-                " written: do all workers write to the same place? A store in memory, or a disk"
-                " that they don't share, won't do"
+                f" written: {ELSEWHERE}"
             )
         parts = {key: buffer.to_bytes() for key, buffer in skeleton._store_dict.items()}
-        # what a process left behind that was killed while it wrote
-        self.delete(there - shards - parts.keys() - {BEGUN})
+        # what processes left behind that were killed while they wrote
+        self.delete(key for key in there if key.endswith(PARTIAL))
         documents = [key for key in parts if key.rpartition("/")[2] == ROOT]
         for key in sorted(parts.keys() - set(documents)):
             self.write(key, parts[key])
@@ -296,7 +362,8 @@ class ShardedArray:
         array = self.array
         corner = [i * edge for i, edge in zip(index, self._shard_shape, strict=True)]
         region = tuple(slice(a, a + n) for a, n in zip(corner, pixels.shape, strict=True))
-        array[region] = pixels
+        with self.target.reached():
+            array[region] = pixels
 
     def finished(self, indices: Iterable[tuple[int, ...]], there: set[str]) -> set[tuple[int, ...]]:
         """Return which shards are whole, of those whose keys are there; others are deleted."""
@@ -320,10 +387,3 @@ class ShardedArray:
     @property
     def _shard_shape(self) -> tuple[int, ...]:
         return self.metadata.chunk_grid.chunk_shape  # type: ignore[attr-defined]
-
-
-def _wait(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Return what a coroutine of a store gives, run by zarr's own event loop."""
-    from zarr.core.sync import sync
-
-    return sync(coroutine)
