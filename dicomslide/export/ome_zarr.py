@@ -73,32 +73,37 @@ def to_ome_zarr(
         How chunks are compressed, without loss. "blosc" (Zstandard with shuffled bits) is the
         smaller for 16 bits.
     storage_options : mapping, optional
-        How a URL is reached: see :func:`register_storage_options`.
+        How a URL is reached: see :func:`register_storage_options`. Credentials don't travel: each
+        worker of a cluster registers its own, or has them in its environment.
 
     Raises
     ------
     StoreExistsError
         When something is there already, or another export was begun there.
     ExportError
-        When shards aren't where they were written to.
+        When a server can't be reached, workers don't see what others write, or another export was
+        begun at the same place meanwhile.
     FrameError
         When a frame can't be read or decoded. As after any interruption, no reader finds an image
         in the store then; `resume` goes on.
     MemoryLimitError
         When a shard would be too large.
     ValueError
-        When there is no image in a tree, or an option is wrong.
+        When a tree has no image, or one whose pixels aren't evenly spaced, whose focal planes don't
+        ascend, or that has more dims; or when an option is wrong.
 
     Notes
     -----
     The upright image is the group at the root, its levels ``level_0/image``, ``level_1/image``,
     ..., with the axes c (the samples of a slide in colour), z and y, x. The y of OME-Zarr points
     down the raster: x and −y of the slide in mm, of the centre of the first pixel, are its
-    translation. The coordinates x, y (and z) beside each array are those of the slide, as in the
+    translation; the attribute ``slide_coordinates`` has the matrix that leads back to (x, y) of
+    the slide. The coordinates x, y (and z) beside each array are those of the slide, as in the
     tree.
 
-    A segment on all levels of the slide is a label image in ``labels``; other segments, fractional
-    segmentations, parametric maps, and images on grids of their own are groups beside it.
+    A segment, or mask of one's own, on all levels of the image is a label image in ``labels``;
+    others, fractional segmentations, parametric maps, and images on grids of their own are groups
+    beside it.
 
     Examples
     --------
