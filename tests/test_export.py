@@ -360,6 +360,19 @@ def test_credentials_are_in_no_pickle():
     assert len(travelling) < 1000
 
 
+def test_no_message_shows_credentials():
+    pytest.importorskip("s3fs", reason="buckets of S3 take s3fs")
+    there = Target.at("s3://bucket/slide.zarr", {"key": "KEY-ID", "secret": "SECRET-KEY"})
+    assert there.store  # opened, but not reached
+    with (
+        pytest.raises(dicomslide.ExportError, match="signed by") as raised,
+        there.reached(),
+    ):
+        raise ValueError("signed by SECRET-KEY")
+    assert "SECRET-KEY" not in str(raised.value)
+    assert raised.value.__cause__ is None
+
+
 def test_a_store_of_zarrs_is_written(position_slide, exported):
     store = MemoryStore()
     to_ome_zarr(dicomslide.open_slide(position_slide), store, shard_size=SHARD)

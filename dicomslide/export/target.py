@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dicomslide.backends.storage import (
+    ObjectReach,
     harmless_for,
     is_url,
     options_for,
@@ -141,7 +142,11 @@ class Target:
         except (OSError, ImportError, MemoryError):
             raise
         except Exception as error:
-            raise ExportError(f"{self}: {type(error).__name__}: {error}") from error
+            text = shown = f"{type(error).__name__}: {error}"
+            if is_url(self.place):
+                shown = ObjectReach(str(self.place), self.options).public(text)
+            cause = error if shown == text else None  # a traceback would show what is hidden
+            raise ExportError(f"{self}: {shown}") from cause
 
     # -- keys --
 
