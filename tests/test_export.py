@@ -462,8 +462,8 @@ def bucket():
 def test_a_bucket_is_written_once_it_is_reached(position_slide, exported, bucket):
     slide = dicomslide.open_slide(position_slide)
     url = "s3://exports/slide.zarr"
-    nowhere = bucket["client_kwargs"] | {"endpoint_url": "http://127.0.0.1:9"}
-    with pytest.raises(dicomslide.ExportError, match=f"{url}: .*Could not connect"):
+    nowhere = bucket["client_kwargs"] | {"endpoint_url": "nowhere"}
+    with pytest.raises(dicomslide.ExportError, match=f"{url}: .*Invalid endpoint"):
         to_ome_zarr(slide, url, storage_options=bucket | {"client_kwargs": nowhere})
     for options in ({}, {"overwrite": True}):  # with the new options, not with the old ones
         to_ome_zarr(slide, url, shard_size=SHARD, storage_options=bucket, **options)
