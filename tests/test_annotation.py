@@ -719,7 +719,7 @@ def test_geopandas_is_asked_for_by_name(image, monkeypatch):
     monkeypatch.setitem(sys.modules, "geopandas", None)
     dataset = annotations_of(image.name, [group_of([TRIANGLE])])
     (group,) = read_annotation_groups(reread(dataset), image=image)
-    with pytest.raises(ImportError, match="pip install geopandas"):
+    with pytest.raises(ImportError, match=r"pip install 'dicomslide\[geo\]'"):
         group.to_geopandas()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -398,6 +399,12 @@ def test_a_session_factory_is_asked_again_when_its_session_is_refused(server):
 
 def give_token(url):
     return TOKEN
+
+
+def test_dicomweb_client_is_asked_for_by_name(server, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dicomweb_client.api", None)
+    with pytest.raises(ImportError, match=r"pip install 'dicomslide\[dicomweb\]'"):
+        dicomslide.open_slide(url_of(server))
 
 
 def test_the_environment_may_name_a_function(server, monkeypatch):

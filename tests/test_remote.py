@@ -190,6 +190,14 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(ImportError, match=r"gs://bucket/slide.*gcsfs"):
         dicomslide.open_slide("gs://bucket/slide")
+    script = (
+        "import sys; sys.modules['aiohttp'] = None; import dicomslide;"
+        " dicomslide.open_slide('http://host/slide/')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("ImportError: http://host/slide/: ")
+    assert error.endswith(": pip install 'dicomslide[remote]'")
 
 
 def test_storage_options_without_a_url_raise(folder):

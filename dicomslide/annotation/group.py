@@ -189,8 +189,8 @@ class AnnotationGroup:
             import shapely
         except ImportError as error:
             raise ImportError(
-                "to_geopandas needs geopandas: pip install geopandas; without it there are"
-                " to_pandas(), and the points of each annotation"
+                "to_geopandas needs geopandas: pip install 'dicomslide[geo]'; without it there"
+                " are to_pandas(), and the points of each annotation"
             ) from error
         points: NDArray[np.floating[Any]] = self.coordinates[:, :2].astype(np.float64)
         offsets = self.offsets

@@ -391,7 +391,8 @@ class _Connections:
                     from dicomweb_client.api import DICOMwebClient
                 except ImportError:
                     raise ImportError(
-                        f"reading from {address.url} takes the package dicomweb-client"
+                        f"reading from {address.url} takes the package dicomweb-client:"
+                        " pip install 'dicomslide[dicomweb]'"
                     ) from None
                 client = DICOMwebClient(
                     address.url, new_session(address.url), wado_url_prefix=address.prefix

@@ -357,7 +357,7 @@ def _new_filesystem(url: str, options: Mapping[str, Any]) -> Any:
         from fsspec.core import url_to_fs
     except ImportError:
         raise ImportError(
-            "reading from URLs takes the package fsspec: dicomslide[remote]"
+            "reading from URLs takes the package fsspec: pip install 'dicomslide[remote]'"
         ) from None
     shown = public_url(url)
     # whoever uses it awaits nothing, in whatever loop it runs
@@ -366,7 +366,8 @@ def _new_filesystem(url: str, options: Mapping[str, Any]) -> Any:
         # not from fsspec's own cache, which would keep credentials that were renewed
         filesystem, _ = url_to_fs(url, **options, skip_instance_cache=True)
     except ImportError as error:
-        raise ImportError(f"{shown}: {error}") from None
+        how = ": pip install 'dicomslide[remote]'" if "aiohttp" in str(error) else ""
+        raise ImportError(f"{shown}: {error}{how}") from None
     except ValueError as error:
         if "Protocol not known" in str(error):
             raise NotDicomError(
