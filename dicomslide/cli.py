@@ -147,6 +147,8 @@ def _path(text: str) -> Path | str:
 def _info(options: argparse.Namespace) -> int:
     from dicomslide.slide.cohort import open_slides
 
+    if len(options.slide) == 1:
+        (options.slide,) = options.slide  # the URL of a DICOMweb server isn't read in a list
     if options.container_id is not None or options.frame_of_reference_uid is not None:
         _show(describe(_open(options)), options.json)
         return 0

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from faulty_server import FaultyServer
 from PIL import Image
 
 from dicomslide import demo
@@ -36,6 +37,16 @@ def test_info_as_json(stack_slide, capsys):
     assert described["levels"][1]["rows"] == 50
     assert described["levels"][1]["um_per_pixel"] == [1, 1]
     assert described["levels"][0]["frames"] == 4 * 3 * 6
+
+
+def test_info_of_a_server(tissue_slide, capsys):
+    with FaultyServer(tissue_slide) as server:
+        assert main(["info", f"dicomweb+{server.url}"]) == 0
+        of_server = capsys.readouterr().out
+        assert main(["info", f"dicomweb+{server.url}", "--container-id", "DS-0001"]) == 0
+    assert capsys.readouterr().out == of_server
+    assert main(["info", str(tissue_slide)]) == 0
+    assert capsys.readouterr().out.splitlines()[:7] == of_server.splitlines()[:7]
 
 
 def test_thumbnail(tissue_slide, tmp_path, capsys):

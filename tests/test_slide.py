@@ -193,6 +193,25 @@ def test_several_slides_are_listed_and_chosen(tmp_path):
         dicomslide.open_slide(tmp_path, container_id="DS-0003")
 
 
+def test_a_list_of_slides_gives_the_size_of_each_ones_largest_image(tmp_path):
+    for number in (1, 2):
+        write_slide(tmp_path / str(number), shape=(1024, 1280), downsamples=(1, 2),
+                    slide_number=number, container_id=str(number))  # fmt: skip
+    # an overview has more rows, and fewer pixels
+    with pytest.raises(dicomslide.AmbiguousSlideError, match="up to 1024 × 1280 pixels"):
+        dicomslide.open_slide(tmp_path)
+
+
+@pytest.mark.parametrize("open_", [dicomslide.open_slide, dicomslide.open_slides])
+@pytest.mark.parametrize("path", ["", ["slide", ""]])
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch, open_, path):
+    write_slide(tmp_path / "slide", **SMALL)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(dicomslide.NotDicomError, match="an empty path"):
+        open_(path)
+    assert open_(".")
+
+
 def test_two_scans_of_one_container_are_two_slides(tmp_path):
     write_slide(tmp_path / "one", **SMALL)
     write_slide(tmp_path / "two", **SMALL, slide_number=2)

@@ -88,11 +88,15 @@ def local_paths_and_urls(
 
     Raises
     ------
+    NotDicomError
+        When a path is empty, which would be the folder that the process happens to be in.
     ValueError
         When there are storage options but no URL.
 
     """
     given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if "" in given:
+        raise NotDicomError("an empty path; the current folder is '.'")
     given = [_local_path(str(path)) if _is_local_url(path) else path for path in given]
     urls = [str(path) for path in given if is_url(path)]
     if storage_options is not None:

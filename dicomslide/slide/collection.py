@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import math
 import operator
 import warnings
 from typing import TYPE_CHECKING
@@ -298,7 +299,7 @@ def list_slides(slides: list[list[TiledImage]]) -> str:
     lines = [f"{len(slides)} slides are here; choose one with container_id=..."]
     for slide in slides:
         frame, container = slide_key(slide[0])
-        rows, columns = max(image.size for image in slide)
+        rows, columns = max((image.size for image in slide), key=math.prod)
         lines.append(
             f"  container {container!r}, frame of reference {frame}: {len(slide)} images, up to"
             f" {rows} × {columns} pixels"
