@@ -104,6 +104,11 @@ def test_tissue_is_pink_and_purple_on_glass():
     assert not np.array_equal(picture, draw_tissue((512, 400), seed=1))
 
 
+def test_a_drawing_that_nobody_knows_raises(tmp_path):
+    with pytest.raises(ValueError, match="drawing 'cell': expected 'tissue', 'cells' or"):
+        write_slide(tmp_path, drawing="cell")
+
+
 def test_pydicom_reads_the_header(tmp_path):
     path = write_slide(tmp_path, shape=(300, 400), downsamples=(1,), associated=False)[0]
     dataset = pydicom.dcmread(path)

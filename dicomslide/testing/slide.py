@@ -144,6 +144,8 @@ def write_slide(
         picture = draw_tissue(upright, seed)
     elif drawing == "cells":
         picture = draw_cells(upright, len(optical_paths), planes, seed)
+    elif drawing != "position":
+        raise ValueError(f"drawing {drawing!r}: expected 'tissue', 'cells' or 'position'")
     images: list[tuple[str, SyntheticImage]] = []
     previous = 1
     for number, factor in enumerate(downsamples):
