@@ -389,6 +389,30 @@ def test_a_file_that_is_overwritten_in_place_is_noticed(tmp_path):
         matrix[40:, :]
 
 
+@pytest.mark.parametrize("offset_table", ["basic", "empty"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_file_that_was_cut_off_before_it_was_read_is_noticed(tmp_path, offset_table, sparse):
+    path = write(tmp_path / "image.dcm", RLE, offset_table=offset_table, sparse=sparse)
+    matrix = matrix_of(path)
+    os.truncate(path, path.stat().st_size // 3)
+    with pytest.raises(SourceChangedError, match="open the slide again"):
+        matrix[:5, :5]
+
+
+def test_a_file_that_is_cut_off_while_its_frames_are_found_is_noticed(tmp_path, monkeypatch):
+    path = write(tmp_path / "image.dcm", RLE, offset_table="empty")
+    matrix = matrix_of(path)
+    locate = file_backend.pixel_data.locate_frames
+
+    def cutting(*found):
+        os.truncate(path, path.stat().st_size // 3)
+        return locate(*found)
+
+    monkeypatch.setattr(file_backend.pixel_data, "locate_frames", cutting)
+    with pytest.raises(SourceChangedError, match="open the slide again"):
+        matrix[:5, :5]
+
+
 def test_a_file_that_ends_within_its_offset_table_is_refused(tmp_path):
     path = write(tmp_path / "image.dcm", RLE, offset_table="basic")
     data = path.read_bytes()

@@ -182,6 +182,7 @@ class _Instance:
         span, blob = self.header.per_frame, self.header.blob
         if span is None:
             return None, self.header.rest
+        self.file.check_unchanged()
         try:
             return scan_per_frame_groups(blob.read, blob.size, span, self.num_frames)
         except MetadataError as error:
@@ -192,6 +193,7 @@ class _Instance:
         header = self.header
         span = header.per_frame
         rest = header.rest
+        self.file.check_unchanged()  # or those of another file were looked for
         if span is not None and span.length == UNDEFINED:
             _, rest = self._positions_and_rest
         return pixel_data.locate_frames(

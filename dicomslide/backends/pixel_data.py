@@ -371,6 +371,8 @@ def _scan_items(blob: Blob, at: int, limit: int) -> tuple[list[int], int | None]
         if at > behind:
             window, start = read(at, size), at
             behind = start + len(window) - ITEM_HEADER
+            if at > behind:  # shorter than it was: that is noticed as frames are read
+                break
         tag, length = unpack(window, at - start)
         if tag != _ITEM:
             return offsets, tag
