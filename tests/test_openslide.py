@@ -16,6 +16,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 import dicomslide
+from dicomslide import openslide as openslide_names
 from dicomslide.openslide import PROPERTY_NAME_MPP_X, PROPERTY_NAME_MPP_Y, OpenSlide
 from dicomslide.testing import position_values, srgb_profile, write_slide
 
@@ -671,3 +672,14 @@ def test_a_cache_of_openslides_may_be_given(files):
     with OpenSlide(files["pyramid"]) as slide:
         slide.set_cache(Cache())
         assert slide.read_region((0, 0), 0, (2, 2)).size == (2, 2)
+
+
+def test_names_that_scripts_take_from_openslide_are_here(files, tmp_path):
+    with openslide_names.open_slide(files["pyramid"]) as slide:
+        assert slide.read_region((0, 0), 0, (2, 2)).size == (2, 2)
+        with pytest.raises(openslide_names.OpenSlideError):
+            slide.read_region((0, 0), 0, (-2, 2))
+    for name in ("absent.dcm", "text.dcm"):
+        (tmp_path / "text.dcm").write_text("no slide")
+        with pytest.raises(openslide_names.OpenSlideUnsupportedFormatError):
+            openslide_names.open_slide(tmp_path / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dicomslide.errors import DicomSlideError, NotDicomError, NotSlideError
 from dicomslide.openslide.api import OpenSlide
 from dicomslide.openslide.properties import (
     PROPERTY_NAME_BACKGROUND_COLOR,
@@ -20,6 +21,8 @@ from dicomslide.openslide.properties import (
 
 __all__ = [
     "OpenSlide",
+    "OpenSlideError",
+    "OpenSlideUnsupportedFormatError",
     "PROPERTY_NAME_BACKGROUND_COLOR",
     "PROPERTY_NAME_BARCODE",
     "PROPERTY_NAME_BOUNDS_HEIGHT",
@@ -32,4 +35,14 @@ __all__ = [
     "PROPERTY_NAME_OBJECTIVE_POWER",
     "PROPERTY_NAME_QUICKHASH1",
     "PROPERTY_NAME_VENDOR",
+    "open_slide",
 ]
+
+open_slide = OpenSlide
+"""By the name that scripts use which show ordinary pictures too."""
+
+OpenSlideError = (DicomSlideError, ValueError)
+"""For ``except``: what openslide-python reports as its OpenSlideError."""
+
+OpenSlideUnsupportedFormatError = (NotDicomError, NotSlideError, FileNotFoundError)
+"""For ``except``: what is no slide, or isn't there."""

@@ -92,8 +92,9 @@ class OpenSlide:
     * `associated_images` has DICOM's names LABEL, OVERVIEW and THUMBNAIL, and answers to label,
       macro and thumbnail as well.
     * A folder can be opened. Closing twice is allowed. What openslide-python reports as
-      OpenSlideError is a ValueError here, or one of :mod:`dicomslide.errors`; no error keeps
-      the slide from being used further.
+      OpenSlideError is a ValueError here, or one of :mod:`dicomslide.errors`, which
+      ``except dicomslide.openslide.OpenSlideError`` catches; no error keeps the slide from being
+      used further.
 
     Examples
     --------
