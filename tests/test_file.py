@@ -863,3 +863,10 @@ def test_a_wrong_offset_of_the_last_frame_leaves_the_others(tmp_path):
     assert len(source.read_frames(range(count - 2))) == count - 2
     with pytest.raises(FrameReadError, match=rf"image\.dcm, frame {count}: .*no item begins"):
         source.read_frames([count - 1])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name here")
+def test_a_pipe_in_a_folder_is_not_waited_for(position_slide, tmp_path):
+    folder = shutil.copytree(position_slide, tmp_path / "slide")
+    os.mkfifo(folder / "pipe")
+    assert FileStore.open(folder).sources == FileStore.open(sorted(folder.glob("*.dcm"))).sources

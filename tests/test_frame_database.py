@@ -41,6 +41,15 @@ def test_frames_come_back_as_they_were_put(database):
     assert database.get("b", [0, 1]) == {0: b"other"}
 
 
+def test_one_that_another_process_has_just_begun_has_no_frames_yet(database):
+    database.put("a", {}, 10**8)
+    with open(database._path, "wb"):
+        pass
+    assert database.get("a", [0]) == {}
+    database.put("a", {0: b"some"}, 10**8)
+    assert database.get("a", [0]) == {0: b"some"}
+
+
 def test_those_used_least_recently_go_first_and_the_bound_holds(database, monkeypatch):
     now = [1_000_000]
     monkeypatch.setattr(frame_database.time, "time", lambda: now[0])

@@ -311,14 +311,14 @@ class Halfway:
 
 def open_second():
     half_way.wait(30)
-    print(FileSource.open(sys.argv[2]).metadata.Rows)
+    sys.stdout.write(f"{FileSource.open(sys.argv[2]).metadata.Rows}\\n")
     opened.set()
 
 assert "pydicom" not in sys.modules
 sys.meta_path.insert(0, Halfway())
 second = threading.Thread(target=open_second)
 second.start()
-print(FileSource.open(sys.argv[1]).metadata.Rows)
+sys.stdout.write(f"{FileSource.open(sys.argv[1]).metadata.Rows}\\n")  # at once, unlike print
 second.join()
 assert half_way.is_set()
 """

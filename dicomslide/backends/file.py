@@ -424,7 +424,9 @@ def files_of(folder: Path) -> Iterator[str]:
 
     for parent, folders, files in os.walk(folder, onerror=on_error):
         folders.sort()
-        yield from (os.path.join(parent, file) for file in sorted(files))
+        for path in (os.path.join(parent, file) for file in sorted(files)):
+            if os.path.isfile(path) or not os.path.exists(path):  # a pipe would be waited for
+                yield path
 
 
 _SORTING = (

@@ -69,8 +69,13 @@ class FrameDatabase:
             When they can't be read.
 
         """
-        if not os.path.exists(self._path):
-            return {}
+        with contextlib.suppress(FileNotFoundError):
+            # empty while another thread or process begins it
+            if os.path.getsize(self._path):
+                return self._get(image, frames)
+        return {}
+
+    def _get(self, image: str, frames: Sequence[int]) -> dict[int, bytes]:
         now = int(time.time())
         found: dict[int, bytes] = {}
         damaged, used = [], []

@@ -135,7 +135,9 @@ def _check_installed() -> None:
     try:
         import zarr  # noqa: F401
     except ImportError:
-        raise ImportError("OME-Zarr takes the package zarr: dicomslide[zarr]") from None
+        raise ImportError(
+            "OME-Zarr takes the package zarr: pip install 'dicomslide[zarr]'"
+        ) from None
 
 
 def _tree(source: Slide | xr.DataTree, shard_size: int) -> xr.DataTree:

@@ -68,7 +68,7 @@ def to_spatialdata(slide: Slide, *, focal_plane_index: int = 0) -> spatialdata.S
         from spatialdata.models import Image2DModel, Labels2DModel
     except ImportError:
         raise ImportError(
-            "to_spatialdata takes the package spatialdata: dicomslide[spatialdata]"
+            "to_spatialdata takes the package spatialdata: pip install 'dicomslide[spatialdata]'"
         ) from None
     tree = xr.DataTree.from_dict(slide_groups(slide, data=shard_data(CHUNK), squeeze=False))
     images: dict[str, Any] = {}
