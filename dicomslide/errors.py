@@ -37,12 +37,12 @@ class DicomSlideError(Exception):
     """Base of all errors of this package."""
 
 
-class NotDicomError(DicomSlideError, ValueError):
-    """What was opened is not a DICOM Part 10 file."""
-
-
 class NotSlideError(DicomSlideError, ValueError):
     """What was opened holds no whole slide image."""
+
+
+class NotDicomError(NotSlideError):
+    """What was opened is not a DICOM Part 10 file."""
 
 
 class AmbiguousSlideError(DicomSlideError, ValueError):

@@ -103,6 +103,7 @@ FLOORS = [
     "export.target",
     "export.ome_zarr",
     "export.spatialdata",
+    "openslide.errors",
     "openslide.properties",
     "openslide.rgba",
     "openslide.api",

@@ -677,9 +677,15 @@ def test_a_cache_of_openslides_may_be_given(files):
 def test_names_that_scripts_take_from_openslide_are_here(files, tmp_path):
     with openslide_names.open_slide(files["pyramid"]) as slide:
         assert slide.read_region((0, 0), 0, (2, 2)).size == (2, 2)
-        with pytest.raises(openslide_names.OpenSlideError):
+        with pytest.raises(openslide_names.OpenSlideError, match="negative"):
             slide.read_region((0, 0), 0, (-2, 2))
+    with pytest.raises(openslide_names.OpenSlideError, match="closed"):
+        _ = slide.dimensions
     for name in ("absent.dcm", "text.dcm"):
         (tmp_path / "text.dcm").write_text("no slide")
         with pytest.raises(openslide_names.OpenSlideUnsupportedFormatError):
             openslide_names.open_slide(tmp_path / name)
+    # classes, as there: `except (OpenSlideError, OSError)` takes no tuple in a tuple
+    assert issubclass(
+        openslide_names.OpenSlideUnsupportedFormatError, openslide_names.OpenSlideError
+    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dicomslide.errors import DicomSlideError, NotDicomError, NotSlideError
 from dicomslide.openslide.api import OpenSlide
+from dicomslide.openslide.errors import OpenSlideError, OpenSlideUnsupportedFormatError
 from dicomslide.openslide.properties import (
     PROPERTY_NAME_BACKGROUND_COLOR,
     PROPERTY_NAME_BARCODE,
@@ -40,9 +40,3 @@ __all__ = [
 
 open_slide = OpenSlide
 """By the name that scripts use which show ordinary pictures too."""
-
-OpenSlideError = (DicomSlideError, ValueError)
-"""For ``except``: what openslide-python reports as its OpenSlideError."""
-
-OpenSlideUnsupportedFormatError = (NotDicomError, NotSlideError, FileNotFoundError)
-"""For ``except``: what is no slide, or isn't there."""

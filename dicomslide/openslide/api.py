@@ -17,6 +17,7 @@ from dicomslide import utils
 from dicomslide.backends.file import FileSource, FileStore, is_dicom_file
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import DicomSlideError, MetadataWarning
+from dicomslide.openslide.errors import MissingSlideError, RequestError
 from dicomslide.openslide.properties import (
     OPENSLIDE_NAMES,
     VENDOR,
@@ -92,7 +93,7 @@ class OpenSlide:
     * `associated_images` has DICOM's names LABEL, OVERVIEW and THUMBNAIL, and answers to label,
       macro and thumbnail as well.
     * A folder can be opened. Closing twice is allowed. What openslide-python reports as
-      OpenSlideError is a ValueError here, or one of :mod:`dicomslide.errors`, which
+      OpenSlideError is one of :mod:`dicomslide.errors` here, all of which
       ``except dicomslide.openslide.OpenSlideError`` catches; no error keeps the slide from being
       used further.
 
@@ -161,7 +162,7 @@ class OpenSlide:
     def _open_contents(self) -> _Contents:
         contents = self._contents  # another thread may close it meanwhile
         if contents is None:
-            raise ValueError(f"{self!r} is closed; open the slide again")
+            raise RequestError(f"{self!r} is closed; open the slide again")
         return contents
 
     # -- what it is --
@@ -269,7 +270,7 @@ class OpenSlide:
         (x, y), (width, height) = map(operator.index, location), map(operator.index, size)
         level = operator.index(level)
         if min(width, height) < 0:
-            raise ValueError(f"size {(width, height)} is negative")
+            raise RequestError(f"size {(width, height)} is negative")
         profile = contents.levels[0].icc_profile
         if not 0 <= level < len(contents.levels):
             return as_picture(transparent(width, height), profile)
@@ -304,7 +305,7 @@ class OpenSlide:
         from PIL import Image
 
         if min(size) < 1:
-            raise ValueError(f"a thumbnail of {tuple(size)} pixels isn't possible")
+            raise RequestError(f"a thumbnail of {tuple(size)} pixels isn't possible")
         downsample = max(edge / wanted for edge, wanted in zip(self.dimensions, size, strict=True))
         level = self.get_best_level_for_downsample(downsample)
         region = self.read_region((0, 0), level, self.level_dimensions[level])
@@ -366,7 +367,10 @@ def _open(slide: Any) -> Slide:
         slide = os.fsdecode(slide)
     if isinstance(slide, (str, os.PathLike)) and os.path.isfile(slide):
         slide = _series_of(slide)
-    return open_slide(slide)
+    try:
+        return open_slide(slide)
+    except FileNotFoundError as error:
+        raise MissingSlideError(str(error)) from None
 
 
 def _series_of(path: str | os.PathLike[str]) -> FileStore:
@@ -409,13 +413,13 @@ def _contents_of(slide: Slide, channel_index: int, focal_plane_index: int) -> _C
     else:  # nothing else shows the slide
         thumbnails = []
     if not places:
-        raise ValueError(
+        raise RequestError(
             f"{slide.name}: channel {channel_index} lies on the grid of no level; its images are"
             " those of Slide.get_volume_images"
         )
     readers = tuple(_as_stored(*place) for place in places)
     if readers[0].dtype.kind == "f":
-        raise ValueError(
+        raise RequestError(
             f"{slide.name}: the pixels of channel {channel_index} are floating-point numbers,"
             " which no picture shows; read them with Slide.get_image_region"
         )

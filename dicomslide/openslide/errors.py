@@ -1,0 +1,21 @@
+"""The errors of openslide-python, by its names: classes of this package that are raised here."""
+
+from __future__ import annotations
+
+from dicomslide.errors import DicomSlideError, NotSlideError
+
+__all__ = ["MissingSlideError", "OpenSlideError", "OpenSlideUnsupportedFormatError", "RequestError"]
+
+OpenSlideError = DicomSlideError
+"""What can't be read, or done with a slide."""
+
+OpenSlideUnsupportedFormatError = NotSlideError
+"""What is no slide, or isn't there."""
+
+
+class RequestError(DicomSlideError, ValueError):
+    """What is asked for can't be: a negative size, or anything of a slide that was closed."""
+
+
+class MissingSlideError(NotSlideError, FileNotFoundError):
+    """Nothing is where a slide should be."""
