@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +25,7 @@ from dicomslide.backends.storage import (
 )
 from dicomslide.cache import Registry
 from dicomslide.errors import ExportError, StoreExistsError
+from dicomslide.together import together
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Iterator, Mapping
@@ -383,9 +383,8 @@ class ShardedArray:
             return True
 
         candidates = [index for index in indices if self.key(index) in there]
-        with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            are_whole = pool.map(is_whole, candidates)
-            whole = {index for index, ok in zip(candidates, are_whole, strict=True) if ok}
+        are_whole = together(is_whole, candidates, IN_FLIGHT)
+        whole = {index for index, ok in zip(candidates, are_whole, strict=True) if ok}
         self.target.delete(self.key(index) for index in candidates if index not in whole)
         return whole
 
