@@ -110,3 +110,17 @@ def long_level(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("long")
     write_slide(folder, shape=(1280, 1280), downsamples=(1,), tile_shape=(16, 16), associated=False)
     return folder
+
+
+@pytest.fixture(scope="module")
+def levels(tmp_path_factory) -> list[Path]:
+    """Two levels that show positions, and lie where images derived from them are written, too."""
+    return write_slide(
+        tmp_path_factory.mktemp("levels"),
+        shape=(70, 110),
+        downsamples=(1, 2),
+        tile_shape=(32, 48),
+        drawing="position",
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        associated=False,
+    )

@@ -297,19 +297,6 @@ def test_a_level_with_other_channels_is_left_out(stack_slide, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def levels(tmp_path_factory):
-    return write_slide(
-        tmp_path_factory.mktemp("levels"),
-        shape=(70, 110),
-        downsamples=(1, 2),
-        tile_shape=(32, 48),
-        drawing="position",
-        transfer_syntax_uid=EXPLICIT,
-        associated=False,
-    )
-
-
-@pytest.fixture(scope="module")
 def masks():
     """Segments of both levels that overlap."""
     rng = np.random.default_rng(7)

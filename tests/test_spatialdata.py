@@ -9,7 +9,7 @@ import xarray as xr
 from derive import write_segmentation
 
 import dicomslide
-from dicomslide.testing import position_values, write_slide
+from dicomslide.testing import position_values
 
 spatialdata = pytest.importorskip(
     "spatialdata",
@@ -20,21 +20,6 @@ spatialdata = pytest.importorskip(
 )
 from spatialdata.transformations import get_transformation  # noqa: E402
 from test_annotation import annotations_of, group_of  # noqa: E402
-
-EXPLICIT = "1.2.840.10008.1.2.1"
-
-
-@pytest.fixture(scope="module")
-def levels(tmp_path_factory):
-    return write_slide(
-        tmp_path_factory.mktemp("levels"),
-        shape=(70, 110),
-        downsamples=(1, 2),
-        tile_shape=(32, 48),
-        drawing="position",
-        transfer_syntax_uid=EXPLICIT,
-        associated=False,
-    )
 
 
 def to_um(element, x, y):
