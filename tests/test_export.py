@@ -18,7 +18,7 @@ import pytest
 import xarray as xr
 import zarr
 from exports import EXPLICIT, SHARD, assert_valid, expected, files
-from workers import two_workers
+from workers import some_workers
 from zarr.storage import LocalStore, MemoryStore
 
 import dicomslide
@@ -386,7 +386,7 @@ def test_a_store_of_zarrs_is_written(position_slide, exported):
 
 @pytest.fixture(scope="module")
 def client():
-    with two_workers(is_default=False) as client:
+    with some_workers(2, is_default=False) as client:
         yield client
 
 

@@ -23,7 +23,7 @@ from skimage.color import hed_from_rgb
 from skimage.color import separate_stains as separate_whole
 from skimage.filters import threshold_otsu
 from skimage.measure import block_reduce
-from workers import two_workers
+from workers import some_workers
 
 import dicomslide
 from dicomslide import recipes
@@ -71,7 +71,7 @@ def places():
     context = get_context("spawn")
     with (
         ProcessPoolExecutor(2, mp_context=context) as pool,
-        two_workers(is_default=False) as client,
+        some_workers(2, is_default=False) as client,
     ):
 
         def on_processes(lazy):

@@ -6,13 +6,13 @@ import contextlib
 
 
 @contextlib.contextmanager
-def two_workers(*, is_default=True, **options):
-    """Yield the client of two processes with a thread each; options are those of LocalCluster."""
+def some_workers(number, *, is_default=True, **options):
+    """Yield the client of processes with a thread each; options are those of LocalCluster."""
     from distributed import Client, LocalCluster
 
     with (
         LocalCluster(
-            n_workers=2,
+            n_workers=number,
             threads_per_worker=1,
             # None is port 8787, which another cluster of this machine may have: that is a warning
             dashboard_address="127.0.0.1:0",
