@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 import numpy as np
 
 from dicomslide.cache import FrameCache, Registry
-from dicomslide.codec import DECODERS, decode_frame, transfer_syntax_of
+from dicomslide.codec import DECODERS, decode_frame, scratch_memory, transfer_syntax_of
 from dicomslide.errors import FrameError, FrameReadError, FrameWarning, MetadataError
 from dicomslide.options import get_options
 
@@ -136,7 +136,7 @@ class FrameReader:
         batches = _Shared(self._batches(missing, step))
 
         def work() -> None:
-            scratch = np.empty(self._layout.pixel_format.shape, np.uint8)
+            scratch = scratch_memory(self._layout.pixel_format)
             try:
                 while (batch := batches.take()) is not None:
                     wanted, buffers = batch

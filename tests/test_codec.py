@@ -21,7 +21,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import convert_color_space
 from pydicom.uid import UID
 
-from dicomslide.codec import DECODERS, PixelFormat, decode_frame
+from dicomslide.codec import DECODERS, PixelFormat, decode_frame, scratch_memory
 from dicomslide.codec.codestream import (
     ends_image,
     has_plain_tile_parts,
@@ -118,7 +118,10 @@ def difference(one, other):
 def test_a_frame_is_decoded_into_scratch_memory(kind, more):
     array = SOURCES[kind]
     declared = format_of(array, rows=ROWS + more)
-    scratch = np.full(declared.shape, 99, np.uint8)
+    scratch = scratch_memory(declared)
+    scratch[...] = 99
+    assert scratch.shape == declared.shape
+    assert scratch.ctypes.data % 32  # or the decoder writes past the cache
     decoded = decode_frame(frame_of(BASELINE, kind), declared, BASELINE, scratch)
     assert np.shares_memory(decoded, scratch)
     expected = decode_frame(frame_of(BASELINE, kind), format_of(array), BASELINE)

@@ -4,7 +4,15 @@ A pure function of bytes, pixel format and transfer syntax, with one table of de
 decodes whole or not at all: what is truncated or contradicts its header raises.
 """
 
-from dicomslide.codec.decode import DECODERS, NATIVE, Decoder, decode_frame, transfer_syntax_of
+from dicomslide.codec.decode import (
+    DECODERS,
+    NATIVE,
+    Decoder,
+    decode_frame,
+    scratch_memory,
+    transfer_syntax_of,
+)
 from dicomslide.codec.pixel_format import PixelFormat
 
-__all__ = ["DECODERS", "NATIVE", "Decoder", "PixelFormat", "decode_frame", "transfer_syntax_of"]
+__all__ = ["DECODERS", "NATIVE", "Decoder", "PixelFormat", "decode_frame", "scratch_memory",
+           "transfer_syntax_of"]  # fmt: skip

@@ -9,6 +9,8 @@ import struct
 import zlib
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dicomslide.codec.codestream import transfer_syntax_by_signature
 from dicomslide.codec.jpeg import jpeg, jpeg_ls
 from dicomslide.codec.jpeg2000 import jpeg_2000, jpeg_xl
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from dicomslide.codec.pixel_format import Buffer, Pixels
 
-__all__ = ["DECODERS", "NATIVE", "Decoder", "decode_frame", "transfer_syntax_of"]
+__all__ = ["DECODERS", "NATIVE", "Decoder", "decode_frame", "scratch_memory", "transfer_syntax_of"]
 
 NATIVE, RLE, DEFLATED_FRAME = (f"1.2.840.10008.1.2{end}" for end in (".1", ".5", ".8.1"))
 
@@ -106,8 +108,7 @@ def decode_frame(
         Transfer syntax in which it is stored; None where only its bytes tell: see
         :func:`transfer_syntax_of`.
     scratch : numpy.ndarray of numpy.uint8, optional
-        Memory for a frame, C-contiguous, that may be overwritten and returned, in part. New memory
-        for each frame costs up to a third more, where the system has to zero it.
+        Memory that may be overwritten and returned, in part: see :func:`scratch_memory`.
 
     Returns
     -------
@@ -148,6 +149,18 @@ def decode_frame(
     if array.dtype != pixel_format.dtype:
         array = as_declared(array, pixel_format)
     return array
+
+
+def scratch_memory(pixel_format: PixelFormat) -> Pixels:
+    """Return memory for one frame after the other, of which each is copied before the next.
+
+    New memory for each takes up to a third longer, where the system has to zero it.
+    """
+    size = math.prod(pixel_format.shape)
+    memory = np.empty(size + 32, np.uint8)
+    # at a multiple of 32 libjpeg-turbo writes past the cache, from which pixels are copied at once
+    start = (16 - memory.__array_interface__["data"][0]) % 32
+    return memory[start : start + size].reshape(pixel_format.shape)
 
 
 def transfer_syntax_of(buffer: Buffer, pixel_format: PixelFormat) -> str:
