@@ -106,6 +106,7 @@ FLOORS = [
     "openslide.errors",
     "openslide.properties",
     "openslide.rgba",
+    "openslide.contents",
     "openslide.api",
     "openslide",
     "testing.drawing",

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import io
 import operator
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from dicomslide import utils
-from dicomslide.backends.file import FileSource, FileStore, is_dicom_file
-from dicomslide.enum import ImageFlavors
-from dicomslide.errors import DicomSlideError, MetadataWarning
-from dicomslide.openslide.errors import MissingSlideError, RequestError
+from dicomslide.openslide.contents import (
+    Contents,
+    contents_of,
+    is_slide_image,
+    open_any,
+    pixel_at,
+)
+from dicomslide.openslide.errors import RequestError
 from dicomslide.openslide.properties import (
     OPENSLIDE_NAMES,
     VENDOR,
-    properties_of,
 )
 from dicomslide.openslide.rgba import as_picture, read_rgba, transparent
-from dicomslide.slide.opening import open_slide
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,7 +30,6 @@ if TYPE_CHECKING:
     from PIL import Image, ImageCms
 
     from dicomslide.backends.base import FrameStore
-    from dicomslide.image import TiledImage
     from dicomslide.reader import MatrixReader
     from dicomslide.slide.slide import Slide
 
@@ -78,10 +74,10 @@ class OpenSlide:
     Measured against libopenslide 4.0.1 on the same files: pictures, properties and associated
     images are equal, byte for byte, with these exceptions.
 
-    * A location between two pixels of a level: the stored pixel at floor(x · width of the level
-      / width of level 0), rows likewise. libopenslide divides by the mean of both factors (and
-      drops the fraction of negative quotients), then interpolates, so that colours are mixed
-      and outer edges half transparent.
+    * A location between two pixels of a level is the stored pixel that is nearest,
+      floor(x / ``level_downsamples[level]`` + ½), rows likewise. libopenslide interpolates there,
+      so that colours are mixed and outer edges half transparent; of a negative location it drops
+      the fraction.
     * Where a JPEG's own markers contradict Photometric Interpretation, they are believed.
     * Greyscale, more than 8 bits, other transfer syntaxes and Image Types, several channels or
       focal planes: libopenslide refuses them. Here grey becomes RGB; of more than 8 bits the 8
@@ -114,8 +110,8 @@ class OpenSlide:
     ) -> None:
         self._given = repr(slide)
         self._indices = operator.index(channel_index), operator.index(focal_plane_index)
-        self._slide: Slide | None = _open(slide)
-        self._contents: _Contents | None = _contents_of(self._slide, *self._indices)
+        self._slide: Slide | None = open_any(slide)
+        self._contents: Contents | None = contents_of(self._slide, *self._indices)
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._open_contents()
@@ -153,13 +149,13 @@ class OpenSlide:
         """
         path = Path(os.fsdecode(filename))
         files = path.rglob("*") if path.is_dir() else [path]
-        return VENDOR if any(_is_slide_image(file) for file in files) else None
+        return VENDOR if any(is_slide_image(file) for file in files) else None
 
     def close(self) -> None:
         """Close the slide: using it further raises a ValueError."""
         self._slide = self._contents = None
 
-    def _open_contents(self) -> _Contents:
+    def _open_contents(self) -> Contents:
         contents = self._contents  # another thread may close it meanwhile
         if contents is None:
             raise RequestError(f"{self!r} is closed; open the slide again")
@@ -274,13 +270,8 @@ class OpenSlide:
         profile = contents.levels[0].icc_profile
         if not 0 <= level < len(contents.levels):
             return as_picture(transparent(width, height), profile)
-        reader = contents.levels[level]
-        (full_width, full_height), (level_width, level_height) = (
-            contents.dimensions[0],
-            contents.dimensions[level],
-        )
-        left, top = x * level_width // full_width, y * level_height // full_height
-        return as_picture(read_rgba(reader, left, top, width, height), profile)
+        left, top = pixel_at((x, y), contents.downsamples[level])
+        return as_picture(read_rgba(contents.levels[level], left, top, width, height), profile)
 
     def get_thumbnail(self, size: tuple[int, int]) -> Image.Image:
         """Make a picture of the whole slide, on white.
@@ -329,118 +320,10 @@ class OpenSlide:
         """
 
 
-# -- opening -----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Contents:
-    """What an open slide shows."""
-
-    base: TiledImage
-    levels: tuple[MatrixReader, ...]
-    associated: dict[str, MatrixReader]
-    """By flavor, in the order of :data:`OPENSLIDE_NAMES`."""
-
-    @property
-    def dimensions(self) -> tuple[tuple[int, int], ...]:
-        return tuple((reader.shape[1], reader.shape[0]) for reader in self.levels)
-
-    @property
-    def downsamples(self) -> tuple[float, ...]:
-        width, height = self.dimensions[0]
-        return tuple((width / w + height / h) / 2 for w, h in self.dimensions)
-
-    @functools.cached_property
-    def properties(self) -> Mapping[str, str]:
-        found = properties_of(self.base, self.levels, self.downsamples, self.associated)
-        return MappingProxyType(found)
-
-
 def _rebuild(
     cls: type[OpenSlide], slide: Slide, channel_index: int, focal_plane_index: int
 ) -> OpenSlide:
     return cls(slide, channel_index=channel_index, focal_plane_index=focal_plane_index)
-
-
-def _open(slide: Any) -> Slide:
-    if isinstance(slide, bytes):
-        slide = os.fsdecode(slide)
-    if isinstance(slide, (str, os.PathLike)) and os.path.isfile(slide):
-        slide = _series_of(slide)
-    try:
-        return open_slide(slide)
-    except FileNotFoundError as error:
-        raise MissingSlideError(str(error)) from None
-
-
-def _series_of(path: str | os.PathLike[str]) -> FileStore:
-    """Open a file and those of its series in its folder, as libopenslide does."""
-    named = FileSource.open(path)
-    uid = utils.text(named.metadata, "SeriesInstanceUID")
-    sources = {named.sop_instance_uid: named}
-    for other in sorted(Path(named.path).parent.iterdir()):
-        if str(other) == named.path or not (other.is_file() and is_dicom_file(other)):
-            continue
-        try:
-            source = FileSource.open(other)
-        except DicomSlideError as error:
-            warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=4)
-            continue
-        if uid is not None and utils.text(source.metadata, "SeriesInstanceUID") == uid:
-            sources.setdefault(source.sop_instance_uid, source)
-    return FileStore(tuple(sources.values()))
-
-
-def _is_slide_image(path: Path) -> bool:
-    if not is_dicom_file(path):
-        return False
-    try:
-        metadata = FileSource.open(path).metadata
-    except (DicomSlideError, OSError):
-        return False
-    sop_class = utils.text(metadata, "SOPClassUID")
-    return sop_class == utils.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE
-
-
-def _contents_of(slide: Slide, channel_index: int, focal_plane_index: int) -> _Contents:
-    """Sort out the levels and associated images; those of libopenslide are no thumbnails."""
-    slide.get_volume_images(channel_index, focal_plane_index)  # raises where there are none
-    key = channel_index, focal_plane_index
-    places = [level.places[key] for level in slide.levels if key in level.places]
-    thumbnails = [place for place in places if place[0].flavor == ImageFlavors.THUMBNAIL.value]
-    if len(thumbnails) < len(places):
-        places = [place for place in places if place not in thumbnails]
-    else:  # nothing else shows the slide
-        thumbnails = []
-    if not places:
-        raise RequestError(
-            f"{slide.name}: channel {channel_index} lies on the grid of no level; its images are"
-            " those of Slide.get_volume_images"
-        )
-    readers = tuple(_as_stored(*place) for place in places)
-    if readers[0].dtype.kind == "f":
-        raise RequestError(
-            f"{slide.name}: the pixels of channel {channel_index} are floating-point numbers,"
-            " which no picture shows; read them with Slide.get_image_region"
-        )
-    found = {
-        ImageFlavors.LABEL: [(image, 0, 0) for image in slide.label_images],
-        ImageFlavors.OVERVIEW: [(image, 0, 0) for image in slide.overview_images],
-        ImageFlavors.THUMBNAIL: [
-            *((image, 0, 0) for image in slide.thumbnail_images),
-            *thumbnails,
-        ],
-    }
-    associated = {
-        flavor.value: _as_stored(*images[0]) for flavor, images in found.items() if images
-    }
-    return _Contents(places[0][0], readers, associated)
-
-
-def _as_stored(image: TiledImage, channel_index: int, focal_plane_index: int) -> MatrixReader:
-    """Return what reads an image's pixels without colour correction, whatever the slide's."""
-    matrix = image.get_total_pixel_matrix(channel_index, focal_plane_index)
-    return dataclasses.replace(matrix.reader, correct_color=False)
 
 
 # -- associated images -------------------------------------------------------------------------

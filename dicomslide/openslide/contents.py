@@ -1,0 +1,161 @@
+"""What an open slide shows: levels and associated images, as libopenslide sorts them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import warnings
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from dicomslide import utils
+from dicomslide.backends.file import FileSource, FileStore, is_dicom_file
+from dicomslide.enum import ImageFlavors
+from dicomslide.errors import DicomSlideError, MetadataWarning
+from dicomslide.openslide.errors import MissingSlideError, RequestError
+from dicomslide.openslide.properties import properties_of
+from dicomslide.slide.opening import open_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dicomslide.image import TiledImage
+    from dicomslide.reader import MatrixReader
+    from dicomslide.slide.slide import Slide
+
+__all__ = ["Contents", "contents_of", "downsamples_of", "is_slide_image", "open_any", "pixel_at"]
+
+
+def downsamples_of(dimensions: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+    """Return the factor of levels by their (width, height): the mean of both edges' factors."""
+    width, height = dimensions[0]
+    return tuple((width / w + height / h) / 2 for w, h in dimensions)
+
+
+def pixel_at(location: tuple[int, int], downsample: float) -> tuple[int, int]:
+    """Return the (x, y) of a level's pixel that is nearest to where libopenslide reads.
+
+    Parameters
+    ----------
+    location : tuple of int
+        (x, y) in pixels of level 0.
+    downsample : float
+        Factor of the level, which libopenslide divides both by.
+
+    """
+    x, y = (math.floor(place / downsample + 0.5) for place in location)
+    return x, y
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What an open slide shows."""
+
+    base: TiledImage
+    """That of level 0."""
+    levels: tuple[MatrixReader, ...]
+    """From the largest to the smallest."""
+    associated: dict[str, MatrixReader]
+    """By flavor, in the order of :data:`OPENSLIDE_NAMES`."""
+
+    @property
+    def dimensions(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each level."""
+        return tuple((reader.shape[1], reader.shape[0]) for reader in self.levels)
+
+    @property
+    def downsamples(self) -> tuple[float, ...]:
+        """Factor of each level."""
+        return downsamples_of(self.dimensions)
+
+    @functools.cached_property
+    def properties(self) -> Mapping[str, str]:
+        """By name, read-only."""
+        found = properties_of(self.base, self.levels, self.downsamples, self.associated)
+        return MappingProxyType(found)
+
+
+def open_any(slide: Any) -> Slide:
+    """Open what :class:`dicomslide.OpenSlide` takes; a file brings its series."""
+    if isinstance(slide, bytes):
+        slide = os.fsdecode(slide)
+    if isinstance(slide, (str, os.PathLike)) and os.path.isfile(slide):
+        slide = _series_of(slide)
+    try:
+        return open_slide(slide)
+    except FileNotFoundError as error:
+        raise MissingSlideError(str(error)) from None
+
+
+def _series_of(path: str | os.PathLike[str]) -> FileStore:
+    """Open a file and those of its series in its folder, as libopenslide does."""
+    named = FileSource.open(path)
+    uid = utils.text(named.metadata, "SeriesInstanceUID")
+    sources = {named.sop_instance_uid: named}
+    for other in sorted(Path(named.path).parent.iterdir()):
+        if str(other) == named.path or not (other.is_file() and is_dicom_file(other)):
+            continue
+        try:
+            source = FileSource.open(other)
+        except DicomSlideError as error:
+            warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=4)
+            continue
+        if uid is not None and utils.text(source.metadata, "SeriesInstanceUID") == uid:
+            sources.setdefault(source.sop_instance_uid, source)
+    return FileStore(tuple(sources.values()))
+
+
+def is_slide_image(path: Path) -> bool:
+    """Whether there is a DICOM file of a whole slide image."""
+    if not is_dicom_file(path):
+        return False
+    try:
+        metadata = FileSource.open(path).metadata
+    except (DicomSlideError, OSError):
+        return False
+    sop_class = utils.text(metadata, "SOPClassUID")
+    return sop_class == utils.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE
+
+
+def contents_of(slide: Slide, channel_index: int, focal_plane_index: int) -> Contents:
+    """Sort out the levels and associated images; those of libopenslide are no thumbnails."""
+    slide.get_volume_images(channel_index, focal_plane_index)  # raises where there are none
+    key = channel_index, focal_plane_index
+    places = [level.places[key] for level in slide.levels if key in level.places]
+    thumbnails = [place for place in places if place[0].flavor == ImageFlavors.THUMBNAIL.value]
+    if len(thumbnails) < len(places):
+        places = [place for place in places if place not in thumbnails]
+    else:  # nothing else shows the slide
+        thumbnails = []
+    if not places:
+        raise RequestError(
+            f"{slide.name}: channel {channel_index} lies on the grid of no level; its images are"
+            " those of Slide.get_volume_images"
+        )
+    readers = tuple(_as_stored(*place) for place in places)
+    if readers[0].dtype.kind == "f":
+        raise RequestError(
+            f"{slide.name}: the pixels of channel {channel_index} are floating-point numbers,"
+            " which no picture shows; read them with Slide.get_image_region"
+        )
+    found = {
+        ImageFlavors.LABEL: [(image, 0, 0) for image in slide.label_images],
+        ImageFlavors.OVERVIEW: [(image, 0, 0) for image in slide.overview_images],
+        ImageFlavors.THUMBNAIL: [
+            *((image, 0, 0) for image in slide.thumbnail_images),
+            *thumbnails,
+        ],
+    }
+    associated = {
+        flavor.value: _as_stored(*images[0]) for flavor, images in found.items() if images
+    }
+    return Contents(places[0][0], readers, associated)
+
+
+def _as_stored(image: TiledImage, channel_index: int, focal_plane_index: int) -> MatrixReader:
+    """Return what reads an image's pixels without colour correction, whatever the slide's."""
+    matrix = image.get_total_pixel_matrix(channel_index, focal_plane_index)
+    return dataclasses.replace(matrix.reader, correct_color=False)
