@@ -17,7 +17,7 @@ from dicomslide.errors import FrameError, FrameReadError, FrameWarning, Metadata
 from dicomslide.options import get_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
     from concurrent.futures import Future
     from typing import TypeAlias
 
@@ -46,6 +46,8 @@ MOST_REQUESTS = 8
 """The same, of all reads of a process that take several requests."""
 
 _frames: FrameCache[np.ndarray] = FrameCache(lambda: get_options().frame_cache_bytes)
+_empty: Registry[Hashable, None] = Registry(1024)
+"""Images of which frames without bytes were warned of."""
 _decoding: Registry[int, ThreadPoolExecutor] = Registry(1)
 _requesting: Registry[int, ThreadPoolExecutor] = Registry(1)
 """The pools of all reads, by their threads: readers of many sizes don't make many."""
@@ -168,7 +170,7 @@ class FrameReader:
 
     def _batches(
         self, frames: list[Wanted], step: int
-    ) -> Iterator[tuple[list[Wanted], Sequence[Buffer] | None]]:
+    ) -> Iterator[tuple[list[Wanted], Sequence[Buffer | None] | None]]:
         """Yield what a thread does at once: batches yet to be fetched, or parts of what arrives.
 
         A source that answers requests is asked for many frames by each, while what it has given
@@ -183,14 +185,14 @@ class FrameReader:
             for i in range(0, len(wanted), step):
                 yield wanted[i : i + step], buffers[i : i + step]
 
-    def _received(self, requests: list[list[Wanted]]) -> Iterator[Sequence[Buffer]]:
+    def _received(self, requests: list[list[Wanted]]) -> Iterator[Sequence[Buffer | None]]:
         """Yield what each request gives, in their order, while the next ones are under way."""
         frames = [[frame for _, frame in wanted] for wanted in requests]
         if len(frames) == 1 or not threading.main_thread().is_alive():
             yield from map(self._fetch, frames)
             return
         submit = _pool(_requesting, MOST_REQUESTS).submit
-        under_way: deque[Future[Sequence[Buffer]]] = deque()
+        under_way: deque[Future[Sequence[Buffer | None]]] = deque()
         try:
             for wanted in frames:
                 under_way.append(submit(self._fetch, wanted))
@@ -237,15 +239,15 @@ class FrameReader:
         is_stream = len(frames) * self._tile_bytes > get_options().frame_cache_bytes // 4
         return () if is_stream else set(frames)  # a stream would push out all else
 
-    def _is_worth_keeping(self, buffer: Buffer) -> bool:
+    def _is_worth_keeping(self, buffer: Buffer | None) -> bool:
         """Whether it takes long to decode: of frames of which only their own bytes tell how."""
         layout = self._layout
-        if self._most is not None or layout.transfer_syntax_uid is not None:
+        if buffer is None or self._most is not None or layout.transfer_syntax_uid is not None:
             return True
         return not DECODERS[transfer_syntax_of(buffer, layout.pixel_format)].is_quick
 
-    def _fetch(self, frames: list[int]) -> Sequence[Buffer]:
-        """Read frames; with ``on_error="fill"``, one by one if it must be."""
+    def _fetch(self, frames: list[int]) -> Sequence[Buffer | None]:
+        """Read frames; with ``on_error="fill"``, one by one if it must be, None for a bad one."""
         try:
             buffers = self._source.read_frames(frames)
         except (FrameReadError, MetadataError) as error:
@@ -254,7 +256,7 @@ class FrameReader:
             if len(frames) > 1:
                 return [buffer for frame in frames for buffer in self._fetch([frame])]
             self._warn(error)
-            return [b""]
+            return [None]
         if len(buffers) != len(frames):
             raise FrameReadError(
                 f"{len(buffers)} frames came for {len(frames)} that were asked for",
@@ -262,8 +264,15 @@ class FrameReader:
             )
         return buffers
 
-    def _decode(self, frame: int, buffer: Buffer, scratch: Pixels | None = None) -> Pixels | None:
+    def _decode(
+        self, frame: int, buffer: Buffer | None, scratch: Pixels | None = None
+    ) -> Pixels | None:
+        if buffer is None:
+            return None
         if not buffer:
+            reason = "it has no bytes; others of the image may have none either"
+            error = FrameReadError(reason, self._source.name, frame)
+            _empty.get(self._image, lambda: self._warn(error))
             return None
         layout = self._layout
         try:

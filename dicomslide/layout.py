@@ -101,13 +101,16 @@ def pixel_format_of(image: Dataset) -> PixelFormat:
         raise MetadataError(
             f"{name}: {samples} samples per pixel, but {photometric} has {expected}"
         )
+    stored = utils.number(image, "BitsStored")
+    high = utils.number(image, "HighBit")
     try:
         return PixelFormat(
             rows=rows,
             columns=columns,
             samples=samples,
             bits_allocated=allocated,
-            bits_stored=int(utils.number(image, "BitsStored") or allocated),
+            bits_stored=int(stored or allocated),
+            high_bit=int(high) if stored and high is not None else None,
             signed=not floating and image.get("PixelRepresentation") == 1,
             floating=floating,
             photometric=photometric,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import platform
 import threading
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from dicomslide.frames import FramePositions
 
 __all__ = ["FileSource", "FileStore", "check_opens", "files_of", "is_dicom_file"]
+
+logger = logging.getLogger(__name__)
 
 
 class _OpenFile:
@@ -189,19 +192,29 @@ class _Instance:
             raise MetadataError(f"{blob.name}: {error}") from error
 
     @cached_property
-    def _frames(self) -> pixel_data.Frames:
-        header = self.header
-        span = header.per_frame
-        rest = header.rest
+    def _pixel_data(self) -> pixel_data.PixelData:
+        span = self.header.per_frame
+        rest = self.header.rest
         self.file.check_unchanged()  # or those of another file were looked for
         if span is not None and span.length == UNDEFINED:
             _, rest = self._positions_and_rest
+        return pixel_data.locate_pixel_data(self.header, rest)
+
+    @cached_property
+    def _frames(self) -> pixel_data.Frames:
         return pixel_data.locate_frames(
-            header,
-            pixel_data.locate_pixel_data(header, rest),
-            self.num_frames,
-            self.pixel_format,
+            self.header, self._pixel_data, self.num_frames, self.pixel_format
         )
+
+    @cached_property
+    def _scanned(self) -> pixel_data.Frames | None:
+        """The frames where their offset table is wrong; None where a scan doesn't tell either."""
+        if not isinstance(self._frames, pixel_data.EncapsulatedFrames):
+            return None
+        found = pixel_data.scan_frames(self.header, self._pixel_data, self.num_frames, self._frames)
+        if found is not None:
+            logger.info("%s: its offset table is wrong; a scan found the frames", self.file.name)
+        return found
 
     def positions(self) -> FramePositions | None:
         with self._lock:  # one thread scans, the others wait for it
@@ -210,6 +223,18 @@ class _Instance:
     def frames(self) -> pixel_data.Frames:
         with self._lock:
             return self._frames
+
+    def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
+        frames = self.frames()
+        self.file.check_unchanged()
+        try:
+            return pixel_data.read_frames(frames, self.header.blob, indices)
+        except pixel_data.OffsetTableError:
+            with self._lock:
+                scanned = self._scanned
+            if scanned is None:
+                raise
+        return pixel_data.read_frames(scanned, self.header.blob, indices)
 
 
 _instances: Registry[tuple[str, int, Hashable], _Instance] = Registry(1024)
@@ -322,9 +347,7 @@ class FileSource:
         for index in indices:
             if not 0 <= index < count:
                 raise FrameReadError(f"the image has {count} frames", self.path, index)
-        frames = instance.frames()
-        instance.file.check_unchanged()
-        return pixel_data.read_frames(frames, instance.header.blob, indices)
+        return instance.read_frames(indices)
 
 
 def is_dicom_file(path: str | os.PathLike[str]) -> bool:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from dicomslide.backends.spans import Span
     from dicomslide.codec.pixel_format import Buffer, PixelFormat
 
-__all__ = ["Frames", "NativeFrames", "PixelData", "locate_frames", "locate_pixel_data",
-           "read_frames"]  # fmt: skip
+__all__ = ["EncapsulatedFrames", "Frames", "NativeFrames", "OffsetTableError", "PixelData",
+           "locate_frames", "locate_pixel_data", "read_frames", "scan_frames"]  # fmt: skip
 
 INTEGERS = PIXEL_DATA[0]
 EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS = 0x7FE00001, 0x7FE00002
@@ -39,6 +39,10 @@ WINDOW = 2**16
 """Bytes of near items that are read at once."""
 MOST_AT_ONCE = 4 * 2**20
 """Bytes of a frame that are read because an extended offset table says so."""
+
+
+class OffsetTableError(FrameReadError):
+    """No item begins where an offset table says that one does."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -215,7 +219,7 @@ class EncapsulatedFrames:
             )
         start, end = int(self.starts[index]), int(self.ends[index])
         if not 0 <= start < self.limit:
-            raise FrameReadError(
+            raise OffsetTableError(
                 f"the offset table points at byte {start}, the pixel data end at {self.limit}",
                 frame=index,
             )
@@ -249,7 +253,7 @@ def _item_length(data: Buffer, at: int, start: int, index: int) -> int:
     is_whole = len(data) >= at + ITEM_HEADER
     tag, length = struct.unpack_from("<II", data, at) if is_whole else (None, 0)
     if tag != _ITEM:
-        raise FrameReadError(
+        raise OffsetTableError(
             f"the offset table points at byte {start}, but no item begins at byte {start + at}",
             frame=index,
         )
@@ -293,11 +297,7 @@ def locate_frames(
         bits = _stored_bits(blob, pixel_data, num_frames, pixel_format.native_bits)
         swapped = not header.decoder.little_endian and pixel_data.vr == b"OW"
         return NativeFrames(pixel_data.start, limit, bits, swapped and _has_8_bits(header.dataset))
-    first = blob.read(pixel_data.start, ITEM_HEADER).ljust(ITEM_HEADER, b"\0")
-    tag, table_length = struct.unpack("<II", first)
-    if tag != _ITEM:
-        raise MetadataError(f"{blob.name}: encapsulated pixel data don't begin with an item")
-    base = pixel_data.start + ITEM_HEADER + table_length
+    base, table_length = _first_item(blob, pixel_data)
     offsets, lengths = pixel_data.extended_offsets, pixel_data.extended_lengths
     if offsets is not None and lengths is not None and len(offsets) == len(lengths) == num_frames:
         starts = base + offsets.astype(np.int64)
@@ -306,10 +306,57 @@ def locate_frames(
         )
     if table_length == 4 * num_frames:
         data = blob.read(pixel_data.start + ITEM_HEADER, table_length)
-        table = np.frombuffer(data[: len(data) // 4 * 4], "<u4")
-        # in a file of more than 4 GiB the 32-bit offsets wrap: such a table is no table
-        if len(table) == num_frames and limit - base <= UNDEFINED:
-            return _by_basic_table(blob, base + table.astype(np.int64), limit)
+        table = np.frombuffer(data[: len(data) // 4 * 4], "<u4").astype(np.int64)
+        # items are in the order of frames (PS3.5 A.4), and in a file of more than 4 GiB the 32-bit
+        # offsets wrap: a table that says otherwise is no table
+        if len(table) == num_frames and limit - base <= UNDEFINED and (np.diff(table) > 0).all():
+            return _by_basic_table(blob, base + table, limit)
+    return _kept_or_by_scan(blob, base, limit, num_frames)
+
+
+def scan_frames(
+    header: Header, pixel_data: PixelData, num_frames: int, by_table: EncapsulatedFrames
+) -> EncapsulatedFrames | None:
+    """Find the frames by one scan, where an offset table points at something else.
+
+    So do tables of pydicom before 2.4.4, which don't count the padding of frames.
+
+    Parameters
+    ----------
+    header, pixel_data, num_frames
+        See :func:`locate_frames`.
+    by_table : EncapsulatedFrames
+        What the table says.
+
+    Returns
+    -------
+    EncapsulatedFrames or None
+        None where the scan doesn't find all frames, or where the table, as far as it points at
+        frames, has them in another order.
+
+    """
+    blob = header.blob
+    base, _ = _first_item(blob, pixel_data)
+    try:
+        found = _kept_or_by_scan(blob, base, by_table.limit, num_frames)
+    except MetadataError:
+        return None
+    if len(found.starts) != num_frames:
+        return None
+    is_right = np.isin(by_table.starts, found.starts)
+    return found if (by_table.starts == found.starts)[is_right].all() else None
+
+
+def _first_item(blob: Blob, pixel_data: PixelData) -> tuple[int, int]:
+    """Return where the items begin that hold frames, and the length of the basic offset table."""
+    head = blob.read(pixel_data.start, ITEM_HEADER).ljust(ITEM_HEADER, b"\0")
+    tag, table_length = struct.unpack("<II", head)
+    if tag != _ITEM:
+        raise MetadataError(f"{blob.name}: encapsulated pixel data don't begin with an item")
+    return pixel_data.start + ITEM_HEADER + table_length, table_length
+
+
+def _kept_or_by_scan(blob: Blob, base: int, limit: int, num_frames: int) -> EncapsulatedFrames:
     what = (blob.size, blob.version, base, limit, num_frames)
     kept = index_cache.load(blob.name, what) if blob.version else None
     if kept is not None and len(kept) % 2 == 1:

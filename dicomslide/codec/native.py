@@ -33,7 +33,8 @@ def native(buffer: memoryview, declared: PixelFormat, byteorder: Literal["<", ">
             np.frombuffer(buffer, np.uint8), count=rows * columns * samples, bitorder="little"
         )
         return bits.view(np.bool_).reshape(rows, columns, samples)
-    flat = np.frombuffer(buffer[:needed], declared.dtype.newbyteorder(byteorder))
+    words = np.frombuffer(buffer[:needed], declared.dtype.newbyteorder(byteorder))
+    flat = _bits_stored(words, declared)
     if declared.photometric == "YBR_FULL_422":
         return ybr_to_rgb(_expand_422(flat, declared))
     if declared.planar and samples > 1:
@@ -43,6 +44,16 @@ def native(buffer: memoryview, declared: PixelFormat, byteorder: Literal["<", ">
     if declared.photometric == "YBR_FULL":
         return ybr_to_rgb(np.ascontiguousarray(array))
     return array.astype(declared.dtype, copy=False)
+
+
+def _bits_stored(words: Pixels, declared: PixelFormat) -> Pixels:
+    """Take values out of words: other bits may hold anything (PS3.5 8.1.1)."""
+    above, below = declared.unused_bits
+    if not above and not below:
+        return words
+    values = words << above
+    values >>= above + below  # of signed ones, the highest bit stored is the sign
+    return values
 
 
 def _expand_422(flat: Pixels, declared: PixelFormat) -> Pixels:
@@ -93,5 +104,6 @@ def rle(buffer: memoryview, declared: PixelFormat) -> Pixels:
             )
         sample, byte = divmod(segment, size)
         samples_of_bytes[:, sample, size - 1 - byte] = plane[: rows * columns]
-    array = samples_of_bytes.view(declared.dtype.newbyteorder("<")).reshape(rows, columns, samples)
+    words = samples_of_bytes.view(declared.dtype.newbyteorder("<")).reshape(rows, columns, samples)
+    array = _bits_stored(words, declared)
     return ybr_to_rgb(array) if declared.photometric.startswith("YBR_FULL") else array

@@ -31,6 +31,8 @@ class PixelFormat:
     samples: int = 1
     bits_allocated: int = 8
     bits_stored: int = 8
+    high_bit: int | None = None
+    """Place of the highest bit stored in a native word; None for Bits Stored − 1."""
     signed: bool = False
     floating: bool = False
     """Whether the pixels are Float or Double Float Pixel Data."""
@@ -55,6 +57,21 @@ class PixelFormat:
             return np.dtype(np.bool_)
         kind = "f" if self.floating else "i" if self.signed else "u"
         return np.dtype(f"{kind}{self.bits_allocated // 8}")
+
+    @property
+    def unused_bits(self) -> tuple[int, int]:
+        """Bits of a native word above those stored, and below them (PS3.5 8.1.1).
+
+        A High Bit that leaves no room for Bits Stored isn't believed, nor are more Bits Stored
+        than allocated.
+        """
+        allocated, stored = self.bits_allocated, self.bits_stored
+        if self.floating or allocated == 1 or not 0 < stored <= allocated:
+            return 0, 0
+        top = stored if self.high_bit is None else self.high_bit + 1
+        if not stored <= top <= allocated:
+            top = stored
+        return allocated - top, top - stored
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
