@@ -29,9 +29,11 @@ __all__ = ["TotalPixelMatrixSampler"]
 class TotalPixelMatrixSampler(Sequence["Pixels"]):
     """Samples regions of a total pixel matrix.
 
-    A sequence of regions of one size, side by side on a regular grid, in row-major order. Each
-    is read when it is asked for, the frames that it touches and no others; a slice is a sampler
-    of fewer regions. It pickles, and serves as a map-style data set to PyTorch's ``DataLoader``.
+    A sequence of regions of one size, side by side on a regular grid, in row-major order. The
+    grid is that of the whole matrix, from its first pixel on, whichever of its regions are
+    sampled; the last ones may reach out of the matrix. Each is read when it is asked for, the
+    frames that it touches and no others; a slice is a sampler of fewer regions. It pickles, and
+    serves as a map-style data set to PyTorch's ``DataLoader``.
 
     Parameters
     ----------
@@ -41,13 +43,12 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
         Height (rows) and width (columns) of regions, without padding.
     bounding_box : tuple of tuple of int, optional
         Zero-based (row, column) offset and (rows, columns) size of a box that begins within the
-        matrix, such as that of a tile. The first region lies at its offset, and regions cover
-        it: the last ones may reach out of the box, for all are of the same dimensions. By
-        default, the whole matrix.
+        matrix, such as that of a tile. Those regions of the grid that intersect with it are
+        sampled. By default, all.
     tile_grid_positions : sequence of tuple of int, or numpy.ndarray, optional
-        Zero-based (row, column) positions in the tile grid of the matrix. The grid of regions
-        covers the whole matrix, and those that intersect with one of these tiles are sampled,
-        once each. Ignored where `bounding_box` is given.
+        Zero-based (row, column) positions in the tile grid of the matrix. Those regions of the
+        grid that intersect with one of these tiles are sampled, once each. Ignored where
+        `bounding_box` is given.
     padding : int or tuple of int, default: 0
         Pixels that are added at the borders of each region, from what lies beside it: at all
         four; at left/right and top/bottom; or at left, top, right and bottom.
@@ -84,25 +85,34 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
         self._matrix = matrix
         self._dimensions = two_integers(region_dimensions, "region_dimensions", least=1)
         self._padding = _four_paddings(padding)
-        offset, size = ((0, 0), matrix.shape[:2]) if bounding_box is None else bounding_box
-        self._offset = two_integers(offset, "offset of the bounding box", least=0)
-        size = two_integers(size, "size of the bounding box", least=1)
-        if any(start >= n for start, n in zip(self._offset, matrix.shape, strict=False)):
-            raise ValueError(
-                f"a bounding box at {self._offset} lies outside of the matrix of"
-                f" {matrix.shape[0]} × {matrix.shape[1]} pixels"
-            )
-        down, across = (-(-s // d) for s, d in zip(size, self._dimensions, strict=True))
-        self._across = across
+        down, self._across = (
+            -(-n // edge) for n, edge in zip(matrix.shape, self._dimensions, strict=False)
+        )
         # numbers in row-major order of the regions that are sampled
-        self._regions: range | NDArray[np.int64] = range(down * across)
-        if bounding_box is None and tile_grid_positions is not None:
-            self._regions = self._regions_at(np.asarray(tile_grid_positions))
+        self._regions: range | NDArray[np.int64] = range(down * self._across)
+        if bounding_box is not None:
+            self._regions = self._regions_in(*self._pixels_of_box(*bounding_box))
+        elif tile_grid_positions is not None:
+            self._regions = self._regions_in(*self._pixels_of(np.asarray(tile_grid_positions)))
 
-    def _regions_at(self, tiles: NDArray[Any]) -> NDArray[np.int64]:
-        """Find the regions that intersect with tiles."""
+    def _pixels_of_box(
+        self, offset: tuple[int, int], size: tuple[int, int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first and the last pixel of a box within the matrix, shape (1, 2)."""
+        first = np.array([two_integers(offset, "offset of the bounding box", least=0)])
+        rows_columns = two_integers(size, "size of the bounding box", least=1)
+        shape = self.matrix.shape[:2]
+        if (first >= shape).any():
+            raise ValueError(
+                f"a bounding box at {tuple(first[0].tolist())} lies outside of the matrix of"
+                f" {shape[0]} × {shape[1]} pixels"
+            )
+        return first, np.minimum(first + rows_columns, shape) - 1
+
+    def _pixels_of(self, tiles: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first and the last pixel of tiles within the matrix, shape (tiles, 2)."""
         if not tiles.size:
-            return np.empty(0, np.int64)
+            return np.empty((0, 2), np.int64), np.empty((0, 2), np.int64)
         grid_shape = self.matrix.tile_grid_shape
         if tiles.ndim != 2 or tiles.shape[1] != 2 or tiles.dtype.kind not in "iu":
             raise ValueError(
@@ -117,7 +127,12 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
                 f" {grid_shape[1]} tiles"
             )
         first = tiles * self.matrix.tile_shape[:2]
-        last = np.minimum(first + self.matrix.tile_shape[:2], self.matrix.shape[:2]) - 1
+        return first, np.minimum(first + self.matrix.tile_shape[:2], self.matrix.shape[:2]) - 1
+
+    def _regions_in(self, first: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Find the regions that intersect with boxes, by their first and last pixels."""
+        if not len(first):
+            return np.empty(0, np.int64)
         first, last = first // self._dimensions, last // self._dimensions
         rows, columns = (
             first[:, axis, None] + np.arange((last - first)[:, axis].max() + 1) for axis in (0, 1)
@@ -165,8 +180,8 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
         Returns
         -------
         tuple of int
-            Zero-based (row, column) grid position; (0, 0) is the region at the offset of the
-            bounding box, or at that of the matrix where there is none
+            Zero-based (row, column) position in the grid of the whole matrix, whichever of its
+            regions are sampled
 
         Raises
         ------
@@ -190,13 +205,9 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
             return fewer
         left, top, _, _ = self.padding
         row, column = (
-            offset + position * dimension - before
-            for offset, position, dimension, before in zip(
-                self._offset,
-                self.get_region_grid_position(index),
-                self._dimensions,
-                (top, left),
-                strict=True,
+            position * dimension - before
+            for position, dimension, before in zip(
+                self.get_region_grid_position(index), self._dimensions, (top, left), strict=True
             )
         )
         rows, columns, _ = self.padded_region_shape

@@ -729,7 +729,7 @@ def test_geopandas_is_asked_for_by_name(image, monkeypatch):
 FRAME = "1.2.3.4"
 
 
-def region(points, graphic_type="POINT", *, padding=0.0, spacing=(0.001, 0.002), planes=(0.0,)):
+def region(points, graphic_type="POINT", *, spacing=(0.001, 0.002), planes=(0.0,), **padding):
     points = np.asarray(points, dtype=np.float64)
     if points.shape[-1] == 2:
         points = np.concatenate([points, np.zeros((*points.shape[:-1], 1))], axis=-1)
@@ -740,7 +740,7 @@ def region(points, graphic_type="POINT", *, padding=0.0, spacing=(0.001, 0.002),
         frame_of_reference_uid=FRAME,
     )
     return region_of_annotation(
-        item, frame_of_reference_uid=FRAME, spacing=spacing, planes=planes, padding=padding
+        item, frame_of_reference_uid=FRAME, spacing=spacing, planes=planes, **padding
     )
 
 
@@ -776,15 +776,41 @@ def test_region_is_the_box_around_the_annotation(graphic_type, points, box):
         (np.float32(0.5), (0.5, 1.5, 3.5, 9.5)),
     ],
 )
-def test_padding_is_of_millimetres_on_the_slide(padding, box):
-    assert box == corners(region([(1, 2), (3, 9)], "POLYLINE", padding=padding))
+def test_padding_mm_is_of_millimetres_on_the_slide(padding, box):
+    assert box == corners(region([(1, 2), (3, 9)], "POLYLINE", padding_mm=padding))
 
 
 @pytest.mark.parametrize(
-    "padding", [-1, (1, -1), math.nan, math.inf, (1, 2, 3), (), (1,), [[1, 2], [3, 4]], None]
+    ("padding", "box"),
+    [
+        (1, (0.999, 1.998, 3.001, 9.002)),
+        (2.0, (0.998, 1.996, 3.002, 9.004)),
+        (np.int64(1), (0.999, 1.998, 3.001, 9.002)),
+        ((1, 2), (0.999, 1.996, 3.001, 9.004)),
+        ([1, 2, 3, 4], (0.999, 1.992, 3.003, 9.004)),  # left = −X, top = +Y, right = +X, bottom
+    ],
 )
+def test_padding_is_of_pixels_of_the_level(padding, box):
+    """One is 1 µm along X and 2 µm along Y."""
+    assert box == corners(region([(1, 2), (3, 9)], "POLYLINE", padding=padding))
+    both = region([(1, 2), (3, 9)], "POLYLINE", padding=padding, padding_mm=1)
+    assert corners(both) == [box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1]
+
+
+NO_PADDING = [-1, (1, -1), math.nan, math.inf, (1, 2, 3), (), (1,), [[1, 2], [3, 4]], None]
+
+
+@pytest.mark.parametrize("padding", NO_PADDING)
 def test_padding_that_is_none_is_an_error(padding):
-    with pytest.raises(ValueError, match=r"padding is .*; expected one, two or four finite"):
+    with pytest.raises(ValueError, match=r"padding_mm is .*; expected one, two or four finite"):
+        region([(1, 2), (3, 9)], "POLYLINE", padding_mm=padding)
+
+
+@pytest.mark.parametrize(
+    "padding", [*NO_PADDING, 0.5, (1, 0.001), np.float32(0.25), [1, 2, 3, 4.5]]
+)
+def test_padding_that_is_no_whole_number_names_the_keyword_of_millimetres(padding):
+    with pytest.raises(ValueError, match=r"padding is .* whole numbers of pixels.*padding_mm"):
         region([(1, 2), (3, 9)], "POLYLINE", padding=padding)
 
 
@@ -859,7 +885,18 @@ def test_a_point_is_the_pixel_in_which_it_lies(tmp_path, orientation):
 def test_less_padding_than_a_pixel_keeps_the_pixel_of_a_point(image):
     x, y = image.geometry.to_slide((20.3, 30.3))
     spacing = image.geometry.slide_spacing
-    found = region([(x, y)], spacing=spacing, padding=(0.0004, 0, 0, 0))
+    found = region([(x, y)], spacing=spacing, padding_mm=(0.0004, 0, 0, 0))
     pixels = image.get_slide_region(found.offset, found.size)
     np.testing.assert_array_equal(pixels[0, 0], image.get_total_pixel_matrix()[20, 30, :])
     assert pixels.shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("padding", [1, (2, 0), (0, 1, 2, 3)])
+def test_padding_in_pixels_is_around_the_pixel_of_a_point(image, padding):
+    x, y = image.geometry.to_slide((20.3, 30.3))
+    spacing = image.geometry.slide_spacing
+    found = region([(x, y)], spacing=spacing, padding=padding)
+    pixels = image.get_slide_region(found.offset, found.size)
+    left, top, right, bottom = np.resize(padding, 4)
+    assert pixels.shape == (top + 1 + bottom, left + 1 + right, 3)
+    np.testing.assert_array_equal(pixels[top, left], image.get_total_pixel_matrix()[20, 30, :])

@@ -344,17 +344,35 @@ def test_associated_images_have_dicoms_names_and_openslides(files):
         assert "'LABEL': (440, 360)" in repr(images)
 
 
-def test_a_thumbnail_is_no_level_but_an_associated_image(shared_data):
+def test_a_thumbnail_is_a_level_of_a_slide_and_an_associated_image_of_a_path(shared_data):
     folder = shared_data / "cmu-1-small-region"
     slide = dicomslide.open_slide(folder)
-    assert slide.num_levels == 2
-    openslide = OpenSlide(slide)
-    assert openslide.level_dimensions == ((2220, 2967),)
-    assert list(openslide.associated_images) == ["LABEL", "OVERVIEW", "THUMBNAIL"]
-    np.testing.assert_array_equal(
-        pixels(openslide.associated_images["THUMBNAIL"])[..., :3],
-        dicomslide.open_slide(folder, correct_color=False).get_image_region((0, 0), 1, (768, 574)),
+    stored = dicomslide.open_slide(folder, correct_color=False).get_image_region(
+        (0, 0), 1, (768, 574)
     )
+    assert slide.num_levels == 2
+    for with_level in (
+        OpenSlide(slide),
+        OpenSlide(folder, thumbnail_levels=True),
+        pickle.loads(pickle.dumps(OpenSlide(slide))),
+    ):
+        assert with_level.level_dimensions == ((2220, 2967), (574, 768))
+        assert with_level.level_downsamples[1] == (2220 / 574 + 2967 / 768) / 2
+        assert list(with_level.associated_images) == ["LABEL", "OVERVIEW"]
+        region = pixels(with_level.read_region((0, 0), 1, (574, 768)))
+        np.testing.assert_array_equal(region[..., :3], stored)
+        assert with_level.properties["openslide.level-count"] == "2"
+        assert not [name for name in with_level.properties if "associated.thumbnail" in name]
+    for without in (
+        OpenSlide(folder),
+        OpenSlide(min(folder.iterdir())),
+        OpenSlide(slide, thumbnail_levels=False),
+        pickle.loads(pickle.dumps(OpenSlide(slide, thumbnail_levels=False))),
+    ):
+        assert without.level_dimensions == ((2220, 2967),)
+        assert list(without.associated_images) == ["LABEL", "OVERVIEW", "THUMBNAIL"]
+        thumbnail = pixels(without.associated_images["thumbnail"])
+        np.testing.assert_array_equal(thumbnail[..., :3], stored)
 
 
 def test_thumbnails_alone_are_levels(tmp_path):
@@ -362,9 +380,9 @@ def test_thumbnails_alone_are_levels(tmp_path):
     dataset = pydicom.dcmread(path)
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "THUMBNAIL", "RESAMPLED"]
     dataset.save_as(path)
-    slide = OpenSlide(path)
-    assert slide.dimensions == (80, 60)
-    assert len(slide.associated_images) == 0
+    for slide in (OpenSlide(path), OpenSlide(dicomslide.open_slide(path))):
+        assert slide.dimensions == (80, 60)
+        assert len(slide.associated_images) == 0
 
 
 def test_private_elements_and_an_unknown_power_are_left_out(tmp_path):

@@ -266,14 +266,20 @@ def test_a_region_around_an_annotation_is_of_its_level_channel_and_plane(tmp_pat
     (image,) = {slide.get_volume_images(1, plane)[1] for plane in (0, 1)}
     whole = np.asarray(image.get_total_pixel_matrix(1, 1))
     for padding, rows, columns in (
-        (0.001, slice(10, 14), slice(20, 27)),
-        ((0.003, 0.001), slice(9, 15), slice(20, 27)),
+        (dict(padding_mm=0.001), slice(10, 14), slice(20, 27)),
+        (dict(padding_mm=(0.003, 0.001)), slice(9, 15), slice(20, 27)),
         # rows run towards -X, columns towards -Y: left is below, top is before
-        ((0.001, 0.003, 0.005, 0.007), slice(8, 14), slice(19, 30)),
+        (dict(padding_mm=(0.001, 0.003, 0.005, 0.007)), slice(8, 14), slice(19, 30)),
+        # half a pixel at each side: the whole pixels
+        (dict(padding=1, padding_mm=0.001), slice(9, 15), slice(19, 28)),
+        (dict(padding=(1, 2), padding_mm=0.001), slice(9, 15), slice(18, 29)),
+        (dict(padding=(4, 1, 2, 3), padding_mm=0.001), slice(8, 18), slice(19, 30)),
     ):
-        found = slide.get_slide_region_for_annotation(item, 1, 1, padding)
+        found = slide.get_slide_region_for_annotation(item, 1, 1, **padding)
         np.testing.assert_array_equal(found, np.rot90(whole[rows, columns], -1))
-    first = slide.get_slide_region_for_annotation(item, level=1, channel_index=0, padding=0.001)
+    with pytest.raises(ValueError, match=r"padding is 0\.001.*padding_mm"):
+        slide.get_slide_region_for_annotation(item, 1, 1, 0.001)
+    first = slide.get_slide_region_for_annotation(item, 1, 0, padding_mm=0.001)
     assert not np.array_equal(first, np.rot90(whole[10:14, 20:27], -1))
     item.ReferencedFrameOfReferenceUID = "1.2.3"
     with pytest.raises(ValueError, match=r"of frame of reference 1\.2\.3"):

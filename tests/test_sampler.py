@@ -87,7 +87,17 @@ def boxes(draw):
     )
 
 
-def assert_regions(sampler, array, offset, positions, size, padding):
+def intersecting(covered, size):
+    """Return the positions in the grid from (0, 0) of regions with a pixel that is covered."""
+    grid = itertools.product(range(-(-SHAPE[0] // size[0])), range(-(-SHAPE[1] // size[1])))
+    return [
+        (r, c)
+        for r, c in grid
+        if covered[r * size[0] : (r + 1) * size[0], c * size[1] : (c + 1) * size[1]].any()
+    ]
+
+
+def assert_regions(sampler, array, positions, size, padding):
     """Compare every region with the array, in the order of positions in the grid."""
     left, top, right, bottom = borders(padding)
     shape = top + size[0] + bottom, left + size[1] + right
@@ -97,7 +107,7 @@ def assert_regions(sampler, array, offset, positions, size, padding):
     assert len(sampler) == len(positions)
     for i, (region, (row, column)) in enumerate(zip(sampler, positions, strict=True)):
         assert sampler.get_region_grid_position(i) == (row, column)
-        at = offset[0] + row * size[0] - top, offset[1] + column * size[1] - left
+        at = row * size[0] - top, column * size[1] - left
         np.testing.assert_array_equal(region, cut(array, at, shape))
         assert region.dtype == array.dtype
 
@@ -111,25 +121,34 @@ def test_regions_cover_the_matrix_with_any_padding(matrices, samples):
     def check(size, padding):
         sampler = TotalPixelMatrixSampler(matrix, size, padding=padding)
         assert sampler.matrix is matrix
-        positions = list(
-            itertools.product(range(-(-SHAPE[0] // size[0])), range(-(-SHAPE[1] // size[1])))
-        )
-        assert_regions(sampler, array, (0, 0), positions, size, padding)
+        assert_regions(sampler, array, intersecting(np.ones(SHAPE, bool), size), size, padding)
 
     check()
 
 
 @given(box=boxes(), size=dimensions.filter(lambda size: size[0] * size[1] > 20), padding=paddings)
 @settings(max_examples=40)
-def test_regions_lie_on_a_grid_from_the_offset_of_the_bounding_box(matrices, box, size, padding):
+def test_a_bounding_box_selects_the_regions_of_the_grid_that_intersect_with_it(
+    matrices, box, size, padding
+):
     matrix, array = matrices[3]
     (row, column), (height, width) = box
+    covered = np.zeros(SHAPE, bool)
+    covered[row : row + height, column : column + width] = True
     for tiles in (None, [(0, 0)]):  # ignored beside a box
         sampler = TotalPixelMatrixSampler(matrix, size, box, tiles, padding)
-        positions = list(
-            itertools.product(range(-(-height // size[0])), range(-(-width // size[1])))
-        )
-        assert_regions(sampler, array, (row, column), positions, size, padding)
+        assert_regions(sampler, array, intersecting(covered, size), size, padding)
+
+
+def test_a_box_that_begins_within_a_region_selects_that_region(matrices):
+    matrix, array = matrices[3]
+    sampler = TotalPixelMatrixSampler(matrix, (5, 8), ((7, 9), (4, 8)))
+    assert [sampler.get_region_grid_position(i) for i in range(len(sampler))] == [
+        (1, 1), (1, 2), (2, 1), (2, 2),
+    ]  # fmt: skip
+    np.testing.assert_array_equal(sampler[0], array[5:10, 8:16])
+    (only,) = TotalPixelMatrixSampler(matrix, (5, 8), ((5, 8), (5, 8)))
+    np.testing.assert_array_equal(only, array[5:10, 8:16])
 
 
 def test_the_bounding_box_of_a_tile_gives_that_tile(matrices):
@@ -156,14 +175,8 @@ def test_tiles_select_the_regions_that_intersect_with_them_once_each(matrices, t
     covered = np.zeros(SHAPE, bool)
     for row, column in tiles:
         covered[row * 7 : row * 7 + 7, column * 10 : column * 10 + 10] = True
-    grid = itertools.product(range(-(-SHAPE[0] // size[0])), range(-(-SHAPE[1] // size[1])))
-    positions = [
-        (r, c)
-        for r, c in grid
-        if covered[r * size[0] : (r + 1) * size[0], c * size[1] : (c + 1) * size[1]].any()
-    ]
     sampler = TotalPixelMatrixSampler(matrix, size, tile_grid_positions=tiles)
-    assert_regions(sampler, array, (0, 0), positions, size, 0)
+    assert_regions(sampler, array, intersecting(covered, size), size, 0)
 
 
 def test_tiles_of_the_matrix_itself_select_themselves(matrices):

@@ -243,7 +243,8 @@ def region_of_annotation(
     frame_of_reference_uid: str,
     spacing: tuple[float, float],
     planes: Sequence[float],
-    padding: ArrayLike = 0.0,
+    padding: ArrayLike = 0,
+    padding_mm: ArrayLike = 0.0,
 ) -> AnnotatedRegion:
     """Return the region around a three-dimensional spatial coordinates item of a report.
 
@@ -259,9 +260,11 @@ def region_of_annotation(
         and without padding a POINT is exactly the pixel in which it lies.
     planes : sequence of float
         Offset of each focal plane of the slide in µm.
-    padding : float or sequence of float, default: 0.0
-        Millimetres around the annotation: of all sides; or left and right, and top and bottom;
-        or left (−X), top (+Y), right (+X) and bottom (−Y).
+    padding : int or sequence of int, default: 0
+        Samples around the region: of all sides; or left and right, and top and bottom; or left
+        (−X), top (+Y), right (+X) and bottom (−Y).
+    padding_mm : float or sequence of float, default: 0.0
+        Millimetres around the annotation, sides likewise; samples are added to these.
 
     Raises
     ------
@@ -269,18 +272,21 @@ def region_of_annotation(
         When `annotation` is no item with spatial coordinates.
     ValueError
         When it is an ELLIPSOID, of another frame of reference, or lies in several focal planes;
-        or when `padding` isn't one, two or four finite numbers of zero or more.
+        when a padding isn't one, two or four finite numbers of zero or more; or when `padding`
+        isn't of whole numbers.
 
     """
     graphic_type, points = _graphic_of(annotation, frame_of_reference_uid)
-    left, top, right, bottom = _paddings(padding)
+    around = _sides(padding_mm, "padding_mm", whole=False)
+    beside = _sides(padding, "padding", whole=True) * spacing
     box = bounding_boxes(graphic_type, points, np.array([0, len(points)]))[0]
-    lows = box[:2] - (left, bottom)
-    sizes = box[2:] - lows + (right, top)
+    lows = box[:2] - around[0]
+    sizes = box[2:] - lows + around[1]
     # of less than one sample, the sample in whose middle the annotation lies
     small = sizes < spacing
     lows = np.where(small, (box[:2] + box[2:] - spacing) / 2, lows)
-    sizes = np.where(small, spacing, sizes)
+    sizes = np.where(small, spacing, sizes) + beside.sum(axis=0)
+    lows = lows - beside[0]
     nearest = np.unique(
         np.abs(np.subtract.outer(points[:, 2] * MICROMETERS, planes)).argmin(axis=1)
     )
@@ -330,13 +336,19 @@ def _graphic_of(annotation: Any, frame_of_reference_uid: str) -> tuple[str, NDAr
     return graphic_type, values.reshape(-1, 3)
 
 
-def _paddings(padding: ArrayLike) -> tuple[float, float, float, float]:
-    """Return left, top, right and bottom in mm."""
+def _sides(padding: ArrayLike, name: str, *, whole: bool) -> NDArray[np.float64]:
+    """Return what is added at the lower and at the upper ends of X and Y, shape (2, 2)."""
     values = np.asarray(padding, dtype=np.float64)
-    if values.shape not in ((), (2,), (4,)) or not (np.isfinite(values) & (values >= 0)).all():
+    if (
+        values.shape not in ((), (2,), (4,))
+        or not (np.isfinite(values) & (values >= 0)).all()
+        or (whole and (values % 1).any())
+    ):
+        numbers = "whole numbers of pixels" if whole else "finite numbers of millimetres"
+        remedy = "; padding_mm takes millimetres" if whole else ""
         raise ValueError(
-            f"padding is {padding!r}; expected one, two or four finite numbers of millimetres, none"
-            " of them negative"
+            f"{name} is {padding!r}; expected one, two or four {numbers}, none of them negative"
+            f"{remedy}"
         )
-    left, top, right, bottom = np.resize(values, 4).tolist()
-    return left, top, right, bottom
+    left, top, right, bottom = np.resize(values, 4)
+    return np.array([(left, bottom), (right, top)])

@@ -22,6 +22,7 @@ from dicomslide.openslide.properties import (
     VENDOR,
 )
 from dicomslide.openslide.rgba import as_picture, read_rgba, transparent
+from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from dicomslide.backends.base import FrameStore
     from dicomslide.reader import MatrixReader
-    from dicomslide.slide.slide import Slide
 
     Filename: TypeAlias = str | bytes | os.PathLike[str]
 
@@ -46,9 +46,7 @@ class OpenSlide:
     ``dicomslide.OpenSlide(path)`` takes the place of ``openslide.OpenSlide(path)``: same names,
     same pictures, same properties. Unlike in :class:`dicomslide.Slide`, pictures are
     :class:`PIL.Image.Image`, and sizes and places are (width, height) and (x, y), in pixels as
-    stored: nothing is turned upright, and no colour is corrected. Levels are VOLUME images: a
-    THUMBNAIL, which may be a level of a Slide, is an associated image, unless there is nothing
-    else.
+    stored: nothing is turned upright, and no colour is corrected.
 
     Parameters
     ----------
@@ -59,6 +57,10 @@ class OpenSlide:
         Zero-based index into the slide's channels.
     focal_plane_index : int, default: 0
         Zero-based index into the slide's focal planes.
+    thumbnail_levels : bool, optional
+        Whether a THUMBNAIL image may be a level. By default, of a Slide all levels are shown,
+        a THUMBNAIL among them; of all else the VOLUME images, as libopenslide has it, and the
+        THUMBNAIL is an associated image, unless there is nothing else.
 
     Raises
     ------
@@ -107,15 +109,22 @@ class OpenSlide:
         *,
         channel_index: int = 0,
         focal_plane_index: int = 0,
+        thumbnail_levels: bool | None = None,
     ) -> None:
         self._given = repr(slide)
-        self._indices = operator.index(channel_index), operator.index(focal_plane_index)
+        self._choice: dict[str, Any] = {
+            "channel_index": operator.index(channel_index),
+            "focal_plane_index": operator.index(focal_plane_index),
+            "thumbnail_levels": isinstance(slide, Slide)
+            if thumbnail_levels is None
+            else bool(thumbnail_levels),
+        }
         self._slide: Slide | None = open_any(slide)
-        self._contents: Contents | None = contents_of(self._slide, *self._indices)
+        self._contents: Contents | None = contents_of(self._slide, **self._choice)
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._open_contents()
-        return _rebuild, (type(self), self._slide, *self._indices)
+        return _rebuild, (type(self), self._slide, self._choice)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._given})"
@@ -199,8 +208,8 @@ class OpenSlide:
         """Label, overview and thumbnail as RGBA pictures, decoded when asked for; read-only.
 
         Its keys are LABEL, OVERVIEW and THUMBNAIL, where the slide has them (value 3 of Image
-        Type); openslide's names label, macro and thumbnail work as well. A THUMBNAIL is no level
-        here, as it is none for libopenslide.
+        Type); openslide's names label, macro and thumbnail work as well. A THUMBNAIL that is a
+        level isn't among them.
         """
         return _AssociatedImages(self._open_contents().associated)
 
@@ -320,10 +329,8 @@ class OpenSlide:
         """
 
 
-def _rebuild(
-    cls: type[OpenSlide], slide: Slide, channel_index: int, focal_plane_index: int
-) -> OpenSlide:
-    return cls(slide, channel_index=channel_index, focal_plane_index=focal_plane_index)
+def _rebuild(cls: type[OpenSlide], slide: Slide, choice: dict[str, Any]) -> OpenSlide:
+    return cls(slide, **choice)
 
 
 # -- associated images -------------------------------------------------------------------------

@@ -120,16 +120,35 @@ def is_slide_image(path: Path) -> bool:
     return sop_class == utils.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE
 
 
-def contents_of(slide: Slide, channel_index: int, focal_plane_index: int) -> Contents:
-    """Sort out the levels and associated images; those of libopenslide are no thumbnails."""
+def contents_of(
+    slide: Slide, channel_index: int, focal_plane_index: int, *, thumbnail_levels: bool
+) -> Contents:
+    """Sort out the levels and associated images.
+
+    Parameters
+    ----------
+    slide : Slide
+        An open slide.
+    channel_index, focal_plane_index : int
+        Zero-based indices into its channels and focal planes.
+    thumbnail_levels : bool
+        Whether a THUMBNAIL that is a level of the slide is one here; else it is an associated
+        image, unless there is nothing else.
+
+    Raises
+    ------
+    ValueError
+        When there is no such channel or focal plane, or its pixels are floating-point numbers.
+
+    """
     slide.get_volume_images(channel_index, focal_plane_index)  # raises where there are none
     key = channel_index, focal_plane_index
     places = [level.places[key] for level in slide.levels if key in level.places]
-    thumbnails = [place for place in places if place[0].flavor == ImageFlavors.THUMBNAIL.value]
-    if len(thumbnails) < len(places):
-        places = [place for place in places if place not in thumbnails]
-    else:  # nothing else shows the slide
-        thumbnails = []
+    volumes = [place for place in places if place[0].flavor != ImageFlavors.THUMBNAIL.value]
+    thumbnails = []
+    if volumes and not thumbnail_levels:
+        thumbnails = [place for place in places if place not in volumes]
+        places = volumes
     if not places:
         raise RequestError(
             f"{slide.name}: channel {channel_index} lies on the grid of no level; its images are"

@@ -286,6 +286,8 @@ class Slide(SlideContents):
         level: int,
         channel_index: int = 0,
         padding: float | Sequence[float] = 0.0,
+        *,
+        padding_mm: float | Sequence[float] = 0.0,
     ) -> NDArray[Any]:
         """Get slide region defined by a graphic annotation.
 
@@ -298,24 +300,27 @@ class Slide(SlideContents):
             Zero-based index into pyramid levels
         channel_index : int, default: 0
             Zero-based index into channels
-        padding : float or sequence of float, default: 0.0
-            Padding in mm of all borders; of left/right and top/bottom; or of left (−X), top (+Y),
-            right (+X) and bottom (−Y)
+        padding : int or sequence of int, default: 0
+            Pixels of the level that are added at all borders; at left/right and top/bottom; or at
+            left (−X), top (+Y), right (+X) and bottom (−Y)
+        padding_mm : float or sequence of float, default: 0.0
+            The same in mm; both add up
 
         Returns
         -------
         numpy.ndarray
             Shape (rows, columns, samples), upright: columns run along X, rows against Y; at least
-            one pixel of that focal plane of the channel which is nearest to the annotation's z.
-            It is the region of the padded bounding box, as :meth:`get_slide_region` has it
+            one pixel, and its padding, of that focal plane of the channel which is nearest to the
+            annotation's z. It is the region of the padded bounding box, as
+            :meth:`get_slide_region` has it
 
         Raises
         ------
         LevelNotFoundError
             When there is no such level
         ValueError
-            When the annotation is an ELLIPSOID or in another frame of reference, the padding
-            isn't millimetres, or there is no such channel
+            When the annotation is an ELLIPSOID or in another frame of reference, `padding` isn't
+            of whole numbers, or there is no such channel
 
         """
         from dicomslide.annotation.group import region_of_annotation
@@ -333,6 +338,7 @@ class Slide(SlideContents):
             spacing=here.image.geometry.slide_spacing,
             planes=tuple(offset_of.values()),
             padding=padding,
+            padding_mm=padding_mm,
         )
         nearest = tuple(offset_of)[region.focal_plane_index]
         return self.get_slide_region(region.offset, level, region.size, channel_index, nearest)
