@@ -12,6 +12,7 @@ import dicomslide
 from dicomslide.backends.dicom_json import BulkData, dataset_of_json, frame_groups_of_json
 from dicomslide.backends.dicomweb import _header_of
 from dicomslide.backends.file import FileSource
+from dicomslide.layout import pixel_format_of
 from dicomslide.testing import write_slide
 
 POSITIONS = "0048021A"
@@ -122,3 +123,108 @@ def test_a_sequence_that_is_bulk_data_is_said_to_be_left_out(metadata):
 def test_what_is_no_object_of_elements_is_an_error(bad):
     with pytest.raises(dicomslide.MetadataError, match="DICOM JSON"):
         dataset_of_json(bad)
+
+
+UNNEEDED = [
+    ("00200013", "IS", [""]),
+    ("00101030", "DS", [""]),
+    ("00101030", "DS", ["70,5"]),
+    ("00200011", "IS", ["A1"]),
+    ("00200011", "IS", "12a"),
+    ("00091002", "DS", ["abc", 3]),
+    ("00180050", "DS", [None, "thin"]),
+    ("00189073", "FD", ["12.5.1"]),
+    ("00280002", "US", ["3"]),
+    ("00082142", "US", ["many"]),
+    ("00100010", "PN", [{"Alphabetic": None}]),
+    ("00100010", "PN", [{"Alphabetic": "A", "Phonetic": 3}]),
+    ("00209165", "AT", [17]),
+    ("00280034", "ZZ", ["1"]),
+    ("00282000", "OB", None),
+]
+
+
+@pytest.mark.parametrize(("tag", "vr", "value"), UNNEEDED)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_value_that_does_not_convert_hinders_nobody_who_does_not_need_it(
+    metadata, tag, vr, value, nested
+):
+    broken = {"vr": vr, "Value": value} if vr != "OB" else {"vr": vr, "InlineBinary": 3}
+    expected = dataset_of_json(json.loads(json.dumps(metadata)))
+    if nested:
+        metadata["00480105"]["Value"][0]["00480100"] = {"vr": "SQ", "Value": [{tag: broken}]}
+    else:
+        metadata[tag] = broken
+    found = dataset_of_json(metadata)
+    assert found.SOPInstanceUID == expected.SOPInstanceUID
+    assert found.Rows == expected.Rows
+    assert found.TotalPixelMatrixRows == expected.TotalPixelMatrixRows
+    paths = [each.OpticalPathIdentifier for each in found.OpticalPathSequence]
+    assert paths == ["DAPI", "FITC"]
+    measures = found.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert list(measures.PixelSpacing) == list(
+        expected.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
+    )
+    np.testing.assert_array_equal(found.frame_positions.rows, expected.frame_positions.rows)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "tag", "element"),
+    [
+        ("SeriesNumber", "00200011", {"vr": "IS", "Value": ["A1"]}),
+        ("PatientWeight", "00101030", {"vr": "DS", "Value": ["70,5"]}),
+        ("ExposureTime", "00181150", {"vr": "IS", "Value": "12a"}),
+    ],
+)
+def test_a_value_that_does_not_convert_is_the_text_that_it_would_be_in_a_file(
+    path, metadata, tmp_path, keyword, tag, element
+):
+    metadata[tag] = element
+    text = "".join(element["Value"])
+    assert dataset_of_json(metadata).get(keyword) == text
+    number = int(tag, 16)
+    dataset = pydicom.dcmread(path)
+    dataset[number] = pydicom.DataElement(number, "SH", text)
+    dataset.save_as(tmp_path / "image.dcm")
+    data = (tmp_path / "image.dcm").read_bytes()
+    head = (number >> 16).to_bytes(2, "little") + (number & 0xFFFF).to_bytes(2, "little")
+    assert data.count(head + b"SH") == 1
+    vr = element["vr"].encode()
+    (tmp_path / "image.dcm").write_bytes(data.replace(head + b"SH", head + vr))
+    assert FileSource.open(tmp_path / "image.dcm").metadata.get(keyword) == text
+
+
+def test_pixels_that_are_not_described_by_numbers_are_an_error(metadata):
+    metadata["00280010"] = {"vr": "US", "Value": ["many"]}
+    with pytest.raises(dicomslide.MetadataError, match="pixels aren't described: Rows many"):
+        pixel_format_of(dataset_of_json(metadata))
+
+
+def test_an_empty_number_is_empty_and_a_name_without_letters_too(metadata):
+    metadata["00200013"] = {"vr": "IS", "Value": [""]}
+    metadata["00100010"] = {"vr": "PN", "Value": [{"Alphabetic": None}]}
+    metadata["00081070"] = {"vr": "PN", "Value": [{"Alphabetic": "Ä^B", "Phonetic": 3}]}
+    found = dataset_of_json(metadata)
+    assert found.InstanceNumber is None
+    assert str(found.PatientName) == ""
+    assert str(found.OperatorsName) == "Ä^B==3"
+
+
+@pytest.mark.parametrize("tag", [(0x0010, 0x1030), (0x0048, 0x0112)])
+@pytest.mark.parametrize("value", ["70,5", "20x", "abc"])
+def test_in_a_file_such_a_value_hinders_nobody_either(path, tmp_path, tag, value):
+    dataset = pydicom.dcmread(path)
+    where = dataset if tag[0] == 0x0010 else dataset.OpticalPathSequence[0]
+    where[tag] = pydicom.DataElement(tag, "SH", value)
+    dataset.save_as(tmp_path / "image.dcm")
+    data = (tmp_path / "image.dcm").read_bytes()
+    head = tag[0].to_bytes(2, "little") + tag[1].to_bytes(2, "little")
+    assert data.count(head + b"SH") == 1
+    (tmp_path / "image.dcm").write_bytes(data.replace(head + b"SH", head + b"DS"))
+    for source in (tmp_path, tmp_path / "image.dcm"):
+        slide = dicomslide.open_slide(source)
+        np.testing.assert_array_equal(
+            slide.get_image_region((0, 0), 0, (50, 60), 1),
+            dicomslide.open_slide(path).get_image_region((0, 0), 0, (50, 60), 1),
+        )
+        assert slide.to_dataset().sizes["channel"] == 2

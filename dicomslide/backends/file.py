@@ -467,16 +467,29 @@ _PLACING = (
 )  # fmt: skip
 """By these, the pixels of a level are described and placed."""
 
+_NESTED = (
+    "PixelMeasuresSequence", "PixelSpacing", "SpacingBetweenSlices",
+    "TotalPixelMatrixOriginSequence", "XOffsetInSlideCoordinateSystem",
+    "YOffsetInSlideCoordinateSystem", "ZOffsetInSlideCoordinateSystem", "OpticalPathIdentifier",
+    "SegmentNumber",
+)  # fmt: skip
+"""Of what these hold."""
+
 _ASSOCIATED = (ImageFlavors.LABEL.value, ImageFlavors.OVERVIEW.value)
 
 
 def check_opens(header: Dataset) -> None:
     """Raise a MetadataError where a value can't be converted that opening a slide asks for."""
     is_associated = utils.image_flavor(header) in _ASSOCIATED
-    wanted = _tags_of(_SORTING if is_associated else _SORTING + _PLACING)
-    for tag in tuple(header.keys()):
+    _convert(header, _tags_of(_SORTING if is_associated else _SORTING + _PLACING))
+
+
+def _convert(dataset: Dataset, wanted: frozenset[int | None]) -> None:
+    for tag in tuple(dataset.keys()):
         if tag in wanted:
-            header[tag]
+            element = dataset[tag]
+            for item in element.value or () if element.VR == "SQ" else ():
+                _convert(item, _tags_of(_NESTED))
 
 
 @cache

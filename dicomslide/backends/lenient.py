@@ -37,6 +37,9 @@ def errors_of_headers(name: str) -> Iterator[None]:
         raise MetadataError(f"{name}: the header can't be read: {error}") from error
 
 
+_OF_ITEMS = frozenset({"is_undefined_length_sequence_item", "is_implicit_VR", "is_little_endian"})
+
+
 class LenientDataset(Dataset):
     """A data set that converts a value when it is first asked for, without validation.
 
@@ -59,6 +62,7 @@ class LenientDataset(Dataset):
 
     def __init__(self, dataset: Dataset, filename: str) -> None:
         super().__init__(dataset)
+        self.__dict__ |= {key: dataset.__dict__[key] for key in _OF_ITEMS & vars(dataset).keys()}
         self.filename = filename
         implicit_vr, little_endian = dataset.original_encoding
         self.set_original_encoding(implicit_vr, little_endian, dataset.original_character_set)
@@ -91,8 +95,8 @@ class LenientDataset(Dataset):
         try:
             element = super().__getitem__(key)
             if element.VR == "SQ":
-                for item in element.value:  # plain data sets, too
-                    for _ in item.iterall():
-                        pass
+                for at, item in enumerate(element.value):  # plain data sets, too
+                    if not isinstance(item, LenientDataset):
+                        element.value[at] = LenientDataset(item, str(self.filename))
         finally:
             self._is_converting = was_converting
