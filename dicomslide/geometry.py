@@ -20,10 +20,13 @@ from dicomslide.options import check_memory
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["AXIS_TOLERANCE", "Orientation", "SlideGrid", "SlideGeometry", "nearest_index"]
+__all__ = ["AXIS_TOLERANCE", "ROUNDING_NOISE", "Orientation", "SlideGrid", "SlideGeometry", "nearest_index"]
 
 AXIS_TOLERANCE = 1e-4
 """An orientation is axis-aligned when its cosines are 0 or ±1 within this."""
+
+NOISE_OF_SPACING = 1e-6
+"""Fraction of a pixel spacing by which decimal strings may be off."""
 
 ROUNDING_NOISE = 1e-9
 """Fraction of a pixel by which floating-point arithmetic may be off."""
@@ -192,6 +195,61 @@ class SlideGeometry:
         rows, columns = self.shape
         x, y = self.to_slide(((rows - 1) / 2, (columns - 1) / 2))
         return float(x), float(y)
+
+    def on_corner_of(self, finer: SlideGeometry, tolerance: float) -> SlideGeometry | None:
+        """Return this geometry with the corner of a finer one whose origin and axes it states.
+
+        Parameters
+        ----------
+        finer : SlideGeometry
+            With smaller pixels.
+        tolerance : float
+            Fraction of the finer one's pixel within which origins are the same.
+
+        Returns
+        -------
+        SlideGeometry or None
+            The corners of pixel (0, 0) coincide; None where this geometry isn't coarser, or states
+            another origin or other axes.
+
+        """
+        factors = np.divide(self.spacing, finer.spacing)
+        axes = (*self.row_direction, *self.column_direction)
+        if (
+            factors.min() < 1 - NOISE_OF_SPACING
+            or factors.max() <= 1 + NOISE_OF_SPACING
+            or math.dist(self.origin, finer.origin) > tolerance * min(finer.spacing)
+            or not np.allclose(
+                axes, (*finer.row_direction, *finer.column_direction), rtol=0, atol=AXIS_TOLERANCE
+            )
+        ):
+            return None
+        x, y = finer.to_slide((factors - 1) / 2).tolist()
+        return dataclasses.replace(self, origin=(x, y))
+
+    def shares_lattice(self, other: SlideGeometry, tolerance: float) -> bool:
+        """Whether each pixel's centre is one of another geometry's, continued beyond its edges.
+
+        Parameters
+        ----------
+        other : SlideGeometry
+            Its axes may be turned by right angles, or mirrored.
+        tolerance : float
+            Fraction of a pixel by which centres may differ.
+
+        """
+        first, *steps = other.to_matrix(self.to_slide([(0, 0), (1, 0), (0, 1)]))
+        steps = np.subtract(steps, first)
+        return bool(
+            np.abs(first - np.rint(first)).max() <= tolerance
+            and np.abs(steps - np.rint(steps)).max() <= AXIS_TOLERANCE
+            and np.abs(np.rint(steps)).sum() == 2
+        )
+
+    def pixels_of(self, other: SlideGeometry) -> NDArray[np.float64]:
+        """Return the 2 × 3 affine from another matrix's (row, column, 1) to real indices here."""
+        first, down, across = self.to_matrix(other.to_slide([(0, 0), (1, 0), (0, 1)]))
+        return np.column_stack([down - first, across - first, first])
 
     @property
     def handedness(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from dicomslide.enum import ChannelTypes
 from dicomslide.errors import MetadataError
 from dicomslide.geometry import SlideGeometry, SlideGrid
 from dicomslide.identity import Identified
-from dicomslide.layout import FieldOfView, ImageLayout, geometry_of, grid_of, spacing_of
+from dicomslide.layout import ImageLayout, grid_of
 from dicomslide.lookup import ChannelsAndPlanes
 from dicomslide.matrix import TotalPixelMatrix
 from dicomslide.options import check_memory
+from dicomslide.placement import AS_STATED, Placement, geometry_of, spacing_of, with_spacing
 from dicomslide.reader import OnError, check_on_error
 
 if TYPE_CHECKING:
@@ -85,15 +87,33 @@ class TiledImage(ChannelsAndPlanes, Identified):
         self._max_frame_cache_size = max_frame_cache_size
         self._correct_color = correct_color
         self._on_error: OnError = on_error
-        # of the pyramid: set by it, for levels whose header lacks a spacing, or has a wrong one
-        self.base_view: FieldOfView | None = None
+        self._placement = AS_STATED
         check_on_error(on_error)
         grid_of(self._source.metadata)
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
+        placement = self._placement
         return (
-            "dicomslide.TiledImage", self._source.identity, self._correct_color, self._on_error
-        )  # fmt: skip
+            "dicomslide.TiledImage",
+            self._source.identity,
+            self._correct_color,
+            self._on_error,
+            placement.spacing,
+            placement.shift,
+        )
+
+    def placed(self, placement: Placement) -> TiledImage:
+        """Return this image where the pyramid that it is a part of puts it.
+
+        Parameters
+        ----------
+        placement : Placement
+            What that pyramid makes of the header.
+
+        """
+        image = copy.copy(self)
+        image._placement = placement
+        return image
 
     def __repr__(self) -> str:
         rows, columns = self.size
@@ -109,8 +129,22 @@ class TiledImage(ChannelsAndPlanes, Identified):
 
     @property
     def metadata(self) -> Dataset:
-        """Image metadata, without pixel data and per-frame functional groups."""
+        """Image metadata, without pixel data and per-frame functional groups.
+
+        Pixel Spacing is that of :attr:`pixel_spacing`, also where the slide derived it.
+        """
+        spacing = self._placement.spacing
+        return self._header if spacing is None else with_spacing(self._header, spacing)
+
+    @property
+    def _header(self) -> Dataset:
+        """What the instance itself says."""
         return self._source.metadata
+
+    @property
+    def placement(self) -> Placement:
+        """What the pyramid of the image makes of its header; nothing for an image by itself."""
+        return self._placement
 
     @property
     def name(self) -> str:
@@ -130,7 +164,7 @@ class TiledImage(ChannelsAndPlanes, Identified):
     @property
     def flavor(self) -> str:
         """Value 3 of Image Type: VOLUME, THUMBNAIL, LABEL, OVERVIEW, ..."""
-        return utils.image_flavor(self.metadata) or "VOLUME"
+        return utils.image_flavor(self._header) or "VOLUME"
 
     @property
     def transfer_syntax_uid(self) -> str | None:
@@ -147,7 +181,7 @@ class TiledImage(ChannelsAndPlanes, Identified):
             When the image has none.
 
         """
-        uid = utils.text(self.metadata, "FrameOfReferenceUID")
+        uid = utils.text(self._header, "FrameOfReferenceUID")
         if uid is None:
             raise MetadataError(f"{self.name}: no Frame of Reference UID")
         return uid
@@ -160,7 +194,7 @@ class TiledImage(ChannelsAndPlanes, Identified):
     @property
     def size(self) -> tuple[int, int]:
         """Number of total pixel matrix rows and columns."""
-        grid = grid_of(self.metadata)
+        grid = grid_of(self._header)
         return grid.rows, grid.columns
 
     # -- channels and focal planes --
@@ -190,12 +224,12 @@ class TiledImage(ChannelsAndPlanes, Identified):
             module names (PS3.3 C.12.2), in its order
 
         """
-        study = utils.text(self.metadata, "StudyInstanceUID") or ""
-        others = utils.items(self.metadata, "StudiesContainingOtherReferencedInstancesSequence")
+        study = utils.text(self._header, "StudyInstanceUID") or ""
+        others = utils.items(self._header, "StudiesContainingOtherReferencedInstancesSequence")
         found = [
             (study_uid, utils.text(series, "SeriesInstanceUID") or "", instance)
             for study_uid, item in [
-                (study, self.metadata),
+                (study, self._header),
                 *((utils.text(other, "StudyInstanceUID") or "", other) for other in others),
             ]
             for series in utils.items(item, "ReferencedSeriesSequence")
@@ -265,7 +299,7 @@ class TiledImage(ChannelsAndPlanes, Identified):
         """
         return TotalPixelMatrix(
             self._source,
-            self.metadata,
+            self._header,
             channel_index,
             focal_plane_index,
             self._max_frame_cache_size,
@@ -370,7 +404,7 @@ class TiledImage(ChannelsAndPlanes, Identified):
             When the header doesn't say where the image lies on the slide.
 
         """
-        return geometry_of(self.metadata, base=self.base_view)
+        return geometry_of(self._header, self._placement)
 
     @property
     def pixel_spacing(self) -> tuple[float, float]:
@@ -382,18 +416,20 @@ class TiledImage(ChannelsAndPlanes, Identified):
             When there is none, nor anything to derive it from.
 
         """
-        return spacing_of(self.metadata, self.base_view)
+        return self._placement.spacing or spacing_of(self._header)
 
     @property
     def physical_offset(self) -> tuple[float, float]:
-        """(x, y) of the centre of the matrix' first pixel in mm: Total Pixel Matrix Origin."""
-        return geometry_of(self.metadata, spacing=(1.0, 1.0)).origin
+        """(x, y) of the centre of the matrix' first pixel in mm.
+
+        The Total Pixel Matrix Origin, or, of a level of a slide, where that is registered.
+        """
+        return geometry_of(self._header, self._placement, spacing=(1.0, 1.0)).origin
 
     @property
     def physical_size(self) -> tuple[float, float]:
         """Size of the total pixel matrix along the X and Y axes in mm, pixels' edges included."""
-        unplaced = geometry_of(self.metadata, base=self.base_view, origin=(0.0, 0.0))
-        return unplaced.physical_size
+        return geometry_of(self._header, self._placement, origin=(0.0, 0.0)).physical_size
 
     @property
     def physical_bounds(self) -> tuple[float, float, float, float]:
@@ -431,7 +467,7 @@ class TiledImage(ChannelsAndPlanes, Identified):
     @property
     def _turned(self) -> SlideGeometry:
         """What depends on Image Orientation (Slide) alone, which often is all that is there."""
-        return geometry_of(self.metadata, origin=(0.0, 0.0), spacing=(1.0, 1.0))
+        return geometry_of(self._header, origin=(0.0, 0.0), spacing=(1.0, 1.0))
 
     def get_pixel_indices(self, offset: tuple[float, float]) -> tuple[int, int]:
         """Get indices into total pixel matrix for a given slide position.

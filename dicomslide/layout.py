@@ -1,9 +1,8 @@
-"""What an image's header says of its pixels: format, grid, channels, planes, geometry."""
+"""What an image's header says of its pixels: format, grid, channels, planes."""
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,7 @@ from dicomslide.channel import Channel, channels_of, shared_channel
 from dicomslide.codec import PixelFormat
 from dicomslide.color import WHITE, cielab_to_srgb
 from dicomslide.enum import ChannelTypes
-from dicomslide.errors import FramePositionError, MetadataError, MetadataWarning
+from dicomslide.errors import FramePositionError, MetadataError
 from dicomslide.frames import (
     FrameMap,
     FramePositions,
@@ -23,7 +22,6 @@ from dicomslide.frames import (
     focal_planes,
     index_of,
 )
-from dicomslide.geometry import SlideGeometry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,26 +29,19 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 __all__ = [
-    "SAME_SPACING",
-    "FieldOfView",
+    "MICROMETERS",
     "ImageLayout",
-    "field_of_view",
     "first_plane_of",
-    "geometry_of",
     "grid_of",
     "num_frames_of",
+    "origin_items",
     "pixel_format_of",
-    "pixel_spacing_of",
     "read_layout",
-    "spacing_of",
+    "shared_items",
+    "size_of",
 ]
 
 MICROMETERS = 1000  # in a millimetre
-LARGEST_SLIDE = 100.0  # mm; a larger Imaged Volume Width is in µm
-PARALLEL = 0.99
-"""Cosine of the angle within which rows of levels run alike."""
-SAME_SPACING = 1e-6
-"""Spacings are the same within this fraction of them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,6 +111,19 @@ def pixel_format_of(image: Dataset) -> PixelFormat:
         raise MetadataError(f"{name}: its pixels aren't described: {error}") from error
 
 
+def size_of(image: Dataset) -> tuple[int, int]:
+    """Return the total pixel matrix rows and columns.
+
+    Raises
+    ------
+    MetadataError
+        When the image isn't tiled, or a size is impossible.
+
+    """
+    rows, columns = _sizes(image, "TotalPixelMatrixRows", "TotalPixelMatrixColumns")
+    return rows, columns
+
+
 def grid_of(image: Dataset) -> TileGrid:
     """Return the tile grid.
 
@@ -129,12 +133,17 @@ def grid_of(image: Dataset) -> TileGrid:
         When the image isn't tiled, or a size is impossible.
 
     """
-    keywords = ("TotalPixelMatrixRows", "TotalPixelMatrixColumns", "Rows", "Columns")
+    return TileGrid(
+        *_sizes(image, "TotalPixelMatrixRows", "TotalPixelMatrixColumns", "Rows", "Columns")
+    )
+
+
+def _sizes(image: Dataset, *keywords: str) -> list[int]:
     values = [int(utils.number(image, keyword) or 0) for keyword in keywords]
     if min(values) < 1:
         said = ", ".join(f"{k} {image.get(k)}" for k in keywords)
         raise MetadataError(f"{utils.name_of(image)}: not a tiled image: {said}")
-    return TileGrid(*values)
+    return values
 
 
 def is_label_map(image: Dataset) -> bool:
@@ -305,13 +314,13 @@ def _has_several_mappings(image: Dataset, channels: tuple[Channel, ...]) -> bool
     return (
         channels[0].type is ChannelTypes.PARAMETER
         and len(channels) > 1
-        and bool(_shared(image, "RealWorldValueMappingSequence"))
+        and bool(shared_items(image, "RealWorldValueMappingSequence"))
     )
 
 
 def first_plane_of(image: Dataset) -> float:
     """Z Offset in Slide Coordinate System in µm, 0 where nothing says."""
-    for origin in _origins(image):
+    for origin in origin_items(image):
         z = utils.number(origin, "ZOffsetInSlideCoordinateSystem")
         if z is not None:
             return z
@@ -320,7 +329,7 @@ def first_plane_of(image: Dataset) -> float:
 
 def _spacing_between_planes(image: Dataset) -> float | None:
     """Spacing Between Slices, in µm."""
-    for measures in _shared(image, "PixelMeasuresSequence"):
+    for measures in shared_items(image, "PixelMeasuresSequence"):
         step = utils.number(measures, "SpacingBetweenSlices")
         if step:
             return step * MICROMETERS
@@ -335,10 +344,11 @@ def _background(image: Dataset, pixel_format: PixelFormat) -> tuple[float, ...]:
     return (float("nan"),) if pixel_format.floating else (0,)
 
 
-# -- geometry --------------------------------------------------------------------------------
+# -- items of several modules ----------------------------------------------------------------
 
 
-def _shared(image: Dataset, keyword: str) -> list[Dataset]:
+def shared_items(image: Dataset, keyword: str) -> list[Dataset]:
+    """Return the items of a sequence in the Shared Functional Groups Sequence."""
     return [
         item
         for group in utils.items(image, "SharedFunctionalGroupsSequence")
@@ -346,185 +356,7 @@ def _shared(image: Dataset, keyword: str) -> list[Dataset]:
     ]
 
 
-def _origins(image: Dataset) -> list[Dataset]:
-    """Items that may give the origin: at the top level, or (some writers) in the shared groups."""
+def origin_items(image: Dataset) -> list[Dataset]:
+    """Return the items that may give the origin: at the top level, or (some writers) in the shared groups."""
     keyword = "TotalPixelMatrixOriginSequence"
-    return [*utils.items(image, keyword), *_shared(image, keyword)]
-
-
-def pixel_spacing_of(image: Dataset) -> tuple[float, float] | None:
-    """Return Pixel Spacing (between rows, between columns) in mm, or None."""
-    for measures in _shared(image, "PixelMeasuresSequence"):
-        spacing = utils.numbers(measures, "PixelSpacing", 2)
-        if spacing is not None and min(spacing) > 0:
-            return spacing[0], spacing[1]
-    return None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FieldOfView:
-    """What the total pixel matrix of a pyramid's base covers."""
-
-    height: float
-    """In mm along the columns."""
-    width: float
-    """In mm along the rows."""
-    pixel_spacing: tuple[float, float] | None
-    """Pixel Spacing as the base's header has it."""
-    row_direction: tuple[float, float] | None
-    """In which (x, y) the rows run; None where the header doesn't say."""
-
-    def is_turned_from(self, image: Dataset) -> bool:
-        """Whether rows of an image run along others than the base's: its width isn't theirs."""
-        here, there = _row_direction(image), self.row_direction
-        if here is None or there is None:
-            return False
-        return abs(here[0] * there[0] + here[1] * there[1]) < PARALLEL
-
-
-def field_of_view(image: Dataset) -> FieldOfView | None:
-    """Return what the matrix of an image covers, or None where nothing says."""
-    try:
-        between_rows, between_columns = spacing_of(image)
-    except MetadataError:
-        return None
-    grid = grid_of(image)
-    return FieldOfView(
-        grid.rows * between_rows,
-        grid.columns * between_columns,
-        pixel_spacing_of(image),
-        _row_direction(image),
-    )
-
-
-def _row_direction(image: Dataset) -> tuple[float, float] | None:
-    cosines = utils.numbers(image, "ImageOrientationSlide", 6)
-    return None if cosines is None else (cosines[0], cosines[1])
-
-
-def _imaged_volume(image: Dataset) -> tuple[float, float] | None:
-    """Imaged Volume (Height, Width) in mm, or None; some writers give micrometres."""
-    width = utils.number(image, "ImagedVolumeWidth")
-    height = utils.number(image, "ImagedVolumeHeight")
-    if width and height and width > 0 and height > 0:
-        scale = MICROMETERS if max(width, height) > LARGEST_SLIDE else 1
-        return height / scale, width / scale
-    return None
-
-
-def spacing_of(image: Dataset, base: FieldOfView | None = None) -> tuple[float, float]:
-    """Return the spacing (between rows, between columns) in mm.
-
-    Pixel Spacing, unless it is absent, or contradicted by what the matrix covers: some writers
-    swap its values, and some give every level that of the base.
-
-    Parameters
-    ----------
-    image : pydicom.dataset.Dataset
-        Header of a tiled image.
-    base : FieldOfView, optional
-        What the base of the image's pyramid covers, and so the image, where it doesn't say and
-        its rows run along those of the base.
-
-    Raises
-    ------
-    MetadataError
-        When there is no spacing, nor anything to derive it from.
-
-    """
-    grid = grid_of(image)
-    if base is not None and base.is_turned_from(image):
-        base = None
-    spacing, volume = pixel_spacing_of(image), _imaged_volume(image)
-    covered = volume if volume or base is None else (base.height, base.width)
-    if spacing is None:
-        if covered is None:
-            raise MetadataError(
-                f"{utils.name_of(image)}: no Pixel Spacing, nor anything to derive it from"
-            )
-        return covered[0] / grid.rows, covered[1] / grid.columns
-    if covered is None or _covers(grid, spacing, covered):
-        return spacing
-    if _covers(grid, spacing[::-1], covered) and not _covers(grid, spacing, covered[::-1]):
-        return spacing[1], spacing[0]  # and it isn't the volume that is swapped
-    if base is not None and base.pixel_spacing is not None:
-        derived = base.height / grid.rows, base.width / grid.columns
-        factors = np.divide(derived, spacing)
-        same = np.allclose(spacing, base.pixel_spacing, rtol=SAME_SPACING, atol=0)
-        in_proportion = abs(factors[0] / factors[1] - 1) <= 1 / grid.rows + 1 / grid.columns
-        if (
-            same and in_proportion and factors.min() > 1 and _covers(grid, derived, covered)
-        ):  # else what is covered contradicts both
-            return derived
-    return spacing
-
-
-def _covers(grid: TileGrid, spacing: Sequence[float], extent: tuple[float, float]) -> bool:
-    """Whether pixels of that spacing make that (height, width), within a pixel and 1 %."""
-    sizes = np.array([grid.rows, grid.columns])
-    allowed = np.maximum(0.01 * np.array(extent), spacing)
-    return bool(np.all(np.abs(sizes * spacing - extent) <= allowed))
-
-
-def geometry_of(
-    image: Dataset,
-    *,
-    base: FieldOfView | None = None,
-    relative: bool = False,
-    origin: tuple[float, float] | None = None,
-    spacing: tuple[float, float] | None = None,
-) -> SlideGeometry:
-    """Return the affine between the matrix and the slide.
-
-    Parameters
-    ----------
-    image : pydicom.dataset.Dataset
-        Header of a tiled image.
-    base : FieldOfView, optional
-        What the base of the image's pyramid covers: see :func:`spacing_of`.
-    relative : bool, default: False
-        Whether millimetres may count from the first pixel, with a warning, where the header
-        doesn't give its place on the slide.
-    origin, spacing : tuple of float, optional
-        Taken instead of what the header says, or lacks: by what doesn't depend on them.
-
-    Raises
-    ------
-    MetadataError
-        When orientation, spacing or origin is absent or impossible.
-
-    """
-    name = utils.name_of(image)
-    grid = grid_of(image)
-    cosines = utils.numbers(image, "ImageOrientationSlide", 6)
-    if cosines is None:
-        raise MetadataError(
-            f"{name}: no usable Image Orientation (Slide), so it has no place on the slide"
-        )
-    spacing = spacing or spacing_of(image, base)
-    origin = origin or _origin(image, relative)
-    try:
-        return SlideGeometry(
-            origin,
-            (cosines[0], cosines[1]),
-            (cosines[3], cosines[4]),
-            spacing,
-            (grid.rows, grid.columns),
-        )
-    except ValueError as error:
-        raise MetadataError(f"{name}: {error}") from error
-
-
-def _origin(image: Dataset, relative: bool) -> tuple[float, float]:
-    for item in _origins(image):
-        x = utils.number(item, "XOffsetInSlideCoordinateSystem")
-        y = utils.number(item, "YOffsetInSlideCoordinateSystem")
-        if x is not None and y is not None:
-            return x, y
-    absent = f"{utils.name_of(image)}: no Total Pixel Matrix Origin"
-    if not relative:
-        raise MetadataError(f"{absent}, so it has no place on the slide")
-    warnings.warn(
-        f"{absent}: millimetres count from its first pixel", MetadataWarning, stacklevel=3
-    )
-    return 0.0, 0.0
+    return [*utils.items(image, keyword), *shared_items(image, keyword)]

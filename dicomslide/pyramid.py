@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, overload
@@ -12,12 +13,13 @@ import numpy as np
 from dicomslide import utils
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import MetadataError
-from dicomslide.layout import (
+from dicomslide.layout import first_plane_of, size_of
+from dicomslide.placement import (
     SAME_SPACING,
+    Placement,
     field_of_view,
-    first_plane_of,
     geometry_of,
-    grid_of,
+    place,
     spacing_of,
 )
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.geometry import SlideGeometry
-    from dicomslide.layout import FieldOfView
+    from dicomslide.placement import FieldOfView
 
 __all__ = [
     "LevelGroups",
@@ -63,9 +65,15 @@ class LevelGroups:
     """Thumbnails of the size of a level, which aren't levels."""
     misfits: dict[int, str]
     """Images that show another place than the base, and a sentence that says so."""
+    placements: tuple[Placement, ...]
+    """Where each image lies, as a part of the pyramid."""
+    view: FieldOfView | None
+    """What the base covers."""
 
 
-def group_levels(images: Sequence[Dataset], tolerance: float) -> LevelGroups:
+def group_levels(
+    images: Sequence[Dataset], tolerance: float, *, align_levels: bool = True
+) -> LevelGroups:
     """Sort VOLUME and THUMBNAIL images into the levels of one pyramid.
 
     Images are of one level when their total pixel matrices are of one size: spacing alone
@@ -79,6 +87,8 @@ def group_levels(images: Sequence[Dataset], tolerance: float) -> LevelGroups:
         Headers of VOLUME and THUMBNAIL images; at least one.
     tolerance : float
         Distance in mm by which centres may differ.
+    align_levels : bool, default: True
+        Whether levels that state the base's origin share its corner: see :func:`place`.
 
     Raises
     ------
@@ -86,16 +96,20 @@ def group_levels(images: Sequence[Dataset], tolerance: float) -> LevelGroups:
         When an image isn't tiled.
 
     """
-    sizes = [_size_of(image) for image in images]
+    sizes = [size_of(image) for image in images]
     thumbnails = [utils.image_flavor(i) == ImageFlavors.THUMBNAIL.value for i in images]
     # the sort is stable: in the order of size, volumes before thumbnails
     order = sorted(range(len(images)), key=lambda i: (-math.prod(sizes[i]), thumbnails[i]))
-    why_not = _check_of_place(images[order[0]], tolerance)
+    view = field_of_view(images)
+    locate = _placer(images, view, align_levels)
+    placements = tuple(locate(image) for image in images)
+    base = order[0]
+    why_not = _check_of_place(images[base], placements[base], tolerance)
     by_size: dict[tuple[int, int], list[int]] = {}
     associated = []
     misfits = {}
     for i in order:
-        reason = why_not(images[i])
+        reason = why_not(images[i], placements[i])
         if thumbnails[i] and sizes[i] in by_size:
             associated.append(i)
         elif reason is not None:
@@ -103,21 +117,26 @@ def group_levels(images: Sequence[Dataset], tolerance: float) -> LevelGroups:
         else:
             by_size.setdefault(sizes[i], []).append(i)
     levels = tuple(tuple(same) for same in by_size.values())
-    return LevelGroups(order[0], levels, tuple(associated), misfits)
+    return LevelGroups(base, levels, tuple(associated), misfits, placements, view)
 
 
-def _size_of(image: Dataset) -> tuple[int, int]:
-    grid = grid_of(image)
-    return grid.rows, grid.columns
+def _placer(
+    images: Sequence[Dataset], view: FieldOfView | None, align_levels: bool
+) -> Callable[[Dataset], Placement]:
+    """Return what finds out where an image of a pyramid lies, by all of the pyramid's images."""
+    largest = max((size_of(image) for image in images), key=math.prod)
+    bases = [(image, place(image, view)) for image in images if size_of(image) == largest]
+    return functools.partial(place, view=view, bases=bases, align=align_levels)
 
 
-def _check_of_place(base: Dataset, tolerance: float) -> Callable[[Dataset], str | None]:
+def _check_of_place(
+    base: Dataset, placement: Placement, tolerance: float
+) -> Callable[[Dataset, Placement], str | None]:
     """Return what says why an image is no level above a base; None where it may be one."""
-    view = field_of_view(base)
-    there = _geometry_of(base, view)
+    there = _geometry_of(base, placement)
 
-    def why_not(image: Dataset) -> str | None:
-        here = _geometry_of(image, view)
+    def why_not(image: Dataset, placement: Placement) -> str | None:
+        here = _geometry_of(image, placement)
         if here is None or there is None:
             return None  # nothing says that it isn't
         distance = math.dist(here.center, there.center)
@@ -133,9 +152,9 @@ def _check_of_place(base: Dataset, tolerance: float) -> Callable[[Dataset], str 
     return why_not
 
 
-def _geometry_of(image: Dataset, view: FieldOfView | None) -> SlideGeometry | None:
+def _geometry_of(image: Dataset, placement: Placement) -> SlideGeometry | None:
     try:
-        return geometry_of(image, base=view)
+        return geometry_of(image, placement)
     except MetadataError:
         return None
 
@@ -199,22 +218,22 @@ class Pyramid(Sequence[PyramidLevel]):
             raise MetadataError(reason)
         base = template[groups.base]
         levels = [template[same[0]] for same in groups.levels]
-        sizes = [_size_of(level) for level in levels]
-        why_not = _check_of_place(base, tolerance)
+        sizes = [size_of(level) for level in levels]
+        locate = _placer(template, groups.view, align_levels=True)
+        why_not = _check_of_place(base, locate(base), tolerance)
         for image in () if ref_metadata is None else metadata:
-            if _size_of(image) not in sizes:
+            if size_of(image) not in sizes:
                 raise MetadataError(
                     f"{utils.name_of(image)}: no level has a total pixel matrix of its size,"
-                    f" {_size_of(image)}; there are {sizes}"
+                    f" {size_of(image)}; there are {sizes}"
                 )
-            if elsewhere := why_not(image):
+            if elsewhere := why_not(image, locate(image)):
                 raise MetadataError(elsewhere)
-        present = {_size_of(image) for image in metadata}
-        view = field_of_view(base)
+        present = {size_of(image) for image in metadata}
         self._levels = tuple(
             PyramidLevel(
                 total_pixel_matrix_dimensions=size,
-                pixel_spacing=spacing_of(level, view),
+                pixel_spacing=locate(level).spacing or spacing_of(level),
                 downsampling_factors=(sizes[0][0] / size[0], sizes[0][1] / size[1]),
                 has_pixels=size in present,
             )
@@ -308,7 +327,7 @@ def get_image_size(image: Dataset) -> int:
         When the image isn't tiled.
 
     """
-    return math.prod(_size_of(image))
+    return math.prod(size_of(image))
 
 
 # -- which image is wanted -------------------------------------------------------------------

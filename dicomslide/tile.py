@@ -12,7 +12,8 @@ import numpy as np
 
 from dicomslide import utils
 from dicomslide.errors import DicomSlideError
-from dicomslide.layout import MICROMETERS, geometry_of, read_layout
+from dicomslide.layout import MICROMETERS, read_layout
+from dicomslide.placement import geometry_of
 from dicomslide.options import check_memory
 from dicomslide.perframe import positions_of_dataset
 

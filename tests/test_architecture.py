@@ -42,6 +42,7 @@ FLOORS = [
     "codec",
     "color",
     "layout",
+    "placement",
     "pyramid",
     "backends.spans",
     "backends.attempts",

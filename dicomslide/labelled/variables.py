@@ -17,8 +17,8 @@ from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.geometry import Orientation, SlideGeometry
 from dicomslide.labelled.attributes import derived_attrs, image_attrs
 from dicomslide.labelled.coordinates import channel_coords, focal_plane_coords, matrix_coords
-from dicomslide.layout import geometry_of
 from dicomslide.options import check_memory
+from dicomslide.placement import geometry_of
 from dicomslide.stack import StackedReader, runs_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Grid:
             raise ValueError(f'frame must be "slide" or "matrix", not {frame!r}')
         check_memory(8 * sum(image.size), f"{image.name}: coordinates")
         try:
-            geometry = geometry_of(image.metadata, base=image.base_view, relative=True)
+            geometry = geometry_of(image.metadata, image.placement, relative=True)
         except MetadataError as error:
             warnings.warn(
                 f"{error}: its dims are row and column, without millimetres",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.errors import MetadataError
-from dicomslide.layout import pixel_spacing_of
+from dicomslide.placement import pixel_spacing_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -117,7 +117,7 @@ def _icc_size(name: str, reader: MatrixReader) -> dict[str, str]:
 
 def _spacing_of(image: TiledImage) -> tuple[float, float] | None:
     """Return the spacing between rows and between columns in mm, derived if it must be."""
-    spacing = pixel_spacing_of(image.metadata)
+    spacing = pixel_spacing_of(image.source.metadata)
     if spacing is not None:
         return spacing
     try:

@@ -16,7 +16,8 @@ from dicomslide import utils
 from dicomslide.backends.base import ConcatenatedSource, FrameSource
 from dicomslide.channel import shared_channel
 from dicomslide.errors import MetadataError, MetadataWarning, NotSlideError
-from dicomslide.layout import geometry_of, grid_of
+from dicomslide.layout import grid_of
+from dicomslide.placement import geometry_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

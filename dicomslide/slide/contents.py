@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import math
 import numbers
 import operator
 import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from dicomslide import utils
 from dicomslide.enum import ChannelTypes, ImageFlavors
@@ -17,6 +21,7 @@ from dicomslide.errors import (
     MetadataError,
     MetadataWarning,
 )
+from dicomslide.geometry import ROUNDING_NOISE
 from dicomslide.identity import Identified
 from dicomslide.image import TiledImage
 from dicomslide.lookup import ChannelsAndPlanes
@@ -56,6 +61,7 @@ class SlideOptions:
     pyramid_tolerance: float
     correct_color: bool
     on_error: OnError
+    align_levels: bool = True
 
     def __post_init__(self) -> None:
         _check_from_zero(self.pyramid_tolerance, numbers.Real, "pyramid_tolerance", "mm")
@@ -120,22 +126,39 @@ class SlideContents(ChannelsAndPlanes, Identified):
         volumes = [image for image in self._images if is_volume(image)]
         series = derived_series(image for image in self._images if is_derived(image))
         # where there are derived images alone, the first series gives the levels
-        self._pyramid = build_pyramid(volumes or series[0].images, tolerance)
+        pyramid = build_pyramid(
+            volumes or series[0].images, tolerance, align_levels=self._options.align_levels
+        )
         self._groups: tuple[ChannelGroup, ...] = ()
         if volumes:
             images = tuple(
-                (image, index) for index, level in enumerate(self.levels) for image in level.images
+                (image, index)
+                for index, level in enumerate(pyramid.levels)
+                for image in level.images
             )
-            self._groups = (ChannelGroup("image", self._pyramid.channels, 0, images),)
+            self._groups = (ChannelGroup("image", pyramid.channels, 0, images),)
         count: dict[str, int] = {}
         for each in series:
             kind = each.images[0].kind
             number = count[kind] = count.get(kind, 0) + 1
             name = kind if number == 1 else f"{kind}_{number}"
-            group = place_series(
-                each, name, self.num_channels, self.levels, self.focal_plane_offsets, tolerance
+            group, pyramid = place_series(
+                each,
+                name,
+                self.num_channels,
+                pyramid,
+                tolerance,
+                align_levels=self._options.align_levels,
             )
             self._groups = (*self._groups, group)
+        self._pyramid = pyramid
+        self._from_base: dict[int, list[list[float]]] = {}
+        # as they were placed
+        placed = [image for group in self._groups for image, _ in group.images]
+        by_source = {image.source.identity: image for image in (*placed, *pyramid.associated)}
+        self._images = tuple(
+            by_source.get(image.source.identity, image) for image in self._images
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # thin: names only; headers are read again where the slide arrives
@@ -150,6 +173,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
             options.correct_color,
             options.on_error,
             options.pyramid_tolerance,
+            options.align_levels,
         )
 
     @property
@@ -335,6 +359,17 @@ class SlideContents(ChannelsAndPlanes, Identified):
             f" has no pixels at level {level}; it has some {where}, in the images of"
             f" get_volume_images(channel_index={channel_index})"
         )
+
+    def _offset_at(self, image: TiledImage, offset: tuple[int, int]) -> tuple[int, int]:
+        """Return the (row, column) of the pixel of an image where a pixel of the base lies."""
+        affine = self._from_base.get(id(image))
+        if affine is None:
+            affine = self._from_base[id(image)] = _from_base(self.levels[0].image, image)
+        row, column = (
+            math.floor(down * offset[0] + across * offset[1] + first + 0.5 + ROUNDING_NOISE)
+            for down, across, first in affine
+        )
+        return row, column
 
     # -- sizes --
 
@@ -569,6 +604,22 @@ class SlideContents(ChannelsAndPlanes, Identified):
                 MetadataWarning,
                 stacklevel=stacklevel + 1,
             )
+
+
+def _from_base(base: TiledImage, image: TiledImage) -> list[list[float]]:
+    """Return the affine from (row, column, 1) of the base to real indices in another image.
+
+    By where both lie on the slide; where a header doesn't say, they share a corner.
+    """
+    with contextlib.suppress(MetadataError):
+        affine: list[list[float]] = image.geometry.pixels_of(base.geometry).tolist()
+        return affine
+    try:
+        scales = np.divide(base.pixel_spacing, image.pixel_spacing)
+    except MetadataError:
+        scales = np.divide(image.size, base.size)
+    down, across = scales.tolist()
+    return [[down, 0.0, (down - 1) / 2], [0.0, across, (across - 1) / 2]]
 
 
 def slide_of(kind: type[S], sources: Sequence[FrameSource], options: SlideOptions) -> S:

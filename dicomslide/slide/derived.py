@@ -12,14 +12,14 @@ import numpy as np
 from dicomslide import utils
 from dicomslide.errors import MetadataError
 from dicomslide.frames import match_planes
-from dicomslide.layout import pixel_spacing_of
+from dicomslide.placement import place, place_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from dicomslide.channel import Channel
     from dicomslide.image import TiledImage
-    from dicomslide.slide.levels import Level
+    from dicomslide.slide.levels import ImagePyramid, Level
 
 __all__ = ["ChannelGroup", "DerivedSeries", "derived_series", "place_series", "shares_grid"]
 
@@ -108,10 +108,11 @@ def place_series(
     series: DerivedSeries,
     name: str,
     first: int,
-    levels: Sequence[Level],
-    planes: Sequence[float],
+    pyramid: ImagePyramid,
     tolerance: float,
-) -> ChannelGroup:
+    *,
+    align_levels: bool,
+) -> tuple[ChannelGroup, ImagePyramid]:
     """Find the level of each image of a derived series, and put its channels there.
 
     Parameters
@@ -122,23 +123,29 @@ def place_series(
         Of the variable.
     first : int
         Zero-based index of its first channel in the slide.
-    levels : sequence of Level
-        Levels of the slide; the places of this series are added to theirs.
-    planes : sequence of float
-        Offset of each focal plane of the slide in µm. An image whose planes aren't among them
-        counts its own.
+    pyramid : ImagePyramid
+        Levels of the slide. An image whose focal planes aren't among the pyramid's counts its own.
     tolerance : float
         Distance in mm by which the centres of images of one level may differ, if more than a
         pixel.
+    align_levels : bool
+        Whether images that state the base's origin share its corner.
+
+    Returns
+    -------
+    tuple of ChannelGroup and ImagePyramid
+        The channels, and the pyramid with them on its levels.
 
     """
     index = {identifier: first + i for i, identifier in enumerate(series.channels)}
+    images = _placed(series.images, pyramid, align_levels)
+    levels = list(pyramid.levels)
     level_of: dict[int, int | None] = {}
     matches = {
-        id(image): match_planes(image.focal_plane_offsets, planes) for image in series.images
+        id(image): match_planes(image.focal_plane_offsets, pyramid.planes) for image in images
     }
     # those of planes that the slide has come first: others take what places are left
-    for image in sorted(series.images, key=lambda image: matches[id(image)] is None):
+    for image in sorted(images, key=lambda image: matches[id(image)] is None):
         at = next((i for i, level in enumerate(levels) if _fits(level, image, tolerance)), None)
         of_slide = matches[id(image)] or range(image.num_focal_planes)
         places = {
@@ -150,20 +157,41 @@ def place_series(
             logger.info("%s: %d × %d pixels are on no level's grid", image.name, *image.size)
             level_of[id(image)] = None
         else:
-            levels[at].places.update(places)
+            levels[at] = levels[at].with_places(places)
             level_of[id(image)] = at
-    placed = tuple((image, level_of[id(image)]) for image in series.images)
-    return ChannelGroup(name, tuple(series.channels.values()), first, placed)
+    held = tuple((image, level_of[id(image)]) for image in images)
+    group = ChannelGroup(name, tuple(series.channels.values()), first, held)
+    return group, dataclasses.replace(pyramid, levels=tuple(levels))
+
+
+def _placed(
+    images: Sequence[TiledImage], pyramid: ImagePyramid, align_levels: bool
+) -> list[TiledImage]:
+    """Return images of a series, from the largest to the smallest, where they lie."""
+    bases = [(image.source.metadata, image.placement) for image in pyramid.levels[0].images]
+    placed = []
+    for image in images:
+        header = image.source.metadata
+        # those of a level's size first: a Pixel Spacing that all levels repeat tells nothing
+        beside = sorted(pyramid.levels, key=lambda level: level.size != image.size)  # noqa: B023
+        found = (
+            place_beside(header, other.source.metadata, other.placement)
+            for level in beside
+            for other in level.images
+        )
+        view = pyramid.view if beside[0].size == image.size else None
+        placement = next(filter(None, found), None) or place(
+            header, view, bases, align=align_levels
+        )
+        bases.append((header, placement))
+        placed.append(image.placed(placement))
+    return placed
 
 
 def _fits(level: Level, image: TiledImage, tolerance: float) -> bool:
     """Whether an image's pixels are those of a level: as many, as large, lying the same way."""
     if image.size != level.size:
         return False
-    # what is wrong with the level's Pixel Spacing is wrong with one that was copied from it, but a
-    # spacing of its own is believed: of a part of the base it may be that of the base
-    if pixel_spacing_of(image.metadata) in (None, pixel_spacing_of(level.image.metadata)):
-        image.base_view = level.image.base_view
     try:
         here, there = image.geometry, level.image.geometry
     except MetadataError:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.errors import AmbiguousSlideError, MetadataError, MetadataWarning
+from dicomslide.errors import AmbiguousSlideError, MetadataWarning
 from dicomslide.frames import focal_planes
-from dicomslide.layout import field_of_view, pixel_spacing_of
+from dicomslide.placement import pixel_spacing_of
 from dicomslide.pyramid import group_levels
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dicomslide.channel import Channel
     from dicomslide.image import TiledImage
+    from dicomslide.placement import FieldOfView, Placement
 
 __all__ = ["ImagePyramid", "Level", "build_pyramid"]
+
+
+Place = tuple["TiledImage", int, int]
+"""An image, and the zero-based indices of a channel and a focal plane in it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +35,21 @@ class Level:
     size: tuple[int, int]
     """Total pixel matrix rows and columns."""
     images: tuple[TiledImage, ...]
-    places: dict[tuple[int, int], tuple[TiledImage, int, int]]
-    """(channel, focal plane) of the slide -> image, and channel and focal plane in it."""
+    places: Mapping[tuple[int, int], Place]
+    """(channel, focal plane) of the slide, and where its pixels are; read-only."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "places", MappingProxyType(dict(self.places)))
+
+    def __hash__(self) -> int:
+        return hash((self.size, self.images))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Level, (self.size, self.images, dict(self.places))
+
+    def with_places(self, places: Mapping[tuple[int, int], Place]) -> Level:
+        """Return this level with other channels beside those that it has."""
+        return dataclasses.replace(self, places={**self.places, **places})
 
     def images_of(self, channels: range) -> tuple[TiledImage, ...]:
         """Return the images that hold some of the slide's channels, each once."""
@@ -58,9 +77,13 @@ class ImagePyramid:
     """Offset of each focal plane in µm, ascending."""
     associated: tuple[TiledImage, ...]
     """Thumbnails of the size of a level."""
+    view: FieldOfView | None
+    """What the base covers."""
 
 
-def build_pyramid(images: Sequence[TiledImage], tolerance: float) -> ImagePyramid:
+def build_pyramid(
+    images: Sequence[TiledImage], tolerance: float, *, align_levels: bool
+) -> ImagePyramid:
     """Sort VOLUME and THUMBNAIL images of one slide into levels.
 
     See :func:`dicomslide.pyramid.group_levels`; an image that shows another place is left out,
@@ -72,6 +95,8 @@ def build_pyramid(images: Sequence[TiledImage], tolerance: float) -> ImagePyrami
         VOLUME and THUMBNAIL images of one slide.
     tolerance : float
         Distance in mm by which centres of levels may differ, if more than a pixel.
+    align_levels : bool
+        Whether levels that state the base's origin share its corner.
 
     Raises
     ------
@@ -79,13 +104,17 @@ def build_pyramid(images: Sequence[TiledImage], tolerance: float) -> ImagePyrami
         When two images hold the same channel and focal plane of a level.
 
     """
-    groups = group_levels([image.metadata for image in images], tolerance)
+    groups = group_levels(
+        [image.metadata for image in images], tolerance, align_levels=align_levels
+    )
     for reason in groups.misfits.values():
         warnings.warn(f"left out: {reason}", MetadataWarning, stacklevel=4)
-    view = field_of_view(images[groups.base].metadata)
-    for image in images:
-        image.base_view = view
-        _warn_of_spacing(image)
+    for image, placement in zip(images, groups.placements, strict=True):
+        _warn_of_spacing(image, placement)
+    images = [
+        image.placed(placement)
+        for image, placement in zip(images, groups.placements, strict=True)
+    ]
     kept = [[images[i] for i in same] for same in groups.levels]
     members = [image for same in kept for image in same]
     channels = _channels_of(members)
@@ -95,17 +124,14 @@ def build_pyramid(images: Sequence[TiledImage], tolerance: float) -> ImagePyrami
     levels = tuple(
         Level(same[0].size, tuple(same), _places_of(same, channels, planes)) for same in kept
     )
-    return ImagePyramid(levels, channels, planes, tuple(images[i] for i in groups.associated))
+    associated = tuple(images[i] for i in groups.associated)
+    return ImagePyramid(levels, channels, planes, associated, groups.view)
 
 
-def _warn_of_spacing(image: TiledImage) -> None:
+def _warn_of_spacing(image: TiledImage, placement: Placement) -> None:
     """Warn where Pixel Spacing is given, but contradicted by what the matrix covers."""
-    given = pixel_spacing_of(image.metadata)
-    try:
-        taken = image.pixel_spacing
-    except MetadataError:
-        return
-    if given is not None and given != taken:
+    given, taken = pixel_spacing_of(image.metadata), placement.spacing
+    if given is not None and taken is not None:
         warnings.warn(
             f"{image.name}: its Pixel Spacing, ({given[0]:g}, {given[1]:g}), contradicts what its"
             f" matrix covers; taken is ({taken[0]:g}, {taken[1]:g}) mm",

@@ -123,8 +123,8 @@ class Slide(SlideContents):
         Parameters
         ----------
         offset : tuple of int
-            Zero-based (row, column) of the region's first pixel in the total pixel matrix of
-            the base level, whatever the level that is read
+            Zero-based (row, column) of a pixel of the base level, whatever the level that is
+            read: the region begins with the pixel in which that one's centre lies
         level : int
             Zero-based index into pyramid levels
         size : tuple of int
@@ -149,11 +149,7 @@ class Slide(SlideContents):
 
         """
         image, channel, plane = self._place(level, channel_index, focal_plane_index)
-        row, column = utils.two_integers(offset, "offset")
-        at_level = (
-            row * image.size[0] // self.size[0],
-            column * image.size[1] // self.size[1],
-        )
+        at_level = self._offset_at(image, utils.two_integers(offset, "offset"))
         return image.get_image_region(at_level, size, channel, plane)
 
     def get_slide_region(
