@@ -20,7 +20,8 @@ from dicomslide.options import check_memory
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["AXIS_TOLERANCE", "ROUNDING_NOISE", "Orientation", "SlideGrid", "SlideGeometry", "nearest_index"]
+__all__ = ["AXIS_TOLERANCE", "ROUNDING_NOISE", "Orientation", "SlideGeometry", "SlideGrid",
+           "nearest_index"]  # fmt: skip
 
 AXIS_TOLERANCE = 1e-4
 """An orientation is axis-aligned when its cosines are 0 or ±1 within this."""

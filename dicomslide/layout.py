@@ -357,6 +357,6 @@ def shared_items(image: Dataset, keyword: str) -> list[Dataset]:
 
 
 def origin_items(image: Dataset) -> list[Dataset]:
-    """Return the items that may give the origin: at the top level, or (some writers) in the shared groups."""
+    """Return what may give the origin: at the top level, or (some writers) in the shared groups."""
     keyword = "TotalPixelMatrixOriginSequence"
     return [*utils.items(image, keyword), *shared_items(image, keyword)]

@@ -246,9 +246,7 @@ def spacing_of(image: Dataset, view: FieldOfView | None = None) -> tuple[float, 
     return spacing
 
 
-def _covers(
-    size: tuple[int, int], spacing: Sequence[float], extent: tuple[float, float]
-) -> bool:
+def _covers(size: tuple[int, int], spacing: Sequence[float], extent: tuple[float, float]) -> bool:
     """Whether pixels of that spacing make that (height, width), within a pixel and 1 %."""
     allowed = np.maximum(0.01 * np.array(extent), spacing)
     return bool(np.all(np.abs(np.multiply(size, spacing) - extent) <= allowed))

@@ -13,9 +13,9 @@ import numpy as np
 from dicomslide import utils
 from dicomslide.errors import DicomSlideError
 from dicomslide.layout import MICROMETERS, read_layout
-from dicomslide.placement import geometry_of
 from dicomslide.options import check_memory
 from dicomslide.perframe import positions_of_dataset
+from dicomslide.placement import geometry_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

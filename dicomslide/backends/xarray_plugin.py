@@ -110,6 +110,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         frame_of_reference_uid: str | None = None,
         correct_color: bool = True,
         on_error: Literal["raise", "fill"] = "raise",
+        align_levels: bool = True,
         include_patient: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> xr.Dataset:
@@ -138,6 +139,9 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             Whether colours are mapped to sRGB by the ICC profile of the optical path.
         on_error : {"raise", "fill"}, default: "raise"
             Whether a bad frame raises, or is background with a warning.
+        align_levels : bool, default: True
+            Whether levels that state the base's origin are laid on its corner: see
+            :class:`dicomslide.Slide`.
         include_patient : bool, default: False
             Whether attributes that identify the patient are among the attributes.
         storage_options : mapping, optional
@@ -164,7 +168,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
 
         slide = _open(
             filename_or_obj, container_id, frame_of_reference_uid, correct_color, on_error,
-            storage_options,
+            align_levels, storage_options,
         )  # fmt: skip
         if level is not None and group is not None:
             raise TypeError("level and group both name a node: give one of them")
@@ -194,6 +198,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         frame_of_reference_uid: str | None = None,
         correct_color: bool = True,
         on_error: Literal["raise", "fill"] = "raise",
+        align_levels: bool = True,
         include_patient: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> dict[str, xr.Dataset]:
@@ -202,7 +207,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
 
         slide = _open(
             filename_or_obj, container_id, frame_of_reference_uid, correct_color, on_error,
-            storage_options,
+            align_levels, storage_options,
         )  # fmt: skip
         groups = slide_groups(
             slide,
@@ -230,6 +235,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         frame_of_reference_uid: str | None = None,
         correct_color: bool = True,
         on_error: Literal["raise", "fill"] = "raise",
+        align_levels: bool = True,
         include_patient: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> xr.DataTree:
@@ -239,7 +245,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         ----------
         filename_or_obj, drop_variables, frame, squeeze, container_id, frame_of_reference_uid
             See :meth:`open_dataset`.
-        correct_color, on_error, include_patient, storage_options
+        correct_color, on_error, align_levels, include_patient, storage_options
             See :meth:`open_dataset`.
         group : str, optional
             Node to open as the root; all of them if not given.
@@ -266,6 +272,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             frame_of_reference_uid=frame_of_reference_uid,
             correct_color=correct_color,
             on_error=on_error,
+            align_levels=align_levels,
             include_patient=include_patient,
             storage_options=storage_options,
         )
@@ -284,7 +291,8 @@ def _lazy(reader: StackedReader) -> indexing.LazilyIndexedArray:
 
 def _open(
     source: Any, container_id: str | None, frame_of_reference_uid: str | None, correct_color: bool,
-    on_error: Literal["raise", "fill"], storage_options: Mapping[str, Any] | None,
+    on_error: Literal["raise", "fill"], align_levels: bool,
+    storage_options: Mapping[str, Any] | None,
 ) -> Slide:  # fmt: skip
     from dicomslide.slide.opening import open_slide
 
@@ -294,6 +302,7 @@ def _open(
         frame_of_reference_uid=frame_of_reference_uid,
         correct_color=correct_color,
         on_error=on_error,
+        align_levels=align_levels,
         storage_options=storage_options,
     )
 

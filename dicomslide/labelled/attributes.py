@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dicomslide import utils
 from dicomslide.enum import ChannelTypes
 
@@ -86,7 +88,13 @@ def image_attrs(
                 0.0,
             ],
             "total_pixel_matrix_origin": list(geometry.origin),
+            "registration": "corner of the base level"
+            if any(image.placement.shift)
+            else "as stated",
         }
+        if any(image.placement.shift):
+            stated = np.subtract(geometry.origin, image.placement.shift)
+            attrs["total_pixel_matrix_origin_stated"] = stated.tolist()
         if orientation is None:
             attrs["affine"] = geometry.matrix.tolist()  # (x, y) = affine @ (row, column, 1)
     return _present(attrs)

@@ -140,6 +140,7 @@ class Cohort(Identified, Mapping[str, Slide]):
             options.correct_color,
             options.on_error,
             options.pyramid_tolerance,
+            options.align_levels,
         )
 
     def _ipython_key_completions_(self) -> list[str]:
@@ -221,6 +222,7 @@ def open_slides(
     pyramid_tolerance: float = 0.1,
     correct_color: bool = True,
     on_error: OnError = "raise",
+    align_levels: bool = True,
     storage_options: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
 ) -> Cohort:
     """Open all slides of a folder, a bucket or a server.
@@ -237,7 +239,7 @@ def open_slides(
         DICOMweb service or study: ``"dicomweb+https://host/.../studies/..."``.
     study_instance_uid : str, optional
         The only study of a client that is looked at.
-    max_frame_cache_size, pyramid_tolerance, correct_color, on_error, storage_options
+    max_frame_cache_size, pyramid_tolerance, correct_color, on_error, align_levels, storage_options
         Of each slide: see :func:`open_slide`.
 
     Returns
@@ -256,6 +258,7 @@ def open_slides(
         pyramid_tolerance=pyramid_tolerance,
         correct_color=correct_color,
         on_error=on_error,
+        align_levels=align_levels,
     )
     failures: Failures = {}
     given: list[Any]

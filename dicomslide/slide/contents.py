@@ -156,9 +156,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         # as they were placed
         placed = [image for group in self._groups for image, _ in group.images]
         by_source = {image.source.identity: image for image in (*placed, *pyramid.associated)}
-        self._images = tuple(
-            by_source.get(image.source.identity, image) for image in self._images
-        )
+        self._images = tuple(by_source.get(image.source.identity, image) for image in self._images)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # thin: names only; headers are read again where the slide arrives

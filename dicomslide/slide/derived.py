@@ -173,7 +173,7 @@ def _placed(
     for image in images:
         header = image.source.metadata
         # those of a level's size first: a Pixel Spacing that all levels repeat tells nothing
-        beside = sorted(pyramid.levels, key=lambda level: level.size != image.size)  # noqa: B023
+        beside = sorted(pyramid.levels, key=lambda level: level.size != image.size)
         found = (
             place_beside(header, other.source.metadata, other.placement)
             for level in beside

@@ -33,6 +33,8 @@ def find_slides(
     include_derived: bool = True,
     specimen_stains: Sequence[Any] | None = None,
     optical_path_ids: Sequence[str] | None = None,
+    *,
+    align_levels: bool = True,
 ) -> list[Slide]:
     """Find slides.
 
@@ -63,6 +65,8 @@ def find_slides(
         Slide microscopy images with none of these stains are left out
     optical_path_ids : sequence of str, optional
         Slide microscopy images with none of these optical paths are left out
+    align_levels : bool, default: True
+        Whether levels that state the base's origin are laid on its corner: see :class:`Slide`
 
     Returns
     -------
@@ -130,6 +134,7 @@ def find_slides(
                     [*(image.metadata for image in kept), *annotations],
                     max_frame_cache_size,
                     pyramid_tolerance,
+                    align_levels=align_levels,
                 )
             )
     return slides

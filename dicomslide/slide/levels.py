@@ -112,8 +112,7 @@ def build_pyramid(
     for image, placement in zip(images, groups.placements, strict=True):
         _warn_of_spacing(image, placement)
     images = [
-        image.placed(placement)
-        for image, placement in zip(images, groups.placements, strict=True)
+        image.placed(placement) for image, placement in zip(images, groups.placements, strict=True)
     ]
     kept = [[images[i] for i in same] for same in groups.levels]
     members = [image for same in kept for image in same]

@@ -33,6 +33,7 @@ def open_slide(
     pyramid_tolerance: float = 0.1,
     correct_color: bool = True,
     on_error: OnError = "raise",
+    align_levels: bool = True,
     storage_options: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
 ) -> Slide:
     """Open a slide.
@@ -54,7 +55,7 @@ def open_slide(
     max_frame_cache_size : int, optional
         Largest number of decoded frames of each image that the process keeps; by default as
         many as the option `frame_cache_bytes` allows where they take long to decode, else none.
-    pyramid_tolerance, correct_color, on_error
+    pyramid_tolerance, correct_color, on_error, align_levels
         See :class:`Slide`.
     storage_options : mapping or callable, optional
         How URLs are reached, credentials included, which never leave the process: see
@@ -123,6 +124,7 @@ def open_slide(
         pyramid_tolerance,
         correct_color=correct_color,
         on_error=on_error,
+        align_levels=align_levels,
     )
 
 

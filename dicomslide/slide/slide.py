@@ -55,6 +55,9 @@ class Slide(SlideContents):
         Whether colours are mapped to sRGB by the ICC profile of the optical path.
     on_error : {"raise", "fill"}, default: "raise"
         Whether a frame that can't be read or decoded raises, or is background with a warning.
+    align_levels : bool, default: True
+        Whether levels that state the Total Pixel Matrix Origin of the base are laid on its corner,
+        where their pixels are; False takes each header at its word.
 
     Raises
     ------
@@ -82,6 +85,7 @@ class Slide(SlideContents):
         *,
         correct_color: bool = True,
         on_error: OnError = "raise",
+        align_levels: bool = True,
     ) -> None:
         sources = [frame_source(client, metadata) for metadata in image_metadata]
         options = SlideOptions(
@@ -89,6 +93,7 @@ class Slide(SlideContents):
             pyramid_tolerance=pyramid_tolerance,
             correct_color=correct_color,
             on_error=on_error,
+            align_levels=align_levels,
         )
         super().__init__(join_concatenations(sources), options)
         self.warn_if_mirrored(stacklevel=2)
