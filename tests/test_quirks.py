@@ -432,7 +432,8 @@ def test_a_crop_of_the_base_keeps_its_spacing(tmp_path):
     slide = open_stored(tmp_path)
     assert slide.pixel_spacings == ((0.01, 0.01), (0.01, 0.01))
     assert slide.get_slide_offset((3, 7), 1) == pytest.approx((19.72, 39.63))
-    np.testing.assert_array_equal(pixels_of(slide, 1), expected((50, 60)))
+    # offsets are pixels of the base: the part begins at its pixel (25, 30)
+    np.testing.assert_array_equal(slide.get_image_region((25, 30), 1, (50, 60)), expected((50, 60)))
 
 
 @pytest.mark.parametrize("volume", [(0.14, 0.05), (140.0, 50.0)], ids=["mm", "µm"])
