@@ -84,6 +84,7 @@ FLOORS = [
     "matrix",
     "lookup",
     "image",
+    "slide.options",
     "slide.levels",
     "slide.collection",
     "slide.derived",

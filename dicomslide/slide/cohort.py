@@ -31,7 +31,7 @@ from dicomslide.backends.stores import local_paths_and_urls, objects_at, open_so
 from dicomslide.display.description import summary_of
 from dicomslide.errors import NotDicomError, NotSlideError
 from dicomslide.identity import Identified
-from dicomslide.slide.contents import SlideOptions
+from dicomslide.slide.options import SlideOptions
 from dicomslide.slide.slide import Slide
 from dicomslide.slide.sorting import Instance, Member, open_members, sort_instances, split
 from dicomslide.together import together

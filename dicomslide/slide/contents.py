@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import logging
 import math
-import numbers
 import operator
 import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
 
 from dicomslide import utils
 from dicomslide.enum import ChannelTypes, ImageFlavors
@@ -33,7 +28,7 @@ from dicomslide.slide.collection import (
     not_a_slide,
 )
 from dicomslide.slide.derived import ChannelGroup, derived_series, place_series
-from dicomslide.slide.levels import build_pyramid
+from dicomslide.slide.levels import affine_from_base, build_pyramid
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -43,37 +38,14 @@ if TYPE_CHECKING:
 
     from dicomslide.backends.base import FrameSource
     from dicomslide.channel import Channel
-    from dicomslide.reader import OnError
     from dicomslide.slide.levels import Level
+    from dicomslide.slide.options import SlideOptions
 
-__all__ = ["SlideContents", "SlideOptions", "slide_of"]
+__all__ = ["SlideContents", "slide_of"]
 
 logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound="SlideContents")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SlideOptions:
-    """How a slide is read: see :class:`dicomslide.Slide`."""
-
-    max_frame_cache_size: int | None
-    pyramid_tolerance: float
-    correct_color: bool
-    on_error: OnError
-    align_levels: bool = True
-
-    def __post_init__(self) -> None:
-        _check_from_zero(self.pyramid_tolerance, numbers.Real, "pyramid_tolerance", "mm")
-        if self.max_frame_cache_size is not None:
-            _check_from_zero(
-                self.max_frame_cache_size, numbers.Integral, "max_frame_cache_size", "frames"
-            )
-
-
-def _check_from_zero(value: Any, kind: type, name: str, unit: str) -> None:
-    if not isinstance(value, kind) or not value >= 0:  # type: ignore[operator]
-        raise ValueError(f"{name} {value!r}: expected {unit}, zero or more")
 
 
 class SlideContents(ChannelsAndPlanes, Identified):
@@ -362,7 +334,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         """Return the (row, column) of the pixel of an image where a pixel of the base lies."""
         affine = self._from_base.get(id(image))
         if affine is None:
-            affine = self._from_base[id(image)] = _from_base(self.levels[0].image, image)
+            affine = self._from_base[id(image)] = affine_from_base(self.levels[0].image, image)
         row, column = (
             math.floor(down * offset[0] + across * offset[1] + first + 0.5 + ROUNDING_NOISE)
             for down, across, first in affine
@@ -602,22 +574,6 @@ class SlideContents(ChannelsAndPlanes, Identified):
                 MetadataWarning,
                 stacklevel=stacklevel + 1,
             )
-
-
-def _from_base(base: TiledImage, image: TiledImage) -> list[list[float]]:
-    """Return the affine from (row, column, 1) of the base to real indices in another image.
-
-    By where both lie on the slide; where a header doesn't say, they share a corner.
-    """
-    with contextlib.suppress(MetadataError):
-        affine: list[list[float]] = image.geometry.pixels_of(base.geometry).tolist()
-        return affine
-    try:
-        scales = np.divide(base.pixel_spacing, image.pixel_spacing)
-    except MetadataError:
-        scales = np.divide(image.size, base.size)
-    down, across = scales.tolist()
-    return [[down, 0.0, (down - 1) / 2], [0.0, across, (across - 1) / 2]]
 
 
 def slide_of(kind: type[S], sources: Sequence[FrameSource], options: SlideOptions) -> S:

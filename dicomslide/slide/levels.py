@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from types import MappingProxyType
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.errors import AmbiguousSlideError, MetadataWarning
+from dicomslide.errors import AmbiguousSlideError, MetadataError, MetadataWarning
 from dicomslide.frames import focal_planes
 from dicomslide.placement import pixel_spacing_of
 from dicomslide.pyramid import group_levels
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from dicomslide.image import TiledImage
     from dicomslide.placement import FieldOfView, Placement
 
-__all__ = ["ImagePyramid", "Level", "build_pyramid"]
+__all__ = ["ImagePyramid", "Level", "affine_from_base", "build_pyramid"]
 
 
 Place = tuple["TiledImage", int, int]
@@ -165,3 +166,19 @@ def _places_of(
                     )
                 places[place] = (image, c, p)
     return places
+
+
+def affine_from_base(base: TiledImage, image: TiledImage) -> list[list[float]]:
+    """Return the affine from (row, column, 1) of the base to real indices in another image.
+
+    By where both lie on the slide; where a header doesn't say, they share a corner.
+    """
+    with contextlib.suppress(MetadataError):
+        affine: list[list[float]] = image.geometry.pixels_of(base.geometry).tolist()
+        return affine
+    try:
+        scales = np.divide(base.pixel_spacing, image.pixel_spacing)
+    except MetadataError:
+        scales = np.divide(image.size, base.size)
+    down, across = scales.tolist()
+    return [[down, 0.0, (down - 1) / 2], [0.0, across, (across - 1) / 2]]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from dicomslide import utils
 from dicomslide.backends.client import frame_source
 from dicomslide.slide.collection import join_concatenations
-from dicomslide.slide.contents import SlideContents, SlideOptions
+from dicomslide.slide.contents import SlideContents
+from dicomslide.slide.options import SlideOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

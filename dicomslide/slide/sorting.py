@@ -21,7 +21,8 @@ from dicomslide.slide.collection import (
     not_a_slide,
     slide_key,
 )
-from dicomslide.slide.contents import SlideOptions, slide_of
+from dicomslide.slide.contents import slide_of
+from dicomslide.slide.options import SlideOptions
 from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
