@@ -142,6 +142,11 @@ class FrameCache(Generic[F]):
         self._nbytes = 0
 
     @property
+    def max_bytes(self) -> int:
+        """The bound in bytes, now."""
+        return self._max_bytes()
+
+    @property
     def nbytes(self) -> int:
         """Number of bytes held."""
         return self._nbytes

@@ -67,6 +67,8 @@ class FrameReader:
         it may keep of all images, where they take long to decode, else none.
     on_error : {"raise", "fill"}
         Whether a bad frame raises, or is None with a warning.
+    cache : FrameCache, optional
+        Where decoded frames are kept, as many as it holds; that of the process if not given.
 
     """
 
@@ -77,12 +79,16 @@ class FrameReader:
         *,
         max_frame_cache_size: int | None,
         on_error: OnError,
+        cache: FrameCache[np.ndarray] | None = None,
     ) -> None:
         self._source = source
+        self._cache = _frames if cache is None else cache
         self._layout = layout
         self._image = source.identity
         self._tile_bytes = math.prod(layout.pixel_format.shape) * layout.pixel_format.dtype.itemsize
         decoder = DECODERS.get(layout.transfer_syntax_uid or "")
+        if max_frame_cache_size is None and cache is not None:  # who gives one wants it used
+            max_frame_cache_size = cache.max_bytes // self._tile_bytes
         if max_frame_cache_size is None and decoder is not None and decoder.is_quick:
             max_frame_cache_size = 0
         self._most = max_frame_cache_size
@@ -120,7 +126,7 @@ class FrameReader:
             When a frame can't be read or decoded, unless bad frames are to be filled.
 
         """
-        held = _frames.get(self._image, frames)
+        held = self._cache.get(self._image, frames)
         missing = []
         for at, frame in enumerate(frames):
             tile = held.get(frame)
@@ -147,7 +153,7 @@ class FrameReader:
                     for (at, frame), buffer in zip(wanted, buffers, strict=True):
                         tile = self._decode(frame, buffer, None if frame in kept else scratch)
                         if frame in kept and tile is not None and self._is_worth_keeping(buffer):
-                            _frames.put(self._image, frame, tile, self._most)
+                            self._cache.put(self._image, frame, tile, self._most)
                         use(at, tile)
             except BaseException:  # the other threads needn't go on
                 batches.close()
@@ -220,7 +226,7 @@ class FrameReader:
         """
         for start in range(0, len(frames), self.batch):
             batch = frames[start : start + self.batch]
-            held = _frames.get(self._image, batch)
+            held = self._cache.get(self._image, batch)
             missing = [frame for frame in batch if frame >= 0 and frame not in held]
             buffers = iter(self._fetch(missing) if missing else ())
             for frame in batch:
@@ -236,7 +242,7 @@ class FrameReader:
         most = self._most
         if most is not None:
             return set(frames[-most:]) if most else ()
-        is_stream = len(frames) * self._tile_bytes > get_options().frame_cache_bytes // 4
+        is_stream = len(frames) * self._tile_bytes > self._cache.max_bytes // 4
         return () if is_stream else set(frames)  # a stream would push out all else
 
     def _is_worth_keeping(self, buffer: Buffer | None) -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dicomslide.backends.base import FrameSource
+    from dicomslide.cache import FrameCache
     from dicomslide.geometry import SlideGrid
     from dicomslide.layout import ImageLayout
 
@@ -92,9 +93,15 @@ class MatrixReader:
     as_labels: bool = False
     """Whether a label map gives its segment numbers, whatever the channel; else the pixels of
     the channel's segment are True."""
+    frame_cache: FrameCache[np.ndarray] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
+    """Where decoded frames are kept, as many as it holds; None for that of the process, and in any
+    other process."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return state | {"frame_cache": None}
 
     @cached_property
     def layout(self) -> ImageLayout:
@@ -131,6 +138,7 @@ class MatrixReader:
             self.layout,
             max_frame_cache_size=self.max_frame_cache_size,
             on_error=self.on_error,
+            cache=self.frame_cache,
         )
 
     @property

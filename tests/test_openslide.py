@@ -16,7 +16,6 @@ import pytest
 from pydicom.dataset import Dataset
 
 import dicomslide
-from dicomslide import openslide as openslide_names
 from dicomslide.openslide import PROPERTY_NAME_MPP_X, PROPERTY_NAME_MPP_Y, OpenSlide
 from dicomslide.testing import position_values, srgb_profile, write_slide
 
@@ -665,29 +664,3 @@ def test_threads_read_the_same(files, openslides):
     places = [(x, y) for x in range(0, 350, 25) for y in range(0, 260, 20)]
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, places))
-
-
-def test_a_cache_of_openslides_may_be_given(files):
-    class Cache:
-        _openslide_cache = object()
-
-    with OpenSlide(files["pyramid"]) as slide:
-        slide.set_cache(Cache())
-        assert slide.read_region((0, 0), 0, (2, 2)).size == (2, 2)
-
-
-def test_names_that_scripts_take_from_openslide_are_here(files, tmp_path):
-    with openslide_names.open_slide(files["pyramid"]) as slide:
-        assert slide.read_region((0, 0), 0, (2, 2)).size == (2, 2)
-        with pytest.raises(openslide_names.OpenSlideError, match="negative"):
-            slide.read_region((0, 0), 0, (-2, 2))
-    with pytest.raises(openslide_names.OpenSlideError, match="closed"):
-        _ = slide.dimensions
-    for name in ("absent.dcm", "text.dcm"):
-        (tmp_path / "text.dcm").write_text("no slide")
-        with pytest.raises(openslide_names.OpenSlideUnsupportedFormatError):
-            openslide_names.open_slide(tmp_path / name)
-    # classes, as there: `except (OpenSlideError, OSError)` takes no tuple in a tuple
-    assert issubclass(
-        openslide_names.OpenSlideUnsupportedFormatError, openslide_names.OpenSlideError
-    )

@@ -200,6 +200,8 @@ class ConcatenatedSource:
         implicit_vr, little_endian = first.original_encoding
         elements.set_original_encoding(implicit_vr, little_endian, first.original_character_set)
         joined = LenientDataset(elements, self.name)
+        if hasattr(first, "file_meta"):
+            joined.file_meta = first.file_meta
         # new elements, for those of the part are shared with it
         joined.add_new("NumberOfFrames", "IS", self.firsts[-1] + self.counts[-1])
         joined.add_new("ConcatenationFrameOffsetNumber", "UL", 0)

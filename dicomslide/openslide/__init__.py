@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from dicomslide.openslide.api import OpenSlide
-from dicomslide.openslide.errors import OpenSlideError, OpenSlideUnsupportedFormatError
+from dicomslide.openslide import lowlevel
+from dicomslide.openslide.abstract import AbstractSlide
+from dicomslide.openslide.api import OpenSlide, open_slide
+from dicomslide.openslide.cache import OpenSlideCache
+from dicomslide.openslide.errors import (
+    OpenSlideError,
+    OpenSlideUnsupportedFormatError,
+    OpenSlideVersionError,
+)
+from dicomslide.openslide.image_slide import ImageSlide
 from dicomslide.openslide.properties import (
     PROPERTY_NAME_BACKGROUND_COLOR,
     PROPERTY_NAME_BARCODE,
@@ -20,9 +28,13 @@ from dicomslide.openslide.properties import (
 )
 
 __all__ = [
+    "AbstractSlide",
+    "ImageSlide",
     "OpenSlide",
+    "OpenSlideCache",
     "OpenSlideError",
     "OpenSlideUnsupportedFormatError",
+    "OpenSlideVersionError",
     "PROPERTY_NAME_BACKGROUND_COLOR",
     "PROPERTY_NAME_BARCODE",
     "PROPERTY_NAME_BOUNDS_HEIGHT",
@@ -35,8 +47,12 @@ __all__ = [
     "PROPERTY_NAME_OBJECTIVE_POWER",
     "PROPERTY_NAME_QUICKHASH1",
     "PROPERTY_NAME_VENDOR",
+    "lowlevel",
     "open_slide",
 ]
 
-open_slide = OpenSlide
-"""By the name that scripts use which show ordinary pictures too."""
+__version__ = "1.4.7"
+"""Version of openslide-python whose names these are, for scripts that compare it."""
+
+__library_version__ = lowlevel.get_version()
+"""Version of libopenslide that pictures and properties were measured against."""

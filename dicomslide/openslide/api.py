@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dicomslide.openslide.abstract import AbstractSlide
+from dicomslide.openslide.cache import OpenSlideCache
 from dicomslide.openslide.contents import (
     Contents,
     contents_of,
@@ -16,7 +17,8 @@ from dicomslide.openslide.contents import (
     open_any,
     pixel_at,
 )
-from dicomslide.openslide.errors import RequestError
+from dicomslide.openslide.errors import OpenSlideUnsupportedFormatError, RequestError
+from dicomslide.openslide.image_slide import ImageSlide
 from dicomslide.openslide.properties import (
     OPENSLIDE_NAMES,
     VENDOR,
@@ -25,22 +27,16 @@ from dicomslide.openslide.rgba import as_picture, read_rgba, transparent
 from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self, TypeAlias
-
-    from PIL import Image, ImageCms
+    from PIL import Image
 
     from dicomslide.backends.base import FrameStore
+    from dicomslide.openslide.abstract import Filename
     from dicomslide.reader import MatrixReader
 
-    Filename: TypeAlias = str | bytes | os.PathLike[str]
-
-__all__ = [
-    "OpenSlide",
-]
+__all__ = ["OpenSlide", "open_slide"]
 
 
-class OpenSlide:
+class OpenSlide(AbstractSlide):
     """A slide as openslide-python shows one.
 
     ``dicomslide.OpenSlide(path)`` takes the place of ``openslide.OpenSlide(path)``: same names,
@@ -85,15 +81,16 @@ class OpenSlide:
       focal planes: libopenslide refuses them. Here grey becomes RGB; of more than 8 bits the 8
       most significant of Bits Stored are shown, so that regions and levels match, and of a
       segment False is black and True white. A greyscale image has no colour profile.
-    * Properties ``dicom.*``: values are without padding, text is decoded by its Specific
-      Character Set, private elements are left out. ``openslide.mpp-*`` is there too where Pixel
-      Spacing is absent but can be derived, and ``openslide.objective-power`` isn't where it is 0.
+    * Properties ``dicom.*`` and ``openslide.barcode``: values are without padding, text is decoded
+      by its Specific Character Set, private elements are left out. ``openslide.mpp-*`` is there
+      too where Pixel Spacing is absent but can be derived, and ``openslide.objective-power`` isn't
+      where it is 0.
     * `associated_images` has DICOM's names LABEL, OVERVIEW and THUMBNAIL, and answers to label,
       macro and thumbnail as well.
     * A folder can be opened. Closing twice is allowed. What openslide-python reports as
       OpenSlideError is one of :mod:`dicomslide.errors` here, all of which
-      ``except dicomslide.openslide.OpenSlideError`` catches; no error keeps the slide from being
-      used further.
+      ``except dicomslide.openslide.OpenSlideError`` catches, but for that of a path that doesn't
+      exist, a FileNotFoundError; no error keeps the slide from being used further.
 
     Examples
     --------
@@ -128,17 +125,6 @@ class OpenSlide:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._given})"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @classmethod
     def detect_format(cls, filename: Filename) -> str | None:
@@ -178,11 +164,6 @@ class OpenSlide:
         return len(self._open_contents().levels)
 
     @property
-    def dimensions(self) -> tuple[int, int]:
-        """(width, height) of level 0 in pixels."""
-        return self.level_dimensions[0]
-
-    @property
     def level_dimensions(self) -> tuple[tuple[int, int], ...]:
         """(width, height) of each level in pixels: Total Pixel Matrix Columns and Rows."""
         return self._open_contents().dimensions
@@ -214,12 +195,9 @@ class OpenSlide:
         return _AssociatedImages(self._open_contents().associated)
 
     @property
-    def color_profile(self) -> ImageCms.ImageCmsProfile | None:
+    def icc_profile(self) -> bytes | None:
         """ICC profile of the optical path at level 0; None without one, and for greyscale."""
-        from PIL import ImageCms
-
-        profile = self._open_contents().levels[0].icc_profile
-        return None if profile is None else ImageCms.getOpenProfile(io.BytesIO(profile))
+        return self._open_contents().levels[0].icc_profile
 
     def get_best_level_for_downsample(self, downsample: float) -> int:
         """Return the level from which to make a picture of lower resolution.
@@ -276,57 +254,64 @@ class OpenSlide:
         level = operator.index(level)
         if min(width, height) < 0:
             raise RequestError(f"size {(width, height)} is negative")
-        profile = contents.levels[0].icc_profile
+        profile = self.icc_profile
         if not 0 <= level < len(contents.levels):
             return as_picture(transparent(width, height), profile)
         left, top = pixel_at((x, y), contents.downsamples[level])
         return as_picture(read_rgba(contents.levels[level], left, top, width, height), profile)
 
-    def get_thumbnail(self, size: tuple[int, int]) -> Image.Image:
-        """Make a picture of the whole slide, on white.
+    def set_cache(self, cache: object) -> None:
+        """Keep decoded tiles in a cache of this slide's, or of several slides.
 
         Parameters
         ----------
-        size : tuple of int
-            Largest (width, height) in pixels; the ratio of edges is the slide's.
-
-        Returns
-        -------
-        PIL.Image.Image
-            RGB, with the profile in ``info["icc_profile"]``; no larger than the level that it is
-            made of.
+        cache : OpenSlideCache
+            Where tiles are kept from now on, as many as its capacity holds. One of
+            openslide-python's, which holds tiles of libopenslide only, is accepted and changes
+            nothing: tiles stay in the cache of the process, of ``frame_cache_bytes``
+            (:func:`dicomslide.set_options`).
 
         Raises
         ------
-        ValueError
-            When a size is less than one.
+        TypeError
+            When it is no such cache.
 
         """
-        from PIL import Image
+        contents = self._open_contents()
+        if isinstance(cache, OpenSlideCache):
+            self._contents = contents.kept_in(cache.frames)
+        elif not hasattr(cache, "_openslide_cache"):
+            raise TypeError(f"{cache!r} is no OpenSlideCache")
 
-        if min(size) < 1:
-            raise RequestError(f"a thumbnail of {tuple(size)} pixels isn't possible")
-        downsample = max(edge / wanted for edge, wanted in zip(self.dimensions, size, strict=True))
-        level = self.get_best_level_for_downsample(downsample)
-        region = self.read_region((0, 0), level, self.level_dimensions[level])
-        thumbnail = Image.new("RGB", region.size, "white")
-        thumbnail.paste(region, mask=region)
-        thumbnail.thumbnail(size, Image.Resampling.LANCZOS)
-        if "icc_profile" in region.info:
-            thumbnail.info["icc_profile"] = region.info["icc_profile"]
-        return thumbnail
 
-    def set_cache(self, cache: object) -> None:
-        """Do nothing: all slides of a process share one cache already.
+def open_slide(filename: Filename) -> OpenSlide | ImageSlide:
+    """Open a slide, or an ordinary picture.
 
-        Its size is an option: ``dicomslide.set_options(frame_cache_bytes=...)``.
+    Parameters
+    ----------
+    filename : path-like
+        Anything that :class:`dicomslide.OpenSlide` takes; or a file that Pillow reads.
 
-        Parameters
-        ----------
-        cache : object
-            An ``openslide.OpenSlideCache``, which isn't used.
+    Returns
+    -------
+    OpenSlide or ImageSlide
+        A slide, or a picture as a slide of one level.
 
-        """
+    Raises
+    ------
+    FileNotFoundError
+        When a path doesn't exist.
+    NotDicomError, NotSlideError
+        When it is neither.
+
+    """
+    try:
+        return OpenSlide(filename)
+    except OpenSlideUnsupportedFormatError:
+        is_path = isinstance(filename, (str, bytes, os.PathLike))
+        if not is_path or ImageSlide.detect_format(filename) is None:
+            raise
+        return ImageSlide(filename)
 
 
 def _rebuild(cls: type[OpenSlide], slide: Slide, choice: dict[str, Any]) -> OpenSlide:

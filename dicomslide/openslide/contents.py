@@ -15,13 +15,16 @@ from dicomslide import utils
 from dicomslide.backends.file import FileSource, FileStore, is_dicom_file
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import DicomSlideError, MetadataWarning
-from dicomslide.openslide.errors import MissingSlideError, RequestError
+from dicomslide.openslide.errors import RequestError
 from dicomslide.openslide.properties import properties_of
 from dicomslide.slide.opening import open_slide
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
+
+    from dicomslide.cache import FrameCache
     from dicomslide.image import TiledImage
     from dicomslide.reader import MatrixReader
     from dicomslide.slide.slide import Slide
@@ -71,6 +74,14 @@ class Contents:
         """Factor of each level."""
         return downsamples_of(self.dimensions)
 
+    def kept_in(self, frames: FrameCache[np.ndarray]) -> Contents:
+        """Return the same, with the decoded tiles of its levels in a cache of their own."""
+        levels = tuple(
+            dataclasses.replace(reader, max_frame_cache_size=None, frame_cache=frames)
+            for reader in self.levels
+        )
+        return dataclasses.replace(self, levels=levels)
+
     @functools.cached_property
     def properties(self) -> Mapping[str, str]:
         """By name, read-only."""
@@ -84,10 +95,7 @@ def open_any(slide: Any) -> Slide:
         slide = os.fsdecode(slide)
     if isinstance(slide, (str, os.PathLike)) and os.path.isfile(slide):
         slide = _series_of(slide)
-    try:
-        return open_slide(slide)
-    except FileNotFoundError as error:
-        raise MissingSlideError(str(error)) from None
+    return open_slide(slide)
 
 
 def _series_of(path: str | os.PathLike[str]) -> FileStore:

@@ -36,7 +36,7 @@ __all__ = [
     "properties_of",
 ]
 
-# for programs that ask by these names; DICOM has no background colour, barcode, bounds, comment
+# for programs that ask by these names; DICOM has no background colour, bounds, comment
 PROPERTY_NAME_BACKGROUND_COLOR = "openslide.background-color"
 PROPERTY_NAME_BARCODE = "openslide.barcode"
 PROPERTY_NAME_BOUNDS_HEIGHT = "openslide.bounds-height"
@@ -82,6 +82,8 @@ def properties_of(
     found = {PROPERTY_NAME_VENDOR: VENDOR, "openslide.level-count": str(len(levels))}
     for part in (getattr(metadata, "file_meta", None), metadata):
         found.update(_elements_of(part or (), "dicom"))
+    if "dicom.BarcodeValue" in found:
+        found[PROPERTY_NAME_BARCODE] = found["dicom.BarcodeValue"]
     for i, (reader, downsample) in enumerate(zip(levels, downsamples, strict=True)):
         grid = reader.layout.grid
         level = f"openslide.level[{i}]"
