@@ -790,6 +790,61 @@ def test_files_in_folders_of_a_folder_are_found(tmp_path):
     np.testing.assert_array_equal(matrix_of(tmp_path)[...], expected())
 
 
+def cut(data, path, how):
+    """A copy that a download left behind."""
+    start = data.rindex(b"\xe0\x7f\x10\x00")
+    end = {
+        "of the last frame": len(data) - 40,
+        "of most frames": start + (len(data) - start) // 4,
+        "of all pixels": start,
+        "of half the header": data.index(b"\x28\0\x02\0US"),
+        "zeros": start + (len(data) - start) // 2,
+    }[how]
+    path.write_bytes(data[:end] + bytes(len(data) - end if how == "zeros" else 0))
+
+
+def ways_in(folder):
+    """By what a slide is opened."""
+    yield lambda: dicomslide.open_slide(folder)
+    yield lambda: dicomslide.open_slide(sorted(folder.iterdir()))
+    yield lambda: dicomslide.open_slide(sorted(folder.iterdir())[::-1])
+    yield lambda: dicomslide.open_slide(f"local://{folder}")
+    yield lambda: next(iter(dicomslide.open_slides(folder).values()))
+
+
+HALVES = ["of the last frame", "of most frames", "of all pixels", "of half the header"]
+
+
+@pytest.mark.parametrize(
+    ("uid", "table", "how"),
+    [(RLE, table, how) for table in ("basic", "extended", "empty") for how in (*HALVES, "zeros")]
+    + [(NATIVE, "basic", how) for how in HALVES],
+)
+@pytest.mark.parametrize("name", ["a.dcm", "z.dcm"])
+@pytest.mark.filterwarnings("ignore::dicomslide.MetadataWarning")
+def test_of_copies_of_one_instance_the_whole_one_is_read(tmp_path, uid, table, how, name):
+    path = write(tmp_path / "image.dcm", uid, offset_table=table)
+    cut(path.read_bytes(), tmp_path / name, how)
+    for opened in ways_in(tmp_path):
+        slide = opened()
+        assert slide.get_volume_images()[0].source.path.endswith("image.dcm")
+        np.testing.assert_array_equal(
+            slide.get_image_region((30, 40), 0, (20, 30)).shape, (20, 30, 3)
+        )
+
+
+def test_of_broken_copies_the_longest_is_read_and_the_others_are_named(tmp_path):
+    path = write(tmp_path / "b.dcm", RLE)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1000])
+    (tmp_path / "a.dcm").write_bytes(data[:-2000])
+    (tmp_path / "c.dcm").write_bytes(data[:-1500])
+    with pytest.warns(MetadataWarning, match=r"left out: .*[ac]\.dcm .* of .*b\.dcm") as warned:
+        store = FileStore.open(tmp_path)
+    assert [source.path for source in store.sources] == [str(path)]
+    assert len(warned) == 2
+
+
 def test_a_second_file_of_one_instance_is_left_out_with_a_warning(tmp_path):
     path = write(tmp_path / "image.dcm")
     shutil.copy(path, tmp_path / "image copy.dcm")

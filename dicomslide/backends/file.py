@@ -229,16 +229,22 @@ class _Instance:
         self.file.check_unchanged()
         try:
             return pixel_data.read_frames(frames, self.header.blob, indices)
-        except pixel_data.OffsetTableError:
+        except pixel_data.OffsetTableError as error:
             with self._lock:
                 scanned = self._scanned
             if scanned is None:
-                raise
+                raise FrameReadError(error.reason, error.source, error.frame) from error
         return pixel_data.read_frames(scanned, self.header.blob, indices)
 
 
 _instances: Registry[tuple[str, int, Hashable], _Instance] = Registry(1024)
 """By path, size and time of change (or version): a file that is opened again isn't parsed again."""
+
+
+_STORAGES_OF_IMAGES = utils.SEGMENTATION_STORAGES | {
+    utils.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE,
+    utils.PARAMETRIC_MAP_STORAGE,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -339,6 +345,18 @@ class FileSource:
         instance = self._instance()
         instance.file.check_unchanged()
         return part10.read_instance(instance.file)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is there up to its end, unlike a download that broke off."""
+        try:
+            if utils.text(self.metadata, "SOPClassUID") in _STORAGES_OF_IMAGES:
+                self.read_frames([self._instance().num_frames - 1])
+            else:
+                self.read_instance()
+        except (DicomSlideError, OSError):
+            return False
+        return True
 
     def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
         """Read frames, in the order of the file, without a lock."""
@@ -507,15 +525,18 @@ _TELLING = (
 
 
 def _add(sources: dict[str, list[FileSource]], source: FileSource) -> None:
-    """Add a source, unless it is there; some writers give all images of a series one UID."""
+    """Add a source, unless it is there; some writers give all images of a series one UID.
+
+    Of copies of one instance the first is kept that is whole.
+    """
     others = sources.setdefault(source.sop_instance_uid, [])
     if any(other.path == source.path for other in others):
         return
-    here = source.metadata
-    for other in others:
-        there = other.metadata
-        if all(here.get(keyword) == there.get(keyword) for keyword in _TELLING):
-            what = f"left out: {source.path} has the SOP Instance UID of {other.path}"
+    for at, other in enumerate(others):
+        kept, left = (other, source) if _is_preferred(other, source) else (source, other)
+        if _are_copies(kept, left):
+            others[at] = kept
+            what = f"left out: {left.path} has the SOP Instance UID of {kept.path}"
             break
     else:
         others.append(source)
@@ -526,3 +547,18 @@ def _add(sources: dict[str, list[FileSource]], source: FileSource) -> None:
             " both are used"
         )
     warnings.warn(what, MetadataWarning, stacklevel=4)
+
+
+def _is_preferred(first: FileSource, second: FileSource) -> bool:
+    """Whether the first of two files of one UID is whole, or no less so than the second."""
+    return first.is_whole or (not second.is_whole and first.size >= second.size)
+
+
+def _are_copies(kept: FileSource, left: FileSource) -> bool:
+    """Whether two files of one UID say the same of themselves, as far as that goes."""
+    here, there = kept.metadata, left.metadata
+    is_broken = not left.is_whole  # what it lacks, it may have lost
+    return all(
+        here.get(keyword) == there.get(keyword) or (is_broken and keyword not in there)
+        for keyword in _TELLING
+    )

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide.backends import attempts
 from dicomslide.backends.attempts import Fault, Place, Reach, ask, awaited
-from dicomslide.cache import Registry
+from dicomslide.cache import ForkLock, Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
+    from tarfile import TarInfo
     from zipfile import ZipInfo
 
     from dicomslide.backends.spans import Span
@@ -95,8 +96,11 @@ def _request(
         get = _http_range
     elif "s3" in names:
         get = _s3_range
-    elif "zip" in names and place.inside and (member := _stored_member(place)) is not None:
+    elif names & {"zip", "tar"} and place.inside and (member := _stored_member(place)) is not None:
         return _stored_ranges(place, member, spans, limit, left, is_known)
+    elif "tar" in names:
+        with _one_by_one:
+            return _any_ranges(place, spans, limit, is_known)
     else:
         return _any_ranges(place, spans, limit, is_known)
     return awaited(place.filesystem.loop, _gathered(get, place, spans, limit, left), left + 1)
@@ -308,26 +312,82 @@ def _state(place: Place, limit: float) -> tuple[int, str]:
 
 # -- archives --------------------------------------------------------------------------------
 
-_MEMBER = struct.Struct("<4s22xHH")
+_ZIP_HEADER = struct.Struct("<4s22xHH")
 """Local header of a zip's member: signature, and lengths of the two parts behind it."""
-_starts: Registry[ZipInfo, int] = Registry(1024)
+_TAR_HEADER = 512
+"""Bytes of a tar's member before its own."""
+_starts: Registry[ZipInfo | TarInfo, int] = Registry(1024)
 """Where the bytes of members begin in their archives."""
+_one_by_one = ForkLock()
+"""What fsspec reads of a compressed tar: threads would move each other's place in it."""
 
 
-def _stored_member(place: Place) -> ZipInfo | None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Member:
+    """A member of an archive whose bytes are there as they are."""
+
+    entry: ZipInfo | TarInfo
+    """Of the archive's directory."""
+    at: int
+    """Where its header begins."""
+    header: int
+    """Bytes of that."""
+    size: int
+    tag: str
+    """What tells it from others of that name."""
+
+    def start(self, header: bytes) -> int | None:
+        """Return where its bytes begin; None where its header isn't one."""
+        if self.header == _TAR_HEADER:
+            return self.at + _TAR_HEADER if _is_tar_header(header, self.size) else None
+        signature, *lengths = _ZIP_HEADER.unpack(header.ljust(self.header, b"\0"))
+        return self.at + self.header + sum(lengths) if signature == b"PK\3\4" else None
+
+
+def _is_tar_header(block: bytes, size: int) -> bool:
+    import tarfile
+
+    try:
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size in (size, 0)
+    except tarfile.HeaderError:
+        return False
+
+
+def _stored_member(place: Place) -> _Member | None:
     """Return a member of an archive whose bytes are there as they are; None for any other."""
-    member: ZipInfo | None = place.filesystem.zip.NameToInfo.get(place.path)
+    filesystem = place.filesystem
+    if filesystem.protocol == "tar":
+        return _member_of_tar(place)
+    member: ZipInfo | None = filesystem.zip.NameToInfo.get(place.path)
     if member is None or member.compress_type or member.flag_bits & 1 or not member.file_size:
         return None
-    return member
+    return _Member(
+        member, member.header_offset, _ZIP_HEADER.size, member.file_size, str(member.CRC)
+    )
+
+
+def _member_of_tar(place: Place) -> _Member | None:
+    from fsspec.utils import infer_compression
+
+    (archive,) = place.inside
+    if infer_compression(archive.path):
+        return None
+    try:
+        member: TarInfo = place.filesystem.tar.getmember(place.path)
+    except KeyError:  # of a name that fsspec has mended
+        return None
+    if not member.isreg() or member.issparse() or not member.size:
+        return None
+    at = member.offset_data - _TAR_HEADER
+    return _Member(member, at, _TAR_HEADER, member.size, f"{at} {member.mtime}")
 
 
 def _stored_ranges(
-    place: Place, member: ZipInfo, spans: Sequence[Span], limit: float, left: float, is_known: bool
+    place: Place, member: _Member, spans: Sequence[Span], limit: float, left: float, is_known: bool
 ) -> list[Any]:
     """Read ranges of the archive itself: zipfile would read all that comes before."""
     (archive,) = place.inside
-    size = member.file_size
+    size = member.size
 
     def read(spans: list[Span]) -> list[Any]:
         answers = _request(archive, spans, limit, left, is_known)
@@ -338,19 +398,18 @@ def _stored_ranges(
         return answers
 
     def find() -> int:
-        at = member.header_offset
-        (answer,) = read([(at, at + _MEMBER.size)])
+        (answer,) = read([(member.at, member.at + member.header)])
         if isinstance(answer, Exception):
             raise answer
-        signature, *lengths = _MEMBER.unpack(answer.data.ljust(_MEMBER.size, b"\0"))
-        if signature != b"PK\3\4":
+        start = member.start(answer.data)
+        if start is None:
             raise Fault("it doesn't begin where the archive's directory says")
-        return at + _MEMBER.size + sum(lengths)
+        return start
 
-    start = _starts.get(member, find)
+    start = _starts.get(member.entry, find)
     return [
         each
         if isinstance(each, Exception)
-        else Answer(each.data, size, f"{each.version} {member.CRC}")
+        else Answer(each.data, size, f"{each.version} {member.tag}")
         for each in read([(start + first, start + min(last, size)) for first, last in spans])
     ]

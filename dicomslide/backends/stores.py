@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["local_paths_and_urls", "objects_at", "open_source", "open_store"]
 
 OPENED_AT_ONCE = 16
+_ARCHIVES = {".zip": "zip"} | dict.fromkeys((".tar", ".tar.gz", ".tar.bz2", ".tar.xz"), "tar")
+"""How a file on disk ends that is read as a folder, and what fsspec calls it."""
 
 
 def open_source(path: str | os.PathLike[str]) -> FileSource:
@@ -105,7 +107,21 @@ def local_paths_and_urls(
         # all objects of an archive are reached alike
         reached = [url.partition("::")[2] or _before_pattern(url) for url in urls]
         register_for_all(reached, storage_options)
-    return [path for path in given if not is_url(path)], urls
+    local: list[str | os.PathLike[str]] = []
+    for path in given:
+        archive = None if is_url(path) else _archive_at(path)
+        if archive is not None:
+            urls.append(archive)
+        elif not is_url(path):
+            local.append(path)
+    return local, urls
+
+
+def _archive_at(path: str | os.PathLike[str]) -> str | None:
+    """Return the URL of all that is in an archive on disk; None where a path is of none."""
+    full = os.path.abspath(os.path.expanduser(os.fspath(path)))
+    scheme = next((each for end, each in _ARCHIVES.items() if full.lower().endswith(end)), None)
+    return f"{scheme}://::{full}" if scheme and os.path.isfile(full) else None
 
 
 def _is_local_url(path: Any) -> bool:
@@ -175,7 +191,10 @@ def objects_at(url: str) -> list[tuple[str, bool]]:
             " that changes wouldn't be noticed; open the URL without it"
         )
     if first.startswith(("zip://", "tar://")) and "::" not in url:
-        raise SourceNotFoundError(f"{url}: it names no archive, as {first[:6]}folder::archive does")
+        raise SourceNotFoundError(
+            f"{url}: it names no archive, as {first[:6]}folder::archive does, and"
+            f" {first[:6]}::archive for all that is in one"
+        )
     is_http = first.startswith(("http://", "https://"))
     if "*" not in first and (first.endswith(".dcm") or (is_http and not first.endswith("/"))):
         return [(url, True)]
@@ -215,7 +234,9 @@ def _objects_in(url: str) -> list[str] | None:
     if not found:
         raise SourceNotFoundError(f"{public}: no object is there")
     # what a file system calls an object may lack the server that its URL names
-    base = _before_pattern(first).rstrip("/") + "/"
+    scheme, mark, inside = first.partition("://")
+    named = _before_pattern(inside)
+    base = scheme + mark + (named.rstrip("/") + "/" if named or inside.startswith("/") else "")
     return [
         base + name[len(folder) :].lstrip("/") + chained + rest
         for name, info in sorted(found.items())

@@ -42,10 +42,11 @@ def open_slide(
     ----------
     source : path-like, list of path-like, dicomweb_client.api.DICOMClient, FrameStore or Slide
         A DICOM file, a folder of them, or a list of both, on disk or as URLs that fsspec knows
-        (``s3://``, ``gs://``, ``https://``, ``zip://…::…``); or a client, of which all slides are
-        looked at, unless a study is given: see :func:`find_slides`; or the URL of a series or
-        study, ``"dicomweb+https://host/.../studies/.../series/..."``, which holds no
-        credentials: see :func:`register_credentials`.
+        (``s3://``, ``gs://``, ``https://``, ``zip://…::…``), or a zip or tar file, which is read
+        as a folder is; or a client, of which all slides are looked at, unless a study is given:
+        see :func:`find_slides`; or the URL of a series or study,
+        ``"dicomweb+https://host/.../studies/.../series/..."``, which holds no credentials: see
+        :func:`register_credentials`.
     study_instance_uid : str, optional
         Study Instance UID of the slide wanted, where several studies are there.
     container_id : str, optional
