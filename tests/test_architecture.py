@@ -122,6 +122,7 @@ FLOORS = [
     "testing.slide",
     "testing",
     "recipes.grid",
+    "recipes.samples",
     "recipes.tissue",
     "recipes.stains",
     "recipes.statistics",

@@ -180,6 +180,48 @@ def test_a_threshold_is_that_of_grey_or_colour_of_8_or_16_bits(tree):
             recipe(image[..., :1])
 
 
+@pytest.fixture(scope="module")
+def again(tree, folder, tmp_path_factory):
+    """The slide as OME-Zarr that is opened again: dims c, y, x."""
+    store = tmp_path_factory.mktemp("again") / "slide.zarr"
+    dicomslide.to_ome_zarr(dicomslide.open_slide(folder, correct_color=False), store)
+    return xr.open_datatree(store, engine="zarr", chunks={}, consolidated=False)
+
+
+def test_colours_of_ome_zarr_opened_again_are_colours(tree, again):
+    ours, theirs = tree["level_1"].image, again["level_1"].image
+    assert theirs.dims == ("c", "y", "x")
+    threshold = recipes.tissue_threshold(ours).compute()
+    np.testing.assert_array_equal(recipes.tissue_threshold(theirs), threshold)
+    mask = recipes.tissue_mask(theirs, threshold)
+    assert mask.dims == ("y", "x")
+    np.testing.assert_array_equal(mask, recipes.tissue_mask(ours, threshold))
+    np.testing.assert_allclose(
+        recipes.area(mask), recipes.area(recipes.tissue_mask(ours, threshold)), rtol=1e-9
+    )
+    stains = recipes.estimate_stains(ours).compute()
+    np.testing.assert_allclose(recipes.estimate_stains(theirs), stains, rtol=1e-6)
+    for given in (None, stains):
+        expected = recipes.separate_stains(ours, given)
+        found = recipes.separate_stains(theirs, given).transpose(*expected.dims)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dim", ["c", "band", "rgb", "color"])
+def test_a_dim_that_may_be_of_colours_is_refused_by_name(tree, dim):
+    image = tree["level_1"].image.rename(sample=dim).drop_vars(dim)
+    for recipe in (
+        recipes.tissue_threshold,
+        functools.partial(recipes.tissue_mask, threshold=10),
+        recipes.separate_stains,
+        recipes.estimate_stains,
+    ):
+        with pytest.raises(ValueError, match=rf"dim '{dim}' .*rename\({dim}='sample'\)"):
+            recipe(image)
+    channels = image.rename({dim: "channel"})
+    assert recipes.tissue_mask(channels, 10).dims == channels.dims  # so many grey images
+
+
 def test_stains_are_those_of_scikit_image(tree, compute):
     image = tree["level_1"].image
     found = compute(recipes.separate_stains(image))

@@ -16,8 +16,8 @@ __all__ = ["OpenSlideCache"]
 class OpenSlideCache:
     """Decoded tiles of the slides that it is given to, bounded in bytes.
 
-    :meth:`OpenSlide.set_cache` gives it to a slide; the least recently used tile goes first. A
-    slide without one keeps tiles in the cache of the process, of ``frame_cache_bytes``
+    :meth:`dicomslide.OpenSlide.set_cache` gives it to a slide; the least recently used tile goes
+    first. A slide without one keeps tiles in the cache of the process, of ``frame_cache_bytes``
     (:func:`dicomslide.set_options`).
 
     Parameters

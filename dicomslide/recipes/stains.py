@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomslide.recipes.samples import colors_along_sample
+
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
@@ -30,7 +32,8 @@ def separate_stains(image: xr.DataArray, stains: xr.DataArray | None = None) -> 
     Parameters
     ----------
     image : xarray.DataArray
-        8-bit colour, with red, green and blue along ``sample``: any region of any level.
+        8-bit colour, with red, green and blue along ``sample``, or along ``c``, as in OME-Zarr
+        that is opened again: any region of any level.
     stains : xarray.DataArray, optional
         The colours of three stains as optical densities, dims (stain, sample): see
         :func:`estimate_stains`. By default scikit-image's haematoxylin, eosin and DAB.
@@ -50,7 +53,7 @@ def separate_stains(image: xr.DataArray, stains: xr.DataArray | None = None) -> 
     import xarray as xr
     from skimage.color import rgb_from_hed
 
-    _check_color(image)
+    image = _in_color(image)
     if stains is None:
         stains = xr.DataArray(
             rgb_from_hed,
@@ -98,8 +101,7 @@ def estimate_stains(image: xr.DataArray) -> xr.DataArray:
     """
     import xarray as xr
 
-    _check_color(image)
-    image = image.transpose(..., "sample")
+    image = _in_color(image).transpose(..., "sample")
     estimated = xr.apply_ufunc(
         _estimated,
         _in_one_chunk(image, *image.dims),
@@ -114,12 +116,14 @@ def estimate_stains(image: xr.DataArray) -> xr.DataArray:
     return estimated.assign_coords(stain=["haematoxylin", "eosin", "residual"])
 
 
-def _check_color(image: xr.DataArray) -> None:
+def _in_color(image: xr.DataArray) -> xr.DataArray:
+    image = colors_along_sample(image)
     if image.dtype != np.uint8 or image.sizes.get("sample") != 3:
         raise ValueError(
             f"stains are those of an image in 8-bit colour; this one is {image.dtype} with the dims"
             f" {image.dims}"
         )
+    return image
 
 
 def _in_one_chunk(image: xr.DataArray, *dims: Hashable) -> xr.DataArray:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide.recipes.grid import step_of
+from dicomslide.recipes.samples import colors_along_sample
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -21,8 +22,9 @@ def tissue_threshold(image: xr.DataArray) -> xr.DataArray:
     Parameters
     ----------
     image : xarray.DataArray
-        A whole level, in colour (red, green and blue along ``sample``) or in grey, of integers:
-        a coarse one, which is as good and quickly read. It is read chunk by chunk.
+        A whole level, in colour (red, green and blue along ``sample``, or along ``c``, as in
+        OME-Zarr that is opened again) or in grey, of integers: a coarse one, which is as good
+        and quickly read. It is read chunk by chunk.
 
     Returns
     -------
@@ -32,7 +34,8 @@ def tissue_threshold(image: xr.DataArray) -> xr.DataArray:
     Raises
     ------
     ValueError
-        When the image isn't of 8 or 16 bits, or has other samples than three.
+        When the image isn't of 8 or 16 bits, has other samples than three, or a dim that may be
+        of colours or not.
 
     """
     import dask.array as da
@@ -52,7 +55,7 @@ def tissue_mask(image: xr.DataArray, threshold: xr.DataArray | float) -> xr.Data
     Parameters
     ----------
     image : xarray.DataArray
-        Any region of any level, in colour or in grey.
+        Any region of any level, in colour or in grey, as above.
     threshold : xarray.DataArray or float
         See :func:`tissue_threshold`.
 
@@ -64,7 +67,7 @@ def tissue_mask(image: xr.DataArray, threshold: xr.DataArray | float) -> xr.Data
     Raises
     ------
     ValueError
-        When the image has other samples than three.
+        When the image has other samples than three, or a dim that may be of colours or not.
 
     """
     mask = (_strength(image) > threshold).rename("tissue")
@@ -110,6 +113,7 @@ def chroma(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _strength(image: xr.DataArray) -> xr.DataArray:
+    image = colors_along_sample(image)
     if "sample" not in image.dims:
         return image
     if image.sizes["sample"] != 3:
