@@ -168,6 +168,48 @@ def test_a_region_is_plotted_by_xarray_in_millimetres_and_with_a_scale_bar(stack
         plt.close("all")
 
 
+@pytest.mark.parametrize(
+    ("unit", "mm"),
+    [("mm", 1), ("µm", 1e-3), ("\N{GREEK SMALL LETTER MU}m", 1e-3), ("um", 1e-3),
+     ("micrometer", 1e-3), ("microns", 1e-3), ("nm", 1e-6), ("cm", 10), ("m", 1000)],
+)  # fmt: skip
+@pytest.mark.parametrize("said", ["by xarray", "in brackets", "by the caller"])
+def test_a_scale_bar_is_in_the_unit_of_its_axes(tissue_slide, unit, mm, said):
+    import matplotlib.pyplot as plt
+
+    image = open_slide(tissue_slide).to_dataset(2).image
+    image = image.assign_coords(
+        {dim: image[dim].variable.to_base_variable() / mm for dim in ("y", "x")}
+    )
+    for dim in ("y", "x"):
+        image[dim].attrs = {"units": unit} if said == "by xarray" else {}
+    _, axes = plt.subplots()
+    try:
+        image.plot.imshow(ax=axes)
+        if said == "in brackets":
+            axes.set_xlabel(f"position\n({unit}) ")
+        add_scale_bar(axes, **(dict(unit=unit) if said == "by the caller" else {}))
+        (bar,) = axes.lines
+        assert np.diff(bar.get_xdata())[0] * mm == pytest.approx(0.05)
+        assert [text.get_text() for text in axes.texts] == ["50 µm"]
+    finally:
+        plt.close("all")
+
+
+def test_a_scale_bar_of_no_length_is_an_error():
+    axes = Figure().subplots()
+    axes.set_xlabel("x [pixel]")
+    with pytest.raises(ValueError, match="'pixel' is no length"):
+        add_scale_bar(axes)
+    axes.set_xlabel("x [mm]")
+    axes.set_ylabel("y [µm]")
+    with pytest.raises(ValueError, match="in every direction"):
+        add_scale_bar(axes)
+    with pytest.raises(ValueError, match="'inch' is no length"):
+        add_scale_bar(axes, unit="inch")
+    assert not list(axes.lines)
+
+
 def test_plot_takes_the_current_axes(stack_slide):
     import matplotlib.pyplot as plt
 

@@ -11,6 +11,7 @@ import pydicom
 import pytest
 from dicomweb_client.api import DICOMfileClient
 from fake_client import FakeClient, refused
+from highdicom.sr import CodedConcept
 from pydicom.sr.coding import Code
 from pydicom.uid import UID
 
@@ -141,6 +142,35 @@ def test_stains_may_be_concepts_of_highdicom(archive):
 
     stain = CodedConcept.from_code(EOSIN)
     assert len(find_slides(FakeClient(archive), specimen_stains=[stain])) == 3
+
+
+@pytest.mark.parametrize(
+    ("criterion", "value"),
+    [
+        ("specimen_stains", EOSIN),  # a named tuple: it can be iterated over
+        ("specimen_stains", CodedConcept.from_code(EOSIN)),  # so can a data set
+        ("specimen_stains", "36879007"),
+        ("specimen_stains", ["36879007"]),
+        ("specimen_stains", [EOSIN, None]),
+        ("specimen_stains", 36879007),
+        ("optical_path_ids", "1"),
+        ("optical_path_ids", "10"),
+        ("optical_path_ids", 1),
+        ("optical_path_ids", [1]),
+        ("optical_path_ids", b"1"),
+    ],
+)
+def test_what_is_no_list_switches_no_filter_off(archive, criterion, value):
+    with pytest.raises(TypeError, match=rf"{criterion} is .*; expected a list of"):
+        find_slides(FakeClient(archive), **{criterion: value})
+
+
+def test_any_iterable_is_a_list(archive):
+    client = FakeClient(archive)
+    expected = find_slides(client, specimen_stains=[EOSIN], optical_path_ids=["1"])
+    assert find_slides(client, specimen_stains={EOSIN}, optical_path_ids=iter(["1"])) == expected
+    assert expected
+    assert find_slides(client, specimen_stains=[]) == []
 
 
 def test_a_server_that_knows_no_filters_finds_the_same(archive):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -177,17 +179,26 @@ def show_picture(
     axes.set_ylabel("y [mm]")
 
 
-def add_scale_bar(axes: Axes, *, color: str = "black") -> None:
-    """Draw a scale bar, of a round length, into the lower left of axes in mm.
+def add_scale_bar(axes: Axes, *, color: str = "black", unit: str | None = None) -> None:
+    """Draw a scale bar, of a round length, into the lower left of axes in mm, or another unit.
 
     It holds in every direction: a millimetre of y is made as long as one of x.
 
     Parameters
     ----------
     axes : matplotlib.axes.Axes
-        With x and y of the slide in mm, such as those of ``image.plot.imshow()``.
+        With x and y of the slide, such as those of ``image.plot.imshow()``.
     color : str, default: "black"
         Of the bar, and of its length in mm or µm above it.
+    unit : str, optional
+        In which x and y are: mm, µm (also um or micrometer), nm, cm or m. By default, the one in
+        brackets at the end of their labels, as xarray writes them: "x [µm]"; mm where there is
+        none.
+
+    Raises
+    ------
+    ValueError
+        When the unit is no length, or x and y are in different ones.
 
     Examples
     --------
@@ -198,18 +209,55 @@ def add_scale_bar(axes: Axes, *, color: str = "black") -> None:
     from matplotlib.colors import to_rgb
     from matplotlib.patheffects import withStroke
 
+    mm = _millimeters_of(axes, unit)
     axes.set_aspect("equal")
     left, right = sorted(axes.get_xlim())
     bottom, top = sorted(axes.get_ylim())
-    length = 10 ** math.floor(math.log10((right - left) / 4))
-    length *= max(m for m in (1, 2, 5) if m * length <= (right - left) / 4)
+    longest = mm * (right - left) / 4
+    length = 10 ** math.floor(math.log10(longest))
+    length *= max(m for m in (1, 2, 5) if m * length <= longest)
     x, y = left + 0.05 * (right - left), bottom + 0.05 * (top - bottom)
     label = f"{length:g} mm" if length >= 0.5 else f"{length * 1000:g} µm"
     style: dict[str, Any] = dict(color=color, zorder=10)
-    (bar,) = axes.plot([x, x + length], [y, y], linewidth=4, solid_capstyle="butt", **style)
+    end = x + length / mm
+    (bar,) = axes.plot([x, end], [y, y], linewidth=4, solid_capstyle="butt", **style)
     text = axes.annotate(
-        label, (x + length / 2, y), (0, 5), textcoords="offset points", ha="center", **style
+        label, ((x + end) / 2, y), (0, 5), textcoords="offset points", ha="center", **style
     )
     outline = "white" if sum(to_rgb(color)) < 1.5 else "black"  # seen on tissue and on glass
     bar.set_path_effects([withStroke(linewidth=6, foreground=outline)])
     text.set_path_effects([withStroke(linewidth=2, foreground=outline)])
+
+
+MILLIMETERS = {
+    "m": 1e3, "meter": 1e3, "metre": 1e3,
+    "cm": 10.0, "centimeter": 10.0, "centimetre": 10.0,
+    "mm": 1.0, "millimeter": 1.0, "millimetre": 1.0,
+    "µm": 1e-3, "um": 1e-3, "micrometer": 1e-3, "micrometre": 1e-3, "micron": 1e-3,
+    "nm": 1e-6, "nanometer": 1e-6, "nanometre": 1e-6,
+}  # fmt: skip
+"""In a unit of length."""
+
+
+def _millimeters_of(axes: Axes, unit: str | None) -> float:
+    """Return how many mm a unit is, or that which the labels of axes name."""
+    if unit is not None:
+        return _millimeters(unit)
+    labels = (axes.get_xlabel(), axes.get_ylabel())
+    named = [re.search(r"[\[(]([^\])]*)[\])]\s*$", label) for label in labels]
+    found = {_millimeters(each[1]) for each in named if each is not None}
+    if len(found) > 1:
+        raise ValueError(
+            f"a scale bar holds in every direction: not of {labels[0]!r}, {labels[1]!r}"
+        )
+    return found.pop() if found else 1.0
+
+
+def _millimeters(unit: str) -> float:
+    name = unicodedata.normalize("NFKC", unit.strip()).replace("\N{GREEK SMALL LETTER MU}", "µ")
+    for each in (name, name.removesuffix("s")):
+        if each in MILLIMETERS:
+            return MILLIMETERS[each]
+    raise ValueError(
+        f"{unit!r} is no length: give the one that x and y are in, add_scale_bar(..., unit='mm')"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
@@ -14,7 +15,7 @@ from dicomslide.slide.collection import group_by_slide, is_derived, is_volume, s
 from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pydicom.dataset import Dataset
 
@@ -76,7 +77,8 @@ def find_slides(
     Raises
     ------
     TypeError
-        When `client` is none
+        When `client` is none, or what is no list of codes or identifiers is given as one: a bare
+        code or text is none
     MetadataError
         When the server refuses an answer, or a header lacks what is needed
     AmbiguousSlideError
@@ -89,6 +91,8 @@ def find_slides(
         raise TypeError(
             f"client is a {type(client).__name__}; expected a dicomweb_client.api.DICOMClient"
         )
+    stains = _listed(specimen_stains, "specimen_stains", "codes", _is_code)
+    paths = _listed(optical_path_ids, "optical_path_ids", "identifiers, which are text", _is_text)
 
     @contextlib.contextmanager
     def attempt(what: str) -> Iterator[None]:
@@ -118,8 +122,7 @@ def find_slides(
         kept = [
             image
             for image in group
-            if is_derived(image)
-            or (_has_stain(image, specimen_stains) and _has_path(image, optical_path_ids))
+            if is_derived(image) or (_has_stain(image, stains) and _has_path(image, paths))
         ]
         if not any(is_volume(image) for image in kept):
             continue
@@ -143,6 +146,26 @@ def find_slides(
 def _order(group: list[TiledImage]) -> tuple[str, ...]:
     frame, container = slide_key(group[0])
     return container or "", frame or "", *sorted(image.name for image in group)
+
+
+def _is_code(value: object) -> bool:
+    return hasattr(value, "scheme_designator")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _listed(
+    given: Any, name: str, kind: str, is_one: Callable[[object], bool]
+) -> tuple[Any, ...] | None:
+    """Return what a list holds. A code or a text is none, though it can be iterated over."""
+    if given is None:
+        return None
+    items = None if is_one(given) or not isinstance(given, Iterable) else tuple(given)
+    if items is None or not all(map(is_one, items)):
+        raise TypeError(f"{name} is {given!r}; expected a list of {kind}")
+    return items
 
 
 def _has_path(image: TiledImage, identifiers: Sequence[str] | None) -> bool:
