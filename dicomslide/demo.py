@@ -88,7 +88,8 @@ def run(slide: Slide | None, output: Path) -> None:
     threshold = float(tissue_threshold(coarsest))
     mask = tissue_mask(image, threshold)
     cell = next((c for c in CELLS if min(_extent(image)) >= 3.5 * c), CELLS[-1])
-    windows = {dim: max(1, round(cell / image[dim].attrs["pixel_size"])) for dim in ("y", "x")}
+    spacing = dict(zip(("x", "y"), image.slide.spacing, strict=True))
+    windows = {dim: max(1, round(cell / size)) for dim, size in spacing.items()}
     cells = mask.astype(np.uint32).coarsen(windows, boundary="trim").sum()
     print(f"tissue mask over level 0 ({mask.sizes['y']:,} × {mask.sizes['x']:,} pixels) with dask")
     with ProgressBar(dt=0.5):  # type: ignore[no-untyped-call]
@@ -122,8 +123,8 @@ def _write(folder: Path) -> None:
 
 
 def _extent(image: xr.DataArray) -> tuple[float, float]:
-    width, height = (image.sizes[dim] * image[dim].attrs["pixel_size"] for dim in ("x", "y"))
-    return width, height
+    x_min, y_min, x_max, y_max = image.slide.extent
+    return x_max - x_min, y_max - y_min
 
 
 def _region(image: xr.DataArray, fraction: xr.DataArray) -> xr.DataArray:
@@ -132,7 +133,7 @@ def _region(image: xr.DataArray, fraction: xr.DataArray) -> xr.DataArray:
     if not inner.size:  # smaller than a cell
         return image.load()
     best = inner.isel(inner.argmax(...))
-    half = min(320 * image.x.attrs["pixel_size"], *(edge / 3 for edge in _extent(image)))
+    half = min(320 * image.slide.spacing[0], *(edge / 3 for edge in _extent(image)))
     x, y = float(best.x), float(best.y)
     return image.sel(x=slice(x - half, x + half), y=slice(y - half, y + half)).load()
 

@@ -19,6 +19,7 @@ __all__ = [
     "FramePositionError",
     "FrameReadError",
     "FrameWarning",
+    "GridError",
     "LevelNotFoundError",
     "MemoryLimitError",
     "MetadataError",
@@ -51,6 +52,10 @@ class AmbiguousSlideError(DicomSlideError, ValueError):
 
 class LevelNotFoundError(DicomSlideError, IndexError):
     """The slide has no such pyramid level."""
+
+
+class GridError(DicomSlideError, ValueError):
+    """Arrays that are to be aligned lie on different grids, or in other frames of reference."""
 
 
 class MetadataError(DicomSlideError, ValueError):

@@ -90,6 +90,7 @@ FLOORS = [
     "slide.derived",
     "labelled.index",
     "labelled.coordinates",
+    "accessor",
     "labelled.variables",
     "labelled.tree",
     "slide.contents",

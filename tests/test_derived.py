@@ -563,7 +563,7 @@ def test_a_part_of_the_base_of_a_levels_size_keeps_its_spacing(tmp_path, levels)
     )(np.array([[7, 3]]))
     np.testing.assert_allclose(image.get_slide_offset((3, 7)), expected[0, :2], atol=1e-9)
     assert "segmentation" not in slide.to_dataset(1)
-    assert slide.to_datatree()["segmentation"].segmentation.attrs["pixel_spacing"] == [0.0005] * 2
+    assert slide.to_datatree()["segmentation"].segmentation.slide.spacing == (0.0005,) * 2
 
 
 def test_a_pixel_by_millimetres_is_the_same_place_in_image_and_segmentation(tmp_path, levels):

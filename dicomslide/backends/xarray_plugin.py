@@ -13,6 +13,7 @@ import xarray as xr
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
+from dicomslide import accessor as accessor  # registered, for what other engines open, too
 from dicomslide.backends.client import is_dicomweb_url
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from dicomslide.errors import MetadataWarning
+from dicomslide.labelled.coordinates import step_of
 from dicomslide.stack import dask_array
 
 if TYPE_CHECKING:
@@ -109,23 +110,23 @@ class Raster:
 
 
 def _first_and_step(array: xr.DataArray, dim: str) -> tuple[float, float]:
-    """Return a dim's first coordinate, and the distance of pixels: as the header has it, if so."""
-    values = np.asarray(array[dim], dtype=float)
-    if not len(values):
+    """Return a dim's first coordinate, and the distance of pixels, along the axis of a raster."""
+    if not array.sizes[dim]:
         raise ValueError(f"{array.name}: there are no pixels along {dim}")
-    said = float(array[dim].attrs.get("pixel_size", math.nan))
-    if len(values) == 1:
-        return float(values[0]), said if math.isfinite(said) else 1.0
+    first = float(array[dim][0])
+    counts = dim in ("row", "column") and (array.sizes[dim] == 1 or dim not in array.coords)
     upwards = -1 if dim == "y" else 1
-    step = upwards * float(values[-1] - values[0]) / (len(values) - 1)
-    evenly = values[0] + upwards * step * np.arange(len(values))
-    if step <= 0 or np.abs(values - evenly).max() > step / 1000:
-        raise ValueError(
-            f"{array.name}: {dim} must {'descend' if dim == 'y' else 'ascend'} in even steps, as"
-            " the pixels of an image lie"
-        )
-    taken = said * round(step / said) if math.isfinite(said) else step
-    return float(values[0]), taken if math.isclose(step, taken, rel_tol=1e-6) else step
+    try:
+        step = 1.0 if counts else upwards * step_of(array, dim)
+        if step > 0:
+            return first, step
+        reason = ""
+    except ValueError as error:
+        reason = f": {error}"
+    raise ValueError(
+        f"{array.name}: {dim} must {'descend' if dim == 'y' else 'ascend'} in even steps, as the"
+        f" pixels of an image lie{reason}"
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import numpy as np
 from dicomslide.export import ome_metadata
 from dicomslide.export.images import ExportImage, blocks, images_of, shard_data
 from dicomslide.export.target import HOW_TO_GO_ON, ShardedArray, Target
+from dicomslide.labelled.coordinates import restored
 from dicomslide.options import check_memory
 from dicomslide.slide.slide import Slide
 
@@ -34,6 +35,11 @@ __all__ = ["Compression", "to_ome_zarr"]
 Compression = Literal["zstd", "blosc"]
 LARGEST_WINDOW = 4096**2
 """Pixels of a channel that are looked at for the values which are shown darkest and brightest."""
+COMMENT = (
+    "for slices of mm: tree.slide.restore(), of dicomslide.accessor. x, y and z are mm of the"
+    " slide, but files don't keep the index in which slices of them have no direction"
+)
+"""What one reads who opens the export with xarray; a representation shows its beginning."""
 SHOWN = (0.5, 99.5)
 """Percentiles of these values."""
 
@@ -99,7 +105,8 @@ def to_ome_zarr(
     down the raster: x and −y of the slide in mm, of the centre of the first pixel, are its
     translation; the attribute ``slide_coordinates`` has the matrix that leads back to (x, y) of
     the slide. The coordinates x, y (and z) beside each array are those of the slide, as in the
-    tree.
+    tree; ``tree.slide.restore()`` gives the opened tree the index in which slices of them have no
+    direction, as the attribute ``comment`` says.
 
     A segment, or mask of one's own, on all levels of the image is a label image in ``labels``;
     others, fractional segmentations, parametric maps, and images on grids of their own are groups
@@ -110,7 +117,7 @@ def to_ome_zarr(
     >>> slide = dicomslide.open_slide("slide/")
     >>> dicomslide.to_ome_zarr(slide, "slide.zarr")
     >>> tree = xr.open_datatree("slide.zarr", engine="zarr", chunks={})
-    >>> tree["level_0"].image.sel(x=slice(16, 16.5), y=slice(29.5, 29))
+    >>> tree.slide.restore()["level_0"].image.sel(x=slice(16, 16.5), y=slice(29, 29.5))
 
     """
     if overwrite and resume:
@@ -216,7 +223,9 @@ class _Export:
                 )
                 groups[group] = _described(level.array, image.variable)
                 if path == "":
-                    groups[group].attrs = tree[group].attrs
+                    groups[group].attrs = dict(tree[group].attrs)
+                if restored(level.array) is not None:
+                    groups[group].attrs["comment"] = groups["/"].attrs["comment"] = COMMENT
                 encoding[group] = {
                     image.variable: {
                         "chunks": chunks,

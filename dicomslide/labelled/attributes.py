@@ -80,7 +80,6 @@ def image_attrs(
     }
     if geometry is not None:
         attrs |= {
-            "pixel_spacing": list(geometry.spacing),
             "image_orientation_slide": [
                 *geometry.row_direction,
                 0.0,

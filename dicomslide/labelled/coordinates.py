@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from dicomslide.enum import ChannelTypes
-from dicomslide.labelled.index import SlideIndex
+from dicomslide.labelled.index import FRAME_OF_REFERENCE, SlideIndex, spacing_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,11 +18,27 @@ if TYPE_CHECKING:
     from dicomslide.channel import Channel
     from dicomslide.geometry import Orientation, SlideGeometry
 
-__all__ = ["channel_coords", "focal_plane_coords", "matrix_coords", "slide_coordinate"]
+__all__ = [
+    "channel_coords",
+    "focal_plane_coords",
+    "matrix_coords",
+    "restored",
+    "slide_coordinate",
+    "step_of",
+]
+
+
+EVEN = 1e-3
+"""Fraction of the distance of pixels by which one of them may be off."""
+ONE_PLANE = 0.001
+"""Extent in mm of a focal plane that is alone: half of it is how near an offset has to be."""
 
 
 def matrix_coords(
-    geometry: SlideGeometry | None, orientation: Orientation | None, size: tuple[int, int]
+    geometry: SlideGeometry | None,
+    orientation: Orientation | None,
+    size: tuple[int, int],
+    frame_of_reference_uid: str | None,
 ) -> xr.Coordinates:
     """Return y and x in mm of an upright matrix, or row and column where it is as stored."""
     if geometry is None or orientation is None:
@@ -37,7 +53,9 @@ def matrix_coords(
     coords = xr.Coordinates()
     for name, values, spacing in (("y", y, along_y), ("x", x, along_x)):
         # plots write "x [mm]" along their axes
-        attrs = {"long_name": name, "units": "mm", "pixel_size": spacing}
+        attrs = {"long_name": name, "units": "mm"}
+        if frame_of_reference_uid is not None:
+            attrs[FRAME_OF_REFERENCE] = frame_of_reference_uid
         coords = coords.assign(slide_coordinate(name, values, attrs, spacing))
     return coords
 
@@ -63,16 +81,115 @@ def focal_plane_coords(
     if not is_dim:
         z = xr.Variable("z", values, attrs)
         return xr.Coordinates({"z": z[0], "focal_plane": _scalar(index)})
-    return slide_coordinate("z", values, attrs, None).assign(focal_plane=index)
+    spacing = ONE_PLANE if len(values) == 1 else None
+    return slide_coordinate("z", values, attrs, spacing).assign(focal_plane=index)
 
 
 def slide_coordinate(
     name: str, values: Any, attrs: dict[str, Any], spacing: float | None
 ) -> xr.Coordinates:
-    """Return a coordinate in mm with its index: see :class:`SlideIndex`."""
-    index = SlideIndex(pd.Index(values, name=name), name, spacing=spacing)
+    """Return a coordinate in mm with its index: see :class:`SlideIndex`.
+
+    Parameters
+    ----------
+    name : str
+        Of the coordinate and its dim.
+    values : array-like
+        Centres of pixels in mm.
+    attrs : dict
+        Of the coordinate; the frame of reference is one of them, if anything says.
+    spacing : float or None
+        Extent of a pixel in mm; None for the distance of centres.
+
+    """
+    index = SlideIndex(
+        pd.Index(values, name=name),
+        name,
+        spacing=spacing,
+        frame_of_reference_uid=attrs.get(FRAME_OF_REFERENCE),
+    )
     variables = index.create_variables({name: xr.Variable(name, values, attrs)})
     return xr.Coordinates(variables, indexes={name: index})
+
+
+def restored(
+    data: xr.DataArray | xr.Dataset, frame_of_reference_uid: str | None = None
+) -> xr.Coordinates | None:
+    """Return the coordinates in mm with their indexes, where these are plain ones.
+
+    Parameters
+    ----------
+    data : xarray.DataArray or xarray.Dataset
+        With x, y or z, each along a dim of its own.
+    frame_of_reference_uid : str, optional
+        In which x and y count, where it isn't the one that is among their attributes.
+
+    Returns
+    -------
+    xarray.Coordinates or None
+        None where no coordinate is in mm.
+
+    """
+    found = xr.Coordinates()
+    for name in ("y", "x", "z"):
+        if name not in data.coords or data[name].dims != (name,) or not _is_in_mm(data[name]):
+            continue
+        coordinate = data[name]
+        attrs = dict(coordinate.attrs)
+        if frame_of_reference_uid is not None and name != "z":
+            attrs[FRAME_OF_REFERENCE] = frame_of_reference_uid
+        index = data.xindexes.get(name)
+        spacing = index.spacing if isinstance(index, SlideIndex) else None
+        if spacing is None and name == "z" and coordinate.size == 1:
+            spacing = ONE_PLANE
+        found = found.assign(slide_coordinate(name, coordinate.values, attrs, spacing))
+    return found if len(found) else None
+
+
+def _is_in_mm(coordinate: xr.DataArray) -> bool:
+    """Whether a coordinate says that it is in mm, or says nothing but may be: not row numbers."""
+    units = coordinate.attrs.get("units")
+    return coordinate.dtype.kind == "f" if units is None else units == "mm"
+
+
+def step_of(array: xr.DataArray | xr.Dataset, dim: str) -> float:
+    """Measure the distance in mm from one pixel's centre to the next, negative where it descends.
+
+    Parameters
+    ----------
+    array : xarray.DataArray or xarray.Dataset
+        With the dim, and its coordinate.
+    dim : str
+        ``y`` or ``x``.
+
+    Returns
+    -------
+    float
+        What its header has, times a whole number where pixels were left out, as far as
+        coordinates allow for it.
+
+    Raises
+    ------
+    ValueError
+        When there is no such coordinate, its pixels don't follow each other evenly, or nothing
+        says how large the only one is.
+
+    """
+    if dim not in array.dims or dim not in array.coords:
+        raise ValueError(f"{dim} in mm is needed; the dims are {tuple(map(str, array.dims))}")
+    values = np.asarray(array[dim].values, dtype=np.float64)
+    index = array.xindexes.get(dim)
+    spacing = index.spacing if isinstance(index, SlideIndex) else spacing_of(values)
+    if len(values) < 2:
+        if not math.isfinite(spacing):
+            raise ValueError(f"nothing says how large {len(values)} pixels along {dim} are")
+        return -spacing if dim == "y" else spacing
+    step = float(values[-1] - values[0]) / (len(values) - 1)
+    evenly = values[0] + step * np.arange(len(values))
+    if not step or np.abs(values - evenly).max() > EVEN * abs(step):
+        raise ValueError(f"pixels along {dim} don't follow each other evenly")
+    whole = math.copysign(spacing * round(abs(step) / spacing), step)
+    return whole if math.isclose(step, whole, rel_tol=1e-6) else step
 
 
 def channel_coords(

@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from xarray.indexes import PandasIndex
 
+from dicomslide.errors import GridError
+
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping, Sequence
 
     import xarray as xr
+    from numpy.typing import NDArray
 
-__all__ = ["SlideIndex"]
+__all__ = ["FRAME_OF_REFERENCE", "SlideIndex", "spacing_of"]
 
+FRAME_OF_REFERENCE = "frame_of_reference_uid"
+"""Attribute of a coordinate: the Frame of Reference UID in which its millimetres count."""
 NOISE = 1e-9
 """Fraction of a pixel by which a bound may be off and still meet a pixel's centre."""
+SAME = 1e-6
+"""Fraction of a pixel by which positions may differ and still be one; of a spacing, likewise."""
 
 
 class SlideIndex(PandasIndex):
@@ -26,21 +33,46 @@ class SlideIndex(PandasIndex):
     A slice is an interval without direction: ``slice(20, 22)`` and ``slice(22, 20)`` select
     the pixels whose centres lie in it, whether the coordinate ascends or descends. A number
     selects the nearest pixel, within half a pixel of its centre.
+
+    Arrays are aligned by position on their grid: pixels whose centres are within 1e-6 of a pixel
+    are the same pixel. Grids of another spacing, of another phase (whose pixels overlap in part)
+    or in another frame of reference aren't aligned: that is a :class:`GridError`, which says what
+    each of them is. ``reindex_like(other, method="nearest")`` takes for each pixel of the other
+    grid the pixel in which its centre lies.
     """
 
-    __slots__ = ("spacing",)
+    __slots__ = ("frame_of_reference_uid", "is_even", "spacing")
 
     spacing: float
-    """Extent of a pixel in mm; it stays when pixels are left out."""
+    """Extent of a pixel in mm; it stays when pixels are left out. Infinite where nothing says."""
+    frame_of_reference_uid: str | None
+    """Frame of Reference UID in which the coordinate counts; None where nothing says."""
+    is_even: bool
+    """Whether pixels lie at multiples of the spacing from each other, as focal planes may not."""
 
     def __init__(
-        self, array: Any, dim: Hashable, coord_dtype: Any = None, *, spacing: float | None = None
+        self,
+        array: Any,
+        dim: Hashable,
+        coord_dtype: Any = None,
+        *,
+        spacing: float | None = None,
+        frame_of_reference_uid: str | None = None,
+        is_even: bool | None = None,
     ) -> None:
         super().__init__(array, dim, coord_dtype)
-        if spacing is None:  # that of pixels side by side
-            values = self.index.to_numpy()
-            spacing = float(np.min(np.abs(np.diff(values)))) if len(values) > 1 else math.inf
+        values = self._values
+        if spacing is None:
+            spacing = spacing_of(values)
+        if is_even is None:
+            is_even = not len(values) or _lie_evenly(values - values[0], spacing)
         self.spacing = spacing
+        self.frame_of_reference_uid = frame_of_reference_uid
+        self.is_even = is_even
+
+    @property
+    def _values(self) -> NDArray[np.float64]:
+        return self.index.to_numpy(dtype=np.float64)
 
     def _replace(
         self, index: Any, dim: Hashable | None = None, coord_dtype: Any = None
@@ -50,6 +82,8 @@ class SlideIndex(PandasIndex):
             self.dim if dim is None else dim,
             self.coord_dtype if coord_dtype is None else coord_dtype,
             spacing=self.spacing,
+            frame_of_reference_uid=self.frame_of_reference_uid,
+            is_even=self.is_even,
         )
 
     @classmethod
@@ -63,11 +97,23 @@ class SlideIndex(PandasIndex):
         variables : mapping
             The coordinate, by name.
         options : mapping
-            ``spacing``, the extent of a pixel in mm; by default the distance between centres.
+            ``spacing``, the extent of a pixel in mm, by default the distance between centres; and
+            ``frame_of_reference_uid``, by default the coordinate's attribute of this name.
 
         """
         plain = PandasIndex.from_variables(variables, options={})
-        return cls(plain.index, plain.dim, plain.coord_dtype, spacing=options.get("spacing"))
+        (variable,) = variables.values()
+        return cls(
+            plain.index,
+            plain.dim,
+            plain.coord_dtype,
+            spacing=options.get("spacing"),
+            frame_of_reference_uid=options.get(
+                FRAME_OF_REFERENCE, variable.attrs.get(FRAME_OF_REFERENCE)
+            ),
+        )
+
+    # -- alignment --
 
     @classmethod
     def concat(
@@ -76,15 +122,193 @@ class SlideIndex(PandasIndex):
         dim: Hashable,
         positions: Iterable[Iterable[int]] | None = None,
     ) -> SlideIndex:
-        """Join indexes; the extent of a pixel is that of the first."""
+        """Join indexes of one grid.
+
+        Raises
+        ------
+        GridError
+            When they aren't of one grid: see the class.
+
+        """
         joined = PandasIndex.concat(indexes, dim, positions)
-        spacing = getattr(indexes[0], "spacing", None)
-        return cls(joined.index, dim, joined.coord_dtype, spacing=spacing)
+        known = [index for index in indexes if isinstance(index, SlideIndex)]
+        first = known[0]
+        for other in known[1:]:
+            first._check_grid(other)
+        return cls(
+            joined.index,
+            dim,
+            joined.coord_dtype,
+            spacing=min(index.spacing for index in known),
+            frame_of_reference_uid=_first(index.frame_of_reference_uid for index in known),
+            is_even=all(index.is_even for index in known),
+        )
+
+    def equals(self, other: Any, *, exclude: frozenset[Hashable] | None = None) -> bool:
+        """Whether an index has the same pixels, by position: see the class."""
+        if not isinstance(other, SlideIndex):
+            return super().equals(other)
+        if self.dim != other.dim or len(self.index) != len(other.index):
+            return False
+        if self._other_frame(other) or self._other_spacing(other):
+            return False
+        apart = np.abs(self._values - other._values)
+        return bool((apart <= SAME * self._step(other)).all())
 
     def join(self, other: PandasIndex, how: str = "inner") -> SlideIndex:
-        """Join with an index of the same kind, as alignment does."""
-        joined = super().join(other, how)  # type: ignore[arg-type]
-        return self._replace(joined.index, coord_dtype=joined.coord_dtype)
+        """Join with an index of the same grid, as alignment does.
+
+        Pixels stay in the order in which they are; of an outer join those of both along one line.
+
+        Raises
+        ------
+        GridError
+            When it isn't of one grid: see the class.
+
+        """
+        assert isinstance(other, SlideIndex)  # alignment joins indexes of one type
+        self._check_grid(other)
+        reach = min(self._reach, other._reach)
+        _, apart = other._nearest(self._values)
+        shared = apart < reach
+        dtype = np.result_type(self.coord_dtype, other.coord_dtype)
+        if how == "inner":
+            return self._joined(other, self.index[shared], dtype)
+        _, apart = self._nearest(other._values)
+        more = other.index[apart >= reach]
+        both = self.index.append(more)
+        if len(more) and len(self.index):
+            longer = self.index if len(self.index) > 1 else other.index
+            if longer.is_monotonic_increasing:
+                both = both.sort_values()
+            elif longer.is_monotonic_decreasing:
+                both = both.sort_values(ascending=False)
+        return self._joined(other, both, dtype)
+
+    def _joined(self, other: SlideIndex, index: Any, dtype: Any) -> SlideIndex:
+        return type(self)(
+            index,
+            self.dim,
+            dtype,
+            spacing=min(self.spacing, other.spacing),
+            frame_of_reference_uid=self.frame_of_reference_uid or other.frame_of_reference_uid,
+            is_even=self.is_even and other.is_even,
+        )
+
+    def reindex_like(
+        self, other: PandasIndex, method: Any = None, tolerance: Any = None
+    ) -> dict[Hashable, Any]:
+        """Find the pixels of another index; −1 where there are none.
+
+        Parameters
+        ----------
+        other : SlideIndex
+            Of the same grid, unless there is a method.
+        method : {None, "nearest", "pad", "backfill"}
+            "nearest" takes the pixel in which the centre of each of the others lies; where that is
+            the border of two, the later one. The others are those of pandas.
+        tolerance : float, optional
+            Largest distance of centres in mm; by default that of a pixel's centre and its border.
+
+        Raises
+        ------
+        GridError
+            When it isn't of one grid and there is no method, or in another frame of reference.
+        ValueError
+            When there are pixels of equal positions here.
+
+        """
+        if not isinstance(other, SlideIndex) or method not in (None, "nearest"):
+            return super().reindex_like(other, method, tolerance)  # type: ignore[arg-type]
+        if not self.index.is_unique:
+            raise ValueError(f"{self.dim}: an index with equal positions can't be reindexed")
+        if method is None:
+            self._check_grid(other)
+            reach: Any = min(self._reach, other._reach)
+        else:
+            self._check_frame(other)
+            reach = self._reach if tolerance is None else np.asarray(tolerance, np.float64)
+        found, apart = self._nearest(other._values)
+        return {self.dim: np.where(apart <= reach, found, -1)}
+
+    def _nearest(
+        self, centres: NDArray[np.float64]
+    ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Return which pixel is the nearest to each centre, and how far off in mm it is.
+
+        Halfway between two it is the later one, as everywhere (−1, at no distance that is finite,
+        where there are no pixels).
+        """
+        values = self._values
+        if not len(values):
+            return np.full(len(centres), -1), np.full(len(centres), math.inf)
+        order = np.argsort(values, kind="stable")
+        ascending = values[order]
+        right = np.searchsorted(ascending, centres).clip(0, len(values) - 1)
+        left = (right - 1).clip(0)
+        to_left, to_right = np.abs(centres - ascending[left]), np.abs(centres - ascending[right])
+        halfway = np.abs(to_left - to_right) <= NOISE * self._step(self)
+        takes_right = np.where(halfway, order[right] > order[left], to_right < to_left)
+        return np.where(takes_right, order[right], order[left]), np.minimum(to_left, to_right)
+
+    def _step(self, other: SlideIndex) -> float:
+        """Return the extent of a pixel of two indexes, or a mm where neither knows it."""
+        step = min(self.spacing, other.spacing)
+        return step if math.isfinite(step) else 1.0
+
+    def _other_frame(self, other: SlideIndex) -> bool:
+        uids = {self.frame_of_reference_uid, other.frame_of_reference_uid} - {None}
+        return len(uids) > 1
+
+    def _other_spacing(self, other: SlideIndex) -> bool:
+        known = math.isfinite(self.spacing) and math.isfinite(other.spacing)
+        return known and not math.isclose(self.spacing, other.spacing, rel_tol=SAME)
+
+    def _other_phase(self, other: SlideIndex) -> bool:
+        """Whether pixels of two indexes of one spacing overlap in part, or would if continued."""
+        if not (len(self.index) and len(other.index)):
+            return False
+        if not (math.isfinite(self.spacing) or math.isfinite(other.spacing)):
+            return False
+        step = self._step(other)
+        if self.is_even and other.is_even:
+            return not _lie_evenly(other._values - self._values[0], step)
+        _, apart = self._nearest(other._values)
+        return bool(((apart > SAME * step) & (apart < (1 - SAME) * step)).any())
+
+    def _check_frame(self, other: SlideIndex) -> None:
+        if self._other_frame(other):
+            raise GridError(
+                f"{self.index.name}: the arrays differ in frame of reference,"
+                f" {self.frame_of_reference_uid} and {other.frame_of_reference_uid}: equal"
+                " millimetres aren't equal places. Register one onto the other, and say so:"
+                " array.slide.restore(frame_of_reference_uid=...)"
+            )
+
+    def _check_grid(self, other: SlideIndex) -> None:
+        """Raise unless an index is of the same grid."""
+        self._check_frame(other)
+        if self._other_spacing(other):
+            differ = "spacing"
+        elif self._other_phase(other):
+            differ = "phase (their pixels overlap in part)"
+        else:
+            return
+        raise GridError(
+            f"{self.index.name}: the arrays differ in {differ}: {self._described()}, and"
+            f" {other._described()}. Take one onto the grid of the other first:"
+            ' b.reindex_like(a, method="nearest", fill_value=0) has for each pixel of a that pixel'
+            " of b in which its centre lies"
+        )
+
+    def _described(self) -> str:
+        return f"{len(self.index)} pixels of {self.spacing:.9g} mm from {self._ends()} mm"
+
+    def _ends(self) -> str:
+        values = self.index
+        return f"{values.min():.9g} to {values.max():.9g}" if len(values) else "nowhere to nowhere"
+
+    # -- selection --
 
     def sel(self, labels: dict[Any, Any], method: Any = None, tolerance: Any = None) -> Any:
         """Select by mm: see the class.
@@ -92,31 +316,37 @@ class SlideIndex(PandasIndex):
         Raises
         ------
         KeyError
-            When no pixel's extent holds a number.
+            When no pixel's extent holds a number, or a slice lies outside of all pixels.
 
         """
         (name, label), *_ = labels.items()
         if isinstance(label, slice):
-            return super().sel({name: self._interval(label)})
+            return super().sel({name: self._interval(name, label)})
         if method is None and tolerance is None and _is_numeric(label):
             with contextlib.suppress(KeyError):
                 return super().sel(labels)
             try:
-                return super().sel(
-                    labels, method="nearest", tolerance=self.spacing / 2 * (1 + 1e-6)
-                )
+                return super().sel(labels, method="nearest", tolerance=self._reach)
             except (KeyError, ValueError):  # ValueError: there is no order to search in
-                values = self.index
-                raise KeyError(
-                    f"no pixel at {name} = {label!r} mm; the coordinate goes from"
-                    f" {values.min():g} to {values.max():g} mm, in pixels of {self.spacing:g} mm"
-                ) from None
+                raise KeyError(self._absence(f"{name} = {label!r}")) from None
         return super().sel(labels, method, tolerance)
 
-    def _interval(self, label: slice) -> slice:
+    @property
+    def _reach(self) -> float:
+        """How far in mm a pixel reaches from its centre, with what rounding takes."""
+        return self.spacing / 2 * (1 + SAME) if math.isfinite(self.spacing) else SAME
+
+    def _absence(self, wanted: str) -> str:
+        return (
+            f"no pixel at {wanted} mm; the coordinate goes from {self._ends()} mm, in pixels of"
+            f" {self.spacing:g} mm"
+        )
+
+    def _interval(self, name: Hashable, label: slice) -> slice:
         bounds = [bound for bound in (label.start, label.stop) if bound is not None]
         bounds = [float(bound) for bound in bounds]
-        ascending = len(self.index) < 2 or self.index[0] < self.index[-1]
+        values = self.index
+        ascending = len(values) < 2 or values[0] < values[-1]
         if len(bounds) == 2:
             low, high = min(bounds), max(bounds)
         else:  # an open end is that of the array, as with any slice
@@ -124,9 +354,44 @@ class SlideIndex(PandasIndex):
             low, high = -math.inf, math.inf
             if bounds:
                 low, high = (low, bounds[0]) if open_start == ascending else (bounds[0], high)
-        noise = NOISE * (self.spacing if math.isfinite(self.spacing) else 1)
+        if len(values) and not (
+            low <= values.max() + self._reach and high >= values.min() - self._reach
+        ):
+            raise KeyError(self._absence(f"{name} = {label.start} … {label.stop}"))
+        noise = NOISE * self._step(self)
         low, high = low - noise, high + noise
         return slice(low, high, label.step) if ascending else slice(high, low, label.step)
+
+
+def spacing_of(values: NDArray[np.float64]) -> float:
+    """Measure the distance of pixels side by side; infinite where there is one, or none.
+
+    It is the shortest number that coordinates allow for, as they are rounded.
+    """
+    ascending = np.unique(values)
+    if len(ascending) < 2:
+        return math.inf
+    step = float(np.diff(ascending).min())
+    whole = float(ascending[-1] - ascending[0])
+    # of the whole rather than of one step, whose last digits are rounding noise
+    count = max(1, round(whole / step))
+    if math.isclose(whole / count, step, rel_tol=SAME):
+        step = whole / count
+    else:
+        count = 1
+    off = 2 * float(np.spacing(np.abs(ascending).max())) / count
+    shorter = (float(f"{step:.{digits}g}") for digits in range(1, 17))
+    return next((each for each in shorter if abs(each - step) <= off), step)
+
+
+def _lie_evenly(offsets: NDArray[np.float64], spacing: float) -> bool:
+    """Whether offsets are multiples of the spacing."""
+    steps = offsets / spacing
+    return bool((np.abs(steps - np.rint(steps)) <= SAME).all())
+
+
+def _first(values: Iterable[str | None]) -> str | None:
+    return next((value for value in values if value is not None), None)
 
 
 def _is_numeric(label: Any) -> bool:

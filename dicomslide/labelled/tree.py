@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
+from dicomslide import accessor as accessor  # registered, wherever there are labelled arrays
+from dicomslide import utils
 from dicomslide.frames import match_planes
 from dicomslide.labelled.attributes import slide_attrs
 from dicomslide.labelled.variables import Grid, Stack
@@ -70,6 +72,7 @@ def other_groups(
     overview and thumbnail, the first of each without a number.
     """
     groups: dict[str, xr.Dataset] = {}
+    uid = slide.said("FrameOfReferenceUID")
     for group in slide.channel_groups:
         apart = [
             image
@@ -78,7 +81,8 @@ def other_groups(
         ]
         for number, image in enumerate(apart):
             name = group.name if number == 0 else f"{group.name}_level_{number}"
-            groups[name] = _dataset(Stack.of_image(group.name, image), data, frame, squeeze)
+            stack = Stack.of_image(group.name, image)
+            groups[name] = _dataset(stack, data, frame, squeeze, uid)
     if associated:
         for kind, images in (
             ("label", slide.label_images),
@@ -87,7 +91,8 @@ def other_groups(
         ):
             for number, image in enumerate(images, 1):
                 name = kind if number == 1 else f"{kind}_{number}"
-                groups[name] = _dataset(Stack.of_associated(image), data, frame, squeeze)
+                own = utils.text(image.metadata, "FrameOfReferenceUID")
+                groups[name] = _dataset(Stack.of_associated(image), data, frame, squeeze, own)
     return groups
 
 
@@ -123,7 +128,7 @@ def level_dataset(
         if _is_beside(slide, group, level) and (stack := Stack.at_level(here, group)) is not None
     ]
     base = stacks[0]
-    grid = Grid.of(base.image, frame)
+    grid = Grid.of(base.image, frame, slide.said("FrameOfReferenceUID"))
     dataset = xr.Dataset(coords=grid.coords()).assign_coords(base.plane_coords(squeeze))
     for stack in stacks:
         has_planes = stack.planes == base.planes and (
@@ -137,9 +142,11 @@ def level_dataset(
     )
 
 
-def _dataset(stack: Stack, data: Data, frame: Frame, squeeze: bool) -> xr.Dataset:
+def _dataset(
+    stack: Stack, data: Data, frame: Frame, squeeze: bool, frame_of_reference_uid: str | None
+) -> xr.Dataset:
     """Return the dataset of one variable that has a grid of its own."""
-    grid = Grid.of(stack.image, frame)
+    grid = Grid.of(stack.image, frame, frame_of_reference_uid)
     dataset = xr.Dataset(coords=grid.coords()).assign_coords(stack.plane_coords(squeeze))
     return stack.add_to(dataset, grid, data, squeeze)
 

@@ -47,9 +47,11 @@ class Grid:
     geometry: SlideGeometry | None
     orientation: Orientation | None
     """How the matrix is turned; None where it is as stored."""
+    frame_of_reference_uid: str | None
+    """In which millimetres count; None where nothing says."""
 
     @classmethod
-    def of(cls, image: TiledImage, frame: Frame) -> Grid:
+    def of(cls, image: TiledImage, frame: Frame, frame_of_reference_uid: str | None) -> Grid:
         """Return the grid of an image; a warning says where it can't be upright in mm."""
         if frame not in ("slide", "matrix"):
             raise ValueError(f'frame must be "slide" or "matrix", not {frame!r}')
@@ -62,7 +64,7 @@ class Grid:
                 MetadataWarning,
                 stacklevel=5,
             )
-            return cls(image, None, None)
+            return cls(image, None, None, frame_of_reference_uid)
         orientation = None if frame == "matrix" else geometry.orientation
         if frame == "slide" and orientation is None:
             warnings.warn(
@@ -71,7 +73,7 @@ class Grid:
                 MetadataWarning,
                 stacklevel=5,
             )
-        return cls(image, geometry, orientation)
+        return cls(image, geometry, orientation, frame_of_reference_uid)
 
     @property
     def dims(self) -> tuple[str, str]:
@@ -80,7 +82,9 @@ class Grid:
 
     def coords(self) -> xr.Coordinates:
         """Return the coordinates of the dims."""
-        return matrix_coords(self.geometry, self.orientation, self.image.size)
+        return matrix_coords(
+            self.geometry, self.orientation, self.image.size, self.frame_of_reference_uid
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.recipes.grid import coarser, step_of
+from dicomslide.labelled.coordinates import step_of
+from dicomslide.recipes.grid import coarser
 
 if TYPE_CHECKING:
     from collections.abc import Callable

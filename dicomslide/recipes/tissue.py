@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.recipes.grid import step_of
+from dicomslide.labelled.coordinates import step_of
 from dicomslide.recipes.samples import colors_along_sample
 
 if TYPE_CHECKING:
