@@ -164,7 +164,8 @@ def _listed(
         return None
     items = None if is_one(given) or not isinstance(given, Iterable) else tuple(given)
     if items is None or not all(map(is_one, items)):
-        raise TypeError(f"{name} is {given!r}; expected a list of {kind}")
+        shown = " ".join(repr(given).split())  # a data set takes several lines
+        raise TypeError(f"{name} is {shown}; expected a list of {kind}")
     return items
 
 
