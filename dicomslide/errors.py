@@ -25,6 +25,7 @@ __all__ = [
     "MetadataError",
     "MetadataWarning",
     "NotDicomError",
+    "NotPicklableError",
     "NotSlideError",
     "SourceChangedError",
     "SourceDeniedError",
@@ -81,6 +82,10 @@ class SourceNotFoundError(SourceReadError, FileNotFoundError):
 
 class SourceDeniedError(SourceReadError, PermissionError):
     """A server doesn't let an object be read with these credentials, or without any."""
+
+
+class NotPicklableError(DicomSlideError, TypeError):
+    """What is read from bytes or a file object can't go to another process."""
 
 
 class ExportError(DicomSlideError, OSError):

@@ -59,6 +59,8 @@ FLOORS = [
     "backends.read_ahead",
     "backends.gather",
     "backends.remote",
+    "backends.streams",
+    "backends.dicomdir",
     "backends.stores",
     "backends.multipart",
     "backends.transport",

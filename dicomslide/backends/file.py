@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from dicomslide.codec.pixel_format import Buffer, PixelFormat
     from dicomslide.frames import FramePositions
 
-__all__ = ["FileSource", "FileStore", "check_opens", "files_of", "is_dicom_file"]
+__all__ = ["FileSource", "FileStore", "ParsedFile", "check_opens", "files_of", "is_dicom_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -164,8 +164,15 @@ class ChangingBlob(part10.Blob, Protocol):
         ...
 
 
-class _Instance:
-    """What is expensive about a file, made once per process when it is first wanted."""
+class ParsedFile:
+    """What is expensive about a file, made once per process when it is first wanted.
+
+    Parameters
+    ----------
+    file : ChangingBlob
+        Its bytes.
+
+    """
 
     def __init__(self, file: ChangingBlob) -> None:
         self.file = file
@@ -174,10 +181,12 @@ class _Instance:
 
     @cached_property
     def num_frames(self) -> int:
+        """Number of Frames, or what TILED_FULL has."""
         return num_frames_of(self.header.dataset)
 
     @cached_property
     def pixel_format(self) -> PixelFormat:
+        """What the header says of the pixels."""
         return pixel_format_of(self.header.dataset)
 
     @cached_property
@@ -217,14 +226,24 @@ class _Instance:
         return found
 
     def positions(self) -> FramePositions | None:
+        """Return what the per-frame functional groups say; None where they say nothing."""
         with self._lock:  # one thread scans, the others wait for it
             return self._positions_and_rest[0]
 
     def frames(self) -> pixel_data.Frames:
+        """Return where the frames are, by their offset table if there is one."""
         with self._lock:
             return self._frames
 
     def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
+        """Read frames: where their offset table is wrong, as a scan finds them.
+
+        Raises
+        ------
+        FrameReadError
+            Naming the file and the frame.
+
+        """
         frames = self.frames()
         self.file.check_unchanged()
         try:
@@ -237,7 +256,7 @@ class _Instance:
         return pixel_data.read_frames(scanned, self.header.blob, indices)
 
 
-_instances: Registry[tuple[str, int, Hashable], _Instance] = Registry(1024)
+_instances: Registry[tuple[str, int, Hashable], ParsedFile] = Registry(1024)
 """By path, size and time of change (or version): a file that is opened again isn't parsed again."""
 
 
@@ -277,7 +296,7 @@ class FileSource:
         absolute = os.path.abspath(os.fspath(path))
         file = LocalFile(absolute)
         key = absolute, file.size, file.mtime_ns
-        dataset = _instances.get(key, lambda: _Instance(file)).header.dataset
+        dataset = _instances.get(key, lambda: ParsedFile(file)).header.dataset
         uid = utils.text(dataset, "SOPInstanceUID") or utils.text(
             dataset.file_meta, "MediaStorageSOPInstanceUID"
         )
@@ -297,8 +316,8 @@ class FileSource:
     def _key(self) -> tuple[str, int, Hashable]:
         return self.path, self.size, self.mtime_ns
 
-    def _instance(self) -> _Instance:
-        return _instances.get(self._key, lambda: _Instance(self._file()))
+    def _instance(self) -> ParsedFile:
+        return _instances.get(self._key, lambda: ParsedFile(self._file()))
 
     def _file(self) -> ChangingBlob:
         file = LocalFile.again(self.path)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.backends.attempts import Place, RangeError, ask, awaited
+from dicomslide.backends.dicomdir import file_ids, files_listed_by, is_dicomdir
 from dicomslide.backends.file import FileSource, FileStore, check_opens
 from dicomslide.backends.part10 import PREAMBLE
 from dicomslide.backends.remote import RemoteSource, error_of
@@ -17,7 +19,9 @@ from dicomslide.backends.storage import (
     register_for_all,
     remembered,
 )
+from dicomslide.backends.streams import StreamSource, is_stream
 from dicomslide.errors import (
+    DicomSlideError,
     MetadataError,
     MetadataWarning,
     NotDicomError,
@@ -27,11 +31,12 @@ from dicomslide.errors import (
 from dicomslide.together import together
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from dicomslide.backends.storage import StorageOptions
 
-__all__ = ["local_paths_and_urls", "objects_at", "open_source", "open_store"]
+__all__ = ["local_paths_and_urls", "objects_at", "open_source", "open_store",
+           "paths_and_streams"]  # fmt: skip
 
 OPENED_AT_ONCE = 16
 _ARCHIVES = {".zip": "zip"} | dict.fromkeys((".tar", ".tar.gz", ".tar.bz2", ".tar.xz"), "tar")
@@ -47,16 +52,14 @@ def open_source(path: str | os.PathLike[str]) -> FileSource:
 # -- stores ----------------------------------------------------------------------------------
 
 
-def open_store(
-    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    storage_options: StorageOptions | None = None,
-) -> FileStore:
-    """Open files and folders, on disk or by URL, or a list of them.
+def open_store(source: Any, storage_options: StorageOptions | None = None) -> FileStore:
+    """Open files and folders, on disk or by URL, bytes and file objects, or a list of them.
 
     Parameters
     ----------
-    paths : path-like or iterable of path-like
-        ``file://`` is a file on disk; any other URL is what fsspec makes of it.
+    source : path-like, bytes-like, binary file object, or collection of these
+        ``file://`` is a file on disk; any other URL is what fsspec makes of it. See
+        :func:`local_paths_and_urls` for what stands for several files.
     storage_options : mapping or callable, optional
         See :func:`register_storage_options`; they are registered for the URLs given.
 
@@ -68,18 +71,52 @@ def open_store(
         When an object can't be read for another reason.
     NotDicomError
         When no DICOM file is there, or a file that was named isn't one.
+    TypeError
+        When it is something else.
     ValueError
         When there are storage options but no URL.
 
     """
+    paths, streams = paths_and_streams(source)
     local, urls = local_paths_and_urls(paths, storage_options)
-    if not urls:
+    if not urls and not streams:
         return FileStore.open(local)
     sources: list[FileSource] = list(FileStore.open(local).sources) if local else []
     sources += _sources_at(urls)
+    sources += map(StreamSource.open, streams)
     if not sources:
         raise NotDicomError(f"{', '.join(map(public_url, urls))}: no DICOM file is there")
     return FileStore.of(sources)
+
+
+def paths_and_streams(source: Any) -> tuple[list[str | os.PathLike[str]], list[Any]]:
+    """Return paths and URLs, and what holds bytes itself, of one of these or a collection.
+
+    Raises
+    ------
+    TypeError
+        When it is, or holds, something else.
+
+    """
+    is_one = isinstance(source, (str, os.PathLike)) or is_stream(source)
+    if not is_one and not isinstance(source, Iterable):
+        raise _wrong_kind(source)
+    paths, streams = [], []
+    for each in (source,) if is_one else source:
+        if isinstance(each, (str, os.PathLike)):
+            paths.append(each)
+        elif is_stream(each):
+            streams.append(each)
+        else:
+            raise _wrong_kind(each)
+    return paths, streams
+
+
+def _wrong_kind(source: Any) -> TypeError:
+    return TypeError(
+        f"a slide can't be opened from a {type(source).__name__}; expected a path or URL, bytes, a"
+        " binary file object, a list of these, a FrameStore or a Slide"
+    )
 
 
 def local_paths_and_urls(
@@ -87,6 +124,9 @@ def local_paths_and_urls(
     storage_options: StorageOptions | None = None,
 ) -> tuple[list[str | os.PathLike[str]], list[str]]:
     """Return paths on disk, and URLs, for which storage options are registered.
+
+    An archive on disk is a URL, too: that of all that is in it. A DICOMDIR on disk stands for the
+    files that it lists.
 
     Raises
     ------
@@ -113,8 +153,13 @@ def local_paths_and_urls(
         if archive is not None:
             urls.append(archive)
         elif not is_url(path):
-            local.append(path)
+            local += _files_for(path)
     return local, urls
+
+
+def _files_for(path: str | os.PathLike[str]) -> Sequence[str | os.PathLike[str]]:
+    full = os.path.expanduser(os.fspath(path))
+    return files_listed_by(full) if is_dicomdir(full) and os.path.isfile(full) else (path,)
 
 
 def _archive_at(path: str | os.PathLike[str]) -> str | None:
@@ -143,17 +188,18 @@ def _sources_at(urls: Sequence[str]) -> list[FileSource]:
     objects = [each for there in together(objects_at, urls, OPENED_AT_ONCE) for each in there]
     sources = []
     for found in together(_opened, objects, OPENED_AT_ONCE):
-        if isinstance(found, MetadataError):
+        if isinstance(found, DicomSlideError):
             warnings.warn(f"left out: {found}", MetadataWarning, stacklevel=4)
         elif found is not None:
             sources.append(found)
     return sources
 
 
-def _opened(where: tuple[str, bool]) -> FileSource | MetadataError | None:
+def _opened(where: tuple[str, bool]) -> FileSource | DicomSlideError | None:
     """Open an object, by its URL and whether that was given.
 
-    Of one in a folder, None where it isn't DICOM, the error where it is broken.
+    Of one in a folder, None where it isn't DICOM, the error where it is broken, or isn't there
+    though it is listed.
     """
     url, is_given = where
     try:
@@ -167,7 +213,7 @@ def _opened(where: tuple[str, bool]) -> FileSource | MetadataError | None:
         if url.startswith(("http://", "https://")) and not url.partition("?")[0].endswith(".dcm"):
             raise NotDicomError(f"{error}; the URL of a folder ends in /") from None
         raise
-    except MetadataError as error:
+    except (MetadataError, SourceNotFoundError) as error:
         if is_given:
             raise
         return error
@@ -176,7 +222,8 @@ def _opened(where: tuple[str, bool]) -> FileSource | MetadataError | None:
 def objects_at(url: str) -> list[tuple[str, bool]]:
     """Return the URLs of the objects that a URL stands for, and whether each is the one given.
 
-    It stands for an object, for all in a folder, or for those that a pattern with ``*`` fits.
+    It stands for an object, for all in a folder, for those that a pattern with ``*`` fits, or for
+    those that a DICOMDIR lists.
 
     Raises
     ------
@@ -196,6 +243,10 @@ def objects_at(url: str) -> list[tuple[str, bool]]:
             f" {first[:6]}::archive for all that is in one"
         )
     is_http = first.startswith(("http://", "https://"))
+    if is_dicomdir(first):
+        folder, chained = first[: first.rindex("/") + 1], "".join(url.partition("::")[1:])
+        listed = file_ids(RemoteSource.open(url).metadata)
+        return [(folder + "/".join(parts) + chained, False) for parts in listed]
     if "*" not in first and (first.endswith(".dcm") or (is_http and not first.endswith("/"))):
         return [(url, True)]
     urls = _objects_in(url)

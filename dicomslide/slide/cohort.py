@@ -27,7 +27,13 @@ from dicomslide.backends.client import (
 )
 from dicomslide.backends.file import files_of
 from dicomslide.backends.storage import public_url, remembered
-from dicomslide.backends.stores import local_paths_and_urls, objects_at, open_source
+from dicomslide.backends.stores import (
+    local_paths_and_urls,
+    objects_at,
+    open_source,
+    paths_and_streams,
+)
+from dicomslide.backends.streams import StreamSource
 from dicomslide.display.description import summary_of
 from dicomslide.errors import NotDicomError, NotSlideError
 from dicomslide.identity import Identified
@@ -233,10 +239,11 @@ def open_slides(
 
     Parameters
     ----------
-    source : path-like, iterable of path-like, or dicomweb_client.api.DICOMClient
+    source : path-like, bytes, file object, iterable of these, or DICOMClient
         Folders (with their folders), files and patterns such as ``"cohort/*/*.dcm"``, on disk or
-        as URLs that fsspec knows (whose patterns have ``*`` only); or a client, or the URL of a
-        DICOMweb service or study: ``"dicomweb+https://host/.../studies/..."``.
+        as URLs that fsspec knows (whose patterns have ``*`` only), and what else
+        :func:`open_slide` takes for files; or a ``dicomweb_client.api.DICOMClient``, or the URL
+        of a DICOMweb service or study: ``"dicomweb+https://host/.../studies/..."``.
     study_instance_uid : str, optional
         The only study of a client that is looked at.
     max_frame_cache_size, pyramid_tolerance, correct_color, on_error, align_levels, storage_options
@@ -267,19 +274,18 @@ def open_slides(
         store = ClientStore(source, study_instance_uid)
     elif isinstance(source, str) and is_dicomweb_url(source):
         store = store_at(source)
-    elif study_instance_uid is not None or not isinstance(source, (str, os.PathLike, Iterable)):
-        raise TypeError(
-            f"slides can't be opened from a {type(source).__name__}; expected paths, or a client"
-            " (which alone has a study_instance_uid)"
-        )
+    elif study_instance_uid is not None:
+        raise TypeError(f"only a client has a study_instance_uid, not a {type(source).__name__}")
     if store is not None:
         given = [source]
         series = store.series(attempt=functools.partial(_attempt, failures))
         batches = _in_threads(functools.partial(_read_series, store), series)
     else:
-        given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+        given, streams = paths_and_streams(source)
         paths = _paths_of(given, storage_options, failures)
         batches = _everywhere(_read_files, paths, size=FILES)
+        batches += _in_threads(_read_streams, streams)
+        given += streams
     for batch in batches:
         failures |= batch.failures
     instances = [each for batch in batches for each in batch.found]
@@ -365,6 +371,15 @@ def _read_files(paths: Sequence[Named]) -> _Batch[list[Instance]]:
             except NotDicomError:
                 if is_named:
                     raise
+    return _Batch(found, failures)
+
+
+def _read_streams(streams: Sequence[Any]) -> _Batch[list[Instance]]:
+    found: list[Instance] = []
+    failures: Failures = {}
+    for each in streams:
+        with _attempt(failures, f"{type(each).__name__} at {id(each):#x}"):
+            found.append(Instance.of(StreamSource.open(each)))
     return _Batch(found, failures)
 
 

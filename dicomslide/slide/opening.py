@@ -40,11 +40,13 @@ def open_slide(
 
     Parameters
     ----------
-    source : path-like, list of path-like, dicomweb_client.api.DICOMClient, FrameStore or Slide
+    source : path-like, bytes, file object, list of these, DICOMClient, FrameStore or Slide
         A DICOM file, a folder of them, or a list of both, on disk or as URLs that fsspec knows
         (``s3://``, ``gs://``, ``https://``, ``zip://…::…``), or a zip or tar file, which is read
-        as a folder is; or a client, of which all slides are looked at, unless a study is given:
-        see :func:`find_slides`; or the URL of a series or study,
+        as a folder is, or a DICOMDIR, for the files that it lists; what is in such files, as bytes
+        or as binary file objects that seek, which stay open and are read by nobody else; or a
+        ``dicomweb_client.api.DICOMClient``, of which all slides are looked at, unless a study is
+        given: see :func:`find_slides`; or the URL of a series or study,
         ``"dicomweb+https://host/.../studies/.../series/..."``, which holds no credentials: see
         :func:`register_credentials`.
     study_instance_uid : str, optional
@@ -97,15 +99,8 @@ def open_slide(
     elif hasattr(source, "source"):
         store = source
     else:
-        import os
-
         from dicomslide.backends.stores import open_store
 
-        if not isinstance(source, (str, os.PathLike, list, tuple, set, frozenset)):
-            raise TypeError(
-                f"a slide can't be opened from a {type(source).__name__}; expected a path, a list"
-                " of paths, a FrameStore or a Slide"
-            )
         store = open_store(source, storage_options)
     metadata = store.metadata
     if study_instance_uid is not None:
