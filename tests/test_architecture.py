@@ -90,6 +90,8 @@ FLOORS = [
     "slide.levels",
     "slide.collection",
     "slide.derived",
+    "slide.pyramids",
+    "slide.arrangement",
     "labelled.index",
     "labelled.coordinates",
     "accessor",

@@ -15,7 +15,7 @@ from dicomslide.backends.base import ConcatenatedSource, layout_of
 from dicomslide.errors import MetadataError, MetadataWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
@@ -30,7 +30,7 @@ __all__ = ["are_annotations_of", "find_annotation_groups", "read_annotation_grou
 def find_annotation_groups(
     sources: Sequence[FrameSource],
     images: Sequence[TiledImage],
-    frame_of_reference_uid: str | None,
+    frame_of_reference_uids: Collection[str],
 ) -> tuple[AnnotationGroup, ...]:
     """Read the bulk annotations of a slide from among its sources.
 
@@ -43,8 +43,8 @@ def find_annotation_groups(
         Instances of any kind; headers tell which are annotations, and only those are read.
     images : sequence of TiledImage
         The images of the slide.
-    frame_of_reference_uid : str or None
-        Frame of reference of the slide.
+    frame_of_reference_uids : collection of str
+        Frames of reference of the slide: one, or none, and several only where its levels differ.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def find_annotation_groups(
     groups: list[AnnotationGroup] = []
     for source in sources:
         header = source.metadata
-        if are_annotations_of(header, images, frame_of_reference_uid):
+        if are_annotations_of(header, images, frame_of_reference_uids):
             image = _annotated_image(header, images)
             groups.extend(read_annotation_groups(source.read_instance(), image=image))
         elif utils.text(header, "SOPClassUID") == utils.BULK_SIMPLE_ANNOTATIONS_STORAGE:
@@ -71,14 +71,14 @@ def find_annotation_groups(
 
 
 def are_annotations_of(
-    header: Dataset, images: Sequence[TiledImage], frame_of_reference_uid: str | None
+    header: Dataset, images: Sequence[TiledImage], frame_of_reference_uids: Collection[str]
 ) -> bool:
     """Whether an instance holds bulk annotations of a slide, by its header alone."""
     if utils.text(header, "SOPClassUID") != utils.BULK_SIMPLE_ANNOTATIONS_STORAGE:
         return False
     frame = utils.text(header, "FrameOfReferenceUID")
-    if frame is not None and frame_of_reference_uid is not None:
-        if frame == frame_of_reference_uid:
+    if frame is not None and frame_of_reference_uids:
+        if frame in frame_of_reference_uids:
             return True
         if _are_millimeters(header):  # of another place, whatever they refer to
             return False

@@ -109,9 +109,10 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         squeeze: bool = True,
         container_id: str | None = None,
         frame_of_reference_uid: str | None = None,
-        correct_color: bool = True,
-        on_error: Literal["raise", "fill"] = "raise",
-        align_levels: bool = True,
+        pyramid: int | str | None = None,
+        correct_color: bool | None = None,
+        on_error: Literal["raise", "fill"] | None = None,
+        align_levels: bool | None = None,
         include_patient: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> xr.Dataset:
@@ -136,8 +137,11 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             Whether dims of size one, other than rows and columns, become scalar coordinates.
         container_id, frame_of_reference_uid : str, optional
             Which slide, where several are there.
+        pyramid : int or str, optional
+            Which pyramid, where several are on the glass: see :class:`dicomslide.Slide`.
         correct_color : bool, default: True
-            Whether colours are mapped to sRGB by the ICC profile of the optical path.
+            Whether colours are mapped to sRGB by the ICC profile of the optical path. Of a Slide
+            that is opened again, this and the next two stay as they were unless they are given.
         on_error : {"raise", "fill"}, default: "raise"
             Whether a bad frame raises, or is background with a warning.
         align_levels : bool, default: True
@@ -168,8 +172,8 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         from dicomslide.labelled.tree import level_dataset, other_groups
 
         slide = _open(
-            filename_or_obj, container_id, frame_of_reference_uid, correct_color, on_error,
-            align_levels, storage_options,
+            filename_or_obj, container_id, frame_of_reference_uid, pyramid, correct_color,
+            on_error, align_levels, storage_options,
         )  # fmt: skip
         if level is not None and group is not None:
             raise TypeError("level and group both name a node: give one of them")
@@ -197,9 +201,10 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         associated: bool = False,
         container_id: str | None = None,
         frame_of_reference_uid: str | None = None,
-        correct_color: bool = True,
-        on_error: Literal["raise", "fill"] = "raise",
-        align_levels: bool = True,
+        pyramid: int | str | None = None,
+        correct_color: bool | None = None,
+        on_error: Literal["raise", "fill"] | None = None,
+        align_levels: bool | None = None,
         include_patient: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> dict[str, xr.Dataset]:
@@ -207,8 +212,8 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         from dicomslide.labelled.tree import slide_groups
 
         slide = _open(
-            filename_or_obj, container_id, frame_of_reference_uid, correct_color, on_error,
-            align_levels, storage_options,
+            filename_or_obj, container_id, frame_of_reference_uid, pyramid, correct_color,
+            on_error, align_levels, storage_options,
         )  # fmt: skip
         groups = slide_groups(
             slide,
@@ -234,9 +239,10 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         associated: bool = False,
         container_id: str | None = None,
         frame_of_reference_uid: str | None = None,
-        correct_color: bool = True,
-        on_error: Literal["raise", "fill"] = "raise",
-        align_levels: bool = True,
+        pyramid: int | str | None = None,
+        correct_color: bool | None = None,
+        on_error: Literal["raise", "fill"] | None = None,
+        align_levels: bool | None = None,
         include_patient: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> xr.DataTree:
@@ -246,7 +252,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         ----------
         filename_or_obj, drop_variables, frame, squeeze, container_id, frame_of_reference_uid
             See :meth:`open_dataset`.
-        correct_color, on_error, align_levels, include_patient, storage_options
+        pyramid, correct_color, on_error, align_levels, include_patient, storage_options
             See :meth:`open_dataset`.
         group : str, optional
             Node to open as the root; all of them if not given.
@@ -271,6 +277,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             squeeze=squeeze,
             container_id=container_id,
             frame_of_reference_uid=frame_of_reference_uid,
+            pyramid=pyramid,
             correct_color=correct_color,
             on_error=on_error,
             align_levels=align_levels,
@@ -291,8 +298,9 @@ def _lazy(reader: StackedReader) -> indexing.LazilyIndexedArray:
 
 
 def _open(
-    source: Any, container_id: str | None, frame_of_reference_uid: str | None, correct_color: bool,
-    on_error: Literal["raise", "fill"], align_levels: bool,
+    source: Any, container_id: str | None, frame_of_reference_uid: str | None,
+    pyramid: int | str | None, correct_color: bool | None,
+    on_error: Literal["raise", "fill"] | None, align_levels: bool | None,
     storage_options: Mapping[str, Any] | None,
 ) -> Slide:  # fmt: skip
     from dicomslide.slide.opening import open_slide
@@ -301,6 +309,7 @@ def _open(
         _as_given(source),
         container_id=container_id,
         frame_of_reference_uid=frame_of_reference_uid,
+        pyramid=pyramid,
         correct_color=correct_color,
         on_error=on_error,
         align_levels=align_levels,

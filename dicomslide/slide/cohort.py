@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import copy
 import dataclasses
@@ -72,7 +71,8 @@ class Cohort(Identified, Mapping[str, Slide]):
 
     Made by :func:`open_slides`. A slide's name is its Container Identifier. Where several have
     the same, the Frame of Reference UID follows, after a slash; without one, the name is that of
-    a file. Slides are ordered by name.
+    a file. Where several pyramids are on a glass, each is a slide, and its number follows, from 0,
+    the largest, on: ``"S-1/pyramid-0"``. Slides are ordered by name.
 
     A cohort holds names only, a kilobyte or two a slide: each lookup opens a slide, whose headers
     are read unless the process still has them, and raises what :func:`open_slide` raises;
@@ -394,13 +394,13 @@ def _read_series(store: ClientStore, series: Sequence[Series]) -> _Batch[list[In
     return _Batch(found, failures)
 
 
-def _split(groups: Sequence[Sequence[Instance]]) -> _Batch[list[Member]]:
+def _split(tolerance: float, groups: Sequence[Sequence[Instance]]) -> _Batch[list[Member]]:
     found: list[Member] = []
     failures: Failures = {}
     for group in groups:
         known = (each.container for each in group if each.container)
         with _attempt(failures, next(known, group[0].source.name)):
-            found += split(group)
+            found += split(group, tolerance)
     return _Batch(found, failures)
 
 
@@ -493,16 +493,21 @@ def _in_threads(function: Callable[[list[T]], _Batch[F]], items: Sequence[T]) ->
 def _sorted(instances: Iterable[Instance], options: SlideOptions, failures: Failures) -> Cohort:
     """Sort instances into slides, and name these."""
     found: list[Member] = []
+    separate = functools.partial(_split, options.pyramid_tolerance)
     # few need more than their few words: no work for a cluster
-    for batch in _in_threads(_split, sort_instances(instances)):
+    for batch in _in_threads(separate, sort_instances(instances)):
         found += batch.found
         failures |= batch.failures
-    count = collections.Counter(member.container for member in found)
+    frames: dict[str | None, set[str | None]] = {}
+    for member in found:
+        frames.setdefault(member.container, set()).add(member.frame_of_reference_uid)
     members: dict[str, Member] = {}
     for member in found:
         file = member.sources[0].name
         name = member.container or file
-        if count[member.container] > 1 and member.container is not None:
+        if len(frames[member.container]) > 1 and member.container is not None:
             name = f"{member.container}/{member.frame_of_reference_uid or file}"
+        if member.pyramid is not None:
+            name = f"{name}/pyramid-{member.pyramid}"
         members[file if name in members else name] = member
     return Cohort(members, options, failures)

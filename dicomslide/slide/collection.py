@@ -18,6 +18,7 @@ from dicomslide.channel import shared_channel
 from dicomslide.errors import MetadataError, MetadataWarning, NotSlideError
 from dicomslide.layout import grid_of
 from dicomslide.placement import geometry_of
+from dicomslide.pyramid import group_levels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,13 +28,13 @@ if TYPE_CHECKING:
     from dicomslide.frames import FramePositions
     from dicomslide.image import TiledImage
 
-__all__ = ["group_by_slide", "is_derived", "is_volume", "join_concatenations", "list_slides",
-           "not_a_slide"]  # fmt: skip
+__all__ = ["SlideGroup", "group_by_slide", "is_derived", "is_volume", "join_concatenations",
+           "list_slides", "not_a_slide"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 
-def slide_key(image: TiledImage) -> tuple[str | None, str | None]:
+def _key_of(image: TiledImage) -> tuple[str | None, str | None]:
     """Return (Frame of Reference UID, Container Identifier), None where absent."""
     return (
         utils.text(image.metadata, "FrameOfReferenceUID"),
@@ -160,7 +161,7 @@ class _Said:
         derived = is_derived(image)
         return cls(
             image,
-            slide_key(image),
+            _key_of(image),
             utils.text(header, "SeriesInstanceUID"),
             utils.text(header, "StudyInstanceUID"),
             utils.text(header, "SOPInstanceUID"),
@@ -171,24 +172,62 @@ class _Said:
         )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class SlideGroup:
+    """The images of one glass in one frame of reference."""
+
+    frame_of_reference_uid: str | None
+    container: str | None
+    """Container Identifier."""
+    frames: frozenset[str]
+    """Frame of Reference UIDs: several only where levels or channels have their own. Label and
+    overview may have others."""
+    volumes: tuple[TiledImage, ...]
+    """VOLUME and THUMBNAIL images."""
+    derived: tuple[TiledImage, ...]
+    """Segmentations and parametric maps."""
+    others: tuple[TiledImage, ...]
+    """LABEL, OVERVIEW, and what nobody knows."""
+
+    @property
+    def images(self) -> tuple[TiledImage, ...]:
+        """All of them."""
+        return (*self.volumes, *self.derived, *self.others)
+
+
 class _Group:
-    """The images of a slide."""
+    """Images of a slide as they are put together."""
 
     def __init__(self, key: tuple[str | None, str | None]) -> None:
         self.key = key
         self.images: list[_Said] = []
+        self.frames: set[str | None] = set()
         self.series: set[str | None] = set()
         self.studies: set[str | None] = set()
         self.uids: set[str | None] = set()
 
     def add(self, image: _Said) -> None:
         self.images.append(image)
+        if image.is_volume or image.is_derived:
+            self.frames.add(image.key[0])
         self.series.add(image.series)
         self.studies.add(image.study)
         self.uids.add(image.uid)
 
+    @property
+    def whole(self) -> SlideGroup:
+        """The group as others see it."""
+        volumes = [each for each in self.images if each.is_volume]
+        derived = [each for each in self.images if each.is_derived]
+        others = [each for each in self.images if not (each.is_volume or each.is_derived)]
+        return SlideGroup(
+            *self.key,
+            frozenset(filter(None, self.frames)),
+            *(tuple(each.image for each in some) for some in (volumes, derived, others)),
+        )
 
-def group_by_slide(images: Iterable[TiledImage]) -> list[list[TiledImage]]:
+
+def group_by_slide(images: Iterable[TiledImage]) -> list[SlideGroup]:
     """Put images together that share a frame of reference and a container.
 
     A volume image that lacks one of both joins the only slide that has the other. A label or an
@@ -215,6 +254,7 @@ def group_by_slide(images: Iterable[TiledImage]) -> list[list[TiledImage]]:
             joined = [_Group(image.key)]
             slides += joined
         joined[0].add(image)
+    slides = _with_nested_joined(slides)
     if slides:
         members = set(map(id, roots))
         for image in found:
@@ -222,7 +262,57 @@ def group_by_slide(images: Iterable[TiledImage]) -> list[list[TiledImage]]:
                 for slide in _fitting_slides(image, slides):
                     slide.add(image)
     _share_associated(slides)
-    return [[each.image for each in slide.images] for slide in slides]
+    return [slide.whole for slide in slides]
+
+
+def _with_nested_joined(slides: list[_Group]) -> list[_Group]:
+    """Join scans of one series that are levels, or channels, of one pyramid.
+
+    Some converters give each level, or each channel, a Frame of Reference UID of its own.
+    """
+    by_series: dict[tuple[str | None, ...], list[_Group]] = {}
+    for slide in slides:
+        if len(slide.series) == 1 and all(image.is_volume for image in slide.images):
+            by_series.setdefault(tuple(slide.series), []).append(slide)
+    for (series,), parts in by_series.items():
+        containers = {part.key[1] for part in parts} - {None}
+        if series is None or len(parts) < 2 or len(containers) > 1:
+            continue
+        if not _nest([image.image for part in parts for image in part.images]):
+            continue
+        whole, *others = sorted(
+            parts, key=lambda part: -max(math.prod(each.image.size) for each in part.images)
+        )
+        for image in [image for part in others for image in part.images]:
+            whole.add(image)
+        slides = [slide for slide in slides if not any(slide is part for part in others)]
+        whole.key = whole.key[0], next(iter(containers), None)
+        warnings.warn(
+            f"{whole.images[0].image.name}: images of its series have {len(whole.frames)} Frame of"
+            " Reference UIDs, but lie on each other: they are taken for one slide",
+            MetadataWarning,
+            stacklevel=4,
+        )
+    return slides
+
+
+def _nest(images: Sequence[TiledImage]) -> bool:
+    """Whether images are levels and channels of one pyramid: of one place and one shape."""
+    try:
+        groups = group_levels([image.metadata for image in images], 0.0)
+    except MetadataError:
+        return False
+    if groups.misfits or groups.associated:
+        return False
+    rows, columns = images[groups.base].size
+    for level in groups.levels:
+        r, c = images[level[0]].size
+        if abs(rows / r / (columns / c) - 1) > 1 / r + 1 / c:
+            return False
+        names = [channel.identifier for i in level for channel in images[i].channels]
+        if len(set(names)) < len(names):  # two scans
+            return False
+    return True
 
 
 def _share_associated(slides: list[_Group]) -> None:
@@ -253,7 +343,7 @@ def _fitting_slides(image: _Said, slides: list[_Group]) -> list[_Group]:
     frame, container = image.key
     if image.is_derived:  # its millimetres mean something in its own frame of reference only
         possible = [
-            slide for slide in slides if None in (frame, slide.key[0]) or frame == slide.key[0]
+            slide for slide in slides if None in (frame, *slide.frames) or frame in slide.frames
         ]
     else:  # a label names a person: never one of another slide
         possible = [
@@ -269,7 +359,7 @@ def _fitting_slides(image: _Said, slides: list[_Group]) -> list[_Group]:
     if image.is_derived:
         uids = {uid for _, _, uid in image.image.get_references()}
         by_reference = [slide for slide in possible if not uids.isdisjoint(slide.uids)]
-    by_frame = [slide for slide in possible if frame is not None and slide.key[0] == frame]
+    by_frame = [slide for slide in possible if frame is not None and frame in slide.frames]
     by_series = [slide for slide in possible if image.series in slide.series]
     by_container = [
         slide for slide in possible if container is not None and slide.key[1] == container
@@ -295,15 +385,14 @@ def not_a_slide(sources: Sequence[FrameSource]) -> NotSlideError:
     )
 
 
-def list_slides(slides: list[list[TiledImage]]) -> str:
+def list_slides(slides: Sequence[SlideGroup]) -> str:
     """Say which slides there are, and how to choose one."""
     lines = [f"{len(slides)} slides are here; choose one with container_id=..."]
     for slide in slides:
-        frame, container = slide_key(slide[0])
-        rows, columns = max((image.size for image in slide), key=math.prod)
+        rows, columns = max((image.size for image in slide.images), key=math.prod)
         lines.append(
-            f"  container {container!r}, frame of reference {frame}: {len(slide)} images, up to"
-            f" {rows} × {columns} pixels"
+            f"  container {slide.container!r}, frame of reference {slide.frame_of_reference_uid}:"
+            f" {len(slide.images)} images, up to {rows} × {columns} pixels"
         )
     lines.append("or, where two scans are of one container, with frame_of_reference_uid=...")
     return "\n".join(lines)

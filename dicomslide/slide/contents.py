@@ -9,7 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dicomslide import utils
-from dicomslide.enum import ChannelTypes, ImageFlavors
+from dicomslide.enum import ChannelTypes
 from dicomslide.errors import (
     AmbiguousSlideError,
     LevelNotFoundError,
@@ -20,15 +20,15 @@ from dicomslide.geometry import ROUNDING_NOISE
 from dicomslide.identity import Identified
 from dicomslide.image import TiledImage
 from dicomslide.lookup import ChannelsAndPlanes
+from dicomslide.slide.arrangement import arrange
 from dicomslide.slide.collection import (
     group_by_slide,
     is_derived,
-    is_volume,
     list_slides,
     not_a_slide,
 )
-from dicomslide.slide.derived import ChannelGroup, derived_series, place_series
-from dicomslide.slide.levels import affine_from_base, build_pyramid
+from dicomslide.slide.levels import affine_from_base
+from dicomslide.slide.pyramids import choose_pyramid, list_pyramids, pyramids_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -38,8 +38,10 @@ if TYPE_CHECKING:
 
     from dicomslide.backends.base import FrameSource
     from dicomslide.channel import Channel
+    from dicomslide.slide.derived import ChannelGroup
     from dicomslide.slide.levels import Level
     from dicomslide.slide.options import SlideOptions
+    from dicomslide.slide.pyramids import GlassPyramid
 
 __all__ = ["SlideContents", "slide_of"]
 
@@ -85,50 +87,30 @@ class SlideContents(ChannelsAndPlanes, Identified):
             raise not_a_slide(self._sources)
         if len(slides) > 1:
             raise AmbiguousSlideError(list_slides(slides))
-        members = set(map(id, slides[0]))
-        self._images = tuple(image for image in images if id(image) in members)
-        for image in self._images:
-            if image.flavor not in ImageFlavors.__members__ and not is_derived(image):
-                logger.debug("%s: a %s is passed over", image.name, image.flavor)
-        self._arrange()
-
-    def _arrange(self) -> None:
-        """Sort the images into levels, and their channels into groups."""
-        tolerance = self._options.pyramid_tolerance
-        volumes = [image for image in self._images if is_volume(image)]
-        series = derived_series(image for image in self._images if is_derived(image))
-        # where there are derived images alone, the first series gives the levels
-        pyramid = build_pyramid(
-            volumes or series[0].images, tolerance, align_levels=self._options.align_levels
-        )
-        self._groups: tuple[ChannelGroup, ...] = ()
-        if volumes:
-            images = tuple(
-                (image, index)
-                for index, level in enumerate(pyramid.levels)
-                for image in level.images
-            )
-            self._groups = (ChannelGroup("image", pyramid.channels, 0, images),)
-        count: dict[str, int] = {}
-        for each in series:
-            kind = each.images[0].kind
-            number = count[kind] = count.get(kind, 0) + 1
-            name = kind if number == 1 else f"{kind}_{number}"
-            group, pyramid = place_series(
-                each,
-                name,
-                self.num_channels,
-                pyramid,
-                tolerance,
-                align_levels=self._options.align_levels,
-            )
-            self._groups = (*self._groups, group)
-        self._pyramid = pyramid
+        self._frames = slides[0].frames
+        self._pyramids = tuple(pyramids_of(slides[0], options.pyramid_tolerance))
+        self._pyramid_index = self._choose_pyramid()
+        if len(self._pyramids) > 1:  # said once: not again where the slide arrives as a pickle
+            self._options = options.changed(pyramid=self._pyramid_index)
+        members = set(map(id, self._pyramids[self._pyramid_index].images))
+        arranged = arrange([image for image in images if id(image) in members], self._options)
+        self._images = arranged.images
+        self._pyramid = arranged.pyramid
+        self._groups = arranged.groups
         self._from_base: dict[int, list[list[float]]] = {}
-        # as they were placed
-        placed = [image for group in self._groups for image, _ in group.images]
-        by_source = {image.source.identity: image for image in (*placed, *pyramid.associated)}
-        self._images = tuple(by_source.get(image.source.identity, image) for image in self._images)
+
+    def _choose_pyramid(self) -> int:
+        """Return the number of the pyramid to read; a warning lists several, if none was named."""
+        if self._options.pyramid is not None:
+            return choose_pyramid(self._pyramids, self._options.pyramid)
+        if len(self._pyramids) > 1:
+            warnings.warn(
+                f"{len(self._pyramids)} pyramids are on this glass; the first is read, others by"
+                f" the argument:\n{list_pyramids(self._pyramids)}",
+                MetadataWarning,
+                stacklevel=4,
+            )
+        return 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         # thin: names only; headers are read again where the slide arrives
@@ -144,7 +126,20 @@ class SlideContents(ChannelsAndPlanes, Identified):
             options.on_error,
             options.pyramid_tolerance,
             options.align_levels,
+            self._pyramid_index,
         )
+
+    def reopened(self: S, **options: Any) -> S:
+        """Return this slide, or, where an option differs, one of the same instances.
+
+        Parameters
+        ----------
+        **options
+            Fields of :class:`SlideOptions`; those that are None stay as they are.
+
+        """
+        changed = self._options.changed(**options)
+        return self if changed == self._options else slide_of(type(self), self._sources, changed)
 
     @property
     def name(self) -> str:
@@ -183,6 +178,20 @@ class SlideContents(ChannelsAndPlanes, Identified):
         """
         images = (image for level in self.levels for image in level.images)
         return next(filter(None, (utils.text(image.metadata, keyword) for image in images)), None)
+
+    @property
+    def pyramids(self) -> tuple[GlassPyramid, ...]:
+        """The pyramids of the glass, from the largest to the smallest.
+
+        The slide reads one of them, that of :attr:`pyramid_index`; :func:`open_slide` opens
+        another by its argument `pyramid`.
+        """
+        return self._pyramids
+
+    @property
+    def pyramid_index(self) -> int:
+        """Zero-based index, among the :attr:`pyramids` of the glass, of the one that is read."""
+        return self._pyramid_index
 
     # -- images --
 
@@ -330,11 +339,12 @@ class SlideContents(ChannelsAndPlanes, Identified):
             f" get_volume_images(channel_index={channel_index})"
         )
 
-    def _offset_at(self, image: TiledImage, offset: tuple[int, int]) -> tuple[int, int]:
-        """Return the (row, column) of the pixel of an image where a pixel of the base lies."""
-        affine = self._from_base.get(id(image))
+    def _offset_at(self, level: int, offset: tuple[int, int]) -> tuple[int, int]:
+        """Return the (row, column) of the pixel of a level where a pixel of the base lies."""
+        affine = self._from_base.get(level)
         if affine is None:
-            affine = self._from_base[id(image)] = affine_from_base(self.levels[0].image, image)
+            base, image = self.levels[0].image, self.levels[level].image
+            affine = self._from_base[level] = affine_from_base(base, image)
         row, column = (
             math.floor(down * offset[0] + across * offset[1] + first + 0.5 + ROUNDING_NOISE)
             for down, across, first in affine

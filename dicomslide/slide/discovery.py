@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ from dicomslide import utils
 from dicomslide.backends.client import ClientStore, is_client
 from dicomslide.errors import MetadataWarning
 from dicomslide.image import TiledImage
-from dicomslide.slide.collection import group_by_slide, is_derived, is_volume, slide_key
+from dicomslide.slide.collection import SlideGroup, group_by_slide
+from dicomslide.slide.pyramids import pyramids_of
 from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
@@ -72,7 +74,8 @@ def find_slides(
     Returns
     -------
     list of dicomslide.Slide
-        Slides, ordered by container, frame of reference and SOP Instance UIDs
+        Slides, ordered by container, frame of reference and SOP Instance UIDs; where several
+        pyramids are on a glass, one slide for each, from the largest to the smallest
 
     Raises
     ------
@@ -118,34 +121,38 @@ def find_slides(
                 others.append(each)
 
     slides: list[Slide] = []
+
+    def is_wanted(image: TiledImage) -> bool:
+        return _has_stain(image, stains) and _has_path(image, paths)
+
     for group in sorted(group_by_slide(images), key=_order):
-        kept = [
-            image
-            for image in group
-            if is_derived(image) or (_has_stain(image, stains) and _has_path(image, paths))
+        kept = dataclasses.replace(
+            group,
+            volumes=tuple(filter(is_wanted, group.volumes)),
+            others=tuple(filter(is_wanted, group.others)),
+        )
+        if not kept.volumes or container_id not in (None, group.container):
+            continue
+        annotations = [
+            each for each in others if are_annotations_of(each, group.images, group.frames)
         ]
-        if not any(is_volume(image) for image in kept):
-            continue
-        if container_id not in (None, *(slide_key(image)[1] for image in kept if is_volume(image))):
-            continue
-        frame, container = slide_key(group[0])
-        annotations = [each for each in others if are_annotations_of(each, group, frame)]
-        with attempt(f"slide {container or group[0].name}"):
-            slides.append(
-                Slide(
-                    store,
-                    [*(image.metadata for image in kept), *annotations],
-                    max_frame_cache_size,
-                    pyramid_tolerance,
-                    align_levels=align_levels,
+        for pyramid in pyramids_of(kept, pyramid_tolerance):
+            with attempt(f"slide {group.container or pyramid.name}"):
+                slides.append(
+                    Slide(
+                        store,
+                        [*(image.metadata for image in pyramid.images), *annotations],
+                        max_frame_cache_size,
+                        pyramid_tolerance,
+                        align_levels=align_levels,
+                    )
                 )
-            )
     return slides
 
 
-def _order(group: list[TiledImage]) -> tuple[str, ...]:
-    frame, container = slide_key(group[0])
-    return container or "", frame or "", *sorted(image.name for image in group)
+def _order(group: SlideGroup) -> tuple[str, ...]:
+    names = sorted(image.name for image in group.images)
+    return group.container or "", group.frame_of_reference_uid or "", *names
 
 
 def _is_code(value: object) -> bool:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.backends.client import ClientStore, is_client, is_dicomweb_url, store_at
 from dicomslide.errors import NotSlideError
 from dicomslide.image import TiledImage
-from dicomslide.slide.collection import group_by_slide, slide_key
+from dicomslide.slide.collection import SlideGroup, group_by_slide
+from dicomslide.slide.options import SlideOptions
 from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pydicom.dataset import Dataset
@@ -29,11 +31,12 @@ def open_slide(
     study_instance_uid: str | None = None,
     container_id: str | None = None,
     frame_of_reference_uid: str | None = None,
+    pyramid: int | str | os.PathLike[str] | None = None,
     max_frame_cache_size: int | None = None,
-    pyramid_tolerance: float = 0.1,
-    correct_color: bool = True,
-    on_error: OnError = "raise",
-    align_levels: bool = True,
+    pyramid_tolerance: float | None = None,
+    correct_color: bool | None = None,
+    on_error: OnError | None = None,
+    align_levels: bool | None = None,
     storage_options: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
 ) -> Slide:
     """Open a slide.
@@ -55,11 +58,14 @@ def open_slide(
         Container Identifier of the slide wanted, where several are there.
     frame_of_reference_uid : str, optional
         Frame of Reference UID of the slide wanted, where several are there.
+    pyramid : int, str or path-like, optional
+        Which pyramid is read, where several are on the glass: see :class:`Slide`.
     max_frame_cache_size : int, optional
         Largest number of decoded frames of each image that the process keeps; by default as
         many as the option `frame_cache_bytes` allows where they take long to decode, else none.
     pyramid_tolerance, correct_color, on_error, align_levels
-        See :class:`Slide`.
+        See :class:`Slide`, which has the defaults. A Slide that is opened again keeps what isn't
+        given; what is given holds for the slide returned, which has the same instances.
     storage_options : mapping or callable, optional
         How URLs are reached, credentials included, which never leave the process: see
         :func:`register_storage_options`.
@@ -76,15 +82,27 @@ def open_slide(
     SourceReadError
         When a server doesn't give an object.
     NotDicomError, NotSlideError
-        When there is no DICOM file, or none with a slide image; or a URL isn't one.
+        When there is no DICOM file, or none with a slide image; when a URL isn't one, or there is
+        no slide or pyramid such as is wanted.
     ValueError
         When `storage_options` are given, but no URL that they are for.
     AmbiguousSlideError
         When several slides are there; the message lists them.
 
     """
+    given = dict(
+        pyramid=os.fspath(pyramid) if isinstance(pyramid, os.PathLike) else pyramid,
+        max_frame_cache_size=max_frame_cache_size,
+        pyramid_tolerance=pyramid_tolerance,
+        correct_color=correct_color,
+        on_error=on_error,
+        align_levels=align_levels,
+    )
     if isinstance(source, Slide):
-        return source
+        if storage_options is not None:
+            raise ValueError("storage_options are for URLs of objects and folders, not for a Slide")
+        _check_is(source, study_instance_uid, container_id, frame_of_reference_uid)
+        return source.reopened(**given)
     store: Any
     web = source if isinstance(source, str) and is_dicomweb_url(source) else None
     if storage_options is not None and (web or is_client(source) or hasattr(source, "source")):
@@ -113,15 +131,21 @@ def open_slide(
         raise NotSlideError(study if study_instance_uid else f"{where}: no slide image is there")
     if container_id is not None or frame_of_reference_uid is not None:
         metadata = _choose(store, metadata, container_id, frame_of_reference_uid)
-    return Slide(
-        store,
-        metadata,
-        max_frame_cache_size,
-        pyramid_tolerance,
-        correct_color=correct_color,
-        on_error=on_error,
-        align_levels=align_levels,
-    )
+    options = SlideOptions().changed(**given)
+    return Slide(store, metadata, **dataclasses.asdict(options))
+
+
+def _check_is(slide: Slide, study: str | None, container: str | None, frame: str | None) -> None:
+    """Raise where an open slide is another one than that which is wanted."""
+    for keyword, wanted in (
+        ("StudyInstanceUID", study),
+        ("ContainerIdentifier", container),
+        ("FrameOfReferenceUID", frame),
+    ):
+        if wanted is not None and wanted != slide.said(keyword):
+            raise NotSlideError(
+                f"{slide.name}: its {keyword} is {slide.said(keyword)!r}; wanted is {wanted!r}"
+            )
 
 
 def _choose(
@@ -136,18 +160,18 @@ def _choose(
     kept = [
         slide
         for slide in slides
-        if container in (None, slide_key(slide[0])[1]) and frame in (None, slide_key(slide[0])[0])
+        if container in (None, slide.container) and frame in (None, *slide.frames)
     ]
     if not kept:
-        there = sorted(str(slide_key(slide[0])[1]) for slide in slides)
+        there = sorted(str(slide.container) for slide in slides)
         raise NotSlideError(
             f"no slide with container {container!r}"
             + (f" and frame of reference {frame}" if frame else "")
             + f"; there are {there}"
         )
 
-    def are_of(header: Dataset, slides: list[list[TiledImage]]) -> bool:
-        return any(are_annotations_of(header, each, slide_key(each[0])[0]) for each in slides)
+    def are_of(header: Dataset, slides: Sequence[SlideGroup]) -> bool:
+        return any(are_annotations_of(header, each.images, each.frames) for each in slides)
 
     others = [each for each in others if are_of(each, kept) or not are_of(each, slides)]
-    return [*(image.metadata for slide in kept for image in slide), *others]
+    return [*(image.metadata for slide in kept for image in slide.images), *others]

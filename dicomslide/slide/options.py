@@ -16,11 +16,12 @@ __all__ = ["SlideOptions"]
 class SlideOptions:
     """How a slide is read: see :class:`dicomslide.Slide`."""
 
-    max_frame_cache_size: int | None
-    pyramid_tolerance: float
-    correct_color: bool
-    on_error: OnError
+    max_frame_cache_size: int | None = None
+    pyramid_tolerance: float = 0.1
+    correct_color: bool = True
+    on_error: OnError = "raise"
     align_levels: bool = True
+    pyramid: int | str | None = None
 
     def __post_init__(self) -> None:
         _check_from_zero(self.pyramid_tolerance, numbers.Real, "pyramid_tolerance", "mm")
@@ -28,6 +29,12 @@ class SlideOptions:
             _check_from_zero(
                 self.max_frame_cache_size, numbers.Integral, "max_frame_cache_size", "frames"
             )
+
+    def changed(self, **given: Any) -> SlideOptions:
+        """Return these options with others in place of those that are given and not None."""
+        return dataclasses.replace(
+            self, **{name: value for name, value in given.items() if value is not None}
+        )
 
 
 def _check_from_zero(value: Any, kind: type, name: str, unit: str) -> None:

@@ -59,6 +59,11 @@ class Slide(SlideContents):
     align_levels : bool, default: True
         Whether levels that state the Total Pixel Matrix Origin of the base are laid on its corner,
         where their pixels are; False takes each header at its word.
+    pyramid : int or str, optional
+        Which pyramid is read, where several are on the glass (regions scanned one by one; a stack
+        beside its image with an extended depth of field): its number, from 0, the largest, on; its
+        Pyramid UID; or the SOP Instance UID, the path or the name of a file of it. Without it the
+        largest is read, and a warning lists them.
 
     Raises
     ------
@@ -87,6 +92,7 @@ class Slide(SlideContents):
         correct_color: bool = True,
         on_error: OnError = "raise",
         align_levels: bool = True,
+        pyramid: int | str | None = None,
     ) -> None:
         sources = [frame_source(client, metadata) for metadata in image_metadata]
         options = SlideOptions(
@@ -95,6 +101,7 @@ class Slide(SlideContents):
             correct_color=correct_color,
             on_error=on_error,
             align_levels=align_levels,
+            pyramid=pyramid,
         )
         super().__init__(join_concatenations(sources), options)
         self.warn_if_mirrored(stacklevel=2)
@@ -155,7 +162,7 @@ class Slide(SlideContents):
 
         """
         image, channel, plane = self._place(level, channel_index, focal_plane_index)
-        at_level = self._offset_at(image, utils.two_integers(offset, "offset"))
+        at_level = self._offset_at(level, utils.two_integers(offset, "offset"))
         return image.get_image_region(at_level, size, channel, plane)
 
     def get_slide_region(
@@ -362,8 +369,7 @@ class Slide(SlideContents):
         """
         from dicomslide.annotation.bulk import find_annotation_groups
 
-        uid = self.said("FrameOfReferenceUID")
-        return find_annotation_groups(self._others, self._images, uid)
+        return find_annotation_groups(self._others, self._images, self._frames)
 
     # -- between pixels and millimetres --
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import pickle
 import warnings
 from typing import TYPE_CHECKING
@@ -19,10 +20,9 @@ from dicomslide.slide.collection import (
     is_volume,
     join_concatenations,
     not_a_slide,
-    slide_key,
 )
 from dicomslide.slide.contents import slide_of
-from dicomslide.slide.options import SlideOptions
+from dicomslide.slide.pyramids import pyramids_of
 from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.base import FrameSource
+    from dicomslide.geometry import SlideGeometry
+    from dicomslide.slide.options import SlideOptions
 
 __all__ = ["Instance", "Member", "open_members", "sort_instances", "split"]
 
@@ -47,6 +49,10 @@ class Instance:
     """Those that share one of these may be of one slide."""
     rank: int
     """2 for an image that makes a slide, 1 for a derived one, 0 for another, -1 for no image."""
+    pyramid: tuple[str | None, bool] | None
+    """Pyramid UID, and whether it has an extended depth of field; None for another image."""
+    placed: SlideGeometry | None
+    """Where an image that makes a slide lies, as it states; None where it doesn't."""
 
     @classmethod
     def of(cls, source: FrameSource) -> Instance:
@@ -74,9 +80,15 @@ class Instance:
         links = [(kind, value) for kind, value in named.items() if value]
         links += [("instance", each) for each in (uid or source.name, *sorted(references))]
         study = utils.text(header, "StudyInstanceUID")
+        pyramid, placed = None, None
+        if rank == 2:
+            depth = utils.text(header, "ExtendedDepthOfField") == "YES"
+            pyramid = utils.text(header, "PyramidUID"), depth
+            with contextlib.suppress(MetadataError):
+                placed = image.geometry
         with contextlib.suppress(TypeError):  # of a client that can't be made again
             source = pickle.loads(pickle.dumps(source))  # thin: that of a server held its header
-        return cls(source, frame, container, study, tuple(links), rank)
+        return cls(source, frame, container, study, tuple(links), rank, pyramid, placed)
 
     @property
     def is_complete(self) -> bool:
@@ -125,12 +137,21 @@ class Member:
     container: str | None
     frame_of_reference_uid: str | None
     sources: tuple[FrameSource, ...]
+    pyramid: int | None = None
+    """Zero-based index of its pyramid, where several are on the glass."""
 
 
-def split(instances: Sequence[Instance]) -> list[Member]:
+def split(instances: Sequence[Instance], tolerance: float) -> list[Member]:
     """Return the slides of linked instances; none where no image is among them.
 
-    Headers are read again only where few words don't tell.
+    Each pyramid of a glass is a slide. Headers are read again only where few words don't tell.
+
+    Parameters
+    ----------
+    instances : sequence of Instance
+        What :func:`sort_instances` put together.
+    tolerance : float
+        Distance in mm by which centres of levels may differ, if more than a pixel.
 
     Raises
     ------
@@ -147,7 +168,9 @@ def split(instances: Sequence[Instance]) -> list[Member]:
         raise not_a_slide([each.source for each in instances])
     roots = [each for each in instances if each.rank == rank]
     keys = {(each.container, each.frame_of_reference_uid) for each in roots}
-    if len(keys) == 1 and (len(roots) == 1 or roots[0].is_complete):
+    if len(keys) == 1 and (
+        len(roots) == 1 or (roots[0].is_complete and _are_of_one_pyramid(roots, tolerance))
+    ):
         return [Member(*keys.pop(), tuple(each.source for each in instances))]
     images, others = [], []
     for source in _without_copies([each.source for each in instances]):
@@ -158,10 +181,31 @@ def split(instances: Sequence[Instance]) -> list[Member]:
             others.append(source)
     members = []
     for group in group_by_slide(images):
-        frame, container = slide_key(group[0])
-        its = [each for each in others if are_annotations_of(each.metadata, group, frame)]
-        members.append(Member(container, frame, (*(image.source for image in group), *its)))
+        its = [
+            each for each in others if are_annotations_of(each.metadata, group.images, group.frames)
+        ]
+        pyramids = pyramids_of(group, tolerance)
+        members += [
+            Member(
+                group.container,
+                group.frame_of_reference_uid,
+                (*(image.source for image in pyramid.images), *its),
+                number if len(pyramids) > 1 else None,
+            )
+            for number, pyramid in enumerate(pyramids)
+        ]
     return members
+
+
+def _are_of_one_pyramid(roots: Sequence[Instance], tolerance: float) -> bool:
+    """Whether few words suffice to say that images are levels and channels of one pyramid."""
+    if len({each.pyramid for each in roots}) > 1:
+        return False
+    placed = [each.placed for each in roots if each.placed is not None]
+    return all(
+        math.dist(each.center, placed[0].center) <= max(tolerance, *each.spacing)
+        for each in placed[1:]
+    )
 
 
 def open_members(sources: Sequence[FrameSource], options: SlideOptions) -> Slide:
