@@ -49,7 +49,7 @@ from dicomslide.utils import (
 if TYPE_CHECKING:
     from dicomslide.annotation.group import AnnotationGroup, Measurement
     from dicomslide.backends.connection import register_client
-    from dicomslide.backends.credentials import register_credentials
+    from dicomslide.backends.credentials import forget, register_credentials
     from dicomslide.backends.storage import register_storage_options
     from dicomslide.display.picture import add_scale_bar
     from dicomslide.export.ome_zarr import to_ome_zarr
@@ -97,6 +97,7 @@ _LATE = {
     "compute_image_center_position": "pyramid",
     "disassemble_total_pixel_matrix": "tile",
     "find_slides": "slide",
+    "forget": "backends.credentials",
     "get_image_pixel_spacing": "pyramid",
     "get_image_size": "pyramid",
     "open_slide": "slide",
@@ -159,6 +160,7 @@ __all__ = [
     "does_segment_item_match",
     "does_specimen_description_item_match",
     "find_slides",
+    "forget",
     "get_image_pixel_spacing",
     "get_image_size",
     "get_options",

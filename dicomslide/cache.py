@@ -11,14 +11,14 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
     import numpy as np
 
-__all__ = ["ForkLock", "FrameCache", "Registry", "after_fork_in_child"]
+__all__ = ["ForkLock", "FrameCache", "Registry", "after_fork_in_child", "forget"]
 
 K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
@@ -62,6 +62,16 @@ class ForkLock:
         self._lock.release()
 
 
+def forget(part: str) -> None:
+    """Forget whatever is kept under a key that has a text among its parts, at any depth."""
+    for each in list(_kept):
+        each.forget(part)
+
+
+def _has(key: object, part: str) -> bool:
+    return any(_has(each, part) for each in key) if isinstance(key, tuple) else key == part
+
+
 class Registry(Generic[K, V]):
     """A bounded mapping that makes a missing value once, whatever the number of threads.
 
@@ -77,6 +87,7 @@ class Registry(Generic[K, V]):
     def __init__(self, size: int) -> None:
         self._size = size
         self._start()
+        _kept.add(self)
         after_fork_in_child(self, "_start")
 
     def _start(self) -> None:
@@ -106,6 +117,12 @@ class Registry(Generic[K, V]):
                     self._making.pop(key, None)
             return value
 
+    def forget(self, part: str) -> None:
+        """Forget the values under keys that have a text among their parts."""
+        with self._lock:
+            for key in [key for key in self._values if _has(key, part)]:
+                del self._values[key]
+
     def __len__(self) -> int:
         return len(self._values)
 
@@ -133,6 +150,7 @@ class FrameCache(Generic[F]):
     def __init__(self, max_bytes: Callable[[], int]) -> None:
         self._max_bytes = max_bytes
         self._start()
+        _kept.add(self)
         after_fork_in_child(self, "_start")
 
     def _start(self) -> None:
@@ -192,12 +210,30 @@ class FrameCache(Generic[F]):
         if not frames:
             del self._images[image]
 
+    def forget(self, part: str) -> None:
+        """Forget the frames of images that have a text among the parts of their names."""
+        with self._lock:
+            for image in [image for image in self._images if _has(image, part)]:
+                for frame in list(self._images[image]):
+                    self._forget(image, frame)
+
+    def discard(self, image: Hashable, frames: Iterable[int]) -> None:
+        """Forget some frames of an image."""
+        with self._lock:
+            for frame in frames:
+                if (image, frame) in self._frames:
+                    self._forget(image, frame)
+
     def clear(self) -> None:
         """Forget all frames."""
         with self._lock:
             self._frames.clear()
             self._images.clear()
             self._nbytes = 0
+
+
+_kept: weakref.WeakSet[Registry[Any, Any] | FrameCache[Any]] = weakref.WeakSet()
+"""All there are."""
 
 
 def _nbytes(data: np.ndarray | bytes) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 
+from dicomslide.backends.base import kept_as
 from dicomslide.cache import FrameCache, Registry
 from dicomslide.codec import DECODERS, decode_frame, scratch_memory, transfer_syntax_of
 from dicomslide.errors import FrameError, FrameReadError, FrameWarning, MetadataError
@@ -84,7 +85,6 @@ class FrameReader:
         self._source = source
         self._cache = _frames if cache is None else cache
         self._layout = layout
-        self._image = source.identity
         self._tile_bytes = math.prod(layout.pixel_format.shape) * layout.pixel_format.dtype.itemsize
         decoder = DECODERS.get(layout.transfer_syntax_uid or "")
         if max_frame_cache_size is None and cache is not None:  # who gives one wants it used
@@ -126,7 +126,8 @@ class FrameReader:
             When a frame can't be read or decoded, unless bad frames are to be filled.
 
         """
-        held = self._cache.get(self._image, frames)
+        image = kept_as(self._source)
+        held = self._cache.get(image, frames)
         missing = []
         for at, frame in enumerate(frames):
             tile = held.get(frame)
@@ -153,7 +154,7 @@ class FrameReader:
                     for (at, frame), buffer in zip(wanted, buffers, strict=True):
                         tile = self._decode(frame, buffer, None if frame in kept else scratch)
                         if frame in kept and tile is not None and self._is_worth_keeping(buffer):
-                            self._cache.put(self._image, frame, tile, self._most)
+                            self._cache.put(image, frame, tile, self._most)
                         use(at, tile)
             except BaseException:  # the other threads needn't go on
                 batches.close()
@@ -226,7 +227,7 @@ class FrameReader:
         """
         for start in range(0, len(frames), self.batch):
             batch = frames[start : start + self.batch]
-            held = self._cache.get(self._image, batch)
+            held = self._cache.get(kept_as(self._source), batch)
             missing = [frame for frame in batch if frame >= 0 and frame not in held]
             buffers = iter(self._fetch(missing) if missing else ())
             for frame in batch:
@@ -278,7 +279,7 @@ class FrameReader:
         if not buffer:
             reason = "it has no bytes; others of the image may have none either"
             error = FrameReadError(reason, self._source.name, frame)
-            _empty.get(self._image, lambda: self._warn(error))
+            _empty.get(kept_as(self._source), lambda: self._warn(error))
             return None
         layout = self._layout
         try:

@@ -315,7 +315,7 @@ def test_errors_of_the_server_name_instance_and_frames_but_no_credentials(jpeg_s
 
     client = FakeClient(jpeg_slide, send=fail)
     source = frame_source(client, client.all_metadata()[0])
-    with pytest.raises(dicomslide.FrameReadError, match=r"frames 1, 2: HTTPError: 503") as info:
+    with pytest.raises(dicomslide.FrameReadError, match=r"HTTPError: 503 .*frames 1, 2$") as info:
         source.read_frames([0, 1])
     assert source.name in str(info.value)
     assert len(frame_calls(client)) == 1  # no other media type helps
@@ -547,7 +547,7 @@ def test_whole_data_sets_are_read(jpeg_slide):
     source = frame_source(client, client.all_metadata()[0])
     assert source.read_instance().PixelData == client.datasets[source.name].PixelData
     client.datasets.clear()
-    with pytest.raises(dicomslide.MetadataError, match=r"doesn't give the data set .*KeyError"):
+    with pytest.raises(dicomslide.MetadataError, match=r"KeyError.* doesn't give the data set "):
         source.read_instance()
 
 

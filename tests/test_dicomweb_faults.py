@@ -113,7 +113,7 @@ def test_what_goes_wrong_each_time_is_an_error_that_names_the_frames(server, clo
     source = source_of(server, clock, **({"attempts": 3} if fault in (503, "truncated") else {}))
     server.play(*[fault] * 3)
     with pytest.raises(
-        dicomslide.FrameReadError, match=rf"frames 3, 8: .*{reason}.*\(3 attempts in 0\.8 s\)"
+        dicomslide.FrameReadError, match=rf": .*{reason}.*\(3 attempts in 0\.8 s\): .*frames 3, 8$"
     ) as info:
         source.read_frames([7, 2])
     assert source.name in str(info.value)
@@ -134,7 +134,7 @@ def test_what_goes_wrong_each_time_is_an_error_that_names_the_frames(server, clo
 def test_what_will_not_change_is_an_error_at_once(server, clock, fault, reason):
     source = source_of(server, clock)
     server.play(fault)
-    with pytest.raises(dicomslide.FrameReadError, match=f"frame 8: .*{reason}"):
+    with pytest.raises(dicomslide.FrameReadError, match=f": .*{reason}.*: .*frame 8"):
         source.read_frames([7])
     assert (len(server.requests), clock.waits) == (1, [])
     assert source.read_frames([7]) == [server.archive.frames(source.name)[7]]
@@ -145,7 +145,7 @@ def test_an_empty_reply_is_no_empty_frame(server, clock, fault):
     """A frame that is stored empty is background: silence must not become one."""
     source = source_of(server, clock)
     server.play(*[fault] * 4)
-    with pytest.raises(dicomslide.FrameReadError, match=r"frame 8: .*the reply is empty"):
+    with pytest.raises(dicomslide.FrameReadError, match=r"the reply is empty.*: .*frame 8"):
         source.read_frames([7])
     assert source.read_frames([7]) == [server.archive.frames(source.name)[7]]
 
@@ -371,7 +371,7 @@ def test_nothing_that_is_kept_or_shown_holds_a_token(server, tokens):
 
 def test_credentials_may_be_registered_after_a_server_has_refused(server):
     server.token = TOKEN
-    with pytest.raises(dicomslide.MetadataError, match="401 Unauthorized"):
+    with pytest.raises(dicomslide.SourceDeniedError, match=r"^401 Unauthorized"):
         dicomslide.open_slide(url_of(server))
     dicomslide.register_credentials(server.url, token=lambda url: TOKEN)
     try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dicomslide.codec.pixel_format import Buffer
 
-__all__ = ["ConcatenatedSource", "FrameSource", "FrameStore", "layout_of"]
+__all__ = ["ConcatenatedSource", "FrameSource", "FrameStore", "kept_as", "layout_of"]
 
 _joined: Registry[tuple[Hashable, ...], Dataset] = Registry(1024)
 """Metadata of concatenations."""
@@ -134,7 +134,16 @@ def layout_of(source: FrameSource) -> ImageLayout:
             source.frame_groups,
         )
 
-    return _layouts.get(source.identity, read)
+    return _layouts.get(kept_as(source), read)
+
+
+def kept_as(source: FrameSource) -> tuple[Hashable, ...]:
+    """Return by what this process keeps what it has read of a source.
+
+    Its identity; and of a server's, who read it: what one was shown, another may not be.
+    """
+    own: tuple[Hashable, ...] | None = getattr(source, "kept_as", None)
+    return source.identity if own is None else own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +189,11 @@ class ConcatenatedSource:
         return ("concatenation", *(part.identity for part in self.parts))
 
     @property
+    def kept_as(self) -> tuple[Hashable, ...]:
+        """By what this process keeps what it has read of the parts."""
+        return ("concatenation", *map(kept_as, self.parts))
+
+    @property
     def name(self) -> str:
         """What messages call it."""
         return self.parts[0].name
@@ -187,7 +201,7 @@ class ConcatenatedSource:
     @property
     def metadata(self) -> Dataset:
         """The first part's header, with the frames of all."""
-        return _joined.get(self.identity, self._joined_metadata)
+        return _joined.get(self.kept_as, self._joined_metadata)
 
     def _joined_metadata(self) -> Dataset:
         from pydicom.dataset import Dataset

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
+from dicomslide.backends.addresses import URL_SCHEME, is_dicomweb_url, parse_web_url
 from dicomslide.backends.file import FileSource, files_of, is_dicom_file
 from dicomslide.cache import ForkLock, Registry
 from dicomslide.errors import MetadataError, MetadataWarning, NotDicomError
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.base import FrameSource
+    from dicomslide.backends.connection import Address, Connection
 
-__all__ = ["ClientStore", "Series", "frame_source", "is_client", "is_dicomweb_url", "store_at"]
+__all__ = ["ClientStore", "Series", "check_access", "frame_source", "is_client",
+           "is_dicomweb_url", "store_at", "without_header"]  # fmt: skip
 
 SOP_INSTANCE_UID = 0x00080018
 PAGE = 200
@@ -78,22 +80,39 @@ def is_client(value: Any) -> bool:
     return callable(getattr(value, "retrieve_instance_frames", None))
 
 
+def without_header(source: FrameSource) -> FrameSource:
+    """Return a source that holds no header, to be kept among many."""
+    thin = getattr(source, "without_header", None)
+    return source if thin is None else thin()
+
+
 # -- URLs ------------------------------------------------------------------------------------
 
-URL_SCHEME = "dicomweb+"
-_URL = re.compile(
-    r"(?P<service>https?://[^/\s]+(?:/\S*?)??)"
-    r"(?:/studies/(?P<study>[\d.]+)(?:/series/(?P<series>[\d.]+))?)?/?"
-)
+
+def check_access(source: Any, storage_options: Any, session: Any) -> None:
+    """Raise a ValueError when what is given to reach a source by is for other sources."""
+    is_web = isinstance(source, str) and is_dicomweb_url(source)
+    if session is not None and not is_web:
+        raise ValueError(
+            "a session is for the URL of a DICOMweb service, study or series; a client has its"
+            " own, and URLs of objects and folders are reached as storage_options say"
+        )
+    if storage_options is not None and (is_web or is_client(source) or hasattr(source, "source")):
+        raise ValueError(
+            "storage_options are for URLs of objects and folders; a DICOMweb server is reached as"
+            " register_credentials says, or by a session"
+        )
 
 
-def is_dicomweb_url(text: str) -> bool:
-    """Whether a text is the URL of a DICOMweb service, of a study of it or of a series."""
-    return text.startswith(URL_SCHEME)
-
-
-def store_at(url: str) -> ClientStore:
+def store_at(url: str, session: Any = None) -> ClientStore:
     """Return what is at ``dicomweb+https://host/.../studies/.../series/...``.
+
+    Parameters
+    ----------
+    url : str
+        URL of a service, a study or a series.
+    session : requests.Session or callable, optional
+        What it is read by; what is registered for the server if not given.
 
     Raises
     ------
@@ -101,7 +120,7 @@ def store_at(url: str) -> ClientStore:
         When it isn't such a URL, or holds credentials.
 
     """
-    from dicomslide.backends.connection import Address, connection_at
+    from dicomslide.backends.connection import Address, connection_at, connection_with
     from dicomslide.backends.transport import public
 
     if public(url) != url:
@@ -109,11 +128,13 @@ def store_at(url: str) -> ClientStore:
             f"{public(url)}: a URL may hold no user, password or query, for it is kept and shown;"
             " see dicomslide.register_credentials"
         )
-    match = _URL.fullmatch(url.removeprefix(URL_SCHEME))
-    if match is None or "/studies" in match["service"]:
+    found = parse_web_url(url)
+    if found is None:
         raise NotDicomError(f"{url} isn't like {URL_SCHEME}https://host/studies/1.2.3/series/4.5.6")
-    client = connection_at(Address("DICOMwebClient", match["service"], None)).client
-    return ClientStore(client, match["study"], series_instance_uid=match["series"])
+    address = Address("DICOMwebClient", found.service, None)
+    own = None if session is None else connection_with(address, session)
+    client = connection_at(address).client if own is None else own.client
+    return ClientStore(client, found.study, series_instance_uid=found.series, link=own or address)
 
 
 # -- clients of files ------------------------------------------------------------------------
@@ -210,6 +231,8 @@ class ClientStore:
         Which studies; all of them if not given.
     series_instance_uid : str, optional
         The only series of the study that is looked at.
+    link : Connection or Address, optional
+        What is read through instead of the client; or where, for what is read as is registered.
 
     """
 
@@ -218,10 +241,23 @@ class ClientStore:
     patient_id: str | None = None
     study_id: str | None = None
     series_instance_uid: str | None = None
+    link: Connection | Address | None = None
 
     def source(self, metadata: Dataset) -> FrameSource:
         """Return the source of an instance."""
-        return frame_source(self.client, metadata)
+        if self.link is None:
+            return frame_source(self.client, metadata)
+        from dicomslide.backends.dicomweb import DicomWebSource
+
+        return DicomWebSource.through(self.link, metadata)
+
+    @property
+    def _connection(self) -> Connection:
+        from dicomslide.backends.connection import Connection, connection_at, connection_of
+
+        if self.link is None:
+            return connection_of(self.client)
+        return self.link if isinstance(self.link, Connection) else connection_at(self.link)
 
     @property
     def metadata(self) -> list[Dataset]:
@@ -292,18 +328,10 @@ class ClientStore:
             When they can't be retrieved.
 
         """
-        from dicomslide.backends.connection import connection_of
-        from dicomslide.backends.dicom_json import dataset_of_json
-
         uids = dataclasses.astuple(series)
         folder = _folder_of(self.client)
         if folder is None:
-            what = f"the metadata of series {uids[1]}"
-            connection = connection_of(self.client)
-            answer = connection.ask(what, "retrieve_series_metadata", *uids)
-            if not answer:
-                raise MetadataError(f"{connection.address.url} gives nothing as {what}")
-            metadata = [dataset_of_json(each) for each in answer]
+            metadata = self._connection.series_metadata(*uids)
         else:
             instances = self._pages(
                 "search_for_instances",
@@ -353,9 +381,7 @@ class ClientStore:
 
         Of these, results of which there may be more come with a warning.
         """
-        from dicomslide.backends.connection import connection_of
-
-        connection = connection_of(self.client)
+        connection = self._connection
         found: dict[str | None, Mapping[str, Any]] = {}
         received = 0
         while True:

@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import math
 import os
+import secrets
 import time
+import weakref
 from collections import OrderedDict
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from dicomslide.backends.credentials import new_session, renewed_session
+from dicomslide import cache, utils
+from dicomslide.backends import credentials
+from dicomslide.backends.addresses import is_within
+from dicomslide.backends.credentials import Credentials
 from dicomslide.backends.dicom_json import dataset_of_json, frame_groups_of_json
 from dicomslide.backends.encoded_frames import MOST_FRAMES
-from dicomslide.backends.gather import Gatherer
-from dicomslide.backends.service import FAILURES, REFUSALS, WebService, web_client_class
-from dicomslide.backends.transport import (
-    RETRIED,
-    TransportError,
-    is_at_home,
-    public,
-    said,
+from dicomslide.backends.failures import (
+    DENIALS,
+    MISSING,
+    NotServedError,
+    cause_of,
+    hint_for,
+    is_refusal,
+    kind_of,
+    listed,
+    read_error,
+    reason_of,
+    status_of,
 )
+from dicomslide.backends.gather import Gatherer
+from dicomslide.backends.negotiation import AS_STORED, MediaTypes, Negotiation
+from dicomslide.backends.service import FAILURES, REFUSALS, WebService, web_client_class
+from dicomslide.backends.transport import RETRIED, TransportError, is_at_home, public
 from dicomslide.cache import ForkLock, Registry
 from dicomslide.codec.codestream import is_lossy
-from dicomslide.errors import FrameReadError, MetadataError
+from dicomslide.errors import (
+    FrameReadError,
+    MetadataError,
+    SourceDeniedError,
+    SourceNotFoundError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pydicom.dataset import Dataset
 
@@ -38,40 +56,17 @@ if TYPE_CHECKING:
     from dicomslide.backends.read_ahead import ReadAhead
     from dicomslide.codec import PixelFormat
 
-__all__ = ["Address", "Connection", "NotServedError", "connection_at", "connection_of", "listed",
-           "read_error", "register_client"]  # fmt: skip
+__all__ = ["Address", "Connection", "connection_at", "connection_of", "connection_with",
+           "register_client"]  # fmt: skip
 
-MediaTypes: TypeAlias = tuple[str | tuple[str, str], ...] | None
-
-_UID = "1.2.840.10008.1.2"
-AS_STORED: MediaTypes = (("application/octet-stream", "*"),)  # byte for byte
-MEDIA_TYPES: tuple[MediaTypes, ...] = (
-    AS_STORED,
-    (("*/*", "*"),),
-    ("application/octet-stream",),  # decoded by the server
-    (("image/jls", f"{_UID}.4.80"),),
-    (("image/jp2", f"{_UID}.4.90"),),
-    (("image/jpeg", f"{_UID}.4.70"),),
-    (("image/dicom-rle", f"{_UID}.5"),),
-)
-"""What frames are asked for as, one after the other, until a server agrees: nothing lossy."""
-LOSSY_MEDIA_TYPES: tuple[MediaTypes, ...] = (("image/jpeg",), ("image/jls",), ("image/jp2",))
-"""What frames of images that are lossy anyway are asked for as."""
-DEFAULT: tuple[MediaTypes, ...] = (("*/*",), None)
-"""At last, what server and client like best, unless they like to lose something."""
-BIG_ENDIAN = f"{_UID}.2"
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
 NOT_SERVED = REFUSALS | {HTTPStatus.OK, HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED}
 """HTTP status of what a server doesn't do, or of a reply that nobody can read."""
 TOO_MUCH = frozenset({413, 414})
 """HTTP status of servers that are asked for too many frames at once."""
-LONGEST_DOUBT = 12
-"""Failures after which the pause isn't doubled any more until it is tried whether they passed."""
 MOST_CLIENTS = 32
 MOST_INSTANCES = 1024
-
-
-class NotServedError(FrameReadError):
-    """A server doesn't give frames as anything that it was asked for."""
+MOST_SEEN = 2**17
 
 
 # -- clients ---------------------------------------------------------------------------------
@@ -112,47 +107,76 @@ class Address:
         return f"{self.url}/{self.prefix}" if self.prefix else self.url
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Agreement:
-    """What frames of an instance are asked for as."""
-
-    media_types: MediaTypes
-    doubts: int
-    """How often something better was refused only by a failure, which may have passed."""
-    until: float
-    """When the better is tried again, by a clock that runs."""
-
-
 class Connection:
-    """A client and what was learnt of its server; one for each client of a process.
+    """One who is known to a server in some way, and what was learnt of the server.
+
+    There is one for each client of a process, one for each server of which slides are opened by
+    URL or arrive pickled, and one for each slide that was opened with a session of its own.
 
     Parameters
     ----------
     client : dicomweb_client.api.DICOMClient
-        Any object with the methods of the protocol that are used.
+        Any object with the methods of the protocol that are used. Nothing of it is changed.
+    credentials : Credentials, optional
+        What its session came of, where it was made here: these are renewed when the server refuses
+        them. A client of the caller's has its own, for better or worse.
 
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, credentials: Credentials | None = None) -> None:
         self._client = client
+        self._credentials = credentials
         self.address = Address.of(client)
+        self.scope = secrets.token_hex(8)
+        """Part of the name of whatever is kept in memory of what came this way."""
+        self._seen: OrderedDict[str, None] = OrderedDict()
         self.most_frames = MOST_FRAMES
         """Frames a request: fewer once the server has found a request too long."""
         self.serves_float_frames = True
         """False once the server has refused a frame of Float Pixel Data."""
-        self._agreed: OrderedDict[str, _Agreement] = OrderedDict()  # by SOP Instance UID
-        self._refused: set[MediaTypes] = set()  # by a server that has accepted another
+        self._negotiation = Negotiation(lambda: time.monotonic())
         self._process = os.getpid()
         self._lock = ForkLock()
         self._gatherers: Registry[str, Gatherer] = Registry(MOST_INSTANCES)
-        self.service = WebService.of(client, lambda: self.client._session, self._renew)
+        self.service = WebService.of(
+            client,
+            lambda: self.client._session,
+            None if credentials is None else self._renew,
+            lambda: None if self._credentials is None else self._credentials.auth,
+        )
         """What asks in the client's stead; None where the client answers in a way of its own."""
 
     def _renew(self, refused: Any, auth: Any) -> None:
-        """Get another session or `auth`, unless another thread has done so."""
+        """Get another session or token, unless another thread has done so, or they can't be had."""
+        if self._credentials is None:
+            return
         with self._lock:
-            if self._client._session is refused and refused.auth is auth:
-                self._client._session = renewed_session(self.address.url, refused)
+            if self._client._session is refused and self._credentials.auth is auth:
+                self._client._session = self._credentials.renewed(refused)
+
+    def sees(self, uid: str) -> bool:
+        """Whether the server has let this one see an instance, in this process."""
+        return uid in self._seen
+
+    def saw(self, uid: str) -> None:
+        """Note that the server has let this one see an instance."""
+        with self._lock:
+            self._seen[uid] = None
+            self._seen.move_to_end(uid)
+            if len(self._seen) > MOST_SEEN:
+                self._seen.popitem(last=False)
+
+    def saw_nothing(self, uid: str) -> None:
+        """Note that the server doesn't let this one see an instance, or not any more."""
+        with self._lock:
+            self._seen.pop(uid, None)
+
+    def forget(self) -> None:
+        """Use nothing any more of what was kept in memory."""
+        before, self.scope = self.scope, secrets.token_hex(8)
+        with self._lock:
+            self._seen.clear()
+        cache.forget(before)
 
     @property
     def client(self) -> Any:
@@ -200,12 +224,12 @@ class Connection:
             Naming the frames.
 
         """
-        agreed = self._agreed_on(uids[2])  # before: other threads may agree meanwhile
+        agreed = self._negotiation.agreed_on(uids[2])  # before: other threads may agree meanwhile
         refused: set[MediaTypes] = set()
         statuses: set[int | None] = set()
         first_error: Exception | None = None
         retrieve = self._retriever(uids, indices, pixel_format, agreed=agreed is not None)
-        for media_types in self._media_types(agreed, lossy=lossy):
+        for media_types in self._negotiation.media_types(agreed, lossy=lossy):
             try:
                 frames = retrieve(media_types)
                 if not lossy and media_types != AS_STORED:
@@ -213,19 +237,21 @@ class Connection:
             except Exception as error:  # each client has error types of its own
                 if first_error is None or isinstance(error, _LossyError):
                     first_error = error
-                is_refusal, status = _is_refusal(error), _status(error)
-                statuses.add(HTTPStatus.NOT_ACCEPTABLE if is_refusal else status)
+                refuses, status = is_refusal(error), status_of(error)
+                statuses.add(HTTPStatus.NOT_ACCEPTABLE if refuses else status)
                 if agreed and status not in REFUSALS:
                     break
-                if is_refusal:
+                if refuses:
                     refused.add(media_types)
                 elif status not in FAILURES:
                     break
             else:
-                self._agree(uids[2], media_types, refused, failed=bool(statuses & RETRIED))
+                failed = bool(statuses & RETRIED)
+                self._negotiation.agree(uids[2], media_types, refused, failed=failed)
+                self.saw(uids[2])
                 return frames
         assert first_error is not None
-        if _status(first_error) in TOO_MUCH and len(indices) > 1:
+        if status_of(first_error) in TOO_MUCH and len(indices) > 1:
             half = len(indices) // 2
             self.most_frames = min(self.most_frames, half)
             parts = (indices[:half], indices[half:])
@@ -234,8 +260,10 @@ class Connection:
         if pixel_format.floating and statuses <= NOT_SERVED:  # else it may have been a bad moment
             self.serves_float_frames = False
         kind = NotServedError if statuses <= NOT_SERVED | FAILURES else FrameReadError
-        reason = f"{self.address.url} doesn't give {listed(indices)}: {_reason(first_error)}"
-        raise read_error(reason, uids[2], indices, kind) from _cause(first_error)
+        reason = f"{reason_of(first_error)}: {self.address.url} doesn't give {listed(indices)}"
+        if status_of(first_error) in DENIALS | MISSING:
+            self.saw_nothing(uids[2])
+        raise read_error(reason, uids[2], indices, kind) from cause_of(first_error)
 
     def _retriever(
         self,
@@ -272,38 +300,6 @@ class Connection:
 
         return of_service
 
-    def _agreed_on(self, uid: str) -> _Agreement | None:
-        with self._lock:
-            found = self._agreed.get(uid)
-            return None if found is None or time.monotonic() >= found.until else found
-
-    def _media_types(self, agreed: _Agreement | None, *, lossy: bool) -> list[MediaTypes]:
-        """Return what to ask for, what is most likely to be given first."""
-        known = (*MEDIA_TYPES, *(LOSSY_MEDIA_TYPES if lossy else ()), *DEFAULT)
-        with self._lock:
-            hopeful = [each for each in known if each not in self._refused]
-        first = [] if agreed is None else [agreed.media_types]
-        return list(dict.fromkeys((*first, *hopeful, *known)))
-
-    def _agree(
-        self, uid: str, media_types: MediaTypes, refused: set[MediaTypes], *, failed: bool
-    ) -> None:
-        """Agree on a media type: for a while only, if the server `failed` to give a better one."""
-        with self._lock:
-            known = self._agreed.get(uid, _Agreement(media_types, 0, math.inf))
-            if failed:  # the better is tried again with the next request, then after 1, 3, 7 ... s
-                doubts = min(known.doubts + 1, LONGEST_DOUBT)
-                until = time.monotonic() + 2 ** (doubts - 1) - 1
-                known = _Agreement(media_types, doubts, until)
-            elif known.media_types != media_types:
-                known = _Agreement(media_types, 0, math.inf)
-            self._agreed[uid] = known
-            self._agreed.move_to_end(uid)
-            if len(self._agreed) > MOST_INSTANCES:
-                self._agreed.popitem(last=False)
-            good = {each.media_types for each in self._agreed.values()}
-            self._refused = (self._refused | refused) - good
-
     def metadata(self, uids: tuple[str, str, str]) -> Dataset:
         """Retrieve the metadata of an instance."""
         return dataset_of_json(self._metadata(uids))
@@ -314,14 +310,37 @@ class Connection:
 
     def _metadata(self, uids: tuple[str, str, str]) -> Mapping[str, Any]:
         what = f"the metadata of {uids[2]}"
-        found = self.ask(what, "retrieve_instance_metadata", *uids)
-        if isinstance(found, list) and not found:
-            raise MetadataError(f"{self.address.url} gives nothing as {what}")
+        with self._seeing(uids[2]):
+            found = self.ask(what, "retrieve_instance_metadata", *uids)
+            if isinstance(found, list) and not found:
+                raise MetadataError(f"{self.address.url} gives nothing as {what}")
         return found[0] if isinstance(found, list) else found
+
+    def series_metadata(self, study: str, series: str) -> list[Dataset]:
+        """Retrieve the metadata of all instances of a series."""
+        what = f"the metadata of series {series}"
+        answer = self.ask(what, "retrieve_series_metadata", study, series)
+        if not answer:
+            raise MetadataError(f"{self.address.url} gives nothing as {what}")
+        found = [dataset_of_json(each) for each in answer]
+        for each in found:
+            self.saw(utils.text(each, "SOPInstanceUID") or "")
+        return found
 
     def instance(self, uids: tuple[str, str, str]) -> Dataset:
         """Retrieve the whole data set of an instance."""
-        return self.ask(f"the data set {uids[2]}", "retrieve_instance", *uids)
+        with self._seeing(uids[2]):
+            return self.ask(f"the data set {uids[2]}", "retrieve_instance", *uids)
+
+    @contextlib.contextmanager
+    def _seeing(self, uid: str) -> Iterator[None]:
+        """Note what a request says of whether an instance may be seen."""
+        try:
+            yield
+        except (SourceDeniedError, SourceNotFoundError):
+            self.saw_nothing(uid)
+            raise
+        self.saw(uid)
 
     def bulk_data(self, uri: str) -> bytes:
         """Retrieve what a BulkDataURI leads to.
@@ -360,64 +379,116 @@ class Connection:
             asked = self.client if self.service is None else self.service
             return getattr(asked, method)(*arguments, **options)
         except Exception as error:  # each client has error types of its own
-            reason, cause = _reason(error), _cause(error)
+            reason, cause, kind = reason_of(error), cause_of(error), kind_of(error)
         # not in the handler, for the error, whatever it holds, would be this one's context
-        raise MetadataError(f"{self.address.url} doesn't give {what}: {reason}") from cause
+        raise kind(f"{reason}: {self.address.url} doesn't give {what}{hint_for(kind)}") from cause
 
 
 class _Connections:
-    """The clients that this process has used last, one for each address."""
+    """The connections that this process has used last."""
 
     def __init__(self) -> None:
         self._lock = ForkLock()
-        # not forgotten in a forked child: it goes on with the parent's clients
+        # none is forgotten in a forked child: it goes on with the parent's clients
+        self._of_clients: OrderedDict[int, Connection] = OrderedDict()
+        """By the id of the client, which each holds: of callers' clients."""
         self._by_address: OrderedDict[Address, Connection] = OrderedDict()
+        """What slides are read through that are opened by URL, or arrive pickled."""
+        self._clients: set[Address] = set()
+        """Addresses for which a client was registered."""
+        self._by_scope: weakref.WeakValueDictionary[str, Connection] = weakref.WeakValueDictionary()
+        """All of those through which slides may have been opened."""
 
     def of(self, client: Any) -> Connection:
-        address = Address.of(client)
+        """Return the connection of a caller's client: the same each time."""
         with self._lock:
-            found = self._by_address.get(address)
-            if found is None or found.client is not client:
-                found = Connection(client)
-            self._keep(address, found)
-            return found
-
-    def at(self, address: Address) -> Connection:
-        """Return the connection that was registered last, else a new one."""
-        with self._lock:
-            found = self._by_address.get(address)
+            found = self._of_clients.get(id(client))
             if found is None:
-                try:
-                    from dicomweb_client.api import DICOMwebClient
-                except ImportError:
-                    raise ImportError(
-                        f"reading from {address.url} takes the package dicomweb-client:"
-                        " pip install 'dicomslide[dicomweb]'"
-                    ) from None
-                client = DICOMwebClient(
-                    address.url, new_session(address.url), wado_url_prefix=address.prefix
-                )
                 found = Connection(client)
-            self._keep(address, found)
+            _keep(self._of_clients, id(client), found)
+            self._by_scope[found.scope] = found
             return found
 
-    def _keep(self, address: Address, connection: Connection) -> None:
-        self._by_address[address] = connection
-        self._by_address.move_to_end(address)
-        while len(self._by_address) > MOST_CLIENTS:
-            self._by_address.popitem(last=False)
+    def using(self, address: Address, session: Any) -> Connection:
+        """Return a new connection with a session of its own."""
+        found = _connection(address, Credentials(address.url, session))
+        with self._lock:
+            self._by_scope[found.scope] = found
+        return found
+
+    def at(self, address: Address, scope: str | None = None) -> Connection:
+        """Return the connection that is registered for an address, else a plain one.
+
+        Where nothing is registered, what was pickled in this process goes on as it was opened.
+        """
+        with self._lock:
+            known = self._by_address.get(address)
+            own = None if scope is None else self._by_scope.get(scope)
+            if known is None or (own is not None and address not in self._clients):
+                registered = credentials.registered(address.url)
+                if registered is None and own is not None:
+                    return own
+                if known is None:
+                    known = _connection(address, registered or Credentials(address.url))
+            _keep(self._by_address, address, known)
+            return known
+
+    def register(self, client: Any) -> None:
+        """Let slides at the address of a client be read through it."""
+        found = self.of(client)
+        with self._lock:
+            before = self._by_address.pop(found.address, None)
+            _keep(self._by_address, found.address, found)
+            self._clients.add(found.address)
+        if before is not None and before is not found:
+            before.forget()
+
+    def forget(self, url: str) -> None:
+        """Drop the connections of a service, and of all what was kept in memory."""
+        with self._lock:
+            for address in [each for each in self._by_address if is_within(each.url, url)]:
+                self._by_address.pop(address).forget()
+                self._clients.discard(address)
+            for scope, each in list(self._by_scope.items()):
+                if is_within(each.address.url, url):
+                    del self._by_scope[scope]
+                    each.forget()
+
+
+def _keep(connections: OrderedDict[Any, Connection], key: Any, connection: Connection) -> None:
+    connections[key] = connection
+    connections.move_to_end(key)
+    while len(connections) > MOST_CLIENTS:
+        connections.popitem(last=False)
+
+
+def _connection(address: Address, known_by: Credentials) -> Connection:
+    try:
+        from dicomweb_client.api import DICOMwebClient
+    except ImportError:
+        raise ImportError(
+            f"reading from {address.url} takes the package dicomweb-client:"
+            " pip install 'dicomslide[dicomweb]'"
+        ) from None
+    client = DICOMwebClient(address.url, known_by.session(), wado_url_prefix=address.prefix)
+    return Connection(client, known_by)
 
 
 _connections = _Connections()
+credentials.on_change(_connections.forget)
 
 
 def register_client(client: Any) -> None:
-    """Let what was unpickled in this process read through a client.
+    """Let slides of a server that are opened by URL, or arrive pickled, be read through a client.
 
     What is pickled names a server, but holds neither a client nor its credentials. A worker
-    process that got it reads through the client that was last used or registered for that
-    server, else through a new ``DICOMwebClient(url)``, whose session has the credentials that
-    :func:`register_credentials` knows.
+    process that got it reads through the client that was registered for that server last, else
+    with the credentials that :func:`register_credentials` knows. Where nothing is registered, the
+    process that has pickled it reads it through the client or session that it was opened with, and
+    any other through a plain session.
+
+    Whichever of this and :func:`register_credentials` is called last counts; :func:`forget` undoes
+    both.
 
     Parameters
     ----------
@@ -425,17 +496,31 @@ def register_client(client: Any) -> None:
         Client for a server, with its session.
 
     """
-    _connections.of(client)
+    _connections.register(client)
 
 
 def connection_of(client: Any) -> Connection:
-    """Return this process's connection of a client."""
+    """Return this process's connection of a caller's client."""
     return _connections.of(client)
 
 
-def connection_at(address: Address) -> Connection:
-    """Return this process's connection to a server: the last one, else a new one."""
-    return _connections.at(address)
+def connection_at(address: Address, scope: str | None = None) -> Connection:
+    """Return what this process reads through what is opened by URL, or arrives pickled.
+
+    Parameters
+    ----------
+    address : Address
+        Where the server is.
+    scope : str, optional
+        Scope of the connection that it was opened through, where it arrived pickled.
+
+    """
+    return _connections.at(address, scope)
+
+
+def connection_with(address: Address, session: Any) -> Connection:
+    """Return a connection to a server, with a session, or what gives one, of its own."""
+    return _connections.using(address, session)
 
 
 class _LossyError(TransportError):
@@ -451,49 +536,6 @@ def _check_lossless(frames: Sequence[bytes], pixel_format: PixelFormat) -> None:
                 " lossy (LossyImageCompression)",
                 HTTPStatus.NOT_ACCEPTABLE,
             )
-
-
-def _status(error: Exception) -> int | None:
-    if isinstance(error, TransportError):
-        return error.status
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether an error is about the media type; clients check it too, and some take none."""
-    if _status(error) is None:  # TransportError isn't among these
-        return isinstance(error, (NotImplementedError, TypeError, ValueError))
-    return _status(error) in REFUSALS
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, TransportError) else said(error)
-
-
-def _cause(error: BaseException) -> BaseException | None:
-    """Return an error where it may be shown and sent: neither it nor its causes hold credentials.
-
-    Errors of requests hold the request, with its headers, and dask pickles the causes of errors.
-    """
-    each: BaseException | None = error
-    while each is not None:
-        if getattr(each, "request", None) or not said(each).endswith(str(each)):
-            return None
-        each = each.__cause__ or each.__context__
-    return error
-
-
-def listed(indices: Sequence[int]) -> str:
-    """Name frames by number."""
-    numbers = ", ".join(str(index + 1) for index in indices)
-    return f"frame{'s' if len(indices) > 1 else ''} {numbers}"
-
-
-def read_error(
-    reason: str, name: str, indices: Sequence[int], kind: type[FrameReadError] = FrameReadError
-) -> FrameReadError:
-    """Return an error of one or more frames."""
-    return kind(reason, name, indices[0] if len(indices) == 1 else None)
 
 
 def _little_endian(part: Part, pixel_format: PixelFormat) -> bytes:

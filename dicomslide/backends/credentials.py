@@ -6,12 +6,13 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from dicomslide.backends.addresses import is_within, service_of
 from dicomslide.cache import ForkLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["new_session", "register_credentials", "renewed_session"]
+__all__ = ["Credentials", "forget", "on_change", "register_credentials", "registered"]
 
 SESSION_VARIABLE = "DICOMSLIDE_DICOMWEB_SESSION"
 TOKEN_VARIABLE = "DICOMSLIDE_DICOMWEB_TOKEN"
@@ -24,6 +25,8 @@ class _Registered:
         self._lock = ForkLock()
         self._session: dict[str, Callable[[str], Any]] = {}
         self._token: dict[str, Callable[[str], str | None]] = {}
+        self.on_change: list[Callable[[str], None]] = []
+        """Called with the URL for which something else is registered now, or nothing."""
 
     def put(
         self,
@@ -31,7 +34,7 @@ class _Registered:
         session: Callable[[str], Any] | None,
         token: Callable[[str], str | None] | None,
     ) -> None:
-        key = url.removeprefix("dicomweb+").rstrip("/")
+        key = service_of(url)
         with self._lock:
             self._session.pop(key, None)
             self._token.pop(key, None)
@@ -39,6 +42,19 @@ class _Registered:
                 self._session[key] = session
             if token is not None:
                 self._token[key] = token
+        self._tell(url)
+
+    def drop(self, url: str) -> None:
+        """Drop what is registered for a URL, and for those that begin with it."""
+        with self._lock:
+            for functions in (self._session, self._token):
+                for key in [key for key in functions if is_within(key, url)]:
+                    del functions[key]
+        self._tell(url)
+
+    def _tell(self, url: str) -> None:
+        for changed in self.on_change:
+            changed(url)
 
     def session(self, url: str) -> Callable[[str], Any] | None:
         return self._of(self._session, url, SESSION_VARIABLE)
@@ -49,7 +65,7 @@ class _Registered:
     def _of(self, functions: dict[str, Any], url: str, variable: str) -> Any:
         """Return the function for the longest URL that `url` begins with, else the variable's."""
         with self._lock:
-            keys = [key for key in functions if f"{url.rstrip('/')}/".startswith(f"{key}/")]
+            keys = [key for key in functions if is_within(url, key)]
             if keys:
                 return functions[max(keys, key=len)]
         name = os.environ.get(variable)
@@ -67,11 +83,15 @@ def register_credentials(
 ) -> None:
     """Say how this process makes itself known to a DICOMweb server.
 
-    For slides that are opened by URL or arrive pickled, which hold no credentials. In each
-    process of a cluster either this is called, or an environment variable names a function of an
-    importable module: ``DICOMSLIDE_DICOMWEB_SESSION=package.module:function``, or
-    ``DICOMSLIDE_DICOMWEB_TOKEN``. Else a plain session is used, to which a ``.netrc`` file may
-    give a user and password.
+    For slides that are opened by URL or arrive pickled, which hold no credentials; never for
+    those of a client of the caller's, which keeps its own. In each process of a cluster either
+    this is called, or an environment variable names a function of an importable module:
+    ``DICOMSLIDE_DICOMWEB_SESSION=package.module:function``, or ``DICOMSLIDE_DICOMWEB_TOKEN``.
+    Else a plain session is used, to which a ``.netrc`` file may give a user and password.
+
+    It takes effect with the next request, also of slides that are open: what the process has kept
+    of the service until then (connections, headers, frames in memory) is dropped, as by
+    :func:`forget`.
 
     Parameters
     ----------
@@ -79,14 +99,32 @@ def register_credentials(
         URL of the service, or what it begins with; as slides are opened by it, or without
         ``dicomweb+``.
     session : callable, optional
-        Called with the URL of the service; returns a ``requests.Session``. Called again when
-        the server has refused what the last one sent.
+        Called with the URL of the service; returns a ``requests.Session``, of which nothing is
+        changed. Called again when the server has refused what the last one sent.
     token : callable, optional
         Called with the URL of the service; returns a bearer token, or None. Called again when
         the server has refused the last one.
 
     """
     _registered.put(url, session, token)
+
+
+def forget(url: str) -> None:
+    """Undo :func:`register_credentials` and :func:`register_client`, and drop what came of them.
+
+    Nothing that the process has kept of the service is used any more: connections, sessions,
+    headers and frames in memory. Frames on disk (`frame_folder`) stay there, for whom the server
+    lets see the instance that they are of. What is open by URL asks the server again when pixels
+    are read, as somebody without credentials; what was opened with a client asks as that client.
+
+    Parameters
+    ----------
+    url : str
+        URL of the service, or what it begins with; with or without ``dicomweb+``, a study and a
+        series.
+
+    """
+    _registered.drop(url)
 
 
 class _BearerToken:
@@ -108,7 +146,7 @@ class _BearerToken:
         return request
 
     def __reduce__(self) -> Any:
-        raise TypeError("a session with a token can't be pickled; register it in each process")
+        raise TypeError("a token can't be pickled; register it in each process")
 
 
 def _checked(token: str) -> str:
@@ -118,42 +156,67 @@ def _checked(token: str) -> str:
     return token
 
 
-def new_session(url: str) -> Any:
-    """Return a session for a server, with what is known of credentials for it.
+class Credentials:
+    """By what one connection makes itself known to a service.
 
-    Returns
-    -------
-    requests.Session
-        A session of its own.
+    Parameters
+    ----------
+    url : str
+        URL of the service.
+    session : requests.Session or callable, optional
+        A session, or what gives one when called with the URL.
+    token : callable, optional
+        Gives a bearer token when called with the URL.
 
     """
-    make, token = _registered.session(url), _registered.token(url)
-    if make is not None:
-        session = make(url)
-    else:
+
+    def __init__(
+        self,
+        url: str,
+        session: Any = None,
+        token: Callable[[str], str | None] | None = None,
+    ) -> None:
+        self._url = url
+        self._session = session
+        self._token = token
+        self.auth = self._new_auth()
+        """What authorises each request; None where the session does."""
+
+    def _new_auth(self) -> _BearerToken | None:
+        return None if self._token is None else _BearerToken(self._token, self._url)
+
+    def session(self) -> Any:
+        """Return the session to send through: what the caller gives, else a new one."""
+        if callable(self._session):
+            return self._given()
+        if self._session is not None:
+            return self._session
         import requests
 
-        session = requests.Session()
-    if token is not None:
-        session.auth = _BearerToken(token, url)
-    return session
+        return requests.Session()
+
+    def _given(self) -> Any:
+        session = self._session(self._url)
+        if not callable(getattr(session, "get", None)):  # else a plain one would be used
+            kind = type(session).__name__
+            raise TypeError(f"a {kind} came as session for {self._url}, not a requests.Session")
+        return session
+
+    def renewed(self, refused: Any) -> Any:
+        """Get other credentials where there is a way to; return the session to go on with."""
+        self.auth = self._new_auth()
+        return self._given() if callable(self._session) else refused
 
 
-def renewed_session(url: str, refused: Any) -> Any:
-    """Return what to go on with after a server has refused a session.
+def registered(url: str) -> Credentials | None:
+    """Return new credentials as they are registered for a service; None where nothing is."""
+    session, token = _registered.session(url), _registered.token(url)
+    return None if session is None and token is None else Credentials(url, session, token)
 
-    Returns
-    -------
-    requests.Session
-        Another one, or the same, where that gets other credentials by itself or can't.
 
-    """
-    token = _registered.token(url)
-    if _registered.session(url) is not None:
-        return new_session(url)
-    if token is not None:
-        refused.auth = _BearerToken(token, url)
-    return refused
+def on_change(call: Callable[[str], None]) -> None:
+    """Call a function with the URL for which something else is registered from now on."""
+    _registered.on_change.append(call)
 
 
 def _imported(name: str, variable: str) -> Any:

@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.backends import encoded_frames, gather
-from dicomslide.backends.connection import (
-    Address,
-    Connection,
-    NotServedError,
-    connection_at,
-    connection_of,
-    listed,
-    read_error,
-)
+from dicomslide.backends.connection import Address, Connection, connection_at, connection_of
 from dicomslide.backends.dicom_json import BulkData
+from dicomslide.backends.failures import NotServedError, listed, read_error
 from dicomslide.backends.part10 import MemoryBlob
 from dicomslide.backends.pixel_data import NativeFrames, read_frames
 from dicomslide.backends.read_ahead import ReadAhead
@@ -76,12 +69,16 @@ def _uids_of(image: Dataset) -> tuple[str, str, str]:
     return study, series, instance
 
 
-@dataclasses.dataclass(frozen=True)
-class _Given:
-    """What an instance was opened with."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Here:
+    """What this process knows of an instance beside its name."""
 
-    connection: Connection
-    header: Dataset
+    connection: Connection | None = None
+    """Through which it was opened; None for what is read as is registered for its address."""
+    header: Dataset | None = None
+    """Metadata that it was opened with; None for those of the server."""
+    scope: str | None = None
+    """Scope of the connection through which it was opened before it was pickled."""
 
 
 _headers: Registry[tuple[Hashable, ...], Dataset] = Registry(1024)
@@ -93,19 +90,32 @@ _wholes: Registry[tuple[Hashable, ...], _WholeFrames] = Registry(2)
 class DicomWebSource:
     """An instance that a DICOMweb client gives.
 
-    Its pickle holds the address of the server and the UIDs: neither metadata nor a client.
+    Its pickle holds the address of the server and the UIDs: neither metadata nor a client. Opened
+    through a client or a session, it is read through no other. Opened by URL or arrived pickled, it
+    is read by whoever is registered for the server at the time.
     """
 
     address: Address
     study_instance_uid: str
     series_instance_uid: str
     sop_instance_uid: str
-    _here: _Given | None = dataclasses.field(default=None, repr=False, compare=False)
-    """Where the client and the metadata were given; None where it was unpickled."""
+    _here: _Here = dataclasses.field(default=_Here(), repr=False, compare=False)
 
     @classmethod
     def of(cls, client: Any, metadata: Dataset) -> DicomWebSource:
+        """Return the source of an instance from its metadata, read through a caller's client."""
+        return cls.through(connection_of(client), metadata)
+
+    @classmethod
+    def through(cls, link: Connection | Address, metadata: Dataset) -> DicomWebSource:
         """Return the source of an instance from its metadata.
+
+        Parameters
+        ----------
+        link : Connection or Address
+            What it is read through; or where, for what is read as is registered.
+        metadata : pydicom.dataset.Dataset
+            Metadata of the instance.
 
         Raises
         ------
@@ -113,9 +123,10 @@ class DicomWebSource:
             When they lack UIDs, or the positions of some frames.
 
         """
-        connection = connection_of(client)
-        given = _Given(connection, _header_of(metadata))
-        return cls(connection.address, *_uids_of(metadata), given)
+        connection = link if isinstance(link, Connection) else None
+        here = _Here(connection=connection, header=_header_of(metadata))
+        address = link.address if isinstance(link, Connection) else link
+        return cls(address, *_uids_of(metadata), here)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if not self.address.can_be_remade:
@@ -124,7 +135,9 @@ class DicomWebSource:
                 " another process; use threads, open the slide where it is read, or give a"
                 " dicomweb_client.api.DICOMwebClient"
             )
-        return DicomWebSource, (self.address, *self.uids)
+        here = self._here
+        scope = here.scope if here.connection is None else here.connection.scope
+        return _arrived, (self.address, *self.uids, scope)
 
     def __copy__(self) -> DicomWebSource:
         return self
@@ -132,10 +145,22 @@ class DicomWebSource:
     def __deepcopy__(self, memo: dict[int, Any]) -> DicomWebSource:
         return self
 
+    def without_header(self) -> DicomWebSource:
+        """Return the same source, thin: the header is retrieved again when it is wanted."""
+        return dataclasses.replace(self, _here=dataclasses.replace(self._here, header=None))
+
     @property
     def identity(self) -> tuple[Hashable, ...]:
         """Name of these bytes: the same in every process, without credentials."""
         return ("dicomweb", *dataclasses.astuple(self.address), self.sop_instance_uid)
+
+    @property
+    def kept_as(self) -> tuple[Hashable, ...]:
+        """Name of what this process keeps of it: for those only through whose eyes it was read."""
+        return self._kept_as(self._connection)
+
+    def _kept_as(self, connection: Connection) -> tuple[Hashable, ...]:
+        return (connection.scope, *self.identity)
 
     @property
     def name(self) -> str:
@@ -150,14 +175,19 @@ class DicomWebSource:
     @property
     def _connection(self) -> Connection:
         # looked up each time: tokens expire, and then another client is registered
-        return connection_at(self.address) if self._here is None else self._here.connection
+        if self._here.connection is not None:
+            return self._here.connection
+        return connection_at(self.address, self._here.scope)
 
     @property
     def metadata(self) -> Dataset:
         """The metadata, without pixel data and per-frame functional groups."""
-        if self._here is not None:
+        if self._here.header is not None:
             return self._here.header
-        return _headers.get(self.identity, lambda: _header_of(self._connection.metadata(self.uids)))
+        connection = self._connection
+        return _headers.get(
+            self._kept_as(connection), lambda: _header_of(connection.metadata(self.uids))
+        )
 
     @property
     def transfer_syntax_uid(self) -> None:
@@ -181,7 +211,7 @@ class DicomWebSource:
         path = utils.text(item, "OpticalPathIdentifier")
         try:
             # a failure isn't kept: it may go better next time
-            return _profiles.get((self.identity, path), lambda: self._retrieve_profile(item, path))
+            return _profiles.get((self.kept_as, path), lambda: self._retrieve_profile(item, path))
         except MetadataError as error:
             warnings.warn(
                 f"colours stay as stored, for the ICC profile can't be had: {error}",
@@ -238,13 +268,16 @@ class DicomWebSource:
                 raise FrameReadError(f"the image has {count} frames", self.name, index)
         most = self.frames_per_request
         frames_ahead = encoded_frames.frames_ahead(pixel_format_of(header).native_bytes)
+        connection = self._connection
         return gather.read_frames(
-            self._connection.gatherer(self.sop_instance_uid, lambda: ReadAhead.of(self)),
+            connection.gatherer(self.sop_instance_uid, lambda: ReadAhead.of(self)),
             self.identity,
             indices,
             self._fetch,
             most=most,
             most_ahead=min(most, frames_ahead),
+            scope=connection.scope,
+            may_see=lambda: connection.sees(self.sop_instance_uid),
         )
 
     def _fetch(self, wanted: list[int]) -> list[bytes]:
@@ -258,7 +291,7 @@ class DicomWebSource:
         # nothing tells.
         whole = pixel_format.native_bits % 8 != 0
         if pixel_format.floating and not whole:
-            whole = not connection.serves_float_frames or self.identity in _wholes
+            whole = not connection.serves_float_frames or self.kept_as in _wholes
         frames: list[bytes] = []
         if not whole:
             try:
@@ -282,8 +315,15 @@ class DicomWebSource:
     def _whole(self, pixel_format: PixelFormat, count: int) -> _WholeFrames:
         check_memory(count * pixel_format.native_bytes, f"{self.name} as a whole")
         return _wholes.get(
-            self.identity, lambda: _WholeFrames(self.read_instance(), pixel_format, count)
+            self.kept_as, lambda: _WholeFrames(self.read_instance(), pixel_format, count)
         )
+
+
+def _arrived(
+    address: Address, study: str, series: str, instance: str, scope: str | None
+) -> DicomWebSource:
+    """Return a source that was pickled."""
+    return DicomWebSource(address, study, series, instance, _Here(scope=scope))
 
 
 class _WholeFrames:

@@ -40,7 +40,9 @@ def frames_ahead(frame_bytes: int) -> int:
     return get_options().encoded_cache_bytes // 4 // max(1, frame_bytes)
 
 
-def kept(image: tuple[Hashable, ...], frames: Sequence[int]) -> dict[int, bytes]:
+def kept(
+    image: tuple[Hashable, ...], frames: Sequence[int], *, scope: str = "", on_disk: bool = True
+) -> dict[int, bytes]:
     """Return those of an image's frames that are kept.
 
     Parameters
@@ -49,25 +51,34 @@ def kept(image: tuple[Hashable, ...], frames: Sequence[int]) -> dict[int, bytes]
         Identity of the source, whose text is the same in every process.
     frames : sequence of int
         Zero-based frames.
+    scope : str, optional
+        Who reads, where not all may see the same: in memory, each finds what it has put there.
+    on_disk : bool, default: True
+        Whether who reads may see those on disk, which others may have put there.
 
     """
-    found = _memory.get(image, frames)
+    here = _here(scope, image)
+    found = _memory.get(here, frames)
     missing = [frame for frame in frames if frame not in found]
-    if missing:
+    if missing and on_disk:
         nothing: dict[int, bytes] = {}
-        on_disk = _on_disk(lambda database: database.get(_name(image), missing), nothing)
-        for frame, data in on_disk.items():
-            _memory.put(image, frame, data)
-        found |= on_disk
+        there = _on_disk(lambda database: database.get(_name(image), missing), nothing)
+        for frame, data in there.items():
+            _memory.put(here, frame, data)
+        found |= there
     return found
 
 
-def keep(image: tuple[Hashable, ...], frames: Mapping[int, bytes]) -> None:
+def keep(image: tuple[Hashable, ...], frames: Mapping[int, bytes], *, scope: str = "") -> None:
     """Keep frames of an image, in the place of others that were used less recently."""
     for frame, data in frames.items():
-        _memory.put(image, frame, data)
+        _memory.put(_here(scope, image), frame, data)
     most = get_options().frame_folder_bytes
     _on_disk(lambda database: database.put(_name(image), frames, most), None)
+
+
+def _here(scope: str, image: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
+    return (scope, *image)
 
 
 def _on_disk(use: Callable[[FrameDatabase], T], otherwise: T) -> T:

@@ -38,6 +38,8 @@ def read_frames(
     most: int,
     most_ahead: int,
     keeps: bool = True,
+    scope: str = "",
+    may_see: Callable[[], bool] = lambda: True,
 ) -> list[Buffer]:
     """Return frames of an image: those that are kept, and others in few requests.
 
@@ -57,11 +59,15 @@ def read_frames(
         The same, where some are asked for before they are wanted.
     keeps : bool, default: True
         Whether frames that came before, or are kept from now on, are those that are there now.
+    scope : str, optional
+        Who reads, where not all may see the same.
+    may_see : callable, optional
+        Whether who reads has been let see the image: else what others have kept is not for it.
 
     """
 
     def recall(wanted: list[int]) -> dict[int, bytes]:
-        return encoded_frames.kept(image, wanted) if keeps else {}
+        return encoded_frames.kept(image, wanted, scope=scope, on_disk=may_see()) if keeps else {}
 
     def fetch_missing(wanted: list[int]) -> dict[int, bytes]:
         found = recall(wanted)  # since others asked for it, or guesses
@@ -69,7 +75,7 @@ def read_frames(
         if missing:
             fetched = dict(zip(missing, fetch(missing), strict=True))
             if keeps:
-                encoded_frames.keep(image, fetched)
+                encoded_frames.keep(image, fetched, scope=scope)
             found |= fetched
         return found
 

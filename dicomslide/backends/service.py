@@ -66,7 +66,11 @@ class WebService:
 
     @classmethod
     def of(
-        cls, client: Any, session: Callable[[], Any], refresh: Callable[[Any, Any], None]
+        cls,
+        client: Any,
+        session: Callable[[], Any],
+        refresh: Callable[[Any, Any], None] | None,
+        auth: Callable[[], Any],
     ) -> WebService | None:
         """Return the service of a client; None for a client that answers in a way of its own.
 
@@ -76,7 +80,7 @@ class WebService:
             Client.
         session : callable
             Gives the session to send through.
-        refresh : callable
+        refresh, auth : callable
             See :class:`Transport`.
 
         """
@@ -92,7 +96,7 @@ class WebService:
             patience = Patience(
                 connect=connect or patience.connect, silence=silence or patience.silence
             )
-        return cls(wado, qido, Transport(session, refresh=refresh, patience=patience))
+        return cls(wado, qido, Transport(session, refresh=refresh, auth=auth, patience=patience))
 
     # -- searching --
 

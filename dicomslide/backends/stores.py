@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from dicomslide.backends.addresses import is_dicomweb_url
 from dicomslide.backends.attempts import Place, RangeError, ask, awaited
 from dicomslide.backends.dicomdir import file_ids, files_listed_by, is_dicomdir
 from dicomslide.backends.file import FileSource, FileStore, check_opens
@@ -131,7 +132,8 @@ def local_paths_and_urls(
     Raises
     ------
     NotDicomError
-        When a path is empty, which would be the folder that the process happens to be in.
+        When a path is empty, which would be the folder that the process happens to be in; or is
+        the URL of a DICOMweb server.
     ValueError
         When there are storage options but no URL.
 
@@ -139,6 +141,12 @@ def local_paths_and_urls(
     given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if "" in given:
         raise NotDicomError("an empty path; the current folder is '.'")
+    for path in given:
+        if isinstance(path, str) and is_dicomweb_url(path):
+            raise NotDicomError(
+                f"{public_url(path)}: the URL of a DICOMweb server is opened by itself, not in a"
+                " list"
+            )
     given = [_local_path(str(path)) if _is_local_url(path) else path for path in given]
     urls = [str(path) for path in given if is_url(path)]
     if storage_options is not None:

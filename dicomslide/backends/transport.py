@@ -92,8 +92,10 @@ class Transport:
     session : callable
         Gives the requests.Session, at each attempt.
     refresh : callable, optional
-        Called once a request when the server says 401, with the session that was refused and
-        the `auth` that it had: afterwards `session` may give another one.
+        Called once a request when the server says 401, with the session and the `auth` that were
+        refused: afterwards `session` and `auth` may give others.
+    auth : callable, optional
+        Gives what authorises each request; the session does where it gives None.
     patience : Patience, optional
         How often and how long.
     clock, sleep, jitter : callable, optional
@@ -106,6 +108,7 @@ class Transport:
         session: Callable[[], Any],
         *,
         refresh: Callable[[Any, Any], None] | None = None,
+        auth: Callable[[], Any] = lambda: None,
         patience: Patience | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -113,6 +116,7 @@ class Transport:
     ) -> None:
         self._session = session
         self._refresh = refresh
+        self._auth = auth
         self._patience = patience or Patience()
         self._clock = clock
         self._sleep = sleep
@@ -174,8 +178,8 @@ class Transport:
                     raise TimeoutError("other requests have taken all the time")
                 try:
                     session = self._session()
-                    auth = getattr(session, "auth", None)
-                    send = functools.partial(self._send, session, url, accept, deadline)
+                    auth = self._auth()
+                    send = functools.partial(self._send, session, auth, url, accept, deadline)
                     exchange = _Exchange(send, read, most_bytes)
                     found = exchange.result(deadline - self._clock())
                     status = exchange.status
@@ -212,7 +216,7 @@ class Transport:
                 raise TransportError(reason, status)
             self._sleep(wait)
 
-    def _send(self, session: Any, url: str, accept: str, deadline: float) -> Any:
+    def _send(self, session: Any, auth: Any, url: str, accept: str, deadline: float) -> Any:
         """Send a request, and follow where it is sent to, elsewhere without credentials."""
         home = url
         sender = session
@@ -223,6 +227,7 @@ class Transport:
                 headers={"Accept": accept},
                 stream=True,
                 allow_redirects=False,
+                auth=auth if sender is session else None,
                 verify=sender.verify,  # else an environment variable wins
                 timeout=(min(self._patience.connect, left), min(self._patience.silence, left)),
             )

@@ -115,6 +115,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         align_levels: bool | None = None,
         include_patient: bool = False,
         storage_options: Mapping[str, Any] | None = None,
+        session: Any = None,
     ) -> xr.Dataset:
         """Open one level of a slide.
 
@@ -152,6 +153,8 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         storage_options : mapping, optional
             How a URL is reached, credentials included, which never leave the process: see
             :func:`dicomslide.register_storage_options`.
+        session : requests.Session or callable, optional
+            What the URL of a DICOMweb service is read by: see :func:`dicomslide.open_slide`.
 
         Returns
         -------
@@ -173,7 +176,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
 
         slide = _open(
             filename_or_obj, container_id, frame_of_reference_uid, pyramid, correct_color,
-            on_error, align_levels, storage_options,
+            on_error, align_levels, storage_options, session,
         )  # fmt: skip
         if level is not None and group is not None:
             raise TypeError("level and group both name a node: give one of them")
@@ -207,13 +210,14 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         align_levels: bool | None = None,
         include_patient: bool = False,
         storage_options: Mapping[str, Any] | None = None,
+        session: Any = None,
     ) -> dict[str, xr.Dataset]:
         """Open all levels of a slide, by path; see :meth:`open_datatree`."""
         from dicomslide.labelled.tree import slide_groups
 
         slide = _open(
             filename_or_obj, container_id, frame_of_reference_uid, pyramid, correct_color,
-            on_error, align_levels, storage_options,
+            on_error, align_levels, storage_options, session,
         )  # fmt: skip
         groups = slide_groups(
             slide,
@@ -245,6 +249,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         align_levels: bool | None = None,
         include_patient: bool = False,
         storage_options: Mapping[str, Any] | None = None,
+        session: Any = None,
     ) -> xr.DataTree:
         """Open a slide as a tree of its levels.
 
@@ -283,6 +288,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             align_levels=align_levels,
             include_patient=include_patient,
             storage_options=storage_options,
+            session=session,
         )
         if group is not None and group.strip("/"):
             groups = {"/": self.open_dataset(filename_or_obj, group=group, **options)}
@@ -314,6 +320,7 @@ def _open(
         on_error=on_error,
         align_levels=align_levels,
         storage_options=storage_options,
+        session=session,
     )
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from dicomslide import utils
 from dicomslide.backends.client import (
     ClientStore,
-    frame_source,
+    check_access,
     is_client,
     is_dicomweb_url,
     store_at,
@@ -230,6 +230,7 @@ def open_slides(
     on_error: OnError = "raise",
     align_levels: bool = True,
     storage_options: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+    session: Any = None,
 ) -> Cohort:
     """Open all slides of a folder, a bucket or a server.
 
@@ -248,6 +249,8 @@ def open_slides(
         The only study of a client that is looked at.
     max_frame_cache_size, pyramid_tolerance, correct_color, on_error, align_levels, storage_options
         Of each slide: see :func:`open_slide`.
+    session : requests.Session or callable, optional
+        What the URL of a DICOMweb service is read by: see :func:`open_slide`.
 
     Returns
     -------
@@ -260,6 +263,7 @@ def open_slides(
         When there isn't one slide: the first failure, or what is missing.
 
     """
+    check_access(source, storage_options, session)
     options = SlideOptions(
         max_frame_cache_size=max_frame_cache_size,
         pyramid_tolerance=pyramid_tolerance,
@@ -273,7 +277,7 @@ def open_slides(
     if is_client(source):
         store = ClientStore(source, study_instance_uid)
     elif isinstance(source, str) and is_dicomweb_url(source):
-        store = store_at(source)
+        store = store_at(source, session)
     elif study_instance_uid is not None:
         raise TypeError(f"only a client has a study_instance_uid, not a {type(source).__name__}")
     if store is not None:
@@ -390,7 +394,7 @@ def _read_series(store: ClientStore, series: Sequence[Series]) -> _Batch[list[In
         with _attempt(failures, f"series {each.series_instance_uid}"):
             for metadata in store.metadata_of(each):
                 with _attempt(failures, utils.name_of(metadata)):
-                    found.append(Instance.of(frame_source(store.client, metadata)))
+                    found.append(Instance.of(store.source(metadata)))
     return _Batch(found, failures)
 
 

@@ -7,7 +7,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
-from dicomslide.backends.client import ClientStore, is_client, is_dicomweb_url, store_at
+from dicomslide.backends.client import (
+    ClientStore,
+    check_access,
+    is_client,
+    is_dicomweb_url,
+    store_at,
+)
 from dicomslide.errors import NotSlideError
 from dicomslide.image import TiledImage
 from dicomslide.slide.collection import SlideGroup, group_by_slide
@@ -38,6 +44,7 @@ def open_slide(
     on_error: OnError | None = None,
     align_levels: bool | None = None,
     storage_options: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+    session: Any = None,
 ) -> Slide:
     """Open a slide.
 
@@ -50,8 +57,9 @@ def open_slide(
         or as binary file objects that seek, which stay open and are read by nobody else; or a
         ``dicomweb_client.api.DICOMClient``, of which all slides are looked at, unless a study is
         given: see :func:`find_slides`; or the URL of a series or study,
-        ``"dicomweb+https://host/.../studies/.../series/..."``, which holds no credentials: see
-        :func:`register_credentials`.
+        ``"dicomweb+https://host/.../studies/.../series/..."`` (known without ``dicomweb+``, too),
+        or of a service, ``"dicomweb+https://host/..."``. It holds no credentials: see `session`
+        and :func:`register_credentials`.
     study_instance_uid : str, optional
         Study Instance UID of the slide wanted, where several studies are there.
     container_id : str, optional
@@ -69,6 +77,10 @@ def open_slide(
     storage_options : mapping or callable, optional
         How URLs are reached, credentials included, which never leave the process: see
         :func:`register_storage_options`.
+    session : requests.Session or callable, optional
+        What the URL of a DICOMweb service is read by, instead of what is registered: a session,
+        or what returns one when called with the URL of the service, as
+        :func:`register_credentials` takes it. It is this slide's alone, and stays in the process.
 
     Returns
     -------
@@ -79,17 +91,20 @@ def open_slide(
     ------
     FileNotFoundError
         When a path or an object doesn't exist.
+    SourceDeniedError
+        When a server doesn't let what is there be seen with these credentials, or without any.
     SourceReadError
-        When a server doesn't give an object.
+        When a server can't be reached, or doesn't give what is there.
     NotDicomError, NotSlideError
         When there is no DICOM file, or none with a slide image; when a URL isn't one, or there is
         no slide or pyramid such as is wanted.
     ValueError
-        When `storage_options` are given, but no URL that they are for.
+        When `storage_options` or a `session` are given, but no URL that they are for.
     AmbiguousSlideError
         When several slides are there; the message lists them.
 
     """
+    check_access(source, storage_options, session)
     given = dict(
         pyramid=os.fspath(pyramid) if isinstance(pyramid, os.PathLike) else pyramid,
         max_frame_cache_size=max_frame_cache_size,
@@ -105,15 +120,10 @@ def open_slide(
         return source.reopened(**given)
     store: Any
     web = source if isinstance(source, str) and is_dicomweb_url(source) else None
-    if storage_options is not None and (web or is_client(source) or hasattr(source, "source")):
-        raise ValueError(
-            "storage_options are for URLs of objects and folders; a DICOMweb server is reached as"
-            " register_credentials says"
-        )
     if is_client(source):
         store = ClientStore(source, study_instance_uid)
     elif web is not None:
-        store = store_at(web)
+        store = store_at(web, session)
     elif hasattr(source, "source"):
         store = source
     else:

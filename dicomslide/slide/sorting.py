@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import pickle
 import warnings
 from typing import TYPE_CHECKING
 
 from dicomslide import utils
 from dicomslide.annotation.bulk import are_annotations_of
+from dicomslide.backends.client import without_header
 from dicomslide.backends.file import FileSource, FileStore, check_opens
 from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.image import TiledImage
@@ -86,9 +86,8 @@ class Instance:
             pyramid = utils.text(header, "PyramidUID"), depth
             with contextlib.suppress(MetadataError):
                 placed = image.geometry
-        with contextlib.suppress(TypeError):  # of a client that can't be made again
-            source = pickle.loads(pickle.dumps(source))  # thin: that of a server held its header
-        return cls(source, frame, container, study, tuple(links), rank, pyramid, placed)
+        thin = without_header(source)
+        return cls(thin, frame, container, study, tuple(links), rank, pyramid, placed)
 
     @property
     def is_complete(self) -> bool:
