@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-__all__ = ["Channel", "channel_type_of", "channels_of", "shared_channel"]
+__all__ = ["Channel", "Channels", "channel_type_of", "channels_of", "shared_channel"]
 
 _IDENTIFIERS = {
     ChannelTypes.OPTICAL_PATH: ("OpticalPathIdentificationSequence", "OpticalPathIdentifier"),
@@ -29,6 +29,8 @@ _DESCRIPTIONS = {
     ChannelTypes.SEGMENT: "SegmentLabel",
     ChannelTypes.PARAMETER: "LUTExplanation",
 }
+MOST_LINES = 50
+"""Channels that are printed: a segmentation may have thousands."""
 QUANTITY = ("246205007", "G-C1C6")
 """Code of the concept "Quantity" in SNOMED CT, and its retired identifier (PS3.3 C.7.6.16.2.11)."""
 
@@ -94,10 +96,28 @@ class Channel:
         intercept = utils.number(self.item, "RealWorldValueIntercept")
         return None if slope is None or intercept is None else (slope, intercept)
 
+    def __repr__(self) -> str:
+        kind = self.type.value.replace("_", " ").lower()
+        of = f", {self.wavelength:g} nm" if self.wavelength else ""
+        return f"<{kind} {self.identifier}: {self.description or '-'}{of}>"
+
     def _meaning(self, keyword: str) -> str | None:
         for code in utils.items(self.item, keyword):
             return utils.text(code, "CodeMeaning")
         return None
+
+
+class Channels(tuple[Channel, ...]):
+    """Channels by their indices; printed, they take a line each."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        width = len(str(len(self) - 1))
+        lines = [f"{i:{width}}  {channel!r}" for i, channel in enumerate(self[:MOST_LINES])]
+        if len(self) > MOST_LINES:
+            lines.append(f"and {len(self) - MOST_LINES:,} more")
+        return "\n".join([utils.counted(len(self), "channel"), *lines])
 
 
 def channel_type_of(image: Dataset) -> ChannelTypes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import os
 import sys
@@ -10,13 +11,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicomslide.display.description import cohort_table, describe, table_of
+from dicomslide.display.description import cohort_table, describe, listed, table_of
 from dicomslide.errors import DicomSlideError, MetadataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from dicomslide.slide.cohort import Cohort
     from dicomslide.slide.slide import Slide
 
 __all__ = ["main"]
@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0, or 1 where something failed. Wrong usage exits with 2.
 
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's may not
+            stream.reconfigure(errors=SPELLED_OUT)
     options = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
@@ -51,6 +54,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         _show_error("interrupted", error)
         return 130
+
+
+SPELLED_OUT = "dicomslide.spelled_out"
+"""How text is written to a terminal that lacks some of its letters."""
+SPELLINGS = {
+    "×": "x", "µ": "u", "°": " deg", "²": "2", "−": "-", "–": "-", "…": "...", "’": "'",
+    "─": "-", "│": "|", "├": "|", "└": "`",
+}  # fmt: skip
+
+
+def _spelled_out(error: UnicodeError) -> tuple[str, int]:
+    """Spell out what an encoding lacks; of a name, its code."""
+    assert isinstance(error, UnicodeEncodeError)
+    missing = error.object[error.start : error.end]
+    spelled = (SPELLINGS.get(c, c.encode("ascii", "backslashreplace").decode()) for c in missing)
+    return "".join(spelled), error.end
+
+
+codecs.register_error(SPELLED_OUT, _spelled_out)
 
 
 def _show_error(message: str, error: BaseException) -> None:
@@ -74,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser(
         "info", help="show what a slide consists of; of several slides, a line each"
     )
-    info.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    info.add_argument("--json", action="store_true",
+                      help="print JSON instead: a list of slides, of one slide too")  # fmt: skip
     info.set_defaults(run=_info)
 
     thumbnail = commands.add_parser("thumbnail", help="save an upright picture of the slide")
@@ -150,33 +173,36 @@ def _info(options: argparse.Namespace) -> int:
     if len(options.slide) == 1:
         (options.slide,) = options.slide  # the URL of a DICOMweb server isn't read in a list
     if options.container_id is not None or options.frame_of_reference_uid is not None:
-        _show(describe(_open(options)), options.json)
+        slide = _open(options)
+        _show({slide.container_identifier or slide.name: slide}, options.json)
         return 0
     slides = open_slides(options.slide)
-    if len(slides) == 1:
-        (slide,) = slides.values()
-        _show(describe(slide), options.json)
+    if options.json or len(slides) == 1:
+        _show(dict(slides.opened()), options.json)
     else:
-        _show_all(slides, options.json)
+        _print_rows(cohort_table(slides.summaries()))
     for name, error in slides.failures.items():
         text = str(error)
         print(f"dicomslide: error: {text if name in text else f'{name}: {text}'}", file=sys.stderr)
     return 1 if slides.failures else 0
 
 
-def _show_all(slides: Cohort, as_json: bool) -> None:
-    """Print a line a slide; or all of each, as JSON, by its name."""
-    if not as_json:
-        _print_rows(cohort_table(slides.summaries()))
-        return
-    described = {name: describe(slide) for name, slide in slides.opened()}
-    print(json.dumps(described, indent=2, ensure_ascii=False))
-
-
-def _show(described: dict[str, Any], as_json: bool) -> None:
+def _show(slides: Mapping[str, Slide], as_json: bool) -> None:
+    """Print all of each slide: as JSON, a list of objects of the same keys."""
+    described = [{"name": name} | describe(slide) for name, slide in slides.items()]
     if as_json:
-        print(json.dumps(described, indent=2, ensure_ascii=False))
+        print(json.dumps(described, indent=2, ensure_ascii=not _takes_unicode()))
         return
+    for each in described:
+        _show_slide(each)
+
+
+def _takes_unicode() -> bool:
+    """Whether standard output takes any letter: JSON has its own way to spell out others."""
+    return codecs.lookup(sys.stdout.encoding or "ascii").name.startswith("utf")
+
+
+def _show_slide(described: dict[str, Any]) -> None:
     for name in ("container_identifier", "manufacturer", "manufacturer_model_name", "stains",
                  "objective_lens_power"):  # fmt: skip
         value = described.get(name)
@@ -194,6 +220,8 @@ def _show(described: dict[str, Any], as_json: bool) -> None:
         print(f"{kind:24}{channel['identifier']}: {channel['description'] or '-'}{nm}")
     planes = described["focal_planes_um"]
     print(f"{'focal planes':24}{len(planes)} at {', '.join(f'{z:g}' for z in planes)} µm")
+    if described["annotations"]:
+        print(f"{'annotations':24}{listed(described['annotations'])}")
     print()
     derived = [image for series in described["derived_series"] for image in series["images"]]
     _print_rows(table_of(described["levels"] + described["associated_images"] + derived))

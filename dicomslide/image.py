@@ -10,6 +10,7 @@ import numpy as np
 from dicomslide import utils
 from dicomslide.backends.base import layout_of
 from dicomslide.backends.client import frame_source
+from dicomslide.channel import Channels
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import MetadataError
 from dicomslide.geometry import SlideGeometry, SlideGrid
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.base import FrameSource
-    from dicomslide.channel import Channel
 
 __all__ = ["TiledImage"]
 
@@ -200,9 +200,9 @@ class TiledImage(ChannelsAndPlanes, Identified):
     # -- channels and focal planes --
 
     @property
-    def channels(self) -> tuple[Channel, ...]:
+    def channels(self) -> Channels:
         """The channels, in the order of their items."""
-        return self.layout.channels
+        return Channels(self.layout.channels)
 
     @property
     def focal_plane_offsets(self) -> tuple[float, ...]:

@@ -138,6 +138,7 @@ FLOORS = [
     "recipes",
     "demo",
     "cli",
+    "__main__",
     "backends.xarray_plugin",
 ]
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -30,13 +33,70 @@ def test_info_as_a_table(tissue_slide, capsys):
 
 def test_info_as_json(stack_slide, capsys):
     assert main(["info", "--json", str(stack_slide)]) == 0
-    described = json.loads(capsys.readouterr().out)
+    (described,) = json.loads(capsys.readouterr().out)
     assert described["focal_planes_um"] == [5, 7, 9]
     assert [c["identifier"] for c in described["channels"]] == ["DAPI", "FITC"]
     assert [c["wavelength_nm"] for c in described["channels"]] == [405, 465]
     assert described["levels"][1]["rows"] == 50
     assert described["levels"][1]["um_per_pixel"] == [1, 1]
     assert described["levels"][0]["frames"] == 4 * 3 * 6
+
+
+def run_module(*arguments, **environment):
+    """Run ``python -m dicomslide`` as a terminal that knows ASCII only would."""
+    return subprocess.run(
+        [sys.executable, "-m", "dicomslide", *map(str, arguments)],
+        capture_output=True,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUTF8"} | environment,
+    )
+
+
+ASCII_TERMINALS = [
+    {"PYTHONIOENCODING": "ascii"},
+    {"PYTHONIOENCODING": "ascii:strict"},
+    {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+]
+
+
+@pytest.mark.parametrize("terminal", ASCII_TERMINALS)
+def test_a_terminal_of_ascii_gets_ascii(tmp_path, terminal):
+    write_slide(tmp_path / "slide", shape=(60, 80), downsamples=(1, 2), container_id="Gewebe-Ü1")
+    slide = tmp_path / "slide"
+    table = run_module("info", slide, **terminal)
+    assert (table.returncode, table.stderr) == (0, b"")
+    text = table.stdout.decode("ascii")
+    assert "60 x 80" in text
+    assert "um/pixel" in text
+    assert "(-90 deg)" in text
+    assert "Gewebe-\\xdc1" in text
+    as_json = run_module("info", "--json", slide, **terminal)
+    assert json.loads(as_json.stdout.decode("ascii"))[0]["container_identifier"] == "Gewebe-Ü1"
+    saved = run_module("thumbnail", slide, tmp_path / "out.png", **terminal)
+    assert b"pixels" in saved.stdout
+    wrong = run_module("info", tmp_path / "Ü-absent", **terminal)
+    assert wrong.returncode == 1
+    wrong.stderr.decode("ascii")
+    assert run_module("--help", **terminal).returncode == 0
+
+
+def test_python_m_dicomslide_is_the_command_line(tissue_slide):
+    out = run_module("info", tissue_slide, PYTHONIOENCODING="utf-8")
+    assert out.returncode == 0
+    assert "600 × 900" in out.stdout.decode()
+    usage = run_module()
+    assert usage.returncode == 2
+    assert b"usage: dicomslide" in usage.stderr
+    assert run_module("info", "absent").returncode == 1
+
+
+def test_info_lists_segments_and_annotations_by_label(shared_data, capsys):
+    folder = shared_data / "highdicom"
+    paths = [str(folder / f"{name}.dcm") for name in ("sm_annotations", "sm_image")]
+    assert main(["info", *paths]) == 0
+    assert "annotations             'nuclei'" in capsys.readouterr().out
+    assert main(["info", "--json", *paths]) == 0
+    (described,) = json.loads(capsys.readouterr().out)
+    assert described["annotations"] == ["nuclei"]
 
 
 def test_info_of_a_server(tissue_slide, capsys):

@@ -407,8 +407,11 @@ def test_info_as_json_of_several_slides(written, capsys):
 
     assert main(["info", "--json", str(written)]) == 0
     described = json.loads(capsys.readouterr().out)
-    assert list(described) == NAMES
-    assert described["S23-2"]["levels"][0]["rows"] == SHAPE[0]
+    assert [each["name"] for each in described] == NAMES
+    assert described[1]["levels"][0]["rows"] == SHAPE[0]
+    for arguments in ([str(written / "S23-2")], [str(written), "--container-id", "S23-2"]):
+        assert main(["info", "--json", *arguments]) == 0
+        assert json.loads(capsys.readouterr().out) == described[1:2]  # of one slide the same
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import pickle
 import re
 import sys
 from html.parser import HTMLParser
 
 import matplotlib as mpl
 import numpy as np
+import pydicom
 import pytest
 from derive import SEGMENTS, write_segmentation
 from matplotlib.figure import Figure
@@ -275,6 +277,119 @@ def test_a_picture_in_bands_reads_few_frames_twice(tmp_path, monkeypatch, frames
     expected = upright.resize(found.shape[1::-1], Image.Resampling.BICUBIC, reducing_gap=3.0)
     # the averages are rounded before they are resampled, halves this way or that
     np.testing.assert_allclose(found.astype(int), np.asarray(expected), rtol=0, atol=1)
+
+
+def test_a_picture_is_the_callers_own(tissue_slide, stack_slide):
+    for folder in (tissue_slide, stack_slide):
+        slide = open_slide(folder)
+        before = slide.thumbnail(64)
+        picture = slide.thumbnail(64)
+        picture[:10] = 0
+        assert picture.flags.writeable
+        assert picture.flags.owndata
+        np.testing.assert_array_equal(slide.thumbnail(64), before)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("signal", [40, 1])
+def test_a_fluorescence_picture_is_never_black(tmp_path, bits, signal):
+    """Few, faint spots on nothing."""
+    pixels = np.zeros((128, 128), np.uint8 if bits == 8 else np.uint16)
+    pixels[60:66, 60:66] = signal
+    write_grey(tmp_path / "grey.dcm", pixels, bits)
+    slide = open_slide(tmp_path / "grey.dcm")
+    picture = slide.thumbnail(128)
+    assert picture.dtype == np.uint8
+    assert (picture.min(), picture.max()) == (0, 255)
+    np.testing.assert_array_equal(np.rot90(picture, 1) == 255, pixels == signal)
+
+
+def write_grey(path, pixels, bits):
+    """Write a grey image of these pixels, and no others."""
+    (level,) = write_slide(
+        path.parent / "made", shape=pixels.shape, downsamples=(1,), tile_shape=pixels.shape,
+        samples=1, bits=bits, associated=False, transfer_syntax_uid="1.2.840.10008.1.2.1",
+    )  # fmt: skip
+    dataset = pydicom.dcmread(level)
+    dataset.PixelData = pixels.tobytes()
+    dataset.save_as(path)
+
+
+@pytest.mark.parametrize("value", [0, 7, 255])
+def test_grey_of_one_value_stays_as_it_is(value):
+    pixels = np.full((4, 5, 1), value, np.uint8)
+    np.testing.assert_array_equal(as_displayed(pixels), pixels[..., 0])
+
+
+def test_grey_of_8_bits_is_stretched_as_that_of_16_and_colour_is_not():
+    ramp = np.arange(30, 90, dtype=np.uint8).reshape(6, 10, 1)
+    np.testing.assert_array_equal(as_displayed(ramp), as_displayed(ramp.astype(np.uint16)))
+    assert as_displayed(ramp).max() == 255
+    color = np.repeat(ramp, 3, axis=2)
+    np.testing.assert_array_equal(as_displayed(color), color)
+
+
+def test_plot_and_html_say_which_channel_and_plane_they_show(stack_slide, tissue_slide):
+    slide = open_slide(stack_slide)
+    title = slide.plot(ax=Figure().subplots(), channel_index=1, focal_plane_index=2).get_title()
+    assert title == "DS-0001\nchannel 1: optical path FITC (Fluorescence FITC), focal plane 2: 9 µm"
+    html = slide._repr_html_()
+    assert (
+        "channel 0: optical path DAPI (Fluorescence DAPI), focal plane 0: 5 µm" in read(html).text
+    )
+    np.testing.assert_array_equal(picture_in(html), slide.thumbnail(224))
+    image = slide.get_volume_images()[0]
+    assert "channel 0: optical path DAPI (Fluorescence DAPI)" in read(image._repr_html_()).text
+    assert "channel 0" not in read(open_slide(tissue_slide)._repr_html_()).text
+
+
+def test_channels_are_printed_a_line_each(stack_slide):
+    channels = open_slide(stack_slide).channels
+    assert repr(channels).splitlines() == [
+        "2 channels",
+        "0  <optical path DAPI: Fluorescence DAPI, 405 nm>",
+        "1  <optical path FITC: Fluorescence FITC, 465 nm>",
+    ]
+    assert isinstance(channels, tuple)
+    assert channels == tuple(channels)
+    first, second = channels
+    assert (channels[0], channels[-1]) == (first, second)
+    assert pickle.loads(pickle.dumps(channels)) == channels
+    many = type(channels)([first] * 2000)
+    assert len(repr(many).splitlines()) == 52
+    assert repr(many).endswith("and 1,950 more")
+
+
+def test_segments_and_annotations_are_mentioned_by_label(tmp_path, tissue_slide, shared_data):
+    mask = np.zeros((600, 900), np.uint8)
+    mask[100:200, 300:400] = 1
+    path = write_segmentation(
+        tmp_path / "seg.dcm", tissue_slide / "level-0.dcm", mask, "BINARY", segments=SEGMENTS[:1]
+    )
+    label = str(SEGMENTS[0].segment_label)
+    slide = open_slide([*tissue_slide.glob("*.dcm"), path])
+    assert repr(slide).endswith(f"2 channels, 1 focal plane, segments '{label}'>")
+    assert f"Segments: '{label}'" in read(slide._repr_html_()).text
+    assert f"<segment 1: {label}>" in repr(slide.channels)
+    folder = shared_data / "highdicom"
+    annotated = open_slide([folder / "sm_annotations.dcm", folder / "sm_image.dcm"])
+    assert annotated.annotation_labels == tuple(g.label for g in annotated.annotations())
+    assert repr(annotated).endswith("1 focal plane, annotations 'nuclei'>")
+    assert "Annotations: 'nuclei'" in read(annotated._repr_html_()).text
+
+
+def test_large_annotations_are_mentioned_without_being_read(shared_data, monkeypatch):
+    from dicomslide.annotation import bulk
+    from dicomslide.backends.file import FileSource
+
+    monkeypatch.setattr(bulk, "SMALL", 100)
+    monkeypatch.setattr(FileSource, "read_instance", None)
+    folder = shared_data / "highdicom"
+    slide = open_slide([folder / "sm_annotations.dcm", folder / "sm_image.dcm"])
+    said = pydicom.dcmread(folder / "sm_annotations.dcm").get("SeriesDescription")
+    said = said or str(folder / "sm_annotations.dcm")
+    assert slide.annotation_labels == (said,)
+    assert f"annotations '{said}'>" in repr(slide)
 
 
 def test_repr_counts_in_words(tissue_slide):

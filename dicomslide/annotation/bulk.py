@@ -12,6 +12,7 @@ from dicomslide import utils
 from dicomslide.annotation.graphic import BLOCK, NUM_POINTS
 from dicomslide.annotation.group import AnnotationGroup, Measurement
 from dicomslide.backends.base import ConcatenatedSource, layout_of
+from dicomslide.backends.file import FileSource
 from dicomslide.errors import MetadataError, MetadataWarning
 
 if TYPE_CHECKING:
@@ -24,7 +25,15 @@ if TYPE_CHECKING:
     from dicomslide.geometry import SlideGeometry
     from dicomslide.image import TiledImage
 
-__all__ = ["are_annotations_of", "find_annotation_groups", "read_annotation_groups"]
+__all__ = [
+    "are_annotations_of",
+    "find_annotation_groups",
+    "labels_of_groups",
+    "read_annotation_groups",
+]
+
+SMALL = 4 * 2**20
+"""Bytes of a file that is read for its labels alone: a few milliseconds."""
 
 
 def find_annotation_groups(
@@ -68,6 +77,35 @@ def find_annotation_groups(
                 stacklevel=3,
             )
     return tuple(groups)
+
+
+def labels_of_groups(
+    sources: Sequence[FrameSource],
+    images: Sequence[TiledImage],
+    frame_of_reference_uids: Collection[str],
+) -> tuple[str, ...]:
+    """Return the Annotation Group Label of each group of a slide, as far as they cost little.
+
+    Only small files are read for it. Of others, whose headers don't have them, the Series
+    Description, or the name of the instance, stands for all groups of it.
+
+    Parameters
+    ----------
+    sources, images, frame_of_reference_uids
+        See :func:`find_annotation_groups`.
+
+    """
+    found: list[str] = []
+    for source in sources:
+        header = source.metadata
+        if not are_annotations_of(header, images, frame_of_reference_uids):
+            continue
+        groups = list(utils.items(header, "AnnotationGroupSequence"))
+        if not groups and isinstance(source, FileSource) and source.size <= SMALL:
+            groups = list(utils.items(source.read_instance(), "AnnotationGroupSequence"))
+        labels = [utils.text(group, "AnnotationGroupLabel") or "?" for group in groups]
+        found.extend(labels or [utils.text(header, "SeriesDescription") or source.name])
+    return tuple(found)
 
 
 def are_annotations_of(

@@ -6,18 +6,75 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.codec import DECODERS
-from dicomslide.errors import MetadataError
+from dicomslide.enum import ChannelTypes
+from dicomslide.errors import DicomSlideError, MetadataError
 from dicomslide.labelled.attributes import slide_attrs
 from dicomslide.layout import num_frames_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from dicomslide.image import TiledImage
     from dicomslide.slide.derived import ChannelGroup
     from dicomslide.slide.slide import Slide
 
-__all__ = ["cohort_table", "describe", "describe_image", "summary_of", "table_of"]
+__all__ = [
+    "annotation_labels", "channel_label", "cohort_table", "describe", "describe_image", "in_words",
+    "listed", "segment_labels", "summary_of", "table_of",
+]  # fmt: skip
+
+MOST_LABELS = 5
+"""Labels of segments or annotations that are listed: there may be thousands."""
+
+
+def in_words(slide: Slide) -> str:
+    """Return a line on a slide: its name, how large it is, what was found in it."""
+    rows, columns = slide.size
+    smaller = " and less" if slide.num_levels > 1 else ""
+    labels = {"segments": segment_labels(slide), "annotations": annotation_labels(slide)}
+    return (
+        f"{slide.container_identifier or slide.name}: {utils.counted(slide.num_levels, 'level')}"
+        f" of {rows} × {columns} pixels{smaller}, {utils.counted(slide.num_channels, 'channel')},"
+        f" {utils.counted(slide.num_focal_planes, 'focal plane')}"
+        + "".join(f", {what} {listed(found)}" for what, found in labels.items() if found)
+    )
+
+
+def segment_labels(slide: Slide) -> list[str]:
+    """Return what people call the segments of a slide."""
+    return [
+        channel.description or channel.identifier
+        for channel in slide.channels
+        if channel.type is ChannelTypes.SEGMENT
+    ]
+
+
+def annotation_labels(slide: Slide) -> list[str]:
+    """Return the labels of a slide's annotations; whatever is wrong with them, no error."""
+    try:
+        return list(slide.annotation_labels)
+    except (DicomSlideError, OSError, ValueError):  # reading them says why
+        return ["?"]
+
+
+def listed(labels: Sequence[str]) -> str:
+    """Write labels beside each other, the first few of many."""
+    more = f" and {len(labels) - MOST_LABELS:,} more" if len(labels) > MOST_LABELS else ""
+    return ", ".join(map(repr, labels[:MOST_LABELS])) + more
+
+
+def channel_label(slide: Slide | TiledImage, channel_index: int, focal_plane_index: int) -> str:
+    """Return which channel and focal plane a picture shows; nothing where there is but one."""
+    parts = []
+    if len(slide.channels) > 1:
+        channel = slide.channels[channel_index]
+        called = f" ({channel.description})" if channel.description else ""
+        kind = channel.type.value.replace("_", " ").lower()
+        parts.append(f"channel {channel_index}: {kind} {channel.identifier}{called}")
+    if len(slide.focal_plane_offsets) > 1:
+        offset = slide.focal_plane_offsets[focal_plane_index]
+        parts.append(f"focal plane {focal_plane_index}: {offset:g} µm")
+    return ", ".join(parts)
 
 
 def describe(slide: Slide) -> dict[str, Any]:
@@ -41,6 +98,7 @@ def describe(slide: Slide) -> dict[str, Any]:
             for channel in slide.channels
         ],
         "focal_planes_um": list(slide.focal_plane_offsets),
+        "annotations": annotation_labels(slide),
         "derived_series": [
             _describe_group(group) for group in slide.channel_groups if group.name != "image"
         ],

@@ -8,7 +8,15 @@ import itertools
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from dicomslide.display.description import cohort_table, describe, describe_image, table_of
+from dicomslide.display.description import (
+    channel_label,
+    cohort_table,
+    describe,
+    describe_image,
+    listed,
+    segment_labels,
+    table_of,
+)
 from dicomslide.display.picture import picture_of
 from dicomslide.utils import counted
 
@@ -44,6 +52,8 @@ def slide_html(slide: Slide) -> str:
         ("Stains", ", ".join(described.get("stains", []))),
         ("Field of view", _field_of_view(described["levels"][0]["field_of_view_mm"])),
         ("Focal planes", ", ".join(f"{z:g}" for z in described["focal_planes_um"]) + " µm"),
+        ("Segments", listed(segment_labels(slide))),
+        ("Annotations", listed(described["annotations"])),
     ]
     channels = [("", "type", "identifier", "description")] + [
         (
@@ -56,14 +66,10 @@ def slide_html(slide: Slide) -> str:
     ]
     if slide.num_channels > MOST_CHANNELS:
         channels.append(("", "", "", f"and {slide.num_channels - MOST_CHANNELS:,} more"))
-    source = next(
-        (level.image for level in reversed(slide.levels) if max(level.size) >= PICTURE_SIZE),
-        slide.levels[0].image,
-    )
     return _page(
         f"Slide: {counted(slide.num_levels, 'level')}, {counted(slide.num_channels, 'channel')},"
         f" {counted(slide.num_focal_planes, 'focal plane')}",
-        _picture(source),
+        _slide_picture(slide),
         _facts(facts) + _table(table_of(images)) + _folded("Channels", _table(channels)),
     )
 
@@ -102,7 +108,7 @@ def image_html(image: TiledImage) -> str:
     ]
     return _page(
         f"TiledImage: {described['flavor'].replace('_', ' ')}",
-        _picture(image),
+        _picture(image) + _caption(channel_label(image, 0, 0)),
         _facts(facts) + _table(table_of([described])),
     )
 
@@ -128,7 +134,21 @@ def _field_of_view(size: Sequence[float] | None) -> str | None:
     return None if size is None else f"{size[0]:.4g} × {size[1]:.4g} mm (x × y)"
 
 
-def _picture(image: TiledImage) -> str:
+def _slide_picture(slide: Slide) -> str:
+    """Return a picture of the first channel and plane of a slide that are on its levels."""
+    level = next(
+        (level for level in reversed(slide.levels) if max(level.size) >= PICTURE_SIZE),
+        slide.levels[0],
+    )
+    (channel, plane), place = min(level.places.items(), key=lambda each: each[0])
+    return _picture(*place) + _caption(channel_label(slide, channel, plane))
+
+
+def _caption(text: str) -> str:
+    return f"<div><small>{escape(text)}</small></div>" if text else ""
+
+
+def _picture(image: TiledImage, channel_index: int = 0, focal_plane_index: int = 0) -> str:
     """Return a picture as an element, or the reason why there is none: never an error."""
     from PIL import Image
 
@@ -136,7 +156,7 @@ def _picture(image: TiledImage) -> str:
     if rows * columns > MOST_PIXELS:
         return f"<em>no picture: {rows:,} × {columns:,} pixels<br>would have to be read</em>"
     try:
-        picture = Image.fromarray(picture_of(image, PICTURE_SIZE))
+        picture = Image.fromarray(picture_of(image, PICTURE_SIZE, channel_index, focal_plane_index))
     except Exception as error:  # whatever keeps pixels from being read, the table is shown
         return f"<em>no picture: {escape(str(error))}</em>"
     file = io.BytesIO()

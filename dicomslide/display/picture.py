@@ -42,7 +42,7 @@ def picture_of(
     Returns
     -------
     numpy.ndarray
-        Shape (rows, columns, 3) or (rows, columns), uint8.
+        Shape (rows, columns, 3) or (rows, columns), uint8; the caller's own.
 
     Raises
     ------
@@ -74,7 +74,8 @@ def picture_of(
         scale = min(size, max(image.size)) / max(width_mm, height_mm)
         width, height = (max(1, round(edge * scale)) for edge in (width_mm, height_mm))
     picture = Image.fromarray(np.ascontiguousarray(pixels))
-    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0))
+    # a copy: what Pillow lends can't be written to
+    return np.array(picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0))
 
 
 def _reduced(reader: MatrixReader, factor: int) -> NDArray[Any]:
@@ -126,19 +127,22 @@ def _has_frames(reader: MatrixReader, top: int, bottom: int) -> bool:
 def as_displayed(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     """Return pixels of shape (rows, columns, samples) as a screen shows them.
 
-    Colour stays as it is; greys of more than 8 bits are stretched between their 0.1th and
-    99.9th percentile (of the finite ones: NaN is black, infinite values are at the ends); a
-    single sample loses its dim.
+    Colour stays as it is; greys are stretched between their 0.1th and 99.9th percentile, or their
+    lowest and highest value where these are one (of the finite ones: NaN is black, infinite values
+    are at the ends); of one value only, 8 bits stay as they are. A single sample loses its dim.
     """
-    if pixels.shape[2] == 1:
+    is_grey = pixels.shape[2] == 1
+    if is_grey:
         pixels = pixels[:, :, 0]
-    if pixels.dtype == np.uint8:
+    if pixels.dtype == np.uint8 and (not is_grey or np.ptp(pixels) == 0):
         return pixels
     if pixels.dtype == np.bool_:
         return pixels.astype(np.uint8) * np.uint8(255)
     values = pixels.astype(np.float64)
     finite = values[np.isfinite(values)]
     low, high = np.percentile(finite, (0.1, 99.9)) if finite.size else (0.0, 1.0)
+    if low == high and finite.size:  # few pixels are anything else: those are what there is to see
+        low, high = finite.min(), finite.max()
     clipped = np.clip(np.nan_to_num(values, nan=low), low, high)
     return ((clipped / 2 - low / 2) / max(high / 2 - low / 2, 1e-12) * 255).astype(np.uint8)
 

@@ -9,6 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dicomslide import utils
+from dicomslide.channel import Channels
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import (
     AmbiguousSlideError,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from pydicom.sr.coding import Code
 
     from dicomslide.backends.base import FrameSource
-    from dicomslide.channel import Channel
     from dicomslide.slide.derived import ChannelGroup
     from dicomslide.slide.levels import Level
     from dicomslide.slide.options import SlideOptions
@@ -211,12 +211,19 @@ class SlideContents(ChannelsAndPlanes, Identified):
         return self._groups
 
     @property
-    def channels(self) -> tuple[Channel, ...]:
+    def channels(self) -> Channels:
         """The channels: optical paths, then segments and parameters, series by series.
 
         Each in the order of their items in the first image that has them.
         """
-        return tuple(channel for group in self._groups for channel in group.channels)
+        return Channels(channel for group in self._groups for channel in group.channels)
+
+    @property
+    def annotation_labels(self) -> tuple[str, ...]:
+        """Labels of the annotation groups; of large or remote files, their Series Description."""
+        from dicomslide.annotation.bulk import labels_of_groups
+
+        return labels_of_groups(self._others, self._images, self._frames)
 
     @property
     def focal_plane_offsets(self) -> tuple[float, ...]:

@@ -107,14 +107,9 @@ class Slide(SlideContents):
         self.warn_if_mirrored(stacklevel=2)
 
     def __repr__(self) -> str:
-        rows, columns = self.size
-        smaller = " and less" if self.num_levels > 1 else ""
-        return (
-            f"<Slide {self.container_identifier or self.name}:"
-            f" {utils.counted(self.num_levels, 'level')} of {rows} × {columns} pixels{smaller},"
-            f" {utils.counted(self.num_channels, 'channel')},"
-            f" {utils.counted(self.num_focal_planes, 'focal plane')}>"
-        )
+        from dicomslide.display.description import in_words
+
+        return f"<Slide {in_words(self)}>"
 
     def _repr_html_(self) -> str:
         from dicomslide.display.html import slide_html
@@ -282,11 +277,13 @@ class Slide(SlideContents):
             When there is no such channel or focal plane, or `size` is less than one.
 
         """
+        from dicomslide.display.description import channel_label
         from dicomslide.display.picture import plot_image
 
         image, *options = self._picture_source(size, channel_index, focal_plane_index)
         axes = plot_image(image, *options, scale_bar=scale_bar, ax=ax)
-        axes.set_title(self.container_identifier or "slide")
+        shown = channel_label(self, channel_index, focal_plane_index)
+        axes.set_title("\n".join(filter(None, (self.container_identifier or "slide", shown))))
         return axes
 
     def get_slide_region_for_annotation(
