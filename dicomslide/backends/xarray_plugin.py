@@ -307,7 +307,7 @@ def _open(
     source: Any, container_id: str | None, frame_of_reference_uid: str | None,
     pyramid: int | str | None, correct_color: bool | None,
     on_error: Literal["raise", "fill"] | None, align_levels: bool | None,
-    storage_options: Mapping[str, Any] | None,
+    storage_options: Mapping[str, Any] | None, session: Any,
 ) -> Slide:  # fmt: skip
     from dicomslide.slide.opening import open_slide
 
