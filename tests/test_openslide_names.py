@@ -316,3 +316,69 @@ def test_properties_of_a_concatenation_have_its_file_meta_information(tmp_path):
     # ours are those of the whole
     assert differing <= {"dicom.NumberOfFrames", "dicom.ConcatenationFrameOffsetNumber"}
     assert ours["dicom.NumberOfFrames"] == "4"
+
+
+# -- several pyramids of one glass --
+
+
+def write_regions(folder, *, one_series):
+    """Write two regions of one glass, 12 mm apart, into one folder; return files by region."""
+    (folder / "glass").mkdir(parents=True)
+    found = []
+    for region, (y, shape) in enumerate(((32.0, (100, 130)), (20.0, (64, 97)))):
+        paths = {}
+        for path in write_slide(
+            folder / str(region), shape=shape, origin=(18.0, y), downsamples=(1, 2),
+            tile_shape=(32, 32), drawing="position", transfer_syntax_uid=EXPLICIT,
+            associated=not one_series,
+        ):  # fmt: skip
+            dataset = pydicom.dcmread(path)
+            dataset.SOPInstanceUID = uid_of("instance", str(region), path.name)
+            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+            if not one_series:
+                dataset.SeriesInstanceUID = uid_of("series", str(region))
+            paths[path.stem] = folder / "glass" / f"{region}-{path.name}"
+            dataset.save_as(paths[path.stem])
+        found.append(paths)
+    return found
+
+
+SHOWN = """
+import json, sys
+import numpy as np
+import openslide
+slide = openslide.OpenSlide(sys.argv[1])
+regions = [slide.read_region((0, 0), i, size) for i, size in enumerate(slide.level_dimensions)]
+print(json.dumps([slide.level_dimensions, [np.asarray(r).ravel().tolist() for r in regions],
+                  dict(slide.properties)]))
+"""
+
+
+def test_a_file_shows_its_own_pyramid_as_libopenslide_does_of_two_series(tmp_path):
+    for paths in write_regions(tmp_path, one_series=False):
+        for name in ("level-0", "level-1", "label"):
+            dimensions, regions, properties = said_by_openslide(SHOWN, paths[name])
+            with openslide.OpenSlide(paths[name]) as slide:
+                assert [list(size) for size in slide.level_dimensions] == dimensions
+                for level, size in enumerate(slide.level_dimensions):
+                    ours = np.asarray(slide.read_region((0, 0), level, size))
+                    assert ours.ravel().tolist() == regions[level]
+                assert dict(slide.properties) == {k: v.rstrip() for k, v in properties.items()}
+
+
+def test_a_file_shows_its_own_pyramid_also_within_one_series(tmp_path):
+    regions = write_regions(tmp_path, one_series=True)
+    for paths, (rows, columns) in zip(regions, ((100, 130), (64, 97)), strict=True):
+        for name in ("level-0", "level-1"):
+            slide = openslide.OpenSlide(paths[name])
+            assert slide.dimensions == (columns, rows)
+            assert slide.level_count == 2
+            stored = pydicom.dcmread(paths["level-1"])
+            assert slide.level_dimensions[1] == (
+                stored.TotalPixelMatrixColumns, stored.TotalPixelMatrixRows,
+            )  # fmt: skip
+            again = pickle.loads(pickle.dumps(slide))
+            assert again.read_region((0, 0), 0, (97, 64)) == slide.read_region((0, 0), 0, (97, 64))
+    of_slide = openslide.OpenSlide(dicomslide.open_slide(tmp_path / "glass", pyramid=1))
+    assert of_slide.dimensions == (97, 64)
+    assert pickle.loads(pickle.dumps(of_slide)).dimensions == (97, 64)

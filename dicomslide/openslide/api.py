@@ -47,8 +47,8 @@ class OpenSlide(AbstractSlide):
     Parameters
     ----------
     slide : path-like, list of path-like, FrameStore or Slide
-        A file, which brings the files of its series in its folder with it; or anything that
-        :func:`dicomslide.open_slide` takes.
+        A file, which brings the files of its series in its folder with it, and shows its own
+        pyramid where there are several; or anything that :func:`dicomslide.open_slide` takes.
     channel_index : int, default: 0
         Zero-based index into the slide's channels.
     focal_plane_index : int, default: 0
@@ -81,6 +81,8 @@ class OpenSlide(AbstractSlide):
       focal planes: libopenslide refuses them. Here grey becomes RGB; of more than 8 bits the 8
       most significant of Bits Stored are shown, so that regions and levels match, and of a
       segment False is black and True white. A greyscale image has no colour profile.
+    * Of several pyramids in one series, that of the file is shown, in which libopenslide has the
+      levels of all, one among the other.
     * Properties ``dicom.*`` and ``openslide.barcode``: values are without padding, text is decoded
       by its Specific Character Set, private elements are left out. ``openslide.mpp-*`` is there
       too where Pixel Spacing is absent but can be derived, and ``openslide.objective-power`` isn't

@@ -90,17 +90,21 @@ class Contents:
 
 
 def open_any(slide: Any) -> Slide:
-    """Open what :class:`dicomslide.OpenSlide` takes; a file brings its series."""
+    """Open what :class:`dicomslide.OpenSlide` takes.
+
+    A file brings its series, of which its own pyramid is shown.
+    """
     if isinstance(slide, bytes):
         slide = os.fsdecode(slide)
-    if isinstance(slide, (str, os.PathLike)) and os.path.isfile(slide):
-        slide = _series_of(slide)
-    return open_slide(slide)
+    if not (isinstance(slide, (str, os.PathLike)) and os.path.isfile(slide)):
+        return open_slide(slide)
+    named = FileSource.open(slide)
+    is_level = utils.is_volume_image(named.metadata)
+    return open_slide(_series_of(named), pyramid=named.sop_instance_uid if is_level else None)
 
 
-def _series_of(path: str | os.PathLike[str]) -> FileStore:
-    """Open a file and those of its series in its folder, as libopenslide does."""
-    named = FileSource.open(path)
+def _series_of(named: FileSource) -> FileStore:
+    """Open the files of a file's series in its folder, as libopenslide does."""
     uid = utils.text(named.metadata, "SeriesInstanceUID")
     sources = {named.sop_instance_uid: named}
     for other in sorted(Path(named.path).parent.iterdir()):
