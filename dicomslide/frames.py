@@ -21,13 +21,17 @@ if TYPE_CHECKING:
 
     Integers: TypeAlias = NDArray[np.int64]
 
-__all__ = ["FrameMap", "FramePositions", "FullFrames", "SparseFrames", "TileGrid", "distinct",
-           "focal_planes", "match_planes", "plane_tolerance"]  # fmt: skip
+__all__ = ["SAME_PLANE", "FocalPlanes", "FrameMap", "FramePositions", "FullFrames",
+           "SparseFrames", "TileGrid", "distinct", "focal_planes", "match_planes",
+           "plane_tolerance", "tiles_of"]  # fmt: skip
 
 SINGLE_PLANE_TOLERANCE = 0.5
 """µm by which an offset may differ from that of an only focal plane."""
 SAME_PLANE = 0.01
 """Offsets closer than this, in µm, are one focal plane."""
+CLEAR_GAP = 2
+"""How many times as wide as any gap within focal planes those between them are, where heights
+alone tell planes apart."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,8 +128,8 @@ class SparseFrames:
     ----------
     grid : TileGrid
         Tile grid on which the frames lie.
-    positions : FramePositions
-        Where they lie.
+    tiles : numpy.ndarray
+        Tile of each frame: see :func:`tiles_of`.
     channels : numpy.ndarray
         Zero-based channel of each frame.
     planes : numpy.ndarray
@@ -136,22 +140,18 @@ class SparseFrames:
     Raises
     ------
     FramePositionError
-        When a frame lies outside the matrix or off the grid, or two lie at one place.
+        When two frames lie at one place.
 
     """
 
     def __init__(
         self,
         grid: TileGrid,
-        positions: FramePositions,
+        tiles: Integers,
         channels: Integers,
         planes: Integers,
         num_planes: int,
     ) -> None:
-        _check_on_grid(grid, positions)
-        tiles = (positions.rows // grid.tile_rows) * grid.shape[1] + (
-            positions.columns // grid.tile_columns
-        )
         keys = (channels * num_planes + planes) * grid.num_tiles + tiles
         self._num_planes = num_planes
         self._num_tiles = grid.num_tiles
@@ -161,9 +161,10 @@ class SparseFrames:
         double = np.flatnonzero(np.diff(self._keys) == 0)
         if double.size:
             first, second = self._order[double[0] : double[0] + 2]
+            row, column = grid.position(int(tiles[first]))
             raise FramePositionError(
-                f"frames {first + 1} and {second + 1} both lie at row {positions.rows[first] + 1},"
-                f" column {positions.columns[first] + 1} of the same channel and focal plane",
+                f"frames {first + 1} and {second + 1} both lie at row {row * grid.tile_rows + 1},"
+                f" column {column * grid.tile_columns + 1} of the same channel and focal plane",
                 frame=int(second),
             )
 
@@ -195,7 +196,15 @@ def _unstacked(
     return channel, plane, tile
 
 
-def _check_on_grid(grid: TileGrid, positions: FramePositions) -> None:
+def tiles_of(grid: TileGrid, positions: FramePositions) -> Integers:
+    """Return the tile of each frame.
+
+    Raises
+    ------
+    FramePositionError
+        When a frame lies outside the matrix or off the grid.
+
+    """
     for values, size, step, name in (
         (positions.rows, grid.rows, grid.tile_rows, "row"),
         (positions.columns, grid.columns, grid.tile_columns, "column"),
@@ -216,6 +225,8 @@ def _check_on_grid(grid: TileGrid, positions: FramePositions) -> None:
                 f" {grid.tile_rows} × {grid.tile_columns} tiles",
                 frame=frame,
             )
+    rows, columns = positions.rows // grid.tile_rows, positions.columns // grid.tile_columns
+    return rows * grid.shape[1] + columns
 
 
 def distinct(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
@@ -228,25 +239,170 @@ def distinct(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
     return np.unique(values, return_inverse=True)
 
 
-def focal_planes(z: NDArray[np.float64]) -> tuple[tuple[float, ...], Integers]:
-    """Group offsets along Z into focal planes, from the glass slide towards the coverslip.
+def focal_planes(
+    z: NDArray[np.float64],
+    places: Integers,
+    declared: int | None = None,
+    *,
+    may_be_absent: bool = False,
+) -> Integers:
+    """Sort pictures of some places into focal planes, from the glass slide towards the coverslip.
+
+    A plane is what lies at one height, within 0.01 µm; less, where a place has several pictures
+    that are closer. But a plane may also follow the tissue, so that each place has a height of its
+    own (Supplement 145): that is the case when heights are more than a place has pictures, unless
+    a header declares so many planes, or more than half of the pictures of so many are there. Then
+    a place's only picture is of the only plane; else planes are groups of heights that are clearly
+    apart, or the k-th picture of a place from the glass is of the k-th plane.
 
     Parameters
     ----------
     z : numpy.ndarray
-        Offset of each frame in µm.
+        Offset of each picture in µm.
+    places : numpy.ndarray
+        Where each lies: any integer for the tile and channel of a frame, or for the level and
+        channel of an image.
+    declared : int, optional
+        Total Pixel Matrix Focal Planes.
+    may_be_absent : bool, default: False
+        Whether places that have one picture each may lack others that a header declares, as
+        segments do in tiles where they have no pixels.
 
     Returns
     -------
-    offsets : tuple of float
-        Offset of each plane in µm, ascending.
-    planes : numpy.ndarray
-        Zero-based plane of each frame.
+    numpy.ndarray
+        Zero-based plane of each picture. Two of one place are of one plane where they are of one
+        height; or where they are more than the planes declared, unless most places have as many.
 
     """
     values, inverse = distinct(z)
-    starts = np.concatenate([[True], np.diff(values) >= SAME_PLANE])
-    return tuple(values[starts].tolist()), (np.cumsum(starts) - 1)[inverse]
+    if len(values) == 1:
+        return np.zeros(len(z), np.int64)
+    order = np.lexsort((z, places))
+    follows = np.diff(places[order]) == 0  # the next is of the same place
+    starts = np.flatnonzero(np.concatenate([[True], ~follows]))
+    counts = np.diff(starts, append=len(z))
+    depth = int(counts.max())
+
+    def collide(planes: Integers) -> bool:
+        return bool(np.any(follows & (np.diff(planes[order]) == 0)))
+
+    def parted(gap: float) -> Integers:
+        return np.concatenate([[0], np.cumsum(np.diff(values) >= gap)])[inverse]
+
+    planes = parted(SAME_PLANE)
+    if collide(planes):
+        planes = inverse
+        if collide(planes):
+            return planes
+    count = int(planes.max()) + 1
+    if count == depth or (
+        declared is not None and count <= declared and (depth > 1 or may_be_absent)
+    ):
+        return planes
+    if depth == 1:
+        return np.zeros(len(z), np.int64)
+    believed = declared if declared is not None and depth <= declared < count else None
+    gaps = np.sort(np.diff(values))
+    widest = (believed or depth) - 1
+    if gaps[-widest] > CLEAR_GAP * gaps[-widest - 1]:
+        apart = parted(gaps[-widest])
+        if not collide(apart):
+            return apart
+    if believed is None and 2 * len(z) > count * len(counts):
+        return planes
+    rank = np.empty(len(z), np.int64)
+    rank[order] = np.arange(len(z)) - np.repeat(starts, counts)
+    if declared is not None and declared < depth and 2 * np.sum(counts > declared) <= len(counts):
+        return np.minimum(rank, declared - 1)
+    return rank
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FocalPlanes:
+    """Where the focal planes of an image lie, all in µm."""
+
+    offsets: tuple[float, ...]
+    """Offset of each, ascending."""
+    spans: tuple[tuple[float, float], ...] = ()
+    """Lowest and highest offset of the frames of each, where one isn't flat in a channel; else
+    empty."""
+    of_channels: tuple[tuple[float, ...], ...] = ()
+    """Offset of each by channel, where channels lie at heights of their own; else empty."""
+
+    @classmethod
+    def of_frames(
+        cls,
+        z: NDArray[np.float64],
+        planes: Integers,
+        places: Integers,
+        channels: Integers,
+        num_channels: int,
+    ) -> FocalPlanes:
+        """Describe the planes of some frames.
+
+        The offset of a plane is the median of those of its frames (the lower of two, so that it
+        is one of them), in places that have all planes, if some do.
+
+        Parameters
+        ----------
+        z : numpy.ndarray
+            Offset of each frame in µm.
+        planes, places, channels : numpy.ndarray
+            Plane of each frame: see :func:`focal_planes`; and its place, and its channel.
+        num_channels : int
+            Number of channels.
+
+        """
+        if (z == z[0]).all():
+            return cls((float(z[0]),))
+        count = int(planes.max()) + 1
+        if count == 1:
+            whole = slice(None)
+        else:
+            _, place, pictures = np.unique(places, return_inverse=True, return_counts=True)
+            is_whole = pictures[place] == count
+            whole = is_whole if is_whole.any() else slice(None)
+        _, offsets, _, _ = _ordered(z[whole], planes[whole])
+        keys, heights, lowest, highest = _ordered(z, channels * count + planes)
+        is_flat = (highest - lowest < SAME_PLANE).all()
+        _, _, lowest, highest = _ordered(z, planes)
+        of_channels = np.tile(offsets, (num_channels, 1))
+        of_channels.ravel()[keys] = heights
+        return cls(
+            tuple(offsets.tolist()),
+            () if is_flat else tuple(zip(lowest.tolist(), highest.tolist(), strict=True)),
+            tuple(map(tuple, of_channels.tolist()))
+            if (np.ptp(of_channels, axis=0) >= SAME_PLANE).any()
+            else (),
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def offset(self, channel: int, plane: int) -> float:
+        """Return the offset of a focal plane in µm, in one of the channels."""
+        return self.of_channels[channel][plane] if self.of_channels else self.offsets[plane]
+
+    def span(self, plane: int) -> tuple[float, float]:
+        """Return the lowest and the highest offset of the frames of a focal plane in µm."""
+        return self.spans[plane] if self.spans else (self.offsets[plane],) * 2
+
+
+def _ordered(
+    z: NDArray[np.float64], keys: Integers
+) -> tuple[Integers, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return each key, ascending, and median, lowest and highest of its values."""
+    order = np.lexsort((z, keys))
+    ordered, values = keys[order], z[order]
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(ordered) != 0]))
+    counts = np.diff(starts, append=len(z))
+    return (
+        ordered[starts],
+        values[starts + (counts - 1) // 2],
+        values[starts],
+        values[starts + counts - 1],
+    )
 
 
 def plane_tolerance(planes: Sequence[float]) -> float:

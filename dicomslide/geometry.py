@@ -20,8 +20,8 @@ from dicomslide.options import check_memory
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["AXIS_TOLERANCE", "ROUNDING_NOISE", "Orientation", "SlideGeometry", "SlideGrid",
-           "nearest_index"]  # fmt: skip
+__all__ = ["AS_STORED", "AXIS_TOLERANCE", "ROUNDING_NOISE", "Orientation", "SlideGeometry",
+           "SlideGrid", "nearest_index"]  # fmt: skip
 
 AXIS_TOLERANCE = 1e-4
 """An orientation is axis-aligned when its cosines are 0 or ±1 within this."""
@@ -63,6 +63,19 @@ class Orientation:
         """Return a matrix (rows, columns, ...) upright (y, x, ...), as a view."""
         upright = matrix.swapaxes(0, 1) if self.transpose else matrix
         return upright[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+
+    def then(self, other: Orientation) -> Orientation:
+        """Return what turns a matrix as this does, and the result as another one does."""
+        flip_y, flip_x = self.flip_y, self.flip_x
+        if other.transpose:
+            flip_y, flip_x = flip_x, flip_y
+        return Orientation(
+            self.transpose != other.transpose, flip_y != other.flip_y, flip_x != other.flip_x
+        )
+
+
+AS_STORED = Orientation(transpose=False, flip_y=False, flip_x=False)
+"""A matrix as it is."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -206,8 +206,12 @@ class TiledImage(ChannelsAndPlanes, Identified):
 
     @property
     def focal_plane_offsets(self) -> tuple[float, ...]:
-        """Offset of each focal plane from the slide surface along Z, in µm."""
-        return self.layout.planes
+        """Offset of each focal plane from the slide surface along Z, in µm.
+
+        That of a plane that follows the tissue, so that each frame has an offset of its own, is
+        the median of its frames.
+        """
+        return self.layout.planes.offsets
 
     def get_references(self, sop_class_uid: str | None = None) -> list[tuple[str, str, str]]:
         """Get unique identifiers of referenced instances.

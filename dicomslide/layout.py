@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from dicomslide.color import WHITE, cielab_to_srgb
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import FramePositionError, MetadataError
 from dicomslide.frames import (
+    FocalPlanes,
     FrameMap,
     FramePositions,
     FullFrames,
@@ -21,6 +23,7 @@ from dicomslide.frames import (
     TileGrid,
     focal_planes,
     index_of,
+    tiles_of,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ __all__ = [
     "size_of",
 ]
 
+logger = logging.getLogger(__name__)
+
 MICROMETERS = 1000  # in a millimetre
 
 
@@ -53,8 +58,7 @@ class ImageLayout:
     """None where each frame's bytes tell."""
     grid: TileGrid
     channels: tuple[Channel, ...]
-    planes: tuple[float, ...]
-    """Offset of each focal plane in µm."""
+    planes: FocalPlanes
     frames: FrameMap
     num_frames: int
     background: tuple[float, ...]
@@ -223,19 +227,30 @@ def _sparse(
     channels: tuple[Channel, ...],
     positions: FramePositions,
     shares_frames: bool,
-) -> tuple[tuple[float, ...], FrameMap]:
+) -> tuple[FocalPlanes, FrameMap]:
     count = len(positions)
-    if positions.z is None:
-        planes: tuple[float, ...] = (first_plane_of(image),)
-        of_frame = np.zeros(count, np.int64)
-    else:
-        planes, of_frame = focal_planes(positions.z)
+    tiles = tiles_of(grid, positions)
     identifiers = [each.identifier for each in channels]
     if positions.channels is not None and not shares_frames:
         channel = index_of(identifiers, positions.channels)
     else:
         channel = np.full(count, _only_channel(image, identifiers, shares_frames))
-    return planes, SparseFrames(grid, positions, channel, of_frame, len(planes))
+    if positions.z is None or not count:
+        planes = FocalPlanes((first_plane_of(image),))
+        of_frame = np.zeros(count, np.int64)
+    else:
+        places = channel * grid.num_tiles + tiles
+        is_image = channels[0].type is ChannelTypes.OPTICAL_PATH
+        of_frame = focal_planes(positions.z, places, _num_planes(image), may_be_absent=not is_image)
+        # channels of an image may be in focus at heights of their own; segments are where it is
+        of_path = channel if is_image else np.zeros(count, np.int64)
+        planes = FocalPlanes.of_frames(positions.z, of_frame, places, of_path, len(identifiers))
+    for plane, (low, high) in enumerate(planes.spans):
+        logger.debug(
+            "%s: frames of focal plane %d lie from %g to %g µm: it isn't flat",
+            utils.name_of(image), plane, low, high,
+        )  # fmt: skip
+    return planes, SparseFrames(grid, tiles, channel, of_frame, len(planes))
 
 
 def _full(
@@ -244,7 +259,7 @@ def _full(
     channels: tuple[Channel, ...],
     num_frames: int,
     shares_frames: bool,
-) -> tuple[tuple[Channel, ...], tuple[float, ...], FrameMap]:
+) -> tuple[tuple[Channel, ...], FocalPlanes, FrameMap]:
     num_channels = 1 if shares_frames else len(channels)
     first = int(utils.number(image, "ConcatenationFrameOffsetNumber") or 0)
     is_part = utils.text(image, "ConcatenationUID") is not None
@@ -271,7 +286,7 @@ def _full(
     step = _spacing_between_planes(image)
     if num_planes > 1 and step is None:
         raise MetadataError(f"it has {num_planes} focal planes, but no Spacing Between Slices")
-    planes = tuple(start + k * (step or 0.0) for k in range(num_planes))
+    planes = FocalPlanes(tuple(start + k * (step or 0.0) for k in range(num_planes)))
     return channels, planes, FullFrames(grid.num_tiles, num_planes, num_frames, first)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 import numpy as np
 
 from dicomslide import utils
+from dicomslide.channel import channels_of
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import MetadataError
 from dicomslide.layout import first_plane_of, size_of
@@ -50,6 +51,12 @@ SPACING_AT_1X = 0.01
 """mm between pixels at 1×: 40× is 0.00025 mm, as scanners have it."""
 
 
+SAME_SIZE = 2.5
+"""Pixels by which sizes of registered channels may differ."""
+SAME_SHARE = 0.1
+"""Fraction of a size by which they may differ: that of a small level is half of the next one's."""
+
+
 # -- which images are levels of one pyramid --------------------------------------------------
 
 
@@ -77,7 +84,9 @@ def group_levels(
     """Sort VOLUME and THUMBNAIL images into the levels of one pyramid.
 
     Images are of one level when their total pixel matrices are of one size: spacing alone
-    doesn't tell, some scanners write that of the base everywhere. The centre of a level lies
+    doesn't tell, some scanners write that of the base everywhere. Images of one spacing whose
+    sizes differ by few pixels, as those of registered channels do, are of one level as well, if
+    they hold other channels. The centre of a level lies
     where that of the base lies, within a pixel of the level or `tolerance`, whichever is more;
     an image that has no place on the slide is believed.
 
@@ -114,10 +123,50 @@ def group_levels(
             associated.append(i)
         elif reason is not None:
             misfits[i] = reason
+        elif sizes[i] in by_size:
+            by_size[sizes[i]].append(i)
         else:
-            by_size.setdefault(sizes[i], []).append(i)
+            here = images[i], placements[i]
+            level = next(
+                (
+                    same
+                    for same in by_size.values()
+                    if all(_are_channels(*here, images[j], placements[j]) for j in same)
+                ),
+                None,
+            )
+            if level is None:
+                by_size[sizes[i]] = [i]
+            else:
+                level.append(i)
     levels = tuple(tuple(same) for same in by_size.values())
     return LevelGroups(base, levels, tuple(associated), misfits, placements, view)
+
+
+def _are_channels(
+    image: Dataset, placement: Placement, other: Dataset, place_of_other: Placement
+) -> bool:
+    """Whether images whose sizes differ by few pixels are channels of one level."""
+    here, there = _geometry_of(image, placement), _geometry_of(other, place_of_other)
+    if here is None or there is None:
+        return False
+    spacing = np.array(there.slide_spacing)
+    if not np.allclose(here.slide_spacing, spacing, rtol=SAME_SPACING, atol=0):
+        return False
+    sizes = np.array([here.physical_size, there.physical_size]) / spacing
+    differ = np.abs(np.diff(sizes, axis=0))
+    if differ.max() > SAME_SIZE or (differ > SAME_SHARE * sizes).any():
+        return False
+    said = [
+        [
+            utils.text(each, keyword)
+            for keyword in ("SeriesInstanceUID", "PhotometricInterpretation")
+        ]
+        + [each.get("BitsAllocated")]
+        for each in (image, other)
+    ]
+    paths = [{channel.identifier for channel in channels_of(each)} for each in (image, other)]
+    return said[0] != said[1] or paths[0].isdisjoint(paths[1])
 
 
 def _placer(

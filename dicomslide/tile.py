@@ -226,8 +226,11 @@ def compute_frame_positions(
     grid = layout.grid
     offsets = np.stack(np.divmod(tiles, grid.shape[1]), axis=-1)
     offsets *= (grid.tile_rows, grid.tile_columns)
-    z = np.array(layout.planes)[planes] / MICROMETERS
-    slide_positions = np.column_stack([geometry_of(image).to_slide(offsets), z])
+    if positions is None or positions.z is None:
+        z = np.array(layout.planes.offsets)[planes]
+    else:  # a plane may follow the tissue
+        z = positions.z
+    slide_positions = np.column_stack([geometry_of(image).to_slide(offsets), z / MICROMETERS])
     return offsets.astype(np.uint32), slide_positions, channels, planes
 
 

@@ -90,6 +90,7 @@ FLOORS = [
     "lookup",
     "image",
     "slide.options",
+    "slide.places",
     "slide.levels",
     "slide.collection",
     "slide.derived",

@@ -582,6 +582,43 @@ def test_a_pixel_by_millimetres_is_the_same_place_in_image_and_segmentation(tmp_
         assert slide.get_slide_region((x - 2e-4, y - 2e-4), 0, (5e-4, 5e-4), 1).all()
 
 
+@pytest.mark.parametrize("frame", ["slide", "matrix"])
+@pytest.mark.parametrize("turned", ["upright", "mirrored"])
+def test_a_segmentation_stored_another_way_up_is_a_variable_of_its_level(
+    tmp_path, levels, masks, turned, frame
+):
+    """Pixels of the image's places: rows along −Y and columns along X, or along −X and Y."""
+    path = write_segmentation(tmp_path / "1.dcm", levels[0], masks.astype(np.uint8), "BINARY")
+    straight = open_slide([*levels, path]).to_dataset(frame=frame)
+    x, y = 18.0 - 69 * 0.0005, 32.0
+    orientation = (1, 0, 0, 0, -1, 0)
+    stored = upright(masks)
+    if turned == "mirrored":
+        x, orientation, stored = 18.0, (-1, 0, 0, 0, -1, 0), upright(masks)[:, ::-1]
+    (source,) = write_slide(
+        tmp_path / turned, shape=(110, 70), tile_shape=(32, 48), downsamples=(1,),
+        origin=(x, y), orientation=orientation, associated=False,
+    )  # fmt: skip
+    path = write_segmentation(tmp_path / "2.dcm", source, stored.astype(np.uint8), "BINARY")
+    slide = open_slide([*levels, path])
+    tree = slide.to_datatree(frame=frame)
+    assert set(tree.children) == {f"level_{i}" for i in range(len(slide.levels))}
+    level = tree["level_0"].to_dataset()
+    np.testing.assert_array_equal(level.segmentation, straight.segmentation)
+    np.testing.assert_array_equal(level.segmentation[1, 5:9, 7], straight.segmentation[1, 5:9, 7])
+    assert level.image.where(level.segmentation[1]).shape == level.image.shape
+    region = slide.get_slide_region((17.9701, 31.9601), 0, (0.02, 0.015), 1)[..., 0]
+    np.testing.assert_array_equal(
+        region, open_slide([*levels, tmp_path / "1.dcm"]).get_slide_region(
+            (17.9701, 31.9601), 0, (0.02, 0.015), 1)[..., 0],
+    )  # fmt: skip
+
+
+def test_a_segmentation_alone_is_in_its_levels_only(tmp_path, levels, masks):
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], masks.astype(np.uint8), "BINARY")
+    assert set(open_slide(path).to_datatree().children) == {"level_0"}
+
+
 def test_a_derived_image_of_another_frame_of_reference_is_left_out(tmp_path, levels, masks):
     path = write_segmentation(tmp_path / "seg.dcm", levels[0], masks.astype(np.uint8), "BINARY")
     dataset = pydicom.dcmread(path)

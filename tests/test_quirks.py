@@ -1,4 +1,4 @@
-"""What real files do: twenty groups of quirks, and the tests that hold each.
+"""What real files do: groups of quirks, and the tests that hold each.
 
 Those of pixels are in test_quirky_pixels; here is the table, and those of headers and slides.
 
@@ -94,6 +94,23 @@ Those of pixels are in test_quirky_pixels; here is the table, and those of heade
 20. A thumbnail of the size of level 0:
     test_a_thumbnail_of_the_size_of_the_base
     test_slide.test_a_thumbnail_of_the_size_of_a_level_is_associated
+24. Focal planes whose z follows the tissue:
+    test_odd_stacks.test_a_plane_that_follows_the_tissue_is_one
+    test_odd_stacks.test_planes_that_follow_the_tissue_are_counted_within_each_tile
+    test_odd_stacks.test_two_frames_at_one_place_of_a_plane_that_follows_the_tissue_raise
+    test_odd_stacks.test_parts_of_an_image_whose_plane_follows_the_tissue_are_one
+25. Levels, and channels, with one plane each at a z of its own:
+    test_odd_stacks.test_levels_with_a_plane_each_have_one
+    test_odd_stacks.test_channels_with_a_plane_each_are_no_stack
+26. Registered channels whose origins or sizes differ:
+    test_odd_stacks.test_a_channel_that_lies_apart_has_millimetres_of_its_own
+    test_odd_stacks.test_a_row_or_column_more_makes_no_level
+27. H&E beside fluorescence, 8 beside 16 bits:
+    test_odd_stacks.test_pixels_of_two_kinds_are_variables_beside_each_other
+    test_odd_stacks.test_a_stack_beside_one_plane_keeps_its_z
+28. Cycles of staining that count their paths anew:
+    test_odd_stacks.test_cycles_of_staining_are_channels_of_their_own
+    test_odd_stacks.test_cycles_in_focus_at_other_heights_are_channels_not_planes
 """
 
 from __future__ import annotations
@@ -137,7 +154,9 @@ from dicomslide.testing import (
 
 def test_every_quirk_has_tests_and_they_exist():
     groups = re.split(r"^ ?(\d+)\. ", __doc__, flags=re.MULTILINE)[1:]
-    assert [int(number) for number in groups[::2]] == list(range(1, 21))
+    numbers = [int(number) for number in groups[::2]]
+    assert numbers == sorted(set(numbers))
+    assert numbers[:20] == list(range(1, 21))
     for text in groups[1::2]:
         named = re.findall(r"(?:(test_\w+)\.)?(test_\w+)", text)
         assert named

@@ -681,29 +681,30 @@ def test_nothing_to_open(tmp_path, tissue_slide):
         dicomslide.open_slide(tissue_slide / "label.dcm")
 
 
-def test_channels_that_lie_differently_are_no_one_array(tmp_path):
-    """Each reads by itself; as one array they would be wrong."""
+def test_channels_that_lie_differently_are_variables_of_their_own(tmp_path):
+    """As one array they would be wrong."""
     grey = SMALL | dict(downsamples=(1,), samples=1, bits=16)
     for name, options in (("a", {}), ("b", {}), ("c", dict(bits=8))):
         (path,) = write_slide(tmp_path / name, **grey | options, optical_paths=(name,))
         changed(path, lambda ds, n=name: setattr(ds, "SOPInstanceUID", f"1.2.{ord(n)}"))
     a, b, c = (tmp_path / name / "level-0.dcm" for name in "abc")
     assert dicomslide.open_slide([a, b]).to_dataset().image.shape == (2, 80, 60)
-    with pytest.raises(dicomslide.MetadataError, match="can't be one array"):
-        dicomslide.open_slide([a, c]).to_dataset()
+    level = dicomslide.open_slide([a, c]).to_dataset()
+    assert (level.image.dtype, level.image_2.dtype) == (np.uint16, np.uint8)
 
     def shifted(dataset):
         dataset.TotalPixelMatrixOriginSequence[0].YOffsetInSlideCoordinateSystem = "32.002"
 
     changed(b, shifted)
-    with pytest.warns(dicomslide.MetadataWarning, match=r"0\.002 mm away"):
-        dicomslide.open_slide([a, b]).to_dataset()
+    tree = dicomslide.open_slide([a, b]).to_datatree()
+    assert list(tree["level_0"].data_vars) == ["image"]
+    assert float(tree["image_2"].y[0] - tree["level_0"].y[0]) == pytest.approx(0.002)
 
     def turned(dataset):
         dataset.ImageOrientationSlide = [0, 1, 0, 1, 0, 0]
 
     changed(b, turned)
     slide = dicomslide.open_slide([a, b], pyramid_tolerance=1)
-    with pytest.raises(dicomslide.MetadataError, match="in another way"):
-        slide.to_dataset()
-    assert slide.get_image_region((0, 0), 0, (5, 5), channel_index=1).shape == (5, 5, 1)
+    apart = slide.to_datatree()["image_2"].image_2
+    stored = slide.channel_groups[1].images[0][0].get_total_pixel_matrix()[..., 0][..., 0]
+    np.testing.assert_array_equal(apart, np.rot90(stored))

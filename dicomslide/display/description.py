@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dicomslide.image import TiledImage
-    from dicomslide.slide.derived import ChannelGroup
+    from dicomslide.slide.places import ChannelGroup
     from dicomslide.slide.slide import Slide
 
 __all__ = [
@@ -100,7 +100,7 @@ def describe(slide: Slide) -> dict[str, Any]:
         "focal_planes_um": list(slide.focal_plane_offsets),
         "annotations": annotation_labels(slide),
         "derived_series": [
-            _describe_group(group) for group in slide.channel_groups if group.name != "image"
+            _describe_group(group) for group in slide.channel_groups if not group.is_image
         ],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from dicomslide import utils
 from dicomslide.enum import ChannelTypes
 from dicomslide.labelled.index import FRAME_OF_REFERENCE, SlideIndex, spacing_of
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from dicomslide.channel import Channel
     from dicomslide.geometry import Orientation, SlideGeometry
+    from dicomslide.image import TiledImage
 
 __all__ = [
     "channel_coords",
@@ -61,7 +64,11 @@ def matrix_coords(
 
 
 def focal_plane_coords(
-    offsets: Sequence[float], planes: Sequence[int], *, is_dim: bool
+    offsets: Sequence[float],
+    planes: Sequence[int],
+    *,
+    is_dim: bool,
+    of_channels: tuple[str, Sequence[Sequence[float]]] | None = None,
 ) -> xr.Coordinates:
     """Return z in mm of focal planes, with their indices beside it.
 
@@ -73,16 +80,28 @@ def focal_plane_coords(
         Zero-based indices.
     is_dim : bool
         Whether z is a dim; else both are scalars.
+    of_channels : tuple of str and sequence of sequence of float, optional
+        Dim of channels, and offsets in µm by channel and plane, where channels lie at heights of
+        their own. Then z runs along that dim; or, if it is a dim itself, a coordinate along both
+        stands beside it: ``channel_z``.
 
     """
     values = np.array(offsets) / 1000
     attrs = {"long_name": "focal plane's offset", "units": "mm"}
     index = xr.Variable("z", np.array(planes), {"long_name": "focal plane's index"}, _one("z"))
+    beside: dict[Any, xr.Variable] = {}
+    if of_channels is not None:
+        dim, of_each = of_channels
+        heights = xr.Variable((dim, "z"), np.array(of_each) / 1000, attrs, _one(dim))
+        if is_dim:
+            beside[f"{dim}_z"] = heights
+        else:
+            beside["z"] = heights[:, 0]
     if not is_dim:
-        z = xr.Variable("z", values, attrs)
-        return xr.Coordinates({"z": z[0], "focal_plane": _scalar(index)})
+        z = xr.Variable("z", values, attrs)[0]
+        return xr.Coordinates({"z": z, "focal_plane": _scalar(index), **beside}, indexes={})
     spacing = ONE_PLANE if len(values) == 1 else None
-    return slide_coordinate("z", values, attrs, spacing).assign(focal_plane=index)
+    return slide_coordinate("z", values, attrs, spacing).assign({"focal_plane": index, **beside})
 
 
 def slide_coordinate(
@@ -193,9 +212,11 @@ def step_of(array: xr.DataArray | xr.Dataset, dim: str) -> float:
 
 
 def channel_coords(
-    dim: str, channels: Sequence[Channel], stains: Sequence[str], *, is_dim: bool
+    dim: str, channels: Sequence[Channel], images: Sequence[TiledImage], *, is_dim: bool
 ) -> dict[str, xr.Variable]:
-    """Return the identifiers of channels, and beside them what a person knows them by.
+    """Return the labels of channels, and beside them what a person knows them by.
+
+    A label is the identifier; that of a second channel of one identifier is followed by ``_2``.
 
     Parameters
     ----------
@@ -203,24 +224,36 @@ def channel_coords(
         Name of the dim, and of the identifiers: ``channel``, ``segment``, ``parameter``.
     channels : sequence of Channel
         Channels of one type.
-    stains : sequence of str
-        What the specimen of each channel was stained with; empty where nothing says.
+    images : sequence of TiledImage
+        An image of each channel: its header names the stains of the specimen, and the series,
+        which tells channels of one identifier apart.
     is_dim : bool
         Whether there is such a dim; else all are scalars.
 
     """
     kind = channels[0].type
+    identifiers = [c.identifier for c in channels]
     columns: dict[str, tuple[Sequence[Any], dict[str, str]]] = {
-        dim: ([c.identifier for c in channels], {"long_name": _NAMES[kind]}),
+        dim: (_labels(identifiers), {"long_name": _NAMES[kind]}),
     }
+    if len(set(identifiers)) < len(identifiers):
+        series = ("SeriesInstanceUID", "SeriesDescription")
+        uids, names = ([utils.text(i.metadata, keyword) for i in images] for keyword in series)
+        columns |= {
+            f"{dim}_identifier": (identifiers, {"long_name": _NAMES[kind]}),
+            f"{dim}_series": (uids, {"long_name": "Series Instance UID"}),
+            f"{dim}_series_description": (names, {"long_name": "Series Description"}),
+        }
     if kind is ChannelTypes.OPTICAL_PATH:
+        stained = {id(image): ", ".join(utils.stains_of(image.metadata)) for image in images}
+        stains = [stained[id(image)] for image in images]
         columns |= {
             f"{dim}_description": (
                 [c.description or c.identifier for c in channels],
                 {"long_name": "Optical Path Description"},
             ),
             f"{dim}_stain": (stains, {"long_name": "substances used for specimen staining"}),
-            "wavelength": (
+            dim.replace("channel", "wavelength"): (
                 [c.wavelength for c in channels],
                 {"long_name": "Illumination Wave Length", "units": "nm"},
             ),
@@ -268,6 +301,18 @@ def channel_coords(
         if any(value not in (None, "") for value in values)
     }
     return found if is_dim else {name: _scalar(variable) for name, variable in found.items()}
+
+
+def _labels(identifiers: Sequence[str]) -> list[str]:
+    """Return identifiers, made distinct: 1, 2, 1_2, 2_2 where two series have a 1 and a 2."""
+    labels: dict[str, None] = {}
+    for identifier in identifiers:
+        number = itertools.count(2)
+        label = identifier
+        while label in labels or (label != identifier and label in identifiers):
+            label = f"{identifier}_{next(number)}"
+        labels[label] = None
+    return list(labels)
 
 
 _NAMES = {

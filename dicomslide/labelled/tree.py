@@ -11,11 +11,11 @@ from dicomslide import utils
 from dicomslide.frames import match_planes
 from dicomslide.labelled.attributes import slide_attrs
 from dicomslide.labelled.variables import Grid, Stack
-from dicomslide.slide.derived import shares_grid
+from dicomslide.slide.places import lies_on, turned_onto
 
 if TYPE_CHECKING:
     from dicomslide.labelled.variables import Frame
-    from dicomslide.slide.derived import ChannelGroup
+    from dicomslide.slide.places import ChannelGroup
     from dicomslide.slide.slide import Slide
     from dicomslide.stack import Data
 
@@ -68,20 +68,15 @@ def other_groups(
 ) -> dict[str, xr.Dataset]:
     """Return the datasets beside the levels by name; see :func:`slide_groups`.
 
-    Derived images that lie on no level's grid, each by the name of its variable; and label,
-    overview and thumbnail, the first of each without a number.
+    What has pixels at other millimetres than its level's first image, or focal planes of its own,
+    each by the name of its variable; and label, overview and thumbnail, the first of each without
+    a number.
     """
     groups: dict[str, xr.Dataset] = {}
     uid = slide.said("FrameOfReferenceUID")
     for group in slide.channel_groups:
-        apart = [
-            image
-            for image, level in group.images
-            if level is None or not _is_beside(slide, group, level)
-        ]
-        for number, image in enumerate(apart):
+        for number, stack in enumerate(_stacks_apart(slide, group)):
             name = group.name if number == 0 else f"{group.name}_level_{number}"
-            stack = Stack.of_image(group.name, image)
             groups[name] = _dataset(stack, data, frame, squeeze, uid)
     if associated:
         for kind, images in (
@@ -127,14 +122,20 @@ def level_dataset(
         for group in slide.channel_groups
         if _is_beside(slide, group, level) and (stack := Stack.at_level(here, group)) is not None
     ]
-    base = stacks[0]
-    grid = Grid.of(base.image, frame, slide.said("FrameOfReferenceUID"))
-    dataset = xr.Dataset(coords=grid.coords()).assign_coords(base.plane_coords(squeeze))
+    grid = Grid.of(stacks[0].image, frame, slide.said("FrameOfReferenceUID"))
+    # z is that of the first image that has several planes: one beside it has one of them
+    deepest = next((each for each in stacks if each.is_image and len(each.planes) > 1), stacks[0])
+    has_colors = any(stack.image.layout.pixel_format.is_color for stack in stacks)
+    dataset = xr.Dataset(coords=grid.coords()).assign_coords(deepest.plane_coords(squeeze))
     for stack in stacks:
-        has_planes = stack.planes == base.planes and (
-            match_planes(stack.offsets, base.offsets) is not None
+        dataset = stack.add_to(
+            dataset,
+            grid,
+            data,
+            squeeze,
+            has_planes=stack.has_planes_of(deepest),
+            has_samples=not has_colors,
         )
-        dataset = stack.add_to(dataset, grid, data, squeeze, has_planes=has_planes)
     rows, columns = slide.size
     return dataset.assign_attrs(
         level=level,
@@ -151,15 +152,41 @@ def _dataset(
     return stack.add_to(dataset, grid, data, squeeze)
 
 
+def _stacks_apart(slide: Slide, group: ChannelGroup) -> list[Stack]:
+    """Return what a group has that is in no level's dataset, from the largest to the smallest."""
+    apart = [
+        (image, level)
+        for image, level in group.images
+        if level is None or not _is_beside(slide, group, level)
+    ]
+    if not group.is_image:  # a derived image may lie apart from others of its series
+        return [Stack.of_image(group.name, image) for image, _ in apart]
+    levels = dict.fromkeys(level for _, level in apart if level is not None)
+    stacks = (Stack.at_level(slide.levels[level], group) for level in levels)
+    return [stack for stack in stacks if stack is not None]
+
+
 def _is_beside(slide: Slide, group: ChannelGroup, level: int) -> bool:
     """Whether what a level has of a group is a variable of its dataset, not nodes of its own."""
-    base = slide.channel_groups[0]
-    if group is base:
-        return True
     here = slide.levels[level]
-    planes = here.planes_of(base.indices)
-    offsets = [slide.focal_plane_offsets[plane] for plane in planes]
+    first = next(each for each in slide.channel_groups if here.images_of(each.indices))
+    if group is first:
+        return True
+    images = here.images_of(group.indices)
+    on_grid = all(
+        turned_onto(image, here.image) is not None and lies_on(image, here.image)
+        for image in images
+    )
     own = here.planes_of(group.indices)
-    return (len(own) < 2 or own == planes) and all(
-        shares_grid(here.image, offsets, image) for image in here.images_of(group.indices)
+    if len(own) < 2 or not on_grid:
+        return on_grid
+    # the level's z are those of its first image that has several planes
+    of_images = (each for each in slide.channel_groups if each.is_image)
+    deep = (planes for each in of_images if len(planes := here.planes_of(each.indices)) > 1)
+    planes = next(deep, here.planes_of(first.indices))
+    offsets = [slide.focal_plane_offsets[plane] for plane in planes]
+    return own == planes and all(
+        len(match_planes(image.focal_plane_offsets, offsets) or ()) == len(offsets)
+        for image in images
+        if image.num_focal_planes > 1
     )

@@ -11,27 +11,30 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
-from dicomslide import utils
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import MetadataError, MetadataWarning
-from dicomslide.geometry import Orientation, SlideGeometry
+from dicomslide.frames import SAME_PLANE, match_planes
+from dicomslide.geometry import AS_STORED, Orientation, SlideGeometry
 from dicomslide.labelled.attributes import derived_attrs, image_attrs
 from dicomslide.labelled.coordinates import channel_coords, focal_plane_coords, matrix_coords
+from dicomslide.layout import MICROMETERS
 from dicomslide.options import check_memory
 from dicomslide.placement import geometry_of
+from dicomslide.slide.places import lies_on, turned_onto
 from dicomslide.stack import StackedReader, runs_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dicomslide.channel import Channel
     from dicomslide.image import TiledImage
-    from dicomslide.slide.derived import ChannelGroup
     from dicomslide.slide.levels import Level
+    from dicomslide.slide.places import ChannelGroup, Place
     from dicomslide.stack import Data, Row
 
 __all__ = ["Frame", "Grid", "Stack"]
 
 Frame = Literal["slide", "matrix"]
-AS_STORED = Orientation(transpose=False, flip_y=False, flip_x=False)
 DIMS = {
     ChannelTypes.OPTICAL_PATH: "channel",
     ChannelTypes.SEGMENT: "segment",
@@ -86,43 +89,50 @@ class Grid:
             self.geometry, self.orientation, self.image.size, self.frame_of_reference_uid
         )
 
+    def turn(self, image: TiledImage) -> Orientation:
+        """Return how the matrix of an image of the same pixels is turned."""
+        onto = turned_onto(image, self.image) or AS_STORED
+        return onto.then(self.orientation or AS_STORED)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stack:
     """Channels and focal planes that are one variable."""
 
     name: str
-    """``image``, ``segmentation``, ``parametric_map``, ..."""
+    """``image``, ``image_2``, ``segmentation``, ``parametric_map``, ..."""
     image: TiledImage
     """The image whose header stands for all."""
     readers: tuple[Row, ...]
     """By channel, then by focal plane; None where there are no pixels. A label map is one."""
     channels: tuple[Channel, ...] = ()
-    stains: tuple[str, ...] = ()
-    """What the specimen of each channel was stained with."""
+    images: tuple[TiledImage, ...] = ()
+    """The first image of each channel."""
     planes: tuple[int, ...] = ()
     """Zero-based index of each focal plane in the slide."""
     offsets: tuple[float, ...] = ()
-    """Offset of each focal plane in µm."""
+    """Offset of each focal plane in µm: that of the first channel that has it."""
+    spans: tuple[tuple[float, float], ...] = ()
+    """Lowest and highest offset of the frames of each focal plane in µm, where one isn't flat; else
+    empty."""
+    heights: tuple[tuple[float, ...], ...] = ()
+    """Offset of each focal plane by channel in µm, where channels differ; else empty. NaN where a
+    channel lacks one."""
 
     @classmethod
     def at_level(cls, level: Level, group: ChannelGroup) -> Stack | None:
         """Return what a level has of a group of channels; None if nothing.
 
-        Raises
-        ------
-        MetadataError
-            When its images can't be one array.
-
+        Channels lack some focal planes, with a warning, where a level has no pixels of them.
         """
         places = {key: place for key, place in level.places.items() if key[0] in group.indices}
         if not places:
             return None
         channels = sorted({channel for channel, _ in places})
         planes = level.planes_of(group.indices)
-        image, *others = images = level.images_of(group.indices)
+        image, *others = level.images_of(group.indices)
         for other in others:
-            _check_alike(image, other)
+            _warn_if_apart(image, other)
         is_label_map = image.layout.label_values is not None  # whose segments share their pixels
         if not is_label_map and len(places) < len(channels) * len(planes):
             warnings.warn(
@@ -132,47 +142,81 @@ class Stack:
                 MetadataWarning,
                 stacklevel=5,
             )
-        of_channel = {channel: place[0] for (channel, _), place in places.items()}
-        stain_of = {id(each): _stain(each) for each in images}
-        of_plane = {key[1]: (place[0], place[2]) for key, place in places.items()}
-        return cls(
-            name=group.name,
-            image=image,
-            readers=_readers(
-                [[places.get((channel, plane)) for plane in planes] for channel in channels]
-            ),
-            channels=tuple(group.channels[channel - group.first] for channel in channels),
-            stains=tuple(stain_of[id(of_channel[channel])] for channel in channels),
-            planes=tuple(planes),
-            offsets=tuple(
-                holder.focal_plane_offsets[own]
-                for holder, own in (of_plane[plane] for plane in planes)
-            ),
+        return cls._of_places(
+            group.name,
+            image,
+            tuple(group.channels[channel - group.first] for channel in channels),
+            tuple(planes),
+            [[places.get((channel, plane)) for plane in planes] for channel in channels],
         )
 
     @classmethod
     def of_image(cls, name: str, image: TiledImage) -> Stack:
         """Return all that is in an image."""
-        planes = range(image.num_focal_planes)
-        return cls(
-            name=name,
-            image=image,
-            readers=_readers(
-                [
-                    [(image, channel, plane) for plane in planes]
-                    for channel in range(image.num_channels)
-                ]
-            ),
-            channels=image.channels,
-            stains=(_stain(image),) * image.num_channels,
-            planes=tuple(planes),
-            offsets=image.focal_plane_offsets,
-        )
+        planes = tuple(range(image.num_focal_planes))
+        channels = range(image.num_channels)
+        places: list[list[Place | None]] = [[(image, c, p) for p in planes] for c in channels]
+        return cls._of_places(name, image, image.channels, planes, places)
 
     @classmethod
     def of_associated(cls, image: TiledImage) -> Stack:
         """Return the first matrix of a label, overview or thumbnail, without its channels."""
         return cls("image", image, _readers([[(image, 0, 0)]]))
+
+    @classmethod
+    def _of_places(
+        cls,
+        name: str,
+        image: TiledImage,
+        channels: tuple[Channel, ...],
+        planes: tuple[int, ...],
+        places: list[list[Place | None]],
+    ) -> Stack:
+        """Return what is at places by channel and focal plane."""
+        holders = [[place for place in row if place is not None] for row in places]
+        of_plane = [
+            [place for place in column if place is not None] for column in zip(*places, strict=True)
+        ]
+        heights = [[math.nan if p is None else _offset(p) for p in row] for row in places]
+        differ = np.nanmax(heights, axis=0) - np.nanmin(heights, axis=0) >= SAME_PLANE
+        spans = [[each.layout.planes.span(p) for each, _, p in column] for column in of_plane]
+        is_flat = not any(each.layout.planes.spans for column in of_plane for each, _, _ in column)
+        return cls(
+            name=name,
+            image=image,
+            readers=_readers(places),
+            channels=channels,
+            images=tuple(row[0][0] for row in holders),
+            planes=planes,
+            offsets=tuple(_offset(column[0]) for column in of_plane),
+            spans=()
+            if is_flat
+            else tuple(
+                (min(low for low, _ in each), max(high for _, high in each)) for each in spans
+            ),
+            heights=tuple(map(tuple, heights)) if differ.any() else (),
+        )
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it shows the slide, and isn't derived."""
+        return self.image.channel_type is ChannelTypes.OPTICAL_PATH
+
+    @property
+    def dim(self) -> str:
+        """Name of the dim of the channels."""
+        return DIMS[self.image.channel_type] + self.name[len(_plain(self.name)) :]
+
+    def has_planes_of(self, other: Stack) -> bool:
+        """Whether focal planes are those of another stack of the level."""
+        if self is other or len(self.planes) > 1:  # else they are nodes of their own
+            return True
+        return (
+            self.planes == other.planes
+            and match_planes(self.offsets, other.offsets) is not None
+            and not self.heights
+            and not other.heights
+        )
 
     def add_to(
         self,
@@ -182,6 +226,7 @@ class Stack:
         squeeze: bool,
         *,
         has_planes: bool = True,
+        has_samples: bool = True,
     ) -> xr.Dataset:
         """Return a dataset with the variable, and the coordinates of its channels, added.
 
@@ -197,10 +242,11 @@ class Stack:
             Whether dims of size one become scalar coordinates.
         has_planes : bool
             Whether its focal planes are those of the dataset; else its only one is an attribute.
+        has_samples : bool
+            Whether the dim of samples may be of size one, where dims of that size are kept.
 
         """
         image = self.image
-        is_image = self.name == "image"
         layout = image.layout
         samples = layout.pixel_format.samples
         first = next(reader for row in self.readers for reader in row if reader is not None)
@@ -208,44 +254,54 @@ class Stack:
         kept = (
             not is_label_map and (len(self.readers) > 1 or not squeeze),
             has_planes and (len(self.readers[0]) > 1 or not squeeze),
-            samples > 1 or (is_image and not squeeze),
+            samples > 1 or (self.is_image and has_samples and not squeeze),
         )
         reader = StackedReader(
             runs=runs_of(self.readers),
-            orientation=grid.orientation or AS_STORED,
+            orientation=grid.turn(image),
             kept=kept,
             matrix_shape=(*image.size, samples),
             tile_shape=(layout.pixel_format.rows, layout.pixel_format.columns),
             dtype=first.dtype,
             background=first.background,
         )
-        kind = image.channel_type
-        channel_dim = DIMS[kind] + self.name[len(_plain(self.name)) :]
         dims = (
-            *itertools.compress((channel_dim, "z"), kept),
+            *itertools.compress((self.dim, "z"), kept),
             *grid.dims,
             *(("sample",) if kept[2] else ()),
         )
-        attrs = image_attrs(image, grid.geometry, grid.orientation)
-        if not is_image:
-            attrs |= derived_attrs(image, self.channels)
-        if not has_planes:
-            attrs["focal_plane_offset"] = self.offsets[0] / 1000  # mm
         chunks = dict(zip(dims, map(_regular, reader.chunk_lengths()), strict=True))
+        attrs = self._attrs(grid, has_planes)
         variable = xr.Variable(dims, data(reader), attrs, encoding={"preferred_chunks": chunks})
         coords: dict[str, Any] = {}
         if self.channels and not is_label_map:
-            coords |= channel_coords(channel_dim, self.channels, self.stains, is_dim=kept[0])
+            coords |= channel_coords(self.dim, self.channels, self.images, is_dim=kept[0])
         if samples == 3:
             coords["sample"] = xr.Variable("sample", np.array(["r", "g", "b"]))
         return dataset.assign_coords(coords).assign({self.name: variable})
+
+    def _attrs(self, grid: Grid, has_planes: bool) -> dict[str, Any]:
+        """Return what headers say of the variable."""
+        attrs = image_attrs(self.image, grid.geometry, grid.orientation)
+        if not self.is_image:
+            attrs |= derived_attrs(self.image, self.channels)
+        if not has_planes:
+            mm = [row[0] / MICROMETERS for row in self.heights or [self.offsets]]
+            attrs["focal_plane_offset"] = mm if self.heights else mm[0]
+        if self.spans:
+            spans = [[low / MICROMETERS, high / MICROMETERS] for low, high in self.spans]
+            attrs["focal_plane_span"] = spans if len(spans) > 1 else spans[0]
+        return attrs
 
     def plane_coords(self, squeeze: bool) -> xr.Coordinates:
         """Return the coordinates of the focal planes; none for an associated image."""
         if not self.planes:
             return xr.Coordinates()
         return focal_plane_coords(
-            self.offsets, self.planes, is_dim=len(self.planes) > 1 or not squeeze
+            self.offsets,
+            self.planes,
+            is_dim=len(self.planes) > 1 or not squeeze,
+            of_channels=(self.dim, self.heights) if self.heights else None,
         )
 
 
@@ -254,12 +310,13 @@ def _plain(name: str) -> str:
     return name.rstrip("0123456789").removesuffix("_")
 
 
-def _stain(image: TiledImage) -> str:
-    return ", ".join(utils.stains_of(image.metadata))
+def _offset(place: Place) -> float:
+    image, channel, plane = place
+    return image.layout.planes.offset(channel, plane)
 
 
 def _readers(
-    places: list[list[tuple[TiledImage, int, int] | None]],
+    places: Sequence[Sequence[Place | None]],
 ) -> tuple[Row, ...]:
     """Return the readers of places by channel and plane; one of each plane of a label map."""
     readers = tuple(
@@ -283,35 +340,12 @@ def _regular(lengths: tuple[int, ...]) -> int | tuple[int, ...]:
     return first if regular else lengths
 
 
-def _check_alike(first: TiledImage, other: TiledImage) -> None:
-    """Raise where the images of a level can't be one array, warn where they lie apart.
-
-    Raises
-    ------
-    MetadataError
-        When pixels are of another kind, or the matrix lies in another way.
-
-    """
-    here, there = (image.get_total_pixel_matrix() for image in (first, other))
-    if (here.dtype, here.shape) != (there.dtype, there.shape):
-        raise MetadataError(
-            f"{other.name} has {there.dtype} pixels of {there.shape[2]} samples, {first.name}"
-            f" {here.dtype} of {here.shape[2]}: as channels of a level they can't be one array"
-        )
-    try:
-        a, b = first.geometry, other.geometry
-    except MetadataError:
-        return
-    if not np.allclose(a.matrix[:, :2], b.matrix[:, :2], rtol=0, atol=1e-4 * min(a.spacing)):
-        raise MetadataError(
-            f"{other.name} lies on the slide in another way than {first.name}: orientation or"
-            " pixel spacing differ, so they can't be one array"
-        )
-    apart = math.dist(a.origin, b.origin)
-    if apart > min(a.spacing) / 2:
+def _warn_if_apart(first: TiledImage, other: TiledImage) -> None:
+    """Warn where images that are one array lie apart."""
+    if not lies_on(other, first):
         warnings.warn(
-            f"{other.name} lies {apart:.3g} mm away from {first.name}; coordinates are those of"
-            " the latter",
+            f"{other.name} lies apart from {first.name}, by more than half a pixel; coordinates"
+            " are those of the latter",
             MetadataWarning,
             stacklevel=6,
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dicomslide.enum import ImageFlavors
 from dicomslide.slide.collection import is_derived, is_volume
-from dicomslide.slide.derived import ChannelGroup, derived_series, place_series
+from dicomslide.slide.derived import derived_series, place_series
 from dicomslide.slide.levels import build_pyramid
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dicomslide.image import TiledImage
     from dicomslide.slide.levels import ImagePyramid
     from dicomslide.slide.options import SlideOptions
+    from dicomslide.slide.places import ChannelGroup
 
 __all__ = ["Arrangement", "arrange"]
 
@@ -61,12 +62,8 @@ def arrange(images: Sequence[TiledImage], options: SlideOptions) -> Arrangement:
     series = derived_series(image for image in images if is_derived(image))
     # where there are derived images alone, the first series gives the levels
     pyramid = build_pyramid(volumes or series[0].images, tolerance, align_levels=align_levels)
-    groups: tuple[ChannelGroup, ...] = ()
-    if volumes:
-        held = tuple(
-            (image, index) for index, level in enumerate(pyramid.levels) for image in level.images
-        )
-        groups = (ChannelGroup("image", pyramid.channels, 0, held),)
+    pyramid = pyramid if volumes else pyramid.without_channels()
+    groups = pyramid.groups
     count: dict[str, int] = {}
     for each in series:
         kind = each.images[0].kind

@@ -16,6 +16,7 @@ from dicomslide import utils
 from dicomslide.backends.base import ConcatenatedSource, FrameSource
 from dicomslide.channel import shared_channel
 from dicomslide.errors import MetadataError, MetadataWarning, NotSlideError
+from dicomslide.frames import focal_planes
 from dicomslide.layout import grid_of
 from dicomslide.placement import geometry_of
 from dicomslide.pyramid import group_levels
@@ -117,17 +118,17 @@ def _complete_each_other(parts: Sequence[FramePositions]) -> bool:
     names = np.concatenate(
         [np.full(len(p), "") if p.channels is None else p.channels for p in parts]
     )
-    planes, plane = np.unique(z, return_inverse=True)
     channels, channel = np.unique(names, return_inverse=True)
-    stack = plane * len(channels) + channel
-    stacks = len(planes) * len(channels)
-    if len(np.unique(number * stacks + stack)) < len(parts) * len(np.unique(stack)):
-        return False
     rows, columns = (
         np.concatenate([getattr(part, axis) for part in parts]) for axis in ("rows", "columns")
     )
-    places = (stack * (rows.max() + 1) + rows) * (columns.max() + 1) + columns
-    return len(np.unique(places)) == len(places)
+    places = (channel * (rows.max() + 1) + rows) * (columns.max() + 1) + columns
+    plane = focal_planes(z, places)
+    stacks = (int(plane.max()) + 1) * len(channels)
+    stack = plane * len(channels) + channel
+    if len(np.unique(number * stacks + stack)) < len(parts) * len(np.unique(stack)):
+        return False
+    return len(np.unique(np.stack([places, plane]), axis=1).T) == len(places)
 
 
 def is_derived(image: TiledImage) -> bool:

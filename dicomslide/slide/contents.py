@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from pydicom.sr.coding import Code
 
     from dicomslide.backends.base import FrameSource
-    from dicomslide.slide.derived import ChannelGroup
     from dicomslide.slide.levels import Level
     from dicomslide.slide.options import SlideOptions
+    from dicomslide.slide.places import ChannelGroup
     from dicomslide.slide.pyramids import GlassPyramid
 
 __all__ = ["SlideContents", "slide_of"]

@@ -7,12 +7,11 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from dicomslide import utils
 from dicomslide.errors import MetadataError
 from dicomslide.frames import match_planes
 from dicomslide.placement import place, place_beside
+from dicomslide.slide.places import ChannelGroup, turned_onto
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,28 +20,9 @@ if TYPE_CHECKING:
     from dicomslide.image import TiledImage
     from dicomslide.slide.levels import ImagePyramid, Level
 
-__all__ = ["ChannelGroup", "DerivedSeries", "derived_series", "place_series", "shares_grid"]
+__all__ = ["DerivedSeries", "derived_series", "place_series"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class ChannelGroup:
-    """Channels that are one variable of the tree: optical paths, or those of a derived series."""
-
-    name: str
-    """``image``, ``segmentation``, ``segmentation_2``, ``parametric_map``, ..."""
-    channels: tuple[Channel, ...]
-    first: int
-    """Zero-based index, among the channels of the slide, of the first."""
-    images: tuple[tuple[TiledImage, int | None], ...]
-    """From the largest to the smallest, each with the index of its level; None where it lies on
-    no level's grid."""
-
-    @property
-    def indices(self) -> range:
-        """Zero-based indices of the channels in the slide."""
-        return range(self.first, self.first + len(self.channels))
 
 
 class DerivedSeries:
@@ -83,7 +63,8 @@ def derived_series(images: Iterable[TiledImage]) -> list[DerivedSeries]:
     """Put derived images together whose channels make one variable of the tree.
 
     Those of a series do, at different levels or with different segments, if their pixels are of
-    one kind and none holds what another one holds. In the order of their first images.
+    one kind, in rows of one direction, and none holds what another one holds. In the order of
+    their first images.
     """
     by_kind: dict[tuple[object, ...], list[DerivedSeries]] = {}
     found: list[DerivedSeries] = []
@@ -94,6 +75,7 @@ def derived_series(images: Iterable[TiledImage]) -> list[DerivedSeries]:
             utils.text(image.metadata, "SegmentationFractionalType"),
             image.channel_type,
             image.layout.pixel_format.dtype,
+            _directions(image),
         )
         alike = by_kind.setdefault(kind, [])
         if not any(series.add(image) for series in alike):
@@ -102,6 +84,12 @@ def derived_series(images: Iterable[TiledImage]) -> list[DerivedSeries]:
             alike.append(series)
             found.append(series)
     return found
+
+
+def _directions(image: TiledImage) -> tuple[int, ...] | None:
+    """Return how the rows and columns of an image run, roughly."""
+    cosines = utils.numbers(image.metadata, "ImageOrientationSlide", 6)
+    return None if cosines is None else tuple(round(100 * cosine) for cosine in cosines)
 
 
 def place_series(
@@ -189,37 +177,15 @@ def _placed(
 
 
 def _fits(level: Level, image: TiledImage, tolerance: float) -> bool:
-    """Whether an image's pixels are those of a level: as many, as large, lying the same way."""
-    if image.size != level.size:
+    """Whether pixels are those of an image of a level: as many, as large, in rows and columns."""
+    return any(_is_place_of(image, other, tolerance) for other in level.images)
+
+
+def _is_place_of(image: TiledImage, other: TiledImage, tolerance: float) -> bool:
+    if turned_onto(image, other) is None:
         return False
     try:
-        here, there = image.geometry, level.image.geometry
+        here, there = image.geometry, other.geometry
     except MetadataError:
         return True  # nothing says that they aren't
-    step = min(there.spacing)
-    return np.allclose(
-        here.matrix[:, :2], there.matrix[:, :2], rtol=0, atol=1e-4 * step
-    ) and math.dist(here.center, there.center) <= max(tolerance, step)
-
-
-def shares_grid(level: TiledImage, planes: Sequence[float], image: TiledImage) -> bool:
-    """Whether an image of a level can be a variable beside it: pixels at the same millimetres.
-
-    Parameters
-    ----------
-    level : TiledImage
-        The image whose coordinates the level has.
-    planes : sequence of float
-        Offset of each focal plane of the level in µm.
-    image : TiledImage
-        An image of that level: it may lie apart from it, and have planes of its own.
-
-    """
-    offsets = image.focal_plane_offsets
-    if len(offsets) > 1 and len(match_planes(offsets, planes) or ()) != len(planes):
-        return False
-    try:
-        here, there = image.geometry, level.geometry
-    except MetadataError:
-        return True
-    return math.dist(here.origin, there.origin) <= min(there.spacing) / 2
+    return math.dist(here.center, there.center) <= max(tolerance, *there.spacing)

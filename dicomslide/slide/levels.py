@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.errors import AmbiguousSlideError, MetadataError, MetadataWarning
-from dicomslide.frames import focal_planes
+from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.placement import pixel_spacing_of
 from dicomslide.pyramid import group_levels
+from dicomslide.slide.places import ChannelGroup, slide_places
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,12 +21,9 @@ if TYPE_CHECKING:
     from dicomslide.channel import Channel
     from dicomslide.image import TiledImage
     from dicomslide.placement import FieldOfView, Placement
+    from dicomslide.slide.places import Place, Places
 
 __all__ = ["ImagePyramid", "Level", "affine_from_base", "build_pyramid"]
-
-
-Place = tuple["TiledImage", int, int]
-"""An image, and the zero-based indices of a channel and a focal plane in it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +70,20 @@ class ImagePyramid:
 
     levels: tuple[Level, ...]
     channels: tuple[Channel, ...]
-    """In the order of their items in the first image that has them."""
+    """See :func:`dicomslide.slide.places.slide_places`."""
+    groups: tuple[ChannelGroup, ...]
+    """Channels that are one variable of the tree."""
     planes: tuple[float, ...]
     """Offset of each focal plane in µm, ascending."""
     associated: tuple[TiledImage, ...]
     """Thumbnails of the size of a level."""
     view: FieldOfView | None
     """What the base covers."""
+
+    def without_channels(self) -> ImagePyramid:
+        """Return the levels of the same sizes without what lies on them."""
+        levels = tuple(dataclasses.replace(level, places={}) for level in self.levels)
+        return dataclasses.replace(self, levels=levels, channels=(), groups=())
 
 
 def build_pyramid(
@@ -116,16 +120,36 @@ def build_pyramid(
         image.placed(placement) for image, placement in zip(images, groups.placements, strict=True)
     ]
     kept = [[images[i] for i in same] for same in groups.levels]
-    members = [image for same in kept for image in same]
-    channels = _channels_of(members)
-    planes, _ = focal_planes(
-        np.array([offset for image in members for offset in image.focal_plane_offsets])
-    )
+    found = slide_places(kept)
     levels = tuple(
-        Level(same[0].size, tuple(same), _places_of(same, channels, planes)) for same in kept
+        _level(same, places, found.variables)
+        for same, places in zip(kept, found.places, strict=True)
+    )
+    variables = tuple(
+        ChannelGroup(
+            "image" if number == 1 else f"image_{number}",
+            found.channels[channels.start : channels.stop],
+            channels.start,
+            tuple(
+                (image, i) for i, level in enumerate(levels) for image in level.images_of(channels)
+            ),
+        )
+        for number, channels in enumerate(found.variables, 1)
     )
     associated = tuple(images[i] for i in groups.associated)
-    return ImagePyramid(levels, channels, planes, associated, groups.view)
+    return ImagePyramid(levels, found.channels, variables, found.planes, associated, groups.view)
+
+
+def _level(images: Sequence[TiledImage], places: Places, variables: Sequence[range]) -> Level:
+    """Return a level, whose first image is one of the first variable that it has."""
+    number_of = {
+        id(place[0]): number
+        for number, channels in reversed(list(enumerate(variables)))
+        for key, place in places.items()
+        if key[0] in channels
+    }
+    ordered = sorted(images, key=lambda image: number_of[id(image)])
+    return Level(ordered[0].size, tuple(ordered), places)
 
 
 def _warn_of_spacing(image: TiledImage, placement: Placement) -> None:
@@ -138,34 +162,6 @@ def _warn_of_spacing(image: TiledImage, placement: Placement) -> None:
             MetadataWarning,
             stacklevel=5,
         )
-
-
-def _channels_of(images: Sequence[TiledImage]) -> tuple[Channel, ...]:
-    found: dict[str, Channel] = {}
-    for image in images:
-        for channel in image.channels:
-            found.setdefault(channel.identifier, channel)
-    return tuple(found.values())
-
-
-def _places_of(
-    images: Sequence[TiledImage], channels: tuple[Channel, ...], planes: tuple[float, ...]
-) -> dict[tuple[int, int], tuple[TiledImage, int, int]]:
-    index = {channel.identifier: i for i, channel in enumerate(channels)}
-    offsets = np.array(planes)
-    places: dict[tuple[int, int], tuple[TiledImage, int, int]] = {}
-    for image in images:
-        for c, channel in enumerate(image.channels):
-            for p, offset in enumerate(image.focal_plane_offsets):
-                place = index[channel.identifier], int(np.argmin(np.abs(offsets - offset)))
-                if place in places:
-                    raise AmbiguousSlideError(
-                        f"{places[place][0].name} and {image.name} both hold channel"
-                        f" {channel.identifier!r}, focal plane {offset:g} µm, of the level of"
-                        f" {image.size[0]} × {image.size[1]} pixels; open the files wanted only"
-                    )
-                places[place] = (image, c, p)
-    return places
 
 
 def affine_from_base(base: TiledImage, image: TiledImage) -> list[list[float]]:

@@ -334,8 +334,8 @@ class Slide(SlideContents):
         here = self.level(level)
         # a segmentation may have some of the slide's planes, or others
         offset_of = {
-            plane: image.focal_plane_offsets[own]
-            for (channel, plane), (image, _, own) in here.places.items()
+            plane: image.layout.planes.offset(of_image, own)
+            for (channel, plane), (image, of_image, own) in here.places.items()
             if channel == channel_index
         } or dict(enumerate(self.focal_plane_offsets))
         region = region_of_annotation(
@@ -471,9 +471,9 @@ class Slide(SlideContents):
             When there is no such channel or focal plane
 
         """
-        image, _, plane = self._place(level, channel_index, focal_plane_index)
+        image, channel, plane = self._place(level, channel_index, focal_plane_index)
         points = image.map_pixel_indices_to_slide_coordinates(pixel_indices)
-        points[:, 2] = image.focal_plane_offsets[plane] / 1000
+        points[:, 2] = image.layout.planes.offset(channel, plane) / 1000
         return points
 
     def map_slide_coordinates_to_pixel_indices(
@@ -538,7 +538,8 @@ class Slide(SlideContents):
         xarray.Dataset
             With the variables ``image``, dims (channel, z, y, x, sample); ``segmentation``, dims
             (segment, z, y, x); and ``parametric_map``, dims (parameter, z, y, x): what the level
-            has of them.
+            has of them. Optical paths whose pixels are of another kind are ``image_2``, dims
+            (channel_2, z, y, x, sample).
 
         Raises
         ------
@@ -574,8 +575,8 @@ class Slide(SlideContents):
         Returns
         -------
         xarray.DataTree
-            With the nodes ``level_0``, ``level_1``, ...; and one for each derived image that lies
-            on no level's grid, by the name of its variable.
+            With the nodes ``level_0``, ``level_1``, ...; and one for each image that lies on no
+            level's grid, derived or of channels apart, by the name of its variable.
 
         """
         import xarray as xr
