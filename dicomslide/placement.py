@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import math
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -78,20 +78,24 @@ def pixel_spacing_of(image: Dataset) -> tuple[float, float] | None:
 
 def with_spacing(image: Dataset, spacing: tuple[float, float]) -> Dataset:
     """Return a header, without a copy of its values, that states a Pixel Spacing in mm."""
-    from pydicom.dataset import Dataset
+    import pydicom
     from pydicom.valuerep import DSfloat
 
-    measures = Dataset()
-    for item in shared_items(image, "PixelMeasuresSequence")[:1]:
-        measures.update(item)
-    measures.PixelSpacing = [DSfloat(value, auto_format=True) for value in spacing]
-    groups = Dataset()
-    for group in utils.items(image, "SharedFunctionalGroupsSequence")[:1]:
-        groups.update(group)
-    groups.PixelMeasuresSequence = [measures]
-    changed = copy.copy(image)
-    changed.__dict__["_dict"] = dict(image.items())  # copies of data sets share their elements
-    changed.SharedFunctionalGroupsSequence = [groups]
+    # elements are put in anew: setting the value of one would change it in the header, too
+    (measures,) = shared_items(image, "PixelMeasuresSequence")[:1] or [pydicom.Dataset()]
+    (groups,) = utils.items(image, "SharedFunctionalGroupsSequence")[:1] or [pydicom.Dataset()]
+    values = [DSfloat(value, auto_format=True) for value in spacing]
+    measures = _with_element(measures, "PixelSpacing", values)
+    groups = _with_element(groups, "PixelMeasuresSequence", [measures])
+    return _with_element(image, "SharedFunctionalGroupsSequence", [groups])
+
+
+def _with_element(dataset: Dataset, keyword: str, value: Any) -> Dataset:
+    """Return a data set with the elements of another, and one put in."""
+    changed = copy.copy(dataset)
+    changed.__dict__["_dict"] = dict(dataset.items())  # which copies share
+    changed.pop(keyword, None)
+    setattr(changed, keyword, value)
     return changed
 
 

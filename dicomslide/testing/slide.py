@@ -40,6 +40,7 @@ def write_slide(
     downsamples: Sequence[int] = (1, 2, 4),
     tile_shape: tuple[int, int] = (256, 256),
     origin: tuple[float, float] = (18.0, 32.0),
+    level_origins: Literal["own", "base"] = "own",
     orientation: Sequence[float] = (0, -1, 0, -1, 0, 0),
     spacing: tuple[float, float] = (0.0005, 0.0005),
     transfer_syntax_uid: str = JPEG_BASELINE,
@@ -73,6 +74,9 @@ def write_slide(
         (rows, columns) of a frame.
     origin : tuple of float
         (x, y) of the centre of the base level's first pixel in mm.
+    level_origins : {"own", "base"}
+        Total Pixel Matrix Origin of each coarser level: the centre of its own first pixel, as
+        PS3.3 has it; or that of the base level, as most scanners and converters write.
     orientation : sequence of float
         The six cosines of Image Orientation (Slide).
     spacing : tuple of float
@@ -146,10 +150,14 @@ def write_slide(
         picture = draw_cells(upright, len(optical_paths), planes, seed)
     elif drawing != "position":
         raise ValueError(f"drawing {drawing!r}: expected 'tissue', 'cells' or 'position'")
+    if level_origins not in ("own", "base"):
+        raise ValueError(f"level_origins {level_origins!r}: expected 'own' or 'base'")
+    is_base_stated = level_origins == "base"
     images: list[tuple[str, SyntheticImage]] = []
     previous = 1
     for number, factor in enumerate(downsamples):
         geometry = averaged(base, factor)
+        stated = dataclasses.replace(geometry, origin=origin) if is_base_stated else geometry
         shown: Drawing = PositionDrawing(samples, pixel_format.dtype)
         if picture is not None:
             picture = _averaged_picture(picture, geometry, factor // previous)
@@ -160,7 +168,7 @@ def write_slide(
             (
                 f"level-{number}.dcm",
                 SyntheticImage(
-                    geometry=geometry,
+                    geometry=stated,
                     drawing=shown,
                     resampled=factor > 1,
                     absent=frozenset(absent) if factor == 1 else frozenset(),
