@@ -135,6 +135,11 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--container-id", help="which slide, where a folder holds several")
         command.add_argument("--frame-of-reference-uid", help="which scan, where there are two")
+        command.add_argument("--pyramid", type=_pyramid,
+                             help="which pyramid, where a glass has several: its number, from 0,"
+                             " the largest, on; its Pyramid UID; or the name of a file")  # fmt: skip
+        command.add_argument("--as-stated", action="store_true",
+                             help="take the stated origin of each level")  # fmt: skip
     thumbnail.add_argument("out", type=Path, metavar="OUT", help="picture to write, e.g. out.png")
     export.add_argument(
         "out", type=_path, metavar="OUT", help="folder to write, e.g. out.zarr; a URL"
@@ -149,7 +154,13 @@ def _open(options: argparse.Namespace) -> Slide:
         options.slide,
         container_id=options.container_id,
         frame_of_reference_uid=options.frame_of_reference_uid,
+        pyramid=options.pyramid,
+        align_levels=not options.as_stated,
     )
+
+
+def _pyramid(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 def _positive(text: str) -> int:
@@ -172,11 +183,12 @@ def _info(options: argparse.Namespace) -> int:
 
     if len(options.slide) == 1:
         (options.slide,) = options.slide  # the URL of a DICOMweb server isn't read in a list
-    if options.container_id is not None or options.frame_of_reference_uid is not None:
+    chosen = (options.container_id, options.frame_of_reference_uid, options.pyramid)
+    if any(each is not None for each in chosen):
         slide = _open(options)
         _show({slide.container_identifier or slide.name: slide}, options.json)
         return 0
-    slides = open_slides(options.slide)
+    slides = open_slides(options.slide, align_levels=not options.as_stated)
     if options.json or len(slides) == 1:
         _show(dict(slides.opened()), options.json)
     else:
@@ -209,6 +221,10 @@ def _show_slide(described: dict[str, Any]) -> None:
         if value is not None:
             text = ", ".join(value) if isinstance(value, list) else value
             print(f"{name.replace('_', ' '):24}{text}")
+    if len(described["pyramids"]) > 1:
+        for number, pyramid in enumerate(described["pyramids"]):
+            shown = " (shown)" if number == described["pyramid_index"] else ""
+            print(f"{f'pyramid {number}':24}{pyramid['in_words']}{shown}")
     base = described["levels"][0]
     if base["rotation"] is not None:
         mirrored = ", mirrored" if base["mirrored"] else ""

@@ -59,6 +59,11 @@ class Placement:
     """(x, y) in mm from the Total Pixel Matrix Origin that the header states to where the centre of
     the first pixel lies."""
 
+    @property
+    def registration(self) -> str:
+        """By what the image was placed: ``"as stated"`` or ``"corner of the base level"``."""
+        return "corner of the base level" if any(self.shift) else "as stated"
+
 
 AS_STATED = Placement()
 """That of an image by itself."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pydicom
 import pytest
 from faulty_server import FaultyServer
 from PIL import Image
@@ -183,3 +184,37 @@ def test_demo_on_a_tiny_slide(tmp_path, capsys):
 def test_demo_on_a_grey_slide(stack_slide, tmp_path, capsys):
     assert main(["demo", str(stack_slide), "--output", str(tmp_path)]) == 0
     assert (tmp_path / "tissue.png").exists()
+
+
+def test_info_lists_the_pyramids_of_a_glass(tmp_path, capsys):
+    folder = tmp_path / "slide"
+    folder.mkdir()
+    for number, origin in enumerate(((18.0, 32.0), (18.0, 20.0))):
+        for path in write_slide(
+            tmp_path / str(number), shape=(64 - number, 64), downsamples=(1,), origin=origin,
+            associated=False,
+        ):  # fmt: skip
+            dataset = pydicom.dcmread(path)
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.{number}"
+            dataset.save_as(folder / f"{number}.dcm")
+    assert main(["info", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "DS-0001/pyramid-0" in out
+    assert "DS-0001/pyramid-1" in out
+    assert main(["info", "--json", "--pyramid", "1", str(folder)]) == 0
+    (described,) = json.loads(capsys.readouterr().out)
+    assert (described["pyramid_index"], described["levels"][0]["rows"]) == (1, 63)
+    assert [each["rows"] for each in described["pyramids"]] == [64, 63]
+    assert main(["info", "--pyramid", "1.dcm", str(folder)]) == 0
+    assert "pyramid 1               63 × 64 pixels, 1 level" in capsys.readouterr().out
+    assert main(["info", "--pyramid", "7", str(folder)]) != 0
+
+
+def test_info_says_how_levels_are_registered(tmp_path, capsys):
+    write_slide(tmp_path, shape=(64, 64), downsamples=(1, 2), level_origins="base")
+    for options, x in (([], 18 - 0.00025), (["--as-stated"], 18)):
+        assert main(["info", "--json", *options, str(tmp_path)]) == 0
+        (described,) = json.loads(capsys.readouterr().out)
+        level = described["levels"][1]
+        assert level["total_pixel_matrix_origin"][0] == pytest.approx(x)
+        assert level["registration"] == ("as stated" if options else "corner of the base level")

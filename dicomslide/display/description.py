@@ -86,6 +86,19 @@ def describe(slide: Slide) -> dict[str, Any]:
     ]
     others = (*slide.label_images, *slide.overview_images, *slide.thumbnail_images)
     return slide_attrs(slide) | {
+        "pyramid_index": slide.pyramid_index,
+        "pyramids": [
+            {
+                "rows": each.size[0],
+                "columns": each.size[1],
+                "levels": each.num_levels,
+                "pyramid_uid": each.uid,
+                "extended_depth_of_field": each.has_extended_depth_of_field,
+                "file": each.name,
+                "in_words": str(each),
+            }
+            for each in slide.pyramids
+        ],
         "levels": levels,
         "associated_images": [describe_image(image) for image in others],
         "channels": [
@@ -184,13 +197,16 @@ def describe_image(image: TiledImage) -> dict[str, Any]:
     try:
         geometry = image.geometry
     except MetadataError:
-        keys = ("um_per_pixel", "field_of_view_mm", "rotation", "mirrored")
+        keys = ("um_per_pixel", "field_of_view_mm", "rotation", "mirrored",
+                "total_pixel_matrix_origin", "registration")  # fmt: skip
         return described | dict.fromkeys((*keys, "image_orientation_slide"))
     return described | {
         "um_per_pixel": [spacing * 1000 for spacing in geometry.spacing],
         "field_of_view_mm": list(geometry.physical_size),
         "rotation": geometry.rotation,
         "mirrored": geometry.handedness > 0,
+        "total_pixel_matrix_origin": list(geometry.origin),
+        "registration": image.placement.registration,
         "image_orientation_slide": [float(value) for value in image.metadata.ImageOrientationSlide],
     }
 

@@ -87,9 +87,7 @@ def image_attrs(
                 0.0,
             ],
             "total_pixel_matrix_origin": list(geometry.origin),
-            "registration": "corner of the base level"
-            if any(image.placement.shift)
-            else "as stated",
+            "registration": image.placement.registration,
         }
         if any(image.placement.shift):
             stated = np.subtract(geometry.origin, image.placement.shift)
