@@ -32,6 +32,7 @@ __all__ = [
     "ChunkReader",
     "MatrixReader",
     "OnError",
+    "as_contiguous",
     "check_on_error",
     "chunk_multiple",
 ]
@@ -175,7 +176,14 @@ class MatrixReader:
         channel = 0 if layout.shares_frames else self.channel_index
         return layout.frames.frames(channel, self.focal_plane_index, tiles)
 
-    def read(self, key: Sequence[Any], *, transpose: bool = False, in_task: bool = False) -> Pixels:
+    def read(
+        self,
+        key: Sequence[Any],
+        *,
+        transpose: bool = False,
+        in_task: bool = False,
+        contiguous: bool = False,
+    ) -> Pixels:
         """Read the pixels that a key for each axis picks, each independently of the others.
 
         Parameters
@@ -187,9 +195,11 @@ class MatrixReader:
             Whether columns come before rows in the result.
         in_task : bool, default: False
             Whether this is one of many tasks: it decodes in its own thread, and doesn't keep
-            frames, which other tasks don't need. The result is contiguous in memory then, for
-            it will be joined with others or given to any kind of code; else it may be a view,
-            turned around without a copy.
+            frames, which other tasks don't need.
+        contiguous : bool, default: False
+            Whether the result is contiguous in memory, as what will be joined with others, or
+            given to code that takes no other (PyTorch); else it may be a view, turned around
+            without a copy.
 
         Returns
         -------
@@ -214,10 +224,10 @@ class MatrixReader:
             shape[0] * shape[1] * shape[2] * self.dtype.itemsize,
             f"a region of {shape[0]} × {shape[1]} pixels",
         )
-        if in_task and (transpose or rows.reverse or columns.reverse):
+        if contiguous and (transpose or rows.reverse or columns.reverse):
             out = np.empty((shape[1], shape[0], shape[2]) if transpose else shape, self.dtype)
             stored = out.swapaxes(0, 1) if transpose else out
-            self._read(rows, columns, into=_turned(stored, rows, columns), in_task=True)
+            self._read(rows, columns, into=_turned(stored, rows, columns), in_task=in_task)
         else:
             out = _turned(self._read(rows, columns, in_task=in_task), rows, columns)
             out = out.swapaxes(0, 1) if transpose else out
@@ -229,7 +239,7 @@ class MatrixReader:
             out = out[:, :, wanted]
         order = (columns, rows, samples) if transpose else (rows, columns, samples)
         out = out[tuple(0 if axis.drop else slice(None) for axis in order)]
-        return out.copy() if in_task and not out.flags.c_contiguous else out
+        return as_contiguous(out) if contiguous else out
 
     def _read(
         self, rows: Axis, columns: Axis, *, into: Pixels | None = None, in_task: bool = False
@@ -403,7 +413,7 @@ class ChunkReader:
     Parameters
     ----------
     array : MatrixReader or alike
-        Has `shape`, `dtype` and ``read(key, in_task=...)``.
+        Has `shape`, `dtype` and ``read(key, in_task=..., contiguous=...)``.
 
     """
 
@@ -427,10 +437,19 @@ class ChunkReader:
 
     def __getitem__(self, key: tuple[Any, ...]) -> Pixels:
         parts = expand_key(key if isinstance(key, tuple) else (key,), self.ndim)
-        return self.array.read(parts, in_task=True)
+        return self.array.read(parts, in_task=True, contiguous=True)
 
     def __dask_tokenize__(self) -> Any:
         return self.array.__dask_tokenize__()
+
+
+def as_contiguous(array: Pixels) -> Pixels:
+    """Return an array whose rows follow each other, copied where they don't.
+
+    A reversed axis of length one counts as contiguous for NumPy, but not for PyTorch.
+    """
+    fits = array.flags.c_contiguous and all(stride >= 0 for stride in array.strides)
+    return array if fits else array.copy()
 
 
 def _turned(array: Pixels, rows: Axis, columns: Axis) -> Pixels:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dicomslide.indexing import Axis
 from dicomslide.options import check_memory
-from dicomslide.reader import ChunkReader, MatrixReader, chunk_multiple
+from dicomslide.reader import ChunkReader, MatrixReader, as_contiguous, chunk_multiple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,8 +86,13 @@ class StackedReader:
             self.kept,
         )
 
-    def read(self, key: Sequence[Any], *, in_task: bool = False) -> NDArray[Any]:
-        """Read what a key for each dim picks, each independently of the others."""
+    def read(
+        self, key: Sequence[Any], *, in_task: bool = False, contiguous: bool = False
+    ) -> NDArray[Any]:
+        """Read what a key for each dim picks, each independently of the others.
+
+        See :meth:`MatrixReader.read`.
+        """
         keys = list(key)
         num_channels, num_planes = self.stack_shape
         channel = Axis.of(keys.pop(0) if self.kept[0] else 0, num_channels)
@@ -109,7 +114,9 @@ class StackedReader:
         def one(c: int, p: int) -> NDArray[Any]:
             reader = self.reader(c, p)
             if reader is not None:
-                return reader.read(matrix_key, transpose=transpose, in_task=in_task)
+                return reader.read(
+                    matrix_key, transpose=transpose, in_task=in_task, contiguous=contiguous
+                )
             region = np.empty(shape, self.dtype)
             region[...] = self.background if region.ndim == 3 else self.background[0]
             return region
@@ -123,7 +130,8 @@ class StackedReader:
         else:
             whole = np.stack(stacked) if stacked else np.empty((0, *shape), self.dtype)
         lead = [len(axis) for axis in (channel, plane) if not axis.drop]
-        return whole.reshape(*lead, *whole.shape[1:])
+        stack = whole.reshape(*lead, *whole.shape[1:])
+        return as_contiguous(stack) if contiguous else stack
 
     def chunk_lengths(self, multiple: tuple[int, int] = (1, 1)) -> tuple[tuple[int, ...], ...]:
         """Return the chunks of each dim: whole frames, `multiple` of them down and across."""

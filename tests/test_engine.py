@@ -267,3 +267,36 @@ def test_a_dataset_has_chunks_of_one_kind_along_each_dim(stack_slide):
     np.testing.assert_array_equal(
         mapped.image.isel(region), dataset.image.isel(region).values + np.uint8(1)
     )
+
+
+@pytest.mark.parametrize(
+    "orientation",
+    [(0, -1, 0, -1, 0, 0), (0, 1, 0, 1, 0, 0), (-1, 0, 0, 0, 1, 0), (1, 0, 0, 0, -1, 0)],
+)
+@pytest.mark.parametrize("samples", [1, 3])
+def test_arrays_without_dask_are_contiguous_whichever_way_they_are_stored(
+    tmp_path, orientation, samples
+):
+    """PyTorch refuses negative strides, also those of an axis of length one."""
+    write_slide(
+        tmp_path, shape=(96, 128), downsamples=(1,), tile_shape=(32, 32), orientation=orientation,
+        samples=samples, drawing="position", associated=False,
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+    )  # fmt: skip
+    image = xr.open_dataset(tmp_path, cache=False, **OPTIONS).image
+    whole = dicomslide.open_slide(tmp_path, correct_color=False).to_dataset().image.values
+    for key in (
+        dict(y=slice(5, 60), x=slice(3, 80)),
+        dict(y=slice(5, 6), x=slice(3, 4)),
+        dict(y=slice(None, None, -3), x=slice(9, 80)),
+        dict(y=7, x=slice(3, 80)),
+        dict(y=slice(0, 32), x=slice(0, 32)),
+        dict(y=[5, 3, 70], x=slice(9, 3, -1)),
+    ):
+        values = image.isel(key).values
+        assert values.flags.c_contiguous
+        assert all(stride > 0 for stride in values.strides)
+        expected = xr.DataArray(whole, dims=image.dims).isel(key)
+        np.testing.assert_array_equal(values, expected)
+    torch = pytest.importorskip("torch")
+    torch.from_numpy(image.isel(y=slice(5, 6)).values)

@@ -51,9 +51,12 @@ class DicomSlideBackendArray(BackendArray):
         self.dtype: np.dtype[Any] = reader.dtype
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(
+        from dicomslide.reader import as_contiguous
+
+        array = indexing.explicit_indexing_adapter(
             key, self.shape, indexing.IndexingSupport.OUTER, self._read
         )
+        return as_contiguous(array)  # xarray turns what was read around by itself
 
     async def async_getitem(self, key: indexing.ExplicitIndexer) -> Any:
         """Read in another thread, so that the event loop goes on."""
@@ -62,7 +65,7 @@ class DicomSlideBackendArray(BackendArray):
     def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
         # any but the main thread is one of several that read
         in_task = threading.current_thread() is not threading.main_thread()
-        return self.reader.read(key, in_task=in_task)
+        return self.reader.read(key, in_task=in_task, contiguous=True)
 
 
 class DicomSlideBackendEntrypoint(BackendEntrypoint):
