@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -95,6 +96,23 @@ class Channel:
         slope = utils.number(self.item, "RealWorldValueSlope")
         intercept = utils.number(self.item, "RealWorldValueIntercept")
         return None if slope is None or intercept is None else (slope, intercept)
+
+    @property
+    def mapping_table(self) -> NDArray[np.float64] | None:
+        """Real world value of each stored value from the first that is mapped; None if linear."""
+        if self.mapping is not None:
+            return None
+        values: Any = self.item.get("RealWorldValueLUTData")
+        if values is None or values == "":
+            return None
+        return np.atleast_1d(np.asarray(values, np.float64))
+
+    @property
+    def mapped_range(self) -> tuple[float, float]:
+        """The lowest and the highest stored integer that are mapped; infinite if nothing says."""
+        first = utils.number(self.item, "RealWorldValueFirstValueMapped")
+        last = utils.number(self.item, "RealWorldValueLastValueMapped")
+        return -math.inf if first is None else first, math.inf if last is None else last
 
     def __repr__(self) -> str:
         kind = self.type.value.replace("_", " ").lower()

@@ -14,6 +14,7 @@ from dicomslide.color import ColorTransform, color_transform
 from dicomslide.frame_reader import FrameReader, OnError
 from dicomslide.indexing import Axis, Piece, expand_key, points
 from dicomslide.options import check_memory, get_options
+from dicomslide.scaling import Scaling, scaling_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -100,6 +101,9 @@ class MatrixReader:
     """Where decoded frames are kept, as many as it holds; None for that of the process, and in any
     other process."""
 
+    scaled: bool = False
+    """Whether pixels are what they mean, fractions or real world values; else what is stored."""
+
     def __getstate__(self) -> dict[str, Any]:
         state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return state | {"frame_cache": None}
@@ -118,13 +122,26 @@ class MatrixReader:
     @cached_property
     def dtype(self) -> np.dtype[Any]:
         """Data type of the pixels."""
+        if self.scaling is not None:
+            return self.scaling.dtype
         return self.layout.pixel_format.dtype if self._label is None else np.dtype(np.bool_)
 
     @cached_property
     def background(self) -> tuple[float, ...]:
         """Value of pixels of absent tiles, one number a sample."""
         background, label = self.layout.background, self._label
+        if self.scaling is not None:
+            return (self.scaling.absent,)
         return background if label is None else (background[0] == label,)
+
+    @cached_property
+    def scaling(self) -> Scaling | None:
+        """What stored values mean, if pixels are to be that and stored values aren't."""
+        if not self.scaled:
+            return None
+        layout = self.layout
+        channel = layout.channels[self.channel_index]
+        return scaling_of(self.source.metadata, channel, layout.pixel_format)
 
     @cached_property
     def _label(self) -> int | None:
@@ -168,6 +185,7 @@ class MatrixReader:
             self.correct_color,
             self.on_error,
             self.as_labels,
+            self.scaled,
         )
 
     def frames_of(self, tiles: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -402,7 +420,9 @@ class MatrixReader:
 
     @cached_property
     def _shown(self) -> Callable[[Pixels], Pixels] | None:
-        """What makes pixels look as they should; None where they do."""
+        """What makes pixels look as they should, or be what they mean; None where they do."""
+        if self.scaling is not None:
+            return self.scaling.apply
         label = self._label
         return self._transform if label is None else lambda pixels: pixels == label
 

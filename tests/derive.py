@@ -5,6 +5,7 @@ from __future__ import annotations
 import highdicom as hd
 import pydicom
 from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 
 
 def segment(number, label, kind=codes.SCT.Tumor):
@@ -40,4 +41,40 @@ def write_segmentation(path, source, pixels, kind, *, segments=SEGMENTS, series=
         **options,
     )
     segmentation.save_as(path)
+    return path
+
+
+def mapping(label, slope=1.0, *, kind=float):
+    """Return a mapping of 0 to 1000 to percent."""
+    return hd.pm.RealWorldValueMapping(
+        lut_label=label,
+        lut_explanation=f"map {label}",
+        unit=Code("%", "UCUM", "percent"),
+        value_range=(kind(0), kind(1000)),
+        slope=slope,
+        intercept=-5.0,
+        quantity_definition=Code("130401", "DCM", "Class activation"),
+    )
+
+
+def write_map(path, source, pixels, mappings, *, tile_size=(32, 48)):
+    """Let highdicom write a parametric map; pixels (rows, columns, parameters)."""
+    dataset = hd.pm.ParametricMap(
+        [pydicom.dcmread(source)],
+        pixels[None],
+        hd.UID(),
+        6,
+        hd.UID(),
+        1,
+        "m",
+        "mm",
+        "1",
+        "s",
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=mappings,
+        voi_lut_transformations=[hd.VOILUTTransformation(500, 500)],
+        tile_pixel_array=True,
+        tile_size=tile_size,
+    )
+    dataset.save_as(path)
     return path

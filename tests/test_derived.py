@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 import xarray as xr
-from derive import SEGMENTS, segment, write_segmentation
+from derive import SEGMENTS, mapping, segment, write_map, write_segmentation
 from highdicom.sr import Scoord3DContentItem
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -141,15 +141,20 @@ def test_fractional_segments_keep_their_values(tmp_path, levels, masks, options)
         **options,
     )
     slide = open_slide([levels[0], path])
-    variable = slide.to_dataset().segmentation
-    assert variable.dtype == np.uint8
-    assert variable.attrs["maximum_fractional_value"] == 200
-    assert variable.attrs["segmentation_fractional_type"] == "PROBABILITY"
+    stored = slide.to_dataset(mask_and_scale=False).segmentation
+    meant = slide.to_dataset().segmentation
+    assert (stored.dtype, meant.dtype) == (np.uint8, np.float32)
+    assert "units" not in stored.attrs
+    assert meant.attrs["units"] == "1"
+    for variable in (stored, meant):
+        assert variable.attrs["maximum_fractional_value"] == 200
+        assert variable.attrs["segmentation_fractional_type"] == "PROBABILITY"
     for k in range(2):
         np.testing.assert_array_equal(
             slide.get_image_region((0, 0), 0, SHAPE, 1 + k)[..., 0], values[..., k]
         )
-        np.testing.assert_array_equal(variable[k], upright(values[..., k]))
+        np.testing.assert_array_equal(stored[k], upright(values[..., k]))
+        np.testing.assert_array_equal(meant[k], upright(values[..., k] / 200).astype(np.float32))
 
 
 LABELMAP = {
@@ -840,40 +845,6 @@ def test_a_label_map_of_several_instances_has_the_pixels_of_each(tmp_path, stack
 # -- parametric maps -------------------------------------------------------------------------
 
 
-def mapping(label, slope=1.0, *, kind=float):
-    return hd.pm.RealWorldValueMapping(
-        lut_label=label,
-        lut_explanation=f"map {label}",
-        unit=Code("%", "UCUM", "percent"),
-        value_range=(kind(0), kind(1000)),
-        slope=slope,
-        intercept=-5.0,
-        quantity_definition=Code("130401", "DCM", "Class activation"),
-    )
-
-
-def write_map(path, source, pixels, mappings):
-    dataset = hd.pm.ParametricMap(
-        [pydicom.dcmread(source)],
-        pixels[None],
-        hd.UID(),
-        6,
-        hd.UID(),
-        1,
-        "m",
-        "mm",
-        "1",
-        "s",
-        contains_recognizable_visual_features=False,
-        real_world_value_mappings=mappings,
-        voi_lut_transformations=[hd.VOILUTTransformation(500, 500)],
-        tile_pixel_array=True,
-        tile_size=TILE,
-    )
-    dataset.save_as(path)
-    return path
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint16])
 @pytest.mark.parametrize("labels", [("a",), ("b", "a")])
 def test_parametric_maps_are_channels_by_lut_label(tmp_path, levels, dtype, labels):
@@ -886,7 +857,7 @@ def test_parametric_maps_are_channels_by_lut_label(tmp_path, levels, dtype, labe
     )  # fmt: skip
     slide = open_slide([*levels, path])
     assert slide.num_channels == 1 + len(labels)
-    variable = slide.to_dataset(squeeze=False).parametric_map
+    variable = slide.to_dataset(squeeze=False, mask_and_scale=False).parametric_map
     assert variable.dims == ("parameter", "z", "y", "x")
     assert variable.dtype == dtype
     assert variable.parameter.values.tolist() == list(labels)

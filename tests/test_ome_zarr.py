@@ -9,9 +9,8 @@ import pydicom
 import pytest
 import xarray as xr
 import zarr
-from derive import segment, write_segmentation
+from derive import mapping, segment, write_map, write_segmentation
 from exports import EXPLICIT, SHARD, assert_valid, expected, ome, upright
-from test_derived import mapping, write_map
 
 import dicomslide
 from dicomslide import to_ome_zarr

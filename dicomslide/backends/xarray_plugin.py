@@ -110,6 +110,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         group: str | None = None,
         frame: Literal["slide", "matrix"] = "slide",
         squeeze: bool = True,
+        mask_and_scale: bool | Mapping[str, bool] = True,
         container_id: str | None = None,
         frame_of_reference_uid: str | None = None,
         pyramid: int | str | None = None,
@@ -139,6 +140,10 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             Upright, with dims y and x in mm; or rows and columns as stored.
         squeeze : bool, default: True
             Whether dims of size one, other than rows and columns, become scalar coordinates.
+        mask_and_scale : bool or mapping, default: True
+            Whether fractional segmentations are fractions, 0 to 1 (float32), and parametric maps
+            of integers real world values by their mapping (float64; NaN where a value isn't
+            mapped); else what is stored. A mapping says it by the name of the variable.
         container_id, frame_of_reference_uid : str, optional
             Which slide, where several are there.
         pyramid : int or str, optional
@@ -187,13 +192,22 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         if name.startswith("level_") and name[6:].isdecimal():
             level = int(name[6:])
         if name and level is None:
-            others = other_groups(slide, data=_lazy, frame=frame, squeeze=squeeze)
+            others = other_groups(
+                slide, data=_lazy, frame=frame, squeeze=squeeze, mask_and_scale=mask_and_scale
+            )
             if name not in others:
                 there = [f"level_{i}" for i in range(slide.num_levels)] + list(others)
                 raise LevelNotFoundError(f"{slide.name}: no group {group!r}; there are {there}")
             dataset = others[name]
         else:
-            dataset = level_dataset(slide, level or 0, data=_lazy, frame=frame, squeeze=squeeze)
+            dataset = level_dataset(
+                slide,
+                level or 0,
+                data=_lazy,
+                frame=frame,
+                squeeze=squeeze,
+                mask_and_scale=mask_and_scale,
+            )
         dataset.attrs = slide_attrs(slide, include_patient=include_patient) | dataset.attrs
         return _finished(dataset, filename_or_obj, drop_variables)
 
@@ -204,6 +218,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         drop_variables: str | Iterable[str] | None = None,
         frame: Literal["slide", "matrix"] = "slide",
         squeeze: bool = True,
+        mask_and_scale: bool | Mapping[str, bool] = True,
         associated: bool = False,
         container_id: str | None = None,
         frame_of_reference_uid: str | None = None,
@@ -227,6 +242,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             data=_lazy,
             frame=frame,
             squeeze=squeeze,
+            mask_and_scale=mask_and_scale,
             associated=associated,
             include_patient=include_patient,
         )
@@ -243,6 +259,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         group: str | None = None,
         frame: Literal["slide", "matrix"] = "slide",
         squeeze: bool = True,
+        mask_and_scale: bool | Mapping[str, bool] = True,
         associated: bool = False,
         container_id: str | None = None,
         frame_of_reference_uid: str | None = None,
@@ -258,7 +275,9 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
 
         Parameters
         ----------
-        filename_or_obj, drop_variables, frame, squeeze, container_id, frame_of_reference_uid
+        filename_or_obj, drop_variables, frame, squeeze, mask_and_scale, container_id
+            See :meth:`open_dataset`.
+        frame_of_reference_uid
             See :meth:`open_dataset`.
         pyramid, correct_color, on_error, align_levels, include_patient, storage_options
             See :meth:`open_dataset`.
@@ -283,6 +302,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             drop_variables=drop_variables,
             frame=frame,
             squeeze=squeeze,
+            mask_and_scale=mask_and_scale,
             container_id=container_id,
             frame_of_reference_uid=frame_of_reference_uid,
             pyramid=pyramid,

@@ -63,7 +63,8 @@ def to_ome_zarr(
     ----------
     source : Slide or xarray.DataTree
         A slide; or a tree as :meth:`Slide.to_datatree` returns it, whatever was done with it
-        since. Of a slide each task reads its frames at once, which is faster.
+        since. Of a slide each task reads its frames at once, which is faster, and pixels are what
+        is stored; a tree has fractions and real world values, unless ``mask_and_scale=False``.
     store : path-like, str or zarr.abc.store.Store
         Folder, URL that fsspec knows, or store of zarr's.
     overwrite : bool, default: False
@@ -153,7 +154,8 @@ def _tree(source: Slide | xr.DataTree, shard_size: int) -> xr.DataTree:
     from dicomslide.labelled.tree import slide_groups
 
     if isinstance(source, Slide):
-        groups = slide_groups(source, data=shard_data(shard_size), squeeze=False)
+        data = shard_data(shard_size)
+        groups = slide_groups(source, data=data, squeeze=False, mask_and_scale=False)
         return xr.DataTree.from_dict(groups)
     if isinstance(source, xr.DataTree):
         return source

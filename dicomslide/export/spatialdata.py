@@ -70,7 +70,8 @@ def to_spatialdata(slide: Slide, *, focal_plane_index: int = 0) -> spatialdata.S
         raise ImportError(
             "to_spatialdata takes the package spatialdata: pip install 'dicomslide[spatialdata]'"
         ) from None
-    tree = xr.DataTree.from_dict(slide_groups(slide, data=shard_data(CHUNK), squeeze=False))
+    groups = slide_groups(slide, data=shard_data(CHUNK), squeeze=False, mask_and_scale=False)
+    tree = xr.DataTree.from_dict(groups)
     images: dict[str, Any] = {}
     labels: dict[str, Any] = {}
     for image in images_of(tree, CHUNK):

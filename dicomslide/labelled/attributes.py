@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from dicomslide.channel import Channel
     from dicomslide.geometry import Orientation, SlideGeometry
     from dicomslide.image import TiledImage
-    from dicomslide.slide.slide import Slide
+    from dicomslide.slide.contents import SlideContents
 
 __all__ = ["derived_attrs", "image_attrs", "slide_attrs"]
 
 
-def slide_attrs(slide: Slide, *, include_patient: bool = False) -> dict[str, Any]:
+def slide_attrs(slide: SlideContents, *, include_patient: bool = False) -> dict[str, Any]:
     """Return what headers say of the slide."""
     metadata = slide.metadata
     keywords = {
@@ -97,10 +97,22 @@ def image_attrs(
     return _present(attrs)
 
 
-def derived_attrs(image: TiledImage, channels: Sequence[Channel]) -> dict[str, Any]:
+def derived_attrs(
+    image: TiledImage, channels: Sequence[Channel], *, scaled: bool
+) -> dict[str, Any]:
     """Return what the pixels of a segmentation or parametric map mean.
 
     Flags are those of the CF conventions: `flag_meanings` are words, parted by blanks.
+
+    Parameters
+    ----------
+    image : TiledImage
+        The image.
+    channels : sequence of Channel
+        Those that are there.
+    scaled : bool
+        Whether pixels are fractions or real world values, rather than what is stored for them.
+
     """
     metadata = image.metadata
     attrs: dict[str, Any] = {
@@ -113,6 +125,8 @@ def derived_attrs(image: TiledImage, channels: Sequence[Channel]) -> dict[str, A
             "segmentation_fractional_type": utils.text(metadata, "SegmentationFractionalType"),
             "maximum_fractional_value": utils.number(metadata, "MaximumFractionalValue"),
         }
+        if scaled:
+            attrs["units"] = "1"
     if image.layout.label_values is not None:
         names = [channel.description or channel.identifier for channel in channels]
         attrs |= {
@@ -127,8 +141,12 @@ def derived_attrs(image: TiledImage, channels: Sequence[Channel]) -> dict[str, A
         if len(quantities) == 1 and None not in quantities:
             attrs["long_name"] = quantities.pop()
         units = {channel.unit for channel in channels}
-        if len(units) == 1 and all(channel.mapping in (None, (1, 0)) for channel in channels):
-            attrs["units"] = units.pop()  # of the pixels as they are
+        are_real = scaled or all(
+            channel.mapping in (None, (1, 0)) and channel.mapping_table is None
+            for channel in channels
+        )
+        if len(units) == 1 and are_real:
+            attrs["units"] = units.pop()
     return _present(attrs)
 
 

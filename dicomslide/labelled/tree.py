@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 import xarray as xr
 
@@ -15,19 +16,23 @@ from dicomslide.slide.places import lies_on, turned_onto
 
 if TYPE_CHECKING:
     from dicomslide.labelled.variables import Frame
+    from dicomslide.slide.contents import SlideContents
     from dicomslide.slide.places import ChannelGroup
-    from dicomslide.slide.slide import Slide
     from dicomslide.stack import Data
 
-__all__ = ["level_dataset", "other_groups", "slide_groups"]
+__all__ = ["MaskAndScale", "level_dataset", "other_groups", "slide_groups"]
+
+MaskAndScale: TypeAlias = bool | Mapping[str, bool]
+"""Whether pixels are what they mean, fractions or real world values; by the variable's name."""
 
 
 def slide_groups(
-    slide: Slide,
+    slide: SlideContents,
     *,
     data: Data,
     frame: Frame = "slide",
     squeeze: bool = True,
+    mask_and_scale: MaskAndScale = True,
     associated: bool = False,
     include_patient: bool = False,
 ) -> dict[str, xr.Dataset]:
@@ -35,7 +40,7 @@ def slide_groups(
 
     Parameters
     ----------
-    slide : Slide
+    slide : SlideContents
         The slide.
     data : callable
         Makes a variable's data of a :class:`StackedReader`.
@@ -43,6 +48,8 @@ def slide_groups(
         Upright in mm, or rows and columns as stored.
     squeeze : bool
         Whether dims of size one become scalar coordinates.
+    mask_and_scale : bool or mapping
+        Whether pixels of derived images are what they mean; by the name of the variable.
     associated : bool
         Whether label, overview and thumbnail are nodes beside the levels.
     include_patient : bool
@@ -52,18 +59,26 @@ def slide_groups(
     groups = {"/": xr.Dataset(attrs=slide_attrs(slide, include_patient=include_patient))}
     for level in range(slide.num_levels):
         groups[f"/level_{level}"] = level_dataset(
-            slide, level, data=data, frame=frame, squeeze=squeeze
+            slide, level, data=data, frame=frame, squeeze=squeeze, mask_and_scale=mask_and_scale
         )
-    others = other_groups(slide, data=data, frame=frame, squeeze=squeeze, associated=associated)
+    others = other_groups(
+        slide,
+        data=data,
+        frame=frame,
+        squeeze=squeeze,
+        mask_and_scale=mask_and_scale,
+        associated=associated,
+    )
     return groups | {f"/{name}": dataset for name, dataset in others.items()}
 
 
 def other_groups(
-    slide: Slide,
+    slide: SlideContents,
     *,
     data: Data,
     frame: Frame = "slide",
     squeeze: bool = True,
+    mask_and_scale: MaskAndScale = True,
     associated: bool = True,
 ) -> dict[str, xr.Dataset]:
     """Return the datasets beside the levels by name; see :func:`slide_groups`.
@@ -77,6 +92,7 @@ def other_groups(
     for group in slide.channel_groups:
         for number, stack in enumerate(_stacks_apart(slide, group)):
             name = group.name if number == 0 else f"{group.name}_level_{number}"
+            stack = _as_wanted(stack, mask_and_scale)
             groups[name] = _dataset(stack, data, frame, squeeze, uid)
     if associated:
         for kind, images in (
@@ -92,22 +108,23 @@ def other_groups(
 
 
 def level_dataset(
-    slide: Slide,
+    slide: SlideContents,
     level: int,
     *,
     data: Data,
     frame: Frame = "slide",
     squeeze: bool = True,
+    mask_and_scale: MaskAndScale = True,
 ) -> xr.Dataset:
     """Return a level of a slide, with the derived images whose pixels are its own.
 
     Parameters
     ----------
-    slide : Slide
+    slide : SlideContents
         The slide.
     level : int
         Zero-based index into pyramid levels.
-    data, frame, squeeze
+    data, frame, squeeze, mask_and_scale
         See :func:`slide_groups`.
 
     Raises
@@ -118,7 +135,7 @@ def level_dataset(
     """
     here = slide.level(level)
     stacks = [
-        stack
+        _as_wanted(stack, mask_and_scale)
         for group in slide.channel_groups
         if _is_beside(slide, group, level) and (stack := Stack.at_level(here, group)) is not None
     ]
@@ -143,6 +160,13 @@ def level_dataset(
     )
 
 
+def _as_wanted(stack: Stack, mask_and_scale: MaskAndScale) -> Stack:
+    """Return a stack with what its pixels mean, or with what is stored."""
+    if isinstance(mask_and_scale, Mapping):
+        mask_and_scale = mask_and_scale.get(stack.name, True)
+    return stack.as_meant() if mask_and_scale else stack
+
+
 def _dataset(
     stack: Stack, data: Data, frame: Frame, squeeze: bool, frame_of_reference_uid: str | None
 ) -> xr.Dataset:
@@ -152,7 +176,7 @@ def _dataset(
     return stack.add_to(dataset, grid, data, squeeze)
 
 
-def _stacks_apart(slide: Slide, group: ChannelGroup) -> list[Stack]:
+def _stacks_apart(slide: SlideContents, group: ChannelGroup) -> list[Stack]:
     """Return what a group has that is in no level's dataset, from the largest to the smallest."""
     apart = [
         (image, level)
@@ -166,7 +190,7 @@ def _stacks_apart(slide: Slide, group: ChannelGroup) -> list[Stack]:
     return [stack for stack in stacks if stack is not None]
 
 
-def _is_beside(slide: Slide, group: ChannelGroup, level: int) -> bool:
+def _is_beside(slide: SlideContents, group: ChannelGroup, level: int) -> bool:
     """Whether what a level has of a group is a variable of its dataset, not nodes of its own."""
     here = slide.levels[level]
     first = next(each for each in slide.channel_groups if here.images_of(each.indices))

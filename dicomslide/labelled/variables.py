@@ -20,6 +20,7 @@ from dicomslide.labelled.coordinates import channel_coords, focal_plane_coords, 
 from dicomslide.layout import MICROMETERS
 from dicomslide.options import check_memory
 from dicomslide.placement import geometry_of
+from dicomslide.scaling import is_fractional
 from dicomslide.slide.places import lies_on, turned_onto
 from dicomslide.stack import StackedReader, runs_of
 
@@ -218,6 +219,24 @@ class Stack:
             and not other.heights
         )
 
+    def as_meant(self) -> Stack:
+        """Return the same with fractions and real world values, where other values are stored."""
+        readers = tuple(
+            tuple(reader and dataclasses.replace(reader, scaled=True) for reader in row)
+            for row in self.readers
+        )
+        of_source = {id(reader.source): reader for row in readers for reader in row if reader}
+        if all(reader.scaling is not None for reader in of_source.values()):
+            return dataclasses.replace(self, readers=readers)
+        if is_fractional(self.image.metadata):
+            warnings.warn(
+                f"{self.image.name}: fractions without Maximum Fractional Value: its pixels are"
+                " as stored",
+                MetadataWarning,
+                stacklevel=5,
+            )
+        return self
+
     def add_to(
         self,
         dataset: xr.Dataset,
@@ -284,7 +303,8 @@ class Stack:
         """Return what headers say of the variable."""
         attrs = image_attrs(self.image, grid.geometry, grid.orientation)
         if not self.is_image:
-            attrs |= derived_attrs(self.image, self.channels)
+            scaled = any(reader and reader.scaling for row in self.readers for reader in row)
+            attrs |= derived_attrs(self.image, self.channels, scaled=scaled)
         if not has_planes:
             mm = [row[0] / MICROMETERS for row in self.heights or [self.offsets]]
             attrs["focal_plane_offset"] = mm if self.heights else mm[0]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.backends.client import frame_source
+from dicomslide.slide.arrays import SlideArrays
 from dicomslide.slide.collection import join_concatenations
-from dicomslide.slide.contents import SlideContents
 from dicomslide.slide.options import SlideOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
-    import xarray as xr
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Slide"]
 
 
-class Slide(SlideContents):
+class Slide(SlideArrays):
     """A digital slide.
 
     The images that share a Frame of Reference UID and a Container Identifier: those of one or
@@ -509,87 +508,3 @@ class Slide(SlideContents):
         """
         image, _, _ = self._place(level, channel_index, focal_plane_index)
         return image.map_slide_coordinates_to_pixel_indices(slide_coordinates)
-
-    # -- labelled --
-
-    def to_dataset(
-        self,
-        level: int = 0,
-        *,
-        chunks: Literal["frames", "auto"] | int = "frames",
-        frame: Literal["slide", "matrix"] = "slide",
-        squeeze: bool = True,
-    ) -> xr.Dataset:
-        """Return a level as a labelled dataset of dask arrays.
-
-        Parameters
-        ----------
-        level : int, default: 0
-            Zero-based index into pyramid levels.
-        chunks : {"frames", "auto"} or int, default: "frames"
-            See :meth:`TotalPixelMatrix.to_dask`.
-        frame : {"slide", "matrix"}, default: "slide"
-            Upright, with dims y and x in mm; or rows and columns as stored.
-        squeeze : bool, default: True
-            Whether dims of size one, other than rows and columns, become scalar coordinates.
-
-        Returns
-        -------
-        xarray.Dataset
-            With the variables ``image``, dims (channel, z, y, x, sample); ``segmentation``, dims
-            (segment, z, y, x); and ``parametric_map``, dims (parameter, z, y, x): what the level
-            has of them. Optical paths whose pixels are of another kind are ``image_2``, dims
-            (channel_2, z, y, x, sample).
-
-        Raises
-        ------
-        LevelNotFoundError
-            When there is no such level.
-
-        """
-        from dicomslide.labelled.tree import level_dataset
-        from dicomslide.stack import dask_data
-
-        return level_dataset(self, level, data=dask_data(chunks), frame=frame, squeeze=squeeze)
-
-    def to_datatree(
-        self,
-        *,
-        chunks: Literal["frames", "auto"] | int = "frames",
-        frame: Literal["slide", "matrix"] = "slide",
-        squeeze: bool = True,
-        associated: bool = False,
-        include_patient: bool = False,
-    ) -> xr.DataTree:
-        """Return the slide as a tree of its levels, as labelled dask arrays.
-
-        Parameters
-        ----------
-        chunks, frame, squeeze
-            See :meth:`to_dataset`.
-        associated : bool, default: False
-            Whether label, overview and thumbnail are nodes beside the levels.
-        include_patient : bool, default: False
-            Whether attributes that identify the patient are among the attributes.
-
-        Returns
-        -------
-        xarray.DataTree
-            With the nodes ``level_0``, ``level_1``, ...; and one for each image that lies on no
-            level's grid, derived or of channels apart, by the name of its variable.
-
-        """
-        import xarray as xr
-
-        from dicomslide.labelled.tree import slide_groups
-        from dicomslide.stack import dask_data
-
-        groups = slide_groups(
-            self,
-            data=dask_data(chunks),
-            frame=frame,
-            squeeze=squeeze,
-            associated=associated,
-            include_patient=include_patient,
-        )
-        return xr.DataTree.from_dict(groups, name=self.container_identifier)
