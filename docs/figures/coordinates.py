@@ -68,20 +68,25 @@ def draw_pixels(ax: Axes) -> None:
 
 
 def draw_levels(ax: Axes) -> None:
-    """Draw a coarse pixel over the fine ones that it averages: levels have origins of their own."""
+    """Draw a coarse pixel over the fine ones that it averages, and where headers often put it."""
     for i in range(8):
-        ax.add_patch(Rectangle((i, 1.6), 1, 1, fc="#f6d7e4", ec="white", lw=1.5))
-        ax.plot(i + 0.5, 2.1, ".", color=INK, ms=5)
+        ax.add_patch(Rectangle((i, 2.1), 1, 1, fc="#f6d7e4", ec="white", lw=1.5))
+        ax.plot(i + 0.5, 2.6, ".", color=INK, ms=5)
     for i in range(2):
         ax.add_patch(Rectangle((4 * i, 0.2), 4, 1, fc="#bfe3d3", ec="white", lw=1.5))
         ax.plot(4 * i + 2, 0.7, ".", color=LEVEL, ms=8)
-    ax.plot([0.5, 0.5], [2.1, 3.1], color=INK, lw=0.8)
-    ax.text(0.5, 3.15, "O of level 0", color=INK, ha="center", fontsize=9)
+        ax.add_patch(Rectangle((4 * i - 1.5, -2.35), 4, 1, fc="none", ec=ROWS, ls="--", lw=1.2))
+        ax.plot(4 * i + 0.5, -1.85, ".", color=ROWS, ms=8)
+    ax.plot([0.5, 0.5], [-1.85, 2.1], color=ROWS, lw=0.8, ls=":")
+    ax.text(3.2, -2.5, "level 1 at its word, where its header\nstates the origin of level 0",
+            color=ROWS, ha="center", va="top", fontsize=9)  # fmt: skip
+    ax.plot([0.5, 0.5], [2.6, 3.5], color=INK, lw=0.8)
+    ax.text(0.5, 3.55, "O of level 0", color=INK, ha="center", fontsize=9)
     ax.plot([2, 2], [0.7, -0.2], color=LEVEL, lw=0.8)
-    ax.text(2, -0.3, "O of level 1", color=LEVEL, ha="center", va="top", fontsize=9)
-    arrow(ax, (0.5, 1.4), (2, 1.4), INK)
-    ax.text(2.15, 1.4, "½ (Δ of level 1 − Δ of level 0)", va="center", fontsize=9, color=INK)
-    ax.set(xlim=(-0.8, 8.3), ylim=(-0.9, 3.6), aspect="equal")
+    ax.text(2.1, -0.3, "O of level 1", color=LEVEL, ha="left", va="top", fontsize=9)
+    arrow(ax, (0.5, 1.65), (2, 1.65), INK)
+    ax.text(2.15, 1.65, "½ (Δ of level 1 − Δ of level 0)", va="center", fontsize=9, color=INK)
+    ax.set(xlim=(-1.8, 8.3), ylim=(-3.9, 4.1), aspect="equal")
     ax.set_title("Levels share edges, not centres", color=INK, fontsize=11)
 
 
