@@ -117,6 +117,11 @@ class Registry(Generic[K, V]):
                     self._making.pop(key, None)
             return value
 
+    def discard(self, key: K) -> None:
+        """Forget the value for a key, if there is one."""
+        with self._lock:
+            self._values.pop(key, None)
+
     def forget(self, part: str) -> None:
         """Forget the values under keys that have a text among their parts."""
         with self._lock:

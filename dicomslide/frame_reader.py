@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 
-from dicomslide.backends.base import kept_as
+from dicomslide.backends.base import drop_frame, kept_as, read_anew
 from dicomslide.cache import FrameCache, Registry
 from dicomslide.codec import DECODERS, decode_frame, scratch_memory, transfer_syntax_of
 from dicomslide.errors import FrameError, FrameReadError, FrameWarning, MetadataError
@@ -251,7 +251,10 @@ class FrameReader:
         layout = self._layout
         if buffer is None or self._most is not None or layout.transfer_syntax_uid is not None:
             return True
-        return not DECODERS[transfer_syntax_of(buffer, layout.pixel_format)].is_quick
+        try:
+            return not DECODERS[transfer_syntax_of(buffer, layout.pixel_format)].is_quick
+        except FrameError:  # it was read anew
+            return True
 
     def _fetch(self, frames: list[int]) -> Sequence[Buffer | None]:
         """Read frames; with ``on_error="fill"``, one by one if it must be, None for a bad one."""
@@ -272,8 +275,14 @@ class FrameReader:
         return buffers
 
     def _decode(
-        self, frame: int, buffer: Buffer | None, scratch: Pixels | None = None
+        self,
+        frame: int,
+        buffer: Buffer | None,
+        scratch: Pixels | None = None,
+        *,
+        is_anew: bool = False,
     ) -> Pixels | None:
+        """Return the pixels of a frame; one that came over a network may have to be read anew."""
         if buffer is None:
             return None
         if not buffer:
@@ -285,6 +294,10 @@ class FrameReader:
         try:
             tile = decode_frame(buffer, layout.pixel_format, layout.transfer_syntax_uid, scratch)
         except FrameError as error:
+            drop_frame(self._source, frame)  # nobody is to have it again
+            anew = None if is_anew else self._read_anew(frame)
+            if anew is not None:
+                return self._decode(frame, anew, scratch, is_anew=True)
             located = error.located(self._source.name, frame)
             if self._on_error == "raise":
                 raise located from error
@@ -293,6 +306,15 @@ class FrameReader:
         if tile.shape != layout.pixel_format.shape:
             self._warn_of_lost_pixels(frame, tile.shape[:2])
         return tile
+
+    def _read_anew(self, frame: int) -> Buffer | None:
+        """Read a frame once more; None where that is of no use, or fails and isn't to raise."""
+        try:
+            return read_anew(self._source, frame)
+        except (FrameReadError, MetadataError):
+            if self._on_error == "raise":
+                raise
+            return None
 
     def _warn(self, error: Exception) -> None:
         warnings.warn(f"filled with background: {error}", FrameWarning, stacklevel=2)

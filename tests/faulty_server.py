@@ -264,6 +264,21 @@ class _Handler(BaseHTTPRequestHandler):
     def empty(self):
         self.send(200, "application/octet-stream", b"")
 
+    def empty_part(self):
+        """All parts but the first have no bytes."""
+        (first, data), *others = self.parts()
+        self.send_parts([(first, data if others else b""), *((head, b"") for head, _ in others)])
+
+    def empty_part_with_length(self):
+        self.send_parts([(f"{head}\r\nContent-Length: 0", b"") for head, _ in self.parts()])
+
+    def damaged_frames(self):
+        """A reply that is whole, of codestreams that aren't."""
+        self.send_parts([(head, data[: len(data) // 2]) for head, data in self.parts()])
+
+    def no_codestreams(self):
+        self.send_parts([(head, b"<html>".ljust(len(data), b" ")) for head, data in self.parts()])
+
     def no_content(self):
         self.send_response(204)
         self.end_headers()

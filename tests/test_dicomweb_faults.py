@@ -14,6 +14,7 @@ import pytest
 import requests
 import xarray as xr
 from dicomweb_client.api import DICOMwebClient
+from fake_client import FakeClient
 from faulty_server import AS_STORED, TOKEN, FaultyServer
 from test_transport import Clock
 
@@ -85,7 +86,8 @@ def whole(slide):
 @pytest.mark.parametrize(
     "fault",
     [408, 429, 502, 503, 504, "reset", "truncated", "cut_last_part", "no_closing_delimiter",
-     "short_part", "missing", "surplus", "other_frames", "swapped_numbers"],
+     "short_part", "missing", "surplus", "other_frames", "swapped_numbers", "empty_part",
+     "empty_part_with_length"],
 )  # fmt: skip
 def test_what_went_wrong_once_is_asked_for_again(server, clock, fault):
     source = source_of(server, clock)
@@ -106,6 +108,8 @@ def test_what_went_wrong_once_is_asked_for_again(server, clock, fault):
         ("short_part", "part 1 isn't the [0-9]+ bytes long that it says"),
         ("missing", "1 parts came for 2"),
         ("surplus", "more parts came than the 2"),
+        ("empty_part", "part 2 is empty: a fault, or what is stored so"),
+        ("empty_part_with_length", "part 1 is empty: a fault, or what is stored so"),
         ("other_frames", r"parts came that say they are frames \[999\]"),
     ],
 )
@@ -148,6 +152,90 @@ def test_an_empty_reply_is_no_empty_frame(server, clock, fault):
     with pytest.raises(dicomslide.FrameReadError, match=r"the reply is empty.*: .*frame 8"):
         source.read_frames([7])
     assert source.read_frames([7]) == [server.archive.frames(source.name)[7]]
+
+
+@pytest.mark.parametrize("folder_of_frames", [False, True], ids=["memory", "disk"])
+@pytest.mark.parametrize("fault", ["empty_part", "damaged_frames", "no_codestreams"])
+@pytest.mark.parametrize("way", ["region", "tile", "iteration", "dask"])
+def test_bad_frames_are_never_pixels_nor_kept(
+    server, clock, tmp_path, fault, folder_of_frames, way
+):
+    """The server is well again: what it said before isn't held against it, here or elsewhere."""
+    image = dicomslide.TiledImage(client_of(server, clock), server.archive.all_metadata()[0])
+    matrix = image.get_total_pixel_matrix()
+    file = dicomslide.open_slide(server.archive.folder).get_volume_images()[0]
+    expected = file.get_total_pixel_matrix()[:64, :64]
+    read = {
+        "region": lambda: matrix[:64, :64],
+        "tile": lambda: matrix[0],
+        "iteration": lambda: next(iter(matrix)),
+        "dask": lambda: matrix.to_dask()[:64, :64].compute(scheduler="sync"),
+    }[way]
+    shape = expected if way in ("region", "dask") else expected[:32, :32]
+    with dicomslide.set_options(frame_folder=str(tmp_path) if folder_of_frames else ""):
+        server.play(*[fault] * 99)
+        for _ in range(2):
+            with pytest.raises(dicomslide.FrameError):
+                read()
+        server.faults.clear()
+        np.testing.assert_array_equal(read(), shape)
+        asked = len(server.requests)
+        frame_reader._frames.clear()
+        np.testing.assert_array_equal(read(), shape)
+        assert len(server.requests) == asked  # good ones are
+        encoded_frames._memory.clear()
+        frame_reader._frames.clear()
+        np.testing.assert_array_equal(read(), shape)
+        assert (len(server.requests) == asked) is folder_of_frames
+
+
+@pytest.mark.parametrize("fault", ["damaged_frames", "no_codestreams", "empty_part_with_length"])
+def test_a_frame_that_came_damaged_once_is_asked_for_once_more(server, clock, fault):
+    image = dicomslide.TiledImage(client_of(server, clock), server.archive.all_metadata()[0])
+    file = dicomslide.open_slide(server.archive.folder).get_volume_images()[0]
+    server.play(fault)
+    np.testing.assert_array_equal(
+        image.get_total_pixel_matrix()[5], file.get_total_pixel_matrix()[5]
+    )
+    assert len(server.frames) == 2  # perhaps with neighbours
+    assert all(6 in numbers for numbers in server.frames)
+
+
+def test_damaged_frames_that_another_process_kept_leave_the_folder(server, clock, tmp_path):
+    image = dicomslide.TiledImage(client_of(server, clock), server.archive.all_metadata()[0])
+    matrix, source = image.get_total_pixel_matrix(), image.source
+    stored = server.archive.frames(source.name)
+    with dicomslide.set_options(frame_folder=str(tmp_path)):
+        bad = {3: stored[3][:50], 4: b"", 5: stored[5]}
+        encoded_frames.FrameDatabase(str(tmp_path)).put(
+            encoded_frames._name(source.identity), bad, 10**9
+        )
+        matrix[0]  # the server lets it be seen
+        server.frames.clear()
+        found = matrix[3:6]
+        file = dicomslide.open_slide(server.archive.folder).get_volume_images()[0]
+        np.testing.assert_array_equal(found, file.get_total_pixel_matrix()[3:6])
+        asked = {number for numbers in server.frames for number in numbers}
+        assert asked >= {4, 5}
+        assert 6 not in asked
+        encoded_frames._memory.clear()
+        assert encoded_frames.kept(source.identity, [3, 5]) == {3: stored[3], 5: stored[5]}
+
+
+def test_empty_frames_of_a_client_with_its_own_ways_are_asked_for_once_more(folder):
+    client = FakeClient(folder)
+    source = frame_source(client, client.all_metadata()[0])
+    empty = []
+
+    def send(frames, indices):
+        return [b"" if empty and empty.pop() else frame for frame in frames]
+
+    client.send = send
+    empty[:] = [True]
+    assert source.read_frames([2]) == [client.frames(source.name)[2]]
+    empty[:] = [True] * 99
+    with pytest.raises(dicomslide.FrameReadError, match=r"frame 4 came empty twice: .*stored so"):
+        source.read_frames([3])
 
 
 @pytest.mark.parametrize("fault", [400, 406])

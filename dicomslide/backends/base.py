@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from dicomslide.codec.pixel_format import Buffer
 
-__all__ = ["ConcatenatedSource", "FrameSource", "FrameStore", "kept_as", "layout_of"]
+__all__ = ["ConcatenatedSource", "FrameSource", "FrameStore", "drop_frame", "kept_as",
+           "layout_of", "read_anew"]  # fmt: skip
 
 _joined: Registry[tuple[Hashable, ...], Dataset] = Registry(1024)
 """Metadata of concatenations."""
@@ -144,6 +145,22 @@ def kept_as(source: FrameSource) -> tuple[Hashable, ...]:
     """
     own: tuple[Hashable, ...] | None = getattr(source, "kept_as", None)
     return source.identity if own is None else own
+
+
+def drop_frame(source: FrameSource, index: int) -> None:
+    """Drop what was kept of a frame that doesn't decode, where frames are kept of a source."""
+    drop = getattr(source, "drop_frame", None)
+    if drop is not None:
+        drop(index)
+
+
+def read_anew(source: FrameSource, index: int) -> Buffer | None:
+    """Read a frame that doesn't decode from where it is, whatever was kept or is under way.
+
+    What came over a network may come whole the next time. None for other sources.
+    """
+    read = getattr(source, "read_anew", None)
+    return None if read is None else read(index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,6 +296,16 @@ class ConcatenatedSource:
             for at, frame in zip(places, self.parts[part].read_frames(local), strict=True):
                 frames[at] = frame
         return frames
+
+    def drop_frame(self, index: int) -> None:
+        """Drop what was kept of a frame."""
+        part = self._part_of(index)
+        drop_frame(self.parts[part], index - self.firsts[part])
+
+    def read_anew(self, index: int) -> Buffer | None:
+        """Read a frame from where it is; None where nothing is ever kept."""
+        part = self._part_of(index)
+        return read_anew(self.parts[part], index - self.firsts[part])
 
     def _places(self, indices: Sequence[int]) -> dict[int, list[int]]:
         """Return which of the indices are of frames of which part."""

@@ -35,6 +35,7 @@ from dicomslide.backends.failures import (
     status_of,
 )
 from dicomslide.backends.gather import Gatherer
+from dicomslide.backends.multipart import WHETHER_STORED
 from dicomslide.backends.negotiation import AS_STORED, MediaTypes, Negotiation
 from dicomslide.backends.service import FAILURES, REFUSALS, WebService, web_client_class
 from dicomslide.backends.transport import RETRIED, TransportError, is_at_home, public
@@ -280,8 +281,13 @@ class Connection:
 
             def of_client(media_types: MediaTypes) -> list[bytes]:
                 options = {} if media_types is None else {"media_types": media_types}
-                found = self.client.retrieve_instance_frames(*uids, numbers, **options)
-                return [bytes(frame) for frame in found]
+                for _ in range(2):  # what is empty may be a fault, and is asked for once more
+                    found = self.client.retrieve_instance_frames(*uids, numbers, **options)
+                    frames = [bytes(frame) for frame in found]
+                    if all(frames):
+                        return frames
+                empty = listed([i for i, frame in zip(indices, frames, strict=False) if not frame])
+                raise TransportError(f"{empty} came empty twice: {WHETHER_STORED}", HTTPStatus.OK)
 
             return of_client
         deadline = service.transport.deadline()  # one, whatever has to be tried

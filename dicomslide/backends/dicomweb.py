@@ -280,6 +280,20 @@ class DicomWebSource:
             may_see=lambda: connection.sees(self.sop_instance_uid),
         )
 
+    def drop_frame(self, index: int) -> None:
+        """Drop what was kept of a frame."""
+        _wholes.discard(self.kept_as)
+        encoded_frames.drop(self.identity, [index], scope=self._connection.scope)
+
+    def read_anew(self, index: int) -> Buffer:
+        """Retrieve a frame, whatever was kept of it or is under way."""
+        scope = self._connection.scope
+        self.drop_frame(index)
+        (frame,) = self._fetch([index])
+        encoded_frames.drop(self.identity, [index], scope=scope)  # of who was slower
+        encoded_frames.keep(self.identity, {index: frame}, scope=scope)
+        return frame
+
     def _fetch(self, wanted: list[int]) -> list[bytes]:
         """Retrieve some frames, in one request.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ["MOST_FRAMES", "frames_ahead", "frames_per_request", "keep", "kept"]
+__all__ = ["MOST_FRAMES", "drop", "frames_ahead", "frames_per_request", "keep", "kept"]
 
 MOST_FRAMES = 100
 """Frames a request: what a request costs is shared by many."""
@@ -63,6 +63,7 @@ def kept(
     if missing and on_disk:
         nothing: dict[int, bytes] = {}
         there = _on_disk(lambda database: database.get(_name(image), missing), nothing)
+        there = {frame: data for frame, data in there.items() if data}
         for frame, data in there.items():
             _memory.put(here, frame, data)
         found |= there
@@ -70,11 +71,21 @@ def kept(
 
 
 def keep(image: tuple[Hashable, ...], frames: Mapping[int, bytes], *, scope: str = "") -> None:
-    """Keep frames of an image, in the place of others that were used less recently."""
+    """Keep frames of an image, in the place of others that were used less recently.
+
+    None that is empty: to ask for it again costs little, and to be wrong for good much.
+    """
+    frames = {frame: data for frame, data in frames.items() if data}
     for frame, data in frames.items():
         _memory.put(_here(scope, image), frame, data)
     most = get_options().frame_folder_bytes
     _on_disk(lambda database: database.put(_name(image), frames, most), None)
+
+
+def drop(image: tuple[Hashable, ...], frames: Sequence[int], *, scope: str = "") -> None:
+    """Drop frames that turned out to be damaged, in memory and on disk."""
+    _memory.discard(_here(scope, image), frames)
+    _on_disk(lambda database: database.drop(_name(image), frames), None)
 
 
 def _here(scope: str, image: tuple[Hashable, ...]) -> tuple[Hashable, ...]:

@@ -39,6 +39,7 @@ CREATE TRIGGER IF NOT EXISTS less AFTER DELETE ON frames
 _TOTAL = "SELECT bytes FROM total"
 _FIND = "SELECT rowid, frame, used, digest, data FROM frames WHERE image = ? AND frame IN ({})"
 _KEEP = "INSERT OR IGNORE INTO frames VALUES (?, ?, ?, ?, ?, ?)"
+_DROP = "DELETE FROM frames WHERE image = ? AND frame = ?"
 _FORGET = """
 DELETE FROM frames WHERE rowid IN (SELECT rowid FROM frames ORDER BY used, rowid LIMIT 16)
 """
@@ -120,6 +121,21 @@ class FrameDatabase:
                 gone = 1
                 while gone and database.execute(_TOTAL).fetchone()[0] > most_bytes:
                     gone = database.execute(_FORGET).rowcount
+
+    def drop(self, image: str, frames: Sequence[int]) -> None:
+        """Drop frames of an image.
+
+        Raises
+        ------
+        OSError, sqlite3.Error
+            When they can't be dropped.
+
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.getsize(self._path):
+                rows = [(image, frame) for frame in frames]
+                with self._opened() as database, _writing(database):
+                    database.executemany(_DROP, rows)
 
     def remove(self) -> None:
         """Remove what is no database any more."""

@@ -16,6 +16,8 @@ LONGEST_HEADERS = 16384
 """Bytes of a part's headers; more are no headers."""
 MOST_DIGITS = 18
 """Of a number in a header."""
+WHETHER_STORED = "a fault, or what is stored so, which a reply doesn't tell"
+"""Said of what has no bytes: on disk, an empty frame is one of background."""
 END_OF_LINE = b"\r\n"
 END_OF_HEADERS = b"\r\n\r\n"
 
@@ -76,8 +78,8 @@ def parts_of(content_type: str, chunks: Iterable[bytes]) -> Iterator[Part]:
         data = b"".join(chunks)
         if media_type.startswith("multipart/") and data.startswith(b"--"):
             raise ReplyError(f"a reply of several parts without a boundary: {content_type}")
-        if not data:  # an empty frame would be background
-            raise ReplyError("the reply is empty")
+        if not data:  # it would be background
+            raise ReplyError(f"the reply is empty: {WHETHER_STORED}")
         single = {} if media_type.startswith("multipart/") else {"content-type": content_type}
         yield Part(single, data)
         return

@@ -306,7 +306,6 @@ class RemoteSource(FileSource):
         object that has no version, for nothing tells that it is still the same.
         """
         instance = self._instance()
-        has_version = not self.version.startswith(OF_HEAD)
         return gather.read_frames(
             _gatherers.get(self.identity, lambda: Gatherer(ReadAhead.of(self))),
             self.identity,
@@ -314,8 +313,27 @@ class RemoteSource(FileSource):
             lambda wanted: list(map(bytes, FileSource.read_frames(self, wanted))),
             most=self.frames_per_request,
             most_ahead=encoded_frames.frames_ahead(self.size // max(1, instance.num_frames)),
-            keeps=has_version and self._file().is_current,
+            keeps=self._keeps,
         )
+
+    def drop_frame(self, index: int) -> None:
+        """Drop what was kept of a frame."""
+        encoded_frames.drop(self.identity, [index])
+        _heads.discard((self.path, self.version))
+        _ahead.discard((self.path, self.version))
+
+    def read_anew(self, index: int) -> Buffer:
+        """Read a frame from where it is, whatever was kept of it."""
+        self.drop_frame(index)
+        (frame,) = map(bytes, FileSource.read_frames(self, [index]))
+        if self._keeps:
+            encoded_frames.keep(self.identity, {index: frame})
+        return frame
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether frames that are kept are those that are there now."""
+        return not self.version.startswith(OF_HEAD) and self._file().is_current
 
     @property
     def _key(self) -> tuple[str, int, Hashable]:

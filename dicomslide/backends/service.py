@@ -7,7 +7,13 @@ import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
-from dicomslide.backends.multipart import Part, ReplyError, WrongTypeError, parts_of
+from dicomslide.backends.multipart import (
+    WHETHER_STORED,
+    Part,
+    ReplyError,
+    WrongTypeError,
+    parts_of,
+)
 from dicomslide.backends.transport import RETRIED, Patience, Transport, TransportError
 from dicomslide.options import get_options
 
@@ -298,6 +304,8 @@ def _read_parts(kind: str, chunks: Iterator[bytes], count: int, *media_types: st
         parts.append(part)
         if len(parts) > count:
             raise ReplyError(f"more parts came than the {count} that were asked for")
+        if not part.data:  # it would be background
+            raise ReplyError(f"part {len(parts)} is empty: {WHETHER_STORED}")
     if len(parts) < count:
         raise ReplyError(f"{len(parts)} parts came for {count}")
     return parts
