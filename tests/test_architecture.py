@@ -98,6 +98,7 @@ FLOORS = [
     "slide.pyramids",
     "slide.arrangement",
     "labelled.index",
+    "labelled.channel_index",
     "labelled.coordinates",
     "accessor",
     "labelled.variables",

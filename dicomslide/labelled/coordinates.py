@@ -12,6 +12,7 @@ import xarray as xr
 
 from dicomslide import utils
 from dicomslide.enum import ChannelTypes
+from dicomslide.labelled.channel_index import ChannelIndex
 from dicomslide.labelled.index import FRAME_OF_REFERENCE, SlideIndex, spacing_of
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def step_of(array: xr.DataArray | xr.Dataset, dim: str) -> float:
 
 def channel_coords(
     dim: str, channels: Sequence[Channel], images: Sequence[TiledImage], *, is_dim: bool
-) -> dict[str, xr.Variable]:
+) -> xr.Coordinates:
     """Return the labels of channels, and beside them what a person knows them by.
 
     A label is the identifier; that of a second channel of one identifier is followed by ``_2``.
@@ -233,8 +234,9 @@ def channel_coords(
     """
     kind = channels[0].type
     identifiers = [c.identifier for c in channels]
+    labels = _labels(identifiers)
     columns: dict[str, tuple[Sequence[Any], dict[str, str]]] = {
-        dim: (_labels(identifiers), {"long_name": _NAMES[kind]}),
+        dim: (labels, {"long_name": _NAMES[kind]}),
     }
     if len(set(identifiers)) < len(identifiers):
         series = ("SeriesInstanceUID", "SeriesDescription")
@@ -300,7 +302,16 @@ def channel_coords(
         for name, (values, attrs) in columns.items()
         if any(value not in (None, "") for value in values)
     }
-    return found if is_dim else {name: _scalar(variable) for name, variable in found.items()}
+    if not is_dim:
+        scalars = {name: _scalar(variable) for name, variable in found.items()}
+        return xr.Coordinates(scalars, indexes={})
+    called = {
+        label: channel.description
+        for label, channel in zip(labels, channels, strict=True)
+        if channel.description is not None
+    }
+    index = ChannelIndex(pd.Index(found[dim].values, name=dim), dim, names=called)
+    return xr.Coordinates(found | index.create_variables(found), indexes={dim: index})
 
 
 def _labels(identifiers: Sequence[str]) -> list[str]:

@@ -156,6 +156,7 @@ def level_dataset(
     rows, columns = slide.size
     return dataset.assign_attrs(
         level=level,
+        image_flavor=stacks[0].image.flavor.lower(),  # a thumbnail may be a level
         downsampling_factors=[rows / here.size[0], columns / here.size[1]],
     )
 

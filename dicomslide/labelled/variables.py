@@ -292,12 +292,12 @@ class Stack:
         chunks = dict(zip(dims, map(_regular, reader.chunk_lengths()), strict=True))
         attrs = self._attrs(grid, has_planes)
         variable = xr.Variable(dims, data(reader), attrs, encoding={"preferred_chunks": chunks})
-        coords: dict[str, Any] = {}
         if self.channels and not is_label_map:
-            coords |= channel_coords(self.dim, self.channels, self.images, is_dim=kept[0])
+            coords = channel_coords(self.dim, self.channels, self.images, is_dim=kept[0])
+            dataset = dataset.assign_coords(coords)
         if samples == 3:
-            coords["sample"] = xr.Variable("sample", np.array(["r", "g", "b"]))
-        return dataset.assign_coords(coords).assign({self.name: variable})
+            dataset = dataset.assign_coords(sample=np.array(["r", "g", "b"]))
+        return dataset.assign({self.name: variable})
 
     def _attrs(self, grid: Grid, has_planes: bool) -> dict[str, Any]:
         """Return what headers say of the variable."""
