@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import contextlib
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from dicomslide.display.description import cohort_table, describe, listed, table
 from dicomslide.errors import DicomSlideError, MetadataError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from dicomslide.slide.slide import Slide
 
@@ -36,10 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0, or 1 where something failed. Wrong usage exits with 2.
 
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's may not
-            stream.reconfigure(errors=SPELLED_OUT)
-    options = _parser().parse_args(arguments)
+    with _spelling_out(sys.stdout), _spelling_out(sys.stderr):
+        return _run(_parser().parse_args(arguments))
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]  # fewer arguments
@@ -73,6 +75,21 @@ def _spelled_out(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error(SPELLED_OUT, _spelled_out)
+
+
+@contextlib.contextmanager
+def _spelling_out(stream: Any) -> Iterator[None]:
+    """Let a stream take any text; one that isn't a file's, such as a notebook's, does already."""
+    before = getattr(stream, "errors", None)
+    if before is None or not hasattr(stream, "reconfigure"):
+        yield
+        return
+    stream.reconfigure(errors=SPELLED_OUT)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it writes what is left, and nobody may read it
+            stream.reconfigure(errors=before)
 
 
 def _show_error(message: str, error: BaseException) -> None:
@@ -186,11 +203,11 @@ def _info(options: argparse.Namespace) -> int:
     chosen = (options.container_id, options.frame_of_reference_uid, options.pyramid)
     if any(each is not None for each in chosen):
         slide = _open(options)
-        _show({slide.container_identifier or slide.name: slide}, options.json)
+        _show([(slide.container_identifier or slide.name, slide)], options.json)
         return 0
     slides = open_slides(options.slide, align_levels=not options.as_stated)
     if options.json or len(slides) == 1:
-        _show(dict(slides.opened()), options.json)
+        _show(slides.opened(), options.json)
     else:
         _print_rows(cohort_table(slides.summaries()))
     for name, error in slides.failures.items():
@@ -199,9 +216,9 @@ def _info(options: argparse.Namespace) -> int:
     return 1 if slides.failures else 0
 
 
-def _show(slides: Mapping[str, Slide], as_json: bool) -> None:
+def _show(slides: Iterable[tuple[str, Slide]], as_json: bool) -> None:
     """Print all of each slide: as JSON, a list of objects of the same keys."""
-    described = [{"name": name} | describe(slide) for name, slide in slides.items()]
+    described = [{"name": name} | describe(slide) for name, slide in slides]
     if as_json:
         print(json.dumps(described, indent=2, ensure_ascii=not _takes_unicode()))
         return

@@ -90,6 +90,18 @@ def test_python_m_dicomslide_is_the_command_line(tissue_slide):
     assert run_module("info", "absent").returncode == 1
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_a_reader_that_has_seen_enough_is_no_error(tissue_slide):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "dicomslide", "info", "--json", str(tissue_slide)],
+            stdout=closed, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_info_lists_segments_and_annotations_by_label(shared_data, capsys):
     folder = shared_data / "highdicom"
     paths = [str(folder / f"{name}.dcm") for name in ("sm_annotations", "sm_image")]

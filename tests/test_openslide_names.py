@@ -182,6 +182,34 @@ def test_a_picture_of_pillow_stays_open_when_its_slide_is_closed(slide_file):
         openslide.ImageSlide(slide_file)
 
 
+def test_a_class_of_ones_own_needs_what_openslides_needs():
+    class Own(openslide.AbstractSlide):
+        level_count = 1
+        level_dimensions = ((40, 20),)
+        level_downsamples = (1.0,)
+        properties: dict[str, str] = {}  # noqa: RUF012
+        associated_images: dict[str, Image.Image] = {}  # noqa: RUF012
+
+        @classmethod
+        def detect_format(cls, filename):
+            return None
+
+        def close(self):
+            pass
+
+        def get_best_level_for_downsample(self, downsample):
+            return 0
+
+        def read_region(self, location, level, size):
+            return Image.new("RGBA", size, "red")
+
+    with Own() as slide:
+        slide.set_cache(openslide.OpenSlideCache(1))
+        assert slide.dimensions == (40, 20)
+        assert slide.color_profile is None
+        assert slide.get_thumbnail((10, 10)).size == (10, 5)
+
+
 # -- caches --
 
 

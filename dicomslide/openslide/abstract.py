@@ -78,9 +78,9 @@ class AbstractSlide(ABC):
         """Pictures that belong to the slide, by name."""
 
     @property
-    @abstractmethod
     def icc_profile(self) -> bytes | None:
         """ICC profile of level 0; None without one."""
+        return None
 
     @property
     def color_profile(self) -> ImageCms.ImageCmsProfile | None:
@@ -100,9 +100,15 @@ class AbstractSlide(ABC):
     ) -> Image.Image:
         """Read a region as an RGBA picture of exactly `size`, transparent outside."""
 
-    @abstractmethod
-    def set_cache(self, cache: object) -> None:
-        """Keep decoded tiles in a cache."""
+    def set_cache(self, cache: object) -> None:  # noqa: B027 - as there: a picture needs none
+        """Keep decoded tiles in a cache, where tiles are decoded.
+
+        Parameters
+        ----------
+        cache : OpenSlideCache
+            Where they are kept.
+
+        """
 
     def get_thumbnail(self, size: tuple[int, int]) -> Image.Image:
         """Make a picture of the whole slide, on white.

@@ -25,6 +25,8 @@ __all__ = ["ImageSlide"]
 class ImageSlide(AbstractSlide):
     """A picture of Pillow as a slide of one level, without properties and associated images.
 
+    Pillow holds the whole picture: a cache that it is given isn't used.
+
     Parameters
     ----------
     file : path-like or PIL.Image.Image
@@ -161,13 +163,3 @@ class ImageSlide(AbstractSlide):
         if profile is not None:
             region.info["icc_profile"] = profile
         return region
-
-    def set_cache(self, cache: object) -> None:
-        """Do nothing, as in openslide-python: Pillow holds the whole picture.
-
-        Parameters
-        ----------
-        cache : object
-            Not used.
-
-        """
