@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--frame-of-reference-uid", help="which scan, where there are two")
         command.add_argument("--pyramid", type=_pyramid,
                              help="which pyramid, where a glass has several: its number, from 0"
-                             " (the largest) on, its Pyramid UID, or the name of a file")  # fmt: skip
+                             " (the largest), its Pyramid UID, or the name of a file")  # fmt: skip
         command.add_argument("--as-stated", action="store_true",
                              help="take the stated origin of each level")  # fmt: skip
     thumbnail.add_argument("out", type=Path, metavar="OUT", help="picture to write, e.g. out.png")
