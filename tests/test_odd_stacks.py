@@ -526,6 +526,37 @@ def test_cycles_in_focus_at_other_heights_are_channels_not_planes(tmp_path, desc
         np.testing.assert_array_equal(variable[channel], upright(drawn(channel=channel)[..., 0]))
 
 
+def test_a_channel_has_one_label_on_all_levels(tmp_path):
+    write_cycles(tmp_path)
+    (tmp_path / "a-2.dcm").unlink()  # the first cycle has a base only
+    slide = open_slide(tmp_path)
+    assert slide.to_dataset(1).image.channel.values.tolist() == ["1_2", "2_2"]
+    np.testing.assert_array_equal(
+        slide.to_dataset(1).image.sel(channel="2_2"), upright(drawn((30, 40), 3)[..., 0])
+    )
+
+
+def test_cycles_are_found_by_their_own_stain(tmp_path):
+    for number, (value, meaning) in enumerate((("1", "anti-CD3"), ("2", "anti-CD8"))):
+
+        def change(dataset, value=value, meaning=meaning):
+            steps = dataset.SpecimenDescriptionSequence[0].SpecimenPreparationSequence
+            items = [i for step in steps for i in step.SpecimenPreparationStepContentItemSequence]
+            for item in items:
+                if "ConceptCodeSequence" in item:
+                    code = item.ConceptCodeSequence[0]
+                    code.CodeValue, code.CodingSchemeDesignator = value, "99TEST"
+                    code.CodeMeaning = meaning
+
+        path = tmp_path / f"{number}.dcm"
+        write(path, channel=number, series=meaning, samples=3, bits=8)
+        changed(path, change)
+    slide = open_slide(tmp_path, correct_color=False)
+    stain = pydicom.sr.coding.Code("2", "99TEST", "anti-CD8")
+    assert slide.find_optical_paths(specimen_stain=stain) == (1,)
+    assert slide.to_dataset().image.channel_stain.values.tolist()[1].startswith("anti-CD8")
+
+
 def test_a_channel_whose_levels_are_in_two_series_is_one(tmp_path):
     write(tmp_path / "0.dcm", series="a")
     write(tmp_path / "1.dcm", series="b", factor=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -213,11 +212,14 @@ def step_of(array: xr.DataArray | xr.Dataset, dim: str) -> float:
 
 
 def channel_coords(
-    dim: str, channels: Sequence[Channel], images: Sequence[TiledImage], *, is_dim: bool
+    dim: str,
+    channels: Sequence[Channel],
+    labels: Sequence[str],
+    images: Sequence[TiledImage],
+    *,
+    is_dim: bool,
 ) -> xr.Coordinates:
     """Return the labels of channels, and beside them what a person knows them by.
-
-    A label is the identifier; that of a second channel of one identifier is followed by ``_2``.
 
     Parameters
     ----------
@@ -225,6 +227,9 @@ def channel_coords(
         Name of the dim, and of the identifiers: ``channel``, ``segment``, ``parameter``.
     channels : sequence of Channel
         Channels of one type.
+    labels : sequence of str
+        Identifiers made distinct: see :attr:`ChannelGroup.labels`. Where that changed some, the
+        identifiers, and the series that tell them apart, are coordinates, too.
     images : sequence of TiledImage
         An image of each channel: its header names the stains of the specimen, and the series,
         which tells channels of one identifier apart.
@@ -234,11 +239,10 @@ def channel_coords(
     """
     kind = channels[0].type
     identifiers = [c.identifier for c in channels]
-    labels = _labels(identifiers)
     columns: dict[str, tuple[Sequence[Any], dict[str, str]]] = {
         dim: (labels, {"long_name": _NAMES[kind]}),
     }
-    if len(set(identifiers)) < len(identifiers):
+    if list(labels) != identifiers:
         series = ("SeriesInstanceUID", "SeriesDescription")
         uids, names = ([utils.text(i.metadata, keyword) for i in images] for keyword in series)
         columns |= {
@@ -312,18 +316,6 @@ def channel_coords(
     }
     index = ChannelIndex(pd.Index(found[dim].values, name=dim), dim, names=called)
     return xr.Coordinates(found | index.create_variables(found), indexes={dim: index})
-
-
-def _labels(identifiers: Sequence[str]) -> list[str]:
-    """Return identifiers, made distinct: 1, 2, 1_2, 2_2 where two series have a 1 and a 2."""
-    labels: dict[str, None] = {}
-    for identifier in identifiers:
-        number = itertools.count(2)
-        label = identifier
-        while label in labels or (label != identifier and label in identifiers):
-            label = f"{identifier}_{next(number)}"
-        labels[label] = None
-    return list(labels)
 
 
 _NAMES = {

@@ -185,7 +185,7 @@ def _stacks_apart(slide: SlideContents, group: ChannelGroup) -> list[Stack]:
         if level is None or not _is_beside(slide, group, level)
     ]
     if not group.is_image:  # a derived image may lie apart from others of its series
-        return [Stack.of_image(group.name, image) for image, _ in apart]
+        return [Stack.of_image(group, image) for image, _ in apart]
     levels = dict.fromkeys(level for _, level in apart if level is not None)
     stacks = (Stack.at_level(slide.levels[level], group) for level in levels)
     return [stack for stack in stacks if stack is not None]

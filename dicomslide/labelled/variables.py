@@ -107,6 +107,8 @@ class Stack:
     readers: tuple[Row, ...]
     """By channel, then by focal plane; None where there are no pixels. A label map is one."""
     channels: tuple[Channel, ...] = ()
+    labels: tuple[str, ...] = ()
+    """Of each channel, by which it is selected."""
     images: tuple[TiledImage, ...] = ()
     """The first image of each channel."""
     planes: tuple[int, ...] = ()
@@ -144,20 +146,22 @@ class Stack:
                 stacklevel=5,
             )
         return cls._of_places(
-            group.name,
+            group,
             image,
-            tuple(group.channels[channel - group.first] for channel in channels),
+            [channel - group.first for channel in channels],
             tuple(planes),
             [[places.get((channel, plane)) for plane in planes] for channel in channels],
         )
 
     @classmethod
-    def of_image(cls, name: str, image: TiledImage) -> Stack:
-        """Return all that is in an image."""
+    def of_image(cls, group: ChannelGroup, image: TiledImage) -> Stack:
+        """Return all that is in an image of a group whose identifiers are distinct."""
         planes = tuple(range(image.num_focal_planes))
         channels = range(image.num_channels)
         places: list[list[Place | None]] = [[(image, c, p) for p in planes] for c in channels]
-        return cls._of_places(name, image, image.channels, planes, places)
+        index = {channel.identifier: number for number, channel in enumerate(group.channels)}
+        of_group = [index[channel.identifier] for channel in image.channels]
+        return cls._of_places(group, image, of_group, planes, places)
 
     @classmethod
     def of_associated(cls, image: TiledImage) -> Stack:
@@ -167,13 +171,14 @@ class Stack:
     @classmethod
     def _of_places(
         cls,
-        name: str,
+        group: ChannelGroup,
         image: TiledImage,
-        channels: tuple[Channel, ...],
+        channels: Sequence[int],
         planes: tuple[int, ...],
         places: list[list[Place | None]],
     ) -> Stack:
-        """Return what is at places by channel and focal plane."""
+        """Return what is at places by channel and focal plane; channels count in their group."""
+        labels = group.labels
         holders = [[place for place in row if place is not None] for row in places]
         of_plane = [
             [place for place in column if place is not None] for column in zip(*places, strict=True)
@@ -183,10 +188,11 @@ class Stack:
         spans = [[each.layout.planes.span(p) for each, _, p in column] for column in of_plane]
         is_flat = not any(each.layout.planes.spans for column in of_plane for each, _, _ in column)
         return cls(
-            name=name,
+            name=group.name,
             image=image,
             readers=_readers(places),
-            channels=channels,
+            channels=tuple(group.channels[channel] for channel in channels),
+            labels=tuple(labels[channel] for channel in channels),
             images=tuple(row[0][0] for row in holders),
             planes=planes,
             offsets=tuple(_offset(column[0]) for column in of_plane),
@@ -293,7 +299,9 @@ class Stack:
         attrs = self._attrs(grid, has_planes)
         variable = xr.Variable(dims, data(reader), attrs, encoding={"preferred_chunks": chunks})
         if self.channels and not is_label_map:
-            coords = channel_coords(self.dim, self.channels, self.images, is_dim=kept[0])
+            coords = channel_coords(
+                self.dim, self.channels, self.labels, self.images, is_dim=kept[0]
+            )
             dataset = dataset.assign_coords(coords)
         if samples == 3:
             dataset = dataset.assign_coords(sample=np.array(["r", "g", "b"]))

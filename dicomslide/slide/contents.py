@@ -534,12 +534,11 @@ class SlideContents(ChannelsAndPlanes, Identified):
         )
 
     def _is_stained(self, channel_index: int, stain: Code) -> bool:
-        (group,) = (group for group in self._groups if channel_index in group.indices)
-        identifier = self.channels[channel_index].identifier
+        own = range(channel_index, channel_index + 1)
         return any(
             utils.does_specimen_description_item_match(item, stain)
-            for image, _ in group.images
-            if identifier in [channel.identifier for channel in image.channels]
+            for level in self.levels
+            for image in level.images_of(own)
             for item in utils.items(image.metadata, "SpecimenDescriptionSequence")
         )
 

@@ -57,6 +57,21 @@ class ChannelGroup:
         """Zero-based indices of the channels in the slide."""
         return range(self.first, self.first + len(self.channels))
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Identifiers of the channels, made distinct, by which the tree selects them.
+
+        1, 2, 1_2, 2_2 where two series have a 1 and a 2.
+        """
+        identifiers = {channel.identifier for channel in self.channels}
+        labels: dict[str, None] = {}
+        for channel in self.channels:
+            label, number = channel.identifier, itertools.count(2)
+            while label in labels or (label != channel.identifier and label in identifiers):
+                label = f"{channel.identifier}_{next(number)}"
+            labels[label] = None
+        return tuple(labels)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SlidePlaces:
