@@ -135,7 +135,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         Parameters
         ----------
         **options
-            Fields of :class:`SlideOptions`; those that are None stay as they are.
+            Arguments of :class:`dicomslide.Slide`; those that are None stay as they are.
 
         """
         changed = self._options.changed(**options)
