@@ -352,7 +352,7 @@ def test_an_instance_whose_metadata_are_damaged_is_left_out(archive):
     def spoil(dataset):
         found = keep(dataset)
         if dataset is damaged:
-            found["00200013"] = {"Value": [1]}  # no VR
+            found["00200013"] = ["1"]  # no object
         return found
 
     client._json = spoil
