@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 import threading
@@ -13,7 +14,9 @@ from dicomslide.errors import MemoryLimitError
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Options", "check_memory", "get_options", "set_options"]
+    from numpy.typing import DTypeLike, NDArray
+
+__all__ = ["Options", "allocated", "check_memory", "get_options", "set_options"]
 
 
 def _physical_memory() -> int:
@@ -191,6 +194,37 @@ def check_memory(nbytes: int, what: str) -> None:
             f"{what} takes {nbytes:,} bytes, more than the {whose} of {limit:,} bytes; read a"
             f" smaller region, use a coarser level or to_dask() with smaller chunks, or {remedy}"
         )
+
+
+def allocated(shape: tuple[int, ...], dtype: DTypeLike, what: str) -> NDArray[Any]:
+    """Return an array that isn't filled yet.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of the array.
+    dtype : data-type
+        Of its values.
+    what : str
+        What a message calls it.
+
+    Raises
+    ------
+    MemoryLimitError
+        When it is more than may be allocated, or than there is.
+
+    """
+    import numpy as np
+
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    check_memory(nbytes, what)
+    try:
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError):  # of a size that no array has
+        raise MemoryLimitError(
+            f"{what} takes {nbytes:,} bytes, more than this process can get; read a smaller region"
+            " or use a coarser level"
+        ) from None
 
 
 def _worker_limit() -> int | None:

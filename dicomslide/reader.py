@@ -13,7 +13,7 @@ from dicomslide.backends.base import layout_of
 from dicomslide.color import ColorTransform, color_transform
 from dicomslide.frame_reader import FrameReader, OnError
 from dicomslide.indexing import Axis, Piece, expand_key, points
-from dicomslide.options import check_memory, get_options
+from dicomslide.options import allocated, check_memory, get_options
 from dicomslide.scaling import Scaling, scaling_of
 
 if TYPE_CHECKING:
@@ -194,6 +194,12 @@ class MatrixReader:
         channel = 0 if layout.shares_frames else self.channel_index
         return layout.frames.frames(channel, self.focal_plane_index, tiles)
 
+    def has_frames(self, first: int, stop: int) -> bool:
+        """Whether any tile from one to before another is there."""
+        layout = self.layout
+        channel = 0 if layout.shares_frames else self.channel_index
+        return layout.frames.has_any(channel, self.focal_plane_index, first, stop)
+
     def read(
         self,
         key: Sequence[Any],
@@ -238,12 +244,11 @@ class MatrixReader:
             Axis.of(part, length) for part, length in zip(key, self.shape, strict=True)
         )
         shape = len(rows), len(columns), self.shape[2]
-        check_memory(
-            shape[0] * shape[1] * shape[2] * self.dtype.itemsize,
-            f"a region of {shape[0]} × {shape[1]} pixels",
-        )
+        what = f"a region of {shape[0]} × {shape[1]} pixels"
+        check_memory(math.prod(shape) * self.dtype.itemsize, what)
         if contiguous and (transpose or rows.reverse or columns.reverse):
-            out = np.empty((shape[1], shape[0], shape[2]) if transpose else shape, self.dtype)
+            turned = (shape[1], shape[0], shape[2]) if transpose else shape
+            out = allocated(turned, self.dtype, what)
             stored = out.swapaxes(0, 1) if transpose else out
             self._read(rows, columns, into=_turned(stored, rows, columns), in_task=in_task)
         else:
@@ -276,7 +281,9 @@ class MatrixReader:
         alone = into is None and len(frames) == 1
         if in_task and alone and slices and shape == self._tile_shape:
             return self._owned(*self._frames.stream(frames))  # a whole tile: no copy
-        out = np.empty(shape, self.dtype) if into is None else into
+        if into is None:
+            into = allocated(shape, self.dtype, f"a region of {shape[0]} × {shape[1]} pixels")
+        out = into
         places = [_meeting(r, c) for r in down for c in right]
         assign = _assignment(out)
 
@@ -326,14 +333,13 @@ class MatrixReader:
         wanted = Axis.of(key, self.layout.grid.num_tiles)
         indices = np.asarray(wanted.indices, dtype=np.int64)
         indices = indices[::-1] if wanted.reverse else indices
-        check_memory(
-            len(indices) * math.prod(self._tile_shape) * self.dtype.itemsize,
-            f"a stack of {len(indices)} tiles",
-        )
+        shape = (len(indices), *self._tile_shape)
+        what = f"a stack of {len(indices)} tiles"
+        check_memory(math.prod(shape) * self.dtype.itemsize, what)
         frames = self.frames_of(indices).tolist()
         if wanted.drop and not self._frames.keeps_frames:
             return self._owned(*self._frames.stream(frames))
-        out = np.empty((len(indices), *self._tile_shape), self.dtype)
+        out = allocated(shape, self.dtype, what)
 
         def place(at: int, tile: Pixels | None) -> None:
             out[at] = self.background if tile is None else self._part(tile, ...)
@@ -366,11 +372,10 @@ class MatrixReader:
         """
         rows, columns, samples = self.shape
         shape = (*grid.shape, samples)
-        check_memory(math.prod(shape) * self.dtype.itemsize, f"a region of shape {shape}")
+        out = allocated(shape, self.dtype, f"a region of shape {shape}")
         in_rows = (grid.rows >= 0) & (grid.rows < rows)
         in_columns = (grid.columns >= 0) & (grid.columns < columns)
         oblique = grid.rows.ndim == 2
-        out = np.empty(shape, self.dtype)
         if oblique or not (in_rows.all() and in_columns.all()):
             out[...] = self.layout.background
         if oblique:
@@ -404,7 +409,7 @@ class MatrixReader:
         """Return a whole tile of a stream as it should look."""
         if tile is not None:
             return self._part(tile, ...)
-        background = np.empty(self._tile_shape, self.dtype)
+        background = allocated(self._tile_shape, self.dtype, "a tile")
         background[...] = self.background
         return background
 
@@ -413,10 +418,24 @@ class MatrixReader:
         shown = self._shown
         if tile.shape == self._tile_shape:
             return tile[where] if shown is None else shown(tile[where])
-        whole = np.empty(self._tile_shape, self.dtype)  # cropped at the edge of the matrix
-        whole[...] = self.background
-        whole[: tile.shape[0], : tile.shape[1]] = tile if shown is None else shown(tile)
-        return whole[where]
+        if shown is not None:
+            tile = shown(tile)
+        # cropped at the edge of the matrix, or claimed to be larger than it is
+        if where is ...:
+            where = slice(None), slice(None)
+        rows, columns = (
+            np.arange(length)[part] if isinstance(part, slice) else part
+            for part, length in zip(where, self._tile_shape[:2], strict=True)
+        )
+        if rows.ndim == columns.ndim == 1:
+            rows, columns = np.ix_(rows, columns)
+        shape = (*np.broadcast_shapes(rows.shape, columns.shape), self._tile_shape[2])
+        out = allocated(shape, self.dtype, "part of a tile")
+        out[...] = self.background
+        inside = (rows < tile.shape[0]) & (columns < tile.shape[1])
+        rows, columns = np.broadcast_arrays(rows, columns)
+        out[inside] = tile[rows[inside], columns[inside]]
+        return out
 
     @cached_property
     def _shown(self) -> Callable[[Pixels], Pixels] | None:

@@ -50,6 +50,7 @@ FLOORS = [
     "backends.attempts",
     "backends.ranges",
     "backends.storage",
+    "backends.blobs",
     "backends.lenient",
     "backends.base",
     "backends.part10",

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.backends import encoded_frames, gather
+from dicomslide.backends.blobs import MemoryBlob
 from dicomslide.backends.connection import Address, Connection, connection_at, connection_of
 from dicomslide.backends.dicom_json import BulkData
 from dicomslide.backends.failures import NotServedError, listed, read_error
-from dicomslide.backends.part10 import MemoryBlob
 from dicomslide.backends.pixel_data import NativeFrames, read_frames
 from dicomslide.backends.read_ahead import ReadAhead
 from dicomslide.cache import Registry

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from dicomslide import utils
 from dicomslide.backends import part10, pixel_data
+from dicomslide.backends.blobs import Blob, errors_of_headers
 from dicomslide.backends.spans import read_joined
 from dicomslide.cache import Registry
 from dicomslide.enum import ImageFlavors
@@ -156,7 +157,7 @@ def check_unchanged(path: str, before: tuple[int, int], now: tuple[int, int]) ->
         )
 
 
-class ChangingBlob(part10.Blob, Protocol):
+class ChangingBlob(Blob, Protocol):
     """Bytes that somebody else may replace by others."""
 
     def check_unchanged(self) -> None:
@@ -184,6 +185,16 @@ class ParsedFile:
         """Number of Frames, or what TILED_FULL has."""
         return num_frames_of(self.header.dataset)
 
+    def check_num_frames(self) -> None:
+        """Raise a MetadataError where more frames are declared than there could be bytes for."""
+        blob = self.header.blob
+        least = 8 * pixel_data.ITEM_HEADER if self.header.decoder.encapsulated else 1
+        if self.num_frames * least > 8 * blob.size:
+            raise MetadataError(
+                f"{blob.name}: the header declares {self.num_frames:,} frames; a file of"
+                f" {blob.size:,} bytes can't hold as many"
+            )
+
     @cached_property
     def pixel_format(self) -> PixelFormat:
         """What the header says of the pixels."""
@@ -195,10 +206,11 @@ class ParsedFile:
         if span is None:
             return None, self.header.rest
         self.file.check_unchanged()
-        try:
-            return scan_per_frame_groups(blob.read, blob.size, span, self.num_frames)
-        except MetadataError as error:
-            raise MetadataError(f"{blob.name}: {error}") from error
+        with errors_of_headers(blob.name):
+            try:
+                return scan_per_frame_groups(blob.read, blob.size, span, self.num_frames)
+            except MetadataError as error:
+                raise MetadataError(f"{blob.name}: {error}") from error
 
     @cached_property
     def _pixel_data(self) -> pixel_data.PixelData:
@@ -207,13 +219,14 @@ class ParsedFile:
         self.file.check_unchanged()  # or those of another file were looked for
         if span is not None and span.length == UNDEFINED:
             _, rest = self._positions_and_rest
-        return pixel_data.locate_pixel_data(self.header, rest)
+        with errors_of_headers(self.header.blob.name):
+            return pixel_data.locate_pixel_data(self.header, rest)
 
     @cached_property
     def _frames(self) -> pixel_data.Frames:
-        return pixel_data.locate_frames(
-            self.header, self._pixel_data, self.num_frames, self.pixel_format
-        )
+        pixels, count, described = self._pixel_data, self.num_frames, self.pixel_format
+        with errors_of_headers(self.header.blob.name):
+            return pixel_data.locate_frames(self.header, pixels, count, described)
 
     @cached_property
     def _scanned(self) -> pixel_data.Frames | None:
@@ -341,7 +354,9 @@ class FileSource:
 
     def frame_positions(self) -> FramePositions | None:
         """Return what the per-frame functional groups say; None where they say nothing."""
-        return self._instance().positions()
+        instance = self._instance()
+        instance.check_num_frames()
+        return instance.positions()
 
     def frame_groups(self, indices: Sequence[int]) -> list[Dataset]:
         """Read the per-frame functional groups of some frames; none where there are none."""

@@ -6,15 +6,18 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from pydicom.config import disable_value_validation
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_sequence
 
+from dicomslide.backends.blobs import MemoryBlob, errors_of_headers, file_of
 from dicomslide.cache import ForkLock
-from dicomslide.errors import DicomSlideError, MetadataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LenientDataset", "errors_of_headers", "no_validation"]
+__all__ = ["LenientDataset", "no_validation"]
 
 _reading = ForkLock()
 
@@ -24,17 +27,6 @@ def no_validation() -> Iterator[None]:
     """Let pydicom read values that break the rules: a reader takes files as they are."""
     with _reading, disable_value_validation():
         yield
-
-
-@contextlib.contextmanager
-def errors_of_headers(name: str) -> Iterator[None]:
-    """Turn whatever a damaged header makes pydicom raise into a MetadataError."""
-    try:
-        yield
-    except DicomSlideError:
-        raise
-    except Exception as error:
-        raise MetadataError(f"{name}: the header can't be read: {error}") from error
 
 
 _OF_ITEMS = frozenset({"is_undefined_length_sequence_item", "is_implicit_VR", "is_little_endian"})
@@ -93,6 +85,7 @@ class LenientDataset(Dataset):
     def _convert(self, key: Any) -> None:
         was_converting, self._is_converting = self._is_converting, True
         try:
+            self._parse_sequence(key)
             element = super().__getitem__(key)
             if element.VR == "SQ":
                 for at, item in enumerate(element.value):  # plain data sets, too
@@ -100,3 +93,26 @@ class LenientDataset(Dataset):
                         element.value[at] = LenientDataset(item, str(self.filename))
         finally:
             self._is_converting = was_converting
+
+    def _parse_sequence(self, key: Any) -> None:
+        """Parse the items of a sequence as pydicom does, but no more than are bearable."""
+        raw: Any = self.get_item(key, keep_deferred=True)
+        if not raw.is_raw:  # another thread was here
+            return
+        vr = raw.VR
+        if vr in (None, "UN"):
+            vr = dictionary_VR(raw.tag) if dictionary_has_tag(raw.tag) else vr
+        if vr == "SQ" and raw.value:
+            self[raw.tag] = DataElement(
+                raw.tag,
+                vr,
+                read_sequence(
+                    file_of(MemoryBlob(str(self.filename), raw.value), 0),
+                    raw.is_implicit_VR,
+                    raw.is_little_endian,
+                    len(raw.value),
+                    self.original_character_set,
+                    raw.value_tell,
+                ),
+                raw.value_tell,
+            )

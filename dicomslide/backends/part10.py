@@ -10,10 +10,18 @@ import dataclasses
 import io
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING
 
+from dicomslide.backends.blobs import (
+    MOST_HEADER,
+    Blob,
+    MemoryBlob,
+    errors_of_headers,
+    file_of,
+)
 from dicomslide.codec import DECODERS, Decoder
 from dicomslide.errors import MetadataError, NotDicomError
+from dicomslide.layout import num_frames_of, pixel_format_of
 from dicomslide.options import check_memory, get_options
 from dicomslide.perframe import UNDEFINED, PerFrameSpan, find_items
 
@@ -23,125 +31,30 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
     from pydicom.tag import BaseTag
 
-    from dicomslide.backends.spans import Span
-    from dicomslide.codec.pixel_format import Buffer
-
 __all__ = [
     "PIXEL_DATA",
     "PREAMBLE",
-    "Blob",
     "Header",
-    "MemoryBlob",
     "element_at",
-    "file_of",
     "read_header",
     "read_instance",
     "read_per_frame_groups",
 ]
 
 PREAMBLE = 132
+INFLATED_HEAD = 4 * 2**20
+"""Bytes of a deflated data set by which it is known how large it can be."""
+PIECE = 2**20
+"""Bytes that are inflated at once."""
+BESIDE_FRAMES = 64 * 2**20
+"""Bytes of a deflated data set beside its frames and what is said of each, at most."""
+PER_FRAME = 2**16
+"""Bytes of the per-frame functional groups of one frame, at most."""
 PER_FRAME_GROUPS = 0x52009230
 ANNOTATION_GROUPS = 0x006A0002
 _BULK = frozenset({PER_FRAME_GROUPS, ANNOTATION_GROUPS})
 PIXEL_DATA = (0x7FE00010, 0x7FE00008, 0x7FE00009)  # integer, float, double float
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"SQ", b"UC", b"UR", b"UT")
-
-
-class Blob(Protocol):
-    """Bytes that can be read anywhere, from several threads at once."""
-
-    @property
-    def name(self) -> str:
-        """File name or URL."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Number of bytes."""
-        ...
-
-    @property
-    def version(self) -> str:
-        """What tells these bytes from others of that name: an ETag, or time of change.
-
-        Empty where nothing does.
-        """
-        ...
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Read bytes; fewer than `length` only at the end."""
-        ...
-
-    def read_spans(self, spans: Sequence[Span]) -> list[Buffer]:
-        """Read several ranges of bytes; a range is shorter only at the end."""
-        ...
-
-    def reading(self) -> Callable[[int, int], bytes]:
-        """Return what :meth:`read` does, for many small reads one after the other."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class MemoryBlob:
-    """Bytes in memory: what a deflated data set inflates to."""
-
-    name: str
-    data: bytes
-    version: str = ""
-    """Of what they were inflated from."""
-
-    @property
-    def size(self) -> int:
-        """Number of bytes."""
-        return len(self.data)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Read bytes."""
-        return self.data[offset : offset + length]
-
-    def read_spans(self, spans: Sequence[Span]) -> list[Buffer]:
-        """Read several ranges of bytes."""
-        view = memoryview(self.data)
-        return [view[start:stop] for start, stop in spans]
-
-    def reading(self) -> Callable[[int, int], bytes]:
-        """Return what reads bytes."""
-        return self.read
-
-
-class _BlobFile(io.RawIOBase):
-    """A blob as the file that pydicom's reader wants."""
-
-    def __init__(self, blob: Blob) -> None:
-        self._blob = blob
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._blob.size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._blob.read(self._at, len(buffer))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-
-def file_of(blob: Blob, at: int) -> BinaryIO:
-    """Return a blob as a file, to be read from a byte on."""
-    file = io.BufferedReader(_BlobFile(blob), 2**16)
-    file.seek(at)
-    return file
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -199,7 +112,7 @@ def read_per_frame_groups(header: Header, num_frames: int, frames: Sequence[int]
     """
     from pydicom.filereader import read_dataset
 
-    from dicomslide.backends.lenient import LenientDataset, errors_of_headers, no_validation
+    from dicomslide.backends.lenient import LenientDataset, no_validation
 
     span, blob = header.per_frame, header.blob
     if span is None:
@@ -224,9 +137,10 @@ def _read_header(
     import pydicom  # noqa: F401 - whole, before its parts: of threads that import those, one fails
     from pydicom.filereader import read_dataset
 
-    from dicomslide.backends.lenient import LenientDataset, errors_of_headers, no_validation
+    from dicomslide.backends.lenient import LenientDataset, no_validation
 
-    file = file_of(blob, PREAMBLE)
+    most_bytes = None if stop_when else get_options().memory_limit_bytes
+    file = file_of(blob, PREAMBLE, most_bytes=most_bytes)
     with errors_of_headers(blob.name), no_validation():
         file_meta = read_dataset(
             file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2
@@ -239,8 +153,8 @@ def _read_header(
                 + ", ".join(f"{known} ({each.name})" for known, each in DECODERS.items())
             )
         if decoder.deflated:
-            blob = _inflate(blob, file.tell())
-            file = file_of(blob, 0)
+            blob = _inflated(blob, file.tell())
+            file = file_of(blob, 0, most_bytes=most_bytes)
         dataset = LenientDataset(
             read_dataset(file, decoder.implicit_vr, decoder.little_endian, stop_when=stop_when),
             blob.name,
@@ -255,15 +169,44 @@ def _read_header(
     return Header(dataset, uid, decoder, blob, per_frame, rest)
 
 
-def _inflate(blob: Blob, start: int) -> MemoryBlob:
+def _inflated(blob: Blob, start: int) -> MemoryBlob:
+    """Inflate a data set: no further than its header says that it goes."""
     limit = get_options().memory_limit_bytes
     engine = zlib.decompressobj(-15)
-    data = engine.decompress(blob.read(start, blob.size - start), limit)
-    if engine.unconsumed_tail:
-        check_memory(limit + 1, f"{blob.name}, inflated,")
-    if not engine.eof:
-        raise MetadataError(f"{blob.name}: the deflated data set is truncated")
-    return MemoryBlob(blob.name, data, blob.version)
+    pieces = (blob.read(at, PIECE) for at in range(start, blob.size, PIECE))
+    data = io.BytesIO()
+    most: int | None = None
+    while not engine.eof:
+        waiting = engine.unconsumed_tail or next(pieces, b"")
+        part = engine.decompress(waiting, PIECE)
+        if not waiting and not part:
+            raise MetadataError(f"{blob.name}: the deflated data set is truncated")
+        data.write(part)
+        if data.tell() > limit:
+            check_memory(data.tell(), f"{blob.name}, inflated,")
+        if most is None and data.tell() > INFLATED_HEAD:
+            most = _described_size(MemoryBlob(blob.name, data.getvalue()))
+        if most is not None and data.tell() > most:
+            raise MetadataError(
+                f"{blob.name}: the deflated data set grows to more than the {most:,} bytes that its"
+                " header describes"
+            )
+    return MemoryBlob(blob.name, data.getvalue(), blob.version)
+
+
+def _described_size(head: MemoryBlob) -> int:
+    """Return how large the data set can be that begins so."""
+    from pydicom.filereader import read_dataset
+
+    from dicomslide.backends.lenient import LenientDataset
+
+    file = file_of(head, 0)
+    dataset = LenientDataset(read_dataset(file, False, True, stop_when=_is_bulk), head.name)
+    try:
+        count, pixels = num_frames_of(dataset), pixel_format_of(dataset)
+    except MetadataError:  # no image, or its header goes on
+        return MOST_HEADER
+    return BESIDE_FRAMES + count * (pixels.native_bytes + PER_FRAME)
 
 
 def element_at(blob: Blob, at: int, decoder: Decoder) -> tuple[int, bytes, int, int]:

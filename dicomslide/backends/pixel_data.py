@@ -13,7 +13,8 @@ import numpy as np
 
 from dicomslide.backends import index_cache
 from dicomslide.backends.attempts import RangeError
-from dicomslide.backends.part10 import PIXEL_DATA, Blob, Header, element_at, file_of
+from dicomslide.backends.blobs import Blob, file_of
+from dicomslide.backends.part10 import PIXEL_DATA, Header, element_at
 from dicomslide.errors import FrameReadError, MetadataError
 from dicomslide.perframe import UNDEFINED
 

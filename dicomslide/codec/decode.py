@@ -28,6 +28,10 @@ __all__ = ["DECODERS", "NATIVE", "Decoder", "decode_frame", "scratch_memory", "t
 NATIVE, RLE, DEFLATED_FRAME = (f"1.2.840.10008.1.2{end}" for end in (".1", ".5", ".8.1"))
 
 
+MOST_SCRATCH = 64 * 2**20
+"""Bytes of a frame that is decoded into memory that was there before: 4,700 pixels squared."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Decoder:
     """How frames of one transfer syntax are stored, and what decodes them."""
@@ -151,12 +155,15 @@ def decode_frame(
     return array
 
 
-def scratch_memory(pixel_format: PixelFormat) -> Pixels:
+def scratch_memory(pixel_format: PixelFormat) -> Pixels | None:
     """Return memory for one frame after the other, of which each is copied before the next.
 
-    New memory for each takes up to a third longer, where the system has to zero it.
+    New memory for each takes up to a third longer, where the system has to zero it. None for
+    frames that are claimed to be larger than any is: their codestreams say how large they are.
     """
     size = math.prod(pixel_format.shape)
+    if size > MOST_SCRATCH:
+        return None
     memory = np.empty(size + 32, np.uint8)
     # at a multiple of 32 libjpeg-turbo writes past the cache, from which pixels are copied at once
     start = (16 - memory.__array_interface__["data"][0]) % 32

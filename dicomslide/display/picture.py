@@ -120,8 +120,7 @@ def _has_frames(reader: MatrixReader, top: int, bottom: int) -> bool:
     """Whether any tile of some rows is there."""
     grid = reader.layout.grid
     first, last = top // grid.tile_rows, (bottom - 1) // grid.tile_rows + 1
-    tiles = np.arange(first * grid.shape[1], last * grid.shape[1])
-    return bool((reader.frames_of(tiles) >= 0).any())
+    return reader.has_frames(first * grid.shape[1], last * grid.shape[1])
 
 
 def as_displayed(pixels: NDArray[Any]) -> NDArray[np.uint8]:
