@@ -220,7 +220,7 @@ class ParsedFile:
         if span is not None and span.length == UNDEFINED:
             _, rest = self._positions_and_rest
         with errors_of_headers(self.header.blob.name):
-            return pixel_data.locate_pixel_data(self.header, rest)
+            return pixel_data.locate_pixel_data(self.header, rest, self.num_frames)
 
     @cached_property
     def _frames(self) -> pixel_data.Frames:

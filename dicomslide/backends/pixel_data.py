@@ -60,7 +60,7 @@ class PixelData:
     extended_lengths: NDArray[np.uint64] | None
 
 
-def locate_pixel_data(header: Header, rest: int) -> PixelData:
+def locate_pixel_data(header: Header, rest: int, num_frames: int) -> PixelData:
     """Find the Pixel Data element and the extended offset table before it.
 
     Parameters
@@ -69,6 +69,8 @@ def locate_pixel_data(header: Header, rest: int) -> PixelData:
         What stands before.
     rest : int
         Where reading goes on, behind the per-frame functional groups.
+    num_frames : int
+        Number of Frames; an extended offset table of another length is none.
 
     Raises
     ------
@@ -86,8 +88,9 @@ def locate_pixel_data(header: Header, rest: int) -> PixelData:
         if tag == 0 or length == UNDEFINED or value + length > blob.size:
             at = _skip_to_pixel_data(header, at)
             continue
-        if tag in (EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS):
-            tables[tag] = np.frombuffer(blob.read(value, length // 8 * 8), "<u8")
+        is_table = tag in (EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS)
+        if is_table and length == 8 * num_frames:
+            tables[tag] = np.frombuffer(blob.read(value, length), "<u8")
         at = value + length
     return PixelData(
         tag,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["inflated", "native", "native_big_endian", "rle"]
 
+RLE_GROWTH = 64
+"""Bytes that one of RLE makes, at most: two make 128 (PS3.5 G.3.1)."""
 RLE_PADDING = 8
 """Zeros that padding of an RLE segment may decode to."""
 
@@ -88,6 +90,10 @@ def rle(buffer: memoryview, declared: PixelFormat) -> Pixels:
         raise FrameDecodeError(
             f"the RLE header counts {found} segments; {samples} samples of {declared.dtype} have"
             f" {count}"
+        )
+    if rows * columns * count > RLE_GROWTH * len(buffer):
+        raise FrameDecodeError(
+            f"{len(buffer)} bytes of RLE can't hold {rows} × {columns} pixels of {count} bytes"
         )
     ends = [*offsets[1:count], len(buffer)]
     samples_of_bytes = np.empty((rows * columns, samples, size), np.uint8)
