@@ -46,8 +46,10 @@ class Scaling:
             values = pixels.astype(self.dtype)
             if self.divisor != 1:
                 values /= self.dtype.type(self.divisor)
-            values *= self.slope
-            values += self.intercept
+            if self.slope != 1:
+                values *= self.slope
+            if self.intercept:
+                values += self.intercept
         else:
             index = pixels.astype(np.int64) - int(self.first)
             values = self.table[index.clip(0, len(self.table) - 1)]

@@ -108,21 +108,3 @@ def test_a_thumbnail_among_the_levels_says_so(tmp_path):
     assert flavors == ["volume", "volume", "thumbnail"]
     assert "thumbnail" in repr(tree["level_2"])
     assert "thumbnail" in repr(xr.open_dataset(tmp_path, engine="dicomslide", level=2))
-
-
-def test_options_of_a_slide_hold_that_is_opened_again(files):
-    stored = dicomslide.open_slide(files, correct_color=False)
-    corrected = dicomslide.open_slide(files)
-    images = [
-        xr.open_dataset(slide, engine="dicomslide", **options).image.values
-        for slide, options in (
-            (stored, {}),
-            (corrected, {}),
-            (corrected, {"correct_color": False}),
-            (stored, {"correct_color": True}),
-        )
-    ]
-    np.testing.assert_array_equal(images[0], images[2])
-    np.testing.assert_array_equal(images[1], images[3])
-    with pytest.raises(ValueError, match="another"):
-        xr.open_dataset(stored, engine="dicomslide", container_id="another")

@@ -11,6 +11,7 @@ import threading
 import numpy as np
 import pytest
 import xarray as xr
+from test_color import swapped_profile
 
 import dicomslide
 from dicomslide import frame_reader
@@ -300,3 +301,27 @@ def test_arrays_without_dask_are_contiguous_whichever_way_they_are_stored(
         np.testing.assert_array_equal(values, expected)
     torch = pytest.importorskip("torch")
     torch.from_numpy(image.isel(y=slice(5, 6)).values)
+
+
+def test_options_of_a_slide_hold_that_is_opened_again(tmp_path):
+    write_slide(
+        tmp_path, shape=(20, 30), downsamples=(1,), tile_shape=(16, 16), drawing="position",
+        transfer_syntax_uid="1.2.840.10008.1.2.1", icc_profile=swapped_profile(),
+        associated=False,
+    )  # fmt: skip
+    stored, corrected = (
+        dicomslide.open_slide(tmp_path, correct_color=each) for each in (False, True)
+    )
+    upright = np.rot90(position_values(np.arange(20), np.arange(30)), -1)
+    for slide, options, as_stored in (
+        (stored, {}, True),
+        (corrected, {}, False),
+        (corrected, {"correct_color": False}, True),
+        (stored, {"correct_color": True}, False),
+    ):
+        image = xr.open_dataset(slide, engine="dicomslide", **options).image
+        assert np.array_equal(image, upright) == as_stored
+        image = xr.open_datatree(slide, engine="dicomslide", **options)["level_0"].image
+        assert np.array_equal(image, upright) == as_stored
+    with pytest.raises(dicomslide.NotSlideError, match="another"):
+        xr.open_dataset(stored, engine="dicomslide", container_id="another")
