@@ -136,6 +136,16 @@ def test_an_outer_join_keeps_the_direction():
     assert xr.align(a[::-1][:2], a[::-1], join="outer")[0].x.values.tolist() == [7, 8, 9]
 
 
+def test_every_other_pixel_is_the_same_where_its_extent_was_measured_anew():
+    """Files don't say that pixels between were left out."""
+    array = along(0.5 * np.arange(10))[::2]
+    measured = array.drop_indexes("x").set_xindex("x").slide.restore()
+    assert (array.xindexes["x"].spacing, measured.xindexes["x"].spacing) == (0.5, 1.0)
+    assert (array - measured).size == 5
+    with pytest.raises(dicomslide.GridError, match="differ in spacing"):
+        array[:1] - measured[:1]
+
+
 # -- taking one grid onto another ------------------------------------------------------------
 
 

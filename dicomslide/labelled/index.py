@@ -150,7 +150,7 @@ class SlideIndex(PandasIndex):
             return super().equals(other)
         if self.dim != other.dim or len(self.index) != len(other.index):
             return False
-        if self._other_frame(other) or self._other_spacing(other):
+        if self._other_frame(other) or (len(self.index) == 1 and self._other_spacing(other)):
             return False
         apart = np.abs(self._values - other._values)
         return bool((apart <= SAME * self._step(other)).all())
@@ -306,7 +306,7 @@ class SlideIndex(PandasIndex):
 
     def _ends(self) -> str:
         values = self.index
-        return f"{values.min():.9g} to {values.max():.9g}" if len(values) else "nowhere to nowhere"
+        return f"{values.min():.9g} to {values.max():.9g}" if len(values) else "no pixel to none"
 
     # -- selection --
 
