@@ -7,59 +7,24 @@ each process and kept here.
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from dicomslide.forks import after_fork_in_child
+from dicomslide.options import after_changes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
     import numpy as np
 
-__all__ = ["ForkLock", "FrameCache", "Registry", "after_fork_in_child", "forget"]
+__all__ = ["FrameCache", "Registry", "forget"]
 
 K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
 F = TypeVar("F", "np.ndarray", bytes)
-
-
-def after_fork_in_child(instance: object, method: str) -> None:
-    """Call a method in every forked child, for as long as the instance lives.
-
-    A child starts with nothing: a lock that another thread held while the process forked
-    would never open there, and what it guarded may be half done.
-    """
-    if hasattr(os, "register_at_fork"):
-        reference = weakref.ref(instance)
-
-        def call() -> None:
-            alive = reference()
-            if alive is not None:
-                getattr(alive, method)()
-
-        os.register_at_fork(after_in_child=call)
-
-
-class ForkLock:
-    """A lock that is open in a forked child, whoever held it in the parent.
-
-    The thread that holds it may take it again.
-    """
-
-    def __init__(self) -> None:
-        self._start()
-        after_fork_in_child(self, "_start")
-
-    def _start(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
 
 
 def forget(part: str) -> None:
@@ -148,7 +113,7 @@ class FrameCache(Generic[F]):
     Parameters
     ----------
     max_bytes : callable
-        Gives the bound in bytes at each insertion.
+        Gives the bound in bytes, which follows the options.
 
     """
 
@@ -157,6 +122,7 @@ class FrameCache(Generic[F]):
         self._start()
         _kept.add(self)
         after_fork_in_child(self, "_start")
+        after_changes(self, "trim")
 
     def _start(self) -> None:
         self._lock = threading.Lock()
@@ -205,8 +171,16 @@ class FrameCache(Generic[F]):
             self._nbytes += nbytes
             while max_frames is not None and len(self._images[image]) > max_frames:
                 self._forget(image, next(iter(self._images[image])))
-            while self._nbytes > limit:
-                self._forget(*next(iter(self._frames)))
+            self._trim(self._max_bytes())  # which may have been set meanwhile
+
+    def trim(self) -> None:
+        """Forget what the bound, as it is now, doesn't leave room for."""
+        with self._lock:
+            self._trim(self._max_bytes())
+
+    def _trim(self, limit: int) -> None:
+        while self._nbytes > limit:
+            self._forget(*next(iter(self._frames)))
 
     def _forget(self, image: Hashable, frame: int) -> None:
         self._nbytes -= _nbytes(self._frames.pop((image, frame)))

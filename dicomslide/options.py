@@ -6,17 +6,18 @@ import dataclasses
 import math
 import os
 import sys
-import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.errors import MemoryLimitError
+from dicomslide.forks import ForkLock
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Options", "allocated", "check_memory", "get_options", "set_options"]
+__all__ = ["Options", "after_changes", "allocated", "check_memory", "get_options", "set_options"]
 
 
 def _physical_memory() -> int:
@@ -85,11 +86,62 @@ def _from_environment() -> Options:
 
 
 class _Current:
-    """The options in force, guarded."""
+    """The options in force, and the changes that they are made of."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.options: Options | None = None
+        self.watching: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
+        self._lock = ForkLock()
+        self._options: Options | None = None
+        self._lasting: Options | None = None
+        """Those that hold once all blocks have ended."""
+        self._changes: list[tuple[weakref.ref[set_options], dict[str, Any]]] = []
+        """Made to them, the earliest first: by blocks that haven't ended, and since the first of
+        these by calls whose object nobody has any more, so that they never end."""
+
+    def get(self) -> Options:
+        options = self._options
+        if options is None:
+            with self._lock:
+                self._lasting = self._lasting or _from_environment()
+                options = self._options = self._lasting
+        return options
+
+    def begin(self, block: set_options, values: dict[str, Any]) -> None:
+        with self._lock:
+            dataclasses.replace(self.get(), **values)  # which checks them
+            if all(reference() is not block for reference, _ in self._changes):
+                self._changes.append((weakref.ref(block), dict(values)))
+            self._update()
+
+    def end(self, block: set_options) -> None:
+        with self._lock:
+            begun = [reference() for reference, _ in self._changes]
+            if block in begun:
+                at = begun.index(block)
+                _, ended = self._changes.pop(at)
+                for other, (_, values) in zip(begun[at + 1 :], self._changes[at:], strict=True):
+                    if other is None:  # what was set within the block ends with it
+                        for name in ended.keys() & values.keys():
+                            del values[name]
+            self._update()
+
+    def _update(self) -> None:
+        lasting = self.get() if self._lasting is None else self._lasting
+        changes: list[tuple[weakref.ref[set_options], dict[str, Any]]] = []
+        changed: dict[str, Any] = {}
+        for reference, values in self._changes:
+            is_block = reference() is not None
+            if not is_block and not changes:
+                lasting = dataclasses.replace(lasting, **values)
+            elif not is_block and changes[-1][0]() is None:
+                changes[-1][1].update(values)
+            else:
+                changes.append((reference, values))
+            changed |= values
+        self._changes, self._lasting = changes, lasting
+        self._options = dataclasses.replace(lasting, **changed)
+        for instance, method in list(self.watching.items()):
+            getattr(instance, method)()
 
 
 _current = _Current()
@@ -97,10 +149,12 @@ _current = _Current()
 
 def get_options() -> Options:
     """Return the options in force in this process."""
-    options = _current.options
-    if options is None:
-        options = _current.options = _from_environment()
-    return options
+    return _current.get()
+
+
+def after_changes(instance: object, method: str) -> None:
+    """Call a method whenever options were set, for as long as the instance lives."""
+    _current.watching[instance] = method
 
 
 class set_options:
@@ -154,14 +208,13 @@ class set_options:
             "frame_folder_bytes": frame_folder_bytes,
             "index_folder": index_folder,
         }
-        self._before = get_options()
-        changes: dict[str, Any] = {
+        self._changes: dict[str, Any] = {
             name: value for name, value in given.items() if value is not None
         }
-        with _current.lock:
-            _current.options = dataclasses.replace(self._before, **changes)
+        _current.begin(self, self._changes)
 
     def __enter__(self) -> Options:
+        _current.begin(self, self._changes)  # once more, where the same block begins again
         return get_options()
 
     def __exit__(
@@ -170,8 +223,7 @@ class set_options:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with _current.lock:
-            _current.options = self._before
+        _current.end(self)
 
 
 def check_memory(nbytes: int, what: str) -> None:

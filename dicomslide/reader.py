@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from dicomslide.backends.base import layout_of
 from dicomslide.color import ColorTransform, color_transform
 from dicomslide.frame_reader import FrameReader, OnError
 from dicomslide.indexing import Axis, Piece, expand_key, points
+from dicomslide.lazy import lazy
 from dicomslide.options import allocated, check_memory, get_options
 from dicomslide.scaling import Scaling, scaling_of
 
@@ -108,25 +108,25 @@ class MatrixReader:
         state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return state | {"frame_cache": None}
 
-    @cached_property
+    @lazy
     def layout(self) -> ImageLayout:
         """What the header says of the pixels."""
         return layout_of(self.source)
 
-    @cached_property
+    @lazy
     def shape(self) -> tuple[int, int, int]:
         """Rows, columns and samples of the matrix."""
         layout = self.layout
         return layout.grid.rows, layout.grid.columns, layout.pixel_format.samples
 
-    @cached_property
+    @lazy
     def dtype(self) -> np.dtype[Any]:
         """Data type of the pixels."""
         if self.scaling is not None:
             return self.scaling.dtype
         return self.layout.pixel_format.dtype if self._label is None else np.dtype(np.bool_)
 
-    @cached_property
+    @lazy
     def background(self) -> tuple[float, ...]:
         """Value of pixels of absent tiles, one number a sample."""
         background, label = self.layout.background, self._label
@@ -134,7 +134,7 @@ class MatrixReader:
             return (self.scaling.absent,)
         return background if label is None else (background[0] == label,)
 
-    @cached_property
+    @lazy
     def scaling(self) -> Scaling | None:
         """What stored values mean, if pixels are to be that and stored values aren't."""
         if not self.scaled:
@@ -143,13 +143,13 @@ class MatrixReader:
         channel = layout.channels[self.channel_index]
         return scaling_of(self.source.metadata, channel, layout.pixel_format)
 
-    @cached_property
+    @lazy
     def _label(self) -> int | None:
         """The value of the pixels that are the channel's segment, in a label map."""
         values = self.layout.label_values
         return None if self.as_labels or values is None else values[self.channel_index]
 
-    @cached_property
+    @lazy
     def _frames(self) -> FrameReader:
         return FrameReader(
             self.source,
@@ -169,7 +169,7 @@ class MatrixReader:
         profile = profile or self.source.icc_profile(self.source.metadata)
         return bytes(profile) if profile else None
 
-    @cached_property
+    @lazy
     def _transform(self) -> ColorTransform | None:
         if not self.correct_color or self.layout.pixel_format.dtype != np.uint8:
             return None
@@ -391,7 +391,7 @@ class MatrixReader:
             self._read(down, right, into=_turned(inner, down, right))
         return out
 
-    @cached_property
+    @property
     def _tile_shape(self) -> tuple[int, int, int]:
         return self.layout.pixel_format.shape
 
@@ -437,7 +437,7 @@ class MatrixReader:
         out[inside] = tile[rows[inside], columns[inside]]
         return out
 
-    @cached_property
+    @lazy
     def _shown(self) -> Callable[[Pixels], Pixels] | None:
         """What makes pixels look as they should, or be what they mean; None where they do."""
         if self.scaling is not None:

@@ -21,6 +21,8 @@ PACKAGE = Path(dicomslide.__file__).parent
 FLOORS = [
     "errors",
     "enum",
+    "forks",
+    "lazy",
     "options",
     "cache",
     "together",
@@ -191,6 +193,14 @@ def test_modules_stay_small(name, path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 600
 
 
+def test_no_attribute_is_made_under_a_lock_that_a_fork_leaves_closed():
+    """Until Python 3.12, functools.cached_property has one a class."""
+    users = [name for name, path in modules() if "cached_property(" in path.read_text()
+             or "import cached_property" in path.read_text()
+             or "@functools.cached_property" in path.read_text()]  # fmt: skip
+    assert users == []
+
+
 def test_a_dataset_costs_no_dictionary_of_codes(tmp_path):
     """Which takes longer to import than all else takes."""
     code = (
@@ -259,16 +269,3 @@ def test_every_option_is_set_by_its_environment_variable():
         env=os.environ | environment,
     )
     assert json.loads(out.stdout) == values
-
-
-def test_options_are_checked_and_restored():
-    before = dicomslide.get_options()
-    with dicomslide.set_options(num_threads=1) as options:
-        assert options.num_threads == 1
-    assert dicomslide.get_options() == before
-    for wrong in ({"num_threads": 0}, {"frame_cache_bytes": -1}, {"memory_limit_bytes": 1.5}):
-        with pytest.raises(ValueError, match="must be an integer"):
-            dicomslide.set_options(**wrong)
-    with pytest.raises(ValueError, match="index_folder must be a text"):
-        dicomslide.set_options(index_folder=3)
-    assert dicomslide.get_options() == before

@@ -6,7 +6,6 @@ import multiprocessing
 import pickle
 import subprocess
 import sys
-import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import dask
@@ -150,45 +149,3 @@ threading.Thread(target=read).start()
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.stdout, ended.stderr) == ("(130, 170, 3)\n", "")
-
-
-def hold(lock, holding, release):
-    with lock:
-        holding.set()
-        release.wait(30)
-
-
-def corner(slide):
-    return slide.get_image_region((0, 0), 0, (5, 6))
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_lock_held_while_the_process_forks_does_not_stop_the_child(position_slide):
-    from dicomslide.backends import file, lenient
-
-    slide = dicomslide.open_slide(position_slide, correct_color=False)
-    instance = slide.get_volume_images()[0].source._instance()
-    locks = [frame_reader._frames._lock, base._layouts._lock, file._instances._lock,
-             file._open_files._lock, instance._lock, lenient._reading]  # fmt: skip
-    release = threading.Event()
-    holders = []
-    for lock in locks:
-        holding = threading.Event()
-        holders.append(threading.Thread(target=hold, args=(lock, holding, release)))
-        holders[-1].start()
-        assert holding.wait(10)
-    try:
-        context = multiprocessing.get_context("fork")
-        queue = context.SimpleQueue()
-        child = context.Process(target=lambda: queue.put(corner(slide)))
-        child.start()
-        child.join(30)
-        stuck = child.is_alive()
-        if stuck:
-            child.kill()
-        assert not stuck
-        np.testing.assert_array_equal(queue.get(), EXPECTED)
-    finally:
-        release.set()
-        for holder in holders:
-            holder.join()

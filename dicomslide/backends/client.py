@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from dicomslide import utils
 from dicomslide.backends.addresses import URL_SCHEME, is_dicomweb_url, parse_web_url
 from dicomslide.backends.file import FileSource, files_of, is_dicom_file
-from dicomslide.cache import ForkLock, Registry
+from dicomslide.cache import Registry
 from dicomslide.errors import MetadataError, MetadataWarning, NotDicomError
+from dicomslide.forks import ForkLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -39,7 +39,7 @@ from dicomslide.backends.multipart import WHETHER_STORED
 from dicomslide.backends.negotiation import AS_STORED, MediaTypes, Negotiation
 from dicomslide.backends.service import FAILURES, REFUSALS, WebService, web_client_class
 from dicomslide.backends.transport import RETRIED, TransportError, is_at_home, public
-from dicomslide.cache import ForkLock, Registry
+from dicomslide.cache import Registry
 from dicomslide.codec.codestream import is_lossy
 from dicomslide.errors import (
     FrameReadError,
@@ -47,6 +47,7 @@ from dicomslide.errors import (
     SourceDeniedError,
     SourceNotFoundError,
 )
+from dicomslide.forks import ForkLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.backends.addresses import is_within, service_of
-from dicomslide.cache import ForkLock
+from dicomslide.forks import ForkLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ import os
 import platform
 import threading
 import warnings
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,7 +28,9 @@ from dicomslide.errors import (
     SourceChangedError,
     SourceNotFoundError,
 )
+from dicomslide.forks import ForkLock
 from dicomslide.layout import num_frames_of, pixel_format_of
+from dicomslide.lazy import lazy
 from dicomslide.perframe import UNDEFINED, scan_per_frame_groups
 
 if TYPE_CHECKING:
@@ -178,9 +180,9 @@ class ParsedFile:
     def __init__(self, file: ChangingBlob) -> None:
         self.file = file
         self.header = part10.read_header(file)
-        self._lock = threading.RLock()
+        self._lock = ForkLock()
 
-    @cached_property
+    @lazy
     def num_frames(self) -> int:
         """Number of Frames, or what TILED_FULL has."""
         return num_frames_of(self.header.dataset)
@@ -195,12 +197,12 @@ class ParsedFile:
                 f" {blob.size:,} bytes can't hold as many"
             )
 
-    @cached_property
+    @lazy
     def pixel_format(self) -> PixelFormat:
         """What the header says of the pixels."""
         return pixel_format_of(self.header.dataset)
 
-    @cached_property
+    @lazy
     def _positions_and_rest(self) -> tuple[FramePositions | None, int]:
         span, blob = self.header.per_frame, self.header.blob
         if span is None:
@@ -212,7 +214,7 @@ class ParsedFile:
             except MetadataError as error:
                 raise MetadataError(f"{blob.name}: {error}") from error
 
-    @cached_property
+    @lazy
     def _pixel_data(self) -> pixel_data.PixelData:
         span = self.header.per_frame
         rest = self.header.rest
@@ -222,13 +224,13 @@ class ParsedFile:
         with errors_of_headers(self.header.blob.name):
             return pixel_data.locate_pixel_data(self.header, rest, self.num_frames)
 
-    @cached_property
+    @lazy
     def _frames(self) -> pixel_data.Frames:
         pixels, count, described = self._pixel_data, self.num_frames, self.pixel_format
         with errors_of_headers(self.header.blob.name):
             return pixel_data.locate_frames(self.header, pixels, count, described)
 
-    @cached_property
+    @lazy
     def _scanned(self) -> pixel_data.Frames | None:
         """The frames where their offset table is wrong; None where a scan doesn't tell either."""
         if not isinstance(self._frames, pixel_data.EncapsulatedFrames):

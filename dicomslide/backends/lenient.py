@@ -5,28 +5,48 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from pydicom.config import disable_value_validation
+from pydicom.config import disable_value_validation, settings
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_sequence
 
 from dicomslide.backends.blobs import MemoryBlob, errors_of_headers, file_of
-from dicomslide.cache import ForkLock
+from dicomslide.forks import ForkLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["LenientDataset", "no_validation"]
 
-_reading = ForkLock()
+
+class _Switch(ForkLock):
+    """Guards pydicom's switch; a child that is forked while it is turned has it as it was."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, Any] = {}
+        super().__init__()
+
+    def _start(self) -> None:
+        super()._start()
+        vars(settings).update(self.before)
+        self.before = {}
+
+
+_reading = _Switch()
 
 
 @contextlib.contextmanager
 def no_validation() -> Iterator[None]:
     """Let pydicom read values that break the rules: a reader takes files as they are."""
-    with _reading, disable_value_validation():
-        yield
+    with _reading:
+        before = _reading.before  # which isn't empty where this thread turned it already
+        _reading.before = before or dict(vars(settings))
+        try:
+            with disable_value_validation():
+                yield
+        finally:
+            _reading.before = before
 
 
 _OF_ITEMS = frozenset({"is_undefined_length_sequence_item", "is_implicit_VR", "is_little_endian"})

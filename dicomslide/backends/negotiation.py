@@ -7,7 +7,7 @@ import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, TypeAlias
 
-from dicomslide.cache import ForkLock
+from dicomslide.forks import ForkLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable

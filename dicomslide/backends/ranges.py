@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide.backends import attempts
 from dicomslide.backends.attempts import Fault, Place, Reach, ask, awaited
-from dicomslide.cache import ForkLock, Registry
+from dicomslide.cache import Registry
+from dicomslide.forks import ForkLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence

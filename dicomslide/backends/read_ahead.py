@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from dicomslide.backends.base import layout_of
-from dicomslide.cache import ForkLock
 from dicomslide.errors import FrameError, MetadataError
+from dicomslide.forks import ForkLock
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dicomslide.backends import ranges
 from dicomslide.backends.attempts import Place
-from dicomslide.cache import ForkLock, Registry
+from dicomslide.cache import Registry
 from dicomslide.errors import NotDicomError, SourceDeniedError
+from dicomslide.forks import ForkLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable

@@ -7,14 +7,14 @@ import io
 import itertools
 import os
 import uuid
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.backends.attempts import RangeError
 from dicomslide.backends.file import FileSource, ParsedFile
-from dicomslide.cache import ForkLock
 from dicomslide.errors import NotPicklableError, SourceChangedError, SourceReadError
+from dicomslide.forks import ForkLock
+from dicomslide.lazy import lazy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -64,7 +64,7 @@ class Stream:
         """Tells it from all others, whatever they hold."""
         self.size = self._find_size()
 
-    @cached_property
+    @lazy
     def parsed(self) -> ParsedFile:
         """What is expensive about it; forgotten with it."""
         return ParsedFile(self)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from dicomslide.backends.multipart import ReplyError, WrongTypeError
-from dicomslide.cache import after_fork_in_child
+from dicomslide.forks import after_fork_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dicomslide.errors import FrameDecodeError
+from dicomslide.lazy import lazy
 
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
@@ -50,7 +50,7 @@ class PixelFormat:
         if self.bits_allocated not in allowed:
             raise ValueError(f"Bits Allocated {self.bits_allocated} isn't one of {allowed}")
 
-    @cached_property
+    @lazy
     def dtype(self) -> np.dtype[Any]:
         """Of the decoded pixels: bool for bit-packed ones."""
         if self.bits_allocated == 1:
@@ -73,7 +73,7 @@ class PixelFormat:
             top = stored
         return allocated - top, top - stored
 
-    @cached_property
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Rows, columns and samples."""
         return self.rows, self.columns, self.samples

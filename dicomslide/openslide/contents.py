@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 import warnings
@@ -15,6 +14,7 @@ from dicomslide import utils
 from dicomslide.backends.file import FileSource, FileStore, is_dicom_file
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import DicomSlideError, MetadataWarning
+from dicomslide.lazy import lazy
 from dicomslide.openslide.errors import RequestError
 from dicomslide.openslide.properties import properties_of
 from dicomslide.slide.opening import open_slide
@@ -82,7 +82,7 @@ class Contents:
         )
         return dataclasses.replace(self, levels=levels)
 
-    @functools.cached_property
+    @lazy
     def properties(self) -> Mapping[str, str]:
         """By name, read-only."""
         found = properties_of(self.base, self.levels, self.downsamples, self.associated)
