@@ -106,7 +106,8 @@ def pixel_format_of(image: Dataset) -> PixelFormat:
             bits_allocated=allocated,
             bits_stored=int(stored or allocated),
             high_bit=int(high) if stored and high is not None else None,
-            signed=not floating and image.get("PixelRepresentation") == 1,
+            # colours have no sign, whatever is said of them (PS3.3 C.7.6.3.1.2)
+            signed=not floating and samples == 1 and image.get("PixelRepresentation") == 1,
             floating=floating,
             photometric=photometric,
             planar=image.get("PlanarConfiguration") == 1,
@@ -216,7 +217,7 @@ def read_layout(
         frames=frames,
         num_frames=num_frames,
         background=_background(image, pixel_format),
-        label_values=_label_values(channels) if is_label_map(image) else None,
+        label_values=_label_values(channels, name) if is_label_map(image) else None,
         shares_frames=shares_frames,
     )
 
@@ -317,12 +318,12 @@ def _only_channel(image: Dataset, identifiers: list[str], shares_frames: bool) -
     return identifiers.index(shared)
 
 
-def _label_values(channels: tuple[Channel, ...]) -> tuple[int, ...]:
+def _label_values(channels: tuple[Channel, ...], name: str) -> tuple[int, ...]:
     try:
         return tuple(int(channel.identifier) for channel in channels)
     except ValueError:
         named = [channel.identifier for channel in channels]
-        raise MetadataError(f"segments of a label map need numbers, not {named}") from None
+        raise MetadataError(f"{name}: segments of a label map need numbers, not {named}") from None
 
 
 def _has_several_mappings(image: Dataset, channels: tuple[Channel, ...]) -> bool:

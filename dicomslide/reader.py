@@ -244,7 +244,7 @@ class MatrixReader:
             Axis.of(part, length) for part, length in zip(key, self.shape, strict=True)
         )
         shape = len(rows), len(columns), self.shape[2]
-        what = f"a region of {shape[0]} × {shape[1]} pixels"
+        what = f"{self.source.name}: a region of {shape[0]} × {shape[1]} pixels"
         check_memory(math.prod(shape) * self.dtype.itemsize, what)
         if contiguous and (transpose or rows.reverse or columns.reverse):
             turned = (shape[1], shape[0], shape[2]) if transpose else shape
@@ -282,7 +282,8 @@ class MatrixReader:
         if in_task and alone and slices and shape == self._tile_shape:
             return self._owned(*self._frames.stream(frames))  # a whole tile: no copy
         if into is None:
-            into = allocated(shape, self.dtype, f"a region of {shape[0]} × {shape[1]} pixels")
+            what = f"{self.source.name}: a region of {shape[0]} × {shape[1]} pixels"
+            into = allocated(shape, self.dtype, what)
         out = into
         places = [_meeting(r, c) for r in down for c in right]
         assign = _assignment(out)
@@ -334,7 +335,7 @@ class MatrixReader:
         indices = np.asarray(wanted.indices, dtype=np.int64)
         indices = indices[::-1] if wanted.reverse else indices
         shape = (len(indices), *self._tile_shape)
-        what = f"a stack of {len(indices)} tiles"
+        what = f"{self.source.name}: a stack of {len(indices)} tiles"
         check_memory(math.prod(shape) * self.dtype.itemsize, what)
         frames = self.frames_of(indices).tolist()
         if wanted.drop and not self._frames.keeps_frames:
@@ -372,7 +373,7 @@ class MatrixReader:
         """
         rows, columns, samples = self.shape
         shape = (*grid.shape, samples)
-        out = allocated(shape, self.dtype, f"a region of shape {shape}")
+        out = allocated(shape, self.dtype, f"{self.source.name}: a region of shape {shape}")
         in_rows = (grid.rows >= 0) & (grid.rows < rows)
         in_columns = (grid.columns >= 0) & (grid.columns < columns)
         oblique = grid.rows.ndim == 2
@@ -409,7 +410,7 @@ class MatrixReader:
         """Return a whole tile of a stream as it should look."""
         if tile is not None:
             return self._part(tile, ...)
-        background = allocated(self._tile_shape, self.dtype, "a tile")
+        background = allocated(self._tile_shape, self.dtype, f"{self.source.name}: a tile")
         background[...] = self.background
         return background
 
@@ -430,7 +431,7 @@ class MatrixReader:
         if rows.ndim == columns.ndim == 1:
             rows, columns = np.ix_(rows, columns)
         shape = (*np.broadcast_shapes(rows.shape, columns.shape), self._tile_shape[2])
-        out = allocated(shape, self.dtype, "part of a tile")
+        out = allocated(shape, self.dtype, f"{self.source.name}: part of a tile")
         out[...] = self.background
         inside = (rows < tile.shape[0]) & (columns < tile.shape[1])
         rows, columns = np.broadcast_arrays(rows, columns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import MutableSequence
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.enum import ImageFlavors
@@ -63,9 +64,10 @@ SINGLE_PRECISION = 2.0**-23
 
 
 def items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
-    """Return the items of a sequence; none where it is absent or empty."""
-    value = dataset.get(keyword)
-    return () if value is None else value
+    """Return the items of a sequence; none where it is absent, empty, or no sequence."""
+    value: Any = dataset.get(keyword)
+    is_list = isinstance(value, MutableSequence)  # as pydicom's sequences are
+    return value if is_list and all(hasattr(item, "keys") for item in value) else ()
 
 
 def text(dataset: Dataset, keyword: str) -> str | None:
@@ -218,7 +220,7 @@ def image_flavor(dataset: Dataset) -> str | None:
     values: Any = dataset.get("ImageType")
     if isinstance(values, str):
         values = values.split("\\")
-    if values is not None and len(values) > 2 and values[2]:
+    if hasattr(values, "__len__") and len(values) > 2 and values[2]:
         return str(values[2]).strip()
     return ImageFlavors.VOLUME.value if is_tiled_image(dataset) else None
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from dicomslide import utils
 from dicomslide.cache import Registry
 from dicomslide.errors import FrameReadError, MetadataError
 from dicomslide.frames import FramePositions
@@ -186,11 +187,11 @@ class ConcatenatedSource:
         """
 
         def first(part: FrameSource) -> int:
-            return int(part.metadata.get("ConcatenationFrameOffsetNumber") or 0)
+            return int(utils.number(part.metadata, "ConcatenationFrameOffsetNumber") or 0)
 
         ordered = sorted(parts, key=first)
         firsts = tuple(first(part) for part in ordered)
-        counts = tuple(int(part.metadata.get("NumberOfFrames") or 1) for part in ordered)
+        counts = tuple(int(utils.number(part.metadata, "NumberOfFrames") or 1) for part in ordered)
         for i in range(1, len(ordered)):
             if firsts[i] < firsts[i - 1] + counts[i - 1]:
                 raise MetadataError(

@@ -367,7 +367,8 @@ class FileSource:
 
     def icc_profile(self, item: Dataset) -> bytes | None:
         """Return the ICC Profile of an item of the header."""
-        return item.get("ICCProfile") or None
+        profile = item.get("ICCProfile")
+        return profile if profile and isinstance(profile, bytes) else None
 
     def read_instance(self) -> Dataset:
         """Read the whole data set, whatever its size.

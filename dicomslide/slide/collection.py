@@ -54,7 +54,7 @@ def join_concatenations(sources: Sequence[FrameSource]) -> tuple[FrameSource, ..
         metadata = source.metadata
         keywords = ("TotalPixelMatrixRows", "TotalPixelMatrixColumns")
         uid = utils.text(metadata, "ConcatenationUID") or source.name
-        key = (uid, utils.image_flavor(metadata), *(metadata.get(k) for k in keywords))
+        key = (uid, utils.image_flavor(metadata), *(utils.text(metadata, k) for k in keywords))
         parts.setdefault(key, []).append(source)
     return _join_by_places(
         each[0] if len(each) == 1 else ConcatenatedSource.of(each) for each in parts.values()
@@ -92,7 +92,7 @@ def _matrix_of(metadata: Dataset) -> tuple[object, ...]:
         return grid_of(metadata), geometry_of(metadata)
     except MetadataError:
         keywords = ("TotalPixelMatrixRows", "TotalPixelMatrixColumns", "Rows", "Columns")
-        return tuple(metadata.get(keyword) for keyword in keywords)
+        return tuple(utils.text(metadata, keyword) for keyword in keywords)
 
 
 def _joined_by_places(sources: list[FrameSource]) -> list[FrameSource]:
