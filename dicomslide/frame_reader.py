@@ -16,6 +16,7 @@ from dicomslide.cache import FrameCache, Registry
 from dicomslide.codec import DECODERS, decode_frame, scratch_memory, transfer_syntax_of
 from dicomslide.errors import FrameError, FrameReadError, FrameWarning, MetadataError
 from dicomslide.options import get_options
+from dicomslide.together import is_exiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
@@ -138,8 +139,6 @@ class FrameReader:
         if not missing:
             return
         kept = self._to_keep([frame for _, frame in missing]) if keep else ()
-        if not threading.main_thread().is_alive():
-            num_threads = 1  # the interpreter exits, and starts no threads any more
         others = min(num_threads, len(missing)) - 1
         step = min(BATCH, -(-len(missing) // (PARTS * (others + 1) if others else 1)))
         batches = _Shared(self._batches(missing, step))
@@ -161,9 +160,11 @@ class FrameReader:
                 raise
 
         helping: list[Future[None]] = []
-        if others:
-            submit = _pool(_decoding, num_threads - 1).submit
-            helping.extend(submit(work) for _ in range(others))
+        while len(helping) < others:
+            helper = _submitted(_pool(_decoding, num_threads - 1), work)
+            if helper is None:
+                break
+            helping.append(helper)
         try:
             work()
         except Exception:
@@ -195,21 +196,33 @@ class FrameReader:
     def _received(self, requests: list[list[Wanted]]) -> Iterator[Sequence[Buffer | None]]:
         """Yield what each request gives, in their order, while the next ones are under way."""
         frames = [[frame for _, frame in wanted] for wanted in requests]
-        if len(frames) == 1 or not threading.main_thread().is_alive():
+        if len(frames) == 1:
             yield from map(self._fetch, frames)
             return
-        submit = _pool(_requesting, MOST_REQUESTS).submit
-        under_way: deque[Future[Sequence[Buffer | None]]] = deque()
+        pool = _pool(_requesting, MOST_REQUESTS)
+        under_way: deque[tuple[list[int], Future[Sequence[Buffer | None]] | None]] = deque()
+
+        def next_answer() -> Sequence[Buffer | None]:
+            wanted, answer = under_way.popleft()
+            try:
+                if answer is not None:
+                    return answer.result()
+            except Exception:
+                if not is_exiting():
+                    raise
+            return self._fetch(wanted)  # by whoever is left
+
         try:
             for wanted in frames:
-                under_way.append(submit(self._fetch, wanted))
+                under_way.append((wanted, _submitted(pool, self._fetch, wanted)))
                 if len(under_way) == REQUESTS:
-                    yield under_way.popleft().result()
+                    yield next_answer()
             while under_way:
-                yield under_way.popleft().result()
+                yield next_answer()
         finally:
-            for each in under_way:
-                each.cancel()
+            for _, answer in under_way:
+                if answer is not None:
+                    answer.cancel()
 
     def stream(self, frames: Sequence[int]) -> Iterator[Pixels | None]:
         """Yield the pixels of frames in their order, to be owned by who gets them.
@@ -355,6 +368,16 @@ def _finish(helping: list[Future[None]]) -> None:
     for other in helping:
         other.cancel()  # if it hasn't even begun, other reads keep the pool busy
     wait(helping)
+
+
+def _submitted(
+    pool: ThreadPoolExecutor, function: Callable[..., T], *args: Any
+) -> Future[T] | None:
+    """Let a pool call a function; None where it doesn't any more, or can't."""
+    try:
+        return pool.submit(function, *args)
+    except RuntimeError:  # the main thread has ended, or the system has no more threads
+        return None
 
 
 def _pool(pools: Registry[int, ThreadPoolExecutor], threads: int) -> ThreadPoolExecutor:

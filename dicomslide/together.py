@@ -1,16 +1,17 @@
-"""Waiting for several things at once."""
+"""Waiting for several things at once, and until the interpreter exits."""
 
 from __future__ import annotations
 
 import collections
 import queue
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["together"]
+__all__ = ["is_exiting", "is_of_a_pool", "start", "together"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,8 +37,8 @@ def together(function: Callable[[T], R], items: Sequence[T], most: int) -> list[
                 done.put((at, None, error))
 
     # not those of a pool, which neither Ctrl-C nor the end of the process leaves behind
-    for _ in range(min(most, len(items))):
-        threading.Thread(target=work, name="dicomslide", daemon=True).start()
+    if not all(start(work, "dicomslide") for _ in range(min(most, len(items)))):
+        work()
     found: dict[int, Any] = {}
     try:
         while len(found) < len(items):
@@ -48,3 +49,26 @@ def together(function: Callable[[T], R], items: Sequence[T], most: int) -> list[
     finally:
         waiting.clear()
     return [found[at] for at in range(len(items))]
+
+
+def start(function: Callable[[], None], name: str) -> bool:
+    """Call a function in a thread of its own; False where there can be no more threads.
+
+    So it is on Python 3.12 once the main thread has ended.
+    """
+    try:
+        threading.Thread(target=function, name=name, daemon=True).start()
+    except RuntimeError:
+        return False
+    return True
+
+
+def is_exiting() -> bool:
+    """Whether the main thread has ended: no pool takes anything more, others may still read."""
+    return bool(getattr(sys.modules.get("concurrent.futures.thread"), "_shutdown", False))
+
+
+def is_of_a_pool() -> bool:
+    """Whether this thread is one of a pool's, dask's among them: the interpreter waits for it."""
+    pools = sys.modules.get("concurrent.futures.thread")
+    return threading.current_thread() in getattr(pools, "_threads_queues", ())

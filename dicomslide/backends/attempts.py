@@ -6,12 +6,11 @@ import dataclasses
 import errno
 import itertools
 import random
-import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from dicomslide.errors import DicomSlideError, SourceReadError
+from dicomslide.together import is_exiting, is_of_a_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -209,13 +208,9 @@ def _pause(seconds: float) -> None:
 def _is_exiting() -> bool:
     """Whether the interpreter exits, and waits for this thread, which has nobody left to read for.
 
-    So it does for the threads of pools, dask's among them.
+    So it does for the threads of pools, dask's among them; a thread of somebody's own goes on.
     """
-    pools = sys.modules.get("concurrent.futures.thread")
-    return (
-        bool(getattr(pools, "_shutdown", False))
-        and threading.current_thread() is not threading.main_thread()
-    )
+    return is_exiting() and is_of_a_pool()
 
 
 def awaited(loop: Any, coroutine: Coroutine[Any, Any, T], limit: float) -> T:

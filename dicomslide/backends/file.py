@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import os
 import platform
-import threading
 import warnings
 from functools import cache
 from pathlib import Path
@@ -54,7 +53,7 @@ class _OpenFile:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - lives as long as this
         self._descriptor = self._file.fileno()
         if not hasattr(os, "pread"):  # Windows: seek and read, one at a time
-            self._lock = threading.Lock()
+            self._lock = ForkLock()
             self.read = self._seek_and_read  # type: ignore[method-assign]
 
     @property

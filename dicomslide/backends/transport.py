@@ -21,6 +21,7 @@ from urllib.parse import urljoin, urlsplit
 
 from dicomslide.backends.multipart import ReplyError, WrongTypeError
 from dicomslide.forks import after_fork_in_child
+from dicomslide.together import start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -279,7 +280,8 @@ class _Exchange(Generic[T]):
         if seconds <= 0:
             raise TimeoutError("no time is left for it")
         deadline = time.monotonic() + seconds
-        threading.Thread(target=self._run, name="dicomslide request", daemon=True).start()
+        if not start(self._run, "dicomslide request"):
+            self._run()
         try:
             while True:
                 left = deadline + self._received / SLOWEST - time.monotonic()
