@@ -51,16 +51,17 @@ def together(function: Callable[[T], R], items: Sequence[T], most: int) -> list[
     return [found[at] for at in range(len(items))]
 
 
-def start(function: Callable[[], None], name: str) -> bool:
-    """Call a function in a thread of its own; False where there can be no more threads.
+def start(function: Callable[[], None], name: str) -> threading.Thread | None:
+    """Call a function in a thread of its own; None where there can be no more threads.
 
     So it is on Python 3.12 once the main thread has ended.
     """
+    thread = threading.Thread(target=function, name=name, daemon=True)
     try:
-        threading.Thread(target=function, name=name, daemon=True).start()
+        thread.start()
     except RuntimeError:
-        return False
-    return True
+        return None
+    return thread
 
 
 def is_exiting() -> bool:

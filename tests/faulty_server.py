@@ -8,6 +8,7 @@ import re
 import struct
 import threading
 import time
+import zlib
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -42,6 +43,8 @@ class FaultyServer:
         self.archive = FakeClient(folder)
         self.latency = latency
         self.faults = deque()
+        self.depth = 400
+        self.bomb_type = "application/dicom+json"
         self.token = None  # if any, what a request must bear
         self.accepts = lambda accept: accept == AS_STORED
         self.refusal = 406  # status of what it doesn't accept
@@ -308,6 +311,47 @@ class _Handler(BaseHTTPRequestHandler):
         for _ in range(10):
             self.owner.released.wait(0.05)
             self.wfile.write(bytes(100_000))
+
+    def endless(self):
+        """Bytes that come steadily, and never end: more than anybody waits for."""
+        self.send_response(200)
+        self.send_header("Content-Type", "application/dicom+json")
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"[")
+            while not self.owner.released.wait(0.02):
+                self.wfile.write(b" " * 50_000)
+
+    def bomb(self):
+        """A reply of 300 kB that becomes 300 MB."""
+        body = getattr(self.owner, "bomb", None)
+        if body is None:
+            packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+            nothing = bytes(2**20)
+            body = b"".join(packer.compress(nothing) for _ in range(300)) + packer.flush()
+            self.owner.bomb = body
+        self.send(200, self.owner.bomb_type, body, {"Content-Encoding": "gzip"})
+
+    def deep_json(self):
+        self.send(200, "application/dicom+json", b"[" * 10**6)
+
+    def nested_json(self):
+        """DICOM JSON that is valid, and nested deeper than any program goes."""
+        depth = self.owner.depth
+        body = b'[{"00081140":{"vr":"SQ","Value":' * depth + b"[]" + b"}}]" * depth
+        self.send(200, "application/dicom+json", body)
+
+    def dripping_chunk(self):
+        """A chunk whose length never ends."""
+        self.send_response(200)
+        self.send_header("Content-Type", "application/dicom+json")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            while not self.owner.released.wait(0.01):
+                self.wfile.write(b"0")
 
     def trickle(self):
         self.send_response(200)

@@ -68,6 +68,7 @@ FLOORS = [
     "backends.dicomdir",
     "backends.stores",
     "backends.multipart",
+    "backends.bodies",
     "backends.transport",
     "backends.dicom_json",
     "backends.credentials",

@@ -20,7 +20,7 @@ from test_transport import Clock
 
 import dicomslide
 from dicomslide import frame_reader
-from dicomslide.backends import connection, credentials, encoded_frames
+from dicomslide.backends import connection, credentials, encoded_frames, service
 from dicomslide.backends.client import frame_source, store_at
 from dicomslide.backends.transport import Patience, Transport
 from dicomslide.testing import write_slide
@@ -354,6 +354,79 @@ def test_all_that_is_tried_for_bulk_data_has_one_deadline(server, clock):
     with pytest.raises(dicomslide.MetadataError, match="503"):
         connection.connection_of(client).bulk_data(f"{server.url}/studies/1/7")
     assert clock.now <= 5.0
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("empty", "the reply is empty"),
+        ("deep_json", "the reply isn't JSON"),
+        ("login_page", "the reply is text/html, not DICOM JSON"),
+        ("bomb", "more than the [0-9,]+ bytes expected"),
+    ],
+)
+@pytest.mark.parametrize("what", ["search", "series", "instance"])
+def test_json_that_is_none_is_an_error_of_the_source_in_bounded_memory(
+    server, clock, monkeypatch, what, fault, reason
+):
+    """An empty reply to a search isn't a search that finds nothing: that is 204."""
+    monkeypatch.setattr(service, "MOST_JSON_BYTES", 10**7)
+    read = readers(server, clock)[what]
+    server.play(*[fault] * 9)
+    with pytest.raises(dicomslide.SourceReadError, match=reason):
+        read()
+    server.faults.clear()
+    assert read()
+
+
+def readers(server, clock):
+    """Ways to ask for JSON."""
+    client = client_of(server, clock)
+    found = connection.connection_of(client)
+    uids = frame_source(client, server.archive.all_metadata()[0]).uids
+    return {
+        "search": lambda: dicomslide.open_slides(client),
+        "series": lambda: found.series_metadata(*uids[:2]),
+        "instance": lambda: found.metadata(uids),
+    }
+
+
+def test_a_search_that_finds_nothing_says_204(server, clock):
+    server.play(*["no_content"] * 4)
+    assert dicomslide.find_slides(client_of(server, clock)) == []
+
+
+@pytest.mark.parametrize("depth", [150, 250, 1000])
+@pytest.mark.parametrize("open_them", [dicomslide.open_slide, dicomslide.open_slides])
+@pytest.mark.parametrize("series", [True, False], ids=["series", "study"])
+def test_metadata_nested_deeper_than_programs_go_are_an_error(server, open_them, depth, series):
+    server.depth = depth
+    server.play(*["nested_json"] * 9)
+    with pytest.raises(dicomslide.DicomSlideError):
+        open_them(url_of(server, series))
+
+
+def test_bulk_data_are_bounded(server, clock, monkeypatch):
+    monkeypatch.setattr(service, "MOST_BULK_BYTES", 10**6)
+    server.bomb_type = "application/octet-stream"
+    found = connection.connection_of(client_of(server, clock))
+    server.play(*["bomb"] * 9)
+    with pytest.raises(dicomslide.SourceReadError, match="more than the 1,000,000 bytes"):
+        found.bulk_data(f"{server.url}/studies/1/00282000")
+
+
+def test_guesses_that_fail_take_no_time_of_what_is_wanted(server, clock):
+    """Both have one deadline together."""
+    source = source_of(server, clock, deadline=10.0, attempts=99)
+    for index in (0, 1, 13, 14):  # neighbours, so that others are guessed
+        source.read_frames([index])
+    asked = len(server.frames)
+    clock.now = 0.0
+    server.play(*[503] * 99)
+    with pytest.raises(dicomslide.FrameReadError, match=r"no time is left|503"):
+        source.read_frames([26])
+    assert clock.now <= 10.0
+    assert len(server.frames[asked]) > 1  # there were guesses
 
 
 # -- credentials -----------------------------------------------------------------------------

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import random
+import threading
 import time
+import tracemalloc
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from multiprocessing import get_context
 
@@ -10,6 +17,8 @@ import pytest
 import requests
 from faulty_server import AS_STORED, FaultyServer
 
+from dicomslide.backends.bodies import decompressed
+from dicomslide.backends.multipart import ReplyError, WrongTypeError
 from dicomslide.backends.transport import Patience, Transport, TransportError, _stranger, public
 from dicomslide.testing import write_slide
 
@@ -171,6 +180,86 @@ def test_a_reply_without_end_is_not_received(server, clock):
     with pytest.raises(TransportError, match="more than the 10 bytes expected"):
         get(transport(clock), server, most_bytes=10)
     assert len(server.requests) == 1
+
+
+def test_a_reply_that_goes_on_and_on_is_waited_for_only_so_long(server):
+    server.play("endless")
+    how = Transport(requests.Session, patience=Patience(deadline=0.2, attempts=1))
+    began = time.monotonic()
+    with pytest.raises(TransportError, match="bytes have come by the deadline"):
+        get(how, server, most_bytes=10**9)
+    assert 0.5 < time.monotonic() - began < 10
+
+
+def test_a_reply_that_is_decompressed_to_far_more_is_left_as_it_grows(server, clock):
+    server.play("bomb")
+    tracemalloc.start()
+    try:
+        with pytest.raises(TransportError, match="more than the 20,000,000 bytes expected"):
+            get(transport(clock), server, read=length, most_bytes=20_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000
+        server.play("bomb")
+        assert get(transport(clock), server, read=length, most_bytes=10**9) == 300 * 2**20
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def length(kind, chunks):
+    return sum(map(len, chunks))
+
+
+@pytest.mark.parametrize("what", ["trickle", "dripping_headers", "dripping_chunk", "endless"])
+def test_requests_that_are_given_up_close_their_sockets_and_end_their_threads(server, what):
+    def left():
+        names = ("dicomslide request", "dicomslide hang up")
+        return [each for each in threading.enumerate() if each.name in names]
+
+    session = requests.Session()
+    how = Transport(lambda: session, patience=Patience(deadline=0.05, attempts=1))
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    server.play(*[what] * 24)
+    with ThreadPoolExecutor(8) as pool:
+        given_up = [pool.submit(get, how, server) for _ in range(24)]
+        assert all(isinstance(each.exception(30), TransportError) for each in given_up)
+    for _ in range(500):
+        if not left():
+            break
+        time.sleep(0.02)
+    assert not left()
+    session.close()
+    if before:
+        for _ in range(500):  # the server, which is in this process, closes its own
+            gc.collect()  # urllib3 leaves to it what is in the pool of a session
+            if len(os.listdir("/proc/self/fd")) <= before + 2:
+                break
+            time.sleep(0.02)
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "deflate, as some have it", "two gzips"])
+@pytest.mark.parametrize("step", [1, 7, 10**6])
+def test_what_is_compressed_is_as_it_was_wherever_it_is_cut(encoding, step):
+    data = b"0123456789" * 5000 + bytes(100_000) + random.Random(0).randbytes(5000)
+    bits = {"deflate": 15, "deflate, as some have it": -15}.get(encoding, 31)
+
+    def packed(data):
+        packer = zlib.compressobj(9, zlib.DEFLATED, bits)
+        return packer.compress(data) + packer.flush()
+
+    body = packed(data[:777]) + packed(data[777:]) if encoding == "two gzips" else packed(data)
+    name = "gzip" if bits == 31 else "deflate"
+    pieces = [body[i : i + step] for i in range(0, len(body), step)]
+    assert b"".join(decompressed(pieces, name)) == data
+    for damaged in (body[: len(body) // 2], body[:-1], b"\xff" * 100):
+        with pytest.raises(ReplyError, match="compressed reply"):
+            list(decompressed([damaged], name))
+
+
+def test_what_is_compressed_otherwise_is_refused():
+    with pytest.raises(WrongTypeError, match="compressed as br"):
+        list(decompressed([b"x"], "br"))
+    assert list(decompressed([b"x", b"y"], "identity")) == [b"x", b"y"]
 
 
 def test_nobody_there_is_an_error_after_some_attempts(clock):

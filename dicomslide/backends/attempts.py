@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import itertools
 import random
 import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from dicomslide.errors import DicomSlideError, SourceReadError
 from dicomslide.together import is_exiting, is_of_a_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
 __all__ = ["FORBIDDEN", "MISSING", "PATIENCE", "UNAUTHORIZED", "Fault", "Patience", "Place",
-           "RangeError", "Reach", "ask", "awaited"]  # fmt: skip
+           "RangeError", "Reach", "ask", "awaited", "waiting_since"]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -133,6 +135,21 @@ class Fault(OSError):
 
 # -- trying again ----------------------------------------------------------------------------
 
+_began: ContextVar[float | None] = ContextVar("began", default=None)
+
+
+@contextlib.contextmanager
+def waiting_since(began: float | None) -> Iterator[None]:
+    """Count the time of what is asked for from when somebody began to wait, by time.monotonic.
+
+    What is asked for a second time, in another way, has the time that is left of the first.
+    """
+    token = _began.set(began)
+    try:
+        yield
+    finally:
+        _began.reset(token)
+
 
 def ask(
     reach: Reach,
@@ -161,7 +178,7 @@ def ask(
         When one can't be had, and trying again doesn't help or hasn't.
 
     """
-    began = time.monotonic()
+    began = _began.get() or time.monotonic()
     deadline = PATIENCE.deadline + nbytes / PATIENCE.slowest
     found: list[Any] = [None] * count
     missing: Sequence[int] = range(count)

@@ -193,6 +193,10 @@ class Connection:
                     self._process = os.getpid()
         return self._client
 
+    def deadline(self) -> float | None:
+        """Return when that ends which begins now; None for a client with ways of its own."""
+        return None if self.service is None else self.service.transport.deadline()
+
     def gatherer(self, uid: str, make: Callable[[], ReadAhead | None]) -> Gatherer:
         """Return what joins the requests for frames of an instance."""
         return self._gatherers.get(uid, lambda: Gatherer(make()))
@@ -204,6 +208,7 @@ class Connection:
         *,
         pixel_format: PixelFormat,
         lossy: bool,
+        deadline: float | None = None,
     ) -> list[bytes]:
         """Retrieve frames in one request, as what was agreed on before, else as what will do.
 
@@ -217,6 +222,8 @@ class Connection:
             What the header says of them.
         lossy : bool
             Whether they may come in a lossy compression.
+        deadline : float, optional
+            When to give up; from now on, what is usual, if not given.
 
         Raises
         ------
@@ -230,7 +237,10 @@ class Connection:
         refused: set[MediaTypes] = set()
         statuses: set[int | None] = set()
         first_error: Exception | None = None
-        retrieve = self._retriever(uids, indices, pixel_format, agreed=agreed is not None)
+        if deadline is None:
+            deadline = self.deadline()  # one, whatever has to be tried
+        is_agreed = agreed is not None
+        retrieve = self._retriever(uids, indices, pixel_format, deadline, agreed=is_agreed)
         for media_types in self._negotiation.media_types(agreed, lossy=lossy):
             try:
                 frames = retrieve(media_types)
@@ -257,7 +267,9 @@ class Connection:
             half = len(indices) // 2
             self.most_frames = min(self.most_frames, half)
             parts = (indices[:half], indices[half:])
-            options: dict[str, Any] = dict(pixel_format=pixel_format, lossy=lossy)
+            options: dict[str, Any] = dict(
+                pixel_format=pixel_format, lossy=lossy, deadline=deadline
+            )
             return [frame for each in parts for frame in self.frames(uids, each, **options)]
         if pixel_format.floating and statuses <= NOT_SERVED:  # else it may have been a bad moment
             self.serves_float_frames = False
@@ -272,13 +284,14 @@ class Connection:
         uids: tuple[str, str, str],
         indices: Sequence[int],
         pixel_format: PixelFormat,
+        deadline: float | None,
         *,
         agreed: bool,
     ) -> Callable[[MediaTypes], list[bytes]]:
         """Return what retrieves frames as a media type."""
         numbers = [index + 1 for index in indices]
         service = self.service
-        if service is None:
+        if service is None or deadline is None:
 
             def of_client(media_types: MediaTypes) -> list[bytes]:
                 options = {} if media_types is None else {"media_types": media_types}
@@ -291,7 +304,6 @@ class Connection:
                 raise TransportError(f"{empty} came empty twice: {WHETHER_STORED}", HTTPStatus.OK)
 
             return of_client
-        deadline = service.transport.deadline()  # one, whatever has to be tried
 
         def of_service(media_types: MediaTypes) -> list[bytes]:
             parts = service.retrieve_instance_frames(

@@ -274,6 +274,7 @@ class DicomWebSource:
             self.identity,
             indices,
             self._fetch,
+            begin=connection.deadline,
             most=most,
             most_ahead=min(most, frames_ahead),
             scope=connection.scope,
@@ -294,10 +295,18 @@ class DicomWebSource:
         encoded_frames.keep(self.identity, {index: frame}, scope=scope)
         return frame
 
-    def _fetch(self, wanted: list[int]) -> list[bytes]:
+    def _fetch(self, wanted: list[int], deadline: float | None = None) -> list[bytes]:
         """Retrieve some frames, in one request.
 
         In ascending order: some servers sort them.
+
+        Parameters
+        ----------
+        wanted : list of int
+            Zero-based frames.
+        deadline : float, optional
+            When to give up: see :meth:`Connection.deadline`.
+
         """
         header, connection = self.metadata, self._connection
         pixel_format = pixel_format_of(header)
@@ -311,7 +320,7 @@ class DicomWebSource:
             try:
                 lossy = utils.text(header, "LossyImageCompression") == "01"
                 frames += connection.frames(
-                    self.uids, wanted, pixel_format=pixel_format, lossy=lossy
+                    self.uids, wanted, pixel_format=pixel_format, lossy=lossy, deadline=deadline
                 )
             except NotServedError:
                 if not pixel_format.floating:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from dicomslide.codec.pixel_format import Buffer
 
     Fetch: TypeAlias = Callable[[list[int]], Mapping[int, bytes]]
+    Since: TypeAlias = float | None
 
 __all__ = ["Gatherer", "read_frames"]
 
@@ -33,8 +35,9 @@ def read_frames(
     gatherer: Gatherer,
     image: tuple[Hashable, ...],
     indices: Sequence[int],
-    fetch: Callable[[list[int]], Sequence[bytes]],
+    fetch: Callable[[list[int], Since], Sequence[bytes]],
     *,
+    begin: Callable[[], Since],
     most: int,
     most_ahead: int,
     keeps: bool = True,
@@ -52,7 +55,10 @@ def read_frames(
     indices : sequence of int
         Zero-based frames.
     fetch : callable
-        Gets frames, sorted, in their order.
+        Gets frames, sorted, in their order; the second argument is what `begin` gave.
+    begin : callable
+        Called when a request begins to be waited for. What it gives goes to all that is tried then,
+        with guesses and without: together they have the time that one has.
     most : int
         Most frames that are asked for at once.
     most_ahead : int
@@ -69,11 +75,11 @@ def read_frames(
     def recall(wanted: list[int]) -> dict[int, bytes]:
         return encoded_frames.kept(image, wanted, scope=scope, on_disk=may_see()) if keeps else {}
 
-    def fetch_missing(wanted: list[int]) -> dict[int, bytes]:
+    def fetch_missing(since: Since, wanted: list[int]) -> dict[int, bytes]:
         found = recall(wanted)  # since others asked for it, or guesses
         missing = [index for index in wanted if index not in found]
         if missing:
-            fetched = dict(zip(missing, fetch(missing), strict=True))
+            fetched = dict(zip(missing, fetch(missing, since), strict=True))
             if keeps:
                 encoded_frames.keep(image, fetched, scope=scope)
             found |= fetched
@@ -86,7 +92,10 @@ def read_frames(
     for start in range(0, len(missing), most):
         batch = missing[start : start + most]
         found |= gatherer.read(
-            batch, fetch_missing, most=most, most_ahead=most_ahead if keeps else 0
+            batch,
+            functools.partial(fetch_missing, begin()),
+            most=most,
+            most_ahead=most_ahead if keeps else 0,
         )
     return [found[index] for index in indices]
 
@@ -180,6 +189,8 @@ class Gatherer:
                     return batch, True
             joined = self._open
             if joined is None or len(joined.wanted.union(missing)) > most:
+                if joined is not None:  # who began it is about to send it
+                    self._close(joined)
                 joined = self._open = mine
             joined.wanted = joined.wanted.union(missing)
             joined.readers += 1
@@ -190,7 +201,6 @@ class Gatherer:
     def _send(self, batch: _Batch, fetch: Fetch, most_ahead: int) -> None:
         with self._lock:
             self._close(batch)
-            self._sent.append(batch)
         guesses: set[int] = set()
         if self._ahead is not None and most_ahead:  # by now nobody adds to what is wanted
             guesses = self._ahead.guess(batch.wanted, most_ahead)
@@ -211,9 +221,10 @@ class Gatherer:
                     raise
 
     def _close(self, batch: _Batch) -> None:
-        """Let nobody join what is being sent; who wants the same, waits for it."""
+        """Let nobody add to what is being sent; who wants the same, waits for it."""
         if self._open is batch:
             self._open = None
+            self._sent.append(batch)
 
     def _end(self, batch: _Batch) -> None:
         with self._lock:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import time
 from typing import TYPE_CHECKING
 
 from dicomslide import utils
@@ -19,6 +20,7 @@ from dicomslide.backends.attempts import (
     MISSING,
     UNAUTHORIZED,
     RangeError,
+    waiting_since,
 )
 from dicomslide.backends.file import FileSource
 from dicomslide.backends.gather import Gatherer
@@ -310,11 +312,16 @@ class RemoteSource(FileSource):
             _gatherers.get(self.identity, lambda: Gatherer(ReadAhead.of(self))),
             self.identity,
             indices,
-            lambda wanted: list(map(bytes, FileSource.read_frames(self, wanted))),
+            self._fetch,
+            begin=time.monotonic,
             most=self.frames_per_request,
             most_ahead=encoded_frames.frames_ahead(self.size // max(1, instance.num_frames)),
             keeps=self._keeps,
         )
+
+    def _fetch(self, wanted: list[int], since: float | None) -> list[bytes]:
+        with waiting_since(since):
+            return list(map(bytes, FileSource.read_frames(self, wanted)))
 
     def drop_frame(self, index: int) -> None:
         """Drop what was kept of a frame."""

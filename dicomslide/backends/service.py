@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,6 +49,14 @@ REFUSALS = frozenset({400, 406, 415})
 """HTTP status that may mean that a server never gives this media type."""
 FAILURES = frozenset({500, 501})
 """HTTP status of servers that can't give an instance as this media type."""
+MOST_RESULT_BYTES = 16 * 2**20
+"""Longest page of search results."""
+MOST_JSON_BYTES = 256 * 2**20
+"""Longest metadata, of an instance or a series: 200,000 frames with 1.2 kB of functional groups."""
+MOST_BULK_BYTES = 64 * 2**20
+"""Longest bulk data; of these, ICC profiles are retrieved."""
+MOST_INSTANCE_BYTES = 2 * 2**30
+"""Longest instance that is retrieved as a whole: one of annotations."""
 HEADERS = 2**16
 """Bytes that may surround a frame in a reply."""
 
@@ -132,44 +141,53 @@ class WebService:
         self, path: str, limit: int, offset: int, filters: Mapping[str, str] | None
     ) -> list[Mapping[str, Any]]:
         query = urlencode({**(filters or {}), "limit": limit, "offset": offset})
-        return self._json(f"{self._qido}{path}?{query}")
+        return self._json(f"{self._qido}{path}?{query}", MOST_RESULT_BYTES)
 
     # -- metadata --
 
     def retrieve_series_metadata(self, study: str, series: str) -> list[Mapping[str, Any]]:
         """Retrieve the metadata of the instances of a series, as DICOM JSON."""
-        return self._json(f"{self.wado}/studies/{study}/series/{series}/metadata")
+        return self._json(f"{self.wado}/studies/{study}/series/{series}/metadata", _most_json())
 
     def retrieve_instance_metadata(
         self, study: str, series: str, instance: str
     ) -> list[Mapping[str, Any]]:
         """Retrieve the metadata of an instance, as DICOM JSON."""
-        return self._json(f"{self._instance(study, series, instance)}/metadata")
+        return self._json(f"{self._instance(study, series, instance)}/metadata", _most_json())
 
-    def _json(self, url: str) -> list[Mapping[str, Any]]:
-        return self._get(url, JSON_TYPES, _read_json, refusals=REFUSALS - {400})
+    def _json(self, url: str, most_bytes: int) -> list[Mapping[str, Any]]:
+        refusals = REFUSALS - {400}
+        return self._get(url, JSON_TYPES, _read_json, most_bytes, refusals=refusals, nothing=[])
 
     def _get(
         self,
         url: str,
         media_types: Sequence[str],
         read: Read[T],
+        most_bytes: int,
+        *,
         refusals: frozenset[int] = REFUSALS,
+        nothing: T | None = None,
     ) -> T:
         """Get what the server gives as the first media type that it doesn't refuse."""
         deadline = self.transport.deadline()  # one, whatever has to be tried
         *others, last = media_types
+        get = functools.partial(
+            self.transport.get, read=read, most_bytes=most_bytes, deadline=deadline, nothing=nothing
+        )
         for accept in others:
             try:
-                return self.transport.get(url, accept, read, most_bytes=_most(), deadline=deadline)
+                return get(url, accept)
             except TransportError as error:
                 if error.status not in refusals:
                     raise
-        return self.transport.get(url, last, read, most_bytes=_most(), deadline=deadline)
+        return get(url, last)
 
     # -- bytes --
 
-    def retrieve_instance(self, study: str, series: str, instance: str) -> Dataset:
+    def retrieve_instance(
+        self, study: str, series: str, instance: str, *, most_bytes: int | None = None
+    ) -> Dataset:
         """Retrieve a whole instance, as it is stored where the server lets have it so."""
         from io import BytesIO
 
@@ -179,6 +197,7 @@ class WebService:
             self._instance(study, series, instance),
             DICOM_TYPES,
             lambda kind, chunks: _read_parts(kind, chunks, 1, "application/dicom"),
+            MOST_INSTANCE_BYTES if most_bytes is None else most_bytes,
         )
         return dcmread(BytesIO(part.data))
 
@@ -190,6 +209,7 @@ class WebService:
             url,
             (_accept(media_types[0]), "*/*"),
             lambda kind, chunks: _read_parts(kind, chunks, 1, "application/octet-stream"),
+            MOST_BULK_BYTES,
         )
         return [part.data for part in parts]
 
@@ -275,19 +295,21 @@ def _accept(media_type: str | tuple[str, str]) -> str:
     return f'multipart/related; type="{kind}"' + (f"; transfer-syntax={syntax}" if syntax else "")
 
 
-def _most() -> int:
-    return get_options().memory_limit_bytes
+def _most_json() -> int:
+    return min(MOST_JSON_BYTES, get_options().memory_limit_bytes)
 
 
 def _read_json(kind: str, chunks: Iterator[bytes]) -> list[Mapping[str, Any]]:
-    data = b"".join(chunks)
-    if not data:
-        return []
+    data = bytearray()
+    for chunk in chunks:  # not joined at the end, when all of it would be there twice
+        data += chunk
+    if not data:  # that there is nothing, 204 says
+        raise ReplyError("the reply is empty")
     if "json" not in kind:
         raise WrongTypeError(f"the reply is {kind or 'of no type'}, not DICOM JSON")
     try:
         found = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReplyError(f"the reply isn't JSON: {error}") from None
     found = [found] if isinstance(found, dict) else found
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):

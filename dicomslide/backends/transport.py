@@ -19,6 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+from dicomslide.backends.bodies import decompressed, hang_up
 from dicomslide.backends.multipart import ReplyError, WrongTypeError
 from dicomslide.forks import after_fork_in_child
 from dicomslide.together import start
@@ -35,10 +36,12 @@ T = TypeVar("T")
 
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP status of what may go well a little later."""
-ANSWERS = frozenset({HTTPStatus.OK, HTTPStatus.NO_CONTENT})
 CHUNK = 2**18
 SLOWEST = 100_000
 """Bytes a second for which is waited beyond the deadline: what is large takes its time."""
+LONGEST = 5.0
+"""Deadlines that a reply may take, however steadily it comes."""
+ACCEPTED_ENCODINGS = "gzip, deflate"
 MOST_REDIRECTS = 5
 MOST_IN_FLIGHT = 8
 """Requests to one server at a time: as many as a session keeps connections for, or fewer."""
@@ -74,8 +77,8 @@ class Patience:
     damaged: int = 3
     """Attempts after which a damaged reply is what the server has."""
     deadline: float = 120.0
-    """For all attempts together, with the waits between them; longer for a reply that is large
-    and comes steadily."""
+    """For all attempts together, with the waits between them; up to five times as long for a
+    reply that is large and comes steadily."""
     first_wait: float = 0.25
     """Before the second attempt; twice as long before each further one."""
     longest_wait: float = 10.0
@@ -141,6 +144,7 @@ class Transport:
         most_bytes: int,
         retried: frozenset[int] = RETRIED,
         deadline: float | None = None,
+        nothing: T | None = None,
     ) -> T:
         """Get what a URL leads to.
 
@@ -154,11 +158,13 @@ class Transport:
             Makes of the Content-Type and the chunks of a body what is returned; called in a
             thread of its own.
         most_bytes : int
-            Longest body that is received.
+            Longest body that is received, as it is when nothing of it is compressed.
         retried : frozenset of int
             HTTP status after which is tried again.
         deadline : float, optional
             When to give up, by the clock; for several requests that are one to who waits.
+        nothing : object, optional
+            What 204 No Content means; by default it is an error.
 
         Raises
         ------
@@ -181,11 +187,16 @@ class Transport:
                     session = self._session()
                     auth = self._auth()
                     send = functools.partial(self._send, session, auth, url, accept, deadline)
-                    exchange = _Exchange(send, read, most_bytes)
+                    extra = (LONGEST - 1) * self._patience.deadline
+                    exchange = _Exchange(send, read, most_bytes, extra)
                     found = exchange.result(deadline - self._clock())
                     status = exchange.status
-                    if status in ANSWERS:
+                    if status == HTTPStatus.OK:
                         return found
+                    if status == HTTPStatus.NO_CONTENT:
+                        if nothing is not None:
+                            return nothing
+                        raise ReplyError(f"the reply is empty: {_named(status)}")
                     asked, reason = exchange.asked, _named(status)
                     may_retry = status in retried
                 finally:
@@ -225,7 +236,7 @@ class Transport:
             left = max(0.001, deadline - self._clock())
             response = sender.get(
                 url,
-                headers={"Accept": accept},
+                headers={"Accept": accept, "Accept-Encoding": ACCEPTED_ENCODINGS},
                 stream=True,
                 allow_redirects=False,
                 auth=auth if sender is session else None,
@@ -253,14 +264,19 @@ class _Exchange(Generic[T]):
     read : callable
         See :meth:`Transport.get`.
     most_bytes : int
-        Longest body that is received.
+        Longest body that is read, as it is when nothing of it is compressed.
+    extra : float
+        Most seconds that are waited beyond the deadline, as long as bytes come steadily.
 
     """
 
-    def __init__(self, send: Callable[[], Any], read: Read[T], most_bytes: int) -> None:
+    def __init__(
+        self, send: Callable[[], Any], read: Read[T], most_bytes: int, extra: float
+    ) -> None:
         self._send = send
         self._read = read
         self._most_bytes = most_bytes
+        self._extra = extra
         self._done: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
         self._received = 0
         self._is_left = False
@@ -280,13 +296,17 @@ class _Exchange(Generic[T]):
         if seconds <= 0:
             raise TimeoutError("no time is left for it")
         deadline = time.monotonic() + seconds
-        if not start(self._run, "dicomslide request"):
+        thread = start(self._run, "dicomslide request")
+        if thread is None:
             self._run()
+        is_done = False
         try:
             while True:
-                left = deadline + self._received / SLOWEST - time.monotonic()
+                extra = min(self._received / SLOWEST, self._extra)
+                left = deadline + extra - time.monotonic()
                 try:
                     found, error = self._done.get(timeout=max(0.0, left))
+                    is_done = True
                     break
                 except Empty:
                     if left <= 0:
@@ -295,6 +315,8 @@ class _Exchange(Generic[T]):
                         ) from None
         finally:
             self._is_left = True
+            if not is_done and thread is not None:
+                hang_up(thread)
         if error is not None:
             raise error
         return found
@@ -303,34 +325,44 @@ class _Exchange(Generic[T]):
         try:
             self._done.put((self._exchanged(), None))
         except BaseException as error:  # it is raised where it is waited for
-            self._done.put((None, error))
+            if not self._is_left:  # else its traceback would keep alive what it went through
+                self._done.put((None, error))
 
     def _exchanged(self) -> T | None:
         with self._send() as response:
             self.status = response.status_code
             self.asked = _retry_after(response)
-            if self.status not in ANSWERS:
+            if self.status != HTTPStatus.OK:
                 return None
             return self._read(response.headers.get("Content-Type") or "", self._chunks(response))
 
     def _chunks(self, response: Any) -> Iterator[bytes]:
-        """Yield the body as it arrives, as long as somebody waits for it."""
-        # iter_content waits for a whole chunk
-        read1 = getattr(response.raw, "read1", None)
-        pieces = (
-            response.iter_content(CHUNK)
-            if read1 is None
-            else iter(lambda: read1(CHUNK, decode_content=True), b"")
-        )
-        for piece in pieces:
-            self._received += len(piece)
-            if self._received > self._most_bytes:
+        """Yield the body as it arrives and is decompressed, as long as somebody waits for it."""
+        length = 0
+        for chunk in decompressed(self._pieces(response), _encoding_of(response)):
+            length += len(chunk)
+            if length > self._most_bytes:
                 raise WrongTypeError(
                     f"the reply has more than the {self._most_bytes:,} bytes expected"
                 )
+            yield chunk
+
+    def _pieces(self, response: Any) -> Iterator[bytes]:
+        # iter_content waits for a whole chunk, and decompresses it whatever comes of it
+        read1 = getattr(response.raw, "read1", None)
+        for piece in (
+            response.raw.stream(CHUNK, decode_content=False)
+            if read1 is None
+            else iter(lambda: read1(CHUNK, decode_content=False), b"")
+        ):
+            self._received += len(piece)
             if self._is_left:
                 raise TimeoutError("nobody waits any more")
             yield piece
+
+
+def _encoding_of(response: Any) -> str:
+    return (response.headers.get("Content-Encoding") or "").strip().lower()
 
 
 def public(text: str) -> str:
