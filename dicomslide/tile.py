@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide import utils
+from dicomslide.channel import channels_of
 from dicomslide.errors import DicomSlideError
 from dicomslide.layout import MICROMETERS, read_layout
 from dicomslide.options import check_memory
@@ -194,8 +195,8 @@ def compute_frame_positions(
         (frames, 3)
     channel_indices : numpy.ndarray
         Zero-based channel of each frame, in the order of the items of the Optical Path
-        Sequence or the Segment Sequence; 0 throughout where channels share the frames, as the
-        segments of a label map do
+        Sequence or the Segment Sequence, those without frames among them; 0 throughout where
+        channels share the frames, as the segments of a label map do
     focal_plane_indices : numpy.ndarray
         Zero-based focal plane of each frame, from the glass slide towards the coverslip
 
@@ -223,6 +224,10 @@ def compute_frame_positions(
     )
     check_memory(layout.num_frames * BYTES_PER_FRAME, f"positions of {layout.num_frames} frames")
     channels, planes, tiles = layout.frames.places(np.arange(layout.num_frames))
+    if positions is None and not layout.shares_frames:  # items of paths may have no frames
+        declared = [channel.identifier for channel in channels_of(image)]
+        held = [declared.index(channel.identifier) for channel in layout.channels]
+        channels = np.array(held)[channels]
     grid = layout.grid
     offsets = np.stack(np.divmod(tiles, grid.shape[1]), axis=-1)
     offsets *= (grid.tile_rows, grid.tile_columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import highdicom
@@ -254,6 +255,21 @@ def test_positions_are_those_that_highdicom_computes(tmp_path):
         assert (channels[i] + 1, planes[i] + 1) == (channel, plane)
         assert positions[i].tolist() == [row - 1, column - 1]
         assert slide[i, :2] == pytest.approx((x, y))
+
+
+def test_channels_count_along_items_though_some_have_no_frames(tmp_path):
+    """The shared groups say to which of the items of the Optical Path Sequence frames belong."""
+
+    def of_the_second_path(dataset):
+        groups = dataset.SharedFunctionalGroupsSequence[0]
+        groups.OpticalPathIdentificationSequence[0].OpticalPathIdentifier = "A"
+        path = copy.deepcopy(dataset.OpticalPathSequence[0])
+        path.OpticalPathIdentifier = "A"
+        dataset.OpticalPathSequence.append(path)
+
+    path = write_image(tmp_path / "image.dcm", image_of(), change=of_the_second_path)
+    positions, _, channels, _ = compute_frame_positions(pydicom.dcmread(path))
+    assert channels.tolist() == [1] * len(positions)
 
 
 def test_a_million_frames_are_arithmetic():
