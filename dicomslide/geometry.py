@@ -108,6 +108,24 @@ class SlideGrid:
         )
         return cls(rows, columns)
 
+    def of_turned(self, orientation: Orientation, shape: tuple[int, int]) -> SlideGrid:
+        """Return the pixels of a matrix, where these are those of the matrix as it is turned.
+
+        Parameters
+        ----------
+        orientation : Orientation
+            How it is turned.
+        shape : tuple of int
+            Rows and columns of the matrix, as it is stored.
+
+        """
+        height, width = shape[::-1] if orientation.transpose else shape
+        rows = height - 1 - self.rows if orientation.flip_y else self.rows
+        columns = width - 1 - self.columns if orientation.flip_x else self.columns
+        if orientation.transpose:
+            return SlideGrid(columns, rows, transpose=True)
+        return SlideGrid(rows, columns)
+
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of the region."""

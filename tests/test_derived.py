@@ -617,6 +617,12 @@ def test_a_segmentation_stored_another_way_up_is_a_variable_of_its_level(
         region, open_slide([*levels, tmp_path / "1.dcm"]).get_slide_region(
             (17.9701, 31.9601), 0, (0.02, 0.015), 1)[..., 0],
     )  # fmt: skip
+    # by pixels of the base, too: rows and columns of a region are those of the level's image
+    outlined = np.pad(masks[..., 0], 40)
+    for row, column in ((0, 0), (17, 33), (-9, -4), (60, 100)):
+        region = slide.get_image_region((row, column), 0, (15, 20), 1)[..., 0]
+        at = slice(row + 40, row + 55), slice(column + 40, column + 60)
+        np.testing.assert_array_equal(region, outlined[at])
 
 
 def test_a_segmentation_alone_is_in_its_levels_only(tmp_path, levels, masks):

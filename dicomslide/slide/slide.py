@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.backends.client import frame_source
+from dicomslide.geometry import AS_STORED, SlideGrid
 from dicomslide.slide.arrays import SlideArrays
 from dicomslide.slide.collection import join_concatenations
 from dicomslide.slide.options import SlideOptions
+from dicomslide.slide.places import turned_onto
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,7 +145,8 @@ class Slide(SlideArrays):
         -------
         numpy.ndarray
             Shape (rows, columns, samples), exactly as requested; outside of the matrix is
-            background
+            background. Rows and columns run as those of the level's image do, where that of the
+            channel is stored in another orientation, too
 
         Raises
         ------
@@ -157,7 +160,11 @@ class Slide(SlideArrays):
         """
         image, channel, plane = self._place(level, channel_index, focal_plane_index)
         at_level = self._offset_at(level, utils.two_integers(offset, "offset"))
-        return image.get_image_region(at_level, size, channel, plane)
+        grid = SlideGrid.box(at_level, utils.two_integers(size, "size", least=0))
+        shown = self.levels[level].image
+        if image is not shown:
+            grid = grid.of_turned(turned_onto(image, shown) or AS_STORED, image.size)
+        return image.get_total_pixel_matrix(channel, plane).reader.read_grid(grid)
 
     def get_slide_region(
         self,
