@@ -58,6 +58,7 @@ FLOORS = [
     "backends.part10",
     "backends.index_cache",
     "backends.pixel_data",
+    "backends.local",
     "backends.file",
     "backends.frame_database",
     "backends.encoded_frames",

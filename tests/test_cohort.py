@@ -15,7 +15,7 @@ import pytest
 from fake_client import FakeClient
 
 import dicomslide
-from dicomslide.backends import file
+from dicomslide.backends import file, local
 from dicomslide.backends.stores import open_source
 from dicomslide.cache import Registry
 from dicomslide.cli import main
@@ -303,7 +303,7 @@ def test_opening_reads_each_header_once_and_keeps_few_of_them_and_no_pixels(
     written, monkeypatch, frames_read
 ):
     read = count_headers(monkeypatch, kept=3)  # 16 files: as if they were thousands
-    monkeypatch.setattr(file, "_open_files", Registry(2))
+    monkeypatch.setattr(local, "_open_files", Registry(2))
     before = count_descriptors()
     slides = dicomslide.open_slides(written)
     dicom = [str(path) for path in written.rglob("*.dcm")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import pickle
 import shutil
@@ -11,9 +12,11 @@ import tracemalloc
 import zlib
 from pathlib import Path
 
+import dask
 import numpy as np
 import pydicom
 import pytest
+import xarray as xr
 
 import dicomslide
 from dicomslide import frame_reader
@@ -973,3 +976,57 @@ def test_a_pipe_in_a_folder_is_not_waited_for(position_slide, tmp_path):
     folder = shutil.copytree(position_slide, tmp_path / "slide")
     os.mkfifo(folder / "pipe")
     assert FileStore.open(folder).sources == FileStore.open(sorted(folder.glob("*.dcm"))).sources
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes by name here")
+    os.mkfifo(tmp_path / "pipe.dcm")
+    return tmp_path / "pipe.dcm"
+
+
+def test_a_pipe_that_is_named_is_refused_and_not_waited_for(pipe, position_slide):
+    level = position_slide / "level-0.dcm"
+    for source in (pipe, [level, pipe], f"file://{pipe}"):
+        with pytest.raises(NotDicomError, match=r"pipe\.dcm: not a file"):
+            dicomslide.open_slide(source)
+    assert not is_dicom_file(pipe)
+    with pytest.raises(NotDicomError, match=r"pipe\.dcm: not a file"):
+        dicomslide.open_slides(pipe)
+    cohort = dicomslide.open_slides([level, pipe])
+    assert list(map(str, cohort.failures)) == [str(pipe)]
+    with pytest.raises(NotDicomError, match="not a file"):
+        dicomslide.open_slide("/dev/zero")
+    assert not xr.backends.plugins.list_engines()["dicomslide"].guess_can_open(str(pipe))
+
+
+def test_a_pipe_that_a_pattern_finds_is_passed_over(pipe, position_slide):
+    shutil.copy(position_slide / "level-0.dcm", pipe.parent / "level-0.dcm")
+    for source in (pipe.parent, str(pipe.parent / "*"), str(pipe.parent / "*.dcm")):
+        cohort = dicomslide.open_slides(source)
+        assert len(cohort) == 1
+        assert not cohort.failures
+
+
+def test_a_file_replaced_by_one_of_its_size_and_time_is_opened_anew(tmp_path):
+    path = write(tmp_path / "image.dcm")
+    pixels = matrix_of(path)[...]
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-SHAPE[0] * SHAPE[1] :] = bytes(SHAPE[0] * SHAPE[1])  # the last tiles
+    (tmp_path / "new").write_bytes(data)
+    os.utime(tmp_path / "new", ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(tmp_path / "new", path)
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    found = matrix_of(path)
+    assert (found[...] != pixels).any()
+    assert not found[48:, 48:].any()
+    assert dask.base.tokenize(found) != dask.base.tokenize(matrix_of(write(tmp_path / "b.dcm")))
+
+
+def test_a_source_from_another_machine_has_another_inode_there(tmp_path):
+    path = write(tmp_path / "image.dcm")
+    source = dataclasses.replace(FileSource.open(path), node=(1, 2))
+    assert len(source.read_frames([0, 1])) == 2

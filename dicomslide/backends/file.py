@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
-import platform
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from dicomslide import utils
 from dicomslide.backends import part10, pixel_data
-from dicomslide.backends.blobs import Blob, errors_of_headers
-from dicomslide.backends.spans import read_joined
+from dicomslide.backends.blobs import errors_of_headers
+from dicomslide.backends.local import (
+    ChangingBlob,
+    LocalFile,
+    Signature,
+    check_is_file,
+    check_unchanged,
+)
 from dicomslide.cache import Registry
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import (
@@ -24,8 +28,6 @@ from dicomslide.errors import (
     MetadataError,
     MetadataWarning,
     NotDicomError,
-    SourceChangedError,
-    SourceNotFoundError,
 )
 from dicomslide.forks import ForkLock
 from dicomslide.layout import num_frames_of, pixel_format_of
@@ -33,137 +35,16 @@ from dicomslide.lazy import lazy
 from dicomslide.perframe import UNDEFINED, scan_per_frame_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Sequence
 
     from pydicom.dataset import Dataset
 
-    from dicomslide.backends.spans import Span
     from dicomslide.codec.pixel_format import Buffer, PixelFormat
     from dicomslide.frames import FramePositions
 
 __all__ = ["FileSource", "FileStore", "ParsedFile", "check_opens", "files_of", "is_dicom_file"]
 
 logger = logging.getLogger(__name__)
-
-
-class _OpenFile:
-    """A descriptor that is closed when nobody holds it any more, never under a reader."""
-
-    def __init__(self, path: str) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - lives as long as this
-        self._descriptor = self._file.fileno()
-        if not hasattr(os, "pread"):  # Windows: seek and read, one at a time
-            self._lock = ForkLock()
-            self.read = self._seek_and_read  # type: ignore[method-assign]
-
-    @property
-    def signature(self) -> tuple[int, int]:
-        """Size and time of change, as they are now."""
-        status = os.fstat(self._descriptor)
-        return status.st_size, status.st_mtime_ns
-
-    def read(self, offset: int, length: int) -> bytes:
-        data = os.pread(self._descriptor, length, offset)
-        while len(data) < length:  # Linux reads no more than 2 GiB at once
-            more = os.pread(self._descriptor, length - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        return data
-
-    def _seek_and_read(self, offset: int, length: int) -> bytes:
-        with self._lock:
-            self._file.seek(offset)
-            return self._file.read(length) or b""
-
-    def __del__(self) -> None:
-        file = getattr(self, "_file", None)
-        if file is not None:
-            file.close()
-
-
-_open_files: Registry[tuple[str, tuple[int, int]], _OpenFile] = Registry(128)
-
-
-class LocalFile:
-    """A file that is read by position, by any number of threads, without a lock.
-
-    A process has few files open at once: one that was closed is opened again when it is read.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.name = path
-        opened = _OpenFile(path)
-        self._signature = self.size, self.mtime_ns = opened.signature
-        self.version = str(self.mtime_ns)
-        _open_files.get((path, self._signature), lambda: opened)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Read bytes; fewer than `length` only at the end of the file."""
-        return self._opened().read(offset, length)
-
-    def read_spans(self, spans: Sequence[Span]) -> list[Buffer]:
-        """Read several ranges of bytes, neighbours at once."""
-        return read_joined(self.reading(), spans)
-
-    def reading(self) -> Callable[[int, int], bytes]:
-        """Return what reads bytes, of a file that stays open meanwhile."""
-        return self._opened().read
-
-    def _opened(self) -> _OpenFile:
-        return _open_files.get((self.name, self._signature), self._reopen)
-
-    @classmethod
-    def again(cls, path: str) -> LocalFile:
-        """Open a file that was there before, maybe in another process.
-
-        Raises
-        ------
-        SourceNotFoundError
-            When it isn't here.
-
-        """
-        with _found_again(path):
-            return cls(path)
-
-    def _reopen(self) -> _OpenFile:
-        with _found_again(self.name):
-            opened = _OpenFile(self.name)
-        check_unchanged(self.name, self._signature, opened.signature)
-        return opened
-
-    def check_unchanged(self) -> None:
-        """Raise a SourceChangedError if the file isn't any more what it was."""
-        check_unchanged(self.name, self._signature, self._opened().signature)
-
-
-@contextlib.contextmanager
-def _found_again(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SourceNotFoundError(
-            f"{path}: no such file any more, or none on this machine ({platform.node()}): each"
-            " worker of a cluster has to reach it by the same path, as on a shared disk or by a"
-            " URL (s3://, https://)"
-        ) from error
-
-
-def check_unchanged(path: str, before: tuple[int, int], now: tuple[int, int]) -> None:
-    """Raise a SourceChangedError where size or time of change differ."""
-    if now != before:
-        raise SourceChangedError(
-            f"{path}: the file isn't any more the one that was opened: it has {now[0]}"
-            f" bytes, expected {before[0]}, or another time of change; open the slide again"
-        )
-
-
-class ChangingBlob(Blob, Protocol):
-    """Bytes that somebody else may replace by others."""
-
-    def check_unchanged(self) -> None:
-        """Raise a SourceChangedError if they aren't any more what they were."""
-        ...
 
 
 class ParsedFile:
@@ -292,6 +173,8 @@ class FileSource:
     sop_instance_uid: str
     size: int
     mtime_ns: int
+    node: tuple[int, int] = (0, 0)
+    """Device and inode where it was opened."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> FileSource:
@@ -309,17 +192,17 @@ class FileSource:
         """
         absolute = os.path.abspath(os.fspath(path))
         file = LocalFile(absolute)
-        key = absolute, file.size, file.mtime_ns
+        key = absolute, file.size, (file.mtime_ns, file.signature.node)
         dataset = _instances.get(key, lambda: ParsedFile(file)).header.dataset
         uid = utils.text(dataset, "SOPInstanceUID") or utils.text(
             dataset.file_meta, "MediaStorageSOPInstanceUID"
         )
-        return cls(absolute, uid or absolute, file.size, file.mtime_ns)
+        return cls(absolute, uid or absolute, file.size, file.mtime_ns, file.signature.node)
 
     @property
     def identity(self) -> tuple[Hashable, ...]:
         """Name of these bytes: the same in every process that sees the same file."""
-        return ("file", self.path, self.sop_instance_uid, self.size, self.mtime_ns)
+        return ("file", self.path, self.sop_instance_uid, self.size, self.mtime_ns, *self.node)
 
     @property
     def name(self) -> str:
@@ -328,14 +211,16 @@ class FileSource:
 
     @property
     def _key(self) -> tuple[str, int, Hashable]:
-        return self.path, self.size, self.mtime_ns
+        return self.path, self.size, (self.mtime_ns, self.node)
 
     def _instance(self) -> ParsedFile:
         return _instances.get(self._key, lambda: ParsedFile(self._file()))
 
     def _file(self) -> ChangingBlob:
         file = LocalFile.again(self.path)
-        check_unchanged(self.path, (self.size, self.mtime_ns), (file.size, file.mtime_ns))
+        # another machine knows it by another inode
+        before = Signature(self.size, self.mtime_ns, file.signature.node)
+        check_unchanged(self.path, before, file.signature)
         return file
 
     @property
@@ -407,9 +292,10 @@ class FileSource:
 def is_dicom_file(path: str | os.PathLike[str]) -> bool:
     """Whether a file has the DICM prefix of Part 10; False too where it can't be read."""
     try:
+        check_is_file(os.fspath(path))
         with open(path, "rb") as file:
             return file.read(part10.PREAMBLE)[128:] == b"DICM"
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # that it is no file is a ValueError, too
         return False
 
 

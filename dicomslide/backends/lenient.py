@@ -52,6 +52,11 @@ def no_validation() -> Iterator[None]:
 _OF_ITEMS = frozenset({"is_undefined_length_sequence_item", "is_implicit_VR", "is_little_endian"})
 
 
+def _has_plain_items(element: Any) -> bool:
+    """Whether pydicom has parsed a sequence by itself: one of undefined length, as it was read."""
+    return element.VR == "SQ" and any(type(item) is Dataset for item in element.value or ())
+
+
 class LenientDataset(Dataset):
     """A data set that converts a value when it is first asked for, without validation.
 
@@ -94,7 +99,7 @@ class LenientDataset(Dataset):
         element: Any = None
         with contextlib.suppress(OverflowError, TypeError, ValueError):  # of what is no tag
             element = self.get_item(key, keep_deferred=True)
-        if element is not None and element.is_raw:
+        if element is not None and (element.is_raw or _has_plain_items(element)):
             with errors_of_headers(str(self.filename)), no_validation():
                 self._convert(key)
         elif self._is_converting:  # maybe this one, in another thread that isn't done with it

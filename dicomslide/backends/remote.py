@@ -283,7 +283,7 @@ class RemoteSource(FileSource):
         options = harmless_for(public)
         file = RemoteFile(public, options)
         _objects.get((public, file.version), lambda: file)
-        source = cls(public, "", file.size, 0, file.version, options)
+        source = cls(public, "", file.size, 0, version=file.version, options=options)
         dataset = source.metadata
         uid = utils.text(dataset, "SOPInstanceUID") or utils.text(
             dataset.file_meta, "MediaStorageSOPInstanceUID"

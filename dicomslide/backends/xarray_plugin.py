@@ -94,7 +94,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             if "://" in path:
                 return path.partition("::")[0].partition("?")[0].endswith(".dcm")
             if not os.path.isdir(path):
-                return _is_slide_image(path)
+                return os.path.isfile(path) and _is_slide_image(path)  # a pipe is waited for
             with os.scandir(path) as entries:
                 files = itertools.islice((e.path for e in entries if e.is_file()), FILES_TO_GUESS)
                 return any(_is_slide_image(file) for file in files)
