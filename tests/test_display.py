@@ -414,3 +414,16 @@ def test_repr_counts_in_words(tissue_slide):
 def test_maps_are_shown_whatever_values_they_hold(values, shown):
     pixels = np.array(values, np.float64).reshape(1, -1, 1)
     np.testing.assert_array_equal(as_displayed(pixels)[0], shown)
+
+
+@pytest.mark.parametrize("shape", [(1000, 3), (3, 1000), (700, 1)])
+def test_a_matrix_narrower_than_a_pixel_of_its_picture_is_averaged_along_its_length(
+    tmp_path, shape
+):
+    write_slide(
+        tmp_path, shape=shape, downsamples=(1,), tile_shape=(16, 16), associated=False,
+        drawing="position", transfer_syntax_uid="1.2.840.10008.1.2.1",
+    )  # fmt: skip
+    picture = dicomslide.open_slide(tmp_path, correct_color=False).thumbnail(10)
+    assert max(picture.shape[:2]) == 10
+    assert min(picture.shape[:2]) == 1

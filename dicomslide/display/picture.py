@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.errors import MetadataError
+from dicomslide.errors import MemoryLimitError, MetadataError
 from dicomslide.options import check_memory
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ __all__ = ["add_scale_bar", "as_displayed", "picture_of", "plot_image", "show_pi
 
 BAND = 64 * 2**20
 """Bytes that are decoded at once."""
+MOST_IN_A_ROW = 4 * 2**30
+"""Bytes of which one row of a picture is made: no slide has as many."""
 
 
 def picture_of(
@@ -81,9 +83,16 @@ def picture_of(
 def _reduced(reader: MatrixReader, factor: int) -> NDArray[Any]:
     """Read a whole matrix in bands, and average boxes of `factor` pixels squared."""
     rows, columns, samples = reader.shape
-    across = max(1, columns // factor)
+    wide = min(factor, columns)  # of a matrix that is narrower than its picture's pixels
+    factor = min(factor, rows)
+    across = columns // wide
     tile_rows = reader.layout.grid.tile_rows
     per_row = columns * samples * reader.dtype.itemsize
+    if factor * per_row > MOST_IN_A_ROW:
+        raise MemoryLimitError(
+            f"{reader.source.name}: a row of a picture is made of {factor * per_row:,} bytes; a"
+            " larger picture takes less at once"
+        )
     # at the edges of a band, tiles are read twice, unless boxes and tiles end there alike
     most = max(BAND // per_row, 2 * tile_rows)
     both = math.lcm(factor, tile_rows)
@@ -91,27 +100,29 @@ def _reduced(reader: MatrixReader, factor: int) -> NDArray[Any]:
     step = max(unit, most // unit * unit)
     background = np.asarray(reader.background, reader.dtype)
     bands = []
-    for top in range(0, max(1, rows // factor) * factor, step):
+    for top in range(0, rows // factor * factor, step):
         bottom = min(top + step, rows)
-        down = max(1, (bottom - top) // factor)
+        down = (bottom - top) // factor
         if not _has_frames(reader, top, bottom):
             bands.append(np.full((down, across, samples), background, reader.dtype))
             continue
         band = reader.read((slice(top, bottom), slice(None), slice(None)))
-        boxes = band[: down * factor, : across * factor]
-        bands.append(_averaged(boxes, factor) if min(boxes.shape[:2]) >= factor > 1 else boxes)
+        boxes = band[: down * factor, : across * wide]
+        bands.append(_averaged(boxes, (factor, wide)) if max(factor, wide) > 1 else boxes)
     return np.concatenate(bands)
 
 
-def _averaged(pixels: NDArray[Any], factor: int) -> NDArray[Any]:
-    """Average boxes of `factor` pixels squared, of which there are whole ones only."""
+def _averaged(pixels: NDArray[Any], box: tuple[int, int]) -> NDArray[Any]:
+    """Average boxes of (rows, columns), of which there are whole ones only."""
     rows, columns, samples = pixels.shape
+    down, across = box
     if pixels.dtype == np.uint8:
         from PIL import Image
 
         image = Image.fromarray(pixels if samples > 1 else pixels[:, :, 0])
-        return np.asarray(image.reduce(factor)).reshape(rows // factor, columns // factor, samples)
-    boxes = pixels.reshape(rows // factor, factor, columns // factor, factor, samples)
+        reduced = np.asarray(image.reduce((across, down)))
+        return reduced.reshape(rows // down, columns // across, samples)
+    boxes = pixels.reshape(rows // down, down, columns // across, across, samples)
     means = boxes.mean(axis=(1, 3), dtype=np.float32)
     return (np.rint(means) if pixels.dtype.kind in "iu" else means).astype(pixels.dtype)
 
