@@ -31,8 +31,10 @@ __all__ = [
     "AS_STATED",
     "FieldOfView",
     "Placement",
+    "are_alike",
     "field_of_view",
     "geometry_of",
+    "in_proportion",
     "pixel_spacing_of",
     "place",
     "place_beside",
@@ -132,7 +134,7 @@ class FieldOfView:
         Its Imaged Volume, unless that is the base's and isn't true there.
         """
         volume = _imaged_volume(image)
-        if volume is None or _are_alike(volume, self.imaged_volume):
+        if volume is None or are_alike(volume, self.imaged_volume):
             return self.extent
         return volume
 
@@ -164,28 +166,29 @@ def field_of_view(images: Sequence[Dataset]) -> FieldOfView | None:
     repeating = [
         image
         for image in images
-        if _are_alike(pixel_spacing_of(image), stated)
-        and _in_proportion(np.divide(size, size_of(image)), size_of(image))
+        if are_alike(pixel_spacing_of(image), stated)
+        and in_proportion(np.divide(size, size_of(image)), size_of(image))
     ]
     if (
         volume is not None
         and stated is not None
         and len({size_of(image) for image in repeating}) > 1
-        and all(_are_alike(_imaged_volume(image), volume) for image in repeating)
+        and all(are_alike(_imaged_volume(image), volume) for image in repeating)
     ):
         larger = np.divide(volume, np.multiply(size, stated))
-        if (_in_proportion(larger, size) and larger.min() > 1) or max(extent) > LARGEST_SLIDE:
+        if (in_proportion(larger, size) and larger.min() > 1) or max(extent) > LARGEST_SLIDE:
             extent = volume
     return FieldOfView(extent, size, stated, volume, _row_direction(base))
 
 
-def _are_alike(here: tuple[float, float] | None, there: tuple[float, float] | None) -> bool:
+def are_alike(here: tuple[float, float] | None, there: tuple[float, float] | None) -> bool:
+    """Whether two spacings, or extents, are the same; None is, as None."""
     if here is None or there is None:
         return here is there
     return bool(np.allclose(here, there, rtol=SAME_SPACING, atol=0))
 
 
-def _in_proportion(factors: NDArray[np.float64], size: tuple[int, int]) -> bool:
+def in_proportion(factors: NDArray[np.float64], size: Sequence[float]) -> bool:
     """Whether two axes are enlarged alike, to within the pixels that rounding of a size leaves."""
     return bool(abs(factors[0] / factors[1] - 1) <= 1 / size[0] + 1 / size[1])
 
@@ -244,11 +247,11 @@ def spacing_of(image: Dataset, view: FieldOfView | None = None) -> tuple[float, 
         return spacing
     if _covers(size, spacing[::-1], covered) and not _covers(size, spacing, covered[::-1]):
         return spacing[1], spacing[0]  # and it isn't the volume that is swapped
-    if view is not None and _are_alike(spacing, view.pixel_spacing):
+    if view is not None and are_alike(spacing, view.pixel_spacing):
         derived = view.spacing_of(size)
         if (
             max(size[0] - view.size[0], size[1] - view.size[1]) <= 0
-            and _in_proportion(np.divide(derived, view.spacing_of(view.size)), size)
+            and in_proportion(np.divide(derived, view.spacing_of(view.size)), size)
             and _covers(size, derived, covered)
         ):  # else what is covered contradicts both
             return derived

@@ -18,8 +18,11 @@ from dicomslide.layout import first_plane_of, size_of
 from dicomslide.placement import (
     SAME_SPACING,
     Placement,
+    are_alike,
     field_of_view,
     geometry_of,
+    in_proportion,
+    pixel_spacing_of,
     place,
     spacing_of,
 )
@@ -88,7 +91,9 @@ def group_levels(
     sizes differ by few pixels, as those of registered channels do, are of one level as well, if
     they hold other channels. The centre of a level lies
     where that of the base lies, within a pixel of the level or `tolerance`, whichever is more;
-    an image that has no place on the slide is believed.
+    an image that has no place on the slide is believed. Of two volumes of one spacing and of
+    other sizes, the smaller one shows another place, too, unless it may be a level that states the
+    spacing of the base.
 
     Parameters
     ----------
@@ -135,10 +140,25 @@ def group_levels(
                 ),
                 None,
             )
-            if level is None:
+            volumes = [same[0] for same in by_size.values() if not thumbnails[same[0]]]
+            region = next(
+                (
+                    j
+                    for j in volumes
+                    if _are_of_two_regions(*here, images[j], placements[j], of_base=j == base)
+                ),
+                None,
+            )
+            if level is not None:
+                level.append(i)
+            elif region is None or thumbnails[i]:
                 by_size[sizes[i]] = [i]
             else:
-                level.append(i)
+                misfits[i] = (
+                    f"{utils.name_of(images[i])}: its pixels are as large as those of"
+                    f" {utils.name_of(images[region])}, but they are {sizes[i][0]} × {sizes[i][1]}"
+                    f" rather than {sizes[region][0]} × {sizes[region][1]}: it shows another region"
+                )
     levels = tuple(tuple(same) for same in by_size.values())
     return LevelGroups(base, levels, tuple(associated), misfits, placements, view)
 
@@ -169,12 +189,44 @@ def _are_channels(
     return said[0] != said[1] or paths[0].isdisjoint(paths[1])
 
 
+def _are_of_two_regions(
+    image: Dataset,
+    placement: Placement,
+    other: Dataset,
+    place_of_other: Placement,
+    *,
+    of_base: bool,
+) -> bool:
+    """Whether images of one spacing are of sizes that don't make them channels, or levels.
+
+    Levels may all state the spacing of the base.
+    """
+    here, there = _geometry_of(image, placement), _geometry_of(other, place_of_other)
+    if here is None or there is None:
+        return False
+    spacing = np.array(there.slide_spacing)
+    if not np.allclose(here.slide_spacing, spacing, rtol=SAME_SPACING, atol=0):
+        return False
+    size, other_size = here.physical_size / spacing, there.physical_size / spacing
+    if of_base:
+        return not in_proportion(other_size / size, size.tolist())
+    return bool(np.abs(size - other_size).max() > SAME_SIZE)
+
+
 def _placer(
     images: Sequence[Dataset], view: FieldOfView | None, align_levels: bool
 ) -> Callable[[Dataset], Placement]:
     """Return what finds out where an image of a pyramid lies, by all of the pyramid's images."""
-    largest = max((size_of(image) for image in images), key=math.prod)
-    bases = [(image, place(image, view)) for image in images if size_of(image) == largest]
+    stated = [(image, place(image, view)) for image in images]
+    base, at = max(stated, key=lambda each: math.prod(size_of(each[0])))
+    finest = at.spacing or pixel_spacing_of(base)
+    # those of other channels may be a row more or less
+    bases = [
+        (image, placement)
+        for image, placement in stated
+        if size_of(image) == size_of(base)
+        or are_alike(placement.spacing or pixel_spacing_of(image), finest)
+    ]
     return functools.partial(place, view=view, bases=bases, align=align_levels)
 
 

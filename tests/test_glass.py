@@ -111,6 +111,24 @@ def test_a_cohort_and_a_server_have_a_slide_for_each_pyramid(regions):
     assert [slide.size for slide in found] == [(100, 130), (64, 96)]
 
 
+def test_small_regions_side_by_side_arent_levels_of_each_other(tmp_path):
+    """Their centres are nearer than the tolerance: sizes tell that pixels of one spacing differ."""
+
+    def forget(dataset):
+        del dataset.FrameOfReferenceUID
+
+    folder = tmp_path / "slide"
+    for name, shape in (("a", (200, 240)), ("b", (160, 200))):
+        add(folder, name, forget, shape=shape, downsamples=(1, 2, 4, 8))
+    slide = quiet(dicomslide.open_slide, folder)
+    assert [each.size for each in slide.pyramids] == [(200, 240), (160, 200)]
+    assert slide.total_pixel_matrix_dimensions == ((200, 240), (100, 120), (50, 60), (25, 30))
+    other = dicomslide.open_slide(folder, pyramid=1)
+    assert other.total_pixel_matrix_dimensions == ((160, 200), (80, 100), (40, 50), (20, 25))
+    cohort = dicomslide.open_slides(folder)
+    assert sorted(slide.size for slide in cohort.values()) == [(160, 200), (200, 240)]
+
+
 def test_what_is_derived_goes_with_the_pyramid_that_it_was_derived_from(regions):
     from derive import segment, write_segmentation
 

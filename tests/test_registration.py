@@ -132,6 +132,28 @@ def test_a_level_turned_otherwise_than_the_base_is_taken_as_stated(tmp_path):
     assert slide.get_slide_offset((0, 0), 1) == pytest.approx((18, 32), abs=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(353, 272), (351, 273)])
+def test_levels_of_channels_lie_on_the_base_of_their_own_channel(tmp_path, shape):
+    """Of registered channels one has a row more than the other, and another origin."""
+    origins = {"A": (18.0, 32.0), "B": (18.0103, 32.0047)}
+    for name, size in (("A", (352, 272)), ("B", shape)):
+        paths = write(
+            tmp_path / name, shape=size, origin=origins[name], samples=1, bits=16,
+            optical_paths=(name,), drawing="position", level_origins="base",
+        )  # fmt: skip
+        for path in paths:
+            dataset = pydicom.dcmread(path)
+            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = hd.UID()
+            dataset.save_as(path)
+    slide = dicomslide.open_slide(tmp_path)
+    assert slide.num_levels == len(FACTORS)
+    for factor, level in zip(FACTORS, slide.levels, strict=True):
+        for image in level.images:
+            middle = (factor - 1) / 2 * 0.0005
+            x, y = origins[image.channels[0].identifier]
+            assert image.geometry.origin == pytest.approx((x - middle, y - middle), abs=1e-9)
+
+
 def test_millimetres_that_count_from_the_first_pixel_are_registered_too(tmp_path):
     """No level has an origin: they share the corner all the same."""
     for path in write(tmp_path, level_origins="base", downsamples=(1, 4)):

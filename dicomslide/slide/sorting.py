@@ -201,6 +201,8 @@ def _are_of_one_pyramid(roots: Sequence[Instance], tolerance: float) -> bool:
     if len({each.pyramid for each in roots}) > 1:
         return False
     placed = [each.placed for each in roots if each.placed is not None]
+    if len({each.shape for each in placed}) > len({each.spacing for each in placed}):
+        return False  # perhaps they are of several regions
     return all(
         math.dist(each.center, placed[0].center) <= max(tolerance, *each.spacing)
         for each in placed[1:]
