@@ -49,7 +49,8 @@ class Options:
 
     frame_folder: str = ""
     """Folder in which frames are kept, too, as they came from servers and buckets; none by
-    default. Several processes may share it. Who can read it, can see the images."""
+    default. Several processes may share it, and users: the frames are for those for whom the folder
+    is, and one that is made here is for its owner alone. Who can read it, can see the images."""
 
     frame_folder_bytes: int = 4 * 2**30
     """Bytes of frames kept in that folder, over all images."""
@@ -172,7 +173,9 @@ class set_options:
         Bytes of frames kept as they came from servers and buckets, over all images.
     frame_folder : str, optional
         Folder in which frames are kept, too, as they came from servers and buckets; ``""`` for
-        none. Several processes may share it. Who can read it, can see the images.
+        none. Several processes may share it, and users: the frames are for those for whom the
+        folder is, and one that is made here is for its owner alone. Who can read it, can see the
+        images.
     frame_folder_bytes : int, optional
         Bytes of frames kept in that folder, over all images.
     index_folder : str, optional

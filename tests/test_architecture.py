@@ -56,6 +56,7 @@ FLOORS = [
     "backends.lenient",
     "backends.base",
     "backends.part10",
+    "backends.shared_folder",
     "backends.index_cache",
     "backends.pixel_data",
     "backends.local",

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import sqlite3
-import warnings
 from typing import TYPE_CHECKING
 
 from dicomslide.backends.frame_database import FrameDatabase
 from dicomslide.cache import FrameCache
-from dicomslide.errors import CacheWarning
 from dicomslide.options import get_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
-    from typing import TypeVar
+    from collections.abc import Hashable, Mapping, Sequence
 
     from dicomslide.codec import PixelFormat
-
-    T = TypeVar("T")
 
 __all__ = ["MOST_FRAMES", "drop", "frames_ahead", "frames_per_request", "keep", "kept"]
 
@@ -61,8 +55,8 @@ def kept(
     found = _memory.get(here, frames)
     missing = [frame for frame in frames if frame not in found]
     if missing and on_disk:
-        nothing: dict[int, bytes] = {}
-        there = _on_disk(lambda database: database.get(_name(image), missing), nothing)
+        database = _on_disk()
+        there = {} if database is None else database.get(_name(image), missing)
         there = {frame: data for frame, data in there.items() if data}
         for frame, data in there.items():
             _memory.put(here, frame, data)
@@ -78,34 +72,24 @@ def keep(image: tuple[Hashable, ...], frames: Mapping[int, bytes], *, scope: str
     frames = {frame: data for frame, data in frames.items() if data}
     for frame, data in frames.items():
         _memory.put(_here(scope, image), frame, data)
-    most = get_options().frame_folder_bytes
-    _on_disk(lambda database: database.put(_name(image), frames, most), None)
+    if (database := _on_disk()) is not None:
+        database.put(_name(image), frames, get_options().frame_folder_bytes)
 
 
 def drop(image: tuple[Hashable, ...], frames: Sequence[int], *, scope: str = "") -> None:
     """Drop frames that turned out to be damaged, in memory and on disk."""
     _memory.discard(_here(scope, image), frames)
-    _on_disk(lambda database: database.drop(_name(image), frames), None)
+    if (database := _on_disk()) is not None:
+        database.drop(_name(image), frames)
 
 
 def _here(scope: str, image: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
     return (scope, *image)
 
 
-def _on_disk(use: Callable[[FrameDatabase], T], otherwise: T) -> T:
-    """Use the database, if there is to be one; a frame that can't be kept is no error."""
+def _on_disk() -> FrameDatabase | None:
     folder = get_options().frame_folder
-    if not folder:
-        return otherwise
-    database = FrameDatabase(folder)
-    try:
-        return use(database)
-    except (OSError, sqlite3.Error) as error:
-        if type(error) is sqlite3.DatabaseError:
-            database.remove()  # damaged, or none: the next frames begin a new one
-        else:
-            warnings.warn(f"no frames are kept in {folder}: {error}", CacheWarning, stacklevel=4)
-        return otherwise
+    return FrameDatabase(folder) if folder else None
 
 
 def _name(image: tuple[Hashable, ...]) -> str:

@@ -10,11 +10,13 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import time
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomslide.backends import shared_folder
 from dicomslide.options import get_options
 
 if TYPE_CHECKING:
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["load", "save"]
 
 _FORMAT = "dicomslide index 1"
+PARTIAL = ".partial"
+"""End of the name of an entry while it is written."""
+LONG = 3600
+"""Seconds after which its writer was killed, where there are no locks to tell."""
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -81,12 +87,38 @@ def save(name: str, what: tuple[Any, ...], numbers: NDArray[np.int64]) -> None:
     content = key + numbers.astype("<i8").tobytes()
     with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), delete=False) as file:
-            try:
+        partial = f"{path}.{uuid.uuid4().hex}{PARTIAL}"
+        try:
+            with os.fdopen(shared_folder.create(partial, exclusive=True), "wb") as file:
+                _is_free(file.fileno())  # and held by this writer from now on
                 file.write(hashlib.sha256(content).digest() + content)
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                file.close()
-                os.unlink(file.name)
-                raise
+            os.replace(partial, path)
+        except BaseException:
+            os.unlink(partial)
+            raise
+        _clear(os.path.dirname(path))
+
+
+def _clear(folder: str) -> None:
+    """Delete what writers left that were killed."""
+    for each in os.scandir(folder):
+        if each.name.endswith(PARTIAL):
+            with contextlib.suppress(OSError), open(each.path, "rb") as file:
+                is_free = _is_free(file.fileno())
+                if is_free is None:
+                    is_free = each.stat().st_mtime < time.time() - LONG
+                if is_free:
+                    os.unlink(each.path)
+
+
+def _is_free(descriptor: int) -> bool | None:
+    """Hold a file until it is closed, unless another process does; None without such locks."""
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
