@@ -740,7 +740,7 @@ def region(points, graphic_type="POINT", *, spacing=(0.001, 0.002), planes=(0.0,
         frame_of_reference_uid=FRAME,
     )
     return region_of_annotation(
-        item, frame_of_reference_uid=FRAME, spacing=spacing, planes=planes, **padding
+        item, frames_of_reference={FRAME}, spacing=spacing, planes=planes, **padding
     )
 
 
@@ -815,7 +815,7 @@ def test_padding_that_is_no_whole_number_names_the_keyword_of_millimetres(paddin
 
 
 def test_annotations_of_no_region_are_errors():
-    options = dict(frame_of_reference_uid=FRAME, spacing=(1.0, 1.0), planes=(0.0,))
+    options = dict(frames_of_reference={FRAME}, spacing=(1.0, 1.0), planes=(0.0,))
     with pytest.raises(ValueError, match="ELLIPSOID has no region"):
         region([(i, i, i) for i in range(6)], "ELLIPSOID")
     item = Dataset()

@@ -10,6 +10,8 @@ import pydicom
 import pytest
 import xarray as xr
 from fake_client import FakeClient
+from highdicom.sr import Scoord3DContentItem
+from pydicom.sr.codedict import codes
 
 import dicomslide
 from dicomslide.testing import position_values, uid_of, write_slide
@@ -221,6 +223,21 @@ def test_levels_whose_frames_of_reference_differ_are_one_slide(tmp_path, contain
     assert len(quiet(dicomslide.open_slides, tmp_path)) == 1
     assert len(quiet(dicomslide.find_slides, FakeClient(tmp_path))) == 1
     assert len(quiet(dicomslide.OpenSlide, tmp_path / "level-0.dcm").level_dimensions) == 3
+    # an annotation is made on one of the levels, and is of the slide
+    expected = slide.get_slide_region((17.97, 31.97), 0, (0.01, 0.02))
+    for frame in (f"{dataset.SeriesInstanceUID}.{number}" for number in range(4)):
+        item = Scoord3DContentItem(
+            codes.DCM.ImageRegion,
+            "POLYLINE",
+            np.array([(17.97, 31.97, 0), (17.98, 31.99, 0)]),
+            frame,
+        )
+        if frame.endswith(".3"):
+            with pytest.raises(ValueError, match="is of frame of reference"):
+                slide.get_slide_region_for_annotation(item, 0)
+        else:
+            found = slide.get_slide_region_for_annotation(item, 0)
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_channels_whose_frames_of_reference_differ_are_one_slide(tmp_path):

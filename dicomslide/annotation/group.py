@@ -11,7 +11,7 @@ import numpy as np
 from dicomslide.annotation.graphic import bounding_boxes, centroids, ellipse_outlines, padded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     import geopandas
     import pandas as pd
@@ -240,7 +240,7 @@ class AnnotatedRegion:
 def region_of_annotation(
     annotation: Any,
     *,
-    frame_of_reference_uid: str,
+    frames_of_reference: Collection[str],
     spacing: tuple[float, float],
     planes: Sequence[float],
     padding: ArrayLike = 0,
@@ -253,8 +253,8 @@ def region_of_annotation(
     annotation : highdicom.sr.Scoord3DContentItem
         Content item of value type SCOORD3D (PS3.3 C.18.9), in millimetres; any data set with its
         Graphic Type, Graphic Data and Referenced Frame of Reference UID will do.
-    frame_of_reference_uid : str
-        Frame of reference of the slide.
+    frames_of_reference : collection of str
+        Frame of Reference UIDs of the slide: each of its levels may have one of its own.
     spacing : tuple of float
         (along X, along Y) in mm of the samples of the region: its size is at least one sample,
         and without padding a POINT is exactly the pixel in which it lies.
@@ -276,7 +276,7 @@ def region_of_annotation(
         isn't of whole numbers.
 
     """
-    graphic_type, points = _graphic_of(annotation, frame_of_reference_uid)
+    graphic_type, points = _graphic_of(annotation, frames_of_reference)
     around = _sides(padding_mm, "padding_mm", whole=False)
     beside = _sides(padding, "padding", whole=True) * spacing
     box = bounding_boxes(graphic_type, points, np.array([0, len(points)]))[0]
@@ -300,7 +300,9 @@ def region_of_annotation(
     )
 
 
-def _graphic_of(annotation: Any, frame_of_reference_uid: str) -> tuple[str, NDArray[np.float64]]:
+def _graphic_of(
+    annotation: Any, frames_of_reference: Collection[str]
+) -> tuple[str, NDArray[np.float64]]:
     """Return graphic type and points, shape (n, 3), of an item that is of this slide."""
     graphic_type, data = (getattr(annotation, k, None) for k in ("GraphicType", "GraphicData"))
     if graphic_type is None or data is None:
@@ -309,10 +311,11 @@ def _graphic_of(annotation: Any, frame_of_reference_uid: str) -> tuple[str, NDAr
             " expected a SCOORD3D content item, such as highdicom.sr.Scoord3DContentItem"
         )
     frame = getattr(annotation, "ReferencedFrameOfReferenceUID", None)
-    if frame is None or str(frame) != frame_of_reference_uid:
+    if frame is None or str(frame) not in frames_of_reference:
         raise ValueError(
             f"the annotation is of frame of reference {frame}, the slide of"
-            f" {frame_of_reference_uid}: expected three-dimensional coordinates on this slide"
+            f" {', '.join(sorted(frames_of_reference))}: expected three-dimensional coordinates on"
+            " this slide"
         )
     # points that a graphic has at the least, and at the most
     counts = {

@@ -346,7 +346,7 @@ class Slide(SlideArrays):
         } or dict(enumerate(self.focal_plane_offsets))
         region = region_of_annotation(
             annotation,
-            frame_of_reference_uid=self.frame_of_reference_uid,
+            frames_of_reference=self._frames or {self.frame_of_reference_uid},
             spacing=here.image.geometry.slide_spacing,
             planes=tuple(offset_of.values()),
             padding=padding,
