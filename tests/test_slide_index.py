@@ -248,6 +248,22 @@ def test_a_slice_outside_of_the_array_says_where_it_is(step):
     assert array.sel(x=slice(None)).size == 9
 
 
+def test_pixels_in_no_order_are_selected_by_millimetres():
+    """Parts that were put together in another order, or an array that was rolled."""
+    array = along(np.arange(10.0))
+    for mixed in (xr.concat([array[6:], array[:6]], "x"), array.roll(x=4, roll_coords=True)):
+        assert mixed.sel(x=slice(3, 7)).values.tolist() == [6, 7, 3, 4, 5]
+        assert mixed.sel(x=slice(7, 3, 2)).values.tolist() == [6, 3, 5]
+        assert mixed.sel(x=slice(None, 2)).values.tolist() == [0, 1, 2]
+        assert mixed.sel(x=4.3).item() == 4
+        assert mixed.sel(x=[8.7, 0.2]).values.tolist() == [9, 0]
+        points = xr.DataArray([8.7, 0.2], dims="point")
+        assert mixed.sel(x=points).dims == ("point",)
+        for outside in (9.6, slice(9.6, 12)):
+            with pytest.raises(KeyError, match="no pixel at x"):
+                mixed.sel(x=outside)
+
+
 def test_a_focal_plane_that_is_alone_is_found_within_half_a_micrometre(tmp_path):
     write_slide(
         tmp_path, shape=(20, 30), downsamples=(1,), associated=False, planes=(5,),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -319,6 +320,8 @@ class SlideIndex(PandasIndex):
             When no pixel's extent holds a number, or a slice lies outside of all pixels.
 
         """
+        if not (self.index.is_monotonic_increasing or self.index.is_monotonic_decreasing):
+            return self._sel_in_order(labels, method, tolerance)
         (name, label), *_ = labels.items()
         if isinstance(label, slice):
             return super().sel({name: self._interval(name, label)})
@@ -327,9 +330,25 @@ class SlideIndex(PandasIndex):
                 return super().sel(labels)
             try:
                 return super().sel(labels, method="nearest", tolerance=self._reach)
-            except (KeyError, ValueError):  # ValueError: there is no order to search in
+            except (KeyError, ValueError):  # ValueError: equal positions, of which none is meant
                 raise KeyError(self._absence(f"{name} = {label!r}")) from None
         return super().sel(labels, method, tolerance)
+
+    def _sel_in_order(self, labels: dict[Any, Any], method: Any, tolerance: Any) -> Any:
+        """Select in pixels that are in no order, as parts put together may be.
+
+        Those of a slice stay in the order in which they are.
+        """
+        order = np.argsort(self._values, kind="stable")
+        found = self._replace(self.index[order]).sel(labels, method, tolerance)
+        at = found.dim_indexers[self.dim]
+        if isinstance(at, slice):
+            taken: Any = np.sort(order[at.start : at.stop])[:: at.step]
+        elif hasattr(at, "copy") and hasattr(at, "dims"):
+            taken = at.copy(data=order[at.values])
+        else:
+            taken = order[at]
+        return dataclasses.replace(found, dim_indexers={self.dim: taken})
 
     @property
     def _reach(self) -> float:
