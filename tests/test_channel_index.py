@@ -11,6 +11,7 @@ import xarray as xr
 from derive import mapping, segment, write_map, write_segmentation
 
 import dicomslide
+from dicomslide.cli import main
 from dicomslide.labelled.channel_index import ChannelIndex
 from dicomslide.testing import write_slide
 
@@ -96,14 +97,19 @@ def test_of_many_identifiers_some_are_listed():
     assert "'21'" not in str(error.value)
 
 
-def test_a_thumbnail_among_the_levels_says_so(tmp_path):
+def test_a_thumbnail_among_the_levels_says_so(tmp_path, capsys):
     paths = write_slide(
         tmp_path, shape=(256, 320), downsamples=(1, 2, 4), tile_shape=(64, 64), associated=False
     )
     dataset = pydicom.dcmread(paths[-1])
     dataset.ImageType = ["DERIVED", "PRIMARY", "THUMBNAIL", "RESAMPLED"]
     dataset.save_as(paths[-1])
-    tree = dicomslide.open_slide(tmp_path).to_datatree()
+    slide = dicomslide.open_slide(tmp_path)
+    assert main(["info", str(tmp_path)]) == 0
+    for text in (slide._repr_html_(), capsys.readouterr().out):
+        assert "level 2, thumbnail" in text
+        assert "level 1, thumbnail" not in text
+    tree = slide.to_datatree()
     flavors = [tree[f"level_{level}"].attrs["image_flavor"] for level in range(3)]
     assert flavors == ["volume", "volume", "thumbnail"]
     assert "thumbnail" in repr(tree["level_2"])

@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import dicomslide
+import dicomslide.accessor
 from dicomslide.labelled.index import SlideIndex
 from dicomslide.testing import position_values, write_slide
 

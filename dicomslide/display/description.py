@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.codec import DECODERS
-from dicomslide.enum import ChannelTypes
+from dicomslide.enum import ChannelTypes, ImageFlavors
 from dicomslide.errors import DicomSlideError, MetadataError
 from dicomslide.labelled.attributes import slide_attrs
 from dicomslide.layout import num_frames_of
@@ -218,10 +218,13 @@ def table_of(images: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     for image in images:
         spacing, view = image["um_per_pixel"], image["field_of_view_mm"]
         name = image["flavor"].lower().replace("_", " ")
+        if "level" in image:
+            is_thumbnail = image["flavor"] == ImageFlavors.THUMBNAIL.value
+            name = f"level {image['level']}" + (", thumbnail" if is_thumbnail else "")
         encoding = (image["transfer_syntax"], image["photometric_interpretation"])
         rows.append(
             (
-                f"level {image['level']}" if "level" in image else name,
+                name,
                 f"{image['rows']:,} × {image['columns']:,}",
                 "-" if spacing is None else _either(spacing),
                 "-" if view is None else f"{view[0]:.3g} × {view[1]:.3g}",
