@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 
-from dicomslide.backends.base import drop_frame, kept_as, read_anew
+from dicomslide.backends.base import drop_frame, kept_as, may_read_anew, read_anew
 from dicomslide.cache import FrameCache, Registry
 from dicomslide.codec import DECODERS, decode_frame, scratch_memory, transfer_syntax_of
 from dicomslide.errors import FrameError, FrameReadError, FrameWarning, MetadataError
@@ -152,7 +152,11 @@ class FrameReader:
                         buffers = self._fetch([frame for _, frame in wanted])
                     for (at, frame), buffer in zip(wanted, buffers, strict=True):
                         tile = self._decode(frame, buffer, None if frame in kept else scratch)
-                        if frame in kept and tile is not None and self._is_worth_keeping(buffer):
+                        if (
+                            frame in kept
+                            and tile is not None
+                            and self._is_worth_keeping(buffer, tile)
+                        ):
                             self._cache.put(image, frame, tile, self._most)
                         use(at, tile)
             except BaseException:  # the other threads needn't go on
@@ -259,9 +263,14 @@ class FrameReader:
         is_stream = len(frames) * self._tile_bytes > self._cache.max_bytes // 4
         return () if is_stream else set(frames)  # a stream would push out all else
 
-    def _is_worth_keeping(self, buffer: Buffer | None) -> bool:
-        """Whether it takes long to decode: of frames of which only their own bytes tell how."""
+    def _is_worth_keeping(self, buffer: Buffer | None, tile: Pixels) -> bool:
+        """Whether it takes long to decode: of frames of which only their own bytes tell how.
+
+        One that may be cropped by a fault of a server's is read anew the next time.
+        """
         layout = self._layout
+        if tile.shape != layout.pixel_format.shape and may_read_anew(self._source):
+            return False
         if buffer is None or self._most is not None or layout.transfer_syntax_uid is not None:
             return True
         try:
@@ -316,8 +325,12 @@ class FrameReader:
                 raise located from error
             self._warn(located)
             return None
-        if tile.shape != layout.pixel_format.shape:
-            self._warn_of_lost_pixels(frame, tile.shape[:2])
+        if tile.shape != layout.pixel_format.shape and (lost := self._lost(frame, tile.shape[:2])):
+            drop_frame(self._source, frame)  # a file's own, or what a server makes of it
+            anew = None if is_anew else self._read_anew(frame)
+            if anew is not None:
+                return self._decode(frame, anew, scratch, is_anew=True)
+            self._warn(lost)
         return tile
 
     def _read_anew(self, frame: int) -> Buffer | None:
@@ -332,8 +345,8 @@ class FrameReader:
     def _warn(self, error: Exception) -> None:
         warnings.warn(f"filled with background: {error}", FrameWarning, stacklevel=2)
 
-    def _warn_of_lost_pixels(self, frame: int, shape: tuple[int, ...]) -> None:
-        """Warn where a cropped frame doesn't reach to the edge of the matrix."""
+    def _lost(self, frame: int, shape: tuple[int, ...]) -> FrameReadError | None:
+        """Return what is wrong where a cropped frame doesn't reach to the edge of the matrix."""
         grid = self._layout.grid
         (tile,) = self._layout.frames.places(np.array([frame]))[2].tolist()
         row, column = grid.position(tile)
@@ -343,7 +356,8 @@ class FrameReader:
         )
         if shape[0] < needed[0] or shape[1] < needed[1]:
             reason = f"its codestream holds {shape[0]} × {shape[1]} pixels of {needed}"
-            self._warn(FrameReadError(reason, self._source.name, frame))
+            return FrameReadError(reason, self._source.name, frame)
+        return None
 
 
 class _Shared(Generic[T]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import re
 import struct
@@ -14,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 from fake_client import FakeClient
+from PIL import Image
 
 TOKEN = "token-that-is-secret"
 BOUNDARY = "a-boundary"
@@ -40,7 +42,7 @@ class FaultyServer:
     """
 
     def __init__(self, folder, *, latency=0.0):
-        self.archive = FakeClient(folder)
+        self.archive = None if folder is None else FakeClient(folder)
         self.latency = latency
         self.faults = deque()
         self.depth = 400
@@ -98,13 +100,13 @@ class FaultyServer:
     def _handler(self):
         server = self
 
-        class Handler(_Handler):
+        class Handler(self.handler):
             owner = server
 
         return Handler
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     """Answers one connection."""
 
     protocol_version = "HTTP/1.1"
@@ -282,6 +284,12 @@ class _Handler(BaseHTTPRequestHandler):
     def no_codestreams(self):
         self.send_parts([(head, b"<html>".ljust(len(data), b" ")) for head, data in self.parts()])
 
+    def cropped_frames(self):
+        """Codestreams that are whole, of fewer pixels than a frame has."""
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), (200, 40, 120)).save(file, "JPEG")
+        self.send_parts([(head, file.getvalue()) for head, _ in self.parts()])
+
     def no_content(self):
         self.send_response(204)
         self.end_headers()
@@ -361,3 +369,6 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             while not self.owner.released.wait(0.01):
                 self.wfile.write(b"-")
+
+
+FaultyServer.handler = Handler

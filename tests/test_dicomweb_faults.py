@@ -189,7 +189,9 @@ def test_bad_frames_are_never_pixels_nor_kept(
         assert (len(server.requests) == asked) is folder_of_frames
 
 
-@pytest.mark.parametrize("fault", ["damaged_frames", "no_codestreams", "empty_part_with_length"])
+@pytest.mark.parametrize(
+    "fault", ["damaged_frames", "no_codestreams", "empty_part_with_length", "cropped_frames"]
+)
 def test_a_frame_that_came_damaged_once_is_asked_for_once_more(server, clock, fault):
     image = dicomslide.TiledImage(client_of(server, clock), server.archive.all_metadata()[0])
     file = dicomslide.open_slide(server.archive.folder).get_volume_images()[0]
@@ -199,6 +201,23 @@ def test_a_frame_that_came_damaged_once_is_asked_for_once_more(server, clock, fa
     )
     assert len(server.frames) == 2  # perhaps with neighbours
     assert all(6 in numbers for numbers in server.frames)
+
+
+def test_frames_that_lack_pixels_are_not_kept(server, clock, tmp_path):
+    """They may be stored so: they are shown, with a warning each time."""
+    image = dicomslide.TiledImage(
+        client_of(server, clock), server.archive.all_metadata()[0], correct_color=False
+    )
+    matrix = image.get_total_pixel_matrix()
+    slide = dicomslide.open_slide(server.archive.folder, correct_color=False)
+    file = slide.get_volume_images()[0]
+    with dicomslide.set_options(frame_folder=str(tmp_path)):
+        server.play(*["cropped_frames"] * 99)
+        for _ in range(2):
+            with pytest.warns(dicomslide.FrameWarning, match=r"holds 8 × 8 pixels of \(32, 32\)"):
+                assert (matrix[:32, :32][8:] == 255).all()
+        server.faults.clear()
+        np.testing.assert_array_equal(matrix[:], file.get_total_pixel_matrix()[:])
 
 
 def test_damaged_frames_that_another_process_kept_leave_the_folder(server, clock, tmp_path):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dicomslide.codec.pixel_format import Buffer
 
 __all__ = ["ConcatenatedSource", "FrameSource", "FrameStore", "drop_frame", "kept_as",
-           "layout_of", "read_anew"]  # fmt: skip
+           "layout_of", "may_read_anew", "read_anew"]  # fmt: skip
 
 _joined: Registry[tuple[Hashable, ...], Dataset] = Registry(1024)
 """Metadata of concatenations."""
@@ -153,6 +153,13 @@ def drop_frame(source: FrameSource, index: int) -> None:
     drop = getattr(source, "drop_frame", None)
     if drop is not None:
         drop(index)
+
+
+def may_read_anew(source: FrameSource) -> bool:
+    """Whether frames of a source come over a network, and may come otherwise the next time."""
+    if isinstance(source, ConcatenatedSource):
+        return any(map(may_read_anew, source.parts))
+    return hasattr(source, "read_anew")
 
 
 def read_anew(source: FrameSource, index: int) -> Buffer | None:
