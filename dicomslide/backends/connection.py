@@ -174,7 +174,9 @@ class Connection:
             self._seen.pop(uid, None)
 
     def forget(self) -> None:
-        """Use nothing any more of what was kept in memory."""
+        """Use nothing any more of what was kept; hang up, where the session is our own."""
+        if self._credentials is not None and self._credentials.makes_session:
+            self._client._session.close()
         before, self.scope = self.scope, secrets.token_hex(8)
         with self._lock:
             self._seen.clear()
@@ -413,8 +415,8 @@ class _Connections:
         """By the id of the client, which each holds: of callers' clients."""
         self._by_address: OrderedDict[Address, Connection] = OrderedDict()
         """What slides are read through that are opened by URL, or arrive pickled."""
-        self._clients: set[Address] = set()
-        """Addresses for which a client was registered."""
+        self._clients: dict[Address, Connection] = {}
+        """The same, of clients that were registered: they stay until they are forgotten."""
         self._by_scope: weakref.WeakValueDictionary[str, Connection] = weakref.WeakValueDictionary()
         """All of those through which slides may have been opened."""
 
@@ -441,9 +443,11 @@ class _Connections:
         Where nothing is registered, what was pickled in this process goes on as it was opened.
         """
         with self._lock:
+            if address in self._clients:
+                return self._clients[address]
             known = self._by_address.get(address)
             own = None if scope is None else self._by_scope.get(scope)
-            if known is None or (own is not None and address not in self._clients):
+            if known is None or own is not None:
                 registered = credentials.registered(address.url)
                 if registered is None and own is not None:
                     return own
@@ -457,17 +461,17 @@ class _Connections:
         found = self.of(client)
         with self._lock:
             before = self._by_address.pop(found.address, None)
-            _keep(self._by_address, found.address, found)
-            self._clients.add(found.address)
+            before = self._clients.get(found.address, before)
+            self._clients[found.address] = found
         if before is not None and before is not found:
             before.forget()
 
     def forget(self, url: str) -> None:
         """Drop the connections of a service, and of all what was kept in memory."""
         with self._lock:
-            for address in [each for each in self._by_address if is_within(each.url, url)]:
-                self._by_address.pop(address).forget()
-                self._clients.discard(address)
+            for connections in (self._by_address, self._clients):
+                for address in [each for each in connections if is_within(each.url, url)]:
+                    connections.pop(address).forget()
             for scope, each in list(self._by_scope.items()):
                 if is_within(each.address.url, url):
                     del self._by_scope[scope]

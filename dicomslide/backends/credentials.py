@@ -182,6 +182,11 @@ class Credentials:
         self.auth = self._new_auth()
         """What authorises each request; None where the session does."""
 
+    @property
+    def makes_session(self) -> bool:
+        """Whether the session is made here, and not the caller's."""
+        return self._session is None
+
     def _new_auth(self) -> _BearerToken | None:
         return None if self._token is None else _BearerToken(self._token, self._url)
 
