@@ -120,6 +120,7 @@ FLOORS = [
     "export",
     "export.images",
     "export.ome_metadata",
+    "export.exclusive",
     "export.target",
     "export.ome_zarr",
     "export.spatialdata",

@@ -16,7 +16,7 @@ import numpy as np
 
 from dicomslide.export import ome_metadata
 from dicomslide.export.images import ExportImage, blocks, images_of, shard_data
-from dicomslide.export.target import HOW_TO_GO_ON, ShardedArray, Target
+from dicomslide.export.target import HOW_TO_GO_ON, ShardedArray, Target, shards_of
 from dicomslide.labelled.coordinates import restored
 from dicomslide.options import check_memory
 from dicomslide.slide.slide import Slide
@@ -135,8 +135,12 @@ def to_ome_zarr(
     if there is None:
         return
     with _advice(target):
-        export.write_pixels(there)
-        export.complete()
+        try:
+            export.write_pixels(there)
+            export.complete()
+        except Exception:
+            target.leave(export.identity)  # if another one was begun, that is what is wrong
+            raise
 
 
 def _check_installed() -> None:
@@ -242,19 +246,24 @@ class _Export:
             skeleton, compute=False, consolidated=False, zarr_format=3, encoding=encoding
         )
         _describe(images, skeleton)
+        identity = {
+            "slide": tree.attrs.get("container_identifier"),
+            "options": {"shard_size": shard_size, "compression": compression},
+            "pixels": _digest(skeleton, [array.name for _, array in data.values()]),
+        }
         pixels = tuple(
             _Pixels(
                 image,
-                ShardedArray(target, path, zarr.open_array(skeleton, path=path).metadata),  # type: ignore[arg-type]
+                ShardedArray(
+                    target,
+                    path,
+                    zarr.open_array(skeleton, path=path).metadata,  # type: ignore[arg-type]
+                    shards_of(identity),
+                ),
                 array,
             )
             for path, (image, array) in data.items()
         )
-        identity = {
-            "slide": tree.attrs.get("container_identifier"),
-            "options": {"shard_size": shard_size, "compression": compression},
-            "pixels": _digest(skeleton, pixels),
-        }
         return cls(target, images, skeleton, pixels, identity)
 
     def write_pixels(self, there: set[str]) -> None:
@@ -365,13 +374,13 @@ def _describe(images: dict[str, ExportImage], skeleton: MemoryStore) -> None:
         }
 
 
-def _digest(skeleton: MemoryStore, pixels: Sequence[_Pixels]) -> str:
+def _digest(skeleton: MemoryStore, names: Sequence[str]) -> str:
     """Return what tells pixels, their arrays and coordinates from others."""
     digest = hashlib.sha256()
     for key, buffer in sorted(skeleton._store_dict.items()):
         digest.update(key.encode() + buffer.to_bytes())
-    for each in pixels:
-        digest.update(each.data.name.encode())
+    for name in names:
+        digest.update(name.encode())
     return digest.hexdigest()
 
 
@@ -419,6 +428,10 @@ def _write(
     *,
     block_id: tuple[int, ...],
 ) -> NDArray[np.uint8]:
-    sharded.target.check_begun(identity)
-    sharded.write(block_id, pixels)
+    target = sharded.target
+    target.check_begun(identity)
+    try:
+        sharded.write(block_id, pixels)
+    finally:
+        target.leave(identity)
     return np.ones((1,) * pixels.ndim, np.uint8)

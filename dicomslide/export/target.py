@@ -1,18 +1,22 @@
 """Where an export goes: a store of zarr's, and what tells a finished export from a begun one.
 
-Pixels are written straight to their shards. What makes arrays and groups of them, every
-``zarr.json``, comes last, that of the root at the very end: until then no reader finds anything.
-A file beside them says which export was begun.
+A file says which export was begun. Its shards are written to a folder of its own, and moved to
+their places when all are there. What makes arrays and groups of them, every ``zarr.json``, comes
+last, that of the root at the very end: until then no reader finds anything.
+
+Who begins, and who moves, has the store to itself meanwhile: an export that another one replaces,
+at whatever moment, writes to nothing but its own folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
+import time
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dicomslide.backends.storage import (
@@ -25,10 +29,12 @@ from dicomslide.backends.storage import (
 )
 from dicomslide.cache import Registry
 from dicomslide.errors import ExportError, StoreExistsError
+from dicomslide.export.exclusive import CLAIMS, LOCK, alone, locked
 from dicomslide.together import together
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Iterator, Mapping
+    from pathlib import Path
 
     import numpy as np
     import zarr
@@ -42,6 +48,10 @@ __all__ = ["HOW_TO_GO_ON", "ShardedArray", "Target"]
 ROOT = "zarr.json"
 BEGUN = "dicomslide-export.json"
 """Says which export was begun, or that a store is being deleted; not there when all is done."""
+SHARDS = "dicomslide-export.shards"
+"""Where shards are written: to a folder of their export."""
+OF_EXPORTS = {LOCK, CLAIMS, SHARDS}
+"""Names that say nothing of what is in a store."""
 DOCUMENTS = {ROOT, ".zgroup", ".zarray", ".zmetadata"}
 """What makes groups and arrays of what is stored, also in zarr's format 2."""
 PARTIAL = ".partial"
@@ -50,7 +60,9 @@ HOW_TO_GO_ON = (
     "resume=True (--resume) goes on with what is missing, overwrite=True (--overwrite) starts again"
 )
 IN_FLIGHT = 16
-"""Shards that are looked at at once."""
+"""Shards that are looked at, or moved, at once."""
+ATTEMPTS = 20
+"""How often a folder is deleted that an export fills which was replaced, and doesn't know yet."""
 
 ELSEWHERE = (
     "do all workers write to the same place? A store in memory, or a disk that they don't share,"
@@ -167,14 +179,79 @@ class Target:
         """Return the names of all that is stored."""
 
         async def listed() -> set[str]:
-            return {key async for key in self.store.list()}
+            return {key async for key in self._fresh().list()}
+
+        for _ in range(ATTEMPTS):
+            with contextlib.suppress(FileNotFoundError):  # of a folder that is being deleted
+                return self.wait(listed())
+        return self.wait(listed())
+
+    def names_in(self, folder: str) -> set[str]:
+        """Return the names in a folder, as they are now."""
+
+        async def listed() -> set[str]:
+            return {key.rstrip("/") async for key in self._fresh().list_dir(folder)}
 
         return self.wait(listed())
+
+    def _root(self) -> Path | None:
+        """Return the folder that the store is, if it is one."""
+        from zarr.storage import LocalStore
+
+        return self.store.root if isinstance(self.store, LocalStore) else None
+
+    def _fresh(self) -> Store:
+        """Return the store, which forgets what others may have changed."""
+        fs = getattr(self.store, "fs", None)
+        if fs is not None:
+            fs.invalidate_cache()
+        return self.store
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete what is stored by some names."""
         for key in keys:
             self.wait(self.store.delete(key))
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete a folder and all in it, though others may still write there."""
+        for attempt in range(ATTEMPTS):
+            try:
+                self.wait(self._fresh().delete_dir(folder))
+            except FileNotFoundError:
+                pass
+            except OSError:  # not empty any more
+                if attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                return
+            time.sleep(0.01 * attempt)
+
+    def move(self, key: str, new: str) -> None:
+        """Store by another name what is stored, in the store itself where it can."""
+        from zarr.storage import FsspecStore
+
+        store = self.store
+        if (root := self._root()) is not None:
+            (root / new).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(root / key, root / new)
+            return
+        if isinstance(store, FsspecStore):
+            old, copy = ("/".join(filter(None, (store.path, name))) for name in (key, new))
+            self.wait(store.fs._cp_file(old, copy))
+        elif (value := self.read(key)) is not None:
+            self.write(new, value)
+        self.delete([key])
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have the store for oneself: nobody else begins an export here, or completes one."""
+        root = self._root()
+        if root is not None and root.exists() and not root.is_dir():
+            raise StoreExistsError(f"{self}: exists, and isn't a folder")
+        with contextlib.ExitStack() as stack:
+            if root is None or not stack.enter_context(locked(str(root))):
+                stack.enter_context(alone(self))
+            yield
 
     # -- beginning and end --
 
@@ -201,6 +278,10 @@ class Target:
             When something is there that mustn't be touched.
 
         """
+        with self.alone():
+            return self._begin(identity, overwrite=overwrite, resume=resume)
+
+    def _begin(self, identity: dict[str, Any], *, overwrite: bool, resume: bool) -> set[str] | None:
         names = self._first_names()
         if names and overwrite:
             self._clear(names)
@@ -213,8 +294,8 @@ class Target:
         elif names:
             self._check_same(identity)
             if ROOT not in names:
-                return self.keys()
-            self.delete([BEGUN])
+                return self._take_back(identity)
+            self._tidy()
             return None
         self.write(BEGUN, json.dumps(identity).encode())
         return set()
@@ -242,33 +323,48 @@ class Target:
         return root.get("attributes", {}).get("dicomslide", {}).get("export")
 
     def _first_names(self) -> set[str]:
-        """Return the names at the root, without what a write left that was killed at once."""
-
-        async def listed() -> set[str]:
-            return {key.rstrip("/") async for key in self.store.list_dir("")}
-
-        if isinstance(self.place, str) and not is_url(self.place):
-            path = Path(self.place)
-            if path.exists() and not path.is_dir():
-                raise StoreExistsError(f"{self}: exists, and isn't a folder")
+        """Return the names at the root, without what exports leave that are killed."""
         begun = BEGUN.removesuffix("json")
         return {
             name
-            for name in self.wait(listed())
-            if not (name.startswith(begun) and name.endswith(PARTIAL))
+            for name in self.names_in("")
+            if name not in OF_EXPORTS and not (name.startswith(begun) and name.endswith(PARTIAL))
         }
+
+    def _take_back(self, identity: dict[str, Any]) -> set[str]:
+        """Return the shards that are there, all in the folder of their export.
+
+        Some are in their places where the export was killed while it moved them.
+        """
+        folder = shards_of(identity)
+        keys = self.keys()
+        there = {key.removeprefix(folder) for key in keys if key.startswith(folder)}
+        placed = [
+            key
+            for key in keys
+            if "/c/" in key
+            and key.partition("/")[0] not in OF_EXPORTS
+            and not key.endswith(PARTIAL)
+        ]
+        together(lambda key: self.move(key, folder + key), placed, IN_FLIGHT)
+        return there.union(placed)
+
+    def _tidy(self) -> None:
+        """Delete what was needed to come to an end."""
+        self.delete_folder(SHARDS)
+        self.delete([BEGUN])
 
     def _clear(self, names: set[str]) -> None:
         """Delete a zarr store: first of all what makes arrays and groups of it."""
         if not names & {BEGUN, *DOCUMENTS}:
             raise StoreExistsError(f"{self}: exists, and isn't a zarr store: it isn't overwritten")
         self.write(BEGUN, b"{}")
-        keys = self.keys() - {BEGUN}
+        keys = {key for key in self.keys() - {BEGUN} if key.partition("/")[0] not in OF_EXPORTS}
         documents = [key for key in keys if key.rpartition("/")[2] in DOCUMENTS]
         self.delete(sorted(documents, key=lambda key: (key.count("/"), key)))
         self.delete(keys & names)
-        for folder in names - keys - {BEGUN}:
-            self.wait(self.store.delete_dir(folder))
+        for folder in names - keys - {BEGUN} | {SHARDS}:
+            self.delete_folder(folder)
 
     def _check_same(self, identity: dict[str, Any]) -> None:
         """Raise unless it is the same export that was begun, or completed, here."""
@@ -316,22 +412,53 @@ class Target:
             When a shard isn't there, or another export was begun.
 
         """
-        self.check_begun(identity)
-        there = self.keys()
-        if missing := shards - there:
-            raise ExportError(
-                f"{self}: {len(missing)} of {len(shards)} shards aren't there after they were"
-                f" written: {ELSEWHERE}"
-            )
-        parts = {key: buffer.to_bytes() for key, buffer in skeleton._store_dict.items()}
-        # what processes left behind that were killed while they wrote
-        self.delete(key for key in there if key.endswith(PARTIAL))
-        documents = [key for key in parts if key.rpartition("/")[2] == ROOT]
-        for key in sorted(parts.keys() - set(documents)):
-            self.write(key, parts[key])
-        for key in sorted(documents, key=lambda key: (-key.count("/"), key)):
-            self.write(key, parts[key])
-        self.delete([BEGUN])
+        with self.alone():
+            self.check_begun(identity)
+            if self.read(BEGUN) is None:  # somebody else has completed the same
+                self._tidy()
+                return
+            folder = shards_of(identity)
+            keys = self.keys()
+            there = {key.removeprefix(folder) for key in keys if key.startswith(folder)}
+            if missing := shards - there:
+                raise ExportError(
+                    f"{self}: {len(missing)} of {len(shards)} shards aren't there after they were"
+                    f" written: {ELSEWHERE}"
+                )
+            # what processes left behind that were killed while they wrote
+            self.delete(key for key in keys if key.endswith(PARTIAL))
+            together(lambda key: self.move(folder + key, key), sorted(shards), IN_FLIGHT)
+            parts = {key: buffer.to_bytes() for key, buffer in skeleton._store_dict.items()}
+            documents = [key for key in parts if key.rpartition("/")[2] == ROOT]
+            for key in sorted(parts.keys() - set(documents)):
+                self.write(key, parts[key])
+            for key in sorted(documents, key=lambda key: (-key.count("/"), key)):
+                self.write(key, parts[key])
+            self._tidy()
+
+    def leave(self, identity: dict[str, Any]) -> None:
+        """Delete what this export has written, if another one was begun.
+
+        Raises
+        ------
+        ExportError
+            When another one was begun.
+
+        """
+        try:
+            self.check_begun(identity)
+        except ExportError:
+            with contextlib.suppress(OSError):
+                self.delete_folder(shards_of(identity).rstrip("/"))
+                if (root := self._root()) is not None:
+                    (root / SHARDS).rmdir()  # if nobody else has anything there
+            raise
+
+
+def shards_of(identity: dict[str, Any]) -> str:
+    """Return what the names of an export's shards begin with, until they are in their places."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return f"{SHARDS}/{digest[:32]}/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,6 +468,8 @@ class ShardedArray:
     target: Target
     path: str
     metadata: ArrayV3Metadata
+    folder: str = ""
+    """What the names of its shards begin with, until they are in their places."""
 
     @property
     def array(self) -> zarr.Array[ArrayV3Metadata]:
@@ -352,7 +481,7 @@ class ShardedArray:
         return zarr.Array(
             zarr.AsyncArray(
                 metadata=self.metadata,
-                store_path=StorePath(self.target.store, self.path),
+                store_path=StorePath(self.target.store, self.folder + self.path),
                 # a shard that is there is one that was written
                 config=ArrayConfig(order="C", write_empty_chunks=True),
             )
@@ -385,7 +514,8 @@ class ShardedArray:
         candidates = [index for index in indices if self.key(index) in there]
         are_whole = together(is_whole, candidates, IN_FLIGHT)
         whole = {index for index, ok in zip(candidates, are_whole, strict=True) if ok}
-        self.target.delete(self.key(index) for index in candidates if index not in whole)
+        damaged = (index for index in candidates if index not in whole)
+        self.target.delete(self.folder + self.key(index) for index in damaged)
         return whole
 
     @property
