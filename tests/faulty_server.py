@@ -285,9 +285,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_parts([(head, b"<html>".ljust(len(data), b" ")) for head, data in self.parts()])
 
     def cropped_frames(self):
-        """Codestreams that are whole, of fewer pixels than a frame has."""
+        """Codestreams that are whole, of fewer pixels than a frame has, also one at an edge."""
         file = io.BytesIO()
-        Image.new("RGB", (8, 8), (200, 40, 120)).save(file, "JPEG")
+        Image.new("RGB", (2, 2), (200, 40, 120)).save(file, "JPEG")
         self.send_parts([(head, file.getvalue()) for head, _ in self.parts()])
 
     def no_content(self):
