@@ -19,8 +19,8 @@ import numpy as np
 import pydicom
 
 from benchmarks.server import served
-from dicomslide.codec import PixelFormat
-from dicomslide.geometry import SlideGeometry
+from dicomslide.header.geometry import SlideGeometry
+from dicomslide.pixels import PixelFormat
 from dicomslide.testing import (
     SyntheticImage,
     averaged,

@@ -22,8 +22,8 @@ __all__ = [
 ]
 
 LATE = (
-    "dicomslide.backends.file",
-    "dicomslide.backends.xarray_plugin",
+    "dicomslide.backends.part10.file",
+    "dicomslide.xarray_plugin",
     "dicomslide.labelled.tree",
     "dicomslide.slide",
     "dicomslide.slide.cohort",
@@ -296,7 +296,7 @@ class DicomslideWithoutDecoder(Dicomslide):
 
         import numpy as np
 
-        from dicomslide import codec
+        from dicomslide import pixels as codec
 
         for uid, decoder in codec.DECODERS.items():
             frame = functools.cache(lambda pixel_format: np.full(pixel_format.shape, 77, np.uint8))

@@ -48,9 +48,9 @@ from dicomslide.utils import (
 
 if TYPE_CHECKING:
     from dicomslide.annotation.group import AnnotationGroup, Measurement
-    from dicomslide.backends.connection import register_client
-    from dicomslide.backends.credentials import forget, register_credentials
-    from dicomslide.backends.storage import register_storage_options
+    from dicomslide.backends.dicomweb.connection import register_client
+    from dicomslide.backends.net.credentials import forget, register_credentials
+    from dicomslide.backends.objects.storage import register_storage_options
     from dicomslide.display.picture import add_scale_bar
     from dicomslide.export.ome_zarr import to_ome_zarr
     from dicomslide.export.spatialdata import to_spatialdata
@@ -97,14 +97,14 @@ _LATE = {
     "compute_image_center_position": "pyramid",
     "disassemble_total_pixel_matrix": "tile",
     "find_slides": "slide",
-    "forget": "backends.credentials",
+    "forget": "backends.net.credentials",
     "get_image_pixel_spacing": "pyramid",
     "get_image_size": "pyramid",
     "open_slide": "slide",
     "open_slides": "slide.cohort",
-    "register_client": "backends.connection",
-    "register_credentials": "backends.credentials",
-    "register_storage_options": "backends.storage",
+    "register_client": "backends.dicomweb.connection",
+    "register_credentials": "backends.net.credentials",
+    "register_storage_options": "backends.objects.storage",
     "select_image_at_magnification": "pyramid",
     "select_image_at_pixel_spacing": "pyramid",
     "sort_images_by_pixel_spacing": "pyramid",

@@ -9,18 +9,18 @@ import numpy as np
 
 from dicomslide import utils
 from dicomslide.backends.base import layout_of
-from dicomslide.backends.client import frame_source
-from dicomslide.channel import Channels
+from dicomslide.backends.dicomweb.client import frame_source
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import MetadataError
-from dicomslide.geometry import SlideGeometry, SlideGrid
-from dicomslide.identity import Identified
-from dicomslide.layout import ImageLayout, grid_of
-from dicomslide.lookup import ChannelsAndPlanes
+from dicomslide.header.channels import Channels
+from dicomslide.header.geometry import SlideGeometry, SlideGrid
+from dicomslide.header.layout import ImageLayout, grid_of
+from dicomslide.header.lookup import ChannelsAndPlanes
+from dicomslide.header.placement import AS_STATED, Placement, geometry_of, spacing_of, with_spacing
 from dicomslide.matrix import TotalPixelMatrix
 from dicomslide.options import check_memory
-from dicomslide.placement import AS_STATED, Placement, geometry_of, spacing_of, with_spacing
-from dicomslide.reader import OnError, check_on_error
+from dicomslide.process.identity import Identified
+from dicomslide.readers.matrix_reader import OnError, check_on_error
 
 if TYPE_CHECKING:
     from collections.abc import Hashable

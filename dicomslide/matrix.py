@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dicomslide import utils
-from dicomslide.backends.client import frame_source
-from dicomslide.identity import Identified
-from dicomslide.indexing import Axis, expand_key
-from dicomslide.reader import (
+from dicomslide.backends.dicomweb.client import frame_source
+from dicomslide.process.identity import Identified
+from dicomslide.readers.indexing import Axis, expand_key
+from dicomslide.readers.matrix_reader import (
     ChunkReader,
     MatrixReader,
     OnError,

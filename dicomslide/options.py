@@ -10,7 +10,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.errors import MemoryLimitError
-from dicomslide.forks import ForkLock
+from dicomslide.process.forks import ForkLock
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 import numpy as np
 
 from dicomslide import utils
-from dicomslide.channel import channels_of
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import MetadataError
-from dicomslide.layout import first_plane_of, size_of
-from dicomslide.placement import (
+from dicomslide.header.channels import channels_of
+from dicomslide.header.layout import first_plane_of, size_of
+from dicomslide.header.placement import (
     SAME_SPACING,
     Placement,
     are_alike,
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-    from dicomslide.geometry import SlideGeometry
-    from dicomslide.placement import FieldOfView
+    from dicomslide.header.geometry import SlideGeometry
+    from dicomslide.header.placement import FieldOfView
 
 __all__ = [
     "LevelGroups",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from dicomslide.geometry import SlideGrid
-from dicomslide.indexing import Axis
+from dicomslide.header.geometry import SlideGrid
+from dicomslide.readers.indexing import Axis
 from dicomslide.utils import two_integers
 
 if TYPE_CHECKING:

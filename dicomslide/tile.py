@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide import utils
-from dicomslide.channel import channels_of
 from dicomslide.errors import DicomSlideError
-from dicomslide.layout import MICROMETERS, read_layout
+from dicomslide.header.channels import channels_of
+from dicomslide.header.layout import MICROMETERS, read_layout
+from dicomslide.header.per_frame import positions_of_dataset
+from dicomslide.header.placement import geometry_of
 from dicomslide.options import check_memory
-from dicomslide.perframe import positions_of_dataset
-from dicomslide.placement import geometry_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from dicomslide.backends.file import FileSource
+    from dicomslide.backends.part10.file import FileSource
 
     Positions: TypeAlias = Sequence[tuple[int, int]] | NDArray[Any]
 
@@ -249,7 +249,7 @@ def _file_of(image: Dataset) -> FileSource | None:
 
     A data set that this package read leaves them in the file.
     """
-    from dicomslide.backends.stores import open_source
+    from dicomslide.backends.open import open_source
 
     path = getattr(image, "filename", None)
     if PER_FRAME_GROUPS in image or not isinstance(path, (str, os.PathLike)):

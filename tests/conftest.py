@@ -9,9 +9,9 @@ import hypothesis
 import pytest
 
 import dicomslide
-from dicomslide import frame_reader
-from dicomslide.backends import encoded_frames
-from dicomslide.backends.file import FileSource
+from dicomslide.backends.batching import encoded_frames
+from dicomslide.backends.part10.file import FileSource
+from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
 
 # CI tries the same examples each time; a developer's machine goes on looking for others

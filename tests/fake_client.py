@@ -11,8 +11,8 @@ import pydicom
 import requests
 from pydicom.encaps import generate_frames
 
-from dicomslide.codec import DECODERS, decode_frame
-from dicomslide.layout import pixel_format_of
+from dicomslide.header.layout import pixel_format_of
+from dicomslide.pixels import DECODERS, decode_frame
 
 BULK = ("00282000",)  # ICC Profile
 _numbers = itertools.count()

@@ -9,8 +9,8 @@ import numpy as np
 import pydicom
 
 import dicomslide
-from dicomslide.codec import PixelFormat
-from dicomslide.geometry import SlideGeometry
+from dicomslide.header.geometry import SlideGeometry
+from dicomslide.pixels import PixelFormat
 from dicomslide.testing import (
     PositionDrawing,
     SyntheticImage,

@@ -8,10 +8,12 @@ import pytest
 from range_server import serving
 
 import dicomslide
-from dicomslide import frame_reader
-from dicomslide.backends import attempts, encoded_frames, remote, storage
-from dicomslide.backends import file as file_backend
-from dicomslide.backends.remote import RemoteSource
+from dicomslide.backends.batching import encoded_frames
+from dicomslide.backends.net import attempts
+from dicomslide.backends.objects import remote, storage
+from dicomslide.backends.objects.remote import RemoteSource
+from dicomslide.backends.part10 import file as file_backend
+from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
 
 __all__ = [

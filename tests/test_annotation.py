@@ -26,10 +26,10 @@ from dicomslide import open_slide
 from dicomslide.annotation.bulk import find_annotation_groups, read_annotation_groups
 from dicomslide.annotation.graphic import bounding_boxes, centroids
 from dicomslide.annotation.group import AnnotationGroup, region_of_annotation
-from dicomslide.backends.file import FileSource
+from dicomslide.backends.part10.file import FileSource
+from dicomslide.contents.collection import join_concatenations
 from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.image import TiledImage
-from dicomslide.slide.collection import join_concatenations
 from dicomslide.testing import write_slide
 
 NUCLEUS = codes.SCT.Nucleus

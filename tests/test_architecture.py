@@ -17,179 +17,102 @@ from dicomslide.testing import write_slide
 
 PACKAGE = Path(dicomslide.__file__).parent
 
-# from the bottom up: a module may import only what stands before it
-FLOORS = [
-    "errors",
-    "enum",
-    "forks",
-    "lazy",
-    "options",
-    "cache",
-    "together",
-    "identity",
-    "utils",
-    "geometry",
-    "annotation",
-    "annotation.graphic",
-    "annotation.group",
-    "channel",
-    "frames",
-    "perframe",
-    "codec.codestream",
-    "codec.pixel_format",
-    "codec.native",
-    "codec.jpeg",
-    "codec.jpeg2000",
-    "codec.decode",
-    "codec",
-    "color",
-    "layout",
-    "scaling",
-    "placement",
-    "pyramid",
-    "backends.addresses",
-    "backends.spans",
-    "backends.attempts",
-    "backends.ranges",
-    "backends.storage",
-    "backends.blobs",
-    "backends.lenient",
-    "backends.base",
-    "backends.part10",
-    "backends.shared_folder",
-    "backends.index_cache",
-    "backends.pixel_data",
-    "backends.local",
-    "backends.file",
-    "backends.frame_database",
-    "backends.encoded_frames",
-    "backends.read_ahead",
-    "backends.gather",
-    "backends.remote",
-    "backends.streams",
-    "backends.dicomdir",
-    "backends.stores",
-    "backends.multipart",
-    "backends.bodies",
-    "backends.transport",
-    "backends.dicom_json",
-    "backends.credentials",
-    "backends.service",
-    "backends.failures",
-    "backends.negotiation",
-    "backends.connection",
-    "backends.dicomweb",
-    "backends.client",
-    "tile",
-    "frame_reader",
-    "indexing",
-    "reader",
-    "annotation.bulk",
-    "stack",
-    "labelled",
-    "labelled.attributes",
-    "display",
-    "display.description",
-    "display.picture",
-    "display.html",
-    "sampler",
-    "matrix",
-    "lookup",
-    "image",
-    "slide.options",
-    "slide.places",
-    "slide.levels",
-    "slide.collection",
-    "slide.derived",
-    "slide.pyramids",
-    "slide.arrangement",
-    "labelled.index",
-    "labelled.channel_index",
-    "labelled.coordinates",
-    "accessor",
-    "labelled.variables",
-    "labelled.tree",
-    "slide.contents",
-    "slide.arrays",
-    "slide.slide",
-    "slide.discovery",
-    "slide.opening",
-    "slide.sorting",
-    "slide.cohort",
-    "slide",
-    "export",
-    "export.images",
-    "export.ome_metadata",
-    "export.exclusive",
-    "export.target",
-    "export.ome_zarr",
-    "export.spatialdata",
-    "openslide.errors",
-    "openslide.lowlevel",
-    "openslide.abstract",
-    "openslide.image_slide",
-    "openslide.cache",
-    "openslide.properties",
-    "openslide.rgba",
-    "openslide.contents",
-    "openslide.api",
-    "openslide",
-    "testing.drawing",
-    "testing.encode",
-    "testing.image",
-    "testing.write",
-    "testing.slide",
-    "testing",
-    "recipes.grid",
-    "recipes.samples",
-    "recipes.tissue",
-    "recipes.stains",
-    "recipes.statistics",
-    "recipes.tiles",
-    "recipes",
-    "demo",
-    "cli",
-    "__main__",
-    "backends.xarray_plugin",
-]
+# from the bottom up: a room may import what stands before it, and nothing beside it on its floor
+FLOORS = (
+    {"errors", "enum", "_version"},
+    {"process"},
+    {"options"},
+    {"pixels"},
+    {"header"},
+    {"utils"},
+    {"backends"},
+    {"readers"},
+    {"display"},
+    {"matrix", "tile", "pyramid"},
+    {"image"},
+    {"annotation"},
+    {"contents"},
+    {"labelled"},
+    {"accessor"},
+    {"slide"},
+    {"xarray_plugin", "export", "openslide", "recipes"},
+    {"demo"},
+    {"cli"},
+    {"__main__"},
+)
+BACKENDS = (
+    {"base", "coalesce"},
+    {"part10", "batching", "net"},
+    {"objects", "dicomweb"},
+    {"open"},
+)
+FOR_TESTING = {"errors", "enum", "_version", "process", "options", "pixels", "header"}
+"""What `testing` may import: it shares no reader with what it tests."""
 
 
 def modules():
     for path in sorted(PACKAGE.rglob("*.py")):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        if name not in ("__init__", "backends.__init__"):
-            yield name.removesuffix(".__init__"), path
+        yield ".".join(path.relative_to(PACKAGE).with_suffix("").parts), path
 
 
 def imported(path):
-    """Modules of the package that a module imports when it runs: not for its types only."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only or not isinstance(node, ast.ImportFrom):
-            continue
-        if node.module == "dicomslide":
-            yield from (alias.name for alias in node.names)
-        elif (node.module or "").startswith("dicomslide."):
-            home = node.module.removeprefix("dicomslide.")
-            names = {f"{home}.{alias.name}" for alias in node.names} & set(FLOORS)
-            yield from names or {home}
+    """Modules and packages of the package that a module imports: late, or for its types, too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            if name.partition(".")[0] != "dicomslide":
+                continue
+            inner = name.removeprefix("dicomslide").lstrip(".")
+            if isinstance(node, ast.Import) or inner not in ("", *PACKAGES):
+                yield inner
+                continue
+            for alias in node.names:  # of a package: its modules, or what it offers itself
+                module = f"{inner}.{alias.name}".lstrip(".")
+                at = PACKAGE.joinpath(*module.split("."))
+                yield module if at.with_suffix(".py").exists() or at.is_dir() else inner
 
 
-def test_every_module_has_its_floor():
-    assert {name for name, _ in modules()} == set(FLOORS)
+PACKAGES = {
+    ".".join(path.parent.relative_to(PACKAGE).parts) for path in PACKAGE.rglob("*/__init__.py")
+}
+
+
+def floor_of(room, floors):
+    return next((number for number, rooms in enumerate(floors) if room in rooms), None)
+
+
+def is_allowed(name, other):
+    """Whether a module may import another one."""
+    (room, *inner), (its_room, *its_inner) = name.split("."), other.split(".")
+    if room == "__init__":
+        return True  # the door
+    if room == "testing":
+        return its_room == "testing" or its_room in FOR_TESTING
+    if its_room == "testing":
+        return room == "demo"
+    if room != its_room:
+        here, there = floor_of(room, FLOORS), floor_of(its_room, FLOORS)
+        return None not in (here, there) and there < here
+    if room == "backends" and inner[0] != "__init__" and inner[0] != its_inner[0]:
+        here, there = floor_of(inner[0], BACKENDS), floor_of(its_inner[0], BACKENDS)
+        return None not in (here, there) and there < here
+    return True
 
 
 @pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: Path(value).name)
 def test_imports_point_downwards(name, path):
-    below = set(FLOORS[: FLOORS.index(name)])
-    above = {other for other in imported(path) if other not in below}
-    assert not above
+    assert not [other for other in imported(path) if not is_allowed(name, other)]
+
+
+def test_modules_import_each_other_in_no_circle():
+    paths = {name.removesuffix(".__init__"): path for name, path in modules()}
+    arrows = {name: {o for o in imported(path) if o in paths} for name, path in paths.items()}
+    while arrows:
+        free = {name for name, others in arrows.items() if not others & arrows.keys() - {name}}
+        assert free, f"a circle among {sorted(arrows)}"
+        arrows = {name: others for name, others in arrows.items() if name not in free}
 
 
 @pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: Path(value).name)
@@ -241,7 +164,7 @@ def test_a_first_region_costs_no_module_that_it_does_not_need(tmp_path):
     assert not heavy & {name.partition(".")[0] for name in imported}
     assert "numpy.ma" not in imported  # which plain np.unique imports, for 20 ms
     ours = {name.removeprefix("dicomslide.") for name in imported if "dicomslide." in name}
-    assert not ours & {"backends.dicomweb", "backends.connection", "backends.xarray_plugin"}
+    assert not ours & {"backends.dicomweb", "backends.objects", "xarray_plugin"}
     floors = {name.partition(".")[0] for name in ours}
     assert not floors & {"annotation", "labelled", "display", "openslide", "testing", "demo"}
 

@@ -16,7 +16,7 @@ import pytest
 import xarray as xr
 
 import dicomslide
-from dicomslide.backends import ranges
+from dicomslide.backends.objects import ranges
 from dicomslide.testing import write_slide
 
 KINDS = ["stored.zip", "deflated.zip", "plain.tar", "packed.tar.gz"]

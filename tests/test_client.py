@@ -18,13 +18,17 @@ from fake_client import FakeClient, refused
 from pydicom.uid import UID
 
 import dicomslide
-from dicomslide import Slide, TiledImage, TotalPixelMatrix, frame_reader
-from dicomslide.backends import base, connection, dicomweb, encoded_frames
-from dicomslide.backends.client import frame_source
-from dicomslide.backends.dicomweb import DicomWebSource
-from dicomslide.backends.file import FileSource, FileStore
-from dicomslide.codec import PixelFormat, decode_frame, transfer_syntax_of
-from dicomslide.geometry import SlideGeometry
+from dicomslide import Slide, TiledImage, TotalPixelMatrix
+from dicomslide.backends import base
+from dicomslide.backends.batching import encoded_frames
+from dicomslide.backends.dicomweb import connection
+from dicomslide.backends.dicomweb import source as dicomweb
+from dicomslide.backends.dicomweb.client import frame_source
+from dicomslide.backends.dicomweb.source import DicomWebSource
+from dicomslide.backends.part10.file import FileSource, FileStore
+from dicomslide.header.geometry import SlideGeometry
+from dicomslide.pixels import PixelFormat, decode_frame, transfer_syntax_of
+from dicomslide.readers import frame_reader
 from dicomslide.testing import ENCODERS, SyntheticImage, encode_frame, write_image, write_slide
 
 EXPLICIT, JPEG, EXTENDED = (f"1.2.840.10008.1.2{end}" for end in (".1", ".4.50", ".4.51"))

@@ -16,10 +16,10 @@ from range_server import serving
 from workers import some_workers
 
 import dicomslide
-from dicomslide.backends import file
-from dicomslide.backends.file import FileSource
-from dicomslide.codec.pixel_format import PixelFormat
-from dicomslide.geometry import SlideGeometry
+from dicomslide.backends.part10 import file
+from dicomslide.backends.part10.file import FileSource
+from dicomslide.header.geometry import SlideGeometry
+from dicomslide.pixels.pixel_format import PixelFormat
 from dicomslide.slide import cohort
 from dicomslide.testing import (
     PositionDrawing,
@@ -370,7 +370,7 @@ def _lose_files():
 
 
 def _find_files():
-    from dicomslide.backends.stores import open_source
+    from dicomslide.backends.open import open_source
 
     cohort.open_source = open_source
 

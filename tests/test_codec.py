@@ -21,15 +21,15 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import convert_color_space
 from pydicom.uid import UID
 
-from dicomslide.codec import DECODERS, PixelFormat, decode_frame, scratch_memory
-from dicomslide.codec.codestream import (
+from dicomslide.errors import FrameDecodeError, FramePositionError, FrameReadError
+from dicomslide.pixels import DECODERS, PixelFormat, decode_frame, scratch_memory
+from dicomslide.pixels.codestream import (
     ends_image,
     has_plain_tile_parts,
     is_lossy,
     jpeg_xl_size,
     parse_jpeg2000,
 )
-from dicomslide.errors import FrameDecodeError, FramePositionError, FrameReadError
 from dicomslide.testing import encode_frame
 
 ROOT = "1.2.840.10008.1.2"
@@ -412,7 +412,7 @@ def test_damage_neither_ends_nor_stops_the_process(case):
     """In a process of its own, for a decoder in C may crash or go on for ever."""
     uid, changes = LETHAL[case]
     code = (
-        "import sys, dicomslide.codec as c\n"
+        "import sys, dicomslide.pixels as c\n"
         "from dicomslide.errors import FrameDecodeError\n"
         f"f = c.PixelFormat(rows={ROWS}, columns={COLUMNS}, samples=3, photometric='RGB')\n"
         "try:\n"

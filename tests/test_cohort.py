@@ -15,10 +15,10 @@ import pytest
 from fake_client import FakeClient
 
 import dicomslide
-from dicomslide.backends import file, local
-from dicomslide.backends.stores import open_source
-from dicomslide.cache import Registry
+from dicomslide.backends.open import open_source
+from dicomslide.backends.part10 import file, local
 from dicomslide.cli import main
+from dicomslide.process.registry import Registry
 from dicomslide.slide import cohort
 from dicomslide.testing import write_slide
 

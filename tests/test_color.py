@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from dicomslide import color
-from dicomslide.color import ColorTransform, cielab_to_srgb, color_transform
 from dicomslide.errors import MetadataWarning
+from dicomslide.pixels import color
+from dicomslide.pixels.color import ColorTransform, cielab_to_srgb, color_transform
 from dicomslide.testing import draw_tissue, srgb_profile
 
 RANDOM = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)

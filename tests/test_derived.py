@@ -19,9 +19,9 @@ from pydicom.sr.coding import Code
 
 import dicomslide
 from dicomslide import ChannelTypes, TiledImage, open_slide
-from dicomslide.backends.file import FileStore
-from dicomslide.codec import PixelFormat
-from dicomslide.geometry import SlideGeometry
+from dicomslide.backends.part10.file import FileStore
+from dicomslide.header.geometry import SlideGeometry
+from dicomslide.pixels import PixelFormat
 from dicomslide.testing import PositionDrawing, SyntheticImage, position_values, write_image
 from dicomslide.testing import write_slide as write
 

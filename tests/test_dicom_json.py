@@ -9,10 +9,10 @@ import pydicom
 import pytest
 
 import dicomslide
-from dicomslide.backends.dicom_json import BulkData, dataset_of_json, frame_groups_of_json
-from dicomslide.backends.dicomweb import _header_of
-from dicomslide.backends.file import FileSource
-from dicomslide.layout import pixel_format_of
+from dicomslide.backends.dicomweb.dicom_json import BulkData, dataset_of_json, frame_groups_of_json
+from dicomslide.backends.dicomweb.source import _header_of
+from dicomslide.backends.part10.file import FileSource
+from dicomslide.header.layout import pixel_format_of
 from dicomslide.testing import write_slide
 
 POSITIONS = "0048021A"

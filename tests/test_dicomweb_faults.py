@@ -19,10 +19,12 @@ from faulty_server import AS_STORED, TOKEN, FaultyServer
 from test_transport import Clock
 
 import dicomslide
-from dicomslide import frame_reader
-from dicomslide.backends import connection, credentials, encoded_frames, service
-from dicomslide.backends.client import frame_source, store_at
-from dicomslide.backends.transport import Patience, Transport
+from dicomslide.backends.batching import encoded_frames
+from dicomslide.backends.dicomweb import connection, service
+from dicomslide.backends.dicomweb.client import frame_source, store_at
+from dicomslide.backends.dicomweb.transport import Patience, Transport
+from dicomslide.backends.net import credentials
+from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
 
 UIDS = ("StudyInstanceUID", "SeriesInstanceUID")

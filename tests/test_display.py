@@ -88,7 +88,7 @@ def test_html_of_an_image_has_its_size_and_picture(tissue_slide):
 
 def test_html_of_a_matrix_reads_no_pixels(tissue_slide, monkeypatch):
     matrix = open_slide(tissue_slide).get_volume_images()[0].get_total_pixel_matrix()
-    monkeypatch.setattr("dicomslide.frame_reader.decode_frame", None)
+    monkeypatch.setattr("dicomslide.readers.frame_reader.decode_frame", None)
     page = read(matrix._repr_html_())
     assert "600 × 900 × 3" in page.cells
     assert "3 × 4 tiles" in page.cells
@@ -108,7 +108,7 @@ def test_html_shows_the_table_though_pixels_cannot_be_read(tmp_path):
 
 def test_html_reads_no_image_that_is_too_large_for_a_picture(tissue_slide, monkeypatch):
     monkeypatch.setattr("dicomslide.display.html.MOST_PIXELS", 1000)
-    monkeypatch.setattr("dicomslide.frame_reader.decode_frame", None)
+    monkeypatch.setattr("dicomslide.readers.frame_reader.decode_frame", None)
     page = read(open_slide(tissue_slide)._repr_html_())
     assert "would have to be read" in page.text
 
@@ -380,7 +380,7 @@ def test_segments_and_annotations_are_mentioned_by_label(tmp_path, tissue_slide,
 
 def test_large_annotations_are_mentioned_without_being_read(shared_data, monkeypatch):
     from dicomslide.annotation import bulk
-    from dicomslide.backends.file import FileSource
+    from dicomslide.backends.part10.file import FileSource
 
     monkeypatch.setattr(bulk, "SMALL", 100)
     monkeypatch.setattr(FileSource, "read_instance", None)

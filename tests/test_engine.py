@@ -14,11 +14,11 @@ import xarray as xr
 from test_color import swapped_profile
 
 import dicomslide
-from dicomslide import frame_reader
-from dicomslide.backends.file import FileSource
-from dicomslide.backends.xarray_plugin import DicomSlideBackendEntrypoint
+from dicomslide.backends.part10.file import FileSource
 from dicomslide.labelled.index import SlideIndex
+from dicomslide.readers import frame_reader
 from dicomslide.testing import position_values, write_slide
+from dicomslide.xarray_plugin import DicomSlideBackendEntrypoint
 
 UPRIGHT = np.rot90(position_values(np.arange(130), np.arange(170)), -1)
 OPTIONS = dict(engine="dicomslide", correct_color=False)
@@ -231,7 +231,7 @@ def test_computing_on_whole_slides(tissue_slide):
 def test_entry_point_module_imports_xarray_only():
     code = (
         "import xarray, sys; before = set(sys.modules);"
-        "import dicomslide.backends.xarray_plugin;"
+        "import dicomslide.xarray_plugin;"
         "new = {m.split('.')[0] for m in set(sys.modules) - before};"
         "print(sorted(new - {'dicomslide'} - set(sys.stdlib_module_names)))"
     )

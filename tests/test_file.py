@@ -19,10 +19,8 @@ import pytest
 import xarray as xr
 
 import dicomslide
-from dicomslide import frame_reader
-from dicomslide.backends import file as file_backend
-from dicomslide.backends.file import FileSource, FileStore, is_dicom_file
-from dicomslide.codec import PixelFormat
+from dicomslide.backends.part10 import file as file_backend
+from dicomslide.backends.part10.file import FileSource, FileStore, is_dicom_file
 from dicomslide.errors import (
     FrameDecodeError,
     FrameReadError,
@@ -33,7 +31,9 @@ from dicomslide.errors import (
     NotDicomError,
     SourceChangedError,
 )
-from dicomslide.geometry import SlideGeometry
+from dicomslide.header.geometry import SlideGeometry
+from dicomslide.pixels import PixelFormat
+from dicomslide.readers import frame_reader
 from dicomslide.testing import PositionDrawing, SyntheticImage, position_values, write_image
 
 ROOT = "1.2.840.10008.1.2"

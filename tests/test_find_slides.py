@@ -16,7 +16,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID
 
 import dicomslide
-from dicomslide.backends import client as client_module
+from dicomslide.backends.dicomweb import client as client_module
 from dicomslide.slide.discovery import find_slides
 from dicomslide.testing import uid_of, write_slide
 

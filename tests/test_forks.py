@@ -12,8 +12,14 @@ import numpy as np
 import pytest
 
 import dicomslide
-from dicomslide import cache, forks, frame_reader, options
-from dicomslide.backends import base, encoded_frames, file, lenient, local
+from dicomslide import options
+from dicomslide.backends import base
+from dicomslide.backends.batching import encoded_frames
+from dicomslide.backends.part10 import file, local
+from dicomslide.header import lenient
+from dicomslide.process import forks
+from dicomslide.process import registry as cache
+from dicomslide.readers import frame_reader
 from dicomslide.testing import position_values
 
 pytestmark = [
@@ -45,7 +51,7 @@ def pixels():
     return slide.get_image_region((0, 0), 0, (100, 120))
 
 def forget():
-    from dicomslide.cache import _kept
+    from dicomslide.process.registry import _kept
     for each in list(_kept):
         each.clear()
 
@@ -184,7 +190,7 @@ def test_a_barrier_is_waited_for(tmp_path):
     """In a process of its own: a barrier is there as long as its process."""
     code = """
 import os, threading, time
-from dicomslide.forks import ForkBarrier
+from dicomslide.process.forks import ForkBarrier
 barrier, ends, holding = ForkBarrier(), [], threading.Event()
 def hold():
     with barrier:

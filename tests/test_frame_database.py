@@ -17,8 +17,8 @@ import pytest
 from test_forks import in_child
 
 import dicomslide
-from dicomslide.backends import encoded_frames, frame_database
-from dicomslide.backends.frame_database import NAME, FrameDatabase
+from dicomslide.backends.batching import encoded_frames, frame_database
+from dicomslide.backends.batching.frame_database import NAME, FrameDatabase
 
 IMAGE = ("dicomweb", "https://host", "1.2.3")
 

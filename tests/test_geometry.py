@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dicomslide.geometry import SlideGeometry, nearest_index
+from dicomslide.header.geometry import SlideGeometry, nearest_index
 
 
 def geometry(origin, ios, spacing, shape):

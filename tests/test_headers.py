@@ -14,11 +14,15 @@ import pydicom
 import pytest
 
 import dicomslide
-from dicomslide.backends import base, file, lenient, part10, pixel_data
+from dicomslide.backends import base
 from dicomslide.backends.base import ConcatenatedSource
-from dicomslide.backends.file import FileSource
+from dicomslide.backends.part10 import file
+from dicomslide.backends.part10 import frame_index as pixel_data
+from dicomslide.backends.part10 import header as part10
+from dicomslide.backends.part10.file import FileSource
 from dicomslide.errors import MetadataError
-from dicomslide.frames import distinct
+from dicomslide.header import lenient
+from dicomslide.header.tiling import distinct
 from dicomslide.testing import write_slide
 
 SMALL = dict(shape=(60, 80), tile_shape=(32, 32), drawing="position", associated=False)
@@ -297,7 +301,7 @@ def test_distinct_values_are_those_of_numpy(values):
 
 FIRST_FILES = """
 import sys, threading
-from dicomslide.backends.file import FileSource
+from dicomslide.backends.part10.file import FileSource
 
 half_way, opened = threading.Event(), threading.Event()
 

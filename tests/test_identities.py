@@ -18,9 +18,9 @@ from dicomweb_client.api import DICOMwebClient
 from faulty_server import TOKEN, FaultyServer
 
 import dicomslide
-from dicomslide import frame_reader
-from dicomslide.backends import encoded_frames
+from dicomslide.backends.batching import encoded_frames
 from dicomslide.errors import FrameReadError, NotDicomError, SourceDeniedError, SourceReadError
+from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
 
 reason = orthanc.reason_to_skip()
@@ -410,7 +410,7 @@ def test_a_token_beside_a_session_leaves_the_session_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("scheme", ["dicomweb+", ""])
 def test_a_server_that_cannot_be_reached_is_an_error_of_the_source(monkeypatch, scheme):
-    from dicomslide.backends import transport
+    from dicomslide.backends.dicomweb import transport
 
     monkeypatch.setattr(transport.Patience, "__init__", quick_patience(transport.Patience))
     with pytest.raises(SourceReadError, match=r"^ConnectionError") as info:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dicomslide
-from dicomslide.backends import index_cache
+from dicomslide.backends.part10 import index_cache
 
 NUMBERS = np.arange(1000)
 

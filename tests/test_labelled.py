@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dicomslide
-from dicomslide.geometry import SlideGeometry
+from dicomslide.header.geometry import SlideGeometry
 from dicomslide.labelled.index import SlideIndex
 from dicomslide.testing import position_values, write_slide
 

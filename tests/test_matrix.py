@@ -17,11 +17,11 @@ from hypothesis.extra import numpy as hnp
 from test_color import swapped_profile
 
 import dicomslide
-from dicomslide import frame_reader
-from dicomslide.backends.file import FileSource
-from dicomslide.codec import PixelFormat
-from dicomslide.geometry import SlideGeometry
-from dicomslide.reader import ChunkReader
+from dicomslide.backends.part10.file import FileSource
+from dicomslide.header.geometry import SlideGeometry
+from dicomslide.pixels import PixelFormat
+from dicomslide.readers import frame_reader
+from dicomslide.readers.matrix_reader import ChunkReader
 from dicomslide.testing import (
     PositionDrawing,
     SyntheticImage,

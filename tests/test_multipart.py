@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomslide.backends.multipart import ReplyError, parts_of
+from dicomslide.backends.dicomweb.multipart import ReplyError, parts_of
 
 KIND = 'multipart/related; type="application/octet-stream"; boundary="b/1"'
 

@@ -8,7 +8,7 @@ import pytest
 from pydicom.encaps import encapsulate
 from quirky import BIG_ENDIAN, NATIVE, RLE, changed, open_stored, pixels_of, setting, write
 
-from dicomslide.codec import PixelFormat
+from dicomslide.pixels import PixelFormat
 from dicomslide.testing.encode import encode_frame
 
 SHAPE, TILE = (32, 64), (16, 32)

@@ -15,10 +15,10 @@ from quirky import NATIVE, changed, expected
 
 import dicomslide
 from dicomslide import FramePositionError, MetadataWarning, OpenSlide, open_slide
-from dicomslide.codec import PixelFormat
 from dicomslide.errors import AmbiguousSlideError
-from dicomslide.frames import focal_planes
-from dicomslide.geometry import SlideGeometry
+from dicomslide.header.geometry import SlideGeometry
+from dicomslide.header.tiling import focal_planes
+from dicomslide.pixels import PixelFormat
 from dicomslide.testing import (
     PositionDrawing,
     SyntheticImage,

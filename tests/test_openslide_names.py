@@ -215,7 +215,7 @@ def test_a_class_of_ones_own_needs_what_openslides_needs():
 
 def decoded(monkeypatch):
     """Count the frames that are decoded."""
-    from dicomslide import frame_reader
+    from dicomslide.readers import frame_reader
 
     frames = []
     original = frame_reader.decode_frame

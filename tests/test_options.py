@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import dicomslide
-from dicomslide import frame_reader, get_options, set_options
-from dicomslide.backends import encoded_frames
-from dicomslide.cache import FrameCache
+from dicomslide import get_options, set_options
+from dicomslide.backends.batching import encoded_frames
+from dicomslide.process.registry import FrameCache
+from dicomslide.readers import frame_reader
 
 
 def test_options_are_checked_and_restored():

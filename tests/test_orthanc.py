@@ -21,10 +21,11 @@ from test_client import EXPLICIT, EXTENDED, J2K, JPEG_LS, RLE, bit_packed, twelv
 from workers import some_workers
 
 import dicomslide
-from dicomslide import frame_reader
-from dicomslide.backends import connection, encoded_frames
-from dicomslide.backends.client import frame_source
-from dicomslide.backends.file import FileSource
+from dicomslide.backends.batching import encoded_frames
+from dicomslide.backends.dicomweb import connection
+from dicomslide.backends.dicomweb.client import frame_source
+from dicomslide.backends.part10.file import FileSource
+from dicomslide.readers import frame_reader
 from dicomslide.testing import ENCODERS, write_image, write_slide
 
 pytestmark = pytest.mark.skipif(

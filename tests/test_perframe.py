@@ -9,14 +9,19 @@ import pydicom
 import pytest
 
 import dicomslide
-from dicomslide import perframe
-from dicomslide.backends import part10
 from dicomslide.backends.base import ConcatenatedSource
-from dicomslide.backends.file import FileSource
-from dicomslide.codec import PixelFormat
+from dicomslide.backends.part10 import header as part10
+from dicomslide.backends.part10.file import FileSource
 from dicomslide.errors import FramePositionError, FrameReadError, MetadataError
-from dicomslide.geometry import SlideGeometry
-from dicomslide.perframe import UNDEFINED, PerFrameSpan, positions_of_dataset, scan_per_frame_groups
+from dicomslide.header import per_frame as perframe
+from dicomslide.header.geometry import SlideGeometry
+from dicomslide.header.per_frame import (
+    UNDEFINED,
+    PerFrameSpan,
+    positions_of_dataset,
+    scan_per_frame_groups,
+)
+from dicomslide.pixels import PixelFormat
 from dicomslide.testing import (
     PositionDrawing,
     SyntheticImage,

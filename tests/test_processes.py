@@ -14,9 +14,9 @@ import pytest
 import xarray as xr
 
 import dicomslide
-from dicomslide import frame_reader
 from dicomslide.backends import base
-from dicomslide.backends.file import FileSource
+from dicomslide.backends.part10.file import FileSource
+from dicomslide.readers import frame_reader
 from dicomslide.testing import position_values
 
 UPRIGHT = np.rot90(position_values(np.arange(130), np.arange(170)), -1)
@@ -98,7 +98,7 @@ def test_unpickling_a_reader_touches_no_file(position_slide, tmp_path):
     """A scheduler that sees no files can still unpickle graphs."""
     import shutil
 
-    from dicomslide.backends import file
+    from dicomslide.backends.part10 import file
 
     copy = tmp_path / "copy.dcm"
     shutil.copy(position_slide / "level-0.dcm", copy)

@@ -141,9 +141,9 @@ from quirky import (
 )
 
 import dicomslide
-from dicomslide.backends.file import FileStore
+from dicomslide.backends.part10.file import FileStore
 from dicomslide.errors import MetadataError, MetadataWarning
-from dicomslide.geometry import SlideGeometry
+from dicomslide.header.geometry import SlideGeometry
 from dicomslide.testing import (
     position_values,
     write_slide,

@@ -16,6 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 from derive import write_segmentation
+from dicomslide.codec import PixelFormat
 from PIL import Image
 from quirky import (
     BASELINE,
@@ -34,8 +35,8 @@ from quirky import (
 )
 
 import dicomslide
-from dicomslide.codec import PixelFormat, jpeg
 from dicomslide.errors import FrameDecodeError, FrameWarning, MetadataError
+from dicomslide.pixels import jpeg
 from dicomslide.testing import (
     encode_frame,
     position_values,

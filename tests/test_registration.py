@@ -15,8 +15,8 @@ from derive import segment, write_segmentation
 from pydicom.sr.codedict import codes
 
 import dicomslide
-from dicomslide.geometry import SlideGeometry
-from dicomslide.slide.levels import affine_from_base
+from dicomslide.contents.levels import affine_from_base
+from dicomslide.header.geometry import SlideGeometry
 from dicomslide.testing import write_slide
 
 NATIVE = "1.2.840.10008.1.2.1"

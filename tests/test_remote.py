@@ -25,10 +25,11 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 import dicomslide
-from dicomslide.backends import attempts, ranges, remote, storage
-from dicomslide.backends import file as file_backend
-from dicomslide.backends.remote import RemoteSource
-from dicomslide.backends.stores import open_store
+from dicomslide.backends.net import attempts
+from dicomslide.backends.objects import ranges, remote, storage
+from dicomslide.backends.objects.remote import RemoteSource
+from dicomslide.backends.open import open_store
+from dicomslide.backends.part10 import file as file_backend
 from dicomslide.errors import FrameReadError, NotDicomError, SourceChangedError, SourceReadError
 from dicomslide.testing import write_slide
 
@@ -158,7 +159,7 @@ def test_xarray_opens_urls(server, folder, pixels):
 
 
 def test_guessing_looks_at_a_url_but_asks_nobody(server):
-    from dicomslide.backends.xarray_plugin import DicomSlideBackendEntrypoint
+    from dicomslide.xarray_plugin import DicomSlideBackendEntrypoint
 
     guess = DicomSlideBackendEntrypoint().guess_can_open
     assert guess(f"{server.url}/slide/level-0.dcm")
@@ -677,7 +678,7 @@ def test_what_a_scan_of_a_file_found_is_kept_too(scanned, tmp_path):
 
 
 def write_entries(number):
-    from dicomslide.backends import index_cache
+    from dicomslide.backends.part10 import index_cache
 
     numbers = np.full(100_000, number, np.int64)
     torn = 0

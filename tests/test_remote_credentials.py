@@ -12,8 +12,8 @@ import pytest
 import xarray as xr
 
 import dicomslide
-from dicomslide.backends import ranges, remote, storage
-from dicomslide.backends.remote import RemoteSource
+from dicomslide.backends.objects import ranges, remote, storage
+from dicomslide.backends.objects.remote import RemoteSource
 from dicomslide.errors import FrameReadError, SourceReadError
 
 sys.path.insert(0, os.path.dirname(__file__))

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 import dicomslide
-from dicomslide.backends import attempts, remote
+from dicomslide.backends.net import attempts
+from dicomslide.backends.objects import remote
 from dicomslide.errors import FrameReadError, SourceReadError
 
 sys.path.insert(0, os.path.dirname(__file__))

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import dicomslide
-from dicomslide import frame_reader
-from dicomslide.backends.file import FileSource
-from dicomslide.backends.remote import RemoteSource
+from dicomslide.backends.objects.remote import RemoteSource
+from dicomslide.backends.part10.file import FileSource
+from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
 
 sys.path.insert(0, os.path.dirname(__file__))

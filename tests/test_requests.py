@@ -15,11 +15,11 @@ from faulty_server import FaultyServer
 from test_dicomweb_faults import url_of
 
 import dicomslide
-from dicomslide import frame_reader
-from dicomslide.backends import encoded_frames, gather
-from dicomslide.backends.gather import Gatherer
-from dicomslide.backends.read_ahead import ReadAhead
-from dicomslide.frames import FullFrames, TileGrid
+from dicomslide.backends.batching import encoded_frames, gather
+from dicomslide.backends.batching.gather import Gatherer
+from dicomslide.backends.batching.prefetch import ReadAhead
+from dicomslide.header.tiling import FullFrames, TileGrid
+from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
 
 TILE = 16

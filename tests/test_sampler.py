@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dicomslide
-from dicomslide import TotalPixelMatrixSampler, frame_reader
-from dicomslide.backends.file import FileSource
-from dicomslide.codec import PixelFormat
-from dicomslide.geometry import SlideGeometry
+from dicomslide import TotalPixelMatrixSampler
+from dicomslide.backends.part10.file import FileSource
+from dicomslide.header.geometry import SlideGeometry
+from dicomslide.pixels import PixelFormat
+from dicomslide.readers import frame_reader
 from dicomslide.testing import PositionDrawing, SyntheticImage, position_values, write_image
 
 SHAPE = (23, 31)

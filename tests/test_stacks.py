@@ -9,8 +9,8 @@ import pytest
 
 import dicomslide
 from dicomslide import ChannelTypes, open_slide
-from dicomslide.codec import PixelFormat
-from dicomslide.geometry import SlideGeometry
+from dicomslide.header.geometry import SlideGeometry
+from dicomslide.pixels import PixelFormat
 from dicomslide.testing import SyntheticImage, averaged, position_values, write_image
 
 SHAPE = (50, 70)

@@ -21,9 +21,9 @@ from dicomslide import (
     compute_frame_positions,
     disassemble_total_pixel_matrix,
 )
-from dicomslide.backends.file import FileSource
-from dicomslide.codec import PixelFormat
-from dicomslide.geometry import SlideGeometry
+from dicomslide.backends.part10.file import FileSource
+from dicomslide.header.geometry import SlideGeometry
+from dicomslide.pixels import PixelFormat
 from dicomslide.testing import PositionDrawing, SyntheticImage, write_image
 
 # -- assemble and disassemble ----------------------------------------------------------------

@@ -17,9 +17,15 @@ import pytest
 import requests
 from faulty_server import AS_STORED, FaultyServer
 
-from dicomslide.backends.bodies import decompressed
-from dicomslide.backends.multipart import ReplyError, WrongTypeError
-from dicomslide.backends.transport import Patience, Transport, TransportError, _stranger, public
+from dicomslide.backends.dicomweb.bodies import decompressed
+from dicomslide.backends.dicomweb.multipart import ReplyError, WrongTypeError
+from dicomslide.backends.dicomweb.transport import (
+    Patience,
+    Transport,
+    TransportError,
+    _stranger,
+    public,
+)
 from dicomslide.testing import write_slide
 
 SECRET = "a-secret"

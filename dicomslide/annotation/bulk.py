@@ -12,7 +12,7 @@ from dicomslide import utils
 from dicomslide.annotation.graphic import BLOCK, NUM_POINTS
 from dicomslide.annotation.group import AnnotationGroup, Measurement
 from dicomslide.backends.base import ConcatenatedSource, layout_of
-from dicomslide.backends.file import FileSource
+from dicomslide.backends.part10.file import FileSource
 from dicomslide.errors import MetadataError, MetadataWarning
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.base import FrameSource
-    from dicomslide.geometry import SlideGeometry
+    from dicomslide.header.geometry import SlideGeometry
     from dicomslide.image import TiledImage
 
 __all__ = [

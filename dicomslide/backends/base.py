@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from dicomslide import utils
-from dicomslide.cache import Registry
 from dicomslide.errors import FrameReadError, MetadataError
-from dicomslide.frames import FramePositions
-from dicomslide.layout import ImageLayout, read_layout
+from dicomslide.header.layout import ImageLayout, read_layout
+from dicomslide.header.tiling import FramePositions
+from dicomslide.process.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from pydicom.dataset import Dataset
 
-    from dicomslide.codec.pixel_format import Buffer
+    from dicomslide.pixels.pixel_format import Buffer
 
 __all__ = ["ConcatenatedSource", "FrameSource", "FrameStore", "drop_frame", "kept_as",
            "layout_of", "may_read_anew", "read_anew"]  # fmt: skip
@@ -231,7 +231,7 @@ class ConcatenatedSource:
     def _joined_metadata(self) -> Dataset:
         from pydicom.dataset import Dataset
 
-        from dicomslide.backends.lenient import LenientDataset
+        from dicomslide.header.lenient import LenientDataset
 
         first = self.parts[0].metadata
         # elements as they are: converting a broken one that nobody needs would fail

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
-from dicomslide.codec import DECODERS
 from dicomslide.enum import ChannelTypes, ImageFlavors
 from dicomslide.errors import DicomSlideError, MetadataError
+from dicomslide.header.layout import num_frames_of
 from dicomslide.labelled.attributes import slide_attrs
-from dicomslide.layout import num_frames_of
+from dicomslide.pixels import DECODERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dicomslide.contents.places import ChannelGroup
     from dicomslide.image import TiledImage
-    from dicomslide.slide.places import ChannelGroup
     from dicomslide.slide.slide import Slide
 
 __all__ = [

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dicomslide.image import TiledImage
-    from dicomslide.reader import MatrixReader
+    from dicomslide.readers.matrix_reader import MatrixReader
 
 __all__ = ["add_scale_bar", "as_displayed", "picture_of", "plot_image", "show_picture"]
 

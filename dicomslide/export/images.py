@@ -13,12 +13,12 @@ import xarray as xr
 
 from dicomslide.errors import MetadataWarning
 from dicomslide.labelled.coordinates import step_of
-from dicomslide.stack import dask_array
+from dicomslide.readers.stacked_reader import dask_array
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
 
-    from dicomslide.stack import Data, StackedReader
+    from dicomslide.readers.stacked_reader import Data, StackedReader
 
 __all__ = ["ExportImage", "ExportLevel", "Raster", "blocks", "images_of", "shard_data"]
 

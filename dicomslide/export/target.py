@@ -19,7 +19,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dicomslide.backends.storage import (
+from dicomslide.backends.objects.storage import (
     ObjectReach,
     harmless_for,
     is_url,
@@ -27,10 +27,9 @@ from dicomslide.backends.storage import (
     register_storage_options,
     remembered,
 )
-from dicomslide.cache import Registry
 from dicomslide.errors import ExportError, StoreExistsError
 from dicomslide.export.exclusive import CLAIMS, LOCK, alone, locked
-from dicomslide.together import together
+from dicomslide.process.parallel import together
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Iterator, Mapping

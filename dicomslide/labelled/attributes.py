@@ -12,10 +12,10 @@ from dicomslide.enum import ChannelTypes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dicomslide.channel import Channel
-    from dicomslide.geometry import Orientation, SlideGeometry
+    from dicomslide.contents.contents import SlideContents
+    from dicomslide.header.channels import Channel
+    from dicomslide.header.geometry import Orientation, SlideGeometry
     from dicomslide.image import TiledImage
-    from dicomslide.slide.contents import SlideContents
 
 __all__ = ["derived_attrs", "image_attrs", "slide_attrs"]
 

@@ -17,8 +17,8 @@ from dicomslide.labelled.index import FRAME_OF_REFERENCE, SlideIndex, spacing_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dicomslide.channel import Channel
-    from dicomslide.geometry import Orientation, SlideGeometry
+    from dicomslide.header.channels import Channel
+    from dicomslide.header.geometry import Orientation, SlideGeometry
     from dicomslide.image import TiledImage
 
 __all__ = [

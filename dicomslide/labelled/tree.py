@@ -9,16 +9,16 @@ import xarray as xr
 
 from dicomslide import accessor as accessor  # registered, wherever there are labelled arrays
 from dicomslide import utils
-from dicomslide.frames import match_planes
+from dicomslide.contents.places import lies_on, turned_onto
+from dicomslide.header.tiling import match_planes
 from dicomslide.labelled.attributes import slide_attrs
 from dicomslide.labelled.variables import Grid, Stack
-from dicomslide.slide.places import lies_on, turned_onto
 
 if TYPE_CHECKING:
+    from dicomslide.contents.contents import SlideContents
+    from dicomslide.contents.places import ChannelGroup
     from dicomslide.labelled.variables import Frame
-    from dicomslide.slide.contents import SlideContents
-    from dicomslide.slide.places import ChannelGroup
-    from dicomslide.stack import Data
+    from dicomslide.readers.stacked_reader import Data
 
 __all__ = ["MaskAndScale", "level_dataset", "other_groups", "slide_groups"]
 

@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
+from dicomslide.contents.places import lies_on, turned_onto
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import MetadataError, MetadataWarning
-from dicomslide.frames import SAME_PLANE, match_planes
-from dicomslide.geometry import AS_STORED, Orientation, SlideGeometry
+from dicomslide.header.geometry import AS_STORED, Orientation, SlideGeometry
+from dicomslide.header.layout import MICROMETERS
+from dicomslide.header.placement import geometry_of
+from dicomslide.header.scaling import is_fractional
+from dicomslide.header.tiling import SAME_PLANE, match_planes
 from dicomslide.labelled.attributes import derived_attrs, image_attrs
 from dicomslide.labelled.coordinates import channel_coords, focal_plane_coords, matrix_coords
-from dicomslide.layout import MICROMETERS
 from dicomslide.options import check_memory
-from dicomslide.placement import geometry_of
-from dicomslide.scaling import is_fractional
-from dicomslide.slide.places import lies_on, turned_onto
-from dicomslide.stack import StackedReader, runs_of
+from dicomslide.readers.stacked_reader import StackedReader, runs_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dicomslide.channel import Channel
+    from dicomslide.contents.levels import Level
+    from dicomslide.contents.places import ChannelGroup, Place
+    from dicomslide.header.channels import Channel
     from dicomslide.image import TiledImage
-    from dicomslide.slide.levels import Level
-    from dicomslide.slide.places import ChannelGroup, Place
-    from dicomslide.stack import Data, Row
+    from dicomslide.readers.stacked_reader import Data, Row
 
 __all__ = ["Frame", "Grid", "Stack"]
 

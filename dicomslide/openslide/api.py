@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from dicomslide.backends.base import FrameStore
     from dicomslide.openslide.abstract import Filename
-    from dicomslide.reader import MatrixReader
+    from dicomslide.readers.matrix_reader import MatrixReader
 
 __all__ = ["OpenSlide", "open_slide"]
 

@@ -11,12 +11,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
-from dicomslide.backends.file import FileSource, FileStore, is_dicom_file
+from dicomslide.backends.part10.file import FileSource, FileStore, is_dicom_file
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import DicomSlideError, MetadataWarning
-from dicomslide.lazy import lazy
 from dicomslide.openslide.errors import RequestError
 from dicomslide.openslide.properties import properties_of
+from dicomslide.process.lazy import lazy
 from dicomslide.slide.opening import open_slide
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from dicomslide.cache import FrameCache
     from dicomslide.image import TiledImage
-    from dicomslide.reader import MatrixReader
+    from dicomslide.process.registry import FrameCache
+    from dicomslide.readers.matrix_reader import MatrixReader
     from dicomslide.slide.slide import Slide
 
 __all__ = ["Contents", "contents_of", "downsamples_of", "is_slide_image", "open_any", "pixel_at"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.errors import MetadataError
-from dicomslide.placement import pixel_spacing_of
+from dicomslide.header.placement import pixel_spacing_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.image import TiledImage
-    from dicomslide.reader import MatrixReader
+    from dicomslide.readers.matrix_reader import MatrixReader
 
 __all__ = [
     "OPENSLIDE_NAMES",

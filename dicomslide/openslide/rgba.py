@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from dicomslide.reader import MatrixReader
+    from dicomslide.readers.matrix_reader import MatrixReader
 
 __all__ = ["as_picture", "read_rgba", "transparent"]
 

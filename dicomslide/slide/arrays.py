@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from dicomslide.slide.contents import SlideContents
+from dicomslide.contents.contents import SlideContents
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,7 @@ class SlideArrays(SlideContents):
 
         """
         from dicomslide.labelled.tree import level_dataset
-        from dicomslide.stack import dask_data
+        from dicomslide.readers.stacked_reader import dask_data
 
         return level_dataset(
             self,
@@ -101,7 +101,7 @@ class SlideArrays(SlideContents):
         import xarray as xr
 
         from dicomslide.labelled.tree import slide_groups
-        from dicomslide.stack import dask_data
+        from dicomslide.readers.stacked_reader import dask_data
 
         groups = slide_groups(
             self,

@@ -17,29 +17,29 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dicomslide import utils
-from dicomslide.backends.client import (
+from dicomslide.backends.dicomweb.client import (
     ClientStore,
     check_access,
     is_client,
     is_dicomweb_url,
     store_at,
 )
-from dicomslide.backends.file import files_of
-from dicomslide.backends.storage import public_url, remembered
-from dicomslide.backends.stores import (
+from dicomslide.backends.objects.storage import public_url, remembered
+from dicomslide.backends.open import (
     local_paths_and_urls,
     objects_at,
     open_source,
     paths_and_streams,
 )
-from dicomslide.backends.streams import StreamSource
+from dicomslide.backends.part10.file import files_of
+from dicomslide.backends.part10.streams import StreamSource
+from dicomslide.contents.options import SlideOptions
 from dicomslide.display.description import summary_of
 from dicomslide.errors import NotDicomError, NotSlideError
-from dicomslide.identity import Identified
-from dicomslide.slide.options import SlideOptions
+from dicomslide.process.identity import Identified
+from dicomslide.process.parallel import together
 from dicomslide.slide.slide import Slide
 from dicomslide.slide.sorting import Instance, Member, open_members, sort_instances, split
-from dicomslide.together import together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dicomslide.backends.base import FrameSource
-    from dicomslide.backends.client import Series
-    from dicomslide.reader import OnError
+    from dicomslide.backends.dicomweb.client import Series
+    from dicomslide.readers.matrix_reader import OnError
 
 __all__ = ["Cohort", "open_slides"]
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
-from dicomslide.backends.client import ClientStore, is_client
+from dicomslide.backends.dicomweb.client import ClientStore, is_client
+from dicomslide.contents.collection import SlideGroup, group_by_slide
+from dicomslide.contents.pyramids import pyramids_of
 from dicomslide.errors import MetadataWarning
 from dicomslide.image import TiledImage
-from dicomslide.slide.collection import SlideGroup, group_by_slide
-from dicomslide.slide.pyramids import pyramids_of
 from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:

@@ -7,17 +7,17 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
-from dicomslide.backends.client import (
+from dicomslide.backends.dicomweb.client import (
     ClientStore,
     check_access,
     is_client,
     is_dicomweb_url,
     store_at,
 )
+from dicomslide.contents.collection import SlideGroup, group_by_slide
+from dicomslide.contents.options import SlideOptions
 from dicomslide.errors import NotSlideError
 from dicomslide.image import TiledImage
-from dicomslide.slide.collection import SlideGroup, group_by_slide
-from dicomslide.slide.options import SlideOptions
 from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.base import FrameStore
-    from dicomslide.reader import OnError
+    from dicomslide.readers.matrix_reader import OnError
 
 __all__ = ["open_slide"]
 
@@ -127,7 +127,7 @@ def open_slide(
     elif hasattr(source, "source"):
         store = source
     else:
-        from dicomslide.backends.stores import open_store
+        from dicomslide.backends.open import open_store
 
         store = open_store(source, storage_options)
     metadata = store.metadata

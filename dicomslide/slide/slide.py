@@ -6,12 +6,12 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
-from dicomslide.backends.client import frame_source
-from dicomslide.geometry import AS_STORED, SlideGrid
+from dicomslide.backends.dicomweb.client import frame_source
+from dicomslide.contents.collection import join_concatenations
+from dicomslide.contents.options import SlideOptions
+from dicomslide.contents.places import turned_onto
+from dicomslide.header.geometry import AS_STORED, SlideGrid
 from dicomslide.slide.arrays import SlideArrays
-from dicomslide.slide.collection import join_concatenations
-from dicomslide.slide.options import SlideOptions
-from dicomslide.slide.places import turned_onto
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from dicomslide.annotation.group import AnnotationGroup
     from dicomslide.image import TiledImage
-    from dicomslide.reader import OnError
+    from dicomslide.readers.matrix_reader import OnError
 
 __all__ = ["Slide"]
 

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 from dicomslide import utils
 from dicomslide.annotation.bulk import are_annotations_of
-from dicomslide.backends.client import without_header
-from dicomslide.backends.file import FileSource, FileStore, check_opens
-from dicomslide.errors import MetadataError, MetadataWarning
-from dicomslide.image import TiledImage
-from dicomslide.slide.collection import (
+from dicomslide.backends.dicomweb.client import without_header
+from dicomslide.backends.part10.file import FileSource, FileStore, check_opens
+from dicomslide.contents.collection import (
     group_by_slide,
     is_derived,
     is_volume,
     join_concatenations,
     not_a_slide,
 )
-from dicomslide.slide.contents import slide_of
-from dicomslide.slide.pyramids import pyramids_of
+from dicomslide.contents.contents import slide_of
+from dicomslide.contents.pyramids import pyramids_of
+from dicomslide.errors import MetadataError, MetadataWarning
+from dicomslide.image import TiledImage
 from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.base import FrameSource
-    from dicomslide.geometry import SlideGeometry
-    from dicomslide.slide.options import SlideOptions
+    from dicomslide.contents.options import SlideOptions
+    from dicomslide.header.geometry import SlideGeometry
 
 __all__ = ["Instance", "Member", "open_members", "sort_instances", "split"]
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dicomslide.geometry import SlideGeometry
+    from dicomslide.header.geometry import SlideGeometry
 
 __all__ = ["Drawing", "PositionDrawing", "RasterDrawing", "StackDrawing", "draw_cells",
            "draw_label", "draw_tissue", "position_values"]  # fmt: skip

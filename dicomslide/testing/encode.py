@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dicomslide.codec import PixelFormat
+    from dicomslide.pixels import PixelFormat
 
 __all__ = ["ENCODERS", "LOSSY", "PHOTOMETRIC", "encode_frame"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dicomslide.frames import TileGrid
+from dicomslide.header.tiling import TileGrid
 from dicomslide.testing.encode import LOSSY, PHOTOMETRIC
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from dicomslide.codec import PixelFormat
-    from dicomslide.geometry import SlideGeometry
+    from dicomslide.header.geometry import SlideGeometry
+    from dicomslide.pixels import PixelFormat
     from dicomslide.testing.drawing import Drawing
 
 __all__ = ["EXPLICIT_LITTLE_ENDIAN", "UID_ROOT", "OffsetTable", "SyntheticImage", "decimal",

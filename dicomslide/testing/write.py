@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.codec import DECODERS
+from dicomslide.pixels import DECODERS
 from dicomslide.testing.encode import encode_frame
 from dicomslide.testing.image import UID_ROOT, SyntheticImage, decimal, header_of
 

@@ -1,0 +1,1 @@
+"""Frames asked for together, ahead of time, and kept as they came."""

@@ -1,0 +1,275 @@
+"""Frames kept on disk, for other processes and later ones: a database of SQLite, bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import sqlite3
+import time
+import warnings
+from typing import TYPE_CHECKING
+from urllib.request import pathname2url
+
+from dicomslide.backends import shared_folder
+from dicomslide.errors import CacheWarning
+from dicomslide.process.forks import ForkBarrier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+__all__ = ["FrameDatabase"]
+
+NAME = "frames-1.sqlite"
+PATIENCE = 0.5
+"""Seconds that are waited for another process that writes."""
+REST = 60.0
+"""Seconds for which a database that failed isn't asked: others may keep it busy for long."""
+AT_ONCE = 500
+"""Frames that one statement names."""
+FRESH = 3600
+"""Seconds for which a frame that was used needn't be noted as used again."""
+LARGEST = 2**28
+"""Bytes of the largest frame that is kept: a size beyond that is damage."""
+
+# `total` is kept by triggers, so that it is right whatever process writes, and twice, so that
+# damage to it is noticed
+_SCHEMA = (
+    """CREATE TABLE frames (
+        image TEXT, frame INTEGER, used INTEGER, size INTEGER, digest BLOB, data BLOB,
+        UNIQUE (image, frame)
+    )""",
+    "CREATE INDEX by_use ON frames (used)",
+    "CREATE TABLE total (bytes INTEGER, negative INTEGER)",
+    "INSERT INTO total VALUES (0, 0)",
+    """CREATE TRIGGER more AFTER INSERT ON frames BEGIN
+        UPDATE total SET bytes = bytes + new.size, negative = negative - new.size;
+    END""",
+    """CREATE TRIGGER less AFTER DELETE ON frames BEGIN
+        UPDATE total SET bytes = bytes - old.size, negative = negative + old.size;
+    END""",
+)
+_PARTS = "SELECT sql FROM sqlite_master WHERE sql NOT NULL"
+_ALL_PARTS = {each.encode() for each in _SCHEMA if each.startswith("CREATE")}
+_TOTAL = "SELECT bytes, negative FROM total"
+_FIND = (
+    "SELECT rowid, frame, used, size, digest, data FROM frames WHERE image = ? AND frame IN ({})"
+)
+_KEEP = "INSERT OR IGNORE INTO frames VALUES (?, ?, ?, ?, ?, ?)"
+_NOTE = "UPDATE frames SET used = ? WHERE rowid = ?"
+_DROP_ROW = "DELETE FROM frames WHERE rowid = ?"
+_DROP = "DELETE FROM frames WHERE image = ? AND frame = ?"
+_FORGET = """
+DELETE FROM frames WHERE rowid IN (SELECT rowid FROM frames ORDER BY used, rowid LIMIT 16)
+"""
+
+_OF_OTHERS = {
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_PROTOCOL,
+}  # fmt: skip
+"""Errors that say nothing of the database."""
+_NOT_TO_BE_LOCKED = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY}
+
+_in_use = ForkBarrier()
+"""SQLite has locks of the process, which a child would inherit as they are."""
+_resting: dict[tuple[str, str], float] = {}
+"""Until when a database that failed isn't asked, by its path and what failed."""
+
+
+class _DamageError(Exception):
+    """What SQLite takes for a database isn't one of frames."""
+
+
+class FrameDatabase:
+    """Frames of many images, of which those go first that were used least recently.
+
+    Nothing is open between calls: threads and other processes are SQLite's to keep apart. A
+    database that is damaged is begun anew. One that can't be used otherwise gives no frames, with a
+    warning, and isn't tried again for a while.
+
+    Parameters
+    ----------
+    folder : str
+        Where it is; made, for its owner alone, if it isn't there. Who may read or write a folder
+        that is there, may do so with the frames.
+
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._path = os.path.join(folder, NAME)
+
+    def get(self, image: str, frames: Sequence[int]) -> dict[int, bytes]:
+        """Return those of an image's frames that are here; one that is damaged isn't."""
+        now = int(time.time())
+        found: dict[int, bytes] = {}
+        used: list[tuple[int, int]] = []
+        damaged: list[tuple[int]] = []
+
+        def find(database: sqlite3.Connection) -> None:
+            for start in range(0, len(frames), AT_ONCE):
+                some = frames[start : start + AT_ONCE]
+                query = _FIND.format(",".join("?" * len(some)))
+                rows = database.execute(query, (image, *some))
+                for row, frame, last, size, digest, data in rows:
+                    if not isinstance(data, bytes) or size != len(data):
+                        raise _DamageError
+                    if digest != _digest(image, frame, data):
+                        damaged.append((row,))
+                        continue
+                    found[frame] = data
+                    if not isinstance(last, int) or abs(now - last) > FRESH:
+                        used.append((now, row))
+
+        def read() -> None:
+            try:
+                with self._opened() as database:
+                    find(database)
+            except sqlite3.Error as error:
+                if _code(error) not in _NOT_TO_BE_LOCKED:
+                    raise
+                # locks can't be had here, or what a killed writer left can't be undone here
+                with self._opened(immutable=True) as database:
+                    find(database)
+
+        def note() -> None:
+            with self._opened() as database, _writing(database):
+                database.executemany(_DROP_ROW, damaged)
+                database.executemany(_NOTE, used)
+
+        self._try("read", read, "no frames are read from")
+        if used or damaged:
+            self._try("note", note)
+        return found
+
+    def put(self, image: str, frames: Mapping[int, bytes], most_bytes: int) -> None:
+        """Keep frames of an image, and at most so many bytes of all."""
+        now = int(time.time())
+        rows = [
+            (image, frame, now, len(data), _digest(image, frame, data), data)
+            for frame, data in frames.items()
+            if len(data) <= min(most_bytes, LARGEST)
+        ]
+
+        def write() -> None:
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            os.close(shared_folder.create(self._path))
+            with self._opened() as database, _writing(database):
+                parts = {each for (each,) in database.execute(_PARTS)}
+                if not parts:
+                    for statement in _SCHEMA:
+                        database.execute(statement)
+                elif parts != _ALL_PARTS:
+                    raise _DamageError
+                for row in rows:
+                    is_new = database.execute(_KEEP, row).rowcount
+                    if not is_new and not database.execute(_FIND.format("?"), row[:2]).fetchall():
+                        raise _DamageError  # an index has what the table hasn't
+                gone = 1
+                while _total(database) > most_bytes:
+                    if not gone:
+                        raise _DamageError
+                    gone = database.execute(_FORGET).rowcount
+
+        self._try("write", write, "no frames are kept in")
+
+    def drop(self, image: str, frames: Sequence[int]) -> None:
+        """Drop frames of an image."""
+
+        def write() -> None:
+            with self._opened() as database, _writing(database):
+                database.executemany(_DROP, [(image, frame) for frame in frames])
+
+        if self._is_begun():
+            self._try("write", write, "no frames are dropped from")
+
+    def _try(self, what: str, use: Callable[[], None], failing: str = "") -> None:
+        """Use the database, once more where it is begun anew."""
+        key = self._path, what
+        if time.monotonic() < _resting.get(key, -math.inf):
+            return
+        for is_last in (False, True):
+            try:
+                with _in_use:
+                    if what == "write" or self._is_begun():
+                        use()
+                return
+            # Python can't decode all messages of SQLite that quote damaged schemas
+            except (_DamageError, sqlite3.Error, UnicodeError, OSError, MemoryError) as error:
+                is_of_others = (
+                    isinstance(error, (OSError, MemoryError)) or _code(error) in _OF_OTHERS
+                )
+                if not is_of_others and not is_last:
+                    self._remove()
+                    continue
+                _resting[key] = time.monotonic() + REST
+                if failing:
+                    reason = str(error) or "it is damaged, and can't be begun anew"
+                    warnings.warn(f"{failing} {self._folder}: {reason}", CacheWarning, stacklevel=5)
+                return
+
+    def _is_begun(self) -> bool:
+        """Whether it is there; empty while another thread or process begins it."""
+        try:
+            return os.path.getsize(self._path) > 0
+        except FileNotFoundError:
+            return False
+
+    def _is_damage(self, error: Exception) -> bool:
+        """Whether it is the database that is wrong, not the system, or others who use it."""
+        if _code(error) == sqlite3.SQLITE_READONLY:  # so says a damaged header, too
+            return all(os.access(path, os.W_OK) for path in (self._folder, self._path))
+        return not isinstance(error, (OSError, MemoryError)) and _code(error) not in _OF_OTHERS
+
+    def _remove(self) -> None:
+        for end in ("", "-journal"):
+            with contextlib.suppress(OSError):
+                os.unlink(self._path + end)
+
+    @contextlib.contextmanager
+    def _opened(self, *, immutable: bool = False) -> Iterator[sqlite3.Connection]:
+        # SQLite opens what can't be written to for reading
+        url = f"file:{pathname2url(os.path.abspath(self._path))}?"
+        url += "immutable=1" if immutable else "mode=rw"
+        with contextlib.closing(
+            sqlite3.connect(url, timeout=PATIENCE, isolation_level=None, uri=True)
+        ) as database:
+            database.text_factory = bytes
+            database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2 * LARGEST)
+            # what a power cut damages is noticed, and only a cache
+            database.execute("PRAGMA synchronous = OFF")
+            yield database
+
+
+@contextlib.contextmanager
+def _writing(database: sqlite3.Connection) -> Iterator[None]:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        raise
+
+
+def _total(database: sqlite3.Connection) -> int:
+    """Return the bytes of all frames."""
+    rows = database.execute(_TOTAL).fetchall()
+    if len(rows) == 1 and all(isinstance(value, int) for value in rows[0]):
+        nbytes, negative = rows[0]
+        if nbytes == -negative >= 0:
+            return int(nbytes)
+    raise _DamageError
+
+
+def _code(error: Exception) -> int | None:
+    """Return SQLite's primary code of an error; None where Python found it."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def _digest(image: str, frame: int, data: bytes) -> bytes:
+    return hashlib.blake2b(f"{image} {frame} ".encode() + data, digest_size=16).digest()

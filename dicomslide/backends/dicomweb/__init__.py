@@ -1,0 +1,1 @@
+"""DICOMweb servers (PS3.18)."""

@@ -1,0 +1,423 @@
+"""What a caller may give as client, and what it finds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dicomslide import utils
+from dicomslide.backends.net.addresses import URL_SCHEME, is_dicomweb_url, parse_web_url
+from dicomslide.backends.part10.file import FileSource, files_of, is_dicom_file
+from dicomslide.errors import MetadataError, MetadataWarning, NotDicomError
+from dicomslide.process.forks import ForkLock
+from dicomslide.process.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+    from pydicom.dataset import Dataset
+
+    from dicomslide.backends.base import FrameSource
+    from dicomslide.backends.dicomweb.connection import Address, Connection
+
+__all__ = ["ClientStore", "Series", "check_access", "frame_source", "is_client",
+           "is_dicomweb_url", "store_at", "without_header"]  # fmt: skip
+
+SOP_INSTANCE_UID = 0x00080018
+PAGE = 200
+"""Results that are asked for at once: as many as the strictest servers allow."""
+MOST_RESULTS = 10**6
+"""Results after which a search is one without end."""
+
+SLIDE_MODALITY = "SM"
+DERIVED_MODALITIES = ("SEG", "OT", "ANN")
+"""Of segmentations, parametric maps (which have none of their own) and annotations."""
+
+
+def frame_source(client: Any, metadata: Dataset) -> FrameSource:
+    """Return the source of an instance from what a caller gave as client.
+
+    Parameters
+    ----------
+    client : dicomweb_client.api.DICOMClient, FrameStore or FrameSource
+        Where the instance is. A client of files is passed by: they are read directly.
+    metadata : pydicom.dataset.Dataset
+        Metadata of the instance.
+
+    Raises
+    ------
+    TypeError
+        When the client is none of the kinds that are known.
+    MetadataError
+        When it doesn't have the instance, or can't be asked for it.
+
+    """
+    # by their methods: isinstance with a Protocol asks, before Python 3.12, for properties too,
+    # and the metadata of a store may be a thousand requests
+    if callable(getattr(client, "read_frames", None)):
+        return client
+    if callable(getattr(client, "source", None)):
+        return client.source(metadata)
+    if not is_client(client):
+        raise TypeError(
+            f"client is a {type(client).__name__}; expected a dicomweb_client.api.DICOMClient, or"
+            " a FrameStore or FrameSource of dicomslide"
+        )
+    folder = _folder_of(client)
+    if folder is None:
+        from dicomslide.backends.dicomweb.source import (
+            DicomWebSource,  # who reads files needs none of it
+        )
+
+        return DicomWebSource.of(client, metadata)
+    return folder.source(utils.text(metadata, "SOPInstanceUID") or "")
+
+
+def is_client(value: Any) -> bool:
+    """Whether something is a DICOMweb client: whether it retrieves frames."""
+    return callable(getattr(value, "retrieve_instance_frames", None))
+
+
+def without_header(source: FrameSource) -> FrameSource:
+    """Return a source that holds no header, to be kept among many."""
+    thin = getattr(source, "without_header", None)
+    return source if thin is None else thin()
+
+
+# -- URLs ------------------------------------------------------------------------------------
+
+
+def check_access(source: Any, storage_options: Any, session: Any) -> None:
+    """Raise a ValueError when what is given to reach a source by is for other sources."""
+    is_web = isinstance(source, str) and is_dicomweb_url(source)
+    if session is not None and not is_web:
+        raise ValueError(
+            "a session is for the URL of a DICOMweb service, study or series; a client has its"
+            " own, and URLs of objects and folders are reached as storage_options say"
+        )
+    if storage_options is not None and (is_web or is_client(source) or hasattr(source, "source")):
+        raise ValueError(
+            "storage_options are for URLs of objects and folders; a DICOMweb server is reached as"
+            " register_credentials says, or by a session"
+        )
+
+
+def store_at(url: str, session: Any = None) -> ClientStore:
+    """Return what is at ``dicomweb+https://host/.../studies/.../series/...``.
+
+    Parameters
+    ----------
+    url : str
+        URL of a service, a study or a series.
+    session : requests.Session or callable, optional
+        What it is read by; what is registered for the server if not given.
+
+    Raises
+    ------
+    NotDicomError
+        When it isn't such a URL, or holds credentials.
+
+    """
+    from dicomslide.backends.dicomweb.connection import Address, connection_at, connection_with
+    from dicomslide.backends.dicomweb.transport import public
+
+    if public(url) != url:
+        raise NotDicomError(
+            f"{public(url)}: a URL may hold no user, password or query, for it is kept and shown;"
+            " see dicomslide.register_credentials"
+        )
+    found = parse_web_url(url)
+    if found is None:
+        raise NotDicomError(f"{url} isn't like {URL_SCHEME}https://host/studies/1.2.3/series/4.5.6")
+    address = Address("DICOMwebClient", found.service, None)
+    own = None if session is None else connection_with(address, session)
+    client = connection_at(address).client if own is None else own.client
+    return ClientStore(client, found.study, series_instance_uid=found.series, link=own or address)
+
+
+# -- clients of files ------------------------------------------------------------------------
+
+
+class _Folder:
+    """Which file of a folder holds which instance; looked into as far as needed."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = ForkLock()
+        self._files: dict[str, str] = {}
+        self._seen: set[str] = set()
+
+    def source(self, uid: str) -> FileSource:
+        """Return the file of an instance.
+
+        Raises
+        ------
+        MetadataError
+            When no file has its SOP Instance UID.
+
+        """
+        with self._lock:
+            for _ in range(2):
+                file = self._files.get(uid) or self._look_for(uid)
+                if file is not None:
+                    with contextlib.suppress(FileNotFoundError, NotDicomError):
+                        source = FileSource.open(file)
+                        if source.sop_instance_uid == uid:
+                            return source
+                self._files.clear()  # files may have been changed since they were looked at
+                self._seen.clear()
+        raise MetadataError(f"{self._path}: no file holds the instance {uid or 'without UID'}")
+
+    def _look_for(self, uid: str) -> str | None:
+        for file in files_of(Path(self._path)):
+            if file not in self._seen:
+                self._seen.add(file)
+                found = _uid_in(file)
+                if found is not None:
+                    self._files.setdefault(found, file)
+                if found == uid:
+                    return file
+        return None
+
+
+_folders: Registry[str, _Folder] = Registry(16)
+
+
+def _folder_of(client: Any) -> _Folder | None:
+    """Return the folder that a client of files serves, else None."""
+    if getattr(client, "scheme", None) != "file":
+        return None
+    path = os.path.abspath(client.url_prefix)
+    return _folders.get(path, lambda: _Folder(path))
+
+
+def _uid_in(file: str) -> str | None:
+    """Read SOP Instance UID, and no more of a file."""
+    from pydicom.errors import InvalidDicomError
+    from pydicom.filereader import read_partial
+
+    if not is_dicom_file(file):
+        return None
+    try:
+        with open(file, "rb") as opened:
+            start = read_partial(opened, lambda tag, vr, length: tag > SOP_INSTANCE_UID)
+            return utils.text(start, "SOPInstanceUID")
+    except (InvalidDicomError, OSError, ValueError, AttributeError, EOFError):
+        return None
+
+
+# -- searching -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, order=True, slots=True)
+class Series:
+    """A series that a search has found."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientStore:
+    """Instances that a client finds: slide images, and what is derived from them.
+
+    Parameters
+    ----------
+    client : dicomweb_client.api.DICOMClient
+        Client.
+    study_instance_uid, patient_id, study_id : str, optional
+        Which studies; all of them if not given.
+    series_instance_uid : str, optional
+        The only series of the study that is looked at.
+    link : Connection or Address, optional
+        What is read through instead of the client; or where, for what is read as is registered.
+
+    """
+
+    client: Any
+    study_instance_uid: str | None = None
+    patient_id: str | None = None
+    study_id: str | None = None
+    series_instance_uid: str | None = None
+    link: Connection | Address | None = None
+
+    def source(self, metadata: Dataset) -> FrameSource:
+        """Return the source of an instance."""
+        if self.link is None:
+            return frame_source(self.client, metadata)
+        from dicomslide.backends.dicomweb.source import DicomWebSource
+
+        return DicomWebSource.through(self.link, metadata)
+
+    @property
+    def _connection(self) -> Connection:
+        from dicomslide.backends.dicomweb.connection import Connection, connection_at, connection_of
+
+        if self.link is None:
+            return connection_of(self.client)
+        return self.link if isinstance(self.link, Connection) else connection_at(self.link)
+
+    @property
+    def metadata(self) -> list[Dataset]:
+        """The metadata of all instances, in a fixed order."""
+        return [each for series in self.series() for each in self.metadata_of(series)]
+
+    def series(
+        self,
+        *,
+        include_derived: bool = True,
+        attempt: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> list[Series]:
+        """Search for slides' series, and in their studies for what may be derived from them.
+
+        Parameters
+        ----------
+        include_derived : bool, default: True
+            Whether derived images and annotations are searched for.
+        attempt : callable, optional
+            Makes of what is searched for a context for the search, which may suppress its
+            failure; by default a failure is one.
+
+        Raises
+        ------
+        MetadataError
+            When a search fails.
+
+        """
+        study, series = self.study_instance_uid, self.series_instance_uid
+        if study is not None and series is not None:
+            return [Series(study, series)]
+        wanted = (SLIDE_MODALITY, *(DERIVED_MODALITIES if include_derived else ()))
+        found: set[Series] = set()
+        studies: list[str | None] = []
+        with attempt("the search for studies"):
+            studies = self._studies()
+        for study in studies:
+            by_modality: dict[str, set[Series]] = {}
+            where = "" if study is None else f" of study {study}"
+            # the series of a study that is asked for are found by one search
+            for modality in wanted if self.study_instance_uid is None else (None,):
+                what = "" if modality is None else f" of modality {modality}"
+                with attempt(f"the series{what}{where}"):
+                    for each, its in self._search(study, modality):
+                        by_modality.setdefault(its, set()).add(each)
+                if not by_modality.get(SLIDE_MODALITY):
+                    break
+            slides = by_modality.pop(SLIDE_MODALITY, set())
+            having_slides = {each.study_instance_uid for each in slides}
+            found |= slides
+            for modality in by_modality.keys() & set(wanted):
+                found |= {
+                    each
+                    for each in by_modality[modality]
+                    if each.study_instance_uid in having_slides
+                }
+        return sorted(found)
+
+    def metadata_of(self, series: Series) -> list[Dataset]:
+        """Retrieve the metadata of a series at once, ordered by Instance Number and UID.
+
+        Instances of other patients or studies than were asked for are left out, whatever a
+        server's search makes of it.
+
+        Raises
+        ------
+        MetadataError
+            When they can't be retrieved.
+
+        """
+        uids = dataclasses.astuple(series)
+        folder = _folder_of(self.client)
+        if folder is None:
+            metadata = self._connection.series_metadata(*uids)
+        else:
+            instances = self._pages(
+                "search_for_instances",
+                "SOPInstanceUID",
+                study_instance_uid=uids[0],
+                series_instance_uid=uids[1],
+            )
+            metadata = [
+                folder.source(_value(each, "SOPInstanceUID") or "").metadata for each in instances
+            ]
+        given = {"PatientID": self.patient_id, "StudyID": self.study_id}
+        kept = [
+            each
+            for each in metadata
+            if all(wanted in (None, utils.text(each, key)) for key, wanted in given.items())
+        ]
+        return sorted(kept, key=_order)
+
+    def _studies(self) -> list[str | None]:
+        if self.study_instance_uid is not None:
+            return [self.study_instance_uid]
+        filters = {"PatientID": self.patient_id, "StudyID": self.study_id}
+        given = {key: value for key, value in filters.items() if value is not None}
+        if not given:
+            return [None]
+        found = self._pages("search_for_studies", "StudyInstanceUID", search_filters=given)
+        uids = {_value(study, "StudyInstanceUID") for study in found}
+        return [*sorted(uid for uid in uids if uid)]
+
+    def _search(self, study: str | None, modality: str | None) -> Iterator[tuple[Series, str]]:
+        """Search for series; yield each with its modality, that of slides where it isn't said."""
+        where: dict[str, Any] = {} if study is None else {"study_instance_uid": study}
+        if modality is not None:
+            where["search_filters"] = {"Modality": modality}
+        for found in self._pages("search_for_series", "SeriesInstanceUID", **where):
+            uids = (
+                _value(found, "StudyInstanceUID") or study,
+                _value(found, "SeriesInstanceUID"),
+            )
+            its = _value(found, "Modality") or modality or SLIDE_MODALITY
+            # servers that don't know the filter pass over it
+            if None not in uids and modality in (None, its):
+                yield Series(str(uids[0]), str(uids[1])), its
+
+    def _pages(self, method: str, key: str, **arguments: Any) -> list[Mapping[str, Any]]:
+        """Search page by page, until a page has nothing new: some servers know no offset.
+
+        Of these, results of which there may be more come with a warning.
+        """
+        connection = self._connection
+        found: dict[str | None, Mapping[str, Any]] = {}
+        received = 0
+        while True:
+            what = f"the results of a {method.replace('_', ' ')}"
+            page = connection.ask(what, method, limit=PAGE, offset=received, **arguments)
+            new = {_value(each, key): each for each in page or ()}
+            if new.keys() <= found.keys():
+                if len(page or ()) >= PAGE:
+                    warnings.warn(
+                        f"{connection.address.url} gives the same page of {what} again: there may"
+                        f" be more than these {len(found)}",
+                        MetadataWarning,
+                        stacklevel=2,
+                    )
+                return list(found.values())
+            found |= new
+            received += len(page)
+            if received > MOST_RESULTS:
+                raise MetadataError(f"{connection.address.url}: {what} have no end")
+
+
+def _order(metadata: Dataset) -> tuple[float, str]:
+    number = utils.number(metadata, "InstanceNumber")
+    return (
+        float("inf") if number is None else number,
+        utils.text(metadata, "SOPInstanceUID") or "",
+    )
+
+
+def _value(found: Mapping[str, Any], keyword: str) -> str | None:
+    """Return a value of a search result, DICOM JSON, as text."""
+    from pydicom.datadict import tag_for_keyword
+
+    element = found.get(f"{tag_for_keyword(keyword):08X}")
+    values = element.get("Value") if isinstance(element, dict) else None
+    return None if not isinstance(values, list) or values[:1] in ([], [None]) else str(values[0])

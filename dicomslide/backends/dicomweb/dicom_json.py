@@ -1,0 +1,160 @@
+"""DICOM JSON (PS3.18 annex F) to data sets: what is bulk data stays where it is."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from dicomslide.errors import MetadataError, MetadataWarning
+from dicomslide.header.per_frame import positions_of_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pydicom.dataelem import DataElement, RawDataElement
+    from pydicom.dataset import Dataset
+
+__all__ = ["BulkData", "dataset_of_json", "frame_groups_of_json"]
+
+BULK_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
+NUMBER_VRS = frozenset({"FD", "FL", "SL", "SS", "SV", "UL", "US", "UV"})
+TEXT_VRS = frozenset(
+    {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI",
+     "UR", "UT"}
+)  # fmt: skip
+PER_FRAME_GROUPS = "52009230"
+NUMBER_OF_FRAMES = "00280008"
+
+
+class BulkData(bytes):
+    """An empty value that knows where the bulk data are."""
+
+    uri: str = ""
+
+
+def dataset_of_json(json: Mapping[str, Any]) -> Dataset:
+    """Return the data set that DICOM JSON describes, without pixel data and per-frame groups.
+
+    Bulk data become :class:`BulkData`, which are retrieved when they are wanted. What the
+    per-frame functional groups say of positions is the data set's `frame_positions`: a data set
+    for each frame would take longer than all the rest.
+
+    Raises
+    ------
+    MetadataError
+        When it isn't DICOM JSON.
+
+    """
+    if not isinstance(json, dict):
+        raise MetadataError(f"what should be an instance's DICOM JSON is a {type(json).__name__}")
+    # some servers cut float pixels off behind their first number: better none at all
+    kept = {tag: element for tag, element in json.items() if not tag.startswith("7FE0")}
+    groups = (kept.get(PER_FRAME_GROUPS) or {}).get("Value") or []
+    try:
+        count = (json.get(NUMBER_OF_FRAMES) or {}).get("Value") or [1]
+        positions = positions_of_json(groups, int(count[0])) if groups else None
+    except (MetadataError, AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return _dataset(kept)  # whoever needs them will say what is wrong with them
+    kept.pop(PER_FRAME_GROUPS, None)
+    dataset = _dataset(kept)
+    dataset.frame_positions = positions
+    return dataset
+
+
+def frame_groups_of_json(json: Mapping[str, Any], indices: Sequence[int]) -> list[Dataset]:
+    """Return the per-frame functional groups of some frames; none where there are none.
+
+    Raises
+    ------
+    MetadataError
+        When they aren't DICOM JSON.
+
+    """
+    groups = (json.get(PER_FRAME_GROUPS) or {}).get("Value") or []
+    return [_dataset(groups[index]) for index in indices] if groups else []
+
+
+def _dataset(json: dict[str, Any]) -> Dataset:
+    from pydicom.dataset import Dataset
+
+    from dicomslide.header.lenient import no_validation
+
+    def bulk_data(tag: str, vr: str, uri: str) -> BulkData | None:
+        if vr == "SQ":  # some servers cut off long sequences so; the standard has no such thing
+            warnings.warn(
+                f"{_name_of(json)}: the sequence {tag} is left out, for it comes as bulk data",
+                MetadataWarning,
+                stacklevel=2,
+            )
+        if vr not in BULK_VRS:
+            return None
+        value = BulkData()
+        value.uri = uri
+        return value
+
+    try:
+        with no_validation():
+            return Dataset.from_json(json, bulk_data)
+    except Exception:  # pydicom raises KeyError, TypeError, ValueError and others
+        return _element_by_element(json, bulk_data, _name_of(json))
+
+
+def _element_by_element(
+    json: dict[str, Any], bulk_data: Callable[[str, str, str], Any], name: str
+) -> Dataset:
+    """Keep what doesn't convert as the text that it is, as pydicom does of a file.
+
+    Nobody needs most elements; whoever needs this one will say what is wrong with it.
+    """
+    from pydicom.dataset import Dataset
+
+    from dicomslide.header.lenient import LenientDataset, no_validation
+
+    dataset = Dataset()
+    dataset.set_original_encoding(False, True, ["utf8"])
+    try:
+        for tag, element in json.items():
+            try:
+                with no_validation():
+                    dataset.update(Dataset.from_json({tag: element}, bulk_data))
+            except Exception:
+                kept = _kept(tag, element, bulk_data, name)
+                if kept is not None:
+                    dataset[kept.tag] = kept
+    except (AttributeError, TypeError, ValueError) as error:
+        raise MetadataError(f"{name}: its metadata aren't DICOM JSON: {error}") from error
+    return LenientDataset(dataset, name)
+
+
+def _kept(
+    tag: str, element: dict[str, Any], bulk_data: Callable[[str, str, str], Any], name: str
+) -> DataElement | RawDataElement | None:
+    """Return an element as it would be in a file; None where that can't be."""
+    from pydicom.dataelem import DataElement, RawDataElement
+    from pydicom.tag import Tag
+
+    number, vr = Tag(int(tag, 16)), element.get("vr")
+    values = element.get("Value", element.get("InlineBinary"))
+    values = values if isinstance(values, list) else [values]
+    if vr == "SQ":
+        items = [_element_by_element(item or {}, bulk_data, name) for item in values]
+        return DataElement(number, vr, items)
+    if vr in NUMBER_VRS:  # in a file they are no text
+        vr = "DS"
+    if vr not in TEXT_VRS:
+        return None
+    data = "\\".join(map(_text_of, values)).encode()
+    return RawDataElement(number, vr, len(data), data, 0, False, True)
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, dict):  # a person's name
+        groups = (value.get(group) for group in ("Alphabetic", "Ideographic", "Phonetic"))
+        return "=".join("" if group is None else str(group) for group in groups).rstrip("=")
+    return "" if value is None else str(value)
+
+
+def _name_of(json: Any) -> str:
+    found = json.get("00080018") if isinstance(json, dict) else None
+    uid = found.get("Value") if isinstance(found, dict) else None
+    return str(uid[0]) if isinstance(uid, list) and uid else "an instance"

@@ -1,0 +1,346 @@
+"""A DICOMweb service, asked through a session of requests: robust where networks aren't."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlencode
+
+from dicomslide.backends.dicomweb.multipart import (
+    WHETHER_STORED,
+    Part,
+    ReplyError,
+    WrongTypeError,
+    parts_of,
+)
+from dicomslide.backends.dicomweb.transport import RETRIED, Patience, Transport, TransportError
+from dicomslide.options import get_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from pydicom.dataset import Dataset
+
+    from dicomslide.backends.dicomweb.transport import Read
+
+__all__ = ["FAILURES", "REFUSALS", "WebService", "web_client_class"]
+
+T = TypeVar("T")
+
+ANSWERED = (
+    "retrieve_bulkdata",
+    "retrieve_instance",
+    "retrieve_instance_frames",
+    "retrieve_instance_metadata",
+    "retrieve_series_metadata",
+    "search_for_series",
+    "search_for_studies",
+)
+"""Methods of a client that a service has, too."""
+JSON_TYPES = ("application/dicom+json", "application/json")
+FRAME_TYPES = ("application/octet-stream", "image/")
+DICOM_TYPES = (
+    'multipart/related; type="application/dicom"; transfer-syntax=*',
+    'multipart/related; type="application/dicom"',
+)
+REFUSALS = frozenset({400, 406, 415})
+"""HTTP status that may mean that a server never gives this media type."""
+FAILURES = frozenset({500, 501})
+"""HTTP status of servers that can't give an instance as this media type."""
+MOST_RESULT_BYTES = 16 * 2**20
+"""Longest page of search results."""
+MOST_JSON_BYTES = 256 * 2**20
+"""Longest metadata, of an instance or a series: 200,000 frames with 1.2 kB of functional groups."""
+MOST_BULK_BYTES = 64 * 2**20
+"""Longest bulk data; of these, ICC profiles are retrieved."""
+MOST_INSTANCE_BYTES = 2 * 2**30
+"""Longest instance that is retrieved as a whole: one of annotations."""
+HEADERS = 2**16
+"""Bytes that may surround a frame in a reply."""
+
+
+class WebService:
+    """Answers as a ``DICOMwebClient`` does, by requests of its own.
+
+    Parameters
+    ----------
+    wado, qido : str
+        URL of the service, for what is retrieved and for what is searched.
+    transport : Transport
+        What sends the requests.
+
+    """
+
+    def __init__(self, wado: str, qido: str, transport: Transport) -> None:
+        self.wado = wado
+        """URL of what is retrieved; a user and password may be part of it."""
+        self._qido = qido
+        self.transport = transport
+
+    @classmethod
+    def of(
+        cls,
+        client: Any,
+        session: Callable[[], Any],
+        refresh: Callable[[Any, Any], None] | None,
+        auth: Callable[[], Any],
+    ) -> WebService | None:
+        """Return the service of a client; None for a client that answers in a way of its own.
+
+        Parameters
+        ----------
+        client : dicomweb_client.api.DICOMClient
+            Client.
+        session : callable
+            Gives the session to send through.
+        refresh, auth : callable
+            See :class:`Transport`.
+
+        """
+        if not _is_plain(client):
+            return None
+        url = str(client.base_url).rstrip("/")
+        prefixes = (client.wado_url_prefix, client.qido_url_prefix)
+        wado, qido = (f"{url}/{prefix}" if prefix else url for prefix in prefixes)
+        timeout = getattr(client, "_timeout", None)
+        patience = Patience()
+        if timeout is not None:
+            connect, silence = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+            patience = Patience(
+                connect=connect or patience.connect, silence=silence or patience.silence
+            )
+        return cls(wado, qido, Transport(session, refresh=refresh, auth=auth, patience=patience))
+
+    # -- searching --
+
+    def search_for_studies(
+        self,
+        *,
+        limit: int,
+        offset: int,
+        search_filters: Mapping[str, str] | None = None,
+    ) -> list[Mapping[str, Any]]:
+        """Search for studies."""
+        return self._search("/studies", limit, offset, search_filters)
+
+    def search_for_series(
+        self,
+        *,
+        limit: int,
+        offset: int,
+        study_instance_uid: str | None = None,
+        search_filters: Mapping[str, str] | None = None,
+    ) -> list[Mapping[str, Any]]:
+        """Search for series, of one study if it is given."""
+        where = f"/studies/{study_instance_uid}" if study_instance_uid else ""
+        return self._search(f"{where}/series", limit, offset, search_filters)
+
+    def _search(
+        self, path: str, limit: int, offset: int, filters: Mapping[str, str] | None
+    ) -> list[Mapping[str, Any]]:
+        query = urlencode({**(filters or {}), "limit": limit, "offset": offset})
+        return self._json(f"{self._qido}{path}?{query}", MOST_RESULT_BYTES)
+
+    # -- metadata --
+
+    def retrieve_series_metadata(self, study: str, series: str) -> list[Mapping[str, Any]]:
+        """Retrieve the metadata of the instances of a series, as DICOM JSON."""
+        return self._json(f"{self.wado}/studies/{study}/series/{series}/metadata", _most_json())
+
+    def retrieve_instance_metadata(
+        self, study: str, series: str, instance: str
+    ) -> list[Mapping[str, Any]]:
+        """Retrieve the metadata of an instance, as DICOM JSON."""
+        return self._json(f"{self._instance(study, series, instance)}/metadata", _most_json())
+
+    def _json(self, url: str, most_bytes: int) -> list[Mapping[str, Any]]:
+        refusals = REFUSALS - {400}
+        return self._get(url, JSON_TYPES, _read_json, most_bytes, refusals=refusals, nothing=[])
+
+    def _get(
+        self,
+        url: str,
+        media_types: Sequence[str],
+        read: Read[T],
+        most_bytes: int,
+        *,
+        refusals: frozenset[int] = REFUSALS,
+        nothing: T | None = None,
+    ) -> T:
+        """Get what the server gives as the first media type that it doesn't refuse."""
+        deadline = self.transport.deadline()  # one, whatever has to be tried
+        *others, last = media_types
+        get = functools.partial(
+            self.transport.get, read=read, most_bytes=most_bytes, deadline=deadline, nothing=nothing
+        )
+        for accept in others:
+            try:
+                return get(url, accept)
+            except TransportError as error:
+                if error.status not in refusals:
+                    raise
+        return get(url, last)
+
+    # -- bytes --
+
+    def retrieve_instance(
+        self, study: str, series: str, instance: str, *, most_bytes: int | None = None
+    ) -> Dataset:
+        """Retrieve a whole instance, as it is stored where the server lets have it so."""
+        from io import BytesIO
+
+        from pydicom import dcmread
+
+        (part,) = self._get(
+            self._instance(study, series, instance),
+            DICOM_TYPES,
+            lambda kind, chunks: _read_parts(kind, chunks, 1, "application/dicom"),
+            MOST_INSTANCE_BYTES if most_bytes is None else most_bytes,
+        )
+        return dcmread(BytesIO(part.data))
+
+    def retrieve_bulkdata(
+        self, url: str, media_types: tuple[str | tuple[str, str], ...]
+    ) -> list[bytes]:
+        """Retrieve bulk data, as whatever the server likes if it refuses a media type."""
+        parts = self._get(
+            url,
+            (_accept(media_types[0]), "*/*"),
+            lambda kind, chunks: _read_parts(kind, chunks, 1, "application/octet-stream"),
+            MOST_BULK_BYTES,
+        )
+        return [part.data for part in parts]
+
+    def retrieve_instance_frames(
+        self,
+        study: str,
+        series: str,
+        instance: str,
+        frame_numbers: Sequence[int],
+        media_types: tuple[str | tuple[str, str], ...] | None = None,
+        *,
+        frame_bytes: int,
+        deadline: float,
+        retried: frozenset[int] = RETRIED,
+    ) -> list[Part]:
+        """Retrieve frames.
+
+        Parameters
+        ----------
+        study, series, instance : str
+            UIDs.
+        frame_numbers : sequence of int
+            One-based.
+        media_types : tuple, optional
+            What they are asked for as: one media type, perhaps with a transfer syntax.
+        frame_bytes : int
+            Largest size of a frame.
+        deadline : float
+            When to give up; see :meth:`Transport.deadline`.
+        retried : frozenset of int
+            HTTP status after which is tried again.
+
+        Returns
+        -------
+        list of Part
+            One a frame, in the order of `frame_numbers`.
+
+        """
+        url = self._instance(study, series, instance)
+        numbers = list(frame_numbers)
+
+        def read(kind: str, chunks: Iterator[bytes]) -> list[Part]:
+            return _in_order(_read_parts(kind, chunks, len(numbers), *FRAME_TYPES), numbers)
+
+        return self.transport.get(
+            f"{url}/frames/{','.join(map(str, numbers))}",
+            "*/*" if media_types is None else _accept(media_types[0]),
+            read,
+            most_bytes=len(numbers) * (frame_bytes + HEADERS),
+            retried=retried,
+            deadline=deadline,
+        )
+
+    def _instance(self, study: str, series: str, instance: str) -> str:
+        return f"{self.wado}/studies/{study}/series/{series}/instances/{instance}"
+
+
+def web_client_class() -> type | None:
+    """Return dicomweb_client's class if it is imported: else no client can be one."""
+    module = sys.modules.get("dicomweb_client.api")
+    return getattr(module, "DICOMwebClient", None)
+
+
+def _is_plain(client: Any) -> bool:
+    """Whether a client does nothing but send requests through its session."""
+    known = web_client_class()
+    if known is None or not isinstance(client, known):
+        return False
+    import requests
+
+    return (
+        isinstance(getattr(client, "_session", None), requests.Session)
+        and not any(name in vars(client) for name in (*ANSWERED, "_http_get"))
+        and all(
+            getattr(type(client), name) is getattr(known, name) for name in (*ANSWERED, "_http_get")
+        )
+    )
+
+
+def _accept(media_type: str | tuple[str, str]) -> str:
+    """Return an Accept header: one media type, for some servers look at the last only."""
+    kind, syntax = (media_type, None) if isinstance(media_type, str) else media_type
+    return f'multipart/related; type="{kind}"' + (f"; transfer-syntax={syntax}" if syntax else "")
+
+
+def _most_json() -> int:
+    return min(MOST_JSON_BYTES, get_options().memory_limit_bytes)
+
+
+def _read_json(kind: str, chunks: Iterator[bytes]) -> list[Mapping[str, Any]]:
+    data = bytearray()
+    for chunk in chunks:  # not joined at the end, when all of it would be there twice
+        data += chunk
+    if not data:  # that there is nothing, 204 says
+        raise ReplyError("the reply is empty")
+    if "json" not in kind:
+        raise WrongTypeError(f"the reply is {kind or 'of no type'}, not DICOM JSON")
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ReplyError(f"the reply isn't JSON: {error}") from None
+    found = [found] if isinstance(found, dict) else found
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise WrongTypeError("the reply is JSON, but not DICOM JSON")
+    return found
+
+
+def _read_parts(kind: str, chunks: Iterator[bytes], count: int, *media_types: str) -> list[Part]:
+    """Read as many parts as were asked for, of the media types that they may have."""
+    parts: list[Part] = []
+    for part in parts_of(kind, chunks):
+        if part.media_type and not part.media_type.startswith(media_types):
+            raise WrongTypeError(f"part {len(parts) + 1} is {part.media_type}")
+        parts.append(part)
+        if len(parts) > count:
+            raise ReplyError(f"more parts came than the {count} that were asked for")
+        if not part.data:  # it would be background
+            raise ReplyError(f"part {len(parts)} is empty: {WHETHER_STORED}")
+    if len(parts) < count:
+        raise ReplyError(f"{len(parts)} parts came for {count}")
+    return parts
+
+
+def _in_order(parts: list[Part], numbers: list[int]) -> list[Part]:
+    """Return parts in the order of frames, where they say which frames they are."""
+    found = {part.frame_number: part for part in parts}
+    if found.keys() == set(numbers):
+        return [found[number] for number in numbers]
+    # those that don't say it can't have been moved past those that do
+    said = [part.frame_number for part in parts]
+    if any(each not in (None, number) for each, number in zip(said, numbers, strict=True)):
+        strange = sorted(each for each in found if each is not None and each not in numbers)
+        raise ReplyError(f"parts came that say they are frames {strange or said}")
+    return parts

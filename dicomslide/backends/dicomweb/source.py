@@ -1,0 +1,384 @@
+"""Instances behind a DICOMweb client: their metadata, frames and colour profiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from dicomslide import utils
+from dicomslide.backends.batching import encoded_frames, gather
+from dicomslide.backends.batching.prefetch import ReadAhead
+from dicomslide.backends.dicomweb.connection import (
+    Address,
+    Connection,
+    connection_at,
+    connection_of,
+)
+from dicomslide.backends.dicomweb.dicom_json import BulkData
+from dicomslide.backends.dicomweb.failures import NotServedError, listed, read_error
+from dicomslide.backends.part10.frame_index import NativeFrames, read_frames
+from dicomslide.errors import FrameReadError, MetadataError, MetadataWarning
+from dicomslide.header.blobs import MemoryBlob
+from dicomslide.header.layout import num_frames_of, pixel_format_of
+from dicomslide.header.per_frame import positions_of_dataset
+from dicomslide.options import check_memory
+from dicomslide.pixels import DECODERS, NATIVE, PixelFormat
+from dicomslide.process.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from pydicom.dataset import Dataset
+
+    from dicomslide.header.tiling import FramePositions
+    from dicomslide.pixels.pixel_format import Buffer
+
+__all__ = ["DicomWebSource"]
+
+PER_FRAME_GROUPS = 0x52009230
+PIXEL_DATA_GROUP = 0x7FE0
+PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+
+def _header_of(image: Dataset) -> Dataset:
+    """Return metadata without pixel data and per-frame groups, which are read once.
+
+    What they say goes with the header as `frame_positions`: whoever gives it back as metadata,
+    gives them too.
+    """
+    from pydicom.dataset import Dataset
+
+    if hasattr(image, "frame_positions"):
+        return image
+    header = Dataset()
+    implicit_vr, little_endian = image.original_encoding
+    header.set_original_encoding(implicit_vr, little_endian, image.original_character_set)
+    tags = list(image.keys())
+    for tag in tags:
+        if tag.group != PIXEL_DATA_GROUP and tag != PER_FRAME_GROUPS:
+            header[tag] = image.get_item(tag)
+    try:
+        header.frame_positions = positions_of_dataset(image)
+    except MetadataError as error:
+        raise MetadataError(f"{utils.name_of(image)}: {error}") from None
+    return header
+
+
+def _uids_of(image: Dataset) -> tuple[str, str, str]:
+    keywords = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+    study, series, instance = (utils.text(image, keyword) for keyword in keywords)
+    if study is None or series is None or instance is None:
+        said = ", ".join(f"{keyword} {image.get(keyword)}" for keyword in keywords)
+        raise MetadataError(f"an instance that a client can't be asked for: {said}")
+    return study, series, instance
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Here:
+    """What this process knows of an instance beside its name."""
+
+    connection: Connection | None = None
+    """Through which it was opened; None for what is read as is registered for its address."""
+    header: Dataset | None = None
+    """Metadata that it was opened with; None for those of the server."""
+    scope: str | None = None
+    """Scope of the connection through which it was opened before it was pickled."""
+
+
+_headers: Registry[tuple[Hashable, ...], Dataset] = Registry(1024)
+_profiles: Registry[tuple[Hashable, ...], bytes | None] = Registry(256)
+_wholes: Registry[tuple[Hashable, ...], _WholeFrames] = Registry(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class DicomWebSource:
+    """An instance that a DICOMweb client gives.
+
+    Its pickle holds the address of the server and the UIDs: neither metadata nor a client. Opened
+    through a client or a session, it is read through no other. Opened by URL or arrived pickled, it
+    is read by whoever is registered for the server at the time.
+    """
+
+    address: Address
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    _here: _Here = dataclasses.field(default=_Here(), repr=False, compare=False)
+
+    @classmethod
+    def of(cls, client: Any, metadata: Dataset) -> DicomWebSource:
+        """Return the source of an instance from its metadata, read through a caller's client."""
+        return cls.through(connection_of(client), metadata)
+
+    @classmethod
+    def through(cls, link: Connection | Address, metadata: Dataset) -> DicomWebSource:
+        """Return the source of an instance from its metadata.
+
+        Parameters
+        ----------
+        link : Connection or Address
+            What it is read through; or where, for what is read as is registered.
+        metadata : pydicom.dataset.Dataset
+            Metadata of the instance.
+
+        Raises
+        ------
+        MetadataError
+            When they lack UIDs, or the positions of some frames.
+
+        """
+        connection = link if isinstance(link, Connection) else None
+        here = _Here(connection=connection, header=_header_of(metadata))
+        address = link.address if isinstance(link, Connection) else link
+        return cls(address, *_uids_of(metadata), here)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self.address.can_be_remade:
+            raise TypeError(
+                f"{self.name} is read through a {self.address.kind}, which can't be made again in"
+                " another process; use threads, open the slide where it is read, or give a"
+                " dicomweb_client.api.DICOMwebClient"
+            )
+        here = self._here
+        scope = here.scope if here.connection is None else here.connection.scope
+        return _arrived, (self.address, *self.uids, scope)
+
+    def __copy__(self) -> DicomWebSource:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DicomWebSource:
+        return self
+
+    def without_header(self) -> DicomWebSource:
+        """Return the same source, thin: the header is retrieved again when it is wanted."""
+        return dataclasses.replace(self, _here=dataclasses.replace(self._here, header=None))
+
+    @property
+    def identity(self) -> tuple[Hashable, ...]:
+        """Name of these bytes: the same in every process, without credentials."""
+        return ("dicomweb", *dataclasses.astuple(self.address), self.sop_instance_uid)
+
+    @property
+    def kept_as(self) -> tuple[Hashable, ...]:
+        """Name of what this process keeps of it: for those only through whose eyes it was read."""
+        return self._kept_as(self._connection)
+
+    def _kept_as(self, connection: Connection) -> tuple[Hashable, ...]:
+        return (connection.scope, *self.identity)
+
+    @property
+    def name(self) -> str:
+        """SOP Instance UID."""
+        return self.sop_instance_uid
+
+    @property
+    def uids(self) -> tuple[str, str, str]:
+        """Study, Series and SOP Instance UID."""
+        return self.study_instance_uid, self.series_instance_uid, self.sop_instance_uid
+
+    @property
+    def _connection(self) -> Connection:
+        # looked up each time: tokens expire, and then another client is registered
+        if self._here.connection is not None:
+            return self._here.connection
+        return connection_at(self.address, self._here.scope)
+
+    @property
+    def metadata(self) -> Dataset:
+        """The metadata, without pixel data and per-frame functional groups."""
+        if self._here.header is not None:
+            return self._here.header
+        connection = self._connection
+        return _headers.get(
+            self._kept_as(connection), lambda: _header_of(connection.metadata(self.uids))
+        )
+
+    @property
+    def transfer_syntax_uid(self) -> None:
+        """None: metadata don't have it, and servers transcode; each frame's bytes tell."""
+        return None
+
+    def frame_positions(self) -> FramePositions | None:
+        """Return what the per-frame functional groups say; None where they say nothing."""
+        return self.metadata.frame_positions
+
+    def frame_groups(self, indices: Sequence[int]) -> list[Dataset]:
+        """Retrieve the per-frame functional groups of some frames; none where there are none."""
+        return self._connection.frame_groups(self.uids, indices)
+
+    def icc_profile(self, item: Dataset) -> bytes | None:
+        """Return the ICC Profile of an item of the metadata, retrieved where it is bulk data."""
+        if "ICCProfile" not in item:
+            return None
+        if item.ICCProfile:
+            return bytes(item.ICCProfile)
+        path = utils.text(item, "OpticalPathIdentifier")
+        try:
+            # a failure isn't kept: it may go better next time
+            return _profiles.get((self.kept_as, path), lambda: self._retrieve_profile(item, path))
+        except MetadataError as error:
+            warnings.warn(
+                f"colours stay as stored, for the ICC profile can't be had: {error}",
+                MetadataWarning,
+                stacklevel=2,
+            )
+            return None
+
+    def _retrieve_profile(self, item: Dataset, path: str | None) -> bytes | None:
+        connection = self._connection
+        value = item.ICCProfile
+        if not isinstance(value, BulkData):  # whoever read the JSON has lost where it is
+            metadata = connection.metadata(self.uids)
+            candidates = (*utils.items(metadata, "OpticalPathSequence"), metadata)
+            value = next(
+                (
+                    candidate.get("ICCProfile")
+                    for candidate in candidates
+                    if utils.text(candidate, "OpticalPathIdentifier") == path
+                ),
+                None,
+            )
+        if isinstance(value, BulkData):
+            value = connection.bulk_data(value.uri)
+        return value or None
+
+    def read_instance(self) -> Dataset:
+        """Retrieve the whole data set, whatever its size.
+
+        Raises
+        ------
+        MetadataError
+            When the server doesn't give it.
+
+        """
+        return self._connection.instance(self.uids)
+
+    @property
+    def frames_per_request(self) -> int:
+        """Most frames that a request asks for: it costs more than some frames do."""
+        wished = encoded_frames.frames_per_request(pixel_format_of(self.metadata))
+        return min(wished, self._connection.most_frames)
+
+    def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
+        """Retrieve frames that aren't kept yet, in few requests.
+
+        What several threads ask for within milliseconds goes into one, and so do the neighbours
+        of single frames that are wanted one after the other.
+        """
+        header = self.metadata
+        count = num_frames_of(header)
+        for index in indices:
+            if not 0 <= index < count:
+                raise FrameReadError(f"the image has {count} frames", self.name, index)
+        most = self.frames_per_request
+        frames_ahead = encoded_frames.frames_ahead(pixel_format_of(header).native_bytes)
+        connection = self._connection
+        return gather.read_frames(
+            connection.gatherer(self.sop_instance_uid, lambda: ReadAhead.of(self)),
+            self.identity,
+            indices,
+            self._fetch,
+            begin=connection.deadline,
+            most=most,
+            most_ahead=min(most, frames_ahead),
+            scope=connection.scope,
+            may_see=lambda: connection.sees(self.sop_instance_uid),
+        )
+
+    def drop_frame(self, index: int) -> None:
+        """Drop what was kept of a frame."""
+        _wholes.discard(self.kept_as)
+        encoded_frames.drop(self.identity, [index], scope=self._connection.scope)
+
+    def read_anew(self, index: int) -> Buffer:
+        """Retrieve a frame, whatever was kept of it or is under way."""
+        scope = self._connection.scope
+        self.drop_frame(index)
+        (frame,) = self._fetch([index])
+        encoded_frames.drop(self.identity, [index], scope=scope)  # of who was slower
+        encoded_frames.keep(self.identity, {index: frame}, scope=scope)
+        return frame
+
+    def _fetch(self, wanted: list[int], deadline: float | None = None) -> list[bytes]:
+        """Retrieve some frames, in one request.
+
+        In ascending order: some servers sort them.
+
+        Parameters
+        ----------
+        wanted : list of int
+            Zero-based frames.
+        deadline : float, optional
+            When to give up: see :meth:`Connection.deadline`.
+
+        """
+        header, connection = self.metadata, self._connection
+        pixel_format = pixel_format_of(header)
+        # Bit-packed frames don't begin with a byte each: whether a server moves their bits there,
+        # nothing tells.
+        whole = pixel_format.native_bits % 8 != 0
+        if pixel_format.floating and not whole:
+            whole = not connection.serves_float_frames or self.kept_as in _wholes
+        frames: list[bytes] = []
+        if not whole:
+            try:
+                lossy = utils.text(header, "LossyImageCompression") == "01"
+                frames += connection.frames(
+                    self.uids, wanted, pixel_format=pixel_format, lossy=lossy, deadline=deadline
+                )
+            except NotServedError:
+                if not pixel_format.floating:
+                    raise
+                whole = True
+        if whole:
+            count = num_frames_of(header)
+            frames = [bytes(frame) for frame in self._whole(pixel_format, count).read(wanted)]
+        if len(frames) != len(wanted):
+            raise read_error(
+                f"{len(frames)} frames came for {len(wanted)}: {listed(wanted)}", self.name, wanted
+            )
+        return frames
+
+    def _whole(self, pixel_format: PixelFormat, count: int) -> _WholeFrames:
+        check_memory(count * pixel_format.native_bytes, f"{self.name} as a whole")
+        return _wholes.get(
+            self.kept_as, lambda: _WholeFrames(self.read_instance(), pixel_format, count)
+        )
+
+
+def _arrived(
+    address: Address, study: str, series: str, instance: str, scope: str | None
+) -> DicomWebSource:
+    """Return a source that was pickled."""
+    return DicomWebSource(address, study, series, instance, _Here(scope=scope))
+
+
+class _WholeFrames:
+    """The frames of an instance of which the server gives the whole only."""
+
+    def __init__(self, dataset: Dataset, pixel_format: PixelFormat, count: int) -> None:
+        from pydicom.encaps import generate_frames
+
+        values = (dataset.get(keyword) for keyword in PIXEL_DATA)
+        data = next((bytes(value) for value in values if value), b"")
+        name = utils.name_of(dataset)
+        meta = getattr(dataset, "file_meta", {})
+        uid = str(meta.get("TransferSyntaxUID") or NATIVE)
+        decoder = DECODERS.get(uid)
+        if decoder is None or not decoder.little_endian:
+            raise FrameReadError(f"the whole of it comes in transfer syntax {uid}", name)
+        self._encapsulated: list[Buffer] | None = None
+        if decoder.encapsulated:
+            try:
+                self._encapsulated = list(generate_frames(data, number_of_frames=count))
+            except ValueError as error:
+                raise FrameReadError(f"its pixel data are damaged: {error}", name) from error
+        self._blob = MemoryBlob(name, data)
+        self._native = NativeFrames(0, len(data), pixel_format.native_bits, swapped=False)
+
+    def read(self, indices: Sequence[int]) -> list[Buffer]:
+        """Return frames, each from its first bit."""
+        if self._encapsulated is not None:
+            return [self._encapsulated[index] for index in indices]
+        return read_frames(self._native, self._blob, indices)

@@ -1,0 +1,1 @@
+"""What all network clients share."""

@@ -1,0 +1,1 @@
+"""Files on disk and their parts (PS3.10)."""

@@ -1,0 +1,487 @@
+"""DICOM Part 10 files: where they are, and how their bytes are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dicomslide import utils
+from dicomslide.backends.part10 import frame_index as pixel_data
+from dicomslide.backends.part10 import header as part10
+from dicomslide.backends.part10.local import (
+    ChangingBlob,
+    LocalFile,
+    Signature,
+    check_is_file,
+    check_unchanged,
+)
+from dicomslide.enum import ImageFlavors
+from dicomslide.errors import (
+    DicomSlideError,
+    FrameReadError,
+    MetadataError,
+    MetadataWarning,
+    NotDicomError,
+)
+from dicomslide.header.blobs import errors_of_headers
+from dicomslide.header.layout import num_frames_of, pixel_format_of
+from dicomslide.header.per_frame import UNDEFINED, scan_per_frame_groups
+from dicomslide.process.forks import ForkLock
+from dicomslide.process.lazy import lazy
+from dicomslide.process.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Iterator, Sequence
+
+    from pydicom.dataset import Dataset
+
+    from dicomslide.header.tiling import FramePositions
+    from dicomslide.pixels.pixel_format import Buffer, PixelFormat
+
+__all__ = ["FileSource", "FileStore", "ParsedFile", "check_opens", "files_of", "is_dicom_file"]
+
+logger = logging.getLogger(__name__)
+
+
+class ParsedFile:
+    """What is expensive about a file, made once per process when it is first wanted.
+
+    Parameters
+    ----------
+    file : ChangingBlob
+        Its bytes.
+
+    """
+
+    def __init__(self, file: ChangingBlob) -> None:
+        self.file = file
+        self.header = part10.read_header(file)
+        self._lock = ForkLock()
+
+    @lazy
+    def num_frames(self) -> int:
+        """Number of Frames, or what TILED_FULL has."""
+        return num_frames_of(self.header.dataset)
+
+    def check_num_frames(self) -> None:
+        """Raise a MetadataError where more frames are declared than there could be bytes for."""
+        blob = self.header.blob
+        least = 8 * pixel_data.ITEM_HEADER if self.header.decoder.encapsulated else 1
+        if self.num_frames * least > 8 * blob.size:
+            raise MetadataError(
+                f"{blob.name}: the header declares {self.num_frames:,} frames; a file of"
+                f" {blob.size:,} bytes can't hold as many"
+            )
+
+    @lazy
+    def pixel_format(self) -> PixelFormat:
+        """What the header says of the pixels."""
+        return pixel_format_of(self.header.dataset)
+
+    @lazy
+    def _positions_and_rest(self) -> tuple[FramePositions | None, int]:
+        span, blob = self.header.per_frame, self.header.blob
+        if span is None:
+            return None, self.header.rest
+        self.file.check_unchanged()
+        with errors_of_headers(blob.name):
+            try:
+                return scan_per_frame_groups(blob.read, blob.size, span, self.num_frames)
+            except MetadataError as error:
+                raise MetadataError(f"{blob.name}: {error}") from error
+
+    @lazy
+    def _pixel_data(self) -> pixel_data.PixelData:
+        span = self.header.per_frame
+        rest = self.header.rest
+        self.file.check_unchanged()  # or those of another file were looked for
+        if span is not None and span.length == UNDEFINED:
+            _, rest = self._positions_and_rest
+        with errors_of_headers(self.header.blob.name):
+            return pixel_data.locate_pixel_data(self.header, rest, self.num_frames)
+
+    @lazy
+    def _frames(self) -> pixel_data.Frames:
+        pixels, count, described = self._pixel_data, self.num_frames, self.pixel_format
+        with errors_of_headers(self.header.blob.name):
+            return pixel_data.locate_frames(self.header, pixels, count, described)
+
+    @lazy
+    def _scanned(self) -> pixel_data.Frames | None:
+        """The frames where their offset table is wrong; None where a scan doesn't tell either."""
+        if not isinstance(self._frames, pixel_data.EncapsulatedFrames):
+            return None
+        found = pixel_data.scan_frames(self.header, self._pixel_data, self.num_frames, self._frames)
+        if found is not None:
+            logger.info("%s: its offset table is wrong; a scan found the frames", self.file.name)
+        return found
+
+    def positions(self) -> FramePositions | None:
+        """Return what the per-frame functional groups say; None where they say nothing."""
+        with self._lock:  # one thread scans, the others wait for it
+            return self._positions_and_rest[0]
+
+    def frames(self) -> pixel_data.Frames:
+        """Return where the frames are, by their offset table if there is one."""
+        with self._lock:
+            return self._frames
+
+    def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
+        """Read frames: where their offset table is wrong, as a scan finds them.
+
+        Raises
+        ------
+        FrameReadError
+            Naming the file and the frame.
+
+        """
+        frames = self.frames()
+        self.file.check_unchanged()
+        try:
+            return pixel_data.read_frames(frames, self.header.blob, indices)
+        except pixel_data.OffsetTableError as error:
+            with self._lock:
+                scanned = self._scanned
+            if scanned is None:
+                raise FrameReadError(error.reason, error.source, error.frame) from error
+        return pixel_data.read_frames(scanned, self.header.blob, indices)
+
+
+_instances: Registry[tuple[str, int, Hashable], ParsedFile] = Registry(1024)
+"""By path, size and time of change (or version): a file that is opened again isn't parsed again."""
+
+
+_STORAGES_OF_IMAGES = utils.SEGMENTATION_STORAGES | {
+    utils.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE,
+    utils.PARAMETRIC_MAP_STORAGE,
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileSource:
+    """A DICOM Part 10 file.
+
+    Thin: what a process needs to open the same file again, and to notice if it isn't.
+    """
+
+    path: str
+    """Absolute."""
+    sop_instance_uid: str
+    size: int
+    mtime_ns: int
+    node: tuple[int, int] = (0, 0)
+    """Device and inode where it was opened."""
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> FileSource:
+        """Open a file and read its header, unless this process has done so.
+
+        Raises
+        ------
+        FileNotFoundError, PermissionError, IsADirectoryError
+            As the system has it.
+        NotDicomError
+            When it isn't a DICOM Part 10 file.
+        MetadataError
+            When its header can't be read.
+
+        """
+        absolute = os.path.abspath(os.fspath(path))
+        file = LocalFile(absolute)
+        key = absolute, file.size, (file.mtime_ns, file.signature.node)
+        dataset = _instances.get(key, lambda: ParsedFile(file)).header.dataset
+        uid = utils.text(dataset, "SOPInstanceUID") or utils.text(
+            dataset.file_meta, "MediaStorageSOPInstanceUID"
+        )
+        return cls(absolute, uid or absolute, file.size, file.mtime_ns, file.signature.node)
+
+    @property
+    def identity(self) -> tuple[Hashable, ...]:
+        """Name of these bytes: the same in every process that sees the same file."""
+        return ("file", self.path, self.sop_instance_uid, self.size, self.mtime_ns, *self.node)
+
+    @property
+    def name(self) -> str:
+        """Path of the file."""
+        return self.path
+
+    @property
+    def _key(self) -> tuple[str, int, Hashable]:
+        return self.path, self.size, (self.mtime_ns, self.node)
+
+    def _instance(self) -> ParsedFile:
+        return _instances.get(self._key, lambda: ParsedFile(self._file()))
+
+    def _file(self) -> ChangingBlob:
+        file = LocalFile.again(self.path)
+        # another machine knows it by another inode
+        before = Signature(self.size, self.mtime_ns, file.signature.node)
+        check_unchanged(self.path, before, file.signature)
+        return file
+
+    @property
+    def metadata(self) -> Dataset:
+        """The header, without pixel data and per-frame functional groups."""
+        return self._instance().header.dataset
+
+    @property
+    def transfer_syntax_uid(self) -> str:
+        """Transfer syntax of the frames."""
+        return self._instance().header.transfer_syntax_uid
+
+    @property
+    def frames_per_request(self) -> int | None:
+        """None: reading a disk takes no requests."""
+        return None
+
+    def frame_positions(self) -> FramePositions | None:
+        """Return what the per-frame functional groups say; None where they say nothing."""
+        instance = self._instance()
+        instance.check_num_frames()
+        return instance.positions()
+
+    def frame_groups(self, indices: Sequence[int]) -> list[Dataset]:
+        """Read the per-frame functional groups of some frames; none where there are none."""
+        instance = self._instance()
+        return part10.read_per_frame_groups(instance.header, instance.num_frames, indices)
+
+    def icc_profile(self, item: Dataset) -> bytes | None:
+        """Return the ICC Profile of an item of the header."""
+        profile = item.get("ICCProfile")
+        return profile if profile and isinstance(profile, bytes) else None
+
+    def read_instance(self) -> Dataset:
+        """Read the whole data set, whatever its size.
+
+        Raises
+        ------
+        MetadataError
+            When it can't be read.
+
+        """
+        instance = self._instance()
+        instance.file.check_unchanged()
+        return part10.read_instance(instance.file)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is there up to its end, unlike a download that broke off."""
+        try:
+            if utils.text(self.metadata, "SOPClassUID") in _STORAGES_OF_IMAGES:
+                self.read_frames([self._instance().num_frames - 1])
+            else:
+                self.read_instance()
+        except (DicomSlideError, OSError):
+            return False
+        return True
+
+    def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
+        """Read frames, in the order of the file, without a lock."""
+        instance = self._instance()
+        count = instance.num_frames
+        for index in indices:
+            if not 0 <= index < count:
+                raise FrameReadError(f"the image has {count} frames", self.path, index)
+        return instance.read_frames(indices)
+
+
+def is_dicom_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has the DICM prefix of Part 10; False too where it can't be read."""
+    try:
+        check_is_file(os.fspath(path))
+        with open(path, "rb") as file:
+            return file.read(part10.PREAMBLE)[128:] == b"DICM"
+    except (OSError, ValueError):  # that it is no file is a ValueError, too
+        return False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileStore:
+    """Files on disk: stands where the documented API has a DICOMweb client."""
+
+    sources: tuple[FileSource, ...]
+
+    @classmethod
+    def open(cls, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> FileStore:
+        """Open a file, the files of a folder (and its folders), or a list of both.
+
+        What isn't DICOM is passed over in a folder, and an error where it was named. A file
+        that is DICOM but can't be read is left out with a warning.
+
+        Raises
+        ------
+        FileNotFoundError
+            When a path doesn't exist.
+        NotDicomError
+            When no DICOM file is there, or a file that was named isn't one.
+
+        """
+        if isinstance(paths, (str, os.PathLike)):
+            paths = [paths]
+        sources: dict[str, list[FileSource]] = {}
+        names = []
+        for given in paths:
+            if "://" in str(given):
+                raise NotDicomError(
+                    f"{given}: a URL, but only local files are read by path; see"
+                    " dicomslide.open_slide for URLs"
+                )
+            path = Path(given).expanduser()
+            names.append(str(path))
+            if path.is_dir():
+                for file in files_of(path):
+                    if is_dicom_file(file):
+                        try:
+                            source = FileSource.open(file)
+                            check_opens(source.metadata)
+                            _add(sources, source)
+                        except DicomSlideError as error:
+                            warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=3)
+            else:
+                _add(sources, FileSource.open(path))
+        if not sources:
+            raise NotDicomError(f"{', '.join(names) or 'an empty list'}: no DICOM file is there")
+        return cls(tuple(source for same in sources.values() for source in same))
+
+    @classmethod
+    def of(cls, sources: Iterable[FileSource]) -> FileStore:
+        """Keep one source of each instance, with a warning where there are more."""
+        kept: dict[str, list[FileSource]] = {}
+        for source in sources:
+            _add(kept, source)
+        return cls(tuple(source for same in kept.values() for source in same))
+
+    @property
+    def metadata(self) -> list[Dataset]:
+        """The headers of all files."""
+        return [source.metadata for source in self.sources]
+
+    def source(self, metadata: Dataset) -> FileSource:
+        """Return the file of an instance.
+
+        Raises
+        ------
+        MetadataError
+            When no file has its SOP Instance UID, or several have, and none is its `filename`.
+
+        """
+        uid = utils.text(metadata, "SOPInstanceUID")
+        found = [source for source in self.sources if uid in (None, source.sop_instance_uid)]
+        if uid is None or len(found) > 1:  # the UID doesn't tell: the file does
+            path = getattr(metadata, "filename", None)
+            found = [source for source in found if source.path == path]
+        if found:
+            return found[0]
+        raise MetadataError(f"no file holds the instance {utils.name_of(metadata)}")
+
+
+def files_of(folder: Path) -> Iterator[str]:
+    """Yield the files of a folder and its folders, in order; what can't be listed is warned of."""
+
+    def on_error(error: OSError) -> None:
+        warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=5)
+
+    for parent, folders, files in os.walk(folder, onerror=on_error):
+        folders.sort()
+        for path in (os.path.join(parent, file) for file in sorted(files)):
+            if os.path.isfile(path) or not os.path.exists(path):  # a pipe would be waited for
+                yield path
+
+
+_SORTING = (
+    "SOPClassUID", "ImageType", "FrameOfReferenceUID", "ContainerIdentifier", "ConcatenationUID",
+    "Rows", "Columns", "TotalPixelMatrixRows", "TotalPixelMatrixColumns",
+)  # fmt: skip
+"""By these, the images of a folder are sorted into slides and levels."""
+
+_PLACING = (
+    "NumberOfFrames", "ConcatenationFrameOffsetNumber", "DimensionOrganizationType",
+    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "BitsAllocated",
+    "BitsStored", "PixelRepresentation", "TotalPixelMatrixFocalPlanes", "ImagedVolumeWidth",
+    "ImagedVolumeHeight", "ImageOrientationSlide", "TotalPixelMatrixOriginSequence",
+    "OpticalPathSequence", "SegmentSequence", "SharedFunctionalGroupsSequence",
+)  # fmt: skip
+"""By these, the pixels of a level are described and placed."""
+
+_NESTED = (
+    "PixelMeasuresSequence", "PixelSpacing", "SpacingBetweenSlices",
+    "TotalPixelMatrixOriginSequence", "XOffsetInSlideCoordinateSystem",
+    "YOffsetInSlideCoordinateSystem", "ZOffsetInSlideCoordinateSystem", "OpticalPathIdentifier",
+    "SegmentNumber",
+)  # fmt: skip
+"""Of what these hold."""
+
+_ASSOCIATED = (ImageFlavors.LABEL.value, ImageFlavors.OVERVIEW.value)
+
+
+def check_opens(header: Dataset) -> None:
+    """Raise a MetadataError where a value can't be converted that opening a slide asks for."""
+    is_associated = utils.image_flavor(header) in _ASSOCIATED
+    _convert(header, _tags_of(_SORTING if is_associated else _SORTING + _PLACING))
+
+
+def _convert(dataset: Dataset, wanted: frozenset[int | None]) -> None:
+    for tag in tuple(dataset.keys()):
+        if tag in wanted:
+            element = dataset[tag]
+            for item in element.value or () if element.VR == "SQ" else ():
+                _convert(item, _tags_of(_NESTED))
+
+
+@cache
+def _tags_of(keywords: tuple[str, ...]) -> frozenset[int | None]:
+    from pydicom.datadict import tag_for_keyword
+
+    return frozenset(map(tag_for_keyword, keywords))
+
+
+_TELLING = (
+    "InstanceNumber", "ImageType", "TotalPixelMatrixRows", "TotalPixelMatrixColumns",
+    "NumberOfFrames", "ConcatenationFrameOffsetNumber",
+)  # fmt: skip
+"""In these, two files of one instance are alike."""
+
+
+def _add(sources: dict[str, list[FileSource]], source: FileSource) -> None:
+    """Add a source, unless it is there; some writers give all images of a series one UID.
+
+    Of copies of one instance the first is kept that is whole.
+    """
+    others = sources.setdefault(source.sop_instance_uid, [])
+    if any(other.path == source.path for other in others):
+        return
+    for at, other in enumerate(others):
+        kept, left = (other, source) if _is_preferred(other, source) else (source, other)
+        if _are_copies(kept, left):
+            others[at] = kept
+            what = f"left out: {left.path} has the SOP Instance UID of {kept.path}"
+            break
+    else:
+        others.append(source)
+        if len(others) == 1:
+            return
+        what = (
+            f"{source.path} has the SOP Instance UID of {others[0].path}, but is another image:"
+            " both are used"
+        )
+    warnings.warn(what, MetadataWarning, stacklevel=4)
+
+
+def _is_preferred(first: FileSource, second: FileSource) -> bool:
+    """Whether the first of two files of one UID is whole, or no less so than the second."""
+    return first.is_whole or (not second.is_whole and first.size >= second.size)
+
+
+def _are_copies(kept: FileSource, left: FileSource) -> bool:
+    """Whether two files of one UID say the same of themselves, as far as that goes."""
+    here, there = kept.metadata, left.metadata
+    is_broken = not left.is_whole  # what it lacks, it may have lost
+    return all(
+        here.get(keyword) == there.get(keyword) or (is_broken and keyword not in there)
+        for keyword in _TELLING
+    )

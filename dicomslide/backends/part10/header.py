@@ -1,0 +1,227 @@
+"""The header of a DICOM Part 10 file, from its bytes.
+
+Nothing here reads pixels, and nothing is read before it is wanted: the header first, the
+per-frame functional groups when someone asks for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import struct
+import zlib
+from typing import TYPE_CHECKING
+
+from dicomslide.errors import MetadataError, NotDicomError
+from dicomslide.header.blobs import (
+    MOST_HEADER,
+    Blob,
+    MemoryBlob,
+    errors_of_headers,
+    file_of,
+)
+from dicomslide.header.layout import num_frames_of, pixel_format_of
+from dicomslide.header.per_frame import UNDEFINED, PerFrameSpan, find_items
+from dicomslide.options import check_memory, get_options
+from dicomslide.pixels import DECODERS, Decoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pydicom.dataset import Dataset
+    from pydicom.tag import BaseTag
+
+__all__ = [
+    "PIXEL_DATA",
+    "PREAMBLE",
+    "Header",
+    "element_at",
+    "read_header",
+    "read_instance",
+    "read_per_frame_groups",
+]
+
+PREAMBLE = 132
+INFLATED_HEAD = 4 * 2**20
+"""Bytes of a deflated data set by which it is known how large it can be."""
+PIECE = 2**20
+"""Bytes that are inflated at once."""
+BESIDE_FRAMES = 64 * 2**20
+"""Bytes of a deflated data set beside its frames and what is said of each, at most."""
+PER_FRAME = 2**16
+"""Bytes of the per-frame functional groups of one frame, at most."""
+PER_FRAME_GROUPS = 0x52009230
+ANNOTATION_GROUPS = 0x006A0002
+_BULK = frozenset({PER_FRAME_GROUPS, ANNOTATION_GROUPS})
+PIXEL_DATA = (0x7FE00010, 0x7FE00008, 0x7FE00009)  # integer, float, double float
+_LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"SQ", b"UC", b"UR", b"UT")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Header:
+    """What stands before the frames."""
+
+    dataset: Dataset
+    """Up to the per-frame functional groups or the pixel data."""
+    transfer_syntax_uid: str
+    decoder: Decoder
+    blob: Blob
+    """The bytes to which offsets refer: the file, or what it inflates to."""
+    per_frame: PerFrameSpan | None
+    rest: int
+    """Where reading goes on behind `dataset` (and, if its length is known, `per_frame`)."""
+
+
+def read_header(blob: Blob) -> Header:
+    """Read the header of a Part 10 file.
+
+    Raises
+    ------
+    NotDicomError
+        When it isn't a DICOM Part 10 file.
+    MetadataError
+        When its header can't be read, or its transfer syntax isn't known.
+
+    """
+    head = blob.read(0, PREAMBLE)
+    if head[128:] != b"DICM":
+        raise NotDicomError(f"{blob.name}: not a DICOM file: no DICM prefix at byte 128")
+    return _read_header(blob, _is_bulk)
+
+
+def read_instance(blob: Blob) -> Dataset:
+    """Read the whole data set of a Part 10 file, whatever its size.
+
+    Raises
+    ------
+    MetadataError
+        When it can't be read.
+
+    """
+    return _read_header(blob, None).dataset
+
+
+def read_per_frame_groups(header: Header, num_frames: int, frames: Sequence[int]) -> list[Dataset]:
+    """Read the items of the Per-Frame Functional Groups Sequence of some frames; none if absent.
+
+    Raises
+    ------
+    MetadataError
+        When they can't be read.
+
+    """
+    from pydicom.filereader import read_dataset
+
+    from dicomslide.header.lenient import LenientDataset, no_validation
+
+    span, blob = header.per_frame, header.blob
+    if span is None:
+        return []
+    with errors_of_headers(blob.name), no_validation():
+        return [
+            LenientDataset(
+                read_dataset(io.BytesIO(item), span.implicit_vr, span.little_endian), blob.name
+            )
+            for item in find_items(blob.read, blob.size, span, num_frames, frames)
+        ]
+
+
+def _is_bulk(tag: BaseTag, vr: str | None, length: int) -> bool:
+    """Whether an element is one before which a header ends: it may be as large as pixels."""
+    return tag in _BULK or tag >> 16 == 0x7FE0
+
+
+def _read_header(
+    blob: Blob, stop_when: Callable[[BaseTag, str | None, int], bool] | None
+) -> Header:
+    import pydicom  # noqa: F401 - whole, before its parts: of threads that import those, one fails
+    from pydicom.filereader import read_dataset
+
+    from dicomslide.header.lenient import LenientDataset, no_validation
+
+    most_bytes = None if stop_when else get_options().memory_limit_bytes
+    file = file_of(blob, PREAMBLE, most_bytes=most_bytes)
+    with errors_of_headers(blob.name), no_validation():
+        file_meta = read_dataset(
+            file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2
+        )
+        uid = str(file_meta.get("TransferSyntaxUID", "")).strip("\0 ")
+        decoder = DECODERS.get(uid)
+        if decoder is None:
+            raise MetadataError(
+                f"{blob.name}: transfer syntax {uid or '(none)'} isn't supported; supported are "
+                + ", ".join(f"{known} ({each.name})" for known, each in DECODERS.items())
+            )
+        if decoder.deflated:
+            blob = _inflated(blob, file.tell())
+            file = file_of(blob, 0, most_bytes=most_bytes)
+        dataset = LenientDataset(
+            read_dataset(file, decoder.implicit_vr, decoder.little_endian, stop_when=stop_when),
+            blob.name,
+        )
+        dataset.file_meta = file_meta  # type: ignore[assignment]
+        rest = file.tell()
+        tag, _, length, value = element_at(blob, rest, decoder)
+    per_frame = None
+    if tag == PER_FRAME_GROUPS:
+        per_frame = PerFrameSpan(value, length, decoder.implicit_vr, decoder.little_endian)
+        rest = value if length == UNDEFINED else value + length
+    return Header(dataset, uid, decoder, blob, per_frame, rest)
+
+
+def _inflated(blob: Blob, start: int) -> MemoryBlob:
+    """Inflate a data set: no further than its header says that it goes."""
+    limit = get_options().memory_limit_bytes
+    engine = zlib.decompressobj(-15)
+    pieces = (blob.read(at, PIECE) for at in range(start, blob.size, PIECE))
+    data = io.BytesIO()
+    most: int | None = None
+    while not engine.eof:
+        waiting = engine.unconsumed_tail or next(pieces, b"")
+        part = engine.decompress(waiting, PIECE)
+        if not waiting and not part:
+            raise MetadataError(f"{blob.name}: the deflated data set is truncated")
+        data.write(part)
+        if data.tell() > limit:
+            check_memory(data.tell(), f"{blob.name}, inflated,")
+        if most is None and data.tell() > INFLATED_HEAD:
+            most = _described_size(MemoryBlob(blob.name, data.getvalue()))
+        if most is not None and data.tell() > most:
+            raise MetadataError(
+                f"{blob.name}: the deflated data set grows to more than the {most:,} bytes that its"
+                " header describes"
+            )
+    return MemoryBlob(blob.name, data.getvalue(), blob.version)
+
+
+def _described_size(head: MemoryBlob) -> int:
+    """Return how large the data set can be that begins so."""
+    from pydicom.filereader import read_dataset
+
+    from dicomslide.header.lenient import LenientDataset
+
+    file = file_of(head, 0)
+    dataset = LenientDataset(read_dataset(file, False, True, stop_when=_is_bulk), head.name)
+    try:
+        count, pixels = num_frames_of(dataset), pixel_format_of(dataset)
+    except MetadataError:  # no image, or its header goes on
+        return MOST_HEADER
+    return BESIDE_FRAMES + count * (pixels.native_bytes + PER_FRAME)
+
+
+def element_at(blob: Blob, at: int, decoder: Decoder) -> tuple[int, bytes, int, int]:
+    """Return (tag, VR, length, offset of the value) of the element at a place; tag 0 at the end."""
+    head = blob.read(at, 12)
+    if len(head) < 8:
+        return 0, b"", 0, at
+    order = "<" if decoder.little_endian else ">"
+    group, element = struct.unpack(order + "HH", head[:4])
+    tag = group << 16 | element
+    if decoder.implicit_vr:
+        return tag, b"OW", struct.unpack(order + "I", head[4:8])[0], at + 8
+    vr = head[4:6]
+    if vr in _LONG_VRS:
+        if len(head) < 12:
+            return 0, b"", 0, at
+        return tag, vr, struct.unpack(order + "I", head[8:12])[0], at + 12
+    return tag, vr, struct.unpack(order + "H", head[6:8])[0], at + 8

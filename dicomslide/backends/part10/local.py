@@ -1,0 +1,176 @@
+"""Files on disk: which one it is, and how its bytes are read, by any number of threads."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import platform
+import stat
+from typing import TYPE_CHECKING, Protocol
+
+from dicomslide.backends.coalesce import read_joined
+from dicomslide.errors import NotDicomError, SourceChangedError, SourceNotFoundError
+from dicomslide.header.blobs import Blob
+from dicomslide.process.forks import ForkLock
+from dicomslide.process.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from dicomslide.backends.coalesce import Span
+    from dicomslide.pixels.pixel_format import Buffer
+
+__all__ = ["ChangingBlob", "LocalFile", "Signature", "check_is_file", "check_unchanged"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Signature:
+    """What tells a file from the one that was or will be at the same path."""
+
+    size: int
+    """In bytes."""
+    mtime_ns: int
+    """Time of change."""
+    node: tuple[int, int]
+    """Device and inode, of this machine: two files of one size and time have others."""
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Signature:
+        """Return that of a file."""
+        return cls(status.st_size, status.st_mtime_ns, (status.st_dev, status.st_ino))
+
+
+def check_is_file(path: str) -> None:
+    """Raise a NotDicomError for a pipe, a socket or a device, which would be waited for.
+
+    Whether something is there at all is seen as it is opened.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise NotDicomError(f"{path}: not a file, but a pipe, a socket or a device")
+
+
+class _OpenFile:
+    """A descriptor that is closed when nobody holds it any more, never under a reader."""
+
+    def __init__(self, path: str) -> None:
+        check_is_file(path)
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - lives as long as this
+        self._descriptor = self._file.fileno()
+        if not hasattr(os, "pread"):  # Windows: seek and read, one at a time
+            self._lock = ForkLock()
+            self.read = self._seek_and_read  # type: ignore[method-assign]
+
+    @property
+    def signature(self) -> Signature:
+        """What it is like now."""
+        return Signature.of(os.fstat(self._descriptor))
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = os.pread(self._descriptor, length, offset)
+        while len(data) < length:  # Linux reads no more than 2 GiB at once
+            more = os.pread(self._descriptor, length - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def _seek_and_read(self, offset: int, length: int) -> bytes:
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.read(length) or b""
+
+    def __del__(self) -> None:
+        file = getattr(self, "_file", None)
+        if file is not None:
+            file.close()
+
+
+_open_files: Registry[tuple[str, Signature], _OpenFile] = Registry(128)
+
+
+class LocalFile:
+    """A file that is read by position, by any number of threads, without a lock.
+
+    A process has few files open at once: one that was closed is opened again when it is read.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        opened = _OpenFile(path)
+        self.signature = opened.signature
+        self.size, self.mtime_ns = self.signature.size, self.signature.mtime_ns
+        self.version = str(self.mtime_ns)
+        _open_files.get((path, self.signature), lambda: opened)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read bytes; fewer than `length` only at the end of the file."""
+        return self._opened().read(offset, length)
+
+    def read_spans(self, spans: Sequence[Span]) -> list[Buffer]:
+        """Read several ranges of bytes, neighbours at once."""
+        return read_joined(self.reading(), spans)
+
+    def reading(self) -> Callable[[int, int], bytes]:
+        """Return what reads bytes, of a file that stays open meanwhile."""
+        return self._opened().read
+
+    def _opened(self) -> _OpenFile:
+        return _open_files.get((self.name, self.signature), self._reopen)
+
+    @classmethod
+    def again(cls, path: str) -> LocalFile:
+        """Open a file that was there before, maybe in another process.
+
+        Raises
+        ------
+        SourceNotFoundError
+            When it isn't here.
+
+        """
+        with _found_again(path):
+            return cls(path)
+
+    def _reopen(self) -> _OpenFile:
+        with _found_again(self.name):
+            opened = _OpenFile(self.name)
+        check_unchanged(self.name, self.signature, opened.signature)
+        return opened
+
+    def check_unchanged(self) -> None:
+        """Raise a SourceChangedError if the file isn't any more what it was."""
+        check_unchanged(self.name, self.signature, self._opened().signature)
+
+
+@contextlib.contextmanager
+def _found_again(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SourceNotFoundError(
+            f"{path}: no such file any more, or none on this machine ({platform.node()}): each"
+            " worker of a cluster has to reach it by the same path, as on a shared disk or by a"
+            " URL (s3://, https://)"
+        ) from error
+
+
+def check_unchanged(path: str, before: Signature, now: Signature) -> None:
+    """Raise a SourceChangedError where a file isn't what it was."""
+    if now != before:
+        what = "or another time of change" if now.size != before.size else "and was changed since"
+        raise SourceChangedError(
+            f"{path}: the file isn't any more the one that was opened: it has {now.size} bytes,"
+            f" expected {before.size}, {what}; open the slide again"
+        )
+
+
+class ChangingBlob(Blob, Protocol):
+    """Bytes that somebody else may replace by others."""
+
+    def check_unchanged(self) -> None:
+        """Raise a SourceChangedError if they aren't any more what they were."""
+        ...

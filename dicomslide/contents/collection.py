@@ -1,0 +1,399 @@
+"""Which images belong to one slide."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import math
+import operator
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dicomslide import utils
+from dicomslide.backends.base import ConcatenatedSource, FrameSource
+from dicomslide.errors import MetadataError, MetadataWarning, NotSlideError
+from dicomslide.header.channels import shared_channel
+from dicomslide.header.layout import grid_of
+from dicomslide.header.placement import geometry_of
+from dicomslide.header.tiling import focal_planes
+from dicomslide.pyramid import group_levels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pydicom.dataset import Dataset
+
+    from dicomslide.header.tiling import FramePositions
+    from dicomslide.image import TiledImage
+
+__all__ = ["SlideGroup", "group_by_slide", "is_derived", "is_volume", "join_concatenations",
+           "list_slides", "not_a_slide"]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+
+def _key_of(image: TiledImage) -> tuple[str | None, str | None]:
+    """Return (Frame of Reference UID, Container Identifier), None where absent."""
+    return (
+        utils.text(image.metadata, "FrameOfReferenceUID"),
+        utils.text(image.metadata, "ContainerIdentifier"),
+    )
+
+
+def join_concatenations(sources: Sequence[FrameSource]) -> tuple[FrameSource, ...]:
+    """Make one source of the parts of each image that was split.
+
+    A Concatenation UID alone isn't believed: parts are of one flavor, and of one total pixel
+    matrix. Parts without one are known by the places of their frames.
+    """
+    parts: dict[tuple[object, ...], list[FrameSource]] = {}
+    for source in sources:
+        metadata = source.metadata
+        keywords = ("TotalPixelMatrixRows", "TotalPixelMatrixColumns")
+        uid = utils.text(metadata, "ConcatenationUID") or source.name
+        key = (uid, utils.image_flavor(metadata), *(utils.text(metadata, k) for k in keywords))
+        parts.setdefault(key, []).append(source)
+    return _join_by_places(
+        each[0] if len(each) == 1 else ConcatenatedSource.of(each) for each in parts.values()
+    )
+
+
+_ALIKE = (
+    "SeriesInstanceUID", "FrameOfReferenceUID", "ContainerIdentifier", "SamplesPerPixel",
+    "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation",
+    "PlanarConfiguration",
+)  # fmt: skip
+
+
+def _join_by_places(sources: Iterable[FrameSource]) -> tuple[FrameSource, ...]:
+    """Join sparse images of one series, matrix, path and plane, if no two frames share a place."""
+    alike: dict[tuple[object, ...], list[FrameSource]] = {}
+    for source in sources:
+        metadata = source.metadata
+        key: tuple[object, ...] = (source.name,)
+        if (
+            not isinstance(source, ConcatenatedSource)
+            and utils.text(metadata, "SOPClassUID") == utils.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE
+            and utils.text(metadata, "DimensionOrganizationType") == "TILED_SPARSE"
+        ):
+            said = (utils.text(metadata, keyword) for keyword in _ALIKE)
+            flavor, path = utils.image_flavor(metadata), shared_channel(metadata)
+            key = (*said, flavor, path, *_matrix_of(metadata), source.transfer_syntax_uid)
+        alike.setdefault(key, []).append(source)
+    return tuple(joined for each in alike.values() for joined in _joined_by_places(each))
+
+
+def _matrix_of(metadata: Dataset) -> tuple[object, ...]:
+    """Return the tiles of a matrix, and where it lies on the slide, if the header says."""
+    try:
+        return grid_of(metadata), geometry_of(metadata)
+    except MetadataError:
+        keywords = ("TotalPixelMatrixRows", "TotalPixelMatrixColumns", "Rows", "Columns")
+        return tuple(utils.text(metadata, keyword) for keyword in keywords)
+
+
+def _joined_by_places(sources: list[FrameSource]) -> list[FrameSource]:
+    if len(sources) == 1:
+        return sources
+    try:
+        positions = [source.frame_positions() for source in sources]
+    except MetadataError:
+        return sources  # opening them will say what is wrong
+    found = [each for each in positions if each is not None]
+    if len(found) < len(sources) or not _complete_each_other(found):
+        return sources
+    logger.info("%s: %d images are parts of one", sources[0].name, len(sources))
+    counts = tuple(len(each) for each in found)
+    firsts = (0, *itertools.accumulate(counts))[:-1]
+    return [ConcatenatedSource(tuple(sources), firsts, counts)]
+
+
+def _complete_each_other(parts: Sequence[FramePositions]) -> bool:
+    """Whether parts are of the same planes and channels, and no two frames share a place."""
+    number = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    z = np.concatenate([np.zeros(len(p)) if p.z is None else p.z for p in parts])
+    names = np.concatenate(
+        [np.full(len(p), "") if p.channels is None else p.channels for p in parts]
+    )
+    channels, channel = np.unique(names, return_inverse=True)
+    rows, columns = (
+        np.concatenate([getattr(part, axis) for part in parts]) for axis in ("rows", "columns")
+    )
+    places = (channel * (rows.max() + 1) + rows) * (columns.max() + 1) + columns
+    plane = focal_planes(z, places)
+    stacks = (int(plane.max()) + 1) * len(channels)
+    stack = plane * len(channels) + channel
+    if len(np.unique(number * stacks + stack)) < len(parts) * len(np.unique(stack)):
+        return False
+    return len(np.unique(np.stack([places, plane]), axis=1).T) == len(places)
+
+
+def is_derived(image: TiledImage) -> bool:
+    """Whether an image is a segmentation or a parametric map."""
+    sop_class = utils.text(image.metadata, "SOPClassUID")
+    return sop_class in utils.SEGMENTATION_STORAGES or sop_class == utils.PARAMETRIC_MAP_STORAGE
+
+
+def is_volume(image: TiledImage) -> bool:
+    """Whether an image is a VOLUME or THUMBNAIL, and not derived."""
+    return utils.is_volume_image(image.metadata) and not is_derived(image)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Said:
+    """An image, and what its header says of its slide: read once, for few headers are kept."""
+
+    image: TiledImage
+    key: tuple[str | None, str | None]
+    series: str | None
+    study: str | None
+    uid: str | None
+    is_volume: bool
+    is_derived: bool
+    is_label: bool
+    is_overview: bool
+
+    @classmethod
+    def of(cls, image: TiledImage) -> _Said:
+        header = image.metadata
+        derived = is_derived(image)
+        return cls(
+            image,
+            _key_of(image),
+            utils.text(header, "SeriesInstanceUID"),
+            utils.text(header, "StudyInstanceUID"),
+            utils.text(header, "SOPInstanceUID"),
+            is_volume(image),
+            derived,
+            utils.is_label_image(header) and not derived,
+            utils.is_overview_image(header) and not derived,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SlideGroup:
+    """The images of one glass in one frame of reference."""
+
+    frame_of_reference_uid: str | None
+    container: str | None
+    """Container Identifier."""
+    frames: frozenset[str]
+    """Frame of Reference UIDs: several only where levels or channels have their own. Label and
+    overview may have others."""
+    volumes: tuple[TiledImage, ...]
+    """VOLUME and THUMBNAIL images."""
+    derived: tuple[TiledImage, ...]
+    """Segmentations and parametric maps."""
+    others: tuple[TiledImage, ...]
+    """LABEL, OVERVIEW, and what nobody knows."""
+
+    @property
+    def images(self) -> tuple[TiledImage, ...]:
+        """All of them."""
+        return (*self.volumes, *self.derived, *self.others)
+
+
+class _Group:
+    """Images of a slide as they are put together."""
+
+    def __init__(self, key: tuple[str | None, str | None]) -> None:
+        self.key = key
+        self.images: list[_Said] = []
+        self.frames: set[str | None] = set()
+        self.series: set[str | None] = set()
+        self.studies: set[str | None] = set()
+        self.uids: set[str | None] = set()
+
+    def add(self, image: _Said) -> None:
+        self.images.append(image)
+        if image.is_volume or image.is_derived:
+            self.frames.add(image.key[0])
+        self.series.add(image.series)
+        self.studies.add(image.study)
+        self.uids.add(image.uid)
+
+    @property
+    def whole(self) -> SlideGroup:
+        """The group as others see it."""
+        volumes = [each for each in self.images if each.is_volume]
+        derived = [each for each in self.images if each.is_derived]
+        others = [each for each in self.images if not (each.is_volume or each.is_derived)]
+        return SlideGroup(
+            *self.key,
+            frozenset(filter(None, self.frames)),
+            *(tuple(each.image for each in some) for some in (volumes, derived, others)),
+        )
+
+
+def group_by_slide(images: Iterable[TiledImage]) -> list[SlideGroup]:
+    """Put images together that share a frame of reference and a container.
+
+    A volume image that lacks one of both joins the only slide that has the other. A label or an
+    overview, whose frame of reference is often its own, joins that of its container or series; a
+    derived image that of its frame of reference. Where nothing but derived images is there, they
+    are slides of their own.
+    """
+    found = [_Said.of(image) for image in images]
+    roots = [image for image in found if image.is_volume]
+    roots = roots or [image for image in found if image.is_derived]
+    groups: dict[tuple[str | None, str | None], _Group] = {}
+    incomplete = []
+    for image in roots:
+        if None in image.key:
+            incomplete.append(image)
+        else:
+            groups.setdefault(image.key, _Group(image.key)).add(image)
+    slides = list(groups.values())
+    for image in incomplete:
+        fitting = [slide for slide in slides if _may_belong(image, slide)]
+        alike = [slide for slide in fitting if slide.key == image.key]
+        joined = alike or fitting
+        if len(joined) != 1:
+            joined = [_Group(image.key)]
+            slides += joined
+        joined[0].add(image)
+    slides = _with_nested_joined(slides)
+    if slides:
+        members = set(map(id, roots))
+        for image in found:
+            if id(image) not in members:
+                for slide in _fitting_slides(image, slides):
+                    slide.add(image)
+    _share_associated(slides)
+    return [slide.whole for slide in slides]
+
+
+def _with_nested_joined(slides: list[_Group]) -> list[_Group]:
+    """Join scans of one series that are levels, or channels, of one pyramid.
+
+    Some converters give each level, or each channel, a Frame of Reference UID of its own.
+    """
+    by_series: dict[tuple[str | None, ...], list[_Group]] = {}
+    for slide in slides:
+        if len(slide.series) == 1 and all(image.is_volume for image in slide.images):
+            by_series.setdefault(tuple(slide.series), []).append(slide)
+    for (series,), parts in by_series.items():
+        containers = {part.key[1] for part in parts} - {None}
+        if series is None or len(parts) < 2 or len(containers) > 1:
+            continue
+        if not _nest([image.image for part in parts for image in part.images]):
+            continue
+        whole, *others = sorted(
+            parts, key=lambda part: -max(math.prod(each.image.size) for each in part.images)
+        )
+        for image in [image for part in others for image in part.images]:
+            whole.add(image)
+        slides = [slide for slide in slides if not any(slide is part for part in others)]
+        whole.key = whole.key[0], next(iter(containers), None)
+        warnings.warn(
+            f"{whole.images[0].image.name}: images of its series have {len(whole.frames)} Frame of"
+            " Reference UIDs, but lie on each other: they are taken for one slide",
+            MetadataWarning,
+            stacklevel=4,
+        )
+    return slides
+
+
+def _nest(images: Sequence[TiledImage]) -> bool:
+    """Whether images are levels and channels of one pyramid: of one place and one shape."""
+    try:
+        groups = group_levels([image.metadata for image in images], 0.0)
+    except MetadataError:
+        return False
+    if groups.misfits or groups.associated:
+        return False
+    rows, columns = images[groups.base].size
+    for level in groups.levels:
+        r, c = images[level[0]].size
+        if abs(rows / r / (columns / c) - 1) > 1 / r + 1 / c:
+            return False
+        names = [channel.identifier for i in level for channel in images[i].channels]
+        if len(set(names)) < len(names):  # two scans
+            return False
+    return True
+
+
+def _share_associated(slides: list[_Group]) -> None:
+    """Give a scan that has no label, or no overview, those of other scans of its container."""
+    of_container: dict[str, list[_Group]] = {}
+    for slide in slides:
+        if (container := slide.key[1]) is not None:
+            of_container.setdefault(container, []).append(slide)
+    for scans in of_container.values():
+        for has in (operator.attrgetter("is_label"), operator.attrgetter("is_overview")):
+            without = [slide for slide in scans if not any(map(has, slide.images))]
+            others = [image for slide in scans for image in slide.images if has(image)]
+            for slide in without:
+                for image in others:
+                    slide.add(image)
+
+
+def _may_belong(image: _Said, slide: _Group) -> bool:
+    """Whether nothing that an image says keeps it from a slide, and something speaks for it."""
+    pairs = list(zip(image.key, slide.key, strict=True))
+    if any(None not in pair and pair[0] != pair[1] for pair in pairs):
+        return False
+    return any(a is not None and a == b for a, b in pairs) or image.series in slide.series
+
+
+def _fitting_slides(image: _Said, slides: list[_Group]) -> list[_Group]:
+    """Return the slides to which an image belongs that isn't a volume image."""
+    frame, container = image.key
+    if image.is_derived:  # its millimetres mean something in its own frame of reference only
+        possible = [
+            slide for slide in slides if None in (frame, *slide.frames) or frame in slide.frames
+        ]
+    else:  # a label names a person: never one of another slide
+        possible = [
+            slide
+            for slide in slides
+            if (container is not None and container == slide.key[1])
+            or image.series in slide.series
+            or (None in (container, slide.key[1]) and image.study in slide.studies)
+        ]
+    if len(possible) == 1:
+        return possible
+    by_reference = []
+    if image.is_derived:
+        uids = {uid for _, _, uid in image.image.get_references()}
+        by_reference = [slide for slide in possible if not uids.isdisjoint(slide.uids)]
+    by_frame = [slide for slide in possible if frame is not None and frame in slide.frames]
+    by_series = [slide for slide in possible if image.series in slide.series]
+    by_container = [
+        slide for slide in possible if container is not None and slide.key[1] == container
+    ]
+    if found := by_reference or by_frame or by_series or by_container:
+        return found
+    what = "segmentation or parametric map" if image.is_derived else image.image.flavor
+    warnings.warn(
+        f"left out: {image.image.name}: {what} of none of the {len(slides)} slides (its frame of"
+        f" reference is {frame}, its container {container})",
+        MetadataWarning,
+        stacklevel=4,
+    )
+    return []
+
+
+def not_a_slide(sources: Sequence[FrameSource]) -> NotSlideError:
+    """Return what to raise for instances of which none makes a slide."""
+    names = ", ".join(source.name for source in sources[:3])
+    return NotSlideError(
+        f"{names}{', ...' if len(sources) > 3 else ''}: not a slide: no VOLUME or THUMBNAIL image,"
+        f" nor one derived from it, among {utils.counted(len(sources), 'instance')}"
+    )
+
+
+def list_slides(slides: Sequence[SlideGroup]) -> str:
+    """Say which slides there are, and how to choose one."""
+    lines = [f"{len(slides)} slides are here; choose one with container_id=..."]
+    for slide in slides:
+        rows, columns = max((image.size for image in slide.images), key=math.prod)
+        lines.append(
+            f"  container {slide.container!r}, frame of reference {slide.frame_of_reference_uid}:"
+            f" {len(slide.images)} images, up to {rows} × {columns} pixels"
+        )
+    lines.append("or, where two scans are of one container, with frame_of_reference_uid=...")
+    return "\n".join(lines)

@@ -1,0 +1,599 @@
+"""What a slide consists of: its images, sorted into levels, channels and focal planes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import operator
+import warnings
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dicomslide import utils
+from dicomslide.contents.arrangement import arrange
+from dicomslide.contents.collection import (
+    group_by_slide,
+    is_derived,
+    list_slides,
+    not_a_slide,
+)
+from dicomslide.contents.levels import affine_from_base
+from dicomslide.contents.pyramids import choose_pyramid, list_pyramids, pyramids_of
+from dicomslide.enum import ChannelTypes
+from dicomslide.errors import (
+    AmbiguousSlideError,
+    LevelNotFoundError,
+    MetadataError,
+    MetadataWarning,
+)
+from dicomslide.header.channels import Channels
+from dicomslide.header.geometry import ROUNDING_NOISE
+from dicomslide.header.lookup import ChannelsAndPlanes
+from dicomslide.image import TiledImage
+from dicomslide.process.identity import Identified
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from pydicom.dataset import Dataset
+    from pydicom.sr.coding import Code
+
+    from dicomslide.backends.base import FrameSource
+    from dicomslide.contents.levels import Level
+    from dicomslide.contents.options import SlideOptions
+    from dicomslide.contents.places import ChannelGroup
+    from dicomslide.contents.pyramids import GlassPyramid
+
+__all__ = ["SlideContents", "slide_of"]
+
+logger = logging.getLogger(__name__)
+
+S = TypeVar("S", bound="SlideContents")
+
+
+class SlideContents(ChannelsAndPlanes, Identified):
+    """Images of a slide: what :class:`dicomslide.Slide` reads from.
+
+    Parameters
+    ----------
+    sources : sequence of FrameSource
+        The instances.
+    options : SlideOptions
+        How they are read.
+
+    """
+
+    def __init__(self, sources: Sequence[FrameSource], options: SlideOptions) -> None:
+        self._sources = tuple(sources)
+        self._options = options
+        tiled: list[FrameSource] = []
+        others: list[FrameSource] = []
+        for source in sources:
+            (tiled if utils.is_tiled_image(source.metadata) else others).append(source)
+        self._others = tuple(others)
+        for source in others:
+            logger.debug("%s: it is no tiled image", source.name)
+        images = [
+            TiledImage(
+                source,
+                source.metadata,
+                options.max_frame_cache_size,
+                correct_color=options.correct_color,
+                on_error=options.on_error,
+            )
+            for source in tiled
+        ]
+        slides = group_by_slide(images)
+        if not slides:
+            raise not_a_slide(self._sources)
+        if len(slides) > 1:
+            raise AmbiguousSlideError(list_slides(slides))
+        self._frames = slides[0].frames
+        self._pyramids = tuple(pyramids_of(slides[0], options.pyramid_tolerance))
+        self._pyramid_index = self._choose_pyramid()
+        if len(self._pyramids) > 1:  # said once: not again where the slide arrives as a pickle
+            self._options = options.changed(pyramid=self._pyramid_index)
+        members = set(map(id, self._pyramids[self._pyramid_index].images))
+        arranged = arrange([image for image in images if id(image) in members], self._options)
+        self._images = arranged.images
+        self._pyramid = arranged.pyramid
+        self._groups = arranged.groups
+        self._from_base: dict[int, list[list[float]]] = {}
+
+    def _choose_pyramid(self) -> int:
+        """Return the number of the pyramid to read; a warning lists several, if none was named."""
+        if self._options.pyramid is not None:
+            return choose_pyramid(self._pyramids, self._options.pyramid)
+        if len(self._pyramids) > 1:
+            warnings.warn(
+                f"{len(self._pyramids)} pyramids are on this glass; the first is read, others by"
+                f" the argument:\n{list_pyramids(self._pyramids)}",
+                MetadataWarning,
+                stacklevel=4,
+            )
+        return 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # thin: names only; headers are read again where the slide arrives
+        return slide_of, (type(self), self._sources, self._options)
+
+    def __dask_tokenize__(self) -> tuple[Hashable, ...]:
+        options = self._options
+        identities = tuple(source.identity for source in self._sources)
+        return (
+            "dicomslide.Slide",
+            identities,
+            options.correct_color,
+            options.on_error,
+            options.pyramid_tolerance,
+            options.align_levels,
+            self._pyramid_index,
+        )
+
+    def reopened(self: S, **options: Any) -> S:
+        """Return this slide, or, where an option differs, one of the same instances.
+
+        Parameters
+        ----------
+        **options
+            Arguments of :class:`dicomslide.Slide`; those that are None stay as they are.
+
+        """
+        changed = self._options.changed(**options)
+        return self if changed == self._options else slide_of(type(self), self._sources, changed)
+
+    @property
+    def name(self) -> str:
+        """File name or URL of the base level."""
+        return self.levels[0].image.name
+
+    @property
+    def metadata(self) -> Dataset:
+        """Metadata of the base level."""
+        return self.levels[0].image.metadata
+
+    @property
+    def container_identifier(self) -> str | None:
+        """Container Identifier, or None."""
+        return self.said("ContainerIdentifier")
+
+    @property
+    def frame_of_reference_uid(self) -> str:
+        """Unique identifier of the frame of reference.
+
+        Raises
+        ------
+        MetadataError
+            When the images have none.
+
+        """
+        uid = self.said("FrameOfReferenceUID")
+        if uid is None:
+            raise MetadataError(f"{self.name}: no Frame of Reference UID")
+        return uid
+
+    def said(self, keyword: str) -> str | None:
+        """Return what the first image of the levels that has an element says, or None.
+
+        An image that lacks what the slide is known by is of the slide for what else it says.
+        """
+        images = (image for level in self.levels for image in level.images)
+        return next(filter(None, (utils.text(image.metadata, keyword) for image in images)), None)
+
+    @property
+    def pyramids(self) -> tuple[GlassPyramid, ...]:
+        """The pyramids of the glass, from the largest to the smallest.
+
+        The slide reads one of them, that of :attr:`pyramid_index`; :func:`open_slide` opens
+        another by its argument `pyramid`.
+        """
+        return self._pyramids
+
+    @property
+    def pyramid_index(self) -> int:
+        """Zero-based index, among the :attr:`pyramids` of the glass, of the one that is read."""
+        return self._pyramid_index
+
+    # -- images --
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels, from the largest to the smallest."""
+        return self._pyramid.levels
+
+    @property
+    def num_levels(self) -> int:
+        """Number of pyramid levels, from the highest resolution to the lowest."""
+        return len(self.levels)
+
+    @property
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """Channels by the variable of the tree that they are: optical paths, derived series."""
+        return self._groups
+
+    @property
+    def channels(self) -> Channels:
+        """The channels: optical paths, then segments and parameters, series by series.
+
+        Each in the order of their items in the first image that has them.
+        """
+        return Channels(channel for group in self._groups for channel in group.channels)
+
+    @property
+    def annotation_labels(self) -> tuple[str, ...]:
+        """Labels of the annotation groups; of large or remote files, their Series Description."""
+        from dicomslide.annotation.bulk import labels_of_groups
+
+        return labels_of_groups(self._others, self._images, self._frames)
+
+    @property
+    def focal_plane_offsets(self) -> tuple[float, ...]:
+        """Offset of each focal plane from the slide surface along Z, in µm."""
+        return self._pyramid.planes
+
+    @property
+    def label_images(self) -> tuple[TiledImage, ...]:
+        """LABEL images of the slide."""
+        return self._of_flavor(utils.is_label_image)
+
+    @property
+    def overview_images(self) -> tuple[TiledImage, ...]:
+        """OVERVIEW images of the slide."""
+        return self._of_flavor(utils.is_overview_image)
+
+    @property
+    def thumbnail_images(self) -> tuple[TiledImage, ...]:
+        """THUMBNAIL images of the size of a level, which aren't levels themselves."""
+        return self._pyramid.associated
+
+    @property
+    def derived_images(self) -> tuple[TiledImage, ...]:
+        """Segmentations and parametric maps of the slide."""
+        return tuple(image for image in self._images if is_derived(image))
+
+    def _of_flavor(self, has: Any) -> tuple[TiledImage, ...]:
+        return tuple(
+            image for image in self._images if has(image.metadata) and not is_derived(image)
+        )
+
+    def get_volume_images(
+        self, channel_index: int = 0, focal_plane_index: int = 0
+    ) -> tuple[TiledImage, ...]:
+        """Get VOLUME or THUMBNAIL images for a channel and focal plane.
+
+        Parameters
+        ----------
+        channel_index, focal_plane_index : int, default: 0
+            Zero-based indices into channels and focal planes
+
+        Returns
+        -------
+        tuple of dicomslide.TiledImage
+            Images sorted by size in descending order; for segments and parameters, the derived
+            images, those on no level's grid too
+
+        Raises
+        ------
+        ValueError
+            When there is no such channel or focal plane
+
+        """
+        channel = self._channel(channel_index)
+        (group,) = (group for group in self._groups if channel_index in group.indices)
+        key = (channel_index, focal_plane_index)
+        found = tuple(
+            image
+            for image, level in group.images
+            if (level is None and channel.identifier in [c.identifier for c in image.channels])
+            or (level is not None and self._holds(level, key, image))
+        )
+        if not found:
+            self._check(focal_plane_index, self.num_focal_planes, "focal plane")
+            raise ValueError(
+                f"{self.name}: channel {channel_index} has no image in focal plane"
+                f" {focal_plane_index}"
+            )
+        return found
+
+    def _holds(self, level: int, key: tuple[int, int], image: TiledImage) -> bool:
+        place = self.levels[level].places.get(key)
+        return place is not None and place[0] is image
+
+    def level(self, level: int) -> Level:
+        """Return a level.
+
+        Parameters
+        ----------
+        level : int
+            Zero-based index; 0 is the largest.
+
+        Raises
+        ------
+        LevelNotFoundError
+            When there is no such level.
+
+        """
+        if not 0 <= operator.index(level) < self.num_levels:
+            there = ", ".join(
+                f"{i} ({each.size[0]} × {each.size[1]})" for i, each in enumerate(self.levels)
+            )
+            raise LevelNotFoundError(f"{self.name}: no level {level}; there are {there}")
+        return self.levels[level]
+
+    def _place(
+        self, level: int, channel_index: int, focal_plane_index: int
+    ) -> tuple[TiledImage, int, int]:
+        """Return the image of a channel and focal plane at a level, and their indices in it."""
+        places = self.level(level).places
+        found = places.get((channel_index, focal_plane_index))
+        if found is not None:
+            return found
+        channel = self._channel(channel_index)
+        planes = sorted({plane for index, plane in places if index == channel_index})
+        if planes:
+            raise ValueError(
+                f"{self.name}: channel {channel_index} has no focal plane {focal_plane_index} at"
+                f" level {level}; there are {planes}"
+            )
+        there = [
+            i
+            for i, each in enumerate(self.levels)
+            if any(index == channel_index for index, _ in each.places)
+        ]
+        where = f"at levels {there}" if there else "on the grid of no level"
+        raise ValueError(
+            f"{self.name}: channel {channel_index} ({channel.type.value} {channel.identifier!r})"
+            f" has no pixels at level {level}; it has some {where}, in the images of"
+            f" get_volume_images(channel_index={channel_index})"
+        )
+
+    def _offset_at(self, level: int, offset: tuple[int, int]) -> tuple[int, int]:
+        """Return the (row, column) of the pixel of a level where a pixel of the base lies."""
+        affine = self._from_base.get(level)
+        if affine is None:
+            base, image = self.levels[0].image, self.levels[level].image
+            affine = self._from_base[level] = affine_from_base(base, image)
+        row, column = (
+            math.floor(down * offset[0] + across * offset[1] + first + 0.5 + ROUNDING_NOISE)
+            for down, across, first in affine
+        )
+        return row, column
+
+    # -- sizes --
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the largest total pixel matrix."""
+        return self.levels[0].size
+
+    @property
+    def total_pixel_matrix_dimensions(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of the total pixel matrices at each level."""
+        return tuple(level.size for level in self.levels)
+
+    @property
+    def downsampling_factors(self) -> tuple[float, ...]:
+        """Factor of each level relative to the base: the mean of those of rows and columns."""
+        rows, columns = self.size
+        return tuple((rows / r + columns / c) / 2 for r, c in self.total_pixel_matrix_dimensions)
+
+    @property
+    def pixel_spacings(self) -> tuple[tuple[float, float], ...]:
+        """Distance in mm between neighbouring pixels along a row and along a column, by level.
+
+        Pixel Spacing has them the other way round (PS3.3 10.7.1.3).
+
+        Raises
+        ------
+        MetadataError
+            When a header has no spacing, nor anything to derive it from.
+
+        """
+        spacings = (level.image.pixel_spacing for level in self.levels)
+        return tuple((along_row, along_column) for along_column, along_row in spacings)
+
+    @property
+    def physical_offset(self) -> tuple[float, float]:
+        """Lowest (x, y) in mm of the centres of the first pixels of the levels' matrices.
+
+        Raises
+        ------
+        MetadataError
+            When a header doesn't say where its image lies on the slide.
+
+        """
+        offsets = [image.physical_offset for level in self.levels for image in level.images]
+        return min(x for x, _ in offsets), min(y for _, y in offsets)
+
+    @property
+    def physical_size(self) -> tuple[float, float]:
+        """Largest extent in mm along X and Y of the levels' matrices, pixels' edges included.
+
+        Raises
+        ------
+        MetadataError
+            When a header lacks orientation or spacing.
+
+        """
+        sizes = [image.physical_size for level in self.levels for image in level.images]
+        return max(width for width, _ in sizes), max(height for _, height in sizes)
+
+    @property
+    def physical_bounds(self) -> tuple[float, float, float, float]:
+        """(x_min, y_min, x_max, y_max) in mm of the outer edges of the levels' matrices.
+
+        Raises
+        ------
+        MetadataError
+            When a header doesn't say where its image lies on the slide.
+
+        """
+        bounds = [image.physical_bounds for level in self.levels for image in level.images]
+        x_min, y_min, x_max, y_max = zip(*bounds, strict=True)
+        return min(x_min), min(y_min), max(x_max), max(y_max)
+
+    # -- channels --
+
+    def get_channel_type(self, channel_index: int) -> ChannelTypes:
+        """Get type of a channel.
+
+        Parameters
+        ----------
+        channel_index : int
+            Zero-based index into channels
+
+        Returns
+        -------
+        dicomslide.ChannelTypes
+            Channel type
+
+        Raises
+        ------
+        ValueError
+            When no channel is found for `channel_index`
+
+        """
+        return self._channel(channel_index).type
+
+    def get_channel_index(self, channel_identifier: str, channel_type: str | ChannelTypes) -> int:
+        """Get index of a channel.
+
+        Parameters
+        ----------
+        channel_identifier : str
+            Optical Path Identifier, Segment Number or LUT Label
+        channel_type : str or dicomslide.ChannelTypes
+            Channel type
+
+        Returns
+        -------
+        int
+            Zero-based index into channels; of the first where several have the identifier (a
+            warning says so)
+
+        Raises
+        ------
+        ValueError
+            When no channel is found for `channel_identifier` and `channel_type`
+
+        """
+        kind = ChannelTypes(channel_type)
+        of_type = [
+            (index, channel.identifier)
+            for index, channel in enumerate(self.channels)
+            if channel.type is kind
+        ]
+        found = [index for index, name in of_type if name == str(channel_identifier)]
+        if not found:
+            raise ValueError(
+                f"{self.name}: no channel {channel_identifier!r} of type {kind.value}; there are"
+                f" {[name for _, name in of_type]}"
+            )
+        if len(found) > 1:
+            warnings.warn(
+                f"{self.name}: channels {found} all have the identifier {channel_identifier!r};"
+                f" {found[0]} is taken",
+                MetadataWarning,
+                stacklevel=2,
+            )
+        return found[0]
+
+    def find_optical_paths(
+        self,
+        identifier: str | None = None,
+        description: str | None = None,
+        illumination_wavelength: float | None = None,
+        specimen_stain: Code | None = None,
+    ) -> tuple[int, ...]:
+        """Find optical paths.
+
+        Parameters
+        ----------
+        identifier : str, optional
+            Optical path identifier
+        description : str, optional
+            Optical path description
+        illumination_wavelength : float, optional
+            Optical path illumination wavelength in nm
+        specimen_stain : pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
+            Substance used for specimen staining
+
+        Returns
+        -------
+        tuple of int
+            Zero-based indices, ascending, of the channels for which all that is given holds
+
+        """
+        return tuple(
+            index
+            for index, channel in enumerate(self.channels)
+            if channel.type is ChannelTypes.OPTICAL_PATH
+            and utils.does_optical_path_item_match(
+                channel.item, identifier, description, illumination_wavelength
+            )
+            and (specimen_stain is None or self._is_stained(index, specimen_stain))
+        )
+
+    def _is_stained(self, channel_index: int, stain: Code) -> bool:
+        own = range(channel_index, channel_index + 1)
+        return any(
+            utils.does_specimen_description_item_match(item, stain)
+            for level in self.levels
+            for image in level.images_of(own)
+            for item in utils.items(image.metadata, "SpecimenDescriptionSequence")
+        )
+
+    def find_segments(
+        self,
+        number: int | None = None,
+        label: str | None = None,
+        property_category: Code | None = None,
+        property_type: Code | None = None,
+    ) -> tuple[int, ...]:
+        """Find segments.
+
+        Parameters
+        ----------
+        number : int, optional
+            Segment number
+        label : str, optional
+            Segment label
+        property_category : pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
+            Category of segmented property
+        property_type : pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
+            Type of segmented property
+
+        Returns
+        -------
+        tuple of int
+            Zero-based indices, ascending, of the channels for which all that is given holds
+
+        """
+        return tuple(
+            index
+            for index, channel in enumerate(self.channels)
+            if channel.type is ChannelTypes.SEGMENT
+            and utils.does_segment_item_match(
+                channel.item, number, label, property_category, property_type
+            )
+        )
+
+    def warn_if_mirrored(self, stacklevel: int) -> None:
+        """Warn when the base level shows the slide as seen through the glass."""
+        try:
+            mirrored = self.levels[0].image.is_mirrored
+        except MetadataError:
+            return
+        if mirrored:
+            warnings.warn(
+                f"{self.name}: its Image Orientation (Slide) is that of a mirror image, seen"
+                " through the glass; it is taken literally",
+                MetadataWarning,
+                stacklevel=stacklevel + 1,
+            )
+
+
+def slide_of(kind: type[S], sources: Sequence[FrameSource], options: SlideOptions) -> S:
+    """Make a slide of its instances."""
+    slide = kind.__new__(kind)
+    SlideContents.__init__(slide, sources, options)
+    return slide

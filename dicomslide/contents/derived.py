@@ -1,0 +1,191 @@
+"""Which channels of a slide its derived images are, and on which levels they lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from dicomslide import utils
+from dicomslide.contents.places import ChannelGroup, turned_onto
+from dicomslide.errors import MetadataError
+from dicomslide.header.placement import place, place_beside
+from dicomslide.header.tiling import match_planes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from dicomslide.contents.levels import ImagePyramid, Level
+    from dicomslide.header.channels import Channel
+    from dicomslide.image import TiledImage
+
+__all__ = ["DerivedSeries", "derived_series", "place_series"]
+
+logger = logging.getLogger(__name__)
+
+
+class DerivedSeries:
+    """Images of a series whose channels are the same, or stand beside each other."""
+
+    def __init__(self) -> None:
+        self.images: list[TiledImage] = []
+        self.channels: dict[str, Channel] = {}
+        self._held: set[object] = set()
+
+    def add(self, image: TiledImage) -> bool:
+        """Add an image, unless it holds what is held already, or calls other things the same."""
+        held = _held_by(image)
+        if self._held & held or any(
+            _meaning(self.channels.get(channel.identifier, channel)) != _meaning(channel)
+            for channel in image.channels
+        ):
+            return False
+        self._held |= held
+        self.images.append(image)
+        self.images.sort(key=lambda image: -math.prod(image.size))
+        for channel in image.channels:
+            self.channels.setdefault(channel.identifier, channel)
+        return True
+
+
+def _held_by(image: TiledImage) -> set[object]:
+    """Return keys of what an image holds; a label map is one array for all its segments."""
+    names = ["all"] if image.layout.label_values else [c.identifier for c in image.channels]
+    return {(image.size, name, z) for name in names for z in image.focal_plane_offsets}
+
+
+def _meaning(channel: Channel) -> tuple[str | None, ...]:
+    return channel.description, channel.category, channel.property_type, channel.quantity
+
+
+def derived_series(images: Iterable[TiledImage]) -> list[DerivedSeries]:
+    """Put derived images together whose channels make one variable of the tree.
+
+    Those of a series do, at different levels or with different segments, if their pixels are of
+    one kind, in rows of one direction, and none holds what another one holds. In the order of
+    their first images.
+    """
+    by_kind: dict[tuple[object, ...], list[DerivedSeries]] = {}
+    found: list[DerivedSeries] = []
+    for image in images:
+        kind = (
+            utils.text(image.metadata, "SeriesInstanceUID") or image.name,
+            utils.text(image.metadata, "SegmentationType"),
+            utils.text(image.metadata, "SegmentationFractionalType"),
+            image.channel_type,
+            image.layout.pixel_format.dtype,
+            _directions(image),
+        )
+        alike = by_kind.setdefault(kind, [])
+        if not any(series.add(image) for series in alike):
+            series = DerivedSeries()
+            series.add(image)
+            alike.append(series)
+            found.append(series)
+    return found
+
+
+def _directions(image: TiledImage) -> tuple[int, ...] | None:
+    """Return how the rows and columns of an image run, roughly."""
+    cosines = utils.numbers(image.metadata, "ImageOrientationSlide", 6)
+    return None if cosines is None else tuple(round(100 * cosine) for cosine in cosines)
+
+
+def place_series(
+    series: DerivedSeries,
+    name: str,
+    first: int,
+    pyramid: ImagePyramid,
+    tolerance: float,
+    *,
+    align_levels: bool,
+) -> tuple[ChannelGroup, ImagePyramid]:
+    """Find the level of each image of a derived series, and put its channels there.
+
+    Parameters
+    ----------
+    series : DerivedSeries
+        The images.
+    name : str
+        Of the variable.
+    first : int
+        Zero-based index of its first channel in the slide.
+    pyramid : ImagePyramid
+        Levels of the slide. An image whose focal planes aren't among the pyramid's counts its own.
+    tolerance : float
+        Distance in mm by which the centres of images of one level may differ, if more than a
+        pixel.
+    align_levels : bool
+        Whether images that state the base's origin share its corner.
+
+    Returns
+    -------
+    tuple of ChannelGroup and ImagePyramid
+        The channels, and the pyramid with them on its levels.
+
+    """
+    index = {identifier: first + i for i, identifier in enumerate(series.channels)}
+    images = _placed(series.images, pyramid, align_levels)
+    levels = list(pyramid.levels)
+    level_of: dict[int, int | None] = {}
+    matches = {
+        id(image): match_planes(image.focal_plane_offsets, pyramid.planes) for image in images
+    }
+    # those of planes that the slide has come first: others take what places are left
+    for image in sorted(images, key=lambda image: matches[id(image)] is None):
+        at = next((i for i, level in enumerate(levels) if _fits(level, image, tolerance)), None)
+        of_slide = matches[id(image)] or range(image.num_focal_planes)
+        places = {
+            (index[channel.identifier], plane): (image, c, p)
+            for c, channel in enumerate(image.channels)
+            for p, plane in enumerate(of_slide)
+        }
+        if at is None or not places.keys().isdisjoint(levels[at].places):
+            logger.info("%s: %d × %d pixels are on no level's grid", image.name, *image.size)
+            level_of[id(image)] = None
+        else:
+            levels[at] = levels[at].with_places(places)
+            level_of[id(image)] = at
+    held = tuple((image, level_of[id(image)]) for image in images)
+    group = ChannelGroup(name, tuple(series.channels.values()), first, held)
+    return group, dataclasses.replace(pyramid, levels=tuple(levels))
+
+
+def _placed(
+    images: Sequence[TiledImage], pyramid: ImagePyramid, align_levels: bool
+) -> list[TiledImage]:
+    """Return images of a series, from the largest to the smallest, where they lie."""
+    bases = [(image.source.metadata, image.placement) for image in pyramid.levels[0].images]
+    placed = []
+    for image in images:
+        header = image.source.metadata
+        # those of a level's size first: a Pixel Spacing that all levels repeat tells nothing
+        beside = sorted(pyramid.levels, key=lambda level: level.size != image.size)
+        found = (
+            place_beside(header, other.source.metadata, other.placement)
+            for level in beside
+            for other in level.images
+        )
+        view = pyramid.view if beside[0].size == image.size else None
+        placement = next(filter(None, found), None) or place(
+            header, view, bases, align=align_levels
+        )
+        bases.append((header, placement))
+        placed.append(image.placed(placement))
+    return placed
+
+
+def _fits(level: Level, image: TiledImage, tolerance: float) -> bool:
+    """Whether pixels are those of an image of a level: as many, as large, in rows and columns."""
+    return any(_is_place_of(image, other, tolerance) for other in level.images)
+
+
+def _is_place_of(image: TiledImage, other: TiledImage, tolerance: float) -> bool:
+    if turned_onto(image, other) is None:
+        return False
+    try:
+        here, there = image.geometry, other.geometry
+    except MetadataError:
+        return True  # nothing says that they aren't
+    return math.dist(here.center, there.center) <= max(tolerance, *there.spacing)

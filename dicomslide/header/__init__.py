@@ -1,0 +1,1 @@
+"""What a DICOM header says: no bytes of frames, no pixels."""

@@ -1,0 +1,378 @@
+"""What an image's header says of its pixels: format, grid, channels, planes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dicomslide import utils
+from dicomslide.enum import ChannelTypes
+from dicomslide.errors import FramePositionError, MetadataError
+from dicomslide.header.channels import Channel, channels_of, shared_channel
+from dicomslide.header.tiling import (
+    FocalPlanes,
+    FrameMap,
+    FramePositions,
+    FullFrames,
+    SparseFrames,
+    TileGrid,
+    focal_planes,
+    index_of,
+    tiles_of,
+)
+from dicomslide.pixels import PixelFormat
+from dicomslide.pixels.color import WHITE, cielab_to_srgb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pydicom.dataset import Dataset
+
+__all__ = [
+    "MICROMETERS",
+    "ImageLayout",
+    "first_plane_of",
+    "grid_of",
+    "num_frames_of",
+    "origin_items",
+    "pixel_format_of",
+    "read_layout",
+    "shared_items",
+    "size_of",
+]
+
+logger = logging.getLogger(__name__)
+
+MICROMETERS = 1000  # in a millimetre
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageLayout:
+    """What is needed to find and decode any tile of an image."""
+
+    pixel_format: PixelFormat
+    transfer_syntax_uid: str | None
+    """None where each frame's bytes tell."""
+    grid: TileGrid
+    channels: tuple[Channel, ...]
+    planes: FocalPlanes
+    frames: FrameMap
+    num_frames: int
+    background: tuple[float, ...]
+    """Value of absent tiles, one number a sample."""
+    label_values: tuple[int, ...] | None
+    """Pixel value of each channel, where pixels are segment numbers (LABELMAP); else None."""
+    shares_frames: bool
+    """Whether the channels are views of the same frames: segments of a label map, or several
+    mappings of one parametric map."""
+
+
+def pixel_format_of(image: Dataset) -> PixelFormat:
+    """Return how the header describes the pixels.
+
+    Raises
+    ------
+    MetadataError
+        When the image pixel description is missing or impossible.
+
+    """
+    floating = "FloatPixelData" in image or (
+        utils.text(image, "SOPClassUID") == utils.PARAMETRIC_MAP_STORAGE
+        and "PixelRepresentation" not in image
+    )
+    name = utils.name_of(image)
+    values = {k: utils.number(image, k) for k in ("Rows", "Columns", "BitsAllocated")}
+    wrong = [f"{keyword} {image.get(keyword)}" for keyword, value in values.items() if not value]
+    if wrong:
+        raise MetadataError(f"{name}: its pixels aren't described: {', '.join(wrong)}")
+    rows, columns, allocated = (int(value or 0) for value in values.values())
+    photometric = utils.text(image, "PhotometricInterpretation") or "MONOCHROME2"
+    expected = 3 if photometric == "RGB" or photometric.startswith("YBR") else 1
+    samples = int(utils.number(image, "SamplesPerPixel") or expected)
+    if samples != expected:
+        raise MetadataError(
+            f"{name}: {samples} samples per pixel, but {photometric} has {expected}"
+        )
+    stored = utils.number(image, "BitsStored")
+    high = utils.number(image, "HighBit")
+    try:
+        return PixelFormat(
+            rows=rows,
+            columns=columns,
+            samples=samples,
+            bits_allocated=allocated,
+            bits_stored=int(stored or allocated),
+            high_bit=int(high) if stored and high is not None else None,
+            # colours have no sign, whatever is said of them (PS3.3 C.7.6.3.1.2)
+            signed=not floating and samples == 1 and image.get("PixelRepresentation") == 1,
+            floating=floating,
+            photometric=photometric,
+            planar=image.get("PlanarConfiguration") == 1,
+        )
+    except ValueError as error:
+        raise MetadataError(f"{name}: its pixels aren't described: {error}") from error
+
+
+def size_of(image: Dataset) -> tuple[int, int]:
+    """Return the total pixel matrix rows and columns.
+
+    Raises
+    ------
+    MetadataError
+        When the image isn't tiled, or a size is impossible.
+
+    """
+    rows, columns = _sizes(image, "TotalPixelMatrixRows", "TotalPixelMatrixColumns")
+    return rows, columns
+
+
+def grid_of(image: Dataset) -> TileGrid:
+    """Return the tile grid.
+
+    Raises
+    ------
+    MetadataError
+        When the image isn't tiled, or a size is impossible.
+
+    """
+    return TileGrid(
+        *_sizes(image, "TotalPixelMatrixRows", "TotalPixelMatrixColumns", "Rows", "Columns")
+    )
+
+
+def _sizes(image: Dataset, *keywords: str) -> list[int]:
+    values = [int(utils.number(image, keyword) or 0) for keyword in keywords]
+    if min(values) < 1:
+        said = ", ".join(f"{k} {image.get(k)}" for k in keywords)
+        raise MetadataError(f"{utils.name_of(image)}: not a tiled image: {said}")
+    return values
+
+
+def is_label_map(image: Dataset) -> bool:
+    """Whether an image is a segmentation whose pixels are segment numbers."""
+    return utils.text(image, "SegmentationType") == "LABELMAP"
+
+
+# -- frames ----------------------------------------------------------------------------------
+
+
+def read_layout(
+    image: Dataset,
+    transfer_syntax_uid: str | None,
+    positions: FramePositions | None,
+    name: str,
+    frame_groups: Callable[[Sequence[int]], Sequence[Dataset]] | None = None,
+) -> ImageLayout:
+    """Work out the layout of an image.
+
+    Parameters
+    ----------
+    image : pydicom.dataset.Dataset
+        Header of a tiled image.
+    transfer_syntax_uid : str or None
+        Transfer syntax of its frames; None where their bytes tell.
+    positions : FramePositions or None
+        What its per-frame functional groups say.
+    name : str
+        What messages call the image.
+    frame_groups : callable, optional
+        Returns the per-frame functional groups of some frames.
+
+    Raises
+    ------
+    MetadataError
+        When the header lacks what is needed, or contradicts itself.
+    FramePositionError
+        When a frame lies outside the matrix, or two lie at one place.
+
+    """
+    pixel_format, grid = pixel_format_of(image), grid_of(image)
+    of_frames = () if positions is None or positions.channels is None else positions.channels
+    channels = channels_of(image, of_frames, frame_groups)
+    shares_frames = is_label_map(image) or _has_several_mappings(image, channels)
+    num_frames = num_frames_of(image)
+    try:
+        if positions is not None:
+            planes, frames = _sparse(image, grid, channels, positions, shares_frames)
+        elif utils.text(image, "DimensionOrganizationType") == "TILED_SPARSE":
+            raise MetadataError(
+                "it is TILED_SPARSE, but its frames have no positions: there is no Per-Frame"
+                " Functional Groups Sequence with a row and column for each"
+            )
+        else:
+            channels, planes, frames = _full(image, grid, channels, num_frames, shares_frames)
+    except FramePositionError as error:
+        raise error.located(name, error.frame or 0) from None
+    except MetadataError as error:
+        raise MetadataError(f"{name}: {error}") from None
+    return ImageLayout(
+        pixel_format=pixel_format,
+        transfer_syntax_uid=transfer_syntax_uid,
+        grid=grid,
+        channels=channels,
+        planes=planes,
+        frames=frames,
+        num_frames=num_frames,
+        background=_background(image, pixel_format),
+        label_values=_label_values(channels, name) if is_label_map(image) else None,
+        shares_frames=shares_frames,
+    )
+
+
+def _sparse(
+    image: Dataset,
+    grid: TileGrid,
+    channels: tuple[Channel, ...],
+    positions: FramePositions,
+    shares_frames: bool,
+) -> tuple[FocalPlanes, FrameMap]:
+    count = len(positions)
+    tiles = tiles_of(grid, positions)
+    identifiers = [each.identifier for each in channels]
+    if positions.channels is not None and not shares_frames:
+        channel = index_of(identifiers, positions.channels)
+    else:
+        channel = np.full(count, _only_channel(image, identifiers, shares_frames))
+    if positions.z is None or not count:
+        planes = FocalPlanes((first_plane_of(image),))
+        of_frame = np.zeros(count, np.int64)
+    else:
+        places = channel * grid.num_tiles + tiles
+        is_image = channels[0].type is ChannelTypes.OPTICAL_PATH
+        of_frame = focal_planes(positions.z, places, _num_planes(image), may_be_absent=not is_image)
+        # channels of an image may be in focus at heights of their own; segments are where it is
+        of_path = channel if is_image else np.zeros(count, np.int64)
+        planes = FocalPlanes.of_frames(positions.z, of_frame, places, of_path, len(identifiers))
+    for plane, (low, high) in enumerate(planes.spans):
+        logger.debug(
+            "%s: frames of focal plane %d lie from %g to %g µm: it isn't flat",
+            utils.name_of(image), plane, low, high,
+        )  # fmt: skip
+    return planes, SparseFrames(grid, tiles, channel, of_frame, len(planes))
+
+
+def _full(
+    image: Dataset,
+    grid: TileGrid,
+    channels: tuple[Channel, ...],
+    num_frames: int,
+    shares_frames: bool,
+) -> tuple[tuple[Channel, ...], FocalPlanes, FrameMap]:
+    num_channels = 1 if shares_frames else len(channels)
+    first = int(utils.number(image, "ConcatenationFrameOffsetNumber") or 0)
+    is_part = utils.text(image, "ConcatenationUID") is not None
+    num_planes = _num_planes(image)
+    if num_planes is None:  # as many as the frames make
+        stacks, rest = divmod(num_frames, grid.num_tiles * num_channels)
+        num_planes = 1 if is_part or rest else stacks
+    expected = grid.num_tiles * num_planes * num_channels
+    if num_frames + first > expected or (num_frames < expected and not is_part):
+        # counts of planes and items of paths are often bogus on images of one plane and path
+        if num_frames != grid.num_tiles:
+            raise MetadataError(
+                f"the header declares {num_frames} frames"
+                + (f" from frame {first + 1} on" if first else "")
+                + f"; {grid.shape[0]} × {grid.shape[1]} tiles, {num_planes} focal planes and"
+                f" {num_channels} channels make {expected}"
+            )
+        num_planes = 1
+        only = _only_channel(image, [each.identifier for each in channels], shares_frames)
+        first = only * grid.num_tiles
+        if channels[0].type is ChannelTypes.OPTICAL_PATH:  # a segment without frames is empty
+            channels, first = channels[only : only + 1], 0
+    start = first_plane_of(image)
+    step = _spacing_between_planes(image)
+    if num_planes > 1 and step is None:
+        raise MetadataError(f"it has {num_planes} focal planes, but no Spacing Between Slices")
+    planes = FocalPlanes(tuple(start + k * (step or 0.0) for k in range(num_planes)))
+    return channels, planes, FullFrames(grid.num_tiles, num_planes, num_frames, first)
+
+
+def _num_planes(image: Dataset) -> int | None:
+    """Total Pixel Matrix Focal Planes, or None."""
+    given = utils.number(image, "TotalPixelMatrixFocalPlanes")
+    return int(given) if given and given >= 1 else None
+
+
+def num_frames_of(image: Dataset) -> int:
+    """Return Number of Frames; where it is absent, what TILED_FULL has."""
+    given = utils.number(image, "NumberOfFrames")
+    if given:
+        return int(given)
+    if not utils.is_tiled_image(image):
+        return 1
+    num_channels = 1 if is_label_map(image) else len(channels_of(image))
+    return grid_of(image).num_tiles * (_num_planes(image) or 1) * num_channels
+
+
+def _only_channel(image: Dataset, identifiers: list[str], shares_frames: bool) -> int:
+    """Return the channel of all frames, where each doesn't say: what the shared groups say."""
+    shared = None if shares_frames else shared_channel(image)
+    if shared is None or len(identifiers) == 1:
+        return 0
+    if shared not in identifiers:
+        raise MetadataError(f"its frames belong to channel {shared!r}; the image has {identifiers}")
+    return identifiers.index(shared)
+
+
+def _label_values(channels: tuple[Channel, ...], name: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(channel.identifier) for channel in channels)
+    except ValueError:
+        named = [channel.identifier for channel in channels]
+        raise MetadataError(f"{name}: segments of a label map need numbers, not {named}") from None
+
+
+def _has_several_mappings(image: Dataset, channels: tuple[Channel, ...]) -> bool:
+    return (
+        channels[0].type is ChannelTypes.PARAMETER
+        and len(channels) > 1
+        and bool(shared_items(image, "RealWorldValueMappingSequence"))
+    )
+
+
+def first_plane_of(image: Dataset) -> float:
+    """Z Offset in Slide Coordinate System in µm, 0 where nothing says."""
+    for origin in origin_items(image):
+        z = utils.number(origin, "ZOffsetInSlideCoordinateSystem")
+        if z is not None:
+            return z
+    return 0.0
+
+
+def _spacing_between_planes(image: Dataset) -> float | None:
+    """Spacing Between Slices, in µm."""
+    for measures in shared_items(image, "PixelMeasuresSequence"):
+        step = utils.number(measures, "SpacingBetweenSlices")
+        if step:
+            return step * MICROMETERS
+    return None
+
+
+def _background(image: Dataset, pixel_format: PixelFormat) -> tuple[float, ...]:
+    """PS3.3 C.8.12.4.1.5: Recommended Absent Pixel CIELab Value for colour, else white."""
+    if pixel_format.is_color:
+        lab = utils.numbers(image, "RecommendedAbsentPixelCIELabValue", 3)
+        return WHITE if lab is None else cielab_to_srgb([int(value) for value in lab])
+    return (float("nan"),) if pixel_format.floating else (0,)
+
+
+# -- items of several modules ----------------------------------------------------------------
+
+
+def shared_items(image: Dataset, keyword: str) -> list[Dataset]:
+    """Return the items of a sequence in the Shared Functional Groups Sequence."""
+    return [
+        item
+        for group in utils.items(image, "SharedFunctionalGroupsSequence")
+        for item in utils.items(group, keyword)
+    ]
+
+
+def origin_items(image: Dataset) -> list[Dataset]:
+    """Return what may give the origin: at the top level, or (some writers) in the shared groups."""
+    keyword = "TotalPixelMatrixOriginSequence"
+    return [*utils.items(image, keyword), *shared_items(image, keyword)]

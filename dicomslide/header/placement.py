@@ -1,0 +1,422 @@
+"""Where an image lies on the slide: what its header says, and what its pyramid makes of that.
+
+A header alone may lack the spacing, or have that of another level. And nearly all writers state the
+origin of the base on every level, though a level's pixels are means of boxes that share the base's
+corner, not the centre of its first pixel: a :class:`Placement` puts that right.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomslide import utils
+from dicomslide.errors import MetadataError, MetadataWarning
+from dicomslide.header.geometry import SlideGeometry
+from dicomslide.header.layout import MICROMETERS, origin_items, shared_items, size_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+    from pydicom.dataset import Dataset
+
+__all__ = [
+    "SAME_SPACING",
+    "AS_STATED",
+    "FieldOfView",
+    "Placement",
+    "are_alike",
+    "field_of_view",
+    "geometry_of",
+    "in_proportion",
+    "pixel_spacing_of",
+    "place",
+    "place_beside",
+    "spacing_of",
+    "with_spacing",
+]
+
+LARGEST_SLIDE = 100.0  # mm; a larger Imaged Volume Width is in µm
+PARALLEL = 0.99
+"""Cosine of the angle within which rows of levels run alike."""
+SAME_SPACING = 1e-6
+"""Spacings are the same within this fraction of them."""
+SAME_ORIGIN = 0.01
+"""Origins are the same within this fraction of a pixel of the finer image."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Placement:
+    """What the pyramid of an image puts in place of what the image's header says."""
+
+    spacing: tuple[float, float] | None = None
+    """(between rows, between columns) in mm; None where Pixel Spacing holds."""
+    shift: tuple[float, float] = (0.0, 0.0)
+    """(x, y) in mm from the Total Pixel Matrix Origin that the header states to where the centre of
+    the first pixel lies."""
+
+    @property
+    def registration(self) -> str:
+        """By what the image was placed: ``"as stated"`` or ``"corner of the base level"``."""
+        return "corner of the base level" if any(self.shift) else "as stated"
+
+
+AS_STATED = Placement()
+"""That of an image by itself."""
+
+
+# -- spacing ---------------------------------------------------------------------------------
+
+
+def pixel_spacing_of(image: Dataset) -> tuple[float, float] | None:
+    """Return Pixel Spacing (between rows, between columns) in mm, or None."""
+    for measures in shared_items(image, "PixelMeasuresSequence"):
+        spacing = utils.numbers(measures, "PixelSpacing", 2)
+        if spacing is not None and min(spacing) > 0:
+            return spacing[0], spacing[1]
+    return None
+
+
+def with_spacing(image: Dataset, spacing: tuple[float, float]) -> Dataset:
+    """Return a header, without a copy of its values, that states a Pixel Spacing in mm."""
+    import pydicom
+    from pydicom.valuerep import DSfloat
+
+    # elements are put in anew: setting the value of one would change it in the header, too
+    (measures,) = shared_items(image, "PixelMeasuresSequence")[:1] or [pydicom.Dataset()]
+    (groups,) = utils.items(image, "SharedFunctionalGroupsSequence")[:1] or [pydicom.Dataset()]
+    values = [DSfloat(value, auto_format=True) for value in spacing]
+    measures = _with_element(measures, "PixelSpacing", values)
+    groups = _with_element(groups, "PixelMeasuresSequence", [measures])
+    return _with_element(image, "SharedFunctionalGroupsSequence", [groups])
+
+
+def _with_element(dataset: Dataset, keyword: str, value: Any) -> Dataset:
+    """Return a data set with the elements of another, and one put in."""
+    changed = copy.copy(dataset)
+    changed.__dict__["_dict"] = dict(dataset.items())  # which copies share
+    changed.pop(keyword, None)
+    setattr(changed, keyword, value)
+    return changed
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FieldOfView:
+    """What the total pixel matrix of a pyramid's base covers."""
+
+    extent: tuple[float, float]
+    """(height, width) in mm: along the columns, along the rows."""
+    size: tuple[int, int]
+    """Total pixel matrix rows and columns of the base."""
+    pixel_spacing: tuple[float, float] | None
+    """Pixel Spacing as the base's header has it."""
+    imaged_volume: tuple[float, float] | None
+    """Imaged Volume (Height, Width) in mm as the base's header has it."""
+    row_direction: tuple[float, float] | None
+    """In which (x, y) the rows run; None where the header doesn't say."""
+
+    def is_turned_from(self, image: Dataset) -> bool:
+        """Whether rows of an image run along others than the base's: its width isn't theirs."""
+        here, there = _row_direction(image), self.row_direction
+        if here is None or there is None:
+            return False
+        return abs(here[0] * there[0] + here[1] * there[1]) < PARALLEL
+
+    def covered_by(self, image: Dataset) -> tuple[float, float]:
+        """Return the (height, width) in mm that an image covers as far as other things say.
+
+        Its Imaged Volume, unless that is the base's and isn't true there.
+        """
+        volume = _imaged_volume(image)
+        if volume is None or are_alike(volume, self.imaged_volume):
+            return self.extent
+        return volume
+
+    def spacing_of(self, size: tuple[int, int]) -> tuple[float, float]:
+        """Return the spacing of a level of that many rows and columns."""
+        return self.extent[0] / size[0], self.extent[1] / size[1]
+
+
+def field_of_view(images: Sequence[Dataset]) -> FieldOfView | None:
+    """Return what the base of a pyramid covers, or None where nothing says.
+
+    Pixel Spacing times the size of the largest image. Where levels repeat one Pixel Spacing, it may
+    be that of a base that isn't here, or a default: then all state one Imaged Volume, which is
+    believed if it is as much more along the rows as along the columns.
+
+    Parameters
+    ----------
+    images : sequence of pydicom.dataset.Dataset
+        Headers of the pyramid's levels, or of some of them.
+
+    """
+    base = max(images, key=lambda image: math.prod(size_of(image)))
+    size, stated, volume = size_of(base), pixel_spacing_of(base), _imaged_volume(base)
+    try:
+        spacing = spacing_of(base)
+    except MetadataError:
+        return None
+    extent = size[0] * spacing[0], size[1] * spacing[1]
+    repeating = [
+        image
+        for image in images
+        if are_alike(pixel_spacing_of(image), stated)
+        and in_proportion(np.divide(size, size_of(image)), size_of(image))
+    ]
+    if (
+        volume is not None
+        and stated is not None
+        and len({size_of(image) for image in repeating}) > 1
+        and all(are_alike(_imaged_volume(image), volume) for image in repeating)
+    ):
+        larger = np.divide(volume, np.multiply(size, stated))
+        if (in_proportion(larger, size) and larger.min() > 1) or max(extent) > LARGEST_SLIDE:
+            extent = volume
+    return FieldOfView(extent, size, stated, volume, _row_direction(base))
+
+
+def are_alike(here: tuple[float, float] | None, there: tuple[float, float] | None) -> bool:
+    """Whether two spacings, or extents, are the same; None is, as None."""
+    if here is None or there is None:
+        return here is there
+    return bool(np.allclose(here, there, rtol=SAME_SPACING, atol=0))
+
+
+def in_proportion(factors: NDArray[np.float64], size: Sequence[float]) -> bool:
+    """Whether two axes are enlarged alike, to within the pixels that rounding of a size leaves."""
+    return bool(abs(factors[0] / factors[1] - 1) <= 1 / size[0] + 1 / size[1])
+
+
+def _row_direction(image: Dataset) -> tuple[float, float] | None:
+    cosines = utils.numbers(image, "ImageOrientationSlide", 6)
+    return None if cosines is None else (cosines[0], cosines[1])
+
+
+def _imaged_volume(image: Dataset) -> tuple[float, float] | None:
+    """Imaged Volume (Height, Width) in mm, or None; some writers give micrometres."""
+    width = utils.number(image, "ImagedVolumeWidth")
+    height = utils.number(image, "ImagedVolumeHeight")
+    if width and height and width > 0 and height > 0:
+        scale = MICROMETERS if max(width, height) > LARGEST_SLIDE else 1
+        return height / scale, width / scale
+    return None
+
+
+def spacing_of(image: Dataset, view: FieldOfView | None = None) -> tuple[float, float]:
+    """Return the spacing (between rows, between columns) in mm.
+
+    Pixel Spacing, unless it is absent, or contradicted by what the matrix covers: some writers
+    swap its values, and some give every level that of the base.
+
+    Parameters
+    ----------
+    image : pydicom.dataset.Dataset
+        Header of a tiled image.
+    view : FieldOfView, optional
+        What the base of the image's pyramid covers, and so the image, where it doesn't say and
+        its rows run along those of the base.
+
+    Raises
+    ------
+    MetadataError
+        When there is no spacing, nor anything to derive it from.
+
+    """
+    spacing = pixel_spacing_of(image)
+    if view is not None and view.is_turned_from(image):
+        view = None
+    covered = _imaged_volume(image) if view is None else view.covered_by(image)
+    if covered is None:
+        if spacing is None:
+            raise MetadataError(
+                f"{utils.name_of(image)}: no Pixel Spacing, nor anything to derive it from"
+            )
+        return spacing
+    if spacing is not None and not utils.is_tiled_image(image):
+        return spacing
+    size = size_of(image)
+    if spacing is None:
+        return covered[0] / size[0], covered[1] / size[1]
+    if _covers(size, spacing, covered):
+        return spacing
+    if _covers(size, spacing[::-1], covered) and not _covers(size, spacing, covered[::-1]):
+        return spacing[1], spacing[0]  # and it isn't the volume that is swapped
+    if view is not None and are_alike(spacing, view.pixel_spacing):
+        derived = view.spacing_of(size)
+        if (
+            max(size[0] - view.size[0], size[1] - view.size[1]) <= 0
+            and in_proportion(np.divide(derived, view.spacing_of(view.size)), size)
+            and _covers(size, derived, covered)
+        ):  # else what is covered contradicts both
+            return derived
+    return spacing
+
+
+def _covers(size: tuple[int, int], spacing: Sequence[float], extent: tuple[float, float]) -> bool:
+    """Whether pixels of that spacing make that (height, width), within a pixel and 1 %."""
+    allowed = np.maximum(0.01 * np.array(extent), spacing)
+    return bool(np.all(np.abs(np.multiply(size, spacing) - extent) <= allowed))
+
+
+# -- origin and orientation ------------------------------------------------------------------
+
+
+def geometry_of(
+    image: Dataset,
+    placement: Placement = AS_STATED,
+    *,
+    relative: bool = False,
+    origin: tuple[float, float] | None = None,
+    spacing: tuple[float, float] | None = None,
+) -> SlideGeometry:
+    """Return the affine between the matrix and the slide.
+
+    Parameters
+    ----------
+    image : pydicom.dataset.Dataset
+        Header of a tiled image.
+    placement : Placement, optional
+        What the image's pyramid makes of that header.
+    relative : bool, default: False
+        Whether millimetres may count from the first pixel of the pyramid's base, with a warning,
+        where the header doesn't give its place on the slide.
+    origin, spacing : tuple of float, optional
+        Taken instead of what the header says, or lacks: by what doesn't depend on them.
+
+    Raises
+    ------
+    MetadataError
+        When orientation, spacing or origin is absent or impossible.
+
+    """
+    name = utils.name_of(image)
+    cosines = utils.numbers(image, "ImageOrientationSlide", 6)
+    if cosines is None:
+        raise MetadataError(
+            f"{name}: no usable Image Orientation (Slide), so it has no place on the slide"
+        )
+    spacing = spacing or placement.spacing or spacing_of(image)
+    if origin is None:
+        x, y = _origin(image, relative)
+        origin = x + placement.shift[0], y + placement.shift[1]
+    try:
+        return SlideGeometry(
+            origin,
+            (cosines[0], cosines[1]),
+            (cosines[3], cosines[4]),
+            spacing,
+            size_of(image),
+        )
+    except ValueError as error:
+        raise MetadataError(f"{name}: {error}") from error
+
+
+def _origin(image: Dataset, relative: bool) -> tuple[float, float]:
+    stated = _stated_origin(image)
+    if stated is not None:
+        return stated
+    absent = f"{utils.name_of(image)}: no Total Pixel Matrix Origin"
+    if not relative:
+        raise MetadataError(f"{absent}, so it has no place on the slide")
+    warnings.warn(
+        f"{absent}: millimetres count from its first pixel", MetadataWarning, stacklevel=4
+    )
+    return 0.0, 0.0
+
+
+def _stated_origin(image: Dataset) -> tuple[float, float] | None:
+    for item in origin_items(image):
+        x = utils.number(item, "XOffsetInSlideCoordinateSystem")
+        y = utils.number(item, "YOffsetInSlideCoordinateSystem")
+        if x is not None and y is not None:
+            return x, y
+    return None
+
+
+# -- what a pyramid adds ---------------------------------------------------------------------
+
+
+def place(
+    image: Dataset,
+    view: FieldOfView | None,
+    bases: Iterable[tuple[Dataset, Placement]] = (),
+    *,
+    align: bool = True,
+) -> Placement:
+    """Find out where an image of a pyramid lies.
+
+    An image that states the origin and the orientation of a finer one shares that one's corner, as
+    its pixels do, rather than the centre of its first pixel.
+
+    Parameters
+    ----------
+    image : pydicom.dataset.Dataset
+        Header of a level, or of an image derived from one.
+    view : FieldOfView or None
+        What the base of the pyramid covers.
+    bases : iterable of (pydicom.dataset.Dataset, Placement)
+        Images of the finest level, with their own placements.
+    align : bool, default: True
+        Whether images are laid on the corners of those whose origin they state; else they lie
+        where their headers say.
+
+    """
+    try:
+        spacing = spacing_of(image, view)
+    except MetadataError:
+        return AS_STATED
+    own = None if spacing == pixel_spacing_of(image) else spacing
+    here = _geometry_as_stated(image, spacing)
+    if align and here is not None:
+        for base, placement in bases:
+            there = _geometry_as_stated(base, placement.spacing)
+            if (
+                there is not None
+                and (_stated_origin(image) is None) == (_stated_origin(base) is None)
+                and (corner := here.on_corner_of(there, SAME_ORIGIN)) is not None
+            ):
+                shift = np.subtract(corner.origin, here.origin) + placement.shift
+                return Placement(own, (float(shift[0]), float(shift[1])))
+    return Placement(own)
+
+
+def place_beside(image: Dataset, level: Dataset, placement: Placement) -> Placement | None:
+    """Return where an image lies that states the grid of a level, or a part of it; else None.
+
+    Parameters
+    ----------
+    image : pydicom.dataset.Dataset
+        Header of an image derived from the level: its rows may run in another direction.
+    level : pydicom.dataset.Dataset
+        Header of the level.
+    placement : Placement
+        That of the level.
+
+    """
+    given = pixel_spacing_of(image)
+    spacing = None
+    # what is wrong with the level's Pixel Spacing is wrong with one that was copied from it, but a
+    # spacing of its own is believed: of a part of the base it may be that of the base
+    if given in (None, pixel_spacing_of(level)) and size_of(image) == size_of(level):
+        spacing = placement.spacing or pixel_spacing_of(level)
+    here = _geometry_as_stated(image, spacing)
+    there = _geometry_as_stated(level, placement.spacing)
+    if here is None or there is None or not here.shares_lattice(there, SAME_ORIGIN):
+        return None
+    return Placement(None if spacing == given else spacing, placement.shift)
+
+
+def _geometry_as_stated(
+    image: Dataset, spacing: tuple[float, float] | None
+) -> SlideGeometry | None:
+    """Return the geometry that a header states, from (0, 0) where it has no origin, or None."""
+    try:
+        return geometry_of(image, origin=_stated_origin(image) or (0.0, 0.0), spacing=spacing)
+    except MetadataError:
+        return None

@@ -1,0 +1,106 @@
+"""From stored pixel values to what they mean: fractions, and real world values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomslide import utils
+from dicomslide.enum import ChannelTypes
+from dicomslide.header.channels import Channel, channel_type_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pydicom.dataset import Dataset
+
+    from dicomslide.pixels.pixel_format import PixelFormat
+
+__all__ = ["Scaling", "is_fractional", "scaling_of"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Scaling:
+    """What stored values of a channel mean."""
+
+    dtype: np.dtype[Any]
+    """Data type of what they mean."""
+    absent: float
+    """What pixels mean that aren't stored."""
+    slope: float = 1.0
+    intercept: float = 0.0
+    divisor: float = 1.0
+    first: float = -math.inf
+    """The lowest stored value that means anything; others are NaN."""
+    last: float = math.inf
+    """The highest."""
+    table: NDArray[np.float64] | None = None
+    """The meaning of each stored value from `first` on, where it isn't linear."""
+
+    def apply(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Return what stored pixels mean."""
+        values: NDArray[Any]
+        if self.table is None:
+            values = pixels.astype(self.dtype)
+            if self.divisor != 1:
+                values /= self.dtype.type(self.divisor)
+            if self.slope != 1:
+                values *= self.slope
+            if self.intercept:
+                values += self.intercept
+        else:
+            index = pixels.astype(np.int64) - int(self.first)
+            values = self.table[index.clip(0, len(self.table) - 1)]
+        if math.isfinite(self.first) or math.isfinite(self.last):
+            values[(pixels < self.first) | (pixels > self.last)] = math.nan
+        return values
+
+
+def is_fractional(image: Dataset) -> bool:
+    """Whether the segments of an image are fractions (PS3.3 C.8.20.2.3)."""
+    return (
+        channel_type_of(image) is ChannelTypes.SEGMENT
+        and utils.text(image, "SegmentationType") == "FRACTIONAL"
+    )
+
+
+def scaling_of(image: Dataset, channel: Channel, pixel_format: PixelFormat) -> Scaling | None:
+    """Return what the stored values of a channel mean; None where they are as they are meant.
+
+    Of a fractional segmentation they are fractions of Maximum Fractional Value. Of a parametric
+    map of integers they are real world values by the channel's Real World Value Mapping (PS3.3
+    C.7.6.16.2.11); what lies outside of the values that it maps is NaN. Those of floating-point
+    numbers stay as they are.
+
+    Parameters
+    ----------
+    image : pydicom.dataset.Dataset
+        The header.
+    channel : Channel
+        The channel.
+    pixel_format : PixelFormat
+        What is stored.
+
+    """
+    if is_fractional(image):
+        largest = utils.number(image, "MaximumFractionalValue")
+        return Scaling(np.dtype(np.float32), 0.0, divisor=largest) if largest else None
+    if channel.type is not ChannelTypes.PARAMETER or pixel_format.floating:
+        return None
+    first, last = channel.mapped_range
+    slope, intercept = channel.mapping or (1.0, 0.0)
+    table = channel.mapping_table
+    if table is not None:
+        first = first if math.isfinite(first) else 0.0
+        last = min(last, first + len(table) - 1)
+    return Scaling(
+        np.dtype(np.float64),
+        math.nan,
+        slope=slope,
+        intercept=intercept,
+        first=first,
+        last=last,
+        table=table,
+    )

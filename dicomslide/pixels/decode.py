@@ -1,0 +1,249 @@
+"""One frame's bytes to pixels: the table of decoders, and how a frame tells which one it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import struct
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dicomslide.errors import FrameDecodeError
+from dicomslide.pixels.codestream import transfer_syntax_by_signature
+from dicomslide.pixels.jpeg import jpeg, jpeg_ls
+from dicomslide.pixels.jpeg2000 import jpeg_2000, jpeg_xl
+from dicomslide.pixels.native import inflated, native, native_big_endian, rle
+from dicomslide.pixels.pixel_format import PixelFormat, as_declared, check_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dicomslide.pixels.pixel_format import Buffer, Pixels
+
+__all__ = ["DECODERS", "NATIVE", "Decoder", "decode_frame", "scratch_memory", "transfer_syntax_of"]
+
+NATIVE, RLE, DEFLATED_FRAME = (f"1.2.840.10008.1.2{end}" for end in (".1", ".5", ".8.1"))
+
+
+MOST_SCRATCH = 64 * 2**20
+"""Bytes of a frame that is decoded into memory that was there before: 4,700 pixels squared."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decoder:
+    """How frames of one transfer syntax are stored, and what decodes them."""
+
+    name: str
+    decode: Callable[..., Pixels]
+    """Of a memoryview and a pixel format, and of scratch memory if it takes that."""
+    encapsulated: bool = True
+    little_endian: bool = True
+    implicit_vr: bool = False
+    deflated: bool = False
+    """Whether the whole data set is deflated, not single frames."""
+    is_quick: bool = False
+    """Whether decoding a frame takes about as long as keeping it does: memory is slow, too."""
+    takes_scratch: bool = False
+    """Whether it may be given memory for what it returns."""
+
+
+_UID = "1.2.840.10008.1.2"
+
+DECODERS: dict[str, Decoder] = {
+    _UID: Decoder(
+        "Implicit VR Little Endian", native, encapsulated=False, implicit_vr=True, is_quick=True
+    ),
+    f"{_UID}.1": Decoder("Explicit VR Little Endian", native, encapsulated=False, is_quick=True),
+    f"{_UID}.2": Decoder(
+        "Explicit VR Big Endian",
+        native_big_endian,
+        encapsulated=False,
+        little_endian=False,
+        is_quick=True,
+    ),
+    f"{_UID}.1.99": Decoder(
+        "Deflated Explicit VR Little Endian",
+        native,
+        encapsulated=False,
+        deflated=True,
+        is_quick=True,
+    ),
+    f"{_UID}.1.98": Decoder(
+        "Encapsulated Uncompressed Explicit VR Little Endian", native, is_quick=True
+    ),
+    f"{_UID}.8.1": Decoder("Deflated Image Frame Compression", inflated),
+    f"{_UID}.5": Decoder("RLE Lossless", rle),
+    f"{_UID}.4.50": Decoder("JPEG Baseline", jpeg, is_quick=True, takes_scratch=True),
+    f"{_UID}.4.51": Decoder("JPEG Extended", jpeg),
+    f"{_UID}.4.57": Decoder("JPEG Lossless", jpeg),
+    f"{_UID}.4.70": Decoder("JPEG Lossless SV1", jpeg),
+    f"{_UID}.4.80": Decoder("JPEG-LS Lossless", jpeg_ls),
+    f"{_UID}.4.81": Decoder("JPEG-LS Near Lossless", jpeg_ls),
+    f"{_UID}.4.90": Decoder("JPEG 2000 Lossless", jpeg_2000),
+    f"{_UID}.4.91": Decoder("JPEG 2000", jpeg_2000),
+    f"{_UID}.4.201": Decoder("HTJ2K Lossless", jpeg_2000),
+    f"{_UID}.4.202": Decoder("HTJ2K Lossless RPCL", jpeg_2000),
+    f"{_UID}.4.203": Decoder("HTJ2K", jpeg_2000),
+    f"{_UID}.4.110": Decoder("JPEG XL Lossless", jpeg_xl),
+    f"{_UID}.4.111": Decoder("JPEG XL JPEG Recompression", jpeg_xl),
+    f"{_UID}.4.112": Decoder("JPEG XL", jpeg_xl),
+}
+"""Everything that is known of each transfer syntax, by UID (PS3.5 section 10)."""
+
+
+def decode_frame(
+    buffer: Buffer,
+    pixel_format: PixelFormat,
+    transfer_syntax_uid: str | None,
+    scratch: Pixels | None = None,
+) -> Pixels:
+    """Decode one frame.
+
+    Parameters
+    ----------
+    buffer : bytes-like
+        The frame as stored, from its first bit, fragments joined.
+    pixel_format : PixelFormat
+        What the header says of it.
+    transfer_syntax_uid : str or None
+        Transfer syntax in which it is stored; None where only its bytes tell: see
+        :func:`transfer_syntax_of`.
+    scratch : numpy.ndarray of numpy.uint8, optional
+        Memory that may be overwritten and returned, in part: see :func:`scratch_memory`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (rows, columns, samples), of the format's dtype, RGB if colour. A codestream may
+        hold fewer rows and columns than declared (a cropped tile at the edge), never more. It
+        may be a read-only view of `buffer`, or a view of `scratch`.
+
+    Raises
+    ------
+    FrameDecodeError
+        When the transfer syntax isn't supported, or the bytes aren't what they should be.
+
+    """
+    if transfer_syntax_uid is None:
+        transfer_syntax_uid = transfer_syntax_of(buffer, pixel_format)
+        if transfer_syntax_uid == NATIVE and len(buffer) > pixel_format.native_bytes + 1:
+            # chroma that a server has expanded, it has converted too
+            pixel_format = dataclasses.replace(pixel_format, photometric="RGB")
+    decoder = DECODERS.get(transfer_syntax_uid)
+    if decoder is None:
+        raise FrameDecodeError(
+            f"transfer syntax {transfer_syntax_uid} isn't supported; supported are "
+            + ", ".join(f"{uid} ({known.name})" for uid, known in DECODERS.items())
+        )
+    try:
+        memory = (scratch,) if decoder.takes_scratch else ()
+        array = decoder.decode(memoryview(buffer).cast("B"), pixel_format, *memory)
+    except FrameDecodeError:
+        raise
+    except Exception as error:  # each decoder has error types of its own
+        raise FrameDecodeError(
+            f"{len(buffer)} bytes of {decoder.name} don't decode: {error}"
+        ) from error
+    if array.ndim == 2:
+        array = array[:, :, None]
+    check_size(array.shape[0], array.shape[1], array.shape[2], pixel_format)
+    if array.dtype != pixel_format.dtype:
+        array = as_declared(array, pixel_format)
+    return array
+
+
+def scratch_memory(pixel_format: PixelFormat) -> Pixels | None:
+    """Return memory for one frame after the other, of which each is copied before the next.
+
+    New memory for each takes up to a third longer, where the system has to zero it. None for
+    frames that are claimed to be larger than any is: their codestreams say how large they are.
+    """
+    size = math.prod(pixel_format.shape)
+    if size > MOST_SCRATCH:
+        return None
+    memory = np.empty(size + 32, np.uint8)
+    # at a multiple of 32 libjpeg-turbo writes past the cache, from which pixels are copied at once
+    start = (16 - memory.__array_interface__["data"][0]) % 32
+    return memory[start : start + size].reshape(pixel_format.shape)
+
+
+def transfer_syntax_of(buffer: Buffer, pixel_format: PixelFormat) -> str:
+    """Tell the transfer syntax of a frame from its bytes.
+
+    For frames that come without their transfer syntax, or with one that can't be believed:
+    DICOMweb metadata have none, and servers transcode.
+
+    Parameters
+    ----------
+    buffer : bytes-like
+        The frame, from its first bit.
+    pixel_format : PixelFormat
+        What the header says of it.
+
+    Returns
+    -------
+    str
+        A key of :data:`DECODERS`; Explicit VR Little Endian for a native frame, which is as
+        long as the header says.
+
+    Raises
+    ------
+    FrameDecodeError
+        When the bytes are no codestream that is known, nor as many as a native frame has.
+
+    """
+    view = memoryview(buffer).cast("B")
+    native = _has_native_length(len(view), pixel_format)
+    found = transfer_syntax_by_signature(view)
+    if found is None and _has_rle_header(view, pixel_format):
+        found = RLE
+    # pixels may begin like any codestream, but they don't decode as one
+    if found is not None and not (native and not _decodes(view, pixel_format, found)):
+        return found
+    if native:
+        return NATIVE
+    if _inflates(view, pixel_format):
+        return DEFLATED_FRAME
+    raise FrameDecodeError(
+        f"{len(view)} bytes that start with {bytes(view[:4]).hex() or 'nothing'} are neither a"
+        f" known codestream nor a native frame of {pixel_format.native_bytes} bytes"
+    )
+
+
+def _has_native_length(length: int, declared: PixelFormat) -> bool:
+    sizes = {declared.native_bytes}
+    if declared.photometric == "YBR_FULL_422":  # decompressed on the way
+        sizes.add(math.prod(declared.shape) * declared.bits_allocated // 8)
+    return length in sizes | {size + size % 2 for size in sizes}
+
+
+def _has_rle_header(buffer: memoryview, declared: PixelFormat) -> bool:
+    if len(buffer) < 64 or declared.bits_allocated == 1:
+        return False
+    count, *offsets = struct.unpack("<16I", buffer[:64])
+    return (
+        count == declared.samples * declared.dtype.itemsize
+        and offsets[0] == 64
+        and not any(offsets[count:])
+        and all(a < b for a, b in itertools.pairwise([*offsets[:count], len(buffer)]))
+    )
+
+
+def _decodes(buffer: memoryview, declared: PixelFormat, transfer_syntax_uid: str) -> bool:
+    try:
+        decode_frame(buffer, declared, transfer_syntax_uid)
+    except FrameDecodeError:
+        return False
+    return True
+
+
+def _inflates(buffer: memoryview, declared: PixelFormat) -> bool:
+    stream = zlib.decompressobj(-15)
+    try:
+        size = len(stream.decompress(buffer, declared.native_bytes + 2))
+    except zlib.error:
+        return False
+    return stream.eof and _has_native_length(size, declared)

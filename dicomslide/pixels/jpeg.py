@@ -1,0 +1,157 @@
+"""JPEG and JPEG-LS: libjpeg-turbo with its warnings as errors, and CharLS."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dicomslide.errors import FrameDecodeError
+from dicomslide.pixels.codestream import JpegHeader, ends_image, parse_jpeg
+from dicomslide.pixels.pixel_format import (
+    PixelFormat,
+    check_precision,
+    check_size,
+    imagecodecs,
+    ybr_to_rgb,
+)
+from dicomslide.process.registry import Registry
+
+if TYPE_CHECKING:
+    from dicomslide.pixels.pixel_format import Pixels
+
+__all__ = ["jpeg", "jpeg_ls"]
+
+logger = logging.getLogger(__name__)
+
+_conflicts: Registry[tuple[str, str], None] = Registry(64)
+_END_OF_IMAGE = b"\xff\xd9"
+_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00%c"  # APP14, ends with the transform
+
+
+def jpeg(buffer: memoryview, declared: PixelFormat, scratch: Pixels | None = None) -> Pixels:
+    """Decode JPEG of any process in DICOM, that of 8 bits into scratch memory if there is some."""
+    header = parse_jpeg(buffer)
+    check_precision(header.precision, declared)
+    check_size(header.rows, header.columns, len(header.component_ids), declared)
+    if header.lossless or header.precision != 8:
+        return _jpeg_uncommon(buffer, header, declared)
+    if declared.samples == 1:
+        return _strict_jpeg(buffer, "GRAY", scratch)
+    wanted = _jpeg_is_ycbcr(header, declared)
+    if wanted != _libjpeg_takes_for_ycbcr(header):
+        buffer = _with_color_transform(buffer, header, wanted)
+    return _strict_jpeg(buffer, "RGB", scratch)
+
+
+def _jpeg_is_ycbcr(header: JpegHeader, declared: PixelFormat) -> bool:
+    """Whether a colour JPEG is YCbCr, by the codestream first, then by the header."""
+    claimed = declared.photometric != "RGB"
+    if header.adobe_transform is not None:
+        found = header.adobe_transform != 0
+    elif header.jfif or header.subsampled:
+        found = True
+    elif bytes(header.component_ids) == b"RGB":
+        found = False
+    else:
+        return claimed
+    if found != claimed:
+        key = declared.photometric, "YCbCr" if found else "RGB"
+        _conflicts.get(key, lambda: _log_conflict(*key))  # once, whatever the number of threads
+    return found
+
+
+def _log_conflict(photometric: str, found: str) -> None:
+    logger.info(
+        "Photometric Interpretation is %s; the JPEG codestream holds %s and is decoded as that",
+        photometric,
+        found,
+    )
+
+
+def _libjpeg_takes_for_ycbcr(header: JpegHeader) -> bool:
+    if header.jfif:
+        return True
+    if header.adobe_transform is not None:
+        return header.adobe_transform != 0
+    return bytes(header.component_ids) != b"RGB"
+
+
+def _with_color_transform(buffer: memoryview, header: JpegHeader, ycbcr: bool) -> memoryview:
+    """Replace the markers from which libjpeg takes the colour space by one that says it."""
+    parts: list[bytes | memoryview] = [buffer[:2], _ADOBE % int(ycbcr)]
+    at = 2
+    for start, end in header.colour_segments:
+        parts.append(buffer[at:start])
+        at = end
+    parts.append(buffer[at:])
+    return memoryview(b"".join(parts))
+
+
+def _strict_jpeg(buffer: memoryview, colorspace: str, scratch: Pixels | None) -> Pixels:
+    """Decode with libjpeg's warnings as errors: they tell of truncation, not of pixels."""
+    import simplejpeg
+
+    for _ in range(3):
+        try:
+            return simplejpeg.decode_jpeg(buffer, colorspace, buffer=scratch)
+        except ValueError as error:
+            mended = _mended(buffer, str(error))
+            if mended is None:
+                raise
+            buffer = mended
+    return simplejpeg.decode_jpeg(buffer, colorspace, buffer=scratch)
+
+
+def _mended(buffer: memoryview, warning: str) -> memoryview | None:
+    """Put right what libjpeg warns of but is known to be harmless, for a second, strict try."""
+    if not ends_image(buffer):  # nothing but the marker may be missing: if more is, it shows
+        return memoryview(bytes(buffer) + _END_OF_IMAGE)
+    data = bytes(buffer)
+    end = data.rindex(_END_OF_IMAGE)
+    surplus = re.search(r"(\d+) extraneous bytes before marker 0xd9", warning)
+    if surplus:
+        return memoryview(data[: end - int(surplus[1])] + _END_OF_IMAGE)
+    if "SOS parameters" in warning:  # of a sequential scan, where they can only be 0, 63, 0
+        scan = parse_jpeg(buffer).scan
+        behind = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
+        if behind <= end:
+            return memoryview(data[: behind - 3] + b"\0\x3f\0" + data[behind:])
+    return None
+
+
+def _require_end_of_image(buffer: memoryview) -> None:
+    if not ends_image(buffer):
+        raise FrameDecodeError("the codestream ends without its EOI marker: it is truncated")
+
+
+def _jpeg_uncommon(buffer: memoryview, header: JpegHeader, declared: PixelFormat) -> Pixels:
+    """Decode 12-bit and lossless JPEG, of which libjpeg's warnings don't reach us."""
+    _require_end_of_image(buffer)
+    data = bytes(buffer)
+    components = "RGB" if declared.samples == 3 else "GRAYSCALE"
+    ycbcr = declared.samples == 3 and _jpeg_is_ycbcr(header, declared)
+    source = "YCBCR" if ycbcr and not header.lossless else components
+
+    def decode(codestream: bytes) -> Pixels:
+        return imagecodecs().jpeg8_decode(codestream, colorspace=source, outcolorspace=components)
+
+    array = decode(data)
+    # A decoder that has run out of data goes on with zeros. One that has not, ignores what is
+    # put before the end marker: if that changes the pixels, data were missing.
+    end = len(data[: data.rindex(_END_OF_IMAGE)].rstrip(b"\xff"))  # bytes that fill up to a marker
+    if not np.array_equal(array, decode(data[:end] + b"\xaa" * 64 + data[end:])):
+        raise FrameDecodeError("the JPEG codestream ends before its last pixel: it is truncated")
+    return ybr_to_rgb(array) if ycbcr and header.lossless else array
+
+
+def jpeg_ls(buffer: memoryview, declared: PixelFormat) -> Pixels:
+    """Decode JPEG-LS."""
+    header = parse_jpeg(buffer)
+    check_precision(header.precision, declared)
+    check_size(header.rows, header.columns, len(header.component_ids), declared)
+    _require_end_of_image(buffer)  # CharLS notices too, but may take seconds to
+    array = imagecodecs().jpegls_decode(buffer)
+    return ybr_to_rgb(array) if declared.photometric.startswith("YBR_FULL") else array

@@ -1,0 +1,1 @@
+"""What a process keeps, and how it does several things at once."""

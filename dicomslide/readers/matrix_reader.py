@@ -1,0 +1,543 @@
+"""Reads the pixels of one channel and focal plane: tiles found, shown as they should be, placed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomslide.backends.base import layout_of
+from dicomslide.header.scaling import Scaling, scaling_of
+from dicomslide.options import allocated, check_memory, get_options
+from dicomslide.pixels.color import ColorTransform, color_transform
+from dicomslide.process.lazy import lazy
+from dicomslide.readers.frame_reader import FrameReader, OnError
+from dicomslide.readers.indexing import Axis, Piece, expand_key, points
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from typing import TypeAlias
+
+    from numpy.typing import NDArray
+
+    from dicomslide.backends.base import FrameSource
+    from dicomslide.header.geometry import SlideGrid
+    from dicomslide.header.layout import ImageLayout
+    from dicomslide.process.registry import FrameCache
+
+    Pixels: TypeAlias = NDArray[Any]
+
+__all__ = [
+    "ChunkReader",
+    "MatrixReader",
+    "OnError",
+    "as_contiguous",
+    "check_on_error",
+    "chunk_multiple",
+]
+
+AUTO_CHUNK = 2048
+"""Pixels along an edge that ``chunks="auto"`` comes near to."""
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise a ValueError unless the value is one of :data:`OnError`."""
+    if on_error not in ("raise", "fill"):
+        raise ValueError(f'on_error must be "raise" or "fill", not {on_error!r}')
+
+
+def chunk_multiple(chunks: str | int, tile_shape: tuple[int, int]) -> tuple[int, int]:
+    """Return how many tiles, down and across, make a chunk.
+
+    Parameters
+    ----------
+    chunks : {"frames", "auto"} or int
+        One frame; whole frames of about 2,048² pixels; or whole frames of at least so many
+        pixels along an edge.
+    tile_shape : tuple of int
+        (rows, columns) of a tile.
+
+    Raises
+    ------
+    ValueError
+        When `chunks` is none of these.
+
+    """
+    if chunks == "frames":
+        return 1, 1
+    if chunks == "auto":
+        return max(1, round(AUTO_CHUNK / tile_shape[0])), max(1, round(AUTO_CHUNK / tile_shape[1]))
+    if isinstance(chunks, (int, np.integer)) and not isinstance(chunks, bool) and chunks > 0:
+        return -(-int(chunks) // tile_shape[0]), -(-int(chunks) // tile_shape[1])
+    raise ValueError(f'chunks must be "frames", "auto" or a number of pixels, not {chunks!r}')
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixReader:
+    """Reads pixels of one channel and focal plane of an image.
+
+    Thin: its pickle holds what is given here. The layout is looked up, once a process, where
+    pixels are read.
+    """
+
+    source: FrameSource
+    channel_index: int = 0
+    focal_plane_index: int = 0
+    max_frame_cache_size: int | None = 9
+    """Largest number of the image's decoded frames that the process keeps; None for as many
+    as it may keep of all images where they take long to decode, else none."""
+    correct_color: bool = True
+    """Whether colours are mapped to sRGB by the ICC profile of the optical path."""
+    on_error: OnError = "raise"
+    """Whether a bad frame raises, or is background with a warning."""
+    as_labels: bool = False
+    """Whether a label map gives its segment numbers, whatever the channel; else the pixels of
+    the channel's segment are True."""
+    frame_cache: FrameCache[np.ndarray] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
+    """Where decoded frames are kept, as many as it holds; None for that of the process, and in any
+    other process."""
+
+    scaled: bool = False
+    """Whether pixels are what they mean, fractions or real world values; else what is stored."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return state | {"frame_cache": None}
+
+    @lazy
+    def layout(self) -> ImageLayout:
+        """What the header says of the pixels."""
+        return layout_of(self.source)
+
+    @lazy
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, columns and samples of the matrix."""
+        layout = self.layout
+        return layout.grid.rows, layout.grid.columns, layout.pixel_format.samples
+
+    @lazy
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the pixels."""
+        if self.scaling is not None:
+            return self.scaling.dtype
+        return self.layout.pixel_format.dtype if self._label is None else np.dtype(np.bool_)
+
+    @lazy
+    def background(self) -> tuple[float, ...]:
+        """Value of pixels of absent tiles, one number a sample."""
+        background, label = self.layout.background, self._label
+        if self.scaling is not None:
+            return (self.scaling.absent,)
+        return background if label is None else (background[0] == label,)
+
+    @lazy
+    def scaling(self) -> Scaling | None:
+        """What stored values mean, if pixels are to be that and stored values aren't."""
+        if not self.scaled:
+            return None
+        layout = self.layout
+        channel = layout.channels[self.channel_index]
+        return scaling_of(self.source.metadata, channel, layout.pixel_format)
+
+    @lazy
+    def _label(self) -> int | None:
+        """The value of the pixels that are the channel's segment, in a label map."""
+        values = self.layout.label_values
+        return None if self.as_labels or values is None else values[self.channel_index]
+
+    @lazy
+    def _frames(self) -> FrameReader:
+        return FrameReader(
+            self.source,
+            self.layout,
+            max_frame_cache_size=self.max_frame_cache_size,
+            on_error=self.on_error,
+            cache=self.frame_cache,
+        )
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        """ICC Profile of the optical path, or of the image; None where it isn't in colour."""
+        layout = self.layout
+        if not layout.pixel_format.is_color:
+            return None
+        profile = self.source.icc_profile(layout.channels[self.channel_index].item)
+        profile = profile or self.source.icc_profile(self.source.metadata)
+        return bytes(profile) if profile else None
+
+    @lazy
+    def _transform(self) -> ColorTransform | None:
+        if not self.correct_color or self.layout.pixel_format.dtype != np.uint8:
+            return None
+        profile = self.icc_profile
+        return None if profile is None else color_transform(profile, self.source.name)
+
+    def __dask_tokenize__(self) -> tuple[Hashable, ...]:
+        return (
+            "dicomslide",
+            self.source.identity,
+            self.channel_index,
+            self.focal_plane_index,
+            self.correct_color,
+            self.on_error,
+            self.as_labels,
+            self.scaled,
+        )
+
+    def frames_of(self, tiles: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the zero-based frame of each tile, −1 where a tile is absent."""
+        layout = self.layout
+        channel = 0 if layout.shares_frames else self.channel_index
+        return layout.frames.frames(channel, self.focal_plane_index, tiles)
+
+    def has_frames(self, first: int, stop: int) -> bool:
+        """Whether any tile from one to before another is there."""
+        layout = self.layout
+        channel = 0 if layout.shares_frames else self.channel_index
+        return layout.frames.has_any(channel, self.focal_plane_index, first, stop)
+
+    def read(
+        self,
+        key: Sequence[Any],
+        *,
+        transpose: bool = False,
+        in_task: bool = False,
+        contiguous: bool = False,
+    ) -> Pixels:
+        """Read the pixels that a key for each axis picks, each independently of the others.
+
+        Parameters
+        ----------
+        key : sequence
+            For rows, columns and samples: an integer (which drops its axis), a slice, or a
+            one-dimensional array of integers or booleans.
+        transpose : bool, default: False
+            Whether columns come before rows in the result.
+        in_task : bool, default: False
+            Whether this is one of many tasks: it decodes in its own thread, and doesn't keep
+            frames, which other tasks don't need.
+        contiguous : bool, default: False
+            Whether the result is contiguous in memory, as what will be joined with others, or
+            given to code that takes no other (PyTorch); else it may be a view, turned around
+            without a copy.
+
+        Returns
+        -------
+        numpy.ndarray
+            Up to three dimensions.
+
+        Raises
+        ------
+        IndexError
+            When a key reaches outside its axis.
+        FrameError
+            When a frame can't be read or decoded.
+        MemoryLimitError
+            When the result would be too large.
+
+        """
+        rows, columns, samples = (
+            Axis.of(part, length) for part, length in zip(key, self.shape, strict=True)
+        )
+        shape = len(rows), len(columns), self.shape[2]
+        what = f"{self.source.name}: a region of {shape[0]} × {shape[1]} pixels"
+        check_memory(math.prod(shape) * self.dtype.itemsize, what)
+        if contiguous and (transpose or rows.reverse or columns.reverse):
+            turned = (shape[1], shape[0], shape[2]) if transpose else shape
+            out = allocated(turned, self.dtype, what)
+            stored = out.swapaxes(0, 1) if transpose else out
+            self._read(rows, columns, into=_turned(stored, rows, columns), in_task=in_task)
+        else:
+            out = _turned(self._read(rows, columns, in_task=in_task), rows, columns)
+            out = out.swapaxes(0, 1) if transpose else out
+        wanted = samples.indices
+        if isinstance(wanted, range):
+            wanted_slice = slice(wanted.start, wanted.stop, wanted.step)
+            out = out[:, :, wanted_slice][:, :, :: -1 if samples.reverse else 1]
+        else:
+            out = out[:, :, wanted]
+        order = (columns, rows, samples) if transpose else (rows, columns, samples)
+        out = out[tuple(0 if axis.drop else slice(None) for axis in order)]
+        return as_contiguous(out) if contiguous else out
+
+    def _read(
+        self, rows: Axis, columns: Axis, *, into: Pixels | None = None, in_task: bool = False
+    ) -> Pixels:
+        """Read where rows and columns meet, with all samples, without reversing anything."""
+        grid = self.layout.grid
+        down = list(rows.pieces(grid.tile_rows))
+        right = list(columns.pieces(grid.tile_columns))
+        tiles = np.add.outer(
+            np.array([piece.tile for piece in down], np.int64) * grid.shape[1],
+            np.array([piece.tile for piece in right], np.int64),
+        ).ravel()
+        frames = self.frames_of(tiles).tolist()
+        shape = len(rows), len(columns), self.shape[2]
+        slices = isinstance(rows.indices, range) and isinstance(columns.indices, range)
+        alone = into is None and len(frames) == 1
+        if in_task and alone and slices and shape == self._tile_shape:
+            return self._owned(*self._frames.stream(frames))  # a whole tile: no copy
+        if into is None:
+            what = f"{self.source.name}: a region of {shape[0]} × {shape[1]} pixels"
+            into = allocated(shape, self.dtype, what)
+        out = into
+        places = [_meeting(r, c) for r in down for c in right]
+        assign = _assignment(out)
+
+        def place(at: int, tile: Pixels | None) -> None:
+            target, source = places[at]
+            if tile is None:
+                out[target] = self.background
+            else:
+                assign(target, self._part(tile, source))
+
+        self._visit(frames, place, in_task=in_task)
+        return out
+
+    def read_points(self, parts: list[Any]) -> Pixels:
+        """Read scattered pixels as NumPy would pick them: only the tiles in which they lie."""
+        for part, length in zip(parts, self.shape, strict=True):
+            if not isinstance(part, slice):  # checked here, for messages that name the length
+                Axis.of(part.ravel() if isinstance(part, np.ndarray) else part, length)
+        indices = points(parts, self.shape)
+        shape = indices[0].shape
+        rows, columns, samples = (each.ravel() for each in indices)
+        grid = self.layout.grid
+        of_pixel = (rows // grid.tile_rows) * grid.shape[1] + columns // grid.tile_columns
+        order = np.argsort(of_pixel, kind="stable")
+        tiles, starts = np.unique(of_pixel[order], return_index=True)
+        pixels_of = np.split(order, starts[1:])
+        out = np.empty(rows.shape, self.dtype)
+        background = np.asarray(self.background)
+
+        def place(at: int, tile: Pixels | None) -> None:
+            here = pixels_of[at]
+            if tile is None:
+                out[here] = background[samples[here]]
+            else:
+                where = rows[None, here] % grid.tile_rows, columns[None, here] % grid.tile_columns
+                out[here] = self._part(tile, where)[0, np.arange(len(here)), samples[here]]
+
+        self._visit(self.frames_of(tiles).tolist(), place)
+        return out.reshape(shape)
+
+    def read_tiles(self, key: Any) -> Pixels:
+        """Read whole tiles: one, or a stack of them."""
+        if isinstance(key, (list, range)):
+            key = np.asarray(key) if len(key) else np.empty(0, np.int64)
+        if isinstance(key, (bool, np.bool_)):
+            raise IndexError("a single boolean isn't an index here; expected one for each tile")
+        wanted = Axis.of(key, self.layout.grid.num_tiles)
+        indices = np.asarray(wanted.indices, dtype=np.int64)
+        indices = indices[::-1] if wanted.reverse else indices
+        shape = (len(indices), *self._tile_shape)
+        what = f"{self.source.name}: a stack of {len(indices)} tiles"
+        check_memory(math.prod(shape) * self.dtype.itemsize, what)
+        frames = self.frames_of(indices).tolist()
+        if wanted.drop and not self._frames.keeps_frames:
+            return self._owned(*self._frames.stream(frames))
+        out = allocated(shape, self.dtype, what)
+
+        def place(at: int, tile: Pixels | None) -> None:
+            out[at] = self.background if tile is None else self._part(tile, ...)
+
+        self._visit(frames, place)
+        return out[0] if wanted.drop else out
+
+    def iterate(self) -> Iterator[Pixels]:
+        """Yield each tile, in order: a few are fetched at once, and none is kept."""
+        num_tiles = self.layout.grid.num_tiles
+        batch = self._frames.batch
+        for start in range(0, num_tiles, batch):
+            frames = self.frames_of(np.arange(start, min(start + batch, num_tiles))).tolist()
+            for tile in self._frames.stream(frames):
+                yield self._owned(tile)
+
+    def read_grid(self, grid: SlideGrid) -> Pixels:
+        """Read the pixels of a grid, which may reach outside of the matrix: there is background.
+
+        Parameters
+        ----------
+        grid : SlideGrid
+            Which pixels; along an axis, those inside of the matrix have to be one run.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (rows, columns, samples) of the grid.
+
+        """
+        rows, columns, samples = self.shape
+        shape = (*grid.shape, samples)
+        out = allocated(shape, self.dtype, f"{self.source.name}: a region of shape {shape}")
+        in_rows = (grid.rows >= 0) & (grid.rows < rows)
+        in_columns = (grid.columns >= 0) & (grid.columns < columns)
+        oblique = grid.rows.ndim == 2
+        if oblique or not (in_rows.all() and in_columns.all()):
+            out[...] = self.layout.background
+        if oblique:
+            inside = in_rows & in_columns
+            out[inside] = self.read_points([grid.rows[inside], grid.columns[inside], slice(None)])
+            return out
+        down = Axis.of(_as_slice(grid.rows[in_rows]), rows)
+        right = Axis.of(_as_slice(grid.columns[in_columns]), columns)
+        if len(down) and len(right):
+            top, left = int(np.argmax(in_rows)), int(np.argmax(in_columns))
+            stored = out.swapaxes(0, 1) if grid.transpose else out
+            inner = stored[top : top + len(down), left : left + len(right)]
+            self._read(down, right, into=_turned(inner, down, right))
+        return out
+
+    @property
+    def _tile_shape(self) -> tuple[int, int, int]:
+        return self.layout.pixel_format.shape
+
+    def _visit(
+        self, frames: list[int], place: Callable[[int, Pixels | None], None], in_task: bool = False
+    ) -> None:
+        self._frames.visit(
+            frames,
+            place,
+            num_threads=1 if in_task else get_options().num_threads,
+            keep=not in_task,
+        )
+
+    def _owned(self, tile: Pixels | None) -> Pixels:
+        """Return a whole tile of a stream as it should look."""
+        if tile is not None:
+            return self._part(tile, ...)
+        background = allocated(self._tile_shape, self.dtype, f"{self.source.name}: a tile")
+        background[...] = self.background
+        return background
+
+    def _part(self, tile: Pixels, where: Any) -> Pixels:
+        """Return pixels of a decoded tile as they should look: corrected, or of a segment."""
+        shown = self._shown
+        if tile.shape == self._tile_shape:
+            return tile[where] if shown is None else shown(tile[where])
+        if shown is not None:
+            tile = shown(tile)
+        # cropped at the edge of the matrix, or claimed to be larger than it is
+        if where is ...:
+            where = slice(None), slice(None)
+        rows, columns = (
+            np.arange(length)[part] if isinstance(part, slice) else part
+            for part, length in zip(where, self._tile_shape[:2], strict=True)
+        )
+        if rows.ndim == columns.ndim == 1:
+            rows, columns = np.ix_(rows, columns)
+        shape = (*np.broadcast_shapes(rows.shape, columns.shape), self._tile_shape[2])
+        out = allocated(shape, self.dtype, f"{self.source.name}: part of a tile")
+        out[...] = self.background
+        inside = (rows < tile.shape[0]) & (columns < tile.shape[1])
+        rows, columns = np.broadcast_arrays(rows, columns)
+        out[inside] = tile[rows[inside], columns[inside]]
+        return out
+
+    @lazy
+    def _shown(self) -> Callable[[Pixels], Pixels] | None:
+        """What makes pixels look as they should, or be what they mean; None where they do."""
+        if self.scaling is not None:
+            return self.scaling.apply
+        label = self._label
+        return self._transform if label is None else lambda pixels: pixels == label
+
+
+class ChunkReader:
+    """What a task holds: reads in the task's own thread, each axis by its own key.
+
+    Parameters
+    ----------
+    array : MatrixReader or alike
+        Has `shape`, `dtype` and ``read(key, in_task=..., contiguous=...)``.
+
+    """
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the array."""
+        return self.array.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def __getitem__(self, key: tuple[Any, ...]) -> Pixels:
+        parts = expand_key(key if isinstance(key, tuple) else (key,), self.ndim)
+        return self.array.read(parts, in_task=True, contiguous=True)
+
+    def __dask_tokenize__(self) -> Any:
+        return self.array.__dask_tokenize__()
+
+
+def as_contiguous(array: Pixels) -> Pixels:
+    """Return an array whose rows follow each other, copied where they don't.
+
+    A reversed axis of length one counts as contiguous for NumPy, but not for PyTorch.
+    """
+    fits = array.flags.c_contiguous and all(stride >= 0 for stride in array.strides)
+    return array if fits else array.copy()
+
+
+def _turned(array: Pixels, rows: Axis, columns: Axis) -> Pixels:
+    return array[:: -1 if rows.reverse else 1, :: -1 if columns.reverse else 1]
+
+
+def _assignment(out: Pixels) -> Callable[[Any, Pixels], None]:
+    """Return what assigns pixels to parts of an array, as wholes where that is faster.
+
+    Where rows and columns are stored the other way round, NumPy copies sample by sample, which
+    takes three times as long.
+    """
+    samples, itemsize = out.shape[2], out.itemsize
+    pixel = samples * itemsize
+    if samples == 1 or out.strides[1] == pixel or out.strides[2] != itemsize:
+        return out.__setitem__
+    kind = f"V{pixel}"
+    wholes = out.view(kind)[..., 0]
+
+    def assign(target: Any, part: Pixels) -> None:
+        if part.strides[2] == itemsize:
+            wholes[target] = part.view(kind)[..., 0]
+        else:
+            out[target] = part
+
+    return assign
+
+
+def _meeting(row: Piece, column: Piece) -> tuple[Any, Any]:
+    """Return where pixels of a tile go, and which: where rows and columns meet."""
+    if isinstance(row.target, slice) and isinstance(column.target, slice):
+        return (row.target, column.target), (row.source, column.source)
+    return (
+        np.ix_(_whole(row.target), _whole(column.target)),
+        np.ix_(_whole(row.source), _whole(column.source)),
+    )
+
+
+def _whole(part: slice | NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.arange(part.start, part.stop, part.step or 1) if isinstance(part, slice) else part
+
+
+def _as_slice(indices: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Return evenly spaced indices as a slice, which reads without a copy."""
+    if not indices.size:
+        return slice(0)
+    step = int(indices[1] - indices[0]) if len(indices) > 1 else 1
+    if step == 0 or np.any(np.diff(indices) != step):
+        return indices
+    stop = int(indices[-1]) + step
+    return slice(int(indices[0]), None if stop < 0 else stop, step)

@@ -1,0 +1,242 @@
+"""Channels and focal planes as one array, upright: what the labelled datasets read from."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from dicomslide.options import check_memory
+from dicomslide.readers.indexing import Axis
+from dicomslide.readers.matrix_reader import (
+    ChunkReader,
+    MatrixReader,
+    as_contiguous,
+    chunk_multiple,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from dicomslide.header.geometry import Orientation
+
+__all__ = ["Data", "Row", "StackedReader", "dask_array", "dask_data", "runs_of"]
+
+Data: TypeAlias = "Callable[[StackedReader], Any]"
+Row: TypeAlias = "tuple[MatrixReader | None, ...]"
+"""The readers of a channel by focal plane; None where there are no pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StackedReader:
+    """Pixels of several channels and focal planes as one array in the order of the tree's dims.
+
+    Each axis takes a key of its own (an integer, a slice or an array). Thin, like the readers
+    of which it is made.
+    """
+
+    runs: tuple[tuple[Row, int], ...]
+    """Readers by focal plane of a channel, and how many channels of the same images follow each
+    other from it on: see :func:`runs_of`."""
+    orientation: Orientation
+    """How the matrix is turned."""
+    kept: tuple[bool, bool, bool]
+    """Whether the dims channel, z and sample are there."""
+    matrix_shape: tuple[int, int, int]
+    """Rows, columns and samples of each matrix."""
+    tile_shape: tuple[int, int]
+    """Rows and columns of a tile."""
+    dtype: np.dtype[Any]
+    background: tuple[float, ...]
+
+    @property
+    def stack_shape(self) -> tuple[int, int]:
+        """Number of channels and of focal planes."""
+        return sum(count for _, count in self.runs), len(self.runs[0][0])
+
+    def reader(self, channel: int, plane: int) -> MatrixReader | None:
+        """Return the reader of a channel and focal plane; None where there are no pixels."""
+        for row, count in self.runs:
+            if channel < count:
+                return _moved(row[plane], channel)
+            channel -= count
+        raise IndexError(f"no channel {channel} beyond the last")
+
+    @property
+    def plane_shape(self) -> tuple[int, int]:
+        """Length of the last dims but the samples."""
+        rows, columns, _ = self.matrix_shape
+        return (columns, rows) if self.orientation.transpose else (rows, columns)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each dim."""
+        lengths = zip(self.stack_shape, self.kept[:2], strict=True)
+        stack = [length for length, kept in lengths if kept]
+        return (*stack, *self.plane_shape, *((self.matrix_shape[2],) if self.kept[2] else ()))
+
+    def __dask_tokenize__(self) -> Any:
+        return (
+            "dicomslide.StackedReader",
+            tuple(
+                (tuple(None if reader is None else reader.__dask_tokenize__() for reader in row), n)
+                for row, n in self.runs
+            ),
+            dataclasses.astuple(self.orientation),
+            self.kept,
+        )
+
+    def read(
+        self, key: Sequence[Any], *, in_task: bool = False, contiguous: bool = False
+    ) -> NDArray[Any]:
+        """Read what a key for each dim picks, each independently of the others.
+
+        See :meth:`MatrixReader.read`.
+        """
+        keys = list(key)
+        num_channels, num_planes = self.stack_shape
+        channel = Axis.of(keys.pop(0) if self.kept[0] else 0, num_channels)
+        plane = Axis.of(keys.pop(0) if self.kept[1] else 0, num_planes)
+        height, width = self.plane_shape
+        y = _turned(keys.pop(0), height, self.orientation.flip_y)
+        x = _turned(keys.pop(0), width, self.orientation.flip_x)
+        sample = keys.pop(0) if self.kept[2] else 0
+        transpose = self.orientation.transpose
+        matrix_key = (x, y, sample) if transpose else (y, x, sample)
+        lengths = [Axis.of(k, n) for k, n in zip(matrix_key, self.matrix_shape, strict=True)]
+        upright = [lengths[1], lengths[0], lengths[2]] if transpose else lengths
+        shape = tuple(len(axis) for axis in upright if not axis.drop)
+        check_memory(
+            len(channel) * len(plane) * math.prod(shape) * self.dtype.itemsize,
+            f"{len(channel) * len(plane)} regions of {shape}",
+        )
+
+        def one(c: int, p: int) -> NDArray[Any]:
+            reader = self.reader(c, p)
+            if reader is not None:
+                return reader.read(
+                    matrix_key, transpose=transpose, in_task=in_task, contiguous=contiguous
+                )
+            region = np.empty(shape, self.dtype)
+            region[...] = self.background if region.ndim == 3 else self.background[0]
+            return region
+
+        channels, planes = _ordered(channel), _ordered(plane)
+        if channel.drop and plane.drop:
+            return one(channels[0], planes[0])
+        stacked = [one(c, p) for c, p in itertools.product(channels, planes)]
+        if len(stacked) == 1:
+            whole = stacked[0][None]
+        else:
+            whole = np.stack(stacked) if stacked else np.empty((0, *shape), self.dtype)
+        lead = [len(axis) for axis in (channel, plane) if not axis.drop]
+        stack = whole.reshape(*lead, *whole.shape[1:])
+        return as_contiguous(stack) if contiguous else stack
+
+    def chunk_lengths(self, multiple: tuple[int, int] = (1, 1)) -> tuple[tuple[int, ...], ...]:
+        """Return the chunks of each dim: whole frames, `multiple` of them down and across."""
+        rows, columns, samples = self.matrix_shape
+        down = _lengths(rows, self.tile_shape[0] * multiple[0])
+        right = _lengths(columns, self.tile_shape[1] * multiple[1])
+        y, x = (right, down) if self.orientation.transpose else (down, right)
+        lengths = zip(self.stack_shape, self.kept[:2], strict=True)
+        ones = [(1,) * n for n, kept in lengths if kept]
+        return (
+            *ones,
+            y[::-1] if self.orientation.flip_y else y,
+            x[::-1] if self.orientation.flip_x else x,
+            *(((samples,),) if self.kept[2] else ()),
+        )
+
+
+def runs_of(rows: Sequence[Row]) -> tuple[tuple[Row, int], ...]:
+    """Put channels together that are the next ones of the same images.
+
+    A segmentation may have thousands; each dask task carries its reader.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        The readers of each channel.
+
+    Returns
+    -------
+    tuple of (Row, int)
+        The readers of the first channel of each run, and its length.
+
+    """
+    runs: list[tuple[Row, int]] = []
+    for row in rows:
+        if runs and row == tuple(_moved(reader, runs[-1][1]) for reader in runs[-1][0]):
+            runs[-1] = runs[-1][0], runs[-1][1] + 1
+        else:
+            runs.append((row, 1))
+    return tuple(runs)
+
+
+def _moved(reader: MatrixReader | None, channels: int) -> MatrixReader | None:
+    """Return the reader of a channel so many further on in the same image."""
+    if reader is None or channels == 0:
+        return reader
+    return dataclasses.replace(reader, channel_index=reader.channel_index + channels)
+
+
+def _lengths(length: int, step: int) -> tuple[int, ...]:
+    whole, rest = divmod(length, step)
+    return (step,) * whole + ((rest,) if rest else ())
+
+
+def _ordered(axis: Axis) -> list[int]:
+    values = [int(value) for value in axis.indices]
+    return values[::-1] if axis.reverse else values
+
+
+def _turned(key: Any, length: int, flip: bool) -> Any:
+    """Return the key of the axis as stored that picks what `key` picks of it turned around."""
+    if not flip:
+        return key
+    if isinstance(key, slice):
+        wanted = range(*key.indices(length))
+        if not wanted:
+            return slice(0, 0)
+        stop = length - 1 - wanted[-1] - wanted.step // abs(wanted.step)
+        return slice(length - 1 - wanted[0], None if stop < 0 else stop, -wanted.step)
+    axis = Axis.of(key, length)
+    return length - 1 - (axis.indices[0] if axis.drop else np.asarray(axis.indices))
+
+
+def dask_array(reader: StackedReader, chunks: tuple[tuple[int, ...], ...]) -> Any:
+    """Return a reader as a dask array, whatever its chunks: each is read by one task.
+
+    Parameters
+    ----------
+    reader : StackedReader
+        What the tasks read from.
+    chunks : tuple of tuple of int
+        Lengths of the chunks along each dim.
+
+    """
+    import dask.array
+    from dask.base import tokenize
+
+    return dask.array.from_array(  # type: ignore[no-untyped-call]
+        ChunkReader(reader),
+        chunks=chunks,
+        name=f"slide-{tokenize(reader, chunks)}",
+        asarray=False,
+        lock=False,
+        meta=np.empty((0,) * len(reader.shape), reader.dtype),
+        inline_array=True,
+    )
+
+
+def dask_data(chunks: Literal["frames", "auto"] | int) -> Data:
+    """Return what makes a dask array of whole frames of a reader."""
+    return lambda reader: dask_array(
+        reader, reader.chunk_lengths(chunk_multiple(chunks, reader.tile_shape))
+    )
