@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dicomslide._version import __version__
 from dicomslide.enum import ChannelTypes, ImageFlavors
 from dicomslide.errors import (
     AmbiguousSlideError,
@@ -76,8 +77,6 @@ if TYPE_CHECKING:
         compute_frame_positions,
         disassemble_total_pixel_matrix,
     )
-
-__version__ = "0.8.0.dev0"
 
 _LATE = {
     "AnnotationGroup": "annotation.group",

@@ -12,7 +12,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicomslide.display.description import cohort_table, describe, listed, table_of
+from dicomslide._version import __version__
+from dicomslide.display.tables import cohort_table, listed, table_of
 from dicomslide.errors import DicomSlideError, MetadataError
 
 if TYPE_CHECKING:
@@ -102,12 +103,10 @@ def _show_warning(message: Warning | str, *_: Any) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    import dicomslide
-
     parser = argparse.ArgumentParser(
         prog="dicomslide", description="DICOM whole slide images as lazy, labelled arrays."
     )
-    parser.add_argument("--version", action="version", version=dicomslide.__version__)
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     info = commands.add_parser(
@@ -218,7 +217,7 @@ def _info(options: argparse.Namespace) -> int:
 
 def _show(slides: Iterable[tuple[str, Slide]], as_json: bool) -> None:
     """Print all of each slide: as JSON, a list of objects of the same keys."""
-    described = [{"name": name} | describe(slide) for name, slide in slides]
+    described = [{"name": name} | slide.describe() for name, slide in slides]
     if as_json:
         print(json.dumps(described, indent=2, ensure_ascii=not _takes_unicode()))
         return

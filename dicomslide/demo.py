@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.display.picture import add_scale_bar, picture_of, show_picture
+from dicomslide.display.picture import add_scale_bar, show_picture
 from dicomslide.errors import MetadataError
 from dicomslide.recipes import area, tissue_mask, tissue_threshold
 from dicomslide.recipes.tissue import chroma
@@ -156,7 +156,7 @@ def _draw(
     source = next(
         (level.image for level in reversed(slide.levels) if max(level.size) >= 900), image
     )
-    picture = picture_of(source, 1200)
+    picture = source.picture(1200)
     bounds = image.physical_bounds
     paths = []
 

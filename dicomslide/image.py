@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from dicomslide import utils
 from dicomslide.backends.base import layout_of
 from dicomslide.backends.dicomweb.client import frame_source
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import MetadataError
+from dicomslide.header import dicom
 from dicomslide.header.channels import Channels
-from dicomslide.header.geometry import SlideGeometry, SlideGrid
+from dicomslide.header.description import describe_image
+from dicomslide.header.geometry import SlideGrid
 from dicomslide.header.layout import ImageLayout, grid_of
 from dicomslide.header.lookup import ChannelsAndPlanes
-from dicomslide.header.placement import AS_STATED, Placement, geometry_of, spacing_of, with_spacing
+from dicomslide.header.placed_image import PlacedImage
+from dicomslide.header.placement import AS_STATED, Placement, with_spacing
 from dicomslide.matrix import TotalPixelMatrix
 from dicomslide.options import check_memory
 from dicomslide.process.identity import Identified
@@ -25,6 +25,7 @@ from dicomslide.readers.matrix_reader import OnError, check_on_error
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    import numpy as np
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
@@ -39,7 +40,7 @@ KINDS = {
 }
 
 
-class TiledImage(ChannelsAndPlanes, Identified):
+class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
     """A tiled DICOM image.
 
     An image with the Total Pixel Matrix Rows and Total Pixel Matrix Columns attributes,
@@ -122,8 +123,54 @@ class TiledImage(ChannelsAndPlanes, Identified):
 
     def _repr_html_(self) -> str:
         from dicomslide.display.html import image_html
+        from dicomslide.display.tables import channel_label
 
-        return image_html(self)
+        caption = channel_label(self.channels, self.focal_plane_offsets, 0, 0)
+        identifiers = [channel.identifier for channel in self.channels]
+        return image_html(
+            self.describe(), identifiers, self.focal_plane_offsets, self.picture, caption
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the image is like, in plain values; reads its header only."""
+        return {
+            "flavor": self.flavor if self.kind == "image" else self.kind,
+            "file": self.name,
+        } | describe_image(
+            self._header, self._placement, transfer_syntax_uid=self.transfer_syntax_uid
+        )
+
+    def picture(
+        self, size: int, channel_index: int = 0, focal_plane_index: int = 0
+    ) -> NDArray[np.uint8]:
+        """Return an upright picture of the whole image, as a screen shows it.
+
+        Parameters
+        ----------
+        size : int
+            Pixels along the longer edge; never more than the image has.
+        channel_index, focal_plane_index : int, default: 0
+            Zero-based.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (rows, columns, 3), or (rows, columns) where the image is grey; the caller's own
+
+        Raises
+        ------
+        ValueError
+            When there is no such channel or focal plane
+
+        """
+        from dicomslide.display.picture import picture_of
+
+        matrix = self.get_total_pixel_matrix(channel_index, focal_plane_index)
+        try:
+            geometry = self.geometry
+        except MetadataError:
+            geometry = None
+        return picture_of(matrix.reader, geometry, size)
 
     # -- what it is --
 
@@ -140,11 +187,6 @@ class TiledImage(ChannelsAndPlanes, Identified):
     def _header(self) -> Dataset:
         """What the instance itself says."""
         return self._source.metadata
-
-    @property
-    def placement(self) -> Placement:
-        """What the pyramid of the image makes of its header; nothing for an image by itself."""
-        return self._placement
 
     @property
     def name(self) -> str:
@@ -164,7 +206,7 @@ class TiledImage(ChannelsAndPlanes, Identified):
     @property
     def flavor(self) -> str:
         """Value 3 of Image Type: VOLUME, THUMBNAIL, LABEL, OVERVIEW, ..."""
-        return utils.image_flavor(self._header) or "VOLUME"
+        return dicom.image_flavor(self._header) or "VOLUME"
 
     @property
     def transfer_syntax_uid(self) -> str | None:
@@ -181,7 +223,7 @@ class TiledImage(ChannelsAndPlanes, Identified):
             When the image has none.
 
         """
-        uid = utils.text(self._header, "FrameOfReferenceUID")
+        uid = dicom.text(self._header, "FrameOfReferenceUID")
         if uid is None:
             raise MetadataError(f"{self.name}: no Frame of Reference UID")
         return uid
@@ -228,21 +270,21 @@ class TiledImage(ChannelsAndPlanes, Identified):
             module names (PS3.3 C.12.2), in its order
 
         """
-        study = utils.text(self._header, "StudyInstanceUID") or ""
-        others = utils.items(self._header, "StudiesContainingOtherReferencedInstancesSequence")
+        study = dicom.text(self._header, "StudyInstanceUID") or ""
+        others = dicom.items(self._header, "StudiesContainingOtherReferencedInstancesSequence")
         found = [
-            (study_uid, utils.text(series, "SeriesInstanceUID") or "", instance)
+            (study_uid, dicom.text(series, "SeriesInstanceUID") or "", instance)
             for study_uid, item in [
                 (study, self._header),
-                *((utils.text(other, "StudyInstanceUID") or "", other) for other in others),
+                *((dicom.text(other, "StudyInstanceUID") or "", other) for other in others),
             ]
-            for series in utils.items(item, "ReferencedSeriesSequence")
-            for instance in utils.items(series, "ReferencedInstanceSequence")
+            for series in dicom.items(item, "ReferencedSeriesSequence")
+            for instance in dicom.items(series, "ReferencedInstanceSequence")
         ]
         return [
-            (study_uid, series_uid, utils.text(instance, "ReferencedSOPInstanceUID") or "")
+            (study_uid, series_uid, dicom.text(instance, "ReferencedSOPInstanceUID") or "")
             for study_uid, series_uid, instance in found
-            if sop_class_uid in (None, utils.text(instance, "ReferencedSOPClassUID"))
+            if sop_class_uid in (None, dicom.text(instance, "ReferencedSOPClassUID"))
         ]
 
     @property
@@ -345,8 +387,8 @@ class TiledImage(ChannelsAndPlanes, Identified):
             When there is no such channel or focal plane, or a size is negative
 
         """
-        offset = utils.two_integers(offset, "offset")
-        size = utils.two_integers(size, "size", least=0)
+        offset = dicom.two_integers(offset, "offset")
+        size = dicom.two_integers(size, "size", least=0)
         matrix = self.get_total_pixel_matrix(channel_index, focal_plane_index)
         return matrix.reader.read_grid(SlideGrid.box(offset, size))
 
@@ -384,8 +426,8 @@ class TiledImage(ChannelsAndPlanes, Identified):
             When the header doesn't say where the image lies on the slide
 
         """
-        offset = utils.two_numbers(offset, "offset in mm")
-        size = utils.two_numbers(size, "size in mm")
+        offset = dicom.two_numbers(offset, "offset in mm")
+        size = dicom.two_numbers(size, "size in mm")
         if min(size) < 0:
             raise ValueError(f"size in mm {size}: expected numbers that aren't negative")
         geometry = self.geometry
@@ -395,180 +437,3 @@ class TiledImage(ChannelsAndPlanes, Identified):
         )
         matrix = self.get_total_pixel_matrix(channel_index, focal_plane_index)
         return matrix.reader.read_grid(geometry.region(offset, size))
-
-    # -- geometry --
-
-    @property
-    def geometry(self) -> SlideGeometry:
-        """The affine between the matrix and the slide.
-
-        Raises
-        ------
-        MetadataError
-            When the header doesn't say where the image lies on the slide.
-
-        """
-        return geometry_of(self._header, self._placement)
-
-    @property
-    def pixel_spacing(self) -> tuple[float, float]:
-        """Spacing (between rows, between columns) in mm, in the order of Pixel Spacing.
-
-        Raises
-        ------
-        MetadataError
-            When there is none, nor anything to derive it from.
-
-        """
-        return self._placement.spacing or spacing_of(self._header)
-
-    @property
-    def physical_offset(self) -> tuple[float, float]:
-        """(x, y) of the centre of the matrix' first pixel in mm.
-
-        The Total Pixel Matrix Origin, or, of a level of a slide, where that is registered.
-        """
-        return geometry_of(self._header, self._placement, spacing=(1.0, 1.0)).origin
-
-    @property
-    def physical_size(self) -> tuple[float, float]:
-        """Size of the total pixel matrix along the X and Y axes in mm, pixels' edges included."""
-        return geometry_of(self._header, self._placement, origin=(0.0, 0.0)).physical_size
-
-    @property
-    def physical_bounds(self) -> tuple[float, float, float, float]:
-        """(x_min, y_min, x_max, y_max) of the matrix' outer edges in mm."""
-        return self.geometry.bounds
-
-    def get_rotation(self) -> float:
-        """Get angle to rotate image such that it aligns with slide.
-
-        Returns
-        -------
-        float
-            Counterclockwise angle of rotation in degrees, in (−360, 0]
-
-        Raises
-        ------
-        MetadataError
-            When the header doesn't say how the image is turned on the slide.
-
-        """
-        return self._turned.rotation
-
-    @property
-    def is_mirrored(self) -> bool:
-        """Whether the image shows the slide as seen through the glass.
-
-        Raises
-        ------
-        MetadataError
-            When the header doesn't say how the image is turned on the slide.
-
-        """
-        return self._turned.handedness > 0
-
-    @property
-    def _turned(self) -> SlideGeometry:
-        """What depends on Image Orientation (Slide) alone, which often is all that is there."""
-        return geometry_of(self._header, origin=(0.0, 0.0), spacing=(1.0, 1.0))
-
-    def get_pixel_indices(self, offset: tuple[float, float]) -> tuple[int, int]:
-        """Get indices into total pixel matrix for a given slide position.
-
-        Parameters
-        ----------
-        offset : tuple of float
-            (x, y) in the slide coordinate system in mm
-
-        Returns
-        -------
-        tuple of int
-            Zero-based (row, column) of the pixel there; negative or beyond the matrix where
-            the slide was not imaged
-
-        Raises
-        ------
-        ValueError
-            When the offset isn't two finite numbers
-        MetadataError
-            When the header doesn't say where the image lies on the slide
-
-        """
-        offset = utils.two_numbers(offset, "offset in mm")
-        row, column = self.geometry.indices(offset).tolist()
-        return row, column
-
-    def get_slide_offset(self, pixel_indices: tuple[int, int]) -> tuple[float, float]:
-        """Get slide coordinates for a given total pixel matrix position.
-
-        Parameters
-        ----------
-        pixel_indices : tuple of int
-            Zero-based (row, column) offset in the total pixel matrix
-
-        Returns
-        -------
-        tuple of float
-            (x, y) of the pixel's centre in mm
-
-        """
-        x, y = self.geometry.to_slide(utils.two_numbers(pixel_indices, "pixel indices")).tolist()
-        return x, y
-
-    def map_pixel_indices_to_slide_coordinates(
-        self, pixel_indices: NDArray[Any]
-    ) -> NDArray[np.float64]:
-        """Map pixel indices to slide coordinates.
-
-        Parameters
-        ----------
-        pixel_indices : numpy.ndarray
-            Zero-based (row, column) indices into the total pixel matrix, shape (n, 2)
-
-        Returns
-        -------
-        numpy.ndarray
-            (x, y, z) in the slide coordinate system in mm, shape (n, 3); z is that of the
-            first focal plane
-
-        """
-        points = self.geometry.to_slide(_columns(pixel_indices, (2,)))
-        z = np.full((len(points), 1), self.focal_plane_offsets[0] / 1000)
-        return np.hstack([points, z])
-
-    def map_slide_coordinates_to_pixel_indices(
-        self, slide_coordinates: NDArray[Any]
-    ) -> NDArray[np.int64]:
-        """Map slide coordinates to pixel indices.
-
-        Parameters
-        ----------
-        slide_coordinates : numpy.ndarray
-            (x, y, z) in the slide coordinate system in mm, shape (n, 3); z isn't used
-
-        Returns
-        -------
-        numpy.ndarray
-            Zero-based (row, column) indices into the total pixel matrix, shape (n, 2)
-
-        Raises
-        ------
-        ValueError
-            When the coordinates are of another shape, or not finite
-        MetadataError
-            When the header doesn't say where the image lies on the slide
-
-        """
-        points = _columns(slide_coordinates, (2, 3))[:, :2]
-        if not np.isfinite(points).all():
-            (first, *_) = points[~np.isfinite(points).all(axis=1)].tolist()
-            raise ValueError(f"slide coordinates {tuple(first)} mm: expected finite numbers")
-        return self.geometry.indices(points)
-
-
-def _columns(values: NDArray[Any], counts: tuple[int, ...]) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 2 or array.shape[1] not in counts:
-        raise ValueError(f"an array of shape (n, {counts[-1]}) is expected, not {array.shape}")
-    return array

@@ -10,6 +10,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.errors import MemoryLimitError
+from dicomslide.process.changes import tell_of_changes
 from dicomslide.process.forks import ForkLock
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Options", "after_changes", "allocated", "check_memory", "get_options", "set_options"]
+__all__ = ["Options", "allocated", "check_memory", "get_options", "set_options"]
 
 
 def _physical_memory() -> int:
@@ -90,7 +91,6 @@ class _Current:
     """The options in force, and the changes that they are made of."""
 
     def __init__(self) -> None:
-        self.watching: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
         self._lock = ForkLock()
         self._options: Options | None = None
         self._lasting: Options | None = None
@@ -141,8 +141,7 @@ class _Current:
             changed |= values
         self._changes, self._lasting = changes, lasting
         self._options = dataclasses.replace(lasting, **changed)
-        for instance, method in list(self.watching.items()):
-            getattr(instance, method)()
+        tell_of_changes()
 
 
 _current = _Current()
@@ -151,11 +150,6 @@ _current = _Current()
 def get_options() -> Options:
     """Return the options in force in this process."""
     return _current.get()
-
-
-def after_changes(instance: object, method: str) -> None:
-    """Call a method whenever options were set, for as long as the instance lives."""
-    _current.watching[instance] = method
 
 
 class set_options:

@@ -13,6 +13,7 @@ import numpy as np
 from dicomslide import utils
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import MetadataError
+from dicomslide.header import dicom
 from dicomslide.header.channels import channels_of
 from dicomslide.header.layout import first_plane_of, size_of
 from dicomslide.header.placement import (
@@ -111,7 +112,7 @@ def group_levels(
 
     """
     sizes = [size_of(image) for image in images]
-    thumbnails = [utils.image_flavor(i) == ImageFlavors.THUMBNAIL.value for i in images]
+    thumbnails = [dicom.image_flavor(i) == ImageFlavors.THUMBNAIL.value for i in images]
     # the sort is stable: in the order of size, volumes before thumbnails
     order = sorted(range(len(images)), key=lambda i: (-math.prod(sizes[i]), thumbnails[i]))
     view = field_of_view(images)
@@ -155,8 +156,8 @@ def group_levels(
                 by_size[sizes[i]] = [i]
             else:
                 misfits[i] = (
-                    f"{utils.name_of(images[i])}: its pixels are as large as those of"
-                    f" {utils.name_of(images[region])}, but they are {sizes[i][0]} × {sizes[i][1]}"
+                    f"{dicom.name_of(images[i])}: its pixels are as large as those of"
+                    f" {dicom.name_of(images[region])}, but they are {sizes[i][0]} × {sizes[i][1]}"
                     f" rather than {sizes[region][0]} × {sizes[region][1]}: it shows another region"
                 )
     levels = tuple(tuple(same) for same in by_size.values())
@@ -179,7 +180,7 @@ def _are_channels(
         return False
     said = [
         [
-            utils.text(each, keyword)
+            dicom.text(each, keyword)
             for keyword in ("SeriesInstanceUID", "PhotometricInterpretation")
         ]
         + [each.get("BitsAllocated")]
@@ -245,8 +246,8 @@ def _check_of_place(
         if distance <= allowed:
             return None
         return (
-            f"{utils.name_of(image)}: its centre is {distance:.3g} mm away from that of"
-            f" {utils.name_of(base)}, more than the {allowed:.3g} mm within which images are"
+            f"{dicom.name_of(image)}: its centre is {distance:.3g} mm away from that of"
+            f" {dicom.name_of(base)}, more than the {allowed:.3g} mm within which images are"
             " levels of one pyramid"
         )
 
@@ -309,10 +310,10 @@ class Pyramid(Sequence[PyramidLevel]):
         if not template:
             raise ValueError("a pyramid has at least one image; none was given")
         for image in (*template, *metadata):
-            if not (utils.is_tiled_image(image) and utils.is_volume_image(image)):
+            if not (dicom.is_tiled_image(image) and utils.is_volume_image(image)):
                 raise MetadataError(
-                    f"{utils.name_of(image)}: not a level of a pyramid: expected a tiled VOLUME or"
-                    f" THUMBNAIL image, not {utils.image_flavor(image)}"
+                    f"{dicom.name_of(image)}: not a level of a pyramid: expected a tiled VOLUME or"
+                    f" THUMBNAIL image, not {dicom.image_flavor(image)}"
                 )
         groups = group_levels(template, tolerance)
         for reason in groups.misfits.values():
@@ -325,7 +326,7 @@ class Pyramid(Sequence[PyramidLevel]):
         for image in () if ref_metadata is None else metadata:
             if size_of(image) not in sizes:
                 raise MetadataError(
-                    f"{utils.name_of(image)}: no level has a total pixel matrix of its size,"
+                    f"{dicom.name_of(image)}: no level has a total pixel matrix of its size,"
                     f" {size_of(image)}; there are {sizes}"
                 )
             if elsewhere := why_not(image, locate(image)):
@@ -499,7 +500,7 @@ def select_image_at_pixel_spacing(
     """
     if not collection:
         raise ValueError("the collection of images to select from is empty")
-    pixel_spacing = utils.two_numbers(pixel_spacing, "pixel spacing in mm")
+    pixel_spacing = dicom.two_numbers(pixel_spacing, "pixel spacing in mm")
     if tolerance is not None and math.isnan(tolerance):
         raise ValueError("tolerance nan: expected mm, zero or more")
     spacings = np.array([spacing_of(image) for image in collection])

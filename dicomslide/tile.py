@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide import utils
 from dicomslide.errors import DicomSlideError
+from dicomslide.header import dicom
 from dicomslide.header.channels import channels_of
 from dicomslide.header.layout import MICROMETERS, read_layout
 from dicomslide.header.per_frame import positions_of_dataset
@@ -219,7 +219,7 @@ def compute_frame_positions(
         image,
         None,  # how frames are encoded doesn't say where they lie
         positions,
-        utils.name_of(image),
+        dicom.name_of(image),
         functools.partial(_frame_groups, image) if file is None else file.frame_groups,
     )
     check_memory(layout.num_frames * BYTES_PER_FRAME, f"positions of {layout.num_frames} frames")
@@ -240,7 +240,7 @@ def compute_frame_positions(
 
 
 def _frame_groups(image: Dataset, frames: Sequence[int]) -> list[Dataset]:
-    groups = utils.items(image, PER_FRAME_GROUPS)
+    groups = dicom.items(image, PER_FRAME_GROUPS)
     return [groups[frame] for frame in frames] if groups else []
 
 
@@ -258,4 +258,4 @@ def _file_of(image: Dataset) -> FileSource | None:
         source = open_source(path)
     except (OSError, DicomSlideError):
         return None  # it isn't there any more, or not what it was: the header has to do
-    return source if source.sop_instance_uid == utils.text(image, "SOPInstanceUID") else None
+    return source if source.sop_instance_uid == dicom.text(image, "SOPInstanceUID") else None

@@ -13,8 +13,8 @@ import xarray as xr
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
-from dicomslide import accessor as accessor  # registered, for what other engines open, too
 from dicomslide.backends.dicomweb.client import is_dicomweb_url
+from dicomslide.labelled import accessor as accessor  # registered, for what other engines open, too
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -178,8 +178,8 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             When there is no slide, or several, or it can't be read.
 
         """
+        from dicomslide.contents.description import slide_attrs
         from dicomslide.errors import LevelNotFoundError
-        from dicomslide.labelled.attributes import slide_attrs
         from dicomslide.labelled.tree import level_dataset, other_groups
 
         slide = _open(

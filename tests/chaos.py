@@ -33,12 +33,11 @@ from faulty_server import FaultyServer, Handler
 from test_color import swapped_profile
 
 import dicomslide
-from dicomslide.readers import frame_reader
-from dicomslide.backends.dicomweb import connection
-from dicomslide.backends.dicomweb import source as dicomweb
 from dicomslide.backends.batching import encoded_frames
-from dicomslide.backends.dicomweb import service
+from dicomslide.backends.dicomweb import connection, service
+from dicomslide.backends.dicomweb import source as dicomweb
 from dicomslide.backends.dicomweb.transport import Patience
+from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
 
 PATIENCE = functools.partial(

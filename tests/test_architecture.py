@@ -42,6 +42,7 @@ FLOORS = (
 )
 BACKENDS = (
     {"base", "coalesce"},
+    {"concatenation"},
     {"part10", "batching", "net"},
     {"objects", "dicomweb"},
     {"open"},
@@ -164,7 +165,7 @@ def test_a_first_region_costs_no_module_that_it_does_not_need(tmp_path):
     assert not heavy & {name.partition(".")[0] for name in imported}
     assert "numpy.ma" not in imported  # which plain np.unique imports, for 20 ms
     ours = {name.removeprefix("dicomslide.") for name in imported if "dicomslide." in name}
-    assert not ours & {"backends.dicomweb", "backends.objects", "xarray_plugin"}
+    assert not ours & {"backends.dicomweb.source", "backends.dicomweb.connection", "xarray_plugin"}
     floors = {name.partition(".")[0] for name in ours}
     assert not floors & {"annotation", "labelled", "display", "openslide", "testing", "demo"}
 

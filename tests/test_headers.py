@@ -15,7 +15,7 @@ import pytest
 
 import dicomslide
 from dicomslide.backends import base
-from dicomslide.backends.base import ConcatenatedSource
+from dicomslide.backends.concatenation import ConcatenatedSource
 from dicomslide.backends.part10 import file
 from dicomslide.backends.part10 import frame_index as pixel_data
 from dicomslide.backends.part10 import header as part10

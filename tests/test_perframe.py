@@ -9,7 +9,7 @@ import pydicom
 import pytest
 
 import dicomslide
-from dicomslide.backends.base import ConcatenatedSource
+from dicomslide.backends.concatenation import ConcatenatedSource
 from dicomslide.backends.part10 import header as part10
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.errors import FramePositionError, FrameReadError, MetadataError

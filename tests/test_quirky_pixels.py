@@ -16,7 +16,6 @@ import numpy as np
 import pydicom
 import pytest
 from derive import write_segmentation
-from dicomslide.codec import PixelFormat
 from PIL import Image
 from quirky import (
     BASELINE,
@@ -36,7 +35,7 @@ from quirky import (
 
 import dicomslide
 from dicomslide.errors import FrameDecodeError, FrameWarning, MetadataError
-from dicomslide.pixels import jpeg
+from dicomslide.pixels import PixelFormat, jpeg
 from dicomslide.testing import (
     encode_frame,
     position_values,

@@ -25,6 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 import dicomslide
+from dicomslide.backends import base
 from dicomslide.backends.net import attempts
 from dicomslide.backends.objects import ranges, remote, storage
 from dicomslide.backends.objects.remote import RemoteSource
@@ -452,7 +453,7 @@ def test_an_archive_that_is_replaced_while_it_is_opened_is_not_mixed(folder, tmp
     reach = storage.ObjectReach(f"zip://in/level-0.dcm::{archive}", "{}")
     reach.place()  # has read where members are
     os.utime(archive, ns=(0, 10**9))
-    with pytest.raises(attempts.RangeError, match="changed while it was opened"):
+    with pytest.raises(base.RangeError, match="changed while it was opened"):
         ranges.read_ranges(reach, [(0, 10)], is_known=False)
 
 
@@ -602,7 +603,7 @@ def test_who_has_no_credentials_is_told_where_to_give_them(monkeypatch):
         raise botocore.NoCredentialsError
 
     monkeypatch.setattr(attempts, "_pause", lambda seconds: pytest.fail("it waits"))
-    with pytest.raises(attempts.RangeError, match="Unable to locate credentials") as caught:
+    with pytest.raises(base.RangeError, match="Unable to locate credentials") as caught:
         attempts.ask(reach, 1, request)
     assert isinstance(remote.error_of("s3://bucket", caught.value), PermissionError)
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide import utils
 from dicomslide.annotation.graphic import BLOCK, NUM_POINTS
 from dicomslide.annotation.group import AnnotationGroup, Measurement
-from dicomslide.backends.base import ConcatenatedSource, layout_of
+from dicomslide.backends.base import layout_of
+from dicomslide.backends.concatenation import ConcatenatedSource
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.errors import MetadataError, MetadataWarning
+from dicomslide.header import dicom
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -68,10 +69,10 @@ def find_annotation_groups(
         if are_annotations_of(header, images, frame_of_reference_uids):
             image = _annotated_image(header, images)
             groups.extend(read_annotation_groups(source.read_instance(), image=image))
-        elif utils.text(header, "SOPClassUID") == utils.BULK_SIMPLE_ANNOTATIONS_STORAGE:
+        elif dicom.text(header, "SOPClassUID") == dicom.BULK_SIMPLE_ANNOTATIONS_STORAGE:
             warnings.warn(
                 f"left out: {source.name}: annotations of another slide: its frame of reference is"
-                f" {utils.text(header, 'FrameOfReferenceUID')}, and it refers to"
+                f" {dicom.text(header, 'FrameOfReferenceUID')}, and it refers to"
                 f" {list(_references(header))}",
                 MetadataWarning,
                 stacklevel=3,
@@ -100,11 +101,11 @@ def labels_of_groups(
         header = source.metadata
         if not are_annotations_of(header, images, frame_of_reference_uids):
             continue
-        groups = list(utils.items(header, "AnnotationGroupSequence"))
+        groups = list(dicom.items(header, "AnnotationGroupSequence"))
         if not groups and isinstance(source, FileSource) and source.size <= SMALL:
-            groups = list(utils.items(source.read_instance(), "AnnotationGroupSequence"))
-        labels = [utils.text(group, "AnnotationGroupLabel") or "?" for group in groups]
-        found.extend(labels or [utils.text(header, "SeriesDescription") or source.name])
+            groups = list(dicom.items(source.read_instance(), "AnnotationGroupSequence"))
+        labels = [dicom.text(group, "AnnotationGroupLabel") or "?" for group in groups]
+        found.extend(labels or [dicom.text(header, "SeriesDescription") or source.name])
     return tuple(found)
 
 
@@ -112,9 +113,9 @@ def are_annotations_of(
     header: Dataset, images: Sequence[TiledImage], frame_of_reference_uids: Collection[str]
 ) -> bool:
     """Whether an instance holds bulk annotations of a slide, by its header alone."""
-    if utils.text(header, "SOPClassUID") != utils.BULK_SIMPLE_ANNOTATIONS_STORAGE:
+    if dicom.text(header, "SOPClassUID") != dicom.BULK_SIMPLE_ANNOTATIONS_STORAGE:
         return False
-    frame = utils.text(header, "FrameOfReferenceUID")
+    frame = dicom.text(header, "FrameOfReferenceUID")
     if frame is not None and frame_of_reference_uids:
         if frame in frame_of_reference_uids:
             return True
@@ -130,16 +131,16 @@ def _annotated_image(header: Dataset, images: Sequence[TiledImage]) -> TiledImag
 
 
 def _are_millimeters(dataset: Dataset) -> bool:
-    return utils.text(dataset, "AnnotationCoordinateType") == "3D"
+    return dicom.text(dataset, "AnnotationCoordinateType") == "3D"
 
 
 def _references(dataset: Dataset) -> dict[str, Dataset]:
     """Return the items that name the images annotated, by SOP Instance UID."""
-    found = list(utils.items(dataset, "ReferencedImageSequence"))
+    found = list(dicom.items(dataset, "ReferencedImageSequence"))
     if not found:  # some writers name images by series only
-        for series in utils.items(dataset, "ReferencedSeriesSequence"):
-            found.extend(utils.items(series, "ReferencedInstanceSequence"))
-    return {utils.text(item, "ReferencedSOPInstanceUID") or "": item for item in found}
+        for series in dicom.items(dataset, "ReferencedSeriesSequence"):
+            found.extend(dicom.items(series, "ReferencedInstanceSequence"))
+    return {dicom.text(item, "ReferencedSOPInstanceUID") or "": item for item in found}
 
 
 def _first_frames(image: TiledImage) -> dict[str, int]:
@@ -147,8 +148,8 @@ def _first_frames(image: TiledImage) -> dict[str, int]:
     source = image.source
     if isinstance(source, ConcatenatedSource):
         parts = zip(source.parts, source.firsts, strict=True)
-        return {utils.text(part.metadata, "SOPInstanceUID") or "": at for part, at in parts}
-    return {utils.text(image.metadata, "SOPInstanceUID") or "": 0}
+        return {dicom.text(part.metadata, "SOPInstanceUID") or "": at for part, at in parts}
+    return {dicom.text(image.metadata, "SOPInstanceUID") or "": 0}
 
 
 # -- reading ----------------------------------------------------------------------------------
@@ -197,8 +198,8 @@ def read_annotation_groups(
         in pixels of an image that isn't given, or of one without a place on the slide.
 
     """
-    name = utils.name_of(dataset)
-    if utils.text(dataset, "SOPClassUID") != utils.BULK_SIMPLE_ANNOTATIONS_STORAGE:
+    name = dicom.name_of(dataset)
+    if dicom.text(dataset, "SOPClassUID") != dicom.BULK_SIMPLE_ANNOTATIONS_STORAGE:
         raise MetadataError(
             f"{name}: not Microscopy Bulk Simple Annotations, but of SOP class"
             f" {dataset.get('SOPClassUID')}"
@@ -210,8 +211,8 @@ def read_annotation_groups(
     # bytes of a data set are as in the file; one made in memory says nothing, and is as Intel's
     order = ">" if dataset.original_encoding[1] is False else "<"
     groups = []
-    for position, item in enumerate(utils.items(dataset, "AnnotationGroupSequence")):
-        number = int(utils.number(item, "AnnotationGroupNumber") or position + 1)
+    for position, item in enumerate(dicom.items(dataset, "AnnotationGroupSequence")):
+        number = int(dicom.number(item, "AnnotationGroupNumber") or position + 1)
         try:
             groups.append(_read_group(item, number, pixels, order))
         except MetadataError as error:
@@ -223,7 +224,7 @@ def _pixels_of(dataset: Dataset, image: TiledImage | None) -> _Pixels | None:
     """Return what coordinates are relative to; None where they are millimetres."""
     if _are_millimeters(dataset):
         return None
-    kind = utils.text(dataset, "AnnotationCoordinateType")
+    kind = dicom.text(dataset, "AnnotationCoordinateType")
     if kind != "2D":
         raise MetadataError(f"Annotation Coordinate Type is {kind}; expected 2D or 3D")
     references = _references(dataset)
@@ -238,10 +239,10 @@ def _pixels_of(dataset: Dataset, image: TiledImage | None) -> _Pixels | None:
         raise MetadataError(
             f"its coordinates are pixels of one image, but it refers to {', '.join(references)}"
         )
-    origin = utils.text(dataset, "PixelOriginInterpretation")
+    origin = dicom.text(dataset, "PixelOriginInterpretation")
     if origin is None:
         warnings.warn(
-            f"{utils.name_of(dataset)}: no Pixel Origin Interpretation: pixels are taken for those"
+            f"{dicom.name_of(dataset)}: no Pixel Origin Interpretation: pixels are taken for those"
             " of the total pixel matrix",
             MetadataWarning,
             stacklevel=3,
@@ -268,7 +269,7 @@ def _pixels_of(dataset: Dataset, image: TiledImage | None) -> _Pixels | None:
 
 
 def _read_group(item: Dataset, number: int, pixels: _Pixels | None, order: str) -> AnnotationGroup:
-    graphic_type = utils.text(item, "GraphicType")
+    graphic_type = dicom.text(item, "GraphicType")
     if graphic_type not in NUM_POINTS:
         raise MetadataError(
             f"Graphic Type is {graphic_type}; expected one of {', '.join(NUM_POINTS)}"
@@ -286,31 +287,31 @@ def _read_group(item: Dataset, number: int, pixels: _Pixels | None, order: str) 
     points = values.reshape(-1, dimensions)
     offsets = _offsets(item, graphic_type, points, order)
     coordinates = points if pixels is None else pixels.to_slide(points)
-    all_planes = utils.text(item, "AnnotationAppliesToAllZPlanes") == "YES"
-    all_paths = utils.text(item, "AnnotationAppliesToAllOpticalPaths") == "YES"
+    all_planes = dicom.text(item, "AnnotationAppliesToAllZPlanes") == "YES"
+    all_paths = dicom.text(item, "AnnotationAppliesToAllOpticalPaths") == "YES"
     paths = tuple(str(path) for path in _several(item, "ReferencedOpticalPathIdentifier"))
-    algorithms = utils.items(item, "AnnotationGroupAlgorithmIdentificationSequence")
+    algorithms = dicom.items(item, "AnnotationGroupAlgorithmIdentificationSequence")
     count = len(offsets) - 1
     measurements = tuple(
         Measurement(
-            name=next(utils.codes(each, "ConceptNameCodeSequence"), None),
-            unit=next(utils.codes(each, "MeasurementUnitsCodeSequence"), None),
+            name=next(dicom.codes(each, "ConceptNameCodeSequence"), None),
+            unit=next(dicom.codes(each, "MeasurementUnitsCodeSequence"), None),
             values=_measured(each, count, order),
         )
-        for each in utils.items(item, "MeasurementsSequence")
+        for each in dicom.items(item, "MeasurementsSequence")
     )
     for array in (coordinates, offsets, *(each.values for each in measurements)):
         array.flags.writeable = False
     return AnnotationGroup(
         number=number,
-        uid=utils.text(item, "AnnotationGroupUID"),
-        label=utils.text(item, "AnnotationGroupLabel"),
-        description=utils.text(item, "AnnotationGroupDescription"),
+        uid=dicom.text(item, "AnnotationGroupUID"),
+        label=dicom.text(item, "AnnotationGroupLabel"),
+        description=dicom.text(item, "AnnotationGroupDescription"),
         graphic_type=graphic_type,
-        property_category=next(utils.codes(item, "AnnotationPropertyCategoryCodeSequence"), None),
-        property_type=next(utils.codes(item, "AnnotationPropertyTypeCodeSequence"), None),
-        generation_type=utils.text(item, "AnnotationGroupGenerationType"),
-        algorithm_name=utils.text(algorithms[0], "AlgorithmName") if algorithms else None,
+        property_category=next(dicom.codes(item, "AnnotationPropertyCategoryCodeSequence"), None),
+        property_type=next(dicom.codes(item, "AnnotationPropertyTypeCodeSequence"), None),
+        generation_type=dicom.text(item, "AnnotationGroupGenerationType"),
+        algorithm_name=dicom.text(algorithms[0], "AlgorithmName") if algorithms else None,
         optical_paths=None if all_paths else paths or None,
         planes=None if all_planes else planes or None,
         coordinates=coordinates,
@@ -323,7 +324,7 @@ def _offsets(
     item: Dataset, graphic_type: str, points: NDArray[np.floating[Any]], order: str
 ) -> NDArray[np.int64]:
     """Return where each annotation begins, and behind them the number of points."""
-    declared = utils.number(item, "NumberOfAnnotations")
+    declared = dicom.number(item, "NumberOfAnnotations")
     each = NUM_POINTS[graphic_type]
     if each is not None:
         if len(points) % each:
@@ -360,7 +361,7 @@ def _measured(item: Dataset, count: int, order: str) -> NDArray[np.float32]:
     """Return one value an annotation, NaN where it has none."""
     values = np.full(count, np.nan, np.float32)
     measured = np.zeros(count, bool)
-    for part in utils.items(item, "MeasurementValuesSequence"):
+    for part in dicom.items(item, "MeasurementValuesSequence"):
         found = _numbers(part, "FloatingPointValues", order + "f4")
         if "AnnotationIndexList" in part:
             indices = _numbers(part, "AnnotationIndexList", order + "u4").astype(np.int64) - 1

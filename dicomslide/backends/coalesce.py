@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from dicomslide.header.blobs import Span
     from dicomslide.pixels.pixel_format import Buffer
 
-__all__ = ["Span", "joined", "place", "read_joined"]
-
-Span: TypeAlias = tuple[int, int]
-"""First byte, and the one behind the last."""
+__all__ = ["joined", "place", "read_joined"]
 
 GAP = 4096
 """Bytes that are read in vain rather than read separately."""

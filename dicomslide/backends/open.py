@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from dicomslide.backends.base import RangeError
 from dicomslide.backends.net.addresses import is_dicomweb_url
-from dicomslide.backends.net.attempts import Place, RangeError, ask, awaited
+from dicomslide.backends.net.attempts import Place, ask, awaited
 from dicomslide.backends.objects.remote import RemoteSource, error_of
 from dicomslide.backends.objects.storage import (
     ObjectReach,

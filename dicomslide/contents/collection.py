@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dicomslide import utils
-from dicomslide.backends.base import ConcatenatedSource, FrameSource
+from dicomslide.backends.concatenation import ConcatenatedSource
 from dicomslide.errors import MetadataError, MetadataWarning, NotSlideError
+from dicomslide.header import dicom
 from dicomslide.header.channels import shared_channel
 from dicomslide.header.layout import grid_of
 from dicomslide.header.placement import geometry_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
+    from dicomslide.backends.base import FrameSource
     from dicomslide.header.tiling import FramePositions
     from dicomslide.image import TiledImage
 
@@ -38,8 +40,8 @@ logger = logging.getLogger(__name__)
 def _key_of(image: TiledImage) -> tuple[str | None, str | None]:
     """Return (Frame of Reference UID, Container Identifier), None where absent."""
     return (
-        utils.text(image.metadata, "FrameOfReferenceUID"),
-        utils.text(image.metadata, "ContainerIdentifier"),
+        dicom.text(image.metadata, "FrameOfReferenceUID"),
+        dicom.text(image.metadata, "ContainerIdentifier"),
     )
 
 
@@ -53,8 +55,8 @@ def join_concatenations(sources: Sequence[FrameSource]) -> tuple[FrameSource, ..
     for source in sources:
         metadata = source.metadata
         keywords = ("TotalPixelMatrixRows", "TotalPixelMatrixColumns")
-        uid = utils.text(metadata, "ConcatenationUID") or source.name
-        key = (uid, utils.image_flavor(metadata), *(utils.text(metadata, k) for k in keywords))
+        uid = dicom.text(metadata, "ConcatenationUID") or source.name
+        key = (uid, dicom.image_flavor(metadata), *(dicom.text(metadata, k) for k in keywords))
         parts.setdefault(key, []).append(source)
     return _join_by_places(
         each[0] if len(each) == 1 else ConcatenatedSource.of(each) for each in parts.values()
@@ -76,11 +78,11 @@ def _join_by_places(sources: Iterable[FrameSource]) -> tuple[FrameSource, ...]:
         key: tuple[object, ...] = (source.name,)
         if (
             not isinstance(source, ConcatenatedSource)
-            and utils.text(metadata, "SOPClassUID") == utils.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE
-            and utils.text(metadata, "DimensionOrganizationType") == "TILED_SPARSE"
+            and dicom.text(metadata, "SOPClassUID") == dicom.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE
+            and dicom.text(metadata, "DimensionOrganizationType") == "TILED_SPARSE"
         ):
-            said = (utils.text(metadata, keyword) for keyword in _ALIKE)
-            flavor, path = utils.image_flavor(metadata), shared_channel(metadata)
+            said = (dicom.text(metadata, keyword) for keyword in _ALIKE)
+            flavor, path = dicom.image_flavor(metadata), shared_channel(metadata)
             key = (*said, flavor, path, *_matrix_of(metadata), source.transfer_syntax_uid)
         alike.setdefault(key, []).append(source)
     return tuple(joined for each in alike.values() for joined in _joined_by_places(each))
@@ -92,7 +94,7 @@ def _matrix_of(metadata: Dataset) -> tuple[object, ...]:
         return grid_of(metadata), geometry_of(metadata)
     except MetadataError:
         keywords = ("TotalPixelMatrixRows", "TotalPixelMatrixColumns", "Rows", "Columns")
-        return tuple(utils.text(metadata, keyword) for keyword in keywords)
+        return tuple(dicom.text(metadata, keyword) for keyword in keywords)
 
 
 def _joined_by_places(sources: list[FrameSource]) -> list[FrameSource]:
@@ -133,8 +135,8 @@ def _complete_each_other(parts: Sequence[FramePositions]) -> bool:
 
 def is_derived(image: TiledImage) -> bool:
     """Whether an image is a segmentation or a parametric map."""
-    sop_class = utils.text(image.metadata, "SOPClassUID")
-    return sop_class in utils.SEGMENTATION_STORAGES or sop_class == utils.PARAMETRIC_MAP_STORAGE
+    sop_class = dicom.text(image.metadata, "SOPClassUID")
+    return sop_class in dicom.SEGMENTATION_STORAGES or sop_class == dicom.PARAMETRIC_MAP_STORAGE
 
 
 def is_volume(image: TiledImage) -> bool:
@@ -163,9 +165,9 @@ class _Said:
         return cls(
             image,
             _key_of(image),
-            utils.text(header, "SeriesInstanceUID"),
-            utils.text(header, "StudyInstanceUID"),
-            utils.text(header, "SOPInstanceUID"),
+            dicom.text(header, "SeriesInstanceUID"),
+            dicom.text(header, "StudyInstanceUID"),
+            dicom.text(header, "SOPInstanceUID"),
             is_volume(image),
             derived,
             utils.is_label_image(header) and not derived,
@@ -382,7 +384,7 @@ def not_a_slide(sources: Sequence[FrameSource]) -> NotSlideError:
     names = ", ".join(source.name for source in sources[:3])
     return NotSlideError(
         f"{names}{', ...' if len(sources) > 3 else ''}: not a slide: no VOLUME or THUMBNAIL image,"
-        f" nor one derived from it, among {utils.counted(len(sources), 'instance')}"
+        f" nor one derived from it, among {dicom.counted(len(sources), 'instance')}"
     )
 
 

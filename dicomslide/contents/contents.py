@@ -25,6 +25,7 @@ from dicomslide.errors import (
     MetadataError,
     MetadataWarning,
 )
+from dicomslide.header import dicom
 from dicomslide.header.channels import Channels
 from dicomslide.header.geometry import ROUNDING_NOISE
 from dicomslide.header.lookup import ChannelsAndPlanes
@@ -68,7 +69,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         tiled: list[FrameSource] = []
         others: list[FrameSource] = []
         for source in sources:
-            (tiled if utils.is_tiled_image(source.metadata) else others).append(source)
+            (tiled if dicom.is_tiled_image(source.metadata) else others).append(source)
         self._others = tuple(others)
         for source in others:
             logger.debug("%s: it is no tiled image", source.name)
@@ -177,7 +178,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         An image that lacks what the slide is known by is of the slide for what else it says.
         """
         images = (image for level in self.levels for image in level.images)
-        return next(filter(None, (utils.text(image.metadata, keyword) for image in images)), None)
+        return next(filter(None, (dicom.text(image.metadata, keyword) for image in images)), None)
 
     @property
     def pyramids(self) -> tuple[GlassPyramid, ...]:
@@ -539,7 +540,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
             utils.does_specimen_description_item_match(item, stain)
             for level in self.levels
             for image in level.images_of(own)
-            for item in utils.items(image.metadata, "SpecimenDescriptionSequence")
+            for item in dicom.items(image.metadata, "SpecimenDescriptionSequence")
         )
 
     def find_segments(

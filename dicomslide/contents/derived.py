@@ -7,9 +7,9 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-from dicomslide import utils
 from dicomslide.contents.places import ChannelGroup, turned_onto
 from dicomslide.errors import MetadataError
+from dicomslide.header import dicom
 from dicomslide.header.placement import place, place_beside
 from dicomslide.header.tiling import match_planes
 
@@ -70,9 +70,9 @@ def derived_series(images: Iterable[TiledImage]) -> list[DerivedSeries]:
     found: list[DerivedSeries] = []
     for image in images:
         kind = (
-            utils.text(image.metadata, "SeriesInstanceUID") or image.name,
-            utils.text(image.metadata, "SegmentationType"),
-            utils.text(image.metadata, "SegmentationFractionalType"),
+            dicom.text(image.metadata, "SeriesInstanceUID") or image.name,
+            dicom.text(image.metadata, "SegmentationType"),
+            dicom.text(image.metadata, "SegmentationFractionalType"),
             image.channel_type,
             image.layout.pixel_format.dtype,
             _directions(image),
@@ -88,7 +88,7 @@ def derived_series(images: Iterable[TiledImage]) -> list[DerivedSeries]:
 
 def _directions(image: TiledImage) -> tuple[int, ...] | None:
     """Return how the rows and columns of an image run, roughly."""
-    cosines = utils.numbers(image.metadata, "ImageOrientationSlide", 6)
+    cosines = dicom.numbers(image.metadata, "ImageOrientationSlide", 6)
     return None if cosines is None else tuple(round(100 * cosine) for cosine in cosines)
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicomslide import utils
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import AmbiguousSlideError, MetadataError
+from dicomslide.header import dicom
 from dicomslide.header.geometry import AS_STORED, Orientation
 from dicomslide.header.tiling import SAME_PLANE, focal_planes
 
@@ -109,7 +109,7 @@ class _Held:
 
     @property
     def series(self) -> str | None:
-        return utils.text(self.image.metadata, "SeriesInstanceUID")
+        return dicom.text(self.image.metadata, "SeriesInstanceUID")
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -119,7 +119,7 @@ class _Held:
     def meaning(self) -> tuple[object, ...]:
         """What a person tells channels apart by."""
         channel = self.channel
-        stains = tuple(utils.stains_of(self.image.metadata))
+        stains = tuple(dicom.stains_of(self.image.metadata))
         return channel.description, channel.wavelength, stains
 
 
@@ -239,8 +239,8 @@ def slide_places(levels: Sequence[Sequence[TiledImage]]) -> SlidePlaces:
 
     A slide has the focal planes that its images say, in the sense of
     :func:`dicomslide.header.tiling.focal_planes`: where each channel has one at each level, at
-    whatever height, that is the only plane. The offset of a plane is that of the first image that has as
-    many as any.
+    whatever height, that is the only plane. The offset of a plane is that of the first image that
+    has as many as any.
 
     Parameters
     ----------

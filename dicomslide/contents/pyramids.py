@@ -12,10 +12,10 @@ import operator
 import os
 from typing import TYPE_CHECKING
 
-from dicomslide import utils
-from dicomslide.backends.base import ConcatenatedSource
+from dicomslide.backends.concatenation import ConcatenatedSource
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import MetadataError, NotSlideError
+from dicomslide.header import dicom
 from dicomslide.pyramid import group_levels
 
 if TYPE_CHECKING:
@@ -79,14 +79,14 @@ class GlassPyramid:
         rows, columns = self.size
         depth = ", extended depth of field" if self.has_extended_depth_of_field else ""
         uid = f", Pyramid UID {self.uid}" if self.uid else ""
-        levels = utils.counted(self.num_levels, "level")
+        levels = dicom.counted(self.num_levels, "level")
         return f"{rows} × {columns} pixels, {levels}{depth}{uid}, {self.name}"
 
 
 def _names_of(image: TiledImage) -> list[str]:
     source = image.source
     parts = source.parts if isinstance(source, ConcatenatedSource) else (source,)
-    uids = (utils.text(part.metadata, "SOPInstanceUID") for part in parts)
+    uids = (dicom.text(part.metadata, "SOPInstanceUID") for part in parts)
     return [*(part.name for part in parts), *filter(None, uids)]
 
 
@@ -159,7 +159,7 @@ def _of_one_kind(volumes: Sequence[TiledImage]) -> list[list[TiledImage]]:
 
 
 def _series_of(images: Sequence[TiledImage]) -> set[str | None]:
-    return {utils.text(image.source.metadata, "SeriesInstanceUID") for image in images}
+    return {dicom.text(image.source.metadata, "SeriesInstanceUID") for image in images}
 
 
 def _channels_of(images: Sequence[TiledImage]) -> set[str]:
@@ -211,11 +211,11 @@ def _pyramid_of(
 
 
 def _uid_of(image: TiledImage) -> str | None:
-    return utils.text(image.source.metadata, "PyramidUID")
+    return dicom.text(image.source.metadata, "PyramidUID")
 
 
 def _has_depth(image: TiledImage) -> bool:
-    return utils.text(image.source.metadata, "ExtendedDepthOfField") == "YES"
+    return dicom.text(image.source.metadata, "ExtendedDepthOfField") == "YES"
 
 
 def _is_thumbnail(image: TiledImage) -> bool:

@@ -5,27 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import math
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from dicomslide.display.description import (
-    channel_label,
-    cohort_table,
-    describe,
-    describe_image,
-    listed,
-    segment_labels,
-    table_of,
-)
-from dicomslide.display.picture import picture_of
-from dicomslide.utils import counted
+from dicomslide.display.tables import cohort_table, listed, table_of
+from dicomslide.header.dicom import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from dicomslide.image import TiledImage
-    from dicomslide.matrix import TotalPixelMatrix
-    from dicomslide.slide.slide import Slide
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Picture = Callable[[int], NDArray[np.uint8]]
+    """Gives a picture of so many pixels along its longer edge."""
 
 __all__ = ["cohort_html", "image_html", "matrix_html", "slide_html"]
 
@@ -41,9 +35,23 @@ MOST_LINES = 48
 """Lines of a drawn grid, at most, along an edge."""
 
 
-def slide_html(slide: Slide) -> str:
-    """Return a slide's picture, levels, associated and derived images, channels and planes."""
-    described = describe(slide)
+def slide_html(
+    described: dict[str, Any], shown: dict[str, Any], picture: Picture, caption: str
+) -> str:
+    """Return a slide's picture, levels, associated and derived images, channels and planes.
+
+    Parameters
+    ----------
+    described : dict
+        What the slide consists of.
+    shown : dict
+        What the image is like that the picture shows.
+    picture : callable
+        Gives the picture.
+    caption : str
+        Which channel and focal plane it shows.
+
+    """
     derived = [image for series in described["derived_series"] for image in series["images"]]
     images = [*described["levels"], *described["associated_images"], *derived]
     facts = [
@@ -52,7 +60,7 @@ def slide_html(slide: Slide) -> str:
         ("Stains", ", ".join(described.get("stains", []))),
         ("Field of view", _field_of_view(described["levels"][0]["field_of_view_mm"])),
         ("Focal planes", ", ".join(f"{z:g}" for z in described["focal_planes_um"]) + " µm"),
-        ("Segments", listed(segment_labels(slide))),
+        ("Segments", listed(described["segments"])),
         ("Annotations", listed(described["annotations"])),
     ]
     channels = [("", "type", "identifier", "description")] + [
@@ -64,12 +72,15 @@ def slide_html(slide: Slide) -> str:
         )
         for index, channel in enumerate(described["channels"][:MOST_CHANNELS])
     ]
-    if slide.num_channels > MOST_CHANNELS:
-        channels.append(("", "", "", f"and {slide.num_channels - MOST_CHANNELS:,} more"))
+    levels, num_channels, planes = (
+        len(described[name]) for name in ("levels", "channels", "focal_planes_um")
+    )
+    if num_channels > MOST_CHANNELS:
+        channels.append(("", "", "", f"and {num_channels - MOST_CHANNELS:,} more"))
     return _page(
-        f"Slide: {counted(slide.num_levels, 'level')}, {counted(slide.num_channels, 'channel')},"
-        f" {counted(slide.num_focal_planes, 'focal plane')}",
-        _slide_picture(slide),
+        f"Slide: {counted(levels, 'level')}, {counted(num_channels, 'channel')},"
+        f" {counted(planes, 'focal plane')}",
+        _picture(shown, picture) + _caption(caption),
         _facts(facts) + _table(table_of(images)) + _folded("Channels", _table(channels)),
     )
 
@@ -94,36 +105,47 @@ def _more(count: int) -> str:
 _SCANNER = ("manufacturer", "manufacturer_model_name")
 
 
-def image_html(image: TiledImage) -> str:
-    """Return an image's picture, size and encoding."""
-    described = describe_image(image)
-    channels = [channel.identifier for channel in image.channels[:MOST_CHANNELS]]
-    if image.num_channels > MOST_CHANNELS:
-        channels.append(f"and {image.num_channels - MOST_CHANNELS:,} more")
+def image_html(
+    described: dict[str, Any],
+    identifiers: Sequence[str],
+    focal_plane_offsets: Sequence[float],
+    picture: Picture,
+    caption: str,
+) -> str:
+    """Return an image's picture, size and encoding; see :func:`slide_html`."""
+    channels = list(identifiers[:MOST_CHANNELS])
+    if len(identifiers) > MOST_CHANNELS:
+        channels.append(f"and {len(identifiers) - MOST_CHANNELS:,} more")
     facts = [
         ("File", described["file"]),
         ("Field of view", _field_of_view(described["field_of_view_mm"])),
         ("Channels", ", ".join(channels)),
-        ("Focal planes", ", ".join(f"{z:g}" for z in image.focal_plane_offsets) + " µm"),
+        ("Focal planes", ", ".join(f"{z:g}" for z in focal_plane_offsets) + " µm"),
     ]
     return _page(
         f"TiledImage: {described['flavor'].replace('_', ' ')}",
-        _picture(image) + _caption(channel_label(image, 0, 0)),
+        _picture(described, picture) + _caption(caption),
         _facts(facts) + _table(table_of([described])),
     )
 
 
-def matrix_html(matrix: TotalPixelMatrix) -> str:
-    """Return a matrix' shape, type and tiles, with a drawing of the grid; reads no pixels."""
-    rows, columns, samples = matrix.shape
-    down, across = matrix.tile_grid_shape
-    tile_rows, tile_columns, _ = matrix.tile_shape
+def matrix_html(
+    shape: tuple[int, int, int],
+    tile_shape: tuple[int, int, int],
+    tile_grid_shape: tuple[int, int],
+    dtype: np.dtype[Any],
+) -> str:
+    """Return a matrix' shape, type and tiles, with a drawing of the grid."""
+    rows, columns, samples = shape
+    down, across = tile_grid_shape
+    tile_rows, tile_columns, _ = tile_shape
+    whole, tile = (math.prod(each) * dtype.itemsize for each in (shape, tile_shape))
     table = [
         ("", "matrix", "tile"),
         ("shape", f"{rows:,} × {columns:,} × {samples}", f"{tile_rows} × {tile_columns}"),
-        ("bytes", f"{matrix.nbytes:,}", f"{matrix.tile_size * matrix.dtype.itemsize:,}"),
-        ("count", f"{down:,} × {across:,} tiles", f"{matrix.num_tiles:,} in all"),
-        ("type", str(matrix.dtype), ""),
+        ("bytes", f"{whole:,}", f"{tile:,}"),
+        ("count", f"{down:,} × {across:,} tiles", f"{down * across:,} in all"),
+        ("type", str(dtype), ""),
     ]
     scale = PICTURE_SIZE / max(rows, columns)
     drawing = _grid(columns * scale, rows * scale, tile_columns * scale, tile_rows * scale)
@@ -134,35 +156,25 @@ def _field_of_view(size: Sequence[float] | None) -> str | None:
     return None if size is None else f"{size[0]:.4g} × {size[1]:.4g} mm (x × y)"
 
 
-def _slide_picture(slide: Slide) -> str:
-    """Return a picture of the first channel and plane of a slide that are on its levels."""
-    level = next(
-        (level for level in reversed(slide.levels) if max(level.size) >= PICTURE_SIZE),
-        slide.levels[0],
-    )
-    (channel, plane), place = min(level.places.items(), key=lambda each: each[0])
-    return _picture(*place) + _caption(channel_label(slide, channel, plane))
-
-
 def _caption(text: str) -> str:
     return f"<div><small>{escape(text)}</small></div>" if text else ""
 
 
-def _picture(image: TiledImage, channel_index: int = 0, focal_plane_index: int = 0) -> str:
+def _picture(shown: dict[str, Any], picture: Picture) -> str:
     """Return a picture as an element, or the reason why there is none: never an error."""
     from PIL import Image
 
-    rows, columns = image.size
+    rows, columns = shown["rows"], shown["columns"]
     if rows * columns > MOST_PIXELS:
         return f"<em>no picture: {rows:,} × {columns:,} pixels<br>would have to be read</em>"
     try:
-        picture = Image.fromarray(picture_of(image, PICTURE_SIZE, channel_index, focal_plane_index))
+        drawn = Image.fromarray(picture(PICTURE_SIZE))
     except Exception as error:  # whatever keeps pixels from being read, the table is shown
         return f"<em>no picture: {escape(str(error))}</em>"
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    drawn.save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(image.flavor.lower())}">'
+    return f'<img src="data:image/png;base64,{data}" alt="{escape(shown["flavor"].lower())}">'
 
 
 def _grid(width: float, height: float, step_x: float, step_y: float) -> str:

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.errors import MemoryLimitError, MetadataError
+from dicomslide.errors import MemoryLimitError
 from dicomslide.options import check_memory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from dicomslide.image import TiledImage
+    from dicomslide.header.geometry import SlideGeometry
     from dicomslide.readers.matrix_reader import MatrixReader
 
-__all__ = ["add_scale_bar", "as_displayed", "picture_of", "plot_image", "show_picture"]
+__all__ = ["add_scale_bar", "as_displayed", "picture_of", "plot_picture", "show_picture"]
 
 BAND = 64 * 2**20
 """Bytes that are decoded at once."""
@@ -28,52 +28,40 @@ MOST_IN_A_ROW = 4 * 2**30
 
 
 def picture_of(
-    image: TiledImage, size: int, channel_index: int = 0, focal_plane_index: int = 0
+    reader: MatrixReader, geometry: SlideGeometry | None, size: int
 ) -> NDArray[np.uint8]:
-    """Return an upright picture of a whole image.
+    """Return an upright picture of a whole matrix.
 
     Parameters
     ----------
-    image : TiledImage
-        The image; any size is read in bands and reduced.
+    reader : MatrixReader
+        Reads the matrix; any size is read in bands and reduced.
+    geometry : SlideGeometry or None
+        Where it lies on the slide; as stored where nothing says.
     size : int
-        Pixels along the longer edge; never more than the image has.
-    channel_index, focal_plane_index : int
-        Zero-based.
+        Pixels along the longer edge; never more than the matrix has.
 
     Returns
     -------
     numpy.ndarray
         Shape (rows, columns, 3) or (rows, columns), uint8; the caller's own.
 
-    Raises
-    ------
-    ValueError
-        When there is no such channel or focal plane.
-
     """
     from PIL import Image
 
-    matrix = image.get_total_pixel_matrix(channel_index, focal_plane_index)
-    try:
-        geometry = image.geometry
-    except MetadataError:
-        geometry = None
     orientation = None if geometry is None else geometry.orientation
     if geometry is not None and orientation is None:
         x_min, y_min, _, _ = geometry.bounds
         check_memory(math.prod(geometry.region_shape(geometry.physical_size)), "an oblique image")
-        pixels = image.get_slide_region(
-            (x_min, y_min), geometry.physical_size, channel_index, focal_plane_index
-        )
+        pixels = reader.read_grid(geometry.region((x_min, y_min), geometry.physical_size))
     else:
-        pixels = _reduced(matrix.reader, max(1, max(matrix.shape[:2]) // size))
+        pixels = _reduced(reader, max(1, max(reader.shape[:2]) // size))
         pixels = orientation.apply(pixels) if orientation is not None else pixels
     pixels = as_displayed(pixels)
     height, width = pixels.shape[:2]
     if geometry is not None:  # pixels needn't be square, millimetres are
         width_mm, height_mm = geometry.physical_size
-        scale = min(size, max(image.size)) / max(width_mm, height_mm)
+        scale = min(size, max(reader.shape[:2])) / max(width_mm, height_mm)
         width, height = (max(1, round(edge * scale)) for edge in (width_mm, height_mm))
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     # a copy: what Pillow lends can't be written to
@@ -157,17 +145,14 @@ def as_displayed(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return ((clipped / 2 - low / 2) / max(high / 2 - low / 2, 1e-12) * 255).astype(np.uint8)
 
 
-def plot_image(
-    image: TiledImage,
-    size: int,
-    channel_index: int = 0,
-    focal_plane_index: int = 0,
+def plot_picture(
+    pixels: NDArray[Any],
+    bounds: tuple[float, float, float, float],
     *,
     scale_bar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Plot an upright picture of a whole image, with axes in mm; see :meth:`Slide.plot`."""
-    bounds = image.physical_bounds
+    """Plot an upright picture with axes in mm; see :meth:`Slide.plot` and :func:`show_picture`."""
     if ax is None:
         try:
             import matplotlib.pyplot as plt
@@ -176,7 +161,7 @@ def plot_image(
                 "plot draws with matplotlib, which isn't installed: pip install 'dicomslide[plot]'"
             ) from None
         ax = plt.gca()
-    show_picture(ax, picture_of(image, size, channel_index, focal_plane_index), bounds)
+    show_picture(ax, pixels, bounds)
     if scale_bar:
         add_scale_bar(ax)
     return ax

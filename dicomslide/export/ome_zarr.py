@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from dicomslide._version import __version__
 from dicomslide.export import ome_metadata
 from dicomslide.export.images import ExportImage, blocks, images_of, shard_data
 from dicomslide.export.target import HOW_TO_GO_ON, ShardedArray, Target, shards_of
@@ -290,8 +291,6 @@ class _Export:
         """Make an image of what was written."""
         import zarr
 
-        import dicomslide
-
         for path, image in self.images.items():
             if image.labels is None:
                 attributes = zarr.open_group(self.skeleton, path=path[1:]).attrs
@@ -299,7 +298,7 @@ class _Export:
                 ome: Any = attributes["ome"]
                 attributes["ome"] = {**ome, "omero": {"channels": shown}}
         zarr.open_group(self.skeleton).attrs["dicomslide"] = {
-            "version": dicomslide.__version__,
+            "version": __version__,
             "export": self.identity,
         }
         with warnings.catch_warnings():  # that not all libraries read it yet

@@ -30,6 +30,7 @@ from dicomslide.backends.objects.storage import (
 from dicomslide.errors import ExportError, StoreExistsError
 from dicomslide.export.exclusive import CLAIMS, LOCK, alone, locked
 from dicomslide.process.parallel import together
+from dicomslide.process.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Iterator, Mapping

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
 
 from dicomslide.errors import DicomSlideError, MemoryLimitError, MetadataError
 from dicomslide.options import check_memory
@@ -13,10 +13,12 @@ from dicomslide.options import check_memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from dicomslide.backends.coalesce import Span
     from dicomslide.pixels.pixel_format import Buffer
 
-__all__ = ["MOST_HEADER", "Blob", "MemoryBlob", "errors_of_headers", "file_of"]
+__all__ = ["Span", "MOST_HEADER", "Blob", "MemoryBlob", "errors_of_headers", "file_of"]
+
+Span: TypeAlias = tuple[int, int]
+"""First byte, and the one behind the last."""
 
 MOST_HEADER = 256 * 2**20
 """Bytes of the elements before the frames, without per-frame functional groups."""

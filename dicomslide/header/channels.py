@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide import utils
 from dicomslide.enum import ChannelTypes
+from dicomslide.header import dicom
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,12 +49,12 @@ class Channel:
     @property
     def description(self) -> str | None:
         """What a person calls it: Optical Path Description, Segment Label, LUT Explanation."""
-        return utils.text(self.item, _DESCRIPTIONS[self.type])
+        return dicom.text(self.item, _DESCRIPTIONS[self.type])
 
     @property
     def wavelength(self) -> float | None:
         """Illumination Wave Length in nm; None where it is absent, or 0."""
-        return utils.number(self.item, "IlluminationWaveLength") or None
+        return dicom.number(self.item, "IlluminationWaveLength") or None
 
     @property
     def category(self) -> str | None:
@@ -69,32 +69,32 @@ class Channel:
     @property
     def algorithm(self) -> str | None:
         """Segment Algorithm Name, or the Segment Algorithm Type where it has no name."""
-        return utils.text(self.item, "SegmentAlgorithmName") or utils.text(
+        return dicom.text(self.item, "SegmentAlgorithmName") or dicom.text(
             self.item, "SegmentAlgorithmType"
         )
 
     @property
     def quantity(self) -> str | None:
         """Meaning of the code of the quantity that a parameter is (PS3.3 C.7.6.16.2.11)."""
-        for item in utils.items(self.item, "QuantityDefinitionSequence"):
-            names = utils.items(item, "ConceptNameCodeSequence")
-            if any(utils.text(name, "CodeValue") in QUANTITY for name in names):
-                for code in utils.items(item, "ConceptCodeSequence"):
-                    return utils.text(code, "CodeMeaning")
+        for item in dicom.items(self.item, "QuantityDefinitionSequence"):
+            names = dicom.items(item, "ConceptNameCodeSequence")
+            if any(dicom.text(name, "CodeValue") in QUANTITY for name in names):
+                for code in dicom.items(item, "ConceptCodeSequence"):
+                    return dicom.text(code, "CodeMeaning")
         return None
 
     @property
     def unit(self) -> str | None:
         """Code Value of the Measurement Units Code, in UCUM."""
-        for code in utils.items(self.item, "MeasurementUnitsCodeSequence"):
-            return utils.text(code, "CodeValue")
+        for code in dicom.items(self.item, "MeasurementUnitsCodeSequence"):
+            return dicom.text(code, "CodeValue")
         return None
 
     @property
     def mapping(self) -> tuple[float, float] | None:
         """Slope and intercept from stored to real world values; None where it isn't linear."""
-        slope = utils.number(self.item, "RealWorldValueSlope")
-        intercept = utils.number(self.item, "RealWorldValueIntercept")
+        slope = dicom.number(self.item, "RealWorldValueSlope")
+        intercept = dicom.number(self.item, "RealWorldValueIntercept")
         return None if slope is None or intercept is None else (slope, intercept)
 
     @property
@@ -110,8 +110,8 @@ class Channel:
     @property
     def mapped_range(self) -> tuple[float, float]:
         """The lowest and the highest stored integer that are mapped; infinite if nothing says."""
-        first = utils.number(self.item, "RealWorldValueFirstValueMapped")
-        last = utils.number(self.item, "RealWorldValueLastValueMapped")
+        first = dicom.number(self.item, "RealWorldValueFirstValueMapped")
+        last = dicom.number(self.item, "RealWorldValueLastValueMapped")
         return -math.inf if first is None else first, math.inf if last is None else last
 
     def __repr__(self) -> str:
@@ -120,8 +120,8 @@ class Channel:
         return f"<{kind} {self.identifier}: {self.description or '-'}{of}>"
 
     def _meaning(self, keyword: str) -> str | None:
-        for code in utils.items(self.item, keyword):
-            return utils.text(code, "CodeMeaning")
+        for code in dicom.items(self.item, keyword):
+            return dicom.text(code, "CodeMeaning")
         return None
 
 
@@ -135,15 +135,15 @@ class Channels(tuple[Channel, ...]):
         lines = [f"{i:{width}}  {channel!r}" for i, channel in enumerate(self[:MOST_LINES])]
         if len(self) > MOST_LINES:
             lines.append(f"and {len(self) - MOST_LINES:,} more")
-        return "\n".join([utils.counted(len(self), "channel"), *lines])
+        return "\n".join([dicom.counted(len(self), "channel"), *lines])
 
 
 def channel_type_of(image: Dataset) -> ChannelTypes:
     """Return what the channels of an image are, by its SOP Class."""
-    sop_class = utils.text(image, "SOPClassUID")
-    if sop_class == utils.PARAMETRIC_MAP_STORAGE:
+    sop_class = dicom.text(image, "SOPClassUID")
+    if sop_class == dicom.PARAMETRIC_MAP_STORAGE:
         return ChannelTypes.PARAMETER
-    if sop_class in utils.SEGMENTATION_STORAGES:
+    if sop_class in dicom.SEGMENTATION_STORAGES:
         return ChannelTypes.SEGMENT
     return ChannelTypes.OPTICAL_PATH
 
@@ -172,17 +172,17 @@ def channels_of(
     keyword = "SegmentNumber" if kind is ChannelTypes.SEGMENT else _IDENTIFIERS[kind][1]
     items: Sequence[Dataset]
     if kind is ChannelTypes.PARAMETER:
-        items = _mappings(utils.items(image, "SharedFunctionalGroupsSequence"))
+        items = _mappings(dicom.items(image, "SharedFunctionalGroupsSequence"))
         if not items and len(of_frames) and frame_groups is not None:
             _, firsts = np.unique(of_frames, return_index=True)
             items = _mappings(frame_groups(sorted(firsts.tolist())))
     else:
-        items = utils.items(image, {
+        items = dicom.items(image, {
             ChannelTypes.OPTICAL_PATH: "OpticalPathSequence",
             ChannelTypes.SEGMENT: "SegmentSequence",
         }[kind])  # fmt: skip
     found = tuple(
-        Channel(kind, utils.text(item, keyword) or str(i + 1), item) for i, item in enumerate(items)
+        Channel(kind, dicom.text(item, keyword) or str(i + 1), item) for i, item in enumerate(items)
     )
     return found or (Channel(kind, "1", _implied(keyword)),)
 
@@ -202,9 +202,9 @@ def shared_channel(image: Dataset) -> str | None:
     """
     sequence, keyword = _IDENTIFIERS[channel_type_of(image)]
     named = [
-        utils.text(item, keyword)
-        for group in utils.items(image, "SharedFunctionalGroupsSequence")
-        for item in utils.items(group, sequence)
+        dicom.text(item, keyword)
+        for group in dicom.items(image, "SharedFunctionalGroupsSequence")
+        for item in dicom.items(group, sequence)
     ]
     return named[0] if len(named) == 1 else None
 
@@ -213,6 +213,6 @@ def _mappings(groups: Sequence[Dataset]) -> list[Dataset]:
     """Return the Real World Value Mappings in functional groups, one for each LUT Label."""
     labelled: dict[str, Dataset] = {}
     for group in groups:
-        for item in utils.items(group, "RealWorldValueMappingSequence"):
-            labelled.setdefault(utils.text(item, "LUTLabel") or "", item)
+        for item in dicom.items(group, "RealWorldValueMappingSequence"):
+            labelled.setdefault(dicom.text(item, "LUTLabel") or "", item)
     return list(labelled.values())

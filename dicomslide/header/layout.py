@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicomslide import utils
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import FramePositionError, MetadataError
+from dicomslide.header import dicom
 from dicomslide.header.channels import Channel, channels_of, shared_channel
 from dicomslide.header.tiling import (
     FocalPlanes,
@@ -80,24 +80,24 @@ def pixel_format_of(image: Dataset) -> PixelFormat:
 
     """
     floating = "FloatPixelData" in image or (
-        utils.text(image, "SOPClassUID") == utils.PARAMETRIC_MAP_STORAGE
+        dicom.text(image, "SOPClassUID") == dicom.PARAMETRIC_MAP_STORAGE
         and "PixelRepresentation" not in image
     )
-    name = utils.name_of(image)
-    values = {k: utils.number(image, k) for k in ("Rows", "Columns", "BitsAllocated")}
+    name = dicom.name_of(image)
+    values = {k: dicom.number(image, k) for k in ("Rows", "Columns", "BitsAllocated")}
     wrong = [f"{keyword} {image.get(keyword)}" for keyword, value in values.items() if not value]
     if wrong:
         raise MetadataError(f"{name}: its pixels aren't described: {', '.join(wrong)}")
     rows, columns, allocated = (int(value or 0) for value in values.values())
-    photometric = utils.text(image, "PhotometricInterpretation") or "MONOCHROME2"
+    photometric = dicom.text(image, "PhotometricInterpretation") or "MONOCHROME2"
     expected = 3 if photometric == "RGB" or photometric.startswith("YBR") else 1
-    samples = int(utils.number(image, "SamplesPerPixel") or expected)
+    samples = int(dicom.number(image, "SamplesPerPixel") or expected)
     if samples != expected:
         raise MetadataError(
             f"{name}: {samples} samples per pixel, but {photometric} has {expected}"
         )
-    stored = utils.number(image, "BitsStored")
-    high = utils.number(image, "HighBit")
+    stored = dicom.number(image, "BitsStored")
+    high = dicom.number(image, "HighBit")
     try:
         return PixelFormat(
             rows=rows,
@@ -144,16 +144,16 @@ def grid_of(image: Dataset) -> TileGrid:
 
 
 def _sizes(image: Dataset, *keywords: str) -> list[int]:
-    values = [int(utils.number(image, keyword) or 0) for keyword in keywords]
+    values = [int(dicom.number(image, keyword) or 0) for keyword in keywords]
     if min(values) < 1:
         said = ", ".join(f"{k} {image.get(k)}" for k in keywords)
-        raise MetadataError(f"{utils.name_of(image)}: not a tiled image: {said}")
+        raise MetadataError(f"{dicom.name_of(image)}: not a tiled image: {said}")
     return values
 
 
 def is_label_map(image: Dataset) -> bool:
     """Whether an image is a segmentation whose pixels are segment numbers."""
-    return utils.text(image, "SegmentationType") == "LABELMAP"
+    return dicom.text(image, "SegmentationType") == "LABELMAP"
 
 
 # -- frames ----------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def read_layout(
     try:
         if positions is not None:
             planes, frames = _sparse(image, grid, channels, positions, shares_frames)
-        elif utils.text(image, "DimensionOrganizationType") == "TILED_SPARSE":
+        elif dicom.text(image, "DimensionOrganizationType") == "TILED_SPARSE":
             raise MetadataError(
                 "it is TILED_SPARSE, but its frames have no positions: there is no Per-Frame"
                 " Functional Groups Sequence with a row and column for each"
@@ -249,7 +249,7 @@ def _sparse(
     for plane, (low, high) in enumerate(planes.spans):
         logger.debug(
             "%s: frames of focal plane %d lie from %g to %g µm: it isn't flat",
-            utils.name_of(image), plane, low, high,
+            dicom.name_of(image), plane, low, high,
         )  # fmt: skip
     return planes, SparseFrames(grid, tiles, channel, of_frame, len(planes))
 
@@ -262,8 +262,8 @@ def _full(
     shares_frames: bool,
 ) -> tuple[tuple[Channel, ...], FocalPlanes, FrameMap]:
     num_channels = 1 if shares_frames else len(channels)
-    first = int(utils.number(image, "ConcatenationFrameOffsetNumber") or 0)
-    is_part = utils.text(image, "ConcatenationUID") is not None
+    first = int(dicom.number(image, "ConcatenationFrameOffsetNumber") or 0)
+    is_part = dicom.text(image, "ConcatenationUID") is not None
     num_planes = _num_planes(image)
     if num_planes is None:  # as many as the frames make
         stacks, rest = divmod(num_frames, grid.num_tiles * num_channels)
@@ -293,16 +293,16 @@ def _full(
 
 def _num_planes(image: Dataset) -> int | None:
     """Total Pixel Matrix Focal Planes, or None."""
-    given = utils.number(image, "TotalPixelMatrixFocalPlanes")
+    given = dicom.number(image, "TotalPixelMatrixFocalPlanes")
     return int(given) if given and given >= 1 else None
 
 
 def num_frames_of(image: Dataset) -> int:
     """Return Number of Frames; where it is absent, what TILED_FULL has."""
-    given = utils.number(image, "NumberOfFrames")
+    given = dicom.number(image, "NumberOfFrames")
     if given:
         return int(given)
-    if not utils.is_tiled_image(image):
+    if not dicom.is_tiled_image(image):
         return 1
     num_channels = 1 if is_label_map(image) else len(channels_of(image))
     return grid_of(image).num_tiles * (_num_planes(image) or 1) * num_channels
@@ -337,7 +337,7 @@ def _has_several_mappings(image: Dataset, channels: tuple[Channel, ...]) -> bool
 def first_plane_of(image: Dataset) -> float:
     """Z Offset in Slide Coordinate System in µm, 0 where nothing says."""
     for origin in origin_items(image):
-        z = utils.number(origin, "ZOffsetInSlideCoordinateSystem")
+        z = dicom.number(origin, "ZOffsetInSlideCoordinateSystem")
         if z is not None:
             return z
     return 0.0
@@ -346,7 +346,7 @@ def first_plane_of(image: Dataset) -> float:
 def _spacing_between_planes(image: Dataset) -> float | None:
     """Spacing Between Slices, in µm."""
     for measures in shared_items(image, "PixelMeasuresSequence"):
-        step = utils.number(measures, "SpacingBetweenSlices")
+        step = dicom.number(measures, "SpacingBetweenSlices")
         if step:
             return step * MICROMETERS
     return None
@@ -355,7 +355,7 @@ def _spacing_between_planes(image: Dataset) -> float | None:
 def _background(image: Dataset, pixel_format: PixelFormat) -> tuple[float, ...]:
     """PS3.3 C.8.12.4.1.5: Recommended Absent Pixel CIELab Value for colour, else white."""
     if pixel_format.is_color:
-        lab = utils.numbers(image, "RecommendedAbsentPixelCIELabValue", 3)
+        lab = dicom.numbers(image, "RecommendedAbsentPixelCIELabValue", 3)
         return WHITE if lab is None else cielab_to_srgb([int(value) for value in lab])
     return (float("nan"),) if pixel_format.floating else (0,)
 
@@ -367,12 +367,12 @@ def shared_items(image: Dataset, keyword: str) -> list[Dataset]:
     """Return the items of a sequence in the Shared Functional Groups Sequence."""
     return [
         item
-        for group in utils.items(image, "SharedFunctionalGroupsSequence")
-        for item in utils.items(group, keyword)
+        for group in dicom.items(image, "SharedFunctionalGroupsSequence")
+        for item in dicom.items(group, keyword)
     ]
 
 
 def origin_items(image: Dataset) -> list[Dataset]:
     """Return what may give the origin: at the top level, or (some writers) in the shared groups."""
     keyword = "TotalPixelMatrixOriginSequence"
-    return [*utils.items(image, keyword), *shared_items(image, keyword)]
+    return [*dicom.items(image, keyword), *shared_items(image, keyword)]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide import utils
 from dicomslide.errors import MetadataError
+from dicomslide.header import dicom
 from dicomslide.header.tiling import FramePositions, distinct
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def positions_of_dataset(image: Dataset) -> FramePositions | None:
     element: Any = image.get_item(_PER_FRAME_GROUPS)
     if element is None:
         return None
-    num_frames = int(utils.number(image, "NumberOfFrames") or 1)
+    num_frames = int(dicom.number(image, "NumberOfFrames") or 1)
     if element.is_raw and element.value:  # not parsed yet, nor need it be
         data = element.value
         implicit_vr = element.is_implicit_VR or element.VR == "UN"  # PS3.5 6.2.2

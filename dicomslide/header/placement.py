@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide import utils
 from dicomslide.errors import MetadataError, MetadataWarning
+from dicomslide.header import dicom
 from dicomslide.header.geometry import SlideGeometry
 from dicomslide.header.layout import MICROMETERS, origin_items, shared_items, size_of
 
@@ -77,7 +77,7 @@ AS_STATED = Placement()
 def pixel_spacing_of(image: Dataset) -> tuple[float, float] | None:
     """Return Pixel Spacing (between rows, between columns) in mm, or None."""
     for measures in shared_items(image, "PixelMeasuresSequence"):
-        spacing = utils.numbers(measures, "PixelSpacing", 2)
+        spacing = dicom.numbers(measures, "PixelSpacing", 2)
         if spacing is not None and min(spacing) > 0:
             return spacing[0], spacing[1]
     return None
@@ -90,7 +90,7 @@ def with_spacing(image: Dataset, spacing: tuple[float, float]) -> Dataset:
 
     # elements are put in anew: setting the value of one would change it in the header, too
     (measures,) = shared_items(image, "PixelMeasuresSequence")[:1] or [pydicom.Dataset()]
-    (groups,) = utils.items(image, "SharedFunctionalGroupsSequence")[:1] or [pydicom.Dataset()]
+    (groups,) = dicom.items(image, "SharedFunctionalGroupsSequence")[:1] or [pydicom.Dataset()]
     values = [DSfloat(value, auto_format=True) for value in spacing]
     measures = _with_element(measures, "PixelSpacing", values)
     groups = _with_element(groups, "PixelMeasuresSequence", [measures])
@@ -194,14 +194,14 @@ def in_proportion(factors: NDArray[np.float64], size: Sequence[float]) -> bool:
 
 
 def _row_direction(image: Dataset) -> tuple[float, float] | None:
-    cosines = utils.numbers(image, "ImageOrientationSlide", 6)
+    cosines = dicom.numbers(image, "ImageOrientationSlide", 6)
     return None if cosines is None else (cosines[0], cosines[1])
 
 
 def _imaged_volume(image: Dataset) -> tuple[float, float] | None:
     """Imaged Volume (Height, Width) in mm, or None; some writers give micrometres."""
-    width = utils.number(image, "ImagedVolumeWidth")
-    height = utils.number(image, "ImagedVolumeHeight")
+    width = dicom.number(image, "ImagedVolumeWidth")
+    height = dicom.number(image, "ImagedVolumeHeight")
     if width and height and width > 0 and height > 0:
         scale = MICROMETERS if max(width, height) > LARGEST_SLIDE else 1
         return height / scale, width / scale
@@ -235,10 +235,10 @@ def spacing_of(image: Dataset, view: FieldOfView | None = None) -> tuple[float, 
     if covered is None:
         if spacing is None:
             raise MetadataError(
-                f"{utils.name_of(image)}: no Pixel Spacing, nor anything to derive it from"
+                f"{dicom.name_of(image)}: no Pixel Spacing, nor anything to derive it from"
             )
         return spacing
-    if spacing is not None and not utils.is_tiled_image(image):
+    if spacing is not None and not dicom.is_tiled_image(image):
         return spacing
     size = size_of(image)
     if spacing is None:
@@ -295,8 +295,8 @@ def geometry_of(
         When orientation, spacing or origin is absent or impossible.
 
     """
-    name = utils.name_of(image)
-    cosines = utils.numbers(image, "ImageOrientationSlide", 6)
+    name = dicom.name_of(image)
+    cosines = dicom.numbers(image, "ImageOrientationSlide", 6)
     if cosines is None:
         raise MetadataError(
             f"{name}: no usable Image Orientation (Slide), so it has no place on the slide"
@@ -321,7 +321,7 @@ def _origin(image: Dataset, relative: bool) -> tuple[float, float]:
     stated = _stated_origin(image)
     if stated is not None:
         return stated
-    absent = f"{utils.name_of(image)}: no Total Pixel Matrix Origin"
+    absent = f"{dicom.name_of(image)}: no Total Pixel Matrix Origin"
     if not relative:
         raise MetadataError(f"{absent}, so it has no place on the slide")
     warnings.warn(
@@ -332,8 +332,8 @@ def _origin(image: Dataset, relative: bool) -> tuple[float, float]:
 
 def _stated_origin(image: Dataset) -> tuple[float, float] | None:
     for item in origin_items(image):
-        x = utils.number(item, "XOffsetInSlideCoordinateSystem")
-        y = utils.number(item, "YOffsetInSlideCoordinateSystem")
+        x = dicom.number(item, "XOffsetInSlideCoordinateSystem")
+        y = dicom.number(item, "YOffsetInSlideCoordinateSystem")
         if x is not None and y is not None:
             return x, y
     return None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide import utils
 from dicomslide.enum import ChannelTypes
+from dicomslide.header import dicom
 from dicomslide.header.channels import Channel, channel_type_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def is_fractional(image: Dataset) -> bool:
     """Whether the segments of an image are fractions (PS3.3 C.8.20.2.3)."""
     return (
         channel_type_of(image) is ChannelTypes.SEGMENT
-        and utils.text(image, "SegmentationType") == "FRACTIONAL"
+        and dicom.text(image, "SegmentationType") == "FRACTIONAL"
     )
 
 
@@ -85,7 +85,7 @@ def scaling_of(image: Dataset, channel: Channel, pixel_format: PixelFormat) -> S
 
     """
     if is_fractional(image):
-        largest = utils.number(image, "MaximumFractionalValue")
+        largest = dicom.number(image, "MaximumFractionalValue")
         return Scaling(np.dtype(np.float32), 0.0, divisor=largest) if largest else None
     if channel.type is not ChannelTypes.PARAMETER or pixel_format.floating:
         return None

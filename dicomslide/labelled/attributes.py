@@ -6,51 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide import utils
 from dicomslide.enum import ChannelTypes
+from dicomslide.header import dicom
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dicomslide.contents.contents import SlideContents
     from dicomslide.header.channels import Channel
     from dicomslide.header.geometry import Orientation, SlideGeometry
     from dicomslide.image import TiledImage
 
-__all__ = ["derived_attrs", "image_attrs", "slide_attrs"]
-
-
-def slide_attrs(slide: SlideContents, *, include_patient: bool = False) -> dict[str, Any]:
-    """Return what headers say of the slide."""
-    metadata = slide.metadata
-    keywords = {
-        "container_identifier": "ContainerIdentifier",
-        "frame_of_reference_uid": "FrameOfReferenceUID",
-        "study_instance_uid": "StudyInstanceUID",
-        "series_instance_uid": "SeriesInstanceUID",
-        "manufacturer": "Manufacturer",
-        "manufacturer_model_name": "ManufacturerModelName",
-        "acquisition_datetime": "AcquisitionDateTime",
-    }
-    if include_patient:
-        keywords |= {
-            "patient_id": "PatientID",
-            "patient_name": "PatientName",
-            "patient_birth_date": "PatientBirthDate",
-            "patient_sex": "PatientSex",
-            "accession_number": "AccessionNumber",
-        }
-    attrs: dict[str, Any] = {name: slide.said(keyword) for name, keyword in keywords.items()}
-    attrs["objective_lens_power"] = next(
-        (
-            power
-            for item in utils.items(metadata, "OpticalPathSequence")
-            if (power := utils.number(item, "ObjectiveLensPower"))
-        ),
-        None,
-    )
-    attrs["stains"] = utils.stains_of(metadata) or None
-    return _present(attrs)
+__all__ = ["derived_attrs", "image_attrs"]
 
 
 def image_attrs(
@@ -72,11 +38,11 @@ def image_attrs(
     attrs: dict[str, Any] = {
         "long_name": "pixel value",  # what plots write beside a colour bar
         "image_flavor": image.flavor.lower(),
-        "sop_instance_uid": utils.text(metadata, "SOPInstanceUID"),
-        "series_instance_uid": utils.text(metadata, "SeriesInstanceUID"),
-        "series_description": utils.text(metadata, "SeriesDescription"),
+        "sop_instance_uid": dicom.text(metadata, "SOPInstanceUID"),
+        "series_instance_uid": dicom.text(metadata, "SeriesInstanceUID"),
+        "series_description": dicom.text(metadata, "SeriesDescription"),
         "transfer_syntax_uid": image.transfer_syntax_uid,
-        "photometric_interpretation": utils.text(metadata, "PhotometricInterpretation"),
+        "photometric_interpretation": dicom.text(metadata, "PhotometricInterpretation"),
     }
     if geometry is not None:
         attrs |= {
@@ -117,13 +83,13 @@ def derived_attrs(
     metadata = image.metadata
     attrs: dict[str, Any] = {
         "long_name": "segmentation",
-        "segmentation_type": utils.text(metadata, "SegmentationType"),
-        "content_label": utils.text(metadata, "ContentLabel"),
+        "segmentation_type": dicom.text(metadata, "SegmentationType"),
+        "content_label": dicom.text(metadata, "ContentLabel"),
     }
     if attrs["segmentation_type"] == "FRACTIONAL":
         attrs |= {
-            "segmentation_fractional_type": utils.text(metadata, "SegmentationFractionalType"),
-            "maximum_fractional_value": utils.number(metadata, "MaximumFractionalValue"),
+            "segmentation_fractional_type": dicom.text(metadata, "SegmentationFractionalType"),
+            "maximum_fractional_value": dicom.number(metadata, "MaximumFractionalValue"),
         }
         if scaled:
             attrs["units"] = "1"

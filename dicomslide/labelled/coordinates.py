@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from dicomslide import utils
 from dicomslide.enum import ChannelTypes
+from dicomslide.header import dicom
 from dicomslide.labelled.channel_index import ChannelIndex
 from dicomslide.labelled.index import FRAME_OF_REFERENCE, SlideIndex, spacing_of
 
@@ -244,14 +244,14 @@ def channel_coords(
     }
     if list(labels) != identifiers:
         series = ("SeriesInstanceUID", "SeriesDescription")
-        uids, names = ([utils.text(i.metadata, keyword) for i in images] for keyword in series)
+        uids, names = ([dicom.text(i.metadata, keyword) for i in images] for keyword in series)
         columns |= {
             f"{dim}_identifier": (identifiers, {"long_name": _NAMES[kind]}),
             f"{dim}_series": (uids, {"long_name": "Series Instance UID"}),
             f"{dim}_series_description": (names, {"long_name": "Series Description"}),
         }
     if kind is ChannelTypes.OPTICAL_PATH:
-        stained = {id(image): ", ".join(utils.stains_of(image.metadata)) for image in images}
+        stained = {id(image): ", ".join(dicom.stains_of(image.metadata)) for image in images}
         stains = [stained[id(image)] for image in images]
         columns |= {
             f"{dim}_description": (

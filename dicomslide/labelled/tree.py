@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import xarray as xr
 
-from dicomslide import accessor as accessor  # registered, wherever there are labelled arrays
-from dicomslide import utils
+from dicomslide.contents.description import slide_attrs
 from dicomslide.contents.places import lies_on, turned_onto
+from dicomslide.header import dicom
 from dicomslide.header.tiling import match_planes
-from dicomslide.labelled.attributes import slide_attrs
+from dicomslide.labelled import (
+    accessor as accessor,  # registered, wherever there are labelled arrays
+)
 from dicomslide.labelled.variables import Grid, Stack
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ def other_groups(
         ):
             for number, image in enumerate(images, 1):
                 name = kind if number == 1 else f"{kind}_{number}"
-                own = utils.text(image.metadata, "FrameOfReferenceUID")
+                own = dicom.text(image.metadata, "FrameOfReferenceUID")
                 groups[name] = _dataset(Stack.of_associated(image), data, frame, squeeze, own)
     return groups
 

@@ -14,6 +14,7 @@ from dicomslide import utils
 from dicomslide.backends.part10.file import FileSource, FileStore, is_dicom_file
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import DicomSlideError, MetadataWarning
+from dicomslide.header import dicom
 from dicomslide.openslide.errors import RequestError
 from dicomslide.openslide.properties import properties_of
 from dicomslide.process.lazy import lazy
@@ -105,7 +106,7 @@ def open_any(slide: Any) -> Slide:
 
 def _series_of(named: FileSource) -> FileStore:
     """Open the files of a file's series in its folder, as libopenslide does."""
-    uid = utils.text(named.metadata, "SeriesInstanceUID")
+    uid = dicom.text(named.metadata, "SeriesInstanceUID")
     sources = {named.sop_instance_uid: named}
     for other in sorted(Path(named.path).parent.iterdir()):
         if str(other) == named.path or not (other.is_file() and is_dicom_file(other)):
@@ -115,7 +116,7 @@ def _series_of(named: FileSource) -> FileStore:
         except DicomSlideError as error:
             warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=4)
             continue
-        if uid is not None and utils.text(source.metadata, "SeriesInstanceUID") == uid:
+        if uid is not None and dicom.text(source.metadata, "SeriesInstanceUID") == uid:
             sources.setdefault(source.sop_instance_uid, source)
     return FileStore(tuple(sources.values()))
 
@@ -128,8 +129,8 @@ def is_slide_image(path: Path) -> bool:
         metadata = FileSource.open(path).metadata
     except (DicomSlideError, OSError):
         return False
-    sop_class = utils.text(metadata, "SOPClassUID")
-    return sop_class == utils.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE
+    sop_class = dicom.text(metadata, "SOPClassUID")
+    return sop_class == dicom.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE
 
 
 def contents_of(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from dicomslide import utils
 from dicomslide.errors import MetadataError
+from dicomslide.header import dicom
 from dicomslide.header.placement import pixel_spacing_of
 
 if TYPE_CHECKING:
@@ -102,10 +102,10 @@ def properties_of(
         found[PROPERTY_NAME_MPP_Y] = _decimal(spacing[0] * MICROMETERS)
         found[PROPERTY_NAME_MPP_X] = _decimal(spacing[1] * MICROMETERS)
     path = base.layout.channels[base.channel_index].item
-    power = None if path is None else utils.number(path, "ObjectiveLensPower")
+    power = None if path is None else dicom.number(path, "ObjectiveLensPower")
     if power:
         found[PROPERTY_NAME_OBJECTIVE_POWER] = _decimal(power)
-    series = utils.text(metadata, "SeriesInstanceUID")
+    series = dicom.text(metadata, "SeriesInstanceUID")
     if series is not None:
         # as libopenslide has it: with the zero byte that ends a string in C
         found[PROPERTY_NAME_QUICKHASH1] = hashlib.sha256(series.encode() + b"\0").hexdigest()

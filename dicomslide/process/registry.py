@@ -12,7 +12,7 @@ import weakref
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from dicomslide.options import after_changes
+from dicomslide.process.changes import after_changes
 from dicomslide.process.forks import after_fork_in_child
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from dicomslide import utils
 from dicomslide.backends.dicomweb.client import (
     ClientStore,
     check_access,
@@ -33,9 +32,10 @@ from dicomslide.backends.open import (
 )
 from dicomslide.backends.part10.file import files_of
 from dicomslide.backends.part10.streams import StreamSource
+from dicomslide.contents.description import summary_of
 from dicomslide.contents.options import SlideOptions
-from dicomslide.display.description import summary_of
 from dicomslide.errors import NotDicomError, NotSlideError
+from dicomslide.header import dicom
 from dicomslide.process.identity import Identified
 from dicomslide.process.parallel import together
 from dicomslide.slide.slide import Slide
@@ -155,8 +155,8 @@ class Cohort(Identified, Mapping[str, Slide]):
     def __repr__(self) -> str:
         names = ", ".join(itertools.islice(self, MOST_NAMED))
         more = ", ..." if len(self) > MOST_NAMED else ""
-        failed = f"; {utils.counted(len(self._failures), 'failure')}" if self._failures else ""
-        return f"<Cohort of {utils.counted(len(self), 'slide')}: {names}{more}{failed}>"
+        failed = f"; {dicom.counted(len(self._failures), 'failure')}" if self._failures else ""
+        return f"<Cohort of {dicom.counted(len(self), 'slide')}: {names}{more}{failed}>"
 
     def _repr_html_(self) -> str:
         from dicomslide.display.html import MOST_SLIDES, cohort_html
@@ -393,7 +393,7 @@ def _read_series(store: ClientStore, series: Sequence[Series]) -> _Batch[list[In
     for each in series:
         with _attempt(failures, f"series {each.series_instance_uid}"):
             for metadata in store.metadata_of(each):
-                with _attempt(failures, utils.name_of(metadata)):
+                with _attempt(failures, dicom.name_of(metadata)):
                     found.append(Instance.of(store.source(metadata)))
     return _Batch(found, failures)
 

@@ -13,6 +13,7 @@ from dicomslide.backends.dicomweb.client import ClientStore, is_client
 from dicomslide.contents.collection import SlideGroup, group_by_slide
 from dicomslide.contents.pyramids import pyramids_of
 from dicomslide.errors import MetadataWarning
+from dicomslide.header import dicom
 from dicomslide.image import TiledImage
 from dicomslide.slide.slide import Slide
 
@@ -114,8 +115,8 @@ def find_slides(
         with attempt(f"series {series.series_instance_uid}"):
             metadata = store.metadata_of(series)
         for each in metadata:
-            if utils.is_tiled_image(each):
-                with attempt(utils.name_of(each)):
+            if dicom.is_tiled_image(each):
+                with attempt(dicom.name_of(each)):
                     images.append(TiledImage(store, each))
             else:
                 others.append(each)
@@ -185,6 +186,6 @@ def _has_path(image: TiledImage, identifiers: Sequence[str] | None) -> bool:
 def _has_stain(image: TiledImage, stains: Sequence[Any] | None) -> bool:
     return stains is None or any(
         utils.does_specimen_description_item_match(specimen, stain)
-        for specimen in utils.items(image.metadata, "SpecimenDescriptionSequence")
+        for specimen in dicom.items(image.metadata, "SpecimenDescriptionSequence")
         for stain in stains
     )

@@ -6,7 +6,6 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
-from dicomslide import utils
 from dicomslide.backends.dicomweb.client import (
     ClientStore,
     check_access,
@@ -17,6 +16,7 @@ from dicomslide.backends.dicomweb.client import (
 from dicomslide.contents.collection import SlideGroup, group_by_slide
 from dicomslide.contents.options import SlideOptions
 from dicomslide.errors import NotSlideError
+from dicomslide.header import dicom
 from dicomslide.image import TiledImage
 from dicomslide.slide.slide import Slide
 
@@ -133,7 +133,7 @@ def open_slide(
     metadata = store.metadata
     if study_instance_uid is not None:
         metadata = [
-            each for each in metadata if utils.text(each, "StudyInstanceUID") == study_instance_uid
+            each for each in metadata if dicom.text(each, "StudyInstanceUID") == study_instance_uid
         ]
     if not metadata:
         study = f"no instance of study {study_instance_uid}"
@@ -164,8 +164,8 @@ def _choose(
     """Return the metadata of one slide of several, with what isn't an image of another one."""
     from dicomslide.annotation.bulk import are_annotations_of
 
-    images = [TiledImage(store, each) for each in metadata if utils.is_tiled_image(each)]
-    others = [each for each in metadata if not utils.is_tiled_image(each)]
+    images = [TiledImage(store, each) for each in metadata if dicom.is_tiled_image(each)]
+    others = [each for each in metadata if not dicom.is_tiled_image(each)]
     slides = group_by_slide(images)
     kept = [
         slide

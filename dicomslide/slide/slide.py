@@ -5,11 +5,11 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, Any
 
-from dicomslide import utils
 from dicomslide.backends.dicomweb.client import frame_source
 from dicomslide.contents.collection import join_concatenations
 from dicomslide.contents.options import SlideOptions
 from dicomslide.contents.places import turned_onto
+from dicomslide.header import dicom
 from dicomslide.header.geometry import AS_STORED, SlideGrid
 from dicomslide.slide.arrays import SlideArrays
 
@@ -108,14 +108,41 @@ class Slide(SlideArrays):
         self.warn_if_mirrored(stacklevel=2)
 
     def __repr__(self) -> str:
-        from dicomslide.display.description import in_words
+        from dicomslide.contents.description import in_words
 
         return f"<Slide {in_words(self)}>"
 
     def _repr_html_(self) -> str:
-        from dicomslide.display.html import slide_html
+        from dicomslide.display.html import PICTURE_SIZE, slide_html
+        from dicomslide.display.tables import channel_label
 
-        return slide_html(self)
+        level = next(
+            (level for level in reversed(self.levels) if max(level.size) >= PICTURE_SIZE),
+            self.levels[0],
+        )
+        # the first channel and plane that are on the levels
+        (channel, plane), place = min(level.places.items(), key=lambda each: each[0])
+        image, *indices = place
+
+        def picture(size: int) -> NDArray[np.uint8]:
+            return image.picture(size, *indices)
+
+        caption = channel_label(self.channels, self.focal_plane_offsets, channel, plane)
+        return slide_html(self.describe(), image.describe(), picture, caption)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the slide consists of, in plain values; reads headers only.
+
+        Returns
+        -------
+        dict
+            Of values that JSON has: what headers say of the slide, its pyramids, levels, associated
+            and derived images, channels, focal planes (µm), labels of segments and annotations.
+
+        """
+        from dicomslide.contents.description import describe
+
+        return describe(self)
 
     # -- pixels --
 
@@ -159,8 +186,8 @@ class Slide(SlideArrays):
 
         """
         image, channel, plane = self._place(level, channel_index, focal_plane_index)
-        at_level = self._offset_at(level, utils.two_integers(offset, "offset"))
-        grid = SlideGrid.box(at_level, utils.two_integers(size, "size", least=0))
+        at_level = self._offset_at(level, dicom.two_integers(offset, "offset"))
+        grid = SlideGrid.box(at_level, dicom.two_integers(size, "size", least=0))
         shown = self.levels[level].image
         if image is not shown:
             grid = grid.of_turned(turned_onto(image, shown) or AS_STORED, image.size)
@@ -229,9 +256,8 @@ class Slide(SlideArrays):
             When there is no such channel or focal plane, or `size` is less than one
 
         """
-        from dicomslide.display.picture import picture_of
-
-        return picture_of(*self._picture_source(size, channel_index, focal_plane_index))
+        image, *options = self._picture_source(size, channel_index, focal_plane_index)
+        return image.picture(*options)
 
     def _picture_source(
         self, size: int, channel_index: int, focal_plane_index: int
@@ -283,12 +309,15 @@ class Slide(SlideArrays):
             When there is no such channel or focal plane, or `size` is less than one.
 
         """
-        from dicomslide.display.description import channel_label
-        from dicomslide.display.picture import plot_image
+        from dicomslide.display.picture import plot_picture
+        from dicomslide.display.tables import channel_label
 
         image, *options = self._picture_source(size, channel_index, focal_plane_index)
-        axes = plot_image(image, *options, scale_bar=scale_bar, ax=ax)
-        shown = channel_label(self, channel_index, focal_plane_index)
+        bounds = image.physical_bounds
+        axes = plot_picture(image.picture(*options), bounds, scale_bar=scale_bar, ax=ax)
+        shown = channel_label(
+            self.channels, self.focal_plane_offsets, channel_index, focal_plane_index
+        )
         axes.set_title("\n".join(filter(None, (self.container_identifier or "slide", shown))))
         return axes
 

@@ -8,7 +8,6 @@ import math
 import warnings
 from typing import TYPE_CHECKING
 
-from dicomslide import utils
 from dicomslide.annotation.bulk import are_annotations_of
 from dicomslide.backends.dicomweb.client import without_header
 from dicomslide.backends.part10.file import FileSource, FileStore, check_opens
@@ -22,6 +21,7 @@ from dicomslide.contents.collection import (
 from dicomslide.contents.contents import slide_of
 from dicomslide.contents.pyramids import pyramids_of
 from dicomslide.errors import MetadataError, MetadataWarning
+from dicomslide.header import dicom
 from dicomslide.image import TiledImage
 from dicomslide.slide.slide import Slide
 
@@ -66,24 +66,24 @@ class Instance:
         """
         header = source.metadata
         frame, container, series, uid = (
-            utils.text(header, keyword)
+            dicom.text(header, keyword)
             for keyword in (
                 "FrameOfReferenceUID", "ContainerIdentifier", "SeriesInstanceUID", "SOPInstanceUID"
             )
         )  # fmt: skip
         rank = -1
-        if utils.is_tiled_image(header):
+        if dicom.is_tiled_image(header):
             image = TiledImage(source, header)
             rank = 2 if is_volume(image) else 1 if is_derived(image) else 0
         references = set() if rank in (0, 2) else _references(header)
         named = {"frame": frame, "container": container, "series": series}
         links = [(kind, value) for kind, value in named.items() if value]
         links += [("instance", each) for each in (uid or source.name, *sorted(references))]
-        study = utils.text(header, "StudyInstanceUID")
+        study = dicom.text(header, "StudyInstanceUID")
         pyramid, placed = None, None
         if rank == 2:
-            depth = utils.text(header, "ExtendedDepthOfField") == "YES"
-            pyramid = utils.text(header, "PyramidUID"), depth
+            depth = dicom.text(header, "ExtendedDepthOfField") == "YES"
+            pyramid = dicom.text(header, "PyramidUID"), depth
             with contextlib.suppress(MetadataError):
                 placed = image.geometry
         thin = without_header(source)
@@ -100,10 +100,10 @@ def _references(header: Dataset) -> set[str]:
     items = [
         each
         for keyword in ("ReferencedImageSequence", "ReferencedSeriesSequence")
-        for item in utils.items(header, keyword)
-        for each in (item, *utils.items(item, "ReferencedInstanceSequence"))
+        for item in dicom.items(header, keyword)
+        for each in (item, *dicom.items(item, "ReferencedInstanceSequence"))
     ]
-    uids = (utils.text(item, "ReferencedSOPInstanceUID") for item in items)
+    uids = (dicom.text(item, "ReferencedSOPInstanceUID") for item in items)
     return {uid for uid in uids if uid}
 
 
@@ -174,7 +174,7 @@ def split(instances: Sequence[Instance], tolerance: float) -> list[Member]:
     images, others = [], []
     for source in _without_copies([each.source for each in instances]):
         header = source.metadata
-        if utils.is_tiled_image(header):
+        if dicom.is_tiled_image(header):
             images.append(TiledImage(source, header))
         else:
             others.append(source)

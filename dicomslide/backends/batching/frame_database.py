@@ -12,8 +12,8 @@ import warnings
 from typing import TYPE_CHECKING
 from urllib.request import pathname2url
 
-from dicomslide.backends import shared_folder
 from dicomslide.errors import CacheWarning
+from dicomslide.process import shared_folder
 from dicomslide.process.forks import ForkBarrier
 
 if TYPE_CHECKING:

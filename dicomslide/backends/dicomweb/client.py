@@ -9,10 +9,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicomslide import utils
 from dicomslide.backends.net.addresses import URL_SCHEME, is_dicomweb_url, parse_web_url
 from dicomslide.backends.part10.file import FileSource, files_of, is_dicom_file
 from dicomslide.errors import MetadataError, MetadataWarning, NotDicomError
+from dicomslide.header import dicom
 from dicomslide.process.forks import ForkLock
 from dicomslide.process.registry import Registry
 
@@ -75,7 +75,7 @@ def frame_source(client: Any, metadata: Dataset) -> FrameSource:
         )
 
         return DicomWebSource.of(client, metadata)
-    return folder.source(utils.text(metadata, "SOPInstanceUID") or "")
+    return folder.source(dicom.text(metadata, "SOPInstanceUID") or "")
 
 
 def is_client(value: Any) -> bool:
@@ -206,7 +206,7 @@ def _uid_in(file: str) -> str | None:
     try:
         with open(file, "rb") as opened:
             start = read_partial(opened, lambda tag, vr, length: tag > SOP_INSTANCE_UID)
-            return utils.text(start, "SOPInstanceUID")
+            return dicom.text(start, "SOPInstanceUID")
     except (InvalidDicomError, OSError, ValueError, AttributeError, EOFError):
         return None
 
@@ -349,7 +349,7 @@ class ClientStore:
         kept = [
             each
             for each in metadata
-            if all(wanted in (None, utils.text(each, key)) for key, wanted in given.items())
+            if all(wanted in (None, dicom.text(each, key)) for key, wanted in given.items())
         ]
         return sorted(kept, key=_order)
 
@@ -407,10 +407,10 @@ class ClientStore:
 
 
 def _order(metadata: Dataset) -> tuple[float, str]:
-    number = utils.number(metadata, "InstanceNumber")
+    number = dicom.number(metadata, "InstanceNumber")
     return (
         float("inf") if number is None else number,
-        utils.text(metadata, "SOPInstanceUID") or "",
+        dicom.text(metadata, "SOPInstanceUID") or "",
     )
 
 

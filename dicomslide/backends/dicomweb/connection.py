@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from dicomslide import utils
 from dicomslide.backends.batching.encoded_frames import MOST_FRAMES
 from dicomslide.backends.batching.gather import Gatherer
 from dicomslide.backends.dicomweb.dicom_json import dataset_of_json, frame_groups_of_json
@@ -45,6 +44,7 @@ from dicomslide.errors import (
     SourceDeniedError,
     SourceNotFoundError,
 )
+from dicomslide.header import dicom
 from dicomslide.pixels.codestream import is_lossy
 from dicomslide.process import registry as cache
 from dicomslide.process.forks import ForkLock
@@ -346,7 +346,7 @@ class Connection:
             raise MetadataError(f"{self.address.url} gives nothing as {what}")
         found = [dataset_of_json(each) for each in answer]
         for each in found:
-            self.saw(utils.text(each, "SOPInstanceUID") or "")
+            self.saw(dicom.text(each, "SOPInstanceUID") or "")
         return found
 
     def instance(self, uids: tuple[str, str, str]) -> Dataset:

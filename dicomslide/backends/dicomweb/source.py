@@ -6,7 +6,6 @@ import dataclasses
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from dicomslide import utils
 from dicomslide.backends.batching import encoded_frames, gather
 from dicomslide.backends.batching.prefetch import ReadAhead
 from dicomslide.backends.dicomweb.connection import (
@@ -19,6 +18,7 @@ from dicomslide.backends.dicomweb.dicom_json import BulkData
 from dicomslide.backends.dicomweb.failures import NotServedError, listed, read_error
 from dicomslide.backends.part10.frame_index import NativeFrames, read_frames
 from dicomslide.errors import FrameReadError, MetadataError, MetadataWarning
+from dicomslide.header import dicom
 from dicomslide.header.blobs import MemoryBlob
 from dicomslide.header.layout import num_frames_of, pixel_format_of
 from dicomslide.header.per_frame import positions_of_dataset
@@ -61,13 +61,13 @@ def _header_of(image: Dataset) -> Dataset:
     try:
         header.frame_positions = positions_of_dataset(image)
     except MetadataError as error:
-        raise MetadataError(f"{utils.name_of(image)}: {error}") from None
+        raise MetadataError(f"{dicom.name_of(image)}: {error}") from None
     return header
 
 
 def _uids_of(image: Dataset) -> tuple[str, str, str]:
     keywords = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-    study, series, instance = (utils.text(image, keyword) for keyword in keywords)
+    study, series, instance = (dicom.text(image, keyword) for keyword in keywords)
     if study is None or series is None or instance is None:
         said = ", ".join(f"{keyword} {image.get(keyword)}" for keyword in keywords)
         raise MetadataError(f"an instance that a client can't be asked for: {said}")
@@ -213,7 +213,7 @@ class DicomWebSource:
             return None
         if item.ICCProfile:
             return bytes(item.ICCProfile)
-        path = utils.text(item, "OpticalPathIdentifier")
+        path = dicom.text(item, "OpticalPathIdentifier")
         try:
             # a failure isn't kept: it may go better next time
             return _profiles.get((self.kept_as, path), lambda: self._retrieve_profile(item, path))
@@ -230,12 +230,12 @@ class DicomWebSource:
         value = item.ICCProfile
         if not isinstance(value, BulkData):  # whoever read the JSON has lost where it is
             metadata = connection.metadata(self.uids)
-            candidates = (*utils.items(metadata, "OpticalPathSequence"), metadata)
+            candidates = (*dicom.items(metadata, "OpticalPathSequence"), metadata)
             value = next(
                 (
                     candidate.get("ICCProfile")
                     for candidate in candidates
-                    if utils.text(candidate, "OpticalPathIdentifier") == path
+                    if dicom.text(candidate, "OpticalPathIdentifier") == path
                 ),
                 None,
             )
@@ -323,7 +323,7 @@ class DicomWebSource:
         frames: list[bytes] = []
         if not whole:
             try:
-                lossy = utils.text(header, "LossyImageCompression") == "01"
+                lossy = dicom.text(header, "LossyImageCompression") == "01"
                 frames += connection.frames(
                     self.uids, wanted, pixel_format=pixel_format, lossy=lossy, deadline=deadline
                 )
@@ -362,7 +362,7 @@ class _WholeFrames:
 
         values = (dataset.get(keyword) for keyword in PIXEL_DATA)
         data = next((bytes(value) for value in values if value), b"")
-        name = utils.name_of(dataset)
+        name = dicom.name_of(dataset)
         meta = getattr(dataset, "file_meta", {})
         uid = str(meta.get("TransferSyntaxUID") or NATIVE)
         decoder = DECODERS.get(uid)

@@ -11,14 +11,15 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from dicomslide.errors import DicomSlideError, SourceReadError
+from dicomslide.backends.base import RangeError
+from dicomslide.errors import DicomSlideError
 from dicomslide.process.parallel import is_exiting, is_of_a_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
 
 __all__ = ["FORBIDDEN", "MISSING", "PATIENCE", "UNAUTHORIZED", "Fault", "Patience", "Place",
-           "RangeError", "Reach", "ask", "awaited", "waiting_since"]  # fmt: skip
+           "Reach", "ask", "awaited", "waiting_since"]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -81,35 +82,6 @@ class Reach(Protocol):
     def public(self, text: str) -> str:
         """Leave out of a text what nobody may see."""
         ...
-
-
-class RangeError(SourceReadError):
-    """A range that can't be had.
-
-    Parameters
-    ----------
-    reason : str
-        What happened; without credentials.
-    item : int
-        Which of the ranges asked for.
-    status : int, optional
-        HTTP status, or the one that means the same.
-    source : str, optional
-        URL of the object, as it may be shown.
-
-    """
-
-    def __init__(
-        self, reason: str, item: int, status: int | None, source: str | None = None
-    ) -> None:
-        super().__init__(reason, item, status, source)  # what pickle rebuilds the error from
-        self.reason = reason
-        self.item = item
-        self.status = status
-        self.source = source
-
-    def __str__(self) -> str:
-        return f"{self.source}: {self.reason}" if self.source else self.reason
 
 
 class Fault(OSError):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tarfile import TarInfo
     from zipfile import ZipInfo
 
-    from dicomslide.backends.coalesce import Span
+    from dicomslide.header.blobs import Span
 
 __all__ = ["Answer", "read_ranges", "version_of"]
 

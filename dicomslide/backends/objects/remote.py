@@ -13,18 +13,12 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from dicomslide import utils
+from dicomslide.backends.base import RangeError
 from dicomslide.backends.batching import encoded_frames, gather
 from dicomslide.backends.batching.gather import Gatherer
 from dicomslide.backends.batching.prefetch import ReadAhead
 from dicomslide.backends.coalesce import joined, place
-from dicomslide.backends.net.attempts import (
-    FORBIDDEN,
-    MISSING,
-    UNAUTHORIZED,
-    RangeError,
-    waiting_since,
-)
+from dicomslide.backends.net.attempts import FORBIDDEN, MISSING, UNAUTHORIZED, waiting_since
 from dicomslide.backends.objects import ranges
 from dicomslide.backends.objects.storage import (
     ObjectReach,
@@ -38,12 +32,13 @@ from dicomslide.errors import (
     SourceNotFoundError,
     SourceReadError,
 )
+from dicomslide.header import dicom
 from dicomslide.process.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from dicomslide.backends.coalesce import Span
+    from dicomslide.header.blobs import Span
     from dicomslide.pixels.pixel_format import Buffer
 
 __all__ = ["RemoteFile", "RemoteSource", "error_of"]
@@ -286,7 +281,7 @@ class RemoteSource(FileSource):
         _objects.get((public, file.version), lambda: file)
         source = cls(public, "", file.size, 0, version=file.version, options=options)
         dataset = source.metadata
-        uid = utils.text(dataset, "SOPInstanceUID") or utils.text(
+        uid = dicom.text(dataset, "SOPInstanceUID") or dicom.text(
             dataset.file_meta, "MediaStorageSOPInstanceUID"
         )
         return dataclasses.replace(source, sop_instance_uid=uid or public)

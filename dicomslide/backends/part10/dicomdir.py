@@ -6,9 +6,9 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
-from dicomslide import utils
 from dicomslide.backends.part10.file import FileSource, is_dicom_file
 from dicomslide.errors import MetadataError, MetadataWarning, SourceNotFoundError
+from dicomslide.header import dicom
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,14 +36,14 @@ def file_ids(directory: Dataset) -> Iterator[tuple[str, ...]]:
         When one leads outside of the file-set.
 
     """
-    for record in utils.items(directory, "DirectoryRecordSequence"):
+    for record in dicom.items(directory, "DirectoryRecordSequence"):
         value = record.get("ReferencedFileID")
         if not value:
             continue
         parts = (value,) if isinstance(value, str) else tuple(map(str, value))
         if any(part in ("", ".", "..") or set(part) & set(r":/\*?") for part in parts):
             raise MetadataError(
-                f"{utils.name_of(directory)}: it lists {parts}, which is no file below it"
+                f"{dicom.name_of(directory)}: it lists {parts}, which is no file below it"
             )
         yield parts
 

@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dicomslide import utils
 from dicomslide.backends.part10 import frame_index as pixel_data
 from dicomslide.backends.part10 import header as part10
 from dicomslide.backends.part10.local import (
@@ -28,6 +27,7 @@ from dicomslide.errors import (
     MetadataWarning,
     NotDicomError,
 )
+from dicomslide.header import dicom
 from dicomslide.header.blobs import errors_of_headers
 from dicomslide.header.layout import num_frames_of, pixel_format_of
 from dicomslide.header.per_frame import UNDEFINED, scan_per_frame_groups
@@ -156,9 +156,9 @@ _instances: Registry[tuple[str, int, Hashable], ParsedFile] = Registry(1024)
 """By path, size and time of change (or version): a file that is opened again isn't parsed again."""
 
 
-_STORAGES_OF_IMAGES = utils.SEGMENTATION_STORAGES | {
-    utils.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE,
-    utils.PARAMETRIC_MAP_STORAGE,
+_STORAGES_OF_IMAGES = dicom.SEGMENTATION_STORAGES | {
+    dicom.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE,
+    dicom.PARAMETRIC_MAP_STORAGE,
 }
 
 
@@ -195,7 +195,7 @@ class FileSource:
         file = LocalFile(absolute)
         key = absolute, file.size, (file.mtime_ns, file.signature.node)
         dataset = _instances.get(key, lambda: ParsedFile(file)).header.dataset
-        uid = utils.text(dataset, "SOPInstanceUID") or utils.text(
+        uid = dicom.text(dataset, "SOPInstanceUID") or dicom.text(
             dataset.file_meta, "MediaStorageSOPInstanceUID"
         )
         return cls(absolute, uid or absolute, file.size, file.mtime_ns, file.signature.node)
@@ -272,7 +272,7 @@ class FileSource:
     def is_whole(self) -> bool:
         """Whether it is there up to its end, unlike a download that broke off."""
         try:
-            if utils.text(self.metadata, "SOPClassUID") in _STORAGES_OF_IMAGES:
+            if dicom.text(self.metadata, "SOPClassUID") in _STORAGES_OF_IMAGES:
                 self.read_frames([self._instance().num_frames - 1])
             else:
                 self.read_instance()
@@ -370,14 +370,14 @@ class FileStore:
             When no file has its SOP Instance UID, or several have, and none is its `filename`.
 
         """
-        uid = utils.text(metadata, "SOPInstanceUID")
+        uid = dicom.text(metadata, "SOPInstanceUID")
         found = [source for source in self.sources if uid in (None, source.sop_instance_uid)]
         if uid is None or len(found) > 1:  # the UID doesn't tell: the file does
             path = getattr(metadata, "filename", None)
             found = [source for source in found if source.path == path]
         if found:
             return found[0]
-        raise MetadataError(f"no file holds the instance {utils.name_of(metadata)}")
+        raise MetadataError(f"no file holds the instance {dicom.name_of(metadata)}")
 
 
 def files_of(folder: Path) -> Iterator[str]:
@@ -421,7 +421,7 @@ _ASSOCIATED = (ImageFlavors.LABEL.value, ImageFlavors.OVERVIEW.value)
 
 def check_opens(header: Dataset) -> None:
     """Raise a MetadataError where a value can't be converted that opening a slide asks for."""
-    is_associated = utils.image_flavor(header) in _ASSOCIATED
+    is_associated = dicom.image_flavor(header) in _ASSOCIATED
     _convert(header, _tags_of(_SORTING if is_associated else _SORTING + _PLACING))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from dicomslide.backends.net.attempts import RangeError
+from dicomslide.backends.base import RangeError
 from dicomslide.backends.part10 import index_cache
 from dicomslide.backends.part10.header import PIXEL_DATA, Header, element_at
 from dicomslide.errors import FrameReadError, MetadataError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from dicomslide.backends.coalesce import Span
+    from dicomslide.header.blobs import Span
     from dicomslide.pixels.pixel_format import Buffer, PixelFormat
 
 __all__ = ["EncapsulatedFrames", "Frames", "NativeFrames", "OffsetTableError", "PixelData",

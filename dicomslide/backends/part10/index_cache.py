@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.backends import shared_folder
 from dicomslide.options import get_options
+from dicomslide.process import shared_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

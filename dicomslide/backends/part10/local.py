@@ -18,7 +18,7 @@ from dicomslide.process.registry import Registry
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from dicomslide.backends.coalesce import Span
+    from dicomslide.header.blobs import Span
     from dicomslide.pixels.pixel_format import Buffer
 
 __all__ = ["ChangingBlob", "LocalFile", "Signature", "check_is_file", "check_unchanged"]

@@ -9,17 +9,17 @@ import os
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from dicomslide import utils
-from dicomslide.backends.net.attempts import RangeError
+from dicomslide.backends.base import RangeError
 from dicomslide.backends.part10.file import FileSource, ParsedFile
 from dicomslide.errors import NotPicklableError, SourceChangedError, SourceReadError
+from dicomslide.header import dicom
 from dicomslide.process.forks import ForkLock
 from dicomslide.process.lazy import lazy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from dicomslide.backends.coalesce import Span
+    from dicomslide.header.blobs import Span
     from dicomslide.pixels.pixel_format import Buffer
 
 __all__ = ["Stream", "StreamSource", "is_stream"]
@@ -175,7 +175,7 @@ class StreamSource(FileSource):
         """
         stream = Stream(given)
         dataset = stream.parsed.header.dataset
-        uid = utils.text(dataset, "SOPInstanceUID") or utils.text(
+        uid = dicom.text(dataset, "SOPInstanceUID") or dicom.text(
             dataset.file_meta, "MediaStorageSOPInstanceUID"
         )
         return cls(stream.name, uid or stream.name, stream.size, 0, stream=stream)

@@ -1,0 +1,163 @@
+"""What a slide is, in plain values: for attributes, the command line, and what notebooks show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dicomslide.display.tables import listed
+from dicomslide.enum import ChannelTypes
+from dicomslide.errors import DicomSlideError, MetadataError
+from dicomslide.header import dicom
+
+if TYPE_CHECKING:
+    from dicomslide.contents.contents import SlideContents
+    from dicomslide.contents.places import ChannelGroup
+
+__all__ = ["describe", "in_words", "slide_attrs", "summary_of"]
+
+
+def in_words(slide: SlideContents) -> str:
+    """Return a line on a slide: its name, how large it is, what was found in it."""
+    rows, columns = slide.size
+    smaller = " and less" if slide.num_levels > 1 else ""
+    labels = {"segments": segment_labels(slide), "annotations": annotation_labels(slide)}
+    return (
+        f"{slide.container_identifier or slide.name}: {dicom.counted(slide.num_levels, 'level')}"
+        f" of {rows} × {columns} pixels{smaller}, {dicom.counted(slide.num_channels, 'channel')},"
+        f" {dicom.counted(slide.num_focal_planes, 'focal plane')}"
+        + "".join(f", {what} {listed(found)}" for what, found in labels.items() if found)
+    )
+
+
+def segment_labels(slide: SlideContents) -> list[str]:
+    """Return what people call the segments of a slide."""
+    return [
+        channel.description or channel.identifier
+        for channel in slide.channels
+        if channel.type is ChannelTypes.SEGMENT
+    ]
+
+
+def annotation_labels(slide: SlideContents) -> list[str]:
+    """Return the labels of a slide's annotations; whatever is wrong with them, no error."""
+    try:
+        return list(slide.annotation_labels)
+    except (DicomSlideError, OSError, ValueError):  # reading them says why
+        return ["?"]
+
+
+def describe(slide: SlideContents) -> dict[str, Any]:
+    """Return what a slide consists of; reads headers only."""
+    factors = slide.downsampling_factors
+    levels = [
+        {"level": i, "downsampling_factor": round(factors[i], 4)} | level.image.describe()
+        for i, level in enumerate(slide.levels)
+    ]
+    others = (*slide.label_images, *slide.overview_images, *slide.thumbnail_images)
+    return slide_attrs(slide) | {
+        "pyramid_index": slide.pyramid_index,
+        "pyramids": [
+            {
+                "rows": each.size[0],
+                "columns": each.size[1],
+                "levels": each.num_levels,
+                "pyramid_uid": each.uid,
+                "extended_depth_of_field": each.has_extended_depth_of_field,
+                "file": each.name,
+                "in_words": str(each),
+            }
+            for each in slide.pyramids
+        ],
+        "levels": levels,
+        "associated_images": [image.describe() for image in others],
+        "channels": [
+            {
+                "type": channel.type.value,
+                "identifier": channel.identifier,
+                "description": channel.description,
+                "wavelength_nm": channel.wavelength,
+            }
+            for channel in slide.channels
+        ],
+        "focal_planes_um": list(slide.focal_plane_offsets),
+        "segments": segment_labels(slide),
+        "annotations": annotation_labels(slide),
+        "derived_series": [
+            _describe_group(group) for group in slide.channel_groups if not group.is_image
+        ],
+    }
+
+
+def _describe_group(group: ChannelGroup) -> dict[str, Any]:
+    images = [image for image, _ in group.images]
+    described = [image.describe() | {"flavor": group.name} for image in images]
+    return {
+        "name": group.name,
+        "series_description": dicom.text(images[0].metadata, "SeriesDescription"),
+        "segmentation_type": dicom.text(images[0].metadata, "SegmentationType"),
+        "channel_indices": list(group.indices),
+        "levels": [level for _, level in group.images],
+        "images": described,
+    }
+
+
+def summary_of(slide: SlideContents) -> dict[str, Any]:
+    """Return what a slide is like, a value a column, the same columns for all slides."""
+    attrs = slide_attrs(slide)
+    try:
+        spacing = slide.levels[0].image.geometry.spacing
+    except MetadataError:
+        um_per_pixel = None
+    else:
+        um_per_pixel = 1000 * sum(spacing) / 2
+    return {
+        "rows": slide.size[0],
+        "columns": slide.size[1],
+        "um_per_pixel": um_per_pixel,
+        "levels": slide.num_levels,
+        "channels": slide.num_channels,
+        "focal_planes": slide.num_focal_planes,
+        "stains": ", ".join(attrs.get("stains", ())) or None,
+        **{
+            name: attrs.get(name)
+            for name in (
+                "objective_lens_power", "manufacturer", "manufacturer_model_name",
+                "container_identifier", "frame_of_reference_uid", "study_instance_uid",
+                "series_instance_uid",
+            )
+        },
+        "file": slide.name,
+    }  # fmt: skip
+
+
+def slide_attrs(slide: SlideContents, *, include_patient: bool = False) -> dict[str, Any]:
+    """Return what headers say of the slide."""
+    metadata = slide.metadata
+    keywords = {
+        "container_identifier": "ContainerIdentifier",
+        "frame_of_reference_uid": "FrameOfReferenceUID",
+        "study_instance_uid": "StudyInstanceUID",
+        "series_instance_uid": "SeriesInstanceUID",
+        "manufacturer": "Manufacturer",
+        "manufacturer_model_name": "ManufacturerModelName",
+        "acquisition_datetime": "AcquisitionDateTime",
+    }
+    if include_patient:
+        keywords |= {
+            "patient_id": "PatientID",
+            "patient_name": "PatientName",
+            "patient_birth_date": "PatientBirthDate",
+            "patient_sex": "PatientSex",
+            "accession_number": "AccessionNumber",
+        }
+    attrs: dict[str, Any] = {name: slide.said(keyword) for name, keyword in keywords.items()}
+    attrs["objective_lens_power"] = next(
+        (
+            power
+            for item in dicom.items(metadata, "OpticalPathSequence")
+            if (power := dicom.number(item, "ObjectiveLensPower"))
+        ),
+        None,
+    )
+    attrs["stains"] = dicom.stains_of(metadata) or None
+    return {name: value for name, value in attrs.items() if value is not None}

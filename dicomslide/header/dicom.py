@@ -1,0 +1,236 @@
+"""What the elements of a data set say: texts, numbers, codes, items; and what kind it is of.
+
+Headers are read as they are: a value that is absent, empty or of another kind is None.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import MutableSequence
+from typing import TYPE_CHECKING, Any
+
+from dicomslide.enum import ImageFlavors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pydicom.dataset import Dataset
+    from pydicom.sr.coding import Code
+
+__all__ = [
+    "BULK_SIMPLE_ANNOTATIONS_STORAGE",
+    "PARAMETRIC_MAP_STORAGE",
+    "SEGMENTATION_STORAGES",
+    "VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE",
+    "code_value",
+    "codes",
+    "counted",
+    "image_flavor",
+    "is_image",
+    "is_tiled_image",
+    "items",
+    "name_of",
+    "number",
+    "numbers",
+    "stains_of",
+    "text",
+    "two_integers",
+    "two_numbers",
+]
+
+VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+SEGMENTATION_STORAGES = frozenset(
+    {
+        "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation Storage
+        "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation Storage
+    }
+)
+PARAMETRIC_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.30"
+BULK_SIMPLE_ANNOTATIONS_STORAGE = "1.2.840.10008.5.1.4.1.1.91.1"
+USING_SUBSTANCE = ("424361007", "G-C350")
+"""Code of the concept "Using substance" in SNOMED CT, and its retired identifier (TID 8003)."""
+LARGEST_INDEX = 2**62
+"""Pixels are counted in 64 bits."""
+
+
+def items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
+    """Return the items of a sequence; none where it is absent, empty, or no sequence."""
+    value: Any = dataset.get(keyword)
+    is_list = isinstance(value, MutableSequence)  # as pydicom's sequences are
+    return value if is_list and all(hasattr(item, "keys") for item in value) else ()
+
+
+def text(dataset: Dataset, keyword: str) -> str | None:
+    """Return a value as text without padding; None where it is absent or empty."""
+    value = dataset.get(keyword)
+    stripped = "" if value is None else str(value).strip()
+    return stripped or None
+
+
+def number(dataset: Dataset, keyword: str) -> float | None:
+    """Return a value as a number; None where it is absent, empty or not a number."""
+    value = dataset.get(keyword)
+    try:
+        found = math.nan if value is None else float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+    """Return so many finite values as numbers; None where there are fewer, more, or others."""
+    value: Any = dataset.get(keyword)
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or len(value) != count:
+        return None
+    try:
+        found = tuple(float(each) for each in value)
+    except (TypeError, ValueError):
+        return None
+    return found if all(math.isfinite(each) for each in found) else None
+
+
+def code_value(item: Dataset) -> str | None:
+    """Return the value of a code (PS3.3 8.8), whichever element holds it; None without one."""
+    values = (text(item, kind) for kind in ("CodeValue", "LongCodeValue", "URNCodeValue"))
+    return next(filter(None, values), None)
+
+
+def codes(dataset: Dataset, keyword: str) -> Iterator[Code]:
+    """Yield the codes of a code sequence that have a value."""
+    from pydicom.sr.coding import Code  # with its dictionaries of codes: a tenth of a second
+
+    for item in items(dataset, keyword):
+        value = code_value(item)
+        if value is not None:
+            yield Code(
+                value=value,
+                scheme_designator=text(item, "CodingSchemeDesignator") or "",
+                meaning=text(item, "CodeMeaning") or value,
+                scheme_version=text(item, "CodingSchemeVersion"),
+            )
+
+
+def two_integers(values: Sequence[int], name: str, *, least: int | None = None) -> tuple[int, int]:
+    """Check a pair of integers, such as rows and columns.
+
+    Raises
+    ------
+    TypeError
+        When it isn't a sequence of integers.
+    ValueError
+        When there aren't two, or one is less than `least`.
+
+    """
+    expected = "expected two integers" + ("" if least is None else f" from {least} on")
+    try:
+        given = tuple(operator.index(value) for value in values)
+    except TypeError:
+        raise TypeError(f"{name} {values!r}: {expected}") from None
+    low = -LARGEST_INDEX if least is None else least
+    if len(given) != 2 or min(given) < low or max(given) > LARGEST_INDEX:
+        raise ValueError(f"{name} {given}: {expected}")
+    return given
+
+
+def two_numbers(values: Sequence[float], name: str) -> tuple[float, float]:
+    """Check a pair of finite numbers, such as x and y.
+
+    Raises
+    ------
+    TypeError
+        When it isn't a sequence of numbers.
+    ValueError
+        When there aren't two, or one isn't finite.
+
+    """
+    try:
+        given = tuple(values)
+        finite = all(map(math.isfinite, given))
+    except TypeError:
+        raise TypeError(f"{name} {values!r}: expected two numbers") from None
+    if len(given) != 2 or not finite:
+        raise ValueError(f"{name} {given}: expected two finite numbers")
+    return float(given[0]), float(given[1])
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number of things in words: ``1 level``, ``3 levels``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def name_of(dataset: Dataset) -> str:
+    """Return what messages call an instance: its file if it has one, else its UID."""
+    return getattr(dataset, "filename", None) or text(dataset, "SOPInstanceUID") or "image"
+
+
+def is_image(dataset: Dataset) -> bool:
+    """Determine whether a dataset is an image.
+
+    Parameters
+    ----------
+    dataset : pydicom.dataset.Dataset
+        Dataset
+
+    Returns
+    -------
+    bool
+        Whether dataset is an image: whether it has Rows and Columns (PS3.3 C.7.6.3).
+
+    """
+    return "Rows" in dataset and "Columns" in dataset
+
+
+def is_tiled_image(dataset: Dataset) -> bool:
+    """Determine whether a dataset is a tiled image.
+
+    Parameters
+    ----------
+    dataset : pydicom.dataset.Dataset
+        Dataset
+
+    Returns
+    -------
+    bool
+        Whether dataset is an image with Total Pixel Matrix Rows and Columns.
+
+    """
+    return (
+        is_image(dataset)
+        and bool(dataset.get("TotalPixelMatrixRows"))
+        and bool(dataset.get("TotalPixelMatrixColumns"))
+    )
+
+
+def image_flavor(dataset: Dataset) -> str | None:
+    """Return value 3 of Image Type (PS3.3 C.8.12.4.1.1), or None.
+
+    A derived image that gives no flavor, or a VL image without Image Type, is taken for
+    a VOLUME: nothing else is tiled.
+    """
+    values: Any = dataset.get("ImageType")
+    if isinstance(values, str):
+        values = values.split("\\")
+    if hasattr(values, "__len__") and len(values) > 2 and values[2]:
+        return str(values[2]).strip()
+    return ImageFlavors.VOLUME.value if is_tiled_image(dataset) else None
+
+
+def stains_of(image: Dataset) -> list[str]:
+    """Return the substances that the specimens were stained with, by name."""
+    found: dict[str | None, None] = {}
+    for specimen in items(image, "SpecimenDescriptionSequence"):
+        for content in _stains(specimen):
+            for code in items(content, "ConceptCodeSequence"):
+                found[text(code, "CodeMeaning")] = None
+            found[text(content, "TextValue")] = None
+    return [name for name in found if name]
+
+
+def _stains(specimen: Dataset) -> Iterator[Dataset]:
+    """Yield the content items that name a stain, as code or as text (TID 8003)."""
+    for step in items(specimen, "SpecimenPreparationSequence"):
+        for content in items(step, "SpecimenPreparationStepContentItemSequence"):
+            names = items(content, "ConceptNameCodeSequence")
+            if any(code_value(name) in USING_SUBSTANCE for name in names):
+                yield content

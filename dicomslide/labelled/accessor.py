@@ -1,0 +1,128 @@
+"""The accessor ``slide`` of xarray's arrays, datasets and trees."""
+
+from __future__ import annotations
+
+import xarray as xr
+
+from dicomslide.labelled.coordinates import restored, step_of
+
+__all__ = ["SlideAccessor", "SlideTreeAccessor"]
+
+
+@xr.register_dataset_accessor("slide")  # type: ignore[no-untyped-call]
+@xr.register_dataarray_accessor("slide")  # type: ignore[no-untyped-call]
+class SlideAccessor:
+    """What the coordinates of an array or dataset in mm say: ``array.slide``.
+
+    Parameters
+    ----------
+    data : xarray.DataArray or xarray.Dataset
+        As the engine opens it, whatever was done with it since: computed, coarsened, saved and
+        opened again.
+
+    """
+
+    def __init__(self, data: xr.DataArray | xr.Dataset) -> None:
+        self._data = data
+
+    def restore(self, *, frame_of_reference_uid: str | None = None) -> xr.DataArray | xr.Dataset:
+        """Return the same with the index of millimetres, as the engine gives it.
+
+        Files hold coordinates, but not what finds values in them: opened again, ``x``, ``y`` and
+        ``z`` have a plain index, in which a slice has a direction and a number has to be exact.
+        ``coarsen`` and ``interp`` make plain indexes, too. An index that is there stays.
+
+        Parameters
+        ----------
+        frame_of_reference_uid : str, optional
+            Frame of Reference UID in which ``x`` and ``y`` count, where it isn't the one that they
+            have as an attribute: of an array that was registered onto a slide, say.
+
+        Returns
+        -------
+        xarray.DataArray or xarray.Dataset
+            With a :class:`~dicomslide.SlideIndex` of ``x``, ``y`` and ``z``; no values are read.
+
+        Raises
+        ------
+        ValueError
+            When none of these is a coordinate in mm.
+
+        """
+        coords = restored(self._data, frame_of_reference_uid)
+        if coords is None:
+            found = {
+                name: str(coord.attrs.get("units", coord.dtype))
+                for name, coord in self._data.coords.items()
+                if name in self._data.dims
+            }
+            raise ValueError(f"x, y or z in mm is needed; the coordinates are {found}")
+        return self._data.assign_coords(coords)
+
+    @property
+    def spacing(self) -> tuple[float, float]:
+        """Distance of pixels in mm along (x, y), measured by their coordinates.
+
+        Raises ValueError where pixels aren't evenly spaced in mm.
+        """
+        return abs(step_of(self._data, "x")), abs(step_of(self._data, "y"))
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """(x_min, y_min, x_max, y_max) in mm of the pixels' outer edges.
+
+        Raises ValueError where there are no pixels, or not evenly spaced in mm.
+        """
+        (x_min, x_max), (y_min, y_max) = (self._edges(dim) for dim in ("x", "y"))
+        return x_min, y_min, x_max, y_max
+
+    def _edges(self, dim: str) -> tuple[float, float]:
+        half = abs(step_of(self._data, dim)) / 2
+        values = self._data[dim].values
+        return float(values.min()) - half, float(values.max()) + half
+
+
+@xr.register_datatree_accessor("slide")  # type: ignore[no-untyped-call]
+class SlideTreeAccessor:
+    """The same for all nodes of a tree: ``tree.slide``.
+
+    Parameters
+    ----------
+    tree : xarray.DataTree
+        As the engine opens it, or opened again from what it was saved to.
+
+    """
+
+    def __init__(self, tree: xr.DataTree) -> None:
+        self._tree = tree
+
+    def restore(self, *, frame_of_reference_uid: str | None = None) -> xr.DataTree:
+        """Return the same tree with the index of millimetres in each node that has coordinates.
+
+        Parameters
+        ----------
+        frame_of_reference_uid : str, optional
+            See :meth:`SlideAccessor.restore`.
+
+        Returns
+        -------
+        xarray.DataTree
+            No values are read.
+
+        Raises
+        ------
+        ValueError
+            When no node has coordinates in mm.
+
+        """
+        datasets: dict[str, xr.Dataset] = {}
+        found = False
+        for node in self._tree.subtree:
+            dataset = node.to_dataset(inherit=False)
+            coords = restored(dataset, frame_of_reference_uid)
+            found = found or coords is not None
+            path = node.relative_to(self._tree)
+            datasets[path] = dataset if coords is None else dataset.assign_coords(coords)
+        if not found:
+            raise ValueError("no node has x, y or z in mm")
+        return xr.DataTree.from_dict(datasets, name=self._tree.name)
