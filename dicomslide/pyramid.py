@@ -118,6 +118,9 @@ def group_levels(
     view = field_of_view(images)
     locate = _placer(images, view, align_levels)
     placements = tuple(locate(image) for image in images)
+    spacings = [
+        at.spacing or pixel_spacing_of(image) for image, at in zip(images, placements, strict=True)
+    ]
     base = order[0]
     why_not = _check_of_place(images[base], placements[base], tolerance)
     by_size: dict[tuple[int, int], list[int]] = {}
@@ -142,23 +145,21 @@ def group_levels(
                 None,
             )
             volumes = [same[0] for same in by_size.values() if not thumbnails[same[0]]]
-            region = next(
-                (
-                    j
-                    for j in volumes
-                    if _are_of_two_regions(*here, images[j], placements[j], of_base=j == base)
-                ),
-                None,
-            )
+            # the first tells: it is the base, where levels state its spacing
+            like = next((j for j in volumes if are_alike(spacings[i], spacings[j])), None)
             if level is not None:
                 level.append(i)
-            elif region is None or thumbnails[i]:
+            elif (
+                like is None
+                or thumbnails[i]
+                or _are_levels(*here, images[like], placements[like], of_base=like == base)
+            ):
                 by_size[sizes[i]] = [i]
             else:
                 misfits[i] = (
                     f"{dicom.name_of(images[i])}: its pixels are as large as those of"
-                    f" {dicom.name_of(images[region])}, but they are {sizes[i][0]} × {sizes[i][1]}"
-                    f" rather than {sizes[region][0]} × {sizes[region][1]}: it shows another region"
+                    f" {dicom.name_of(images[like])}, but they are {sizes[i][0]} × {sizes[i][1]}"
+                    f" rather than {sizes[like][0]} × {sizes[like][1]}: it shows another region"
                 )
     levels = tuple(tuple(same) for same in by_size.values())
     return LevelGroups(base, levels, tuple(associated), misfits, placements, view)
@@ -190,7 +191,7 @@ def _are_channels(
     return said[0] != said[1] or paths[0].isdisjoint(paths[1])
 
 
-def _are_of_two_regions(
+def _are_levels(
     image: Dataset,
     placement: Placement,
     other: Dataset,
@@ -198,20 +199,19 @@ def _are_of_two_regions(
     *,
     of_base: bool,
 ) -> bool:
-    """Whether images of one spacing are of sizes that don't make them channels, or levels.
+    """Whether images of one spacing but other sizes may be levels of one pyramid.
 
-    Levels may all state the spacing of the base.
+    They may if the other one is the base, whose spacing some writers state on all levels.
     """
     here, there = _geometry_of(image, placement), _geometry_of(other, place_of_other)
     if here is None or there is None:
-        return False
-    spacing = np.array(there.slide_spacing)
-    if not np.allclose(here.slide_spacing, spacing, rtol=SAME_SPACING, atol=0):
-        return False
-    size, other_size = here.physical_size / spacing, there.physical_size / spacing
+        return True  # nothing says that they aren't
+    size, other_size = (
+        np.divide(each.physical_size, there.slide_spacing) for each in (here, there)
+    )
     if of_base:
-        return not in_proportion(other_size / size, size.tolist())
-    return bool(np.abs(size - other_size).max() > SAME_SIZE)
+        return in_proportion(other_size / size, size.tolist())
+    return bool(np.abs(size - other_size).max() <= SAME_SIZE)
 
 
 def _placer(
