@@ -399,6 +399,7 @@ class MatrixReader:
     def _visit(
         self, frames: list[int], place: Callable[[int, Pixels | None], None], in_task: bool = False
     ) -> None:
+        _ = self._shown  # made, with its warnings, before several threads ask for it
         self._frames.visit(
             frames,
             place,
