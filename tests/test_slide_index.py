@@ -242,6 +242,8 @@ def test_a_slice_outside_of_the_array_says_where_it_is(step):
     open_end = slice(high + 1, None) if step > 0 else slice(low - 1, None)
     with pytest.raises(KeyError, match="no pixel at x"):
         array.sel(x=open_end)
+    with pytest.raises(KeyError, match=r"goes from 3 to 3 mm, in one pixel"):
+        along([3.0]).sel(x=4)  # whose extent nothing says
     # what touches the array, but no centre, is empty, and so is what an empty array has
     assert array.sel(x=slice(high - 0.01, high + 5)).size == 0
     assert array.sel(x=slice(10.2, 10.3)).size == 0

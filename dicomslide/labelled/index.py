@@ -356,10 +356,8 @@ class SlideIndex(PandasIndex):
         return self.spacing / 2 * (1 + SAME) if math.isfinite(self.spacing) else SAME
 
     def _absence(self, wanted: str) -> str:
-        return (
-            f"no pixel at {wanted} mm; the coordinate goes from {self._ends()} mm, in pixels of"
-            f" {self.spacing:g} mm"
-        )
+        known = f"pixels of {self.spacing:g} mm" if math.isfinite(self.spacing) else "one pixel"
+        return f"no pixel at {wanted} mm; the coordinate goes from {self._ends()} mm, in {known}"
 
     def _interval(self, name: Hashable, label: slice) -> slice:
         bounds = [bound for bound in (label.start, label.stop) if bound is not None]
