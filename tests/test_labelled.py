@@ -382,8 +382,10 @@ def test_index_survives_what_xarray_does_with_it():
         thinned.sel(x=1.9)
     shuffled = array.isel(x=[2, 0, 1])
     assert int(shuffled.sel(x=3.0)) == 0
+    assert int(shuffled.sel(x=2.9)) == 0
+    assert shuffled.sel(x=slice(1, 2)).values.tolist() == [2, 1]
     with pytest.raises(KeyError):
-        shuffled.sel(x=2.9)
+        shuffled.sel(x=3.6)
     assert thinned.sel(x=slice(0, 2)).values.tolist() == [2]
     only = array.isel(x=[1])
     assert int(only.sel(x=2.4)) == 1
