@@ -14,6 +14,7 @@ from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
 from dicomslide.backends.dicomweb.client import is_dicomweb_url
+from dicomslide.header.geometry import renamed_frame
 from dicomslide.labelled import accessor as accessor  # registered, for what other engines open, too
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from dicomslide.header.geometry import OrientationName
     from dicomslide.readers.stacked_reader import StackedReader
     from dicomslide.slide.slide import Slide
 
@@ -101,6 +103,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         except (OSError, TypeError, ValueError):
             return False
 
+    @renamed_frame
     def open_dataset(
         self,
         filename_or_obj: Any,
@@ -108,7 +111,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         drop_variables: str | Iterable[str] | None = None,
         level: int | None = None,
         group: str | None = None,
-        frame: Literal["slide", "matrix"] = "slide",
+        orientation: OrientationName = "upright",
         squeeze: bool = True,
         mask_and_scale: bool | Mapping[str, bool] = True,
         container_id: str | None = None,
@@ -136,7 +139,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         group : str, optional
             Name of a node of the tree: ``"level_1"``, ``"label"``, ``"overview"``, or
             ``"segmentation"`` where it lies on no level's grid.
-        frame : {"slide", "matrix"}, default: "slide"
+        orientation : {"upright", "stored"}, default: "upright"
             Upright, with dims y and x in mm; or rows and columns as stored.
         squeeze : bool, default: True
             Whether dims of size one, other than rows and columns, become scalar coordinates.
@@ -193,7 +196,11 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             level = int(name[6:])
         if name and level is None:
             others = other_groups(
-                slide, data=_lazy, frame=frame, squeeze=squeeze, mask_and_scale=mask_and_scale
+                slide,
+                data=_lazy,
+                orientation=orientation,
+                squeeze=squeeze,
+                mask_and_scale=mask_and_scale,
             )
             if name not in others:
                 there = [f"level_{i}" for i in range(slide.num_levels)] + list(others)
@@ -204,19 +211,20 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
                 slide,
                 level or 0,
                 data=_lazy,
-                frame=frame,
+                orientation=orientation,
                 squeeze=squeeze,
                 mask_and_scale=mask_and_scale,
             )
         dataset.attrs = slide_attrs(slide, include_patient=include_patient) | dataset.attrs
         return _finished(dataset, filename_or_obj, drop_variables)
 
+    @renamed_frame
     def open_groups_as_dict(
         self,
         filename_or_obj: Any,
         *,
         drop_variables: str | Iterable[str] | None = None,
-        frame: Literal["slide", "matrix"] = "slide",
+        orientation: OrientationName = "upright",
         squeeze: bool = True,
         mask_and_scale: bool | Mapping[str, bool] = True,
         associated: bool = False,
@@ -240,7 +248,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         groups = slide_groups(
             slide,
             data=_lazy,
-            frame=frame,
+            orientation=orientation,
             squeeze=squeeze,
             mask_and_scale=mask_and_scale,
             associated=associated,
@@ -251,13 +259,14 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             for path, dataset in groups.items()
         }
 
+    @renamed_frame
     def open_datatree(
         self,
         filename_or_obj: Any,
         *,
         drop_variables: str | Iterable[str] | None = None,
         group: str | None = None,
-        frame: Literal["slide", "matrix"] = "slide",
+        orientation: OrientationName = "upright",
         squeeze: bool = True,
         mask_and_scale: bool | Mapping[str, bool] = True,
         associated: bool = False,
@@ -275,7 +284,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
 
         Parameters
         ----------
-        filename_or_obj, drop_variables, frame, squeeze, mask_and_scale, container_id
+        filename_or_obj, drop_variables, orientation, squeeze, mask_and_scale, container_id
             See :meth:`open_dataset`.
         frame_of_reference_uid
             See :meth:`open_dataset`.
@@ -300,7 +309,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         """
         options: dict[str, Any] = dict(
             drop_variables=drop_variables,
-            frame=frame,
+            orientation=orientation,
             squeeze=squeeze,
             mask_and_scale=mask_and_scale,
             container_id=container_id,

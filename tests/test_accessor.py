@@ -121,7 +121,7 @@ def test_spacing_and_extent_are_measured(slide):
     with pytest.raises(ValueError, match="evenly"):
         image.isel(x=[0, 1, 5]).slide.spacing  # noqa: B018
     with pytest.raises(ValueError, match="x in mm is needed"):
-        slide.to_dataset(frame="matrix").image.slide.extent  # noqa: B018
+        slide.to_dataset(orientation="stored").image.slide.extent  # noqa: B018
     with pytest.raises(ValueError, match="nothing says how large 1 pixels along x"):
         coarse.isel(x=[0]).slide.spacing  # noqa: B018
 
@@ -133,7 +133,7 @@ def test_no_attribute_of_an_array_goes_stale_when_pixels_are_left_out(slide):
 
 
 def test_restore_says_what_is_not_in_mm(slide):
-    rows = slide.to_dataset(frame="matrix").image
+    rows = slide.to_dataset(orientation="stored").image
     with pytest.raises(ValueError, match=r"x, y or z in mm is needed; .*'row': 'int64'"):
         rows.isel(z=0).slide.restore()
     micrometres = slide.to_dataset().image.isel(z=0)

@@ -56,7 +56,7 @@ def ways_in(source):
     yield dicomslide.open_slide(source).get_image_region((0, 0), 0, (100, 130))
     (slide,) = dicomslide.open_slides(source).values()
     yield slide.get_image_region((0, 0), 0, (100, 130))
-    dataset = xr.open_dataset(source, engine="dicomslide", frame="matrix")
+    dataset = xr.open_dataset(source, engine="dicomslide", orientation="stored")
     yield dataset.image.values
 
 

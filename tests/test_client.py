@@ -105,7 +105,7 @@ def test_every_class_of_the_documented_api_takes_a_client(jpeg_slide):
     slide = dicomslide.open_slide(client)
     np.testing.assert_array_equal(pixels(slide), expected)
     np.testing.assert_array_equal(
-        slide.to_dataset(frame="matrix").image.compute(scheduler="sync"), expected
+        slide.to_dataset(orientation="stored").image.compute(scheduler="sync"), expected
     )
 
 

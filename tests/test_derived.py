@@ -587,14 +587,14 @@ def test_a_pixel_by_millimetres_is_the_same_place_in_image_and_segmentation(tmp_
         assert slide.get_slide_region((x - 2e-4, y - 2e-4), 0, (5e-4, 5e-4), 1).all()
 
 
-@pytest.mark.parametrize("frame", ["slide", "matrix"])
+@pytest.mark.parametrize("shown", ["upright", "stored"])
 @pytest.mark.parametrize("turned", ["upright", "mirrored"])
 def test_a_segmentation_stored_another_way_up_is_a_variable_of_its_level(
-    tmp_path, levels, masks, turned, frame
+    tmp_path, levels, masks, turned, shown
 ):
     """Pixels of the image's places: rows along −Y and columns along X, or along −X and Y."""
     path = write_segmentation(tmp_path / "1.dcm", levels[0], masks.astype(np.uint8), "BINARY")
-    straight = open_slide([*levels, path]).to_dataset(frame=frame)
+    straight = open_slide([*levels, path]).to_dataset(orientation=shown)
     x, y = 18.0 - 69 * 0.0005, 32.0
     orientation = (1, 0, 0, 0, -1, 0)
     stored = upright(masks)
@@ -606,7 +606,7 @@ def test_a_segmentation_stored_another_way_up_is_a_variable_of_its_level(
     )  # fmt: skip
     path = write_segmentation(tmp_path / "2.dcm", source, stored.astype(np.uint8), "BINARY")
     slide = open_slide([*levels, path])
-    tree = slide.to_datatree(frame=frame)
+    tree = slide.to_datatree(orientation=shown)
     assert set(tree.children) == {f"level_{i}" for i in range(len(slide.levels))}
     level = tree["level_0"].to_dataset()
     np.testing.assert_array_equal(level.segmentation, straight.segmentation)
@@ -943,7 +943,7 @@ def test_the_engine_opens_derived_images_beside_their_level(tmp_path, levels, ma
 
 def test_matrix_frame_keeps_rows_and_columns(tmp_path, levels, masks):
     path = write_segmentation(tmp_path / "seg.dcm", levels[0], masks.astype(np.uint8), "BINARY")
-    variable = open_slide([levels[0], path]).to_dataset(frame="matrix").segmentation
+    variable = open_slide([levels[0], path]).to_dataset(orientation="stored").segmentation
     assert variable.dims == ("segment", "row", "column")
     np.testing.assert_array_equal(variable[1], masks[..., 1])
 

@@ -52,7 +52,7 @@ def test_the_slide_that_a_directory_lists_is_opened(tmp_path, paths, directory):
         np.testing.assert_array_equal(slide.get_image_region(*REGION), expected)
         (again,) = dicomslide.open_slides(source).values()
         np.testing.assert_array_equal(again.get_image_region(*REGION), expected)
-    tree = xr.open_datatree(directory, engine="dicomslide", frame="matrix")
+    tree = xr.open_datatree(directory, engine="dicomslide", orientation="stored")
     np.testing.assert_array_equal(tree["level_0"].image, expected)
 
 

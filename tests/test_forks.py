@@ -39,7 +39,7 @@ expected = position_values(np.arange(100), np.arange(120))
 def pixels():
     if door == "xarray":
         import xarray
-        options = dict(engine="dicomslide", correct_color=False, frame="matrix")
+        options = dict(engine="dicomslide", correct_color=False, orientation="stored")
         return xarray.open_dataset(folder, **options).image[:100, :120].values
     if door == "openslide":
         with dicomslide.OpenSlide(folder) as opened:

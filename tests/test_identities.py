@@ -268,7 +268,7 @@ def test_a_slide_may_have_a_session_of_its_own(ward, kind, way):
         if way == "open_slides":
             ((_, slide),) = dicomslide.open_slides(url, session=session).opened()
             return whole(slide)
-        options = dict(engine="dicomslide", frame="matrix", session=session)
+        options = dict(engine="dicomslide", orientation="stored", session=session)
         if way == "engine":
             return xr.open_dataset(url, **options).image.values
         return xr.open_datatree(url, **options, chunks={})["level_0"].image.compute(
@@ -451,6 +451,6 @@ def test_a_study_is_opened_by_a_url_without_prefix_as_with_it(tmp_path):
         for each in (url, f"{url}/", f"dicomweb+{url}"):
             np.testing.assert_array_equal(whole(dicomslide.open_slide(each)), expected)
         assert len(dicomslide.open_slides(url)) == 1
-        with xr.open_dataset(url, engine="dicomslide", frame="matrix") as dataset:
+        with xr.open_dataset(url, engine="dicomslide", orientation="stored") as dataset:
             np.testing.assert_array_equal(dataset.image, expected)
         assert all(path.rpartition("/")[2] != study for path, _ in server.requests)

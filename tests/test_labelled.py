@@ -128,7 +128,7 @@ def test_a_number_selects_the_nearest_pixel_within_half_a_pixel(oriented):
 
 def test_matrix_frame_is_as_stored_with_its_affine(oriented):
     slide, _, geometry = oriented
-    image = slide.to_dataset(frame="matrix").image
+    image = slide.to_dataset(orientation="stored").image
     assert image.dims == ("row", "column", "sample")
     matrix = position_values(np.arange(SHAPE[0]), np.arange(SHAPE[1]))
     np.testing.assert_array_equal(image.values, matrix)

@@ -456,7 +456,7 @@ def test_a_channel_that_is_stored_another_way_up_is_beside_the_others(tmp_path):
     level = slide.to_dataset()
     np.testing.assert_array_equal(level.image, upright(drawn()[..., 0]))
     np.testing.assert_array_equal(level.image_2, drawn((80, 60), 1)[..., 0])
-    stored = slide.to_dataset(frame="matrix")
+    stored = slide.to_dataset(orientation="stored")
     np.testing.assert_array_equal(stored.image, drawn()[..., 0])
     np.testing.assert_array_equal(stored.image_2, np.rot90(drawn((80, 60), 1)[..., 0]))
 

@@ -144,9 +144,9 @@ def each_level(tree, change):
     return tree.map_over_datasets(lambda level: change(level) if level.dims else level)
 
 
-@pytest.mark.parametrize("frame", ["slide", "matrix"])
-def test_of_every_other_pixel_the_millimetres_are_right(position_slide, tmp_path, frame):
-    tree = dicomslide.open_slide(position_slide).to_datatree(frame=frame)
+@pytest.mark.parametrize("orientation", ["upright", "stored"])
+def test_of_every_other_pixel_the_millimetres_are_right(position_slide, tmp_path, orientation):
+    tree = dicomslide.open_slide(position_slide).to_datatree(orientation=orientation)
     y, x = tree["level_0"].image.dims[:2]
     out = tmp_path / "out.zarr"
     to_ome_zarr(
@@ -156,7 +156,9 @@ def test_of_every_other_pixel_the_millimetres_are_right(position_slide, tmp_path
     assert scale["scale"] == pytest.approx([1, 2 * 0.0005, 3 * 0.0005], abs=1e-12)
     matrix = zarr.open_group(out, mode="r").attrs["slide_coordinates"]["matrix"]
     place = np.array(matrix) @ translation["translation"][1:]
-    pixel = (4, 6) if frame == "matrix" else (129 - 6, 4)  # upright, x counts rows from the last
+    pixel = (
+        (4, 6) if orientation == "stored" else (129 - 6, 4)
+    )  # upright, x counts rows from the last
     assert place == pytest.approx(dicomslide.open_slide(position_slide).get_slide_offset(pixel, 0))
 
 

@@ -132,7 +132,9 @@ def test_small_images_equal_pydicoms_frames_put_together(shared_data, name):
     slide = dicomslide.open_slide(path, correct_color=False)
     matrix = slide.get_volume_images()[0].get_total_pixel_matrix()
     np.testing.assert_array_equal(matrix[...].squeeze(), expected)
-    image = xr.open_dataset(path, engine="dicomslide", correct_color=False, frame="matrix").image
+    image = xr.open_dataset(
+        path, engine="dicomslide", correct_color=False, orientation="stored"
+    ).image
     np.testing.assert_array_equal(image.values, expected)
 
 

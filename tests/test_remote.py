@@ -152,10 +152,10 @@ def test_an_http_folder_that_is_listed_is_a_slide(server, pixels):
 
 def test_xarray_opens_urls(server, folder, pixels):
     url = f"{server.url}/slide/level-0.dcm"
-    dataset = xr.open_dataset(url, engine="dicomslide", frame="matrix", chunks={})
+    dataset = xr.open_dataset(url, engine="dicomslide", orientation="stored", chunks={})
     assert dataset.encoding["source"] == url
     np.testing.assert_array_equal(dataset.image[10:710, 20:620].values, pixels)
-    tree = xr.open_datatree(f"{server.url}/slide/", engine="dicomslide", frame="matrix")
+    tree = xr.open_datatree(f"{server.url}/slide/", engine="dicomslide", orientation="stored")
     assert set(tree.children) == {"level_0", "level_1", "level_2"}
 
 

@@ -40,7 +40,7 @@ def test_credentials_are_in_no_pickle_repr_name_encoding_or_message(server):
     url = f"{server.url}/slide/level-0.dcm"
     slide = dicomslide.open_slide(url, storage_options=secret_options())
     dataset = xr.open_dataset(
-        url, engine="dicomslide", chunks={}, storage_options=secret_options(), frame="matrix"
+        url, engine="dicomslide", chunks={}, storage_options=secret_options(), orientation="stored"
     )
     matrix = slide.get_volume_images()[0].get_total_pixel_matrix()
     source = slide.get_volume_images()[0].source

@@ -64,7 +64,7 @@ def test_a_slide_is_opened_from_what_is_in_its_files(paths, expected, kind):
     assert slide.num_levels == 2
     assert len(slide.label_images) == 1
     np.testing.assert_array_equal(slide.get_image_region(*REGION), expected)
-    dataset = xr.open_dataset(given, engine="dicomslide", frame="matrix", chunks={})
+    dataset = xr.open_dataset(given, engine="dicomslide", orientation="stored", chunks={})
     np.testing.assert_array_equal(dataset.image[3:93, 5:125].compute(), expected)
     (again,) = dicomslide.open_slides(given).values()
     np.testing.assert_array_equal(again.get_image_region(*REGION), expected)

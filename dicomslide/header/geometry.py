@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 from dicomslide.options import check_memory
+from dicomslide.process.warn import renamed_argument
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["AS_STORED", "AXIS_TOLERANCE", "ROUNDING_NOISE", "Orientation", "SlideGeometry",
-           "SlideGrid", "nearest_index"]  # fmt: skip
+__all__ = ["AS_STORED", "AXIS_TOLERANCE", "ROUNDING_NOISE", "Orientation", "OrientationName",
+           "SlideGeometry", "SlideGrid", "nearest_index", "renamed_frame"]  # fmt: skip
 
 AXIS_TOLERANCE = 1e-4
 """An orientation is axis-aligned when its cosines are 0 or ±1 within this."""
@@ -31,6 +32,12 @@ NOISE_OF_SPACING = 1e-6
 
 ROUNDING_NOISE = 1e-9
 """Fraction of a pixel by which floating-point arithmetic may be off."""
+
+OrientationName: TypeAlias = Literal["upright", "stored"]
+"""How the pixels of labelled arrays lie: upright on the slide, or as the matrix has them."""
+
+renamed_frame = renamed_argument("frame", "orientation", {"slide": "upright", "matrix": "stored"})
+"""Decorator of what was asked for an orientation by `frame` until version 0.8."""
 
 
 def nearest_index(t: ArrayLike) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from dicomslide.labelled.variables import Grid, Stack
 if TYPE_CHECKING:
     from dicomslide.contents.contents import SlideContents
     from dicomslide.contents.places import ChannelGroup
-    from dicomslide.labelled.variables import Frame
+    from dicomslide.header.geometry import OrientationName
     from dicomslide.readers.stacked_reader import Data
 
 __all__ = ["MaskAndScale", "level_dataset", "other_groups", "slide_groups"]
@@ -32,7 +32,7 @@ def slide_groups(
     slide: SlideContents,
     *,
     data: Data,
-    frame: Frame = "slide",
+    orientation: OrientationName = "upright",
     squeeze: bool = True,
     mask_and_scale: MaskAndScale = True,
     associated: bool = False,
@@ -46,7 +46,7 @@ def slide_groups(
         The slide.
     data : callable
         Makes a variable's data of a :class:`StackedReader`.
-    frame : {"slide", "matrix"}
+    orientation : {"upright", "stored"}
         Upright in mm, or rows and columns as stored.
     squeeze : bool
         Whether dims of size one become scalar coordinates.
@@ -61,12 +61,17 @@ def slide_groups(
     groups = {"/": xr.Dataset(attrs=slide_attrs(slide, include_patient=include_patient))}
     for level in range(slide.num_levels):
         groups[f"/level_{level}"] = level_dataset(
-            slide, level, data=data, frame=frame, squeeze=squeeze, mask_and_scale=mask_and_scale
+            slide,
+            level,
+            data=data,
+            orientation=orientation,
+            squeeze=squeeze,
+            mask_and_scale=mask_and_scale,
         )
     others = other_groups(
         slide,
         data=data,
-        frame=frame,
+        orientation=orientation,
         squeeze=squeeze,
         mask_and_scale=mask_and_scale,
         associated=associated,
@@ -78,7 +83,7 @@ def other_groups(
     slide: SlideContents,
     *,
     data: Data,
-    frame: Frame = "slide",
+    orientation: OrientationName = "upright",
     squeeze: bool = True,
     mask_and_scale: MaskAndScale = True,
     associated: bool = True,
@@ -95,7 +100,7 @@ def other_groups(
         for number, stack in enumerate(_stacks_apart(slide, group)):
             name = group.name if number == 0 else f"{group.name}_level_{number}"
             stack = _as_wanted(stack, mask_and_scale)
-            groups[name] = _dataset(stack, data, frame, squeeze, uid)
+            groups[name] = _dataset(stack, data, orientation, squeeze, uid)
     if associated:
         for kind, images in (
             ("label", slide.label_images),
@@ -105,7 +110,7 @@ def other_groups(
             for number, image in enumerate(images, 1):
                 name = kind if number == 1 else f"{kind}_{number}"
                 own = dicom.text(image.metadata, "FrameOfReferenceUID")
-                groups[name] = _dataset(Stack.of_associated(image), data, frame, squeeze, own)
+                groups[name] = _dataset(Stack.of_associated(image), data, orientation, squeeze, own)
     return groups
 
 
@@ -114,7 +119,7 @@ def level_dataset(
     level: int,
     *,
     data: Data,
-    frame: Frame = "slide",
+    orientation: OrientationName = "upright",
     squeeze: bool = True,
     mask_and_scale: MaskAndScale = True,
 ) -> xr.Dataset:
@@ -126,7 +131,7 @@ def level_dataset(
         The slide.
     level : int
         Zero-based index into pyramid levels.
-    data, frame, squeeze, mask_and_scale
+    data, orientation, squeeze, mask_and_scale
         See :func:`slide_groups`.
 
     Raises
@@ -141,7 +146,7 @@ def level_dataset(
         for group in slide.channel_groups
         if _is_beside(slide, group, level) and (stack := Stack.at_level(here, group)) is not None
     ]
-    grid = Grid.of(stacks[0].image, frame, slide.said("FrameOfReferenceUID"))
+    grid = Grid.of(stacks[0].image, orientation, slide.said("FrameOfReferenceUID"))
     # z is that of the first image that has several planes: one beside it has one of them
     deepest = next((each for each in stacks if each.is_image and len(each.planes) > 1), stacks[0])
     has_colors = any(stack.image.layout.pixel_format.is_color for stack in stacks)
@@ -171,10 +176,14 @@ def _as_wanted(stack: Stack, mask_and_scale: MaskAndScale) -> Stack:
 
 
 def _dataset(
-    stack: Stack, data: Data, frame: Frame, squeeze: bool, frame_of_reference_uid: str | None
+    stack: Stack,
+    data: Data,
+    orientation: OrientationName,
+    squeeze: bool,
+    frame_of_reference_uid: str | None,
 ) -> xr.Dataset:
     """Return the dataset of one variable that has a grid of its own."""
-    grid = Grid.of(stack.image, frame, frame_of_reference_uid)
+    grid = Grid.of(stack.image, orientation, frame_of_reference_uid)
     dataset = xr.Dataset(coords=grid.coords()).assign_coords(stack.plane_coords(squeeze))
     return stack.add_to(dataset, grid, data, squeeze)
 

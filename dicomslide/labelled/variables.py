@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from dicomslide.contents.levels import Level
     from dicomslide.contents.places import ChannelGroup, Place
     from dicomslide.header.channels import Channel
+    from dicomslide.header.geometry import OrientationName
     from dicomslide.image import TiledImage
     from dicomslide.readers.stacked_reader import Data, Row
 
-__all__ = ["Frame", "Grid", "Stack"]
+__all__ = ["Grid", "Stack"]
 
-Frame = Literal["slide", "matrix"]
 DIMS = {
     ChannelTypes.OPTICAL_PATH: "channel",
     ChannelTypes.SEGMENT: "segment",
@@ -55,10 +55,12 @@ class Grid:
     """In which millimetres count; None where nothing says."""
 
     @classmethod
-    def of(cls, image: TiledImage, frame: Frame, frame_of_reference_uid: str | None) -> Grid:
+    def of(
+        cls, image: TiledImage, orientation: OrientationName, frame_of_reference_uid: str | None
+    ) -> Grid:
         """Return the grid of an image; a warning says where it can't be upright in mm."""
-        if frame not in ("slide", "matrix"):
-            raise ValueError(f'frame must be "slide" or "matrix", not {frame!r}')
+        if orientation not in ("upright", "stored"):
+            raise ValueError(f'orientation must be "upright" or "stored", not {orientation!r}')
         check_memory(8 * sum(image.size), f"{image.name}: coordinates")
         try:
             geometry = geometry_of(image.metadata, image.placement, relative=True)
@@ -69,15 +71,15 @@ class Grid:
                 stacklevel=5,
             )
             return cls(image, None, None, frame_of_reference_uid)
-        orientation = None if frame == "matrix" else geometry.orientation
-        if frame == "slide" and orientation is None:
+        turned = None if orientation == "stored" else geometry.orientation
+        if orientation == "upright" and turned is None:
             warnings.warn(
                 f"{image.name}: it lies obliquely on the slide (rotation {geometry.rotation:.3f}"
-                ' degrees), so its dims are row and column (frame="matrix")',
+                ' degrees), so its dims are row and column (orientation="stored")',
                 MetadataWarning,
                 stacklevel=5,
             )
-        return cls(image, geometry, orientation, frame_of_reference_uid)
+        return cls(image, geometry, turned, frame_of_reference_uid)
 
     @property
     def dims(self) -> tuple[str, str]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from dicomslide.contents.contents import SlideContents
+from dicomslide.header.geometry import renamed_frame
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import xarray as xr
+
+    from dicomslide.header.geometry import OrientationName
 
 __all__ = ["SlideArrays"]
 
@@ -17,12 +20,13 @@ __all__ = ["SlideArrays"]
 class SlideArrays(SlideContents):
     """A slide's contents, and what makes xarray's objects of them."""
 
+    @renamed_frame
     def to_dataset(
         self,
         level: int = 0,
         *,
         chunks: Literal["frames", "auto"] | int = "frames",
-        frame: Literal["slide", "matrix"] = "slide",
+        orientation: OrientationName = "upright",
         squeeze: bool = True,
         mask_and_scale: bool | Mapping[str, bool] = True,
     ) -> xr.Dataset:
@@ -34,7 +38,7 @@ class SlideArrays(SlideContents):
             Zero-based index into pyramid levels.
         chunks : {"frames", "auto"} or int, default: "frames"
             See :meth:`TotalPixelMatrix.to_dask`.
-        frame : {"slide", "matrix"}, default: "slide"
+        orientation : {"upright", "stored"}, default: "upright"
             Upright, with dims y and x in mm; or rows and columns as stored.
         squeeze : bool, default: True
             Whether dims of size one, other than rows and columns, become scalar coordinates.
@@ -65,16 +69,17 @@ class SlideArrays(SlideContents):
             self,
             level,
             data=dask_data(chunks),
-            frame=frame,
+            orientation=orientation,
             squeeze=squeeze,
             mask_and_scale=mask_and_scale,
         )
 
+    @renamed_frame
     def to_datatree(
         self,
         *,
         chunks: Literal["frames", "auto"] | int = "frames",
-        frame: Literal["slide", "matrix"] = "slide",
+        orientation: OrientationName = "upright",
         squeeze: bool = True,
         mask_and_scale: bool | Mapping[str, bool] = True,
         associated: bool = False,
@@ -84,7 +89,7 @@ class SlideArrays(SlideContents):
 
         Parameters
         ----------
-        chunks, frame, squeeze, mask_and_scale
+        chunks, orientation, squeeze, mask_and_scale
             See :meth:`to_dataset`.
         associated : bool, default: False
             Whether label, overview and thumbnail are nodes beside the levels.
@@ -106,7 +111,7 @@ class SlideArrays(SlideContents):
         groups = slide_groups(
             self,
             data=dask_data(chunks),
-            frame=frame,
+            orientation=orientation,
             squeeze=squeeze,
             mask_and_scale=mask_and_scale,
             associated=associated,
