@@ -101,6 +101,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
             self._on_error,
             placement.spacing,
             placement.shift,
+            placement.origin,
         )
 
     def placed(self, placement: Placement) -> TiledImage:

@@ -167,6 +167,22 @@ def test_millimetres_that_count_from_the_first_pixel_are_registered_too(tmp_path
     np.testing.assert_allclose(tree["level_1"].x, x, rtol=0, atol=1e-9)
 
 
+def test_a_level_without_an_origin_lies_on_the_corner_of_a_base_that_has_one(tmp_path):
+    paths = write(tmp_path, level_origins="base", downsamples=(1, 4))
+    dataset = pydicom.dcmread(paths[1])
+    del dataset.TotalPixelMatrixOriginSequence
+    dataset.save_as(paths[1])
+    tree = xr.open_datatree(tmp_path, engine="dicomslide")
+    _, y, x = box_means(tree["level_0"].image, 4)
+    np.testing.assert_allclose(tree["level_1"].y, y, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(tree["level_1"].x, x, rtol=0, atol=1e-9)
+    slide = dicomslide.open_slide(tmp_path)
+    assert slide.get_slide_offset((0, 0), 1) == pytest.approx((18 - 0.00075, 32 - 0.00075))
+    letter = dicomslide.open_slide(tmp_path, align_levels=False)
+    with pytest.raises(dicomslide.MetadataError, match="no Total Pixel Matrix Origin"):
+        letter.get_slide_offset((0, 0), 1)
+
+
 # -- what was derived ------------------------------------------------------------------------
 
 

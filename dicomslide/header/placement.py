@@ -60,6 +60,8 @@ class Placement:
     shift: tuple[float, float] = (0.0, 0.0)
     """(x, y) in mm from the Total Pixel Matrix Origin that the header states to where the centre of
     the first pixel lies."""
+    origin: tuple[float, float] | None = None
+    """(x, y) in mm, the base's, for a Total Pixel Matrix Origin that the header lacks."""
 
     @property
     def registration(self) -> str:
@@ -303,7 +305,7 @@ def geometry_of(
         )
     spacing = spacing or placement.spacing or spacing_of(image)
     if origin is None:
-        x, y = _origin(image, relative)
+        x, y = _stated_origin(image) or placement.origin or _absent_origin(image, relative)
         origin = x + placement.shift[0], y + placement.shift[1]
     try:
         return SlideGeometry(
@@ -317,10 +319,7 @@ def geometry_of(
         raise MetadataError(f"{name}: {error}") from error
 
 
-def _origin(image: Dataset, relative: bool) -> tuple[float, float]:
-    stated = _stated_origin(image)
-    if stated is not None:
-        return stated
+def _absent_origin(image: Dataset, relative: bool) -> tuple[float, float]:
     absent = f"{dicom.name_of(image)}: no Total Pixel Matrix Origin"
     if not relative:
         raise MetadataError(f"{absent}, so it has no place on the slide")
@@ -352,7 +351,7 @@ def place(
     """Find out where an image of a pyramid lies.
 
     An image that states the origin and the orientation of a finer one shares that one's corner, as
-    its pixels do, rather than the centre of its first pixel.
+    its pixels do, rather than the centre of its first pixel. So does one that states no origin.
 
     Parameters
     ----------
@@ -372,17 +371,19 @@ def place(
     except MetadataError:
         return AS_STATED
     own = None if spacing == pixel_spacing_of(image) else spacing
-    here = _geometry_as_stated(image, spacing)
-    if align and here is not None:
-        for base, placement in bases:
-            there = _geometry_as_stated(base, placement.spacing)
-            if (
-                there is not None
-                and (_stated_origin(image) is None) == (_stated_origin(base) is None)
-                and (corner := here.on_corner_of(there, SAME_ORIGIN)) is not None
-            ):
-                shift = np.subtract(corner.origin, here.origin) + placement.shift
-                return Placement(own, (float(shift[0]), float(shift[1])))
+    stated = _stated_origin(image)
+    for base, placement in bases if align else ():
+        of_base = _stated_origin(base)
+        here = _geometry_as_stated(image, spacing, stated or of_base)
+        there = _geometry_as_stated(base, placement.spacing, of_base)
+        if here is None or there is None or (of_base is None and stated is not None):
+            continue
+        corner = here.on_corner_of(there, SAME_ORIGIN)
+        if corner is not None:
+            shift = np.subtract(corner.origin, here.origin) + placement.shift
+            return Placement(
+                own, (float(shift[0]), float(shift[1])), of_base if stated is None else None
+            )
     return Placement(own)
 
 
@@ -405,18 +406,20 @@ def place_beside(image: Dataset, level: Dataset, placement: Placement) -> Placem
     # spacing of its own is believed: of a part of the base it may be that of the base
     if given in (None, pixel_spacing_of(level)) and size_of(image) == size_of(level):
         spacing = placement.spacing or pixel_spacing_of(level)
-    here = _geometry_as_stated(image, spacing)
-    there = _geometry_as_stated(level, placement.spacing)
+    here = _geometry_as_stated(image, spacing, _stated_origin(image))
+    there = _geometry_as_stated(level, placement.spacing, _stated_origin(level))
     if here is None or there is None or not here.shares_lattice(there, SAME_ORIGIN):
         return None
     return Placement(None if spacing == given else spacing, placement.shift)
 
 
 def _geometry_as_stated(
-    image: Dataset, spacing: tuple[float, float] | None
+    image: Dataset,
+    spacing: tuple[float, float] | None,
+    origin: tuple[float, float] | None,
 ) -> SlideGeometry | None:
     """Return the geometry that a header states, from (0, 0) where it has no origin, or None."""
     try:
-        return geometry_of(image, origin=_stated_origin(image) or (0.0, 0.0), spacing=spacing)
+        return geometry_of(image, origin=origin or (0.0, 0.0), spacing=spacing)
     except MetadataError:
         return None

@@ -55,7 +55,7 @@ def image_attrs(
             "total_pixel_matrix_origin": list(geometry.origin),
             "registration": image.placement.registration,
         }
-        if any(image.placement.shift):
+        if any(image.placement.shift) and image.placement.origin is None:
             stated = np.subtract(geometry.origin, image.placement.shift)
             attrs["total_pixel_matrix_origin_stated"] = stated.tolist()
         if orientation is None:
