@@ -57,7 +57,7 @@ html_title = f"dicomslide {version}"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 html_show_sourcelink = False
-html_sidebars = {"start": [], "changelog": []}  # they have no pages beside them
+html_sidebars = {"start": [], "changelog": [], "stability": []}  # they have no pages beside them
 html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 8,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import pkgutil
 import re
 import runpy
 import shutil
@@ -236,11 +237,55 @@ def test_the_example_of_its_docstring_runs(name, folder, tmp_path, monkeypatch):
     plt.close("all")
 
 
-def test_the_figure_of_coordinates_is_drawn(tmp_path):
-    script = shutil.copy(DOCS / "figures" / "coordinates.py", tmp_path)
+@pytest.mark.parametrize("figure", ["coordinates", "rooms"])
+def test_a_figure_is_drawn_by_its_script(tmp_path, figure):
+    script = shutil.copy(DOCS / "figures" / f"{figure}.py", tmp_path)
     with matplotlib.rc_context({"backend": "Agg"}):
         runpy.run_path(script, run_name="__main__")
-    assert (tmp_path / "coordinates.svg").read_text(encoding="utf-8").startswith("<?xml")
+    assert (tmp_path / f"{figure}.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_the_figure_of_the_rooms_shows_them_as_they_are():
+    script = runpy.run_path(str(DOCS / "figures" / "rooms.py"))
+    shown = (DOCS / "figures" / "rooms.svg").read_text(encoding="utf-8")
+    words = script["words"](script["parts"]())
+    assert f"<dc:description>{words}<" in shown, "draw it anew: python docs/figures/rooms.py"
+
+
+def test_rooms_that_import_each_other_in_a_circle_are_not_drawn():
+    floors_of = runpy.run_path(str(DOCS / "figures" / "rooms.py"))["floors_of"]
+    assert floors_of({"low": set(), "top": {"low", "middle"}, "middle": {"low"}}) == [
+        ["low"], ["middle"], ["top"]
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="a circle among"):
+        floors_of({"low": set(), "one": {"low", "other"}, "other": {"one"}})
+
+
+def names_in(page):
+    """What a page sets as code, without its blocks of code."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return re.findall(r"(?<!`)`([^`\n]+)`", text)
+
+
+ROOMS = {path.stem for path in Path(dicomslide.__file__).parent.iterdir()}
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "internals").glob("*.md")), ids=lambda p: p.stem)
+def test_what_the_internals_name_is_there(page):
+    for name in names_in(page):
+        if re.fullmatch(r"[a-z]\w*(\.\w+)+", name) and name.partition(".")[0] in ROOMS:
+            assert pkgutil.resolve_name(f"dicomslide.{name}") is not None
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "SECURITY.md"])
+def test_files_that_a_page_for_contributors_names_are_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    tops = "dicomslide/", "tests/", "docs/", ".ci/"
+    named = {name for name in names_in(ROOT / page) if name.startswith(tops)}
+    named |= set(re.findall(r"\]\(([^)#]+)[^)]*\)", text))
+    assert len(named) > 5
+    made = {"docs/_build", "tests/test_NAME.py"}
+    assert not {name for name in named - made if not (ROOT / name).exists()}
 
 
 def test_every_command_and_option_is_on_its_page():

@@ -163,28 +163,35 @@ def draw(ax: Axes, folder: Path, arrows: Arrows) -> None:
     ax.set(xlim=(-1, WIDTH + 1), ylim=(-1, len(floors) * FLOOR - 1), aspect="equal")
 
 
-def main() -> None:
-    """Draw the package, and within it ``backends``, beside this file."""
+def parts() -> dict[str, tuple[Path, Arrows]]:
+    """Return what is drawn by its title: the package, and ``backends`` within it."""
     folder = package()
-    parts = {
+    inner = folder / "backends"
+    return {
         "dicomslide": (folder, rooms_of(folder, "dicomslide")),
-        "dicomslide/backends": (
-            folder / "backends",
-            rooms_of(folder / "backends", "dicomslide.backends"),
-        ),
+        "dicomslide/backends": (inner, rooms_of(inner, "dicomslide.backends")),
     }
+
+
+def words(shown: dict[str, tuple[Path, Arrows]]) -> str:
+    """Return all that is drawn in words, which the figure holds, too."""
+    return " | ".join(described(arrows) for _, arrows in shown.values())
+
+
+def main() -> None:
+    """Draw all of it beside this file."""
+    shown = parts()
     plt.rcParams |= {"svg.hashsalt": "dicomslide", "font.size": 9, "svg.fonttype": "path"}
-    heights = [len(floors_of(arrows)) for _, arrows in parts.values()]
+    heights = [len(floors_of(arrows)) for _, arrows in shown.values()]
     size = (11, 0.95 * sum(heights) + 0.8)
     figure = plt.figure(figsize=size, layout="constrained", facecolor="white")
-    axes = figure.subplots(len(parts), 1, height_ratios=heights)
-    for ax, (title, (where, arrows)) in zip(axes, parts.items(), strict=True):
+    axes = figure.subplots(len(shown), 1, height_ratios=heights)
+    for ax, (title, (where, arrows)) in zip(axes, shown.items(), strict=True):
         ax.set_axis_off()
         ax.set_title(title, color=INK, weight="bold")
         draw(ax, where, arrows)
-    words = " | ".join(described(arrows) for _, arrows in parts.values())
     figure.savefig(
-        Path(__file__).with_suffix(".svg"), metadata={"Date": None, "Description": words}
+        Path(__file__).with_suffix(".svg"), metadata={"Date": None, "Description": words(shown)}
     )
 
 
