@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from dicomslide.backends.concatenation import ConcatenatedSource
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.header import dicom
+from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -70,12 +70,11 @@ def find_annotation_groups(
             image = _annotated_image(header, images)
             groups.extend(read_annotation_groups(source.read_instance(), image=image))
         elif dicom.text(header, "SOPClassUID") == dicom.BULK_SIMPLE_ANNOTATIONS_STORAGE:
-            warnings.warn(
+            warn(
                 f"left out: {source.name}: annotations of another slide: its frame of reference is"
                 f" {dicom.text(header, 'FrameOfReferenceUID')}, and it refers to"
                 f" {list(_references(header))}",
                 MetadataWarning,
-                stacklevel=3,
             )
     return tuple(groups)
 
@@ -241,11 +240,10 @@ def _pixels_of(dataset: Dataset, image: TiledImage | None) -> _Pixels | None:
         )
     origin = dicom.text(dataset, "PixelOriginInterpretation")
     if origin is None:
-        warnings.warn(
+        warn(
             f"{dicom.name_of(dataset)}: no Pixel Origin Interpretation: pixels are taken for those"
             " of the total pixel matrix",
             MetadataWarning,
-            stacklevel=3,
         )
     elif origin not in ("VOLUME", "FRAME"):
         raise MetadataError(f"Pixel Origin Interpretation is {origin}; expected VOLUME or FRAME")

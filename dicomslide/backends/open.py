@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ from dicomslide.errors import (
     SourceReadError,
 )
 from dicomslide.process.parallel import together
+from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -198,7 +198,7 @@ def _sources_at(urls: Sequence[str]) -> list[FileSource]:
     sources = []
     for found in together(_opened, objects, OPENED_AT_ONCE):
         if isinstance(found, DicomSlideError):
-            warnings.warn(f"left out: {found}", MetadataWarning, stacklevel=4)
+            warn(f"left out: {found}", MetadataWarning)
         elif found is not None:
             sources.append(found)
     return sources

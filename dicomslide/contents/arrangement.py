@@ -10,6 +10,8 @@ from dicomslide.contents.collection import is_derived, is_volume
 from dicomslide.contents.derived import derived_series, place_series
 from dicomslide.contents.levels import build_pyramid
 from dicomslide.enum import ImageFlavors
+from dicomslide.errors import MetadataError, MetadataWarning
+from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +77,22 @@ def arrange(images: Sequence[TiledImage], options: SlideOptions) -> Arrangement:
         )
         groups = (*groups, group)
     placed = [*pyramid.associated, *(image for group in groups for image, _ in group.images)]
+    _warn_if_mirrored(pyramid.levels[0].image)
     by_source = {image.source.identity: image for image in placed}
     return Arrangement(
         tuple(by_source.get(image.source.identity, image) for image in images), pyramid, groups
     )
+
+
+def _warn_if_mirrored(base: TiledImage) -> None:
+    """Warn when the base level shows the slide as seen through the glass."""
+    try:
+        is_mirrored = base.is_mirrored
+    except MetadataError:
+        return
+    if is_mirrored:
+        warn(
+            f"{base.name}: its Image Orientation (Slide) is that of a mirror image, seen through"
+            " the glass; it is taken literally",
+            MetadataWarning,
+        )

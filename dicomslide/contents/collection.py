@@ -7,7 +7,6 @@ import itertools
 import logging
 import math
 import operator
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +19,7 @@ from dicomslide.header.channels import shared_channel
 from dicomslide.header.layout import grid_of
 from dicomslide.header.placement import geometry_of
 from dicomslide.header.tiling import focal_planes
+from dicomslide.process.warn import warn
 from dicomslide.pyramid import group_levels
 
 if TYPE_CHECKING:
@@ -290,11 +290,10 @@ def _with_nested_joined(slides: list[_Group]) -> list[_Group]:
             whole.add(image)
         slides = [slide for slide in slides if not any(slide is part for part in others)]
         whole.key = whole.key[0], next(iter(containers), None)
-        warnings.warn(
+        warn(
             f"{whole.images[0].image.name}: images of its series have {len(whole.frames)} Frame of"
             " Reference UIDs, but lie on each other: they are taken for one slide",
             MetadataWarning,
-            stacklevel=4,
         )
     return slides
 
@@ -370,11 +369,10 @@ def _fitting_slides(image: _Said, slides: list[_Group]) -> list[_Group]:
     if found := by_reference or by_frame or by_series or by_container:
         return found
     what = "segmentation or parametric map" if image.is_derived else image.image.flavor
-    warnings.warn(
+    warn(
         f"left out: {image.image.name}: {what} of none of the {len(slides)} slides (its frame of"
         f" reference is {frame}, its container {container})",
         MetadataWarning,
-        stacklevel=4,
     )
     return []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import operator
-import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dicomslide import utils
@@ -17,7 +16,7 @@ from dicomslide.contents.collection import (
     not_a_slide,
 )
 from dicomslide.contents.levels import affine_from_base
-from dicomslide.contents.pyramids import choose_pyramid, list_pyramids, pyramids_of
+from dicomslide.contents.pyramids import choose_pyramid, pyramids_of
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import (
     AmbiguousSlideError,
@@ -31,9 +30,10 @@ from dicomslide.header.geometry import ROUNDING_NOISE
 from dicomslide.header.lookup import ChannelsAndPlanes
 from dicomslide.image import TiledImage
 from dicomslide.process.identity import Identified
+from dicomslide.process.warn import once, silent, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Iterable, Sequence
 
     from pydicom.dataset import Dataset
     from pydicom.sr.coding import Code
@@ -63,9 +63,18 @@ class SlideContents(ChannelsAndPlanes, Identified):
 
     """
 
-    def __init__(self, sources: Sequence[FrameSource], options: SlideOptions) -> None:
+    def __init__(
+        self, sources: Sequence[FrameSource], options: SlideOptions, warned: Iterable[str] = ()
+    ) -> None:
         self._sources = tuple(sources)
         self._options = options
+        self._warned = set(warned)  # messages that aren't given again
+        with once(self._warned):
+            self._sort()
+
+    def _sort(self) -> None:
+        """Sort the instances into levels, channels and focal planes."""
+        sources, options = self._sources, self._options
         tiled: list[FrameSource] = []
         others: list[FrameSource] = []
         for source in sources:
@@ -90,8 +99,8 @@ class SlideContents(ChannelsAndPlanes, Identified):
             raise AmbiguousSlideError(list_slides(slides))
         self._frames = slides[0].frames
         self._pyramids = tuple(pyramids_of(slides[0], options.pyramid_tolerance))
-        self._pyramid_index = self._choose_pyramid()
-        if len(self._pyramids) > 1:  # said once: not again where the slide arrives as a pickle
+        self._pyramid_index = choose_pyramid(self._pyramids, options.pyramid)
+        if len(self._pyramids) > 1:  # named from now on
             self._options = options.changed(pyramid=self._pyramid_index)
         members = set(map(id, self._pyramids[self._pyramid_index].images))
         arranged = arrange([image for image in images if id(image) in members], self._options)
@@ -100,22 +109,9 @@ class SlideContents(ChannelsAndPlanes, Identified):
         self._groups = arranged.groups
         self._from_base: dict[int, list[list[float]]] = {}
 
-    def _choose_pyramid(self) -> int:
-        """Return the number of the pyramid to read; a warning lists several, if none was named."""
-        if self._options.pyramid is not None:
-            return choose_pyramid(self._pyramids, self._options.pyramid)
-        if len(self._pyramids) > 1:
-            warnings.warn(
-                f"{len(self._pyramids)} pyramids are on this glass; the first is read, others by"
-                f" the argument:\n{list_pyramids(self._pyramids)}",
-                MetadataWarning,
-                stacklevel=4,
-            )
-        return 0
-
     def __reduce__(self) -> tuple[Any, ...]:
         # thin: names only; headers are read again where the slide arrives
-        return slide_of, (type(self), self._sources, self._options)
+        return _unpickled, (type(self), self._sources, self._options)
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
         options = self._options
@@ -140,7 +136,9 @@ class SlideContents(ChannelsAndPlanes, Identified):
 
         """
         changed = self._options.changed(**options)
-        return self if changed == self._options else slide_of(type(self), self._sources, changed)
+        if changed == self._options:
+            return self
+        return slide_of(type(self), self._sources, changed, self._warned)
 
     @property
     def name(self) -> str:
@@ -490,11 +488,10 @@ class SlideContents(ChannelsAndPlanes, Identified):
                 f" {[name for _, name in of_type]}"
             )
         if len(found) > 1:
-            warnings.warn(
+            warn(
                 f"{self.name}: channels {found} all have the identifier {channel_identifier!r};"
                 f" {found[0]} is taken",
                 MetadataWarning,
-                stacklevel=2,
             )
         return found[0]
 
@@ -578,23 +575,19 @@ class SlideContents(ChannelsAndPlanes, Identified):
             )
         )
 
-    def warn_if_mirrored(self, stacklevel: int) -> None:
-        """Warn when the base level shows the slide as seen through the glass."""
-        try:
-            mirrored = self.levels[0].image.is_mirrored
-        except MetadataError:
-            return
-        if mirrored:
-            warnings.warn(
-                f"{self.name}: its Image Orientation (Slide) is that of a mirror image, seen"
-                " through the glass; it is taken literally",
-                MetadataWarning,
-                stacklevel=stacklevel + 1,
-            )
 
-
-def slide_of(kind: type[S], sources: Sequence[FrameSource], options: SlideOptions) -> S:
-    """Make a slide of its instances."""
+def slide_of(
+    kind: type[S],
+    sources: Sequence[FrameSource],
+    options: SlideOptions,
+    warned: Iterable[str] = (),
+) -> S:
+    """Make a slide of its instances; some warnings about it may have been given."""
     slide = kind.__new__(kind)
-    SlideContents.__init__(slide, sources, options)
+    SlideContents.__init__(slide, sources, options, warned)
     return slide
+
+
+def _unpickled(kind: type[S], sources: Sequence[FrameSource], options: SlideOptions) -> S:
+    with silent():  # the slide that was pickled has warned
+        return slide_of(kind, sources, options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import warnings
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from dicomslide.contents.places import ChannelGroup, slide_places
 from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.header.placement import pixel_spacing_of
+from dicomslide.process.warn import warn
 from dicomslide.pyramid import group_levels
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def build_pyramid(
         [image.metadata for image in images], tolerance, align_levels=align_levels
     )
     for reason in groups.misfits.values():
-        warnings.warn(f"left out: {reason}", MetadataWarning, stacklevel=4)
+        warn(f"left out: {reason}", MetadataWarning)
     for image, placement in zip(images, groups.placements, strict=True):
         _warn_of_spacing(image, placement)
     images = [
@@ -156,11 +156,10 @@ def _warn_of_spacing(image: TiledImage, placement: Placement) -> None:
     """Warn where Pixel Spacing is given, but contradicted by what the matrix covers."""
     given, taken = pixel_spacing_of(image.metadata), placement.spacing
     if given is not None and taken is not None:
-        warnings.warn(
+        warn(
             f"{image.name}: its Pixel Spacing, ({given[0]:g}, {given[1]:g}), contradicts what its"
             f" matrix covers; taken is ({taken[0]:g}, {taken[1]:g}) mm",
             MetadataWarning,
-            stacklevel=5,
         )
 
 

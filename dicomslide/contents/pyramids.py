@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from dicomslide.backends.concatenation import ConcatenatedSource
 from dicomslide.enum import ImageFlavors
-from dicomslide.errors import MetadataError, NotSlideError
+from dicomslide.errors import MetadataError, MetadataWarning, NotSlideError
 from dicomslide.header import dicom
+from dicomslide.process.warn import warn
 from dicomslide.pyramid import group_levels
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from dicomslide.contents.collection import SlideGroup
     from dicomslide.image import TiledImage
 
-__all__ = ["GlassPyramid", "choose_pyramid", "list_pyramids", "pyramids_of"]
+__all__ = ["GlassPyramid", "choose_pyramid", "pyramids_of"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -222,16 +223,16 @@ def _is_thumbnail(image: TiledImage) -> bool:
     return image.flavor == ImageFlavors.THUMBNAIL.value
 
 
-def choose_pyramid(pyramids: Sequence[GlassPyramid], wanted: int | str) -> int:
+def choose_pyramid(pyramids: Sequence[GlassPyramid], wanted: int | str | None) -> int:
     """Return the number of the pyramid that is wanted.
 
     Parameters
     ----------
     pyramids : sequence of GlassPyramid
         Those there are.
-    wanted : int or str
+    wanted : int or str or None
         Its number, from 0, the largest, on; its Pyramid UID; or the SOP Instance UID, the path or
-        the name of a file of it.
+        the name of a file of it. None is the first; a warning lists them where there are several.
 
     Raises
     ------
@@ -239,17 +240,23 @@ def choose_pyramid(pyramids: Sequence[GlassPyramid], wanted: int | str) -> int:
         When there is none such; the message lists those there are.
 
     """
+    if wanted is None:
+        if len(pyramids) > 1:
+            warn(
+                f"{len(pyramids)} pyramids are on this glass; the first is read, others by the"
+                f" argument:\n{_listed(pyramids)}",
+                MetadataWarning,
+            )
+        return 0
     if isinstance(wanted, str):
         found = [i for i, pyramid in enumerate(pyramids) if pyramid.is_called(wanted)]
         if len(found) == 1:
             return found[0]
     elif 0 <= operator.index(wanted) < len(pyramids):
         return operator.index(wanted)
-    raise NotSlideError(
-        f"no pyramid {wanted!r} on this glass; there are:\n{list_pyramids(pyramids)}"
-    )
+    raise NotSlideError(f"no pyramid {wanted!r} on this glass; there are:\n{_listed(pyramids)}")
 
 
-def list_pyramids(pyramids: Sequence[GlassPyramid]) -> str:
+def _listed(pyramids: Sequence[GlassPyramid]) -> str:
     """Say which pyramids there are, a line each."""
     return "\n".join(f"  pyramid={number}: {each}" for number, each in enumerate(pyramids))

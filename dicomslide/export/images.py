@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import xarray as xr
 
 from dicomslide.errors import MetadataWarning
 from dicomslide.labelled.coordinates import step_of
+from dicomslide.process.warn import warn
 from dicomslide.readers.stacked_reader import dask_array
 
 if TYPE_CHECKING:
@@ -221,10 +221,9 @@ def images_of(tree: xr.DataTree, shard_size: int) -> tuple[ExportImage, ...]:
         if node.parent is not tree and any(map(_is_image, node.data_vars.values()))
     ]
     if deeper:
-        warnings.warn(
+        warn(
             f"images of nodes of nodes are left out: {', '.join(deeper)}",
             MetadataWarning,
-            stacklevel=4,
         )
     found_images = [
         image
@@ -316,11 +315,10 @@ def _image(
     for found in levels:
         array = _with_axes(found.array, is_label=labels is not None)
         if kept and _stack(array) != _stack(kept[0].array):
-            warnings.warn(
+            warn(
                 f"{name}: level {found.number} is left out: it has {_stack(array)}, the largest"
                 f" level {_stack(kept[0].array)}",
                 MetadataWarning,
-                stacklevel=4,
             )
             continue
         raster = Raster.of(found.array, base)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dicomslide.errors import MetadataWarning
+from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,11 +69,10 @@ def _planes(array: xr.DataArray) -> tuple[float, float]:
     if (steps <= 0).any():
         raise ValueError(f"{array.name}: focal planes must ascend along z")
     if not np.allclose(steps, steps.mean(), rtol=1e-3, atol=0):
-        warnings.warn(
+        warn(
             f"focal planes aren't evenly spaced ({', '.join(f'{value:g}' for value in z)} mm):"
             " multiscales have the mean distance; the coordinate z is exact",
             MetadataWarning,
-            stacklevel=2,
         )
     return float(np.round(steps.mean(), 12)), float(z[0])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import xarray as xr
 from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.export.images import images_of, shard_data
 from dicomslide.labelled.tree import slide_groups
+from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
     import spatialdata
@@ -85,10 +85,9 @@ def to_spatialdata(slide: Slide, *, focal_plane_index: int = 0) -> spatialdata.S
         if group.graphic_type == "POINT":
             points[f"annotations_{number}"] = _points(group)
         elif group.graphic_type == "POLYLINE":
-            warnings.warn(
+            warn(
                 f"annotation group {group.label!r} is left out: SpatialData has no polylines",
                 MetadataWarning,
-                stacklevel=2,
             )
         elif len(group):
             shapes[f"annotations_{number}"] = _shapes(group)
@@ -107,11 +106,10 @@ def _multiscale(image: ExportImage, model: Any, focal_plane_index: int) -> xr.Da
     scales: dict[str, xr.Dataset] = {}
     for level in image.levels:
         if not _is_where_it_counts(level, base):
-            warnings.warn(
+            warn(
                 f"{image.name}: level {level.number} is left out: it isn't where SpatialData would"
                 " put it",
                 MetadataWarning,
-                stacklevel=3,
             )
             continue
         array = level.array

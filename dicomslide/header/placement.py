@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.header import dicom
 from dicomslide.header.geometry import SlideGeometry
 from dicomslide.header.layout import MICROMETERS, origin_items, shared_items, size_of
+from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -323,9 +323,7 @@ def _absent_origin(image: Dataset, relative: bool) -> tuple[float, float]:
     absent = f"{dicom.name_of(image)}: no Total Pixel Matrix Origin"
     if not relative:
         raise MetadataError(f"{absent}, so it has no place on the slide")
-    warnings.warn(
-        f"{absent}: millimetres count from its first pixel", MetadataWarning, stacklevel=4
-    )
+    warn(f"{absent}: millimetres count from its first pixel", MetadataWarning)
     return 0.0, 0.0
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import xarray as xr
 
@@ -15,8 +16,11 @@ from dicomslide.labelled import (
     accessor as accessor,  # registered, wherever there are labelled arrays
 )
 from dicomslide.labelled.variables import Grid, Stack
+from dicomslide.process.warn import once
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dicomslide.contents.contents import SlideContents
     from dicomslide.contents.places import ChannelGroup
     from dicomslide.header.geometry import OrientationName
@@ -26,6 +30,22 @@ __all__ = ["MaskAndScale", "level_dataset", "other_groups", "slide_groups"]
 
 MaskAndScale: TypeAlias = bool | Mapping[str, bool]
 """Whether pixels are what they mean, fractions or real world values; by the variable's name."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _warning_once(
+    function: Callable[Concatenate[SlideContents, P], R],
+) -> Callable[Concatenate[SlideContents, P], R]:
+    """Return a function of a slide that gives no warning again that the slide has given."""
+
+    @functools.wraps(function)
+    def call(slide: SlideContents, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with once(slide._warned):
+            return function(slide, *args, **kwargs)
+
+    return call
 
 
 def slide_groups(
@@ -79,6 +99,7 @@ def slide_groups(
     return groups | {f"/{name}": dataset for name, dataset in others.items()}
 
 
+@_warning_once
 def other_groups(
     slide: SlideContents,
     *,
@@ -114,6 +135,7 @@ def other_groups(
     return groups
 
 
+@_warning_once
 def level_dataset(
     slide: SlideContents,
     level: int,

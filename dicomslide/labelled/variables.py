@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from dicomslide.header.tiling import SAME_PLANE, match_planes
 from dicomslide.labelled.attributes import derived_attrs, image_attrs
 from dicomslide.labelled.coordinates import channel_coords, focal_plane_coords, matrix_coords
 from dicomslide.options import check_memory
+from dicomslide.process.warn import warn
 from dicomslide.readers.stacked_reader import StackedReader, runs_of
 
 if TYPE_CHECKING:
@@ -65,19 +65,17 @@ class Grid:
         try:
             geometry = geometry_of(image.metadata, image.placement, relative=True)
         except MetadataError as error:
-            warnings.warn(
+            warn(
                 f"{error}: its dims are row and column, without millimetres",
                 MetadataWarning,
-                stacklevel=5,
             )
             return cls(image, None, None, frame_of_reference_uid)
         turned = None if orientation == "stored" else geometry.orientation
         if orientation == "upright" and turned is None:
-            warnings.warn(
+            warn(
                 f"{image.name}: it lies obliquely on the slide (rotation {geometry.rotation:.3f}"
                 ' degrees), so its dims are row and column (orientation="stored")',
                 MetadataWarning,
-                stacklevel=5,
             )
         return cls(image, geometry, turned, frame_of_reference_uid)
 
@@ -140,12 +138,11 @@ class Stack:
             _warn_if_apart(image, other)
         is_label_map = image.layout.label_values is not None  # whose segments share their pixels
         if not is_label_map and len(places) < len(channels) * len(planes):
-            warnings.warn(
+            warn(
                 f"{image.name}: its level has pixels for {len(places)} of {len(channels)} ×"
                 f" {len(planes)} channels and focal planes of {group.name}; the rest is"
                 " background",
                 MetadataWarning,
-                stacklevel=5,
             )
         return cls._of_places(
             group,
@@ -237,11 +234,10 @@ class Stack:
         if all(reader.scaling is not None for reader in of_source.values()):
             return dataclasses.replace(self, readers=readers)
         if is_fractional(self.image.metadata):
-            warnings.warn(
+            warn(
                 f"{self.image.name}: fractions without Maximum Fractional Value: its pixels are"
                 " as stored",
                 MetadataWarning,
-                stacklevel=5,
             )
         return self
 
@@ -373,9 +369,8 @@ def _regular(lengths: tuple[int, ...]) -> int | tuple[int, ...]:
 def _warn_if_apart(first: TiledImage, other: TiledImage) -> None:
     """Warn where images that are one array lie apart."""
     if not lies_on(other, first):
-        warnings.warn(
+        warn(
             f"{other.name} lies apart from {first.name}, by more than half a pixel; coordinates"
             " are those of the latter",
             MetadataWarning,
-            stacklevel=6,
         )

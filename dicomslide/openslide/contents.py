@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import warnings
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from dicomslide.header import dicom
 from dicomslide.openslide.errors import RequestError
 from dicomslide.openslide.properties import properties_of
 from dicomslide.process.lazy import lazy
+from dicomslide.process.warn import warn
 from dicomslide.slide.opening import open_slide
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _series_of(named: FileSource) -> FileStore:
         try:
             source = FileSource.open(other)
         except DicomSlideError as error:
-            warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=4)
+            warn(f"left out: {error}", MetadataWarning)
             continue
         if uid is not None and dicom.text(source.metadata, "SeriesInstanceUID") == uid:
             sources.setdefault(source.sop_instance_uid, source)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import mmap
 import struct
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dicomslide.errors import MetadataWarning
 from dicomslide.process.registry import Registry
+from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -230,9 +230,7 @@ def color_transform(profile: bytes, source: str) -> ColorTransform | None:
         try:
             transform = ColorTransform(profile)
         except ValueError as error:
-            warnings.warn(
-                f"{source}: {error}; colours stay as stored", MetadataWarning, stacklevel=2
-            )
+            warn(f"{source}: {error}; colours stay as stored", MetadataWarning)
             return None
         return None if transform.is_identity else transform
 

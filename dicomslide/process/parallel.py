@@ -8,6 +8,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dicomslide.process.warn import carried
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -56,7 +58,7 @@ def start(function: Callable[[], None], name: str) -> threading.Thread | None:
 
     So it is on Python 3.12 once the main thread has ended.
     """
-    thread = threading.Thread(target=function, name=name, daemon=True)
+    thread = threading.Thread(target=carried(function), name=name, daemon=True)
     try:
         thread.start()
     except RuntimeError:

@@ -1,40 +1,66 @@
-"""Warnings at the caller's line, and arguments that have another name now."""
+"""Warnings at the caller's line, each once; and arguments that have another name now."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
+import threading
 import warnings
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from types import FrameType
 
-__all__ = ["renamed_argument", "warn"]
+__all__ = ["carried", "once", "renamed_argument", "silent", "warn"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 BETWEEN = frozenset(
     {
-        "dicomslide",
-        "xarray",
-        "dask",
-        "asyncio",
-        "concurrent",
-        "contextlib",
-        "functools",
-        "threading",
+        "dicomslide", "xarray", "dask", "asyncio", "collections", "concurrent", "contextlib",
+        "functools", "threading",
     }
-)
+)  # fmt: skip
 """Packages whose frames stand between what warns and the line of the caller that led there."""
+
+
+class _Line(NamedTuple):
+    """A line of a module, as :func:`warnings.warn_explicit` takes it."""
+
+    file: str
+    number: int
+    module: str
+    registry: dict[Any, Any]
+
+    @classmethod
+    def of(cls, frame: FrameType) -> _Line:
+        names = frame.f_globals
+        registry = names.setdefault("__warningregistry__", {})
+        return cls(frame.f_code.co_filename, frame.f_lineno, names.get("__name__", ""), registry)
+
+
+class _Thread(threading.local):
+    """What holds for the warnings of a thread."""
+
+    caller: _Line | None = None
+    """Line that started what the thread does, where that is another thread's."""
+    said: tuple[set[str], ...] = ()
+    """Messages that aren't given again."""
+    is_silent: bool = False
+
+
+_thread = _Thread()
 
 
 def warn(message: str, category: type[Warning]) -> None:
     """Warn at the line of the caller, whichever way led here.
 
-    That is the nearest one outside of this package and of those through which it is called. A
-    thread that has none of it, a worker of dask's, warns at the line of this package.
+    That is the nearest one outside of this package and of those through which it is called; in a
+    thread of this package's, that of who started it. A thread that has no such line, a worker of
+    dask's, warns at the line of this package.
 
     Parameters
     ----------
@@ -44,26 +70,73 @@ def warn(message: str, category: type[Warning]) -> None:
         Its kind.
 
     """
-    here = frame = sys._getframe(1)
-    while _package_of(frame) in BETWEEN:
-        if frame.f_back is None:
-            frame = here
-            break
-        frame = frame.f_back
+    if _thread.is_silent or any(message in said for said in _thread.said):
+        return
+    line = _caller() or _Line.of(sys._getframe(1))
     warnings.warn_explicit(
-        message,
-        category,
-        frame.f_code.co_filename,
-        frame.f_lineno,
-        module=frame.f_globals.get("__name__", "<string>"),
-        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+        message, category, line.file, line.number, module=line.module, registry=line.registry
     )
+    for said in _thread.said:
+        said.add(message)
 
 
-def _package_of(frame: Any) -> str:
+def _caller() -> _Line | None:
+    frame: FrameType | None = sys._getframe(1)
     # by name rather than by file: methods that dataclasses generate have no file
-    name: str = frame.f_globals.get("__name__") or ""
-    return name.partition(".")[0]
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in BETWEEN:
+        frame = frame.f_back
+    return _thread.caller if frame is None else _Line.of(frame)
+
+
+@contextlib.contextmanager
+def once(said: set[str] | None = None) -> Iterator[set[str]]:
+    """Give each warning once, in this block or in all that share a set of messages.
+
+    Parameters
+    ----------
+    said : set of str, optional
+        Messages that were given; those of this block are added. One of the block's own if not
+        given.
+
+    Yields
+    ------
+    set of str
+        The messages.
+
+    """
+    before = _thread.said
+    said = set() if said is None else said
+    _thread.said = (*before, said)
+    try:
+        yield said
+    finally:
+        _thread.said = before
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Give no warning: they were given before, perhaps by another process."""
+    before, _thread.is_silent = _thread.is_silent, True
+    try:
+        yield
+    finally:
+        _thread.is_silent = before
+
+
+def carried(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function that, called in another thread, warns as this one would."""
+    its = {"caller": _caller(), "said": _thread.said, "is_silent": _thread.is_silent}
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        before = {name: getattr(_thread, name) for name in its}
+        vars(_thread).update(its)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            vars(_thread).update(before)
+
+    return call
 
 
 def renamed_argument(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -17,6 +16,7 @@ from dicomslide.options import get_options
 from dicomslide.pixels import DECODERS, decode_frame, scratch_memory, transfer_syntax_of
 from dicomslide.process.parallel import is_exiting
 from dicomslide.process.registry import FrameCache, Registry
+from dicomslide.process.warn import carried, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
@@ -343,7 +343,7 @@ class FrameReader:
             return None
 
     def _warn(self, error: Exception) -> None:
-        warnings.warn(f"filled with background: {error}", FrameWarning, stacklevel=2)
+        warn(f"filled with background: {error}", FrameWarning)
 
     def _lost(self, frame: int, shape: tuple[int, ...]) -> FrameReadError | None:
         """Return what is wrong where a cropped frame doesn't reach to the edge of the matrix."""
@@ -389,7 +389,7 @@ def _submitted(
 ) -> Future[T] | None:
     """Let a pool call a function; None where it doesn't any more, or can't."""
     try:
-        return pool.submit(function, *args)
+        return pool.submit(carried(function), *args)
     except RuntimeError:  # the main thread has ended, or the system has no more threads
         return None
 

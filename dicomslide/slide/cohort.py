@@ -38,6 +38,7 @@ from dicomslide.errors import NotDicomError, NotSlideError
 from dicomslide.header import dicom
 from dicomslide.process.identity import Identified
 from dicomslide.process.parallel import together
+from dicomslide.process.warn import once
 from dicomslide.slide.slide import Slide
 from dicomslide.slide.sorting import Instance, Member, open_members, sort_instances, split
 
@@ -86,6 +87,8 @@ class Cohort(Identified, Mapping[str, Slide]):
         How slides are read.
     failures : mapping of str to Exception
         See :attr:`failures`.
+    warned : iterable of str
+        Warnings that were given when the slides were found: opening one doesn't repeat them.
 
     Examples
     --------
@@ -102,10 +105,12 @@ class Cohort(Identified, Mapping[str, Slide]):
         members: Mapping[str, Member],
         options: SlideOptions,
         failures: Mapping[str, Exception],
+        warned: Iterable[str] = (),
     ) -> None:
         self._members = dict(sorted(members.items()))
         self._options = options
         self._failures = dict(failures)
+        self._warned = set(warned)
 
     @property
     def failures(self) -> Mapping[str, Exception]:
@@ -120,7 +125,8 @@ class Cohort(Identified, Mapping[str, Slide]):
     def __getitem__(self, name: str) -> Slide:
         member = self._members[name]
         try:
-            return open_members(member.sources, self._options)
+            with once(self._warned):
+                return open_members(member.sources, self._options)
         except Exception as error:
             self._failures[name] = _bare(copy.copy(error))
             raise
@@ -220,6 +226,7 @@ class Cohort(Identified, Mapping[str, Slide]):
         return table.rename_axis(index="slide")
 
 
+@once()
 def open_slides(
     source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | Any,
     *,
@@ -499,7 +506,9 @@ def _sorted(instances: Iterable[Instance], options: SlideOptions, failures: Fail
     found: list[Member] = []
     separate = functools.partial(_split, options.pyramid_tolerance)
     # few need more than their few words: no work for a cluster
-    for batch in _in_threads(separate, sort_instances(instances)):
+    with once() as warned:
+        batches = _in_threads(separate, sort_instances(instances))
+    for batch in batches:
         found += batch.found
         failures |= batch.failures
     frames: dict[str | None, set[str | None]] = {}
@@ -514,4 +523,4 @@ def _sorted(instances: Iterable[Instance], options: SlideOptions, failures: Fail
         if member.pyramid is not None:
             name = f"{name}/pyramid-{member.pyramid}"
         members[file if name in members else name] = member
-    return Cohort(members, options, failures)
+    return Cohort(members, options, failures, warned)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from dicomslide.contents.pyramids import pyramids_of
 from dicomslide.errors import MetadataWarning
 from dicomslide.header import dicom
 from dicomslide.image import TiledImage
+from dicomslide.process.warn import once, warn
 from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["find_slides"]
 
 
+@once()
 def find_slides(
     client: Any,
     study_instance_uid: str | None = None,
@@ -105,7 +106,7 @@ def find_slides(
         except Exception as error:
             if fail_on_error:
                 raise
-            warnings.warn(f"left out: {what}: {error}", MetadataWarning, stacklevel=4)
+            warn(f"left out: {what}: {error}", MetadataWarning)
 
     store = ClientStore(client, study_instance_uid, patient_id, study_id)
     images: list[TiledImage] = []

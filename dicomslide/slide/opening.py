@@ -18,6 +18,7 @@ from dicomslide.contents.options import SlideOptions
 from dicomslide.errors import NotSlideError
 from dicomslide.header import dicom
 from dicomslide.image import TiledImage
+from dicomslide.process.warn import once
 from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["open_slide"]
 
 
+@once()
 def open_slide(
     source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | FrameStore | Slide | Any,
     *,

@@ -11,6 +11,7 @@ from dicomslide.contents.options import SlideOptions
 from dicomslide.contents.places import turned_onto
 from dicomslide.header import dicom
 from dicomslide.header.geometry import AS_STORED, SlideGrid
+from dicomslide.process.warn import once
 from dicomslide.slide.arrays import SlideArrays
 
 if TYPE_CHECKING:
@@ -105,7 +106,6 @@ class Slide(SlideArrays):
             pyramid=pyramid,
         )
         super().__init__(join_concatenations(sources), options)
-        self.warn_if_mirrored(stacklevel=2)
 
     def __repr__(self) -> str:
         from dicomslide.contents.description import in_words
@@ -401,7 +401,8 @@ class Slide(SlideArrays):
         """
         from dicomslide.annotation.bulk import find_annotation_groups
 
-        return find_annotation_groups(self._others, self._images, self._frames)
+        with once(self._warned):
+            return find_annotation_groups(self._others, self._images, self._frames)
 
     # -- between pixels and millimetres --
 

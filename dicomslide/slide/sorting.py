@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import warnings
 from typing import TYPE_CHECKING
 
 from dicomslide.annotation.bulk import are_annotations_of
@@ -23,6 +22,7 @@ from dicomslide.contents.pyramids import pyramids_of
 from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.header import dicom
 from dicomslide.image import TiledImage
+from dicomslide.process.warn import once, warn
 from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
@@ -209,6 +209,7 @@ def _are_of_one_pyramid(roots: Sequence[Instance], tolerance: float) -> bool:
     )
 
 
+@once()
 def open_members(sources: Sequence[FrameSource], options: SlideOptions) -> Slide:
     """Open a slide; an instance whose header can't be read is left out, with a warning."""
     kept = []
@@ -216,12 +217,10 @@ def open_members(sources: Sequence[FrameSource], options: SlideOptions) -> Slide
         try:
             check_opens(source.metadata)
         except MetadataError as error:
-            warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=3)
+            warn(f"left out: {error}", MetadataWarning)
         else:
             kept.append(source)
-    slide = slide_of(Slide, join_concatenations(kept), options)
-    slide.warn_if_mirrored(stacklevel=3)
-    return slide
+    return slide_of(Slide, join_concatenations(kept), options)
 
 
 def _without_copies(sources: Sequence[FrameSource]) -> Sequence[FrameSource]:

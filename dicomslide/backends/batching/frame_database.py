@@ -8,13 +8,13 @@ import math
 import os
 import sqlite3
 import time
-import warnings
 from typing import TYPE_CHECKING
 from urllib.request import pathname2url
 
 from dicomslide.errors import CacheWarning
 from dicomslide.process import shared_folder
 from dicomslide.process.forks import ForkBarrier
+from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -207,7 +207,7 @@ class FrameDatabase:
                 _resting[key] = time.monotonic() + REST
                 if failing:
                     reason = str(error) or "it is damaged, and can't be begun anew"
-                    warnings.warn(f"{failing} {self._folder}: {reason}", CacheWarning, stacklevel=5)
+                    warn(f"{failing} {self._folder}: {reason}", CacheWarning)
                 return
 
     def _is_begun(self) -> bool:

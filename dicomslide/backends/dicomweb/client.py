@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from dicomslide.errors import MetadataError, MetadataWarning, NotDicomError
 from dicomslide.header import dicom
 from dicomslide.process.forks import ForkLock
 from dicomslide.process.registry import Registry
+from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -393,11 +393,10 @@ class ClientStore:
             new = {_value(each, key): each for each in page or ()}
             if new.keys() <= found.keys():
                 if len(page or ()) >= PAGE:
-                    warnings.warn(
+                    warn(
                         f"{connection.address.url} gives the same page of {what} again: there may"
                         f" be more than these {len(found)}",
                         MetadataWarning,
-                        stacklevel=2,
                     )
                 return list(found.values())
             found |= new

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.header.per_frame import positions_of_json
+from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -81,10 +81,9 @@ def _dataset(json: dict[str, Any]) -> Dataset:
 
     def bulk_data(tag: str, vr: str, uri: str) -> BulkData | None:
         if vr == "SQ":  # some servers cut off long sequences so; the standard has no such thing
-            warnings.warn(
+            warn(
                 f"{_name_of(json)}: the sequence {tag} is left out, for it comes as bulk data",
                 MetadataWarning,
-                stacklevel=2,
             )
         if vr not in BULK_VRS:
             return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.backends.batching import encoded_frames, gather
@@ -25,6 +24,7 @@ from dicomslide.header.per_frame import positions_of_dataset
 from dicomslide.options import check_memory
 from dicomslide.pixels import DECODERS, NATIVE, PixelFormat
 from dicomslide.process.registry import Registry
+from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -218,10 +218,9 @@ class DicomWebSource:
             # a failure isn't kept: it may go better next time
             return _profiles.get((self.kept_as, path), lambda: self._retrieve_profile(item, path))
         except MetadataError as error:
-            warnings.warn(
+            warn(
                 f"colours stay as stored, for the ICC profile can't be had: {error}",
                 MetadataWarning,
-                stacklevel=2,
             )
             return None
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import TYPE_CHECKING
 
 from dicomslide.backends.part10.file import FileSource, is_dicom_file
 from dicomslide.errors import MetadataError, MetadataWarning, SourceNotFoundError
 from dicomslide.header import dicom
+from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,10 +71,9 @@ def files_listed_by(path: str) -> list[str]:
         listed = ", ".join(missing[:MOST_NAMED]) + (", ..." if len(missing) > MOST_NAMED else "")
         raise SourceNotFoundError(f"{path}: no file is there of those that it lists: {listed}")
     for name in missing:
-        warnings.warn(
+        warn(
             f"left out: {path} lists {name}, which isn't there, or isn't DICOM",
             MetadataWarning,
-            stacklevel=5,
         )
     return found
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import warnings
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +33,7 @@ from dicomslide.header.per_frame import UNDEFINED, scan_per_frame_groups
 from dicomslide.process.forks import ForkLock
 from dicomslide.process.lazy import lazy
 from dicomslide.process.registry import Registry
+from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -341,7 +341,7 @@ class FileStore:
                             check_opens(source.metadata)
                             _add(sources, source)
                         except DicomSlideError as error:
-                            warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=3)
+                            warn(f"left out: {error}", MetadataWarning)
             else:
                 _add(sources, FileSource.open(path))
         if not sources:
@@ -384,7 +384,7 @@ def files_of(folder: Path) -> Iterator[str]:
     """Yield the files of a folder and its folders, in order; what can't be listed is warned of."""
 
     def on_error(error: OSError) -> None:
-        warnings.warn(f"left out: {error}", MetadataWarning, stacklevel=5)
+        warn(f"left out: {error}", MetadataWarning)
 
     for parent, folders, files in os.walk(folder, onerror=on_error):
         folders.sort()
@@ -469,7 +469,7 @@ def _add(sources: dict[str, list[FileSource]], source: FileSource) -> None:
             f"{source.path} has the SOP Instance UID of {others[0].path}, but is another image:"
             " both are used"
         )
-    warnings.warn(what, MetadataWarning, stacklevel=4)
+    warn(what, MetadataWarning)
 
 
 def _is_preferred(first: FileSource, second: FileSource) -> bool:
