@@ -42,7 +42,7 @@ FLOORS = (
 )
 BACKENDS = (
     {"base", "coalesce"},
-    {"concatenation"},
+    {"concatenation", "search"},
     {"part10", "batching", "net"},
     {"objects", "dicomweb"},
     {"open"},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.backends.base import drop_frame, kept_as, read_anew
+from dicomslide.backends.base import drop_frame, kept_as, may_read_anew, read_anew
 from dicomslide.errors import FrameReadError, MetadataError
 from dicomslide.header import dicom
 from dicomslide.header.tiling import FramePositions
@@ -69,9 +69,8 @@ class ConcatenatedSource:
         """Name of these bytes."""
         return ("concatenation", *(part.identity for part in self.parts))
 
-    @property
     def kept_as(self) -> tuple[Hashable, ...]:
-        """By what this process keeps what it has read of the parts."""
+        """Name of what this process keeps of the parts."""
         return ("concatenation", *map(kept_as, self.parts))
 
     @property
@@ -82,7 +81,7 @@ class ConcatenatedSource:
     @property
     def metadata(self) -> Dataset:
         """The first part's header, with the frames of all."""
-        return _joined.get(self.kept_as, self._joined_metadata)
+        return _joined.get(self.kept_as(), self._joined_metadata)
 
     def _joined_metadata(self) -> Dataset:
         from pydicom.dataset import Dataset
@@ -160,6 +159,10 @@ class ConcatenatedSource:
             for at, frame in zip(places, self.parts[part].read_frames(local), strict=True):
                 frames[at] = frame
         return frames
+
+    def may_read_anew(self) -> bool:
+        """Whether frames of any part come over a network."""
+        return any(map(may_read_anew, self.parts))
 
     def drop_frame(self, index: int) -> None:
         """Drop what was kept of a frame."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from dicomslide.backends.base import is_store
 from dicomslide.backends.dicomweb.client import (
     ClientStore,
     check_access,
@@ -32,6 +33,7 @@ from dicomslide.backends.open import (
 )
 from dicomslide.backends.part10.file import files_of
 from dicomslide.backends.part10.streams import StreamSource
+from dicomslide.backends.search import StoreCatalog
 from dicomslide.contents.description import summary_of
 from dicomslide.contents.options import SlideOptions
 from dicomslide.errors import NotDicomError, NotSlideError
@@ -47,8 +49,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from dicomslide.backends.base import FrameSource
-    from dicomslide.backends.dicomweb.client import Series
+    from dicomslide.backends.base import FrameSource, FrameStore, Series
+    from dicomslide.backends.search import Catalog
     from dicomslide.readers.matrix_reader import OnError
 
 __all__ = ["Cohort", "open_slides"]
@@ -228,7 +230,7 @@ class Cohort(Identified, Mapping[str, Slide]):
 
 @once()
 def open_slides(
-    source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | Any,
+    source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | FrameStore | Any,
     *,
     study_instance_uid: str | None = None,
     max_frame_cache_size: int | None = None,
@@ -247,13 +249,14 @@ def open_slides(
 
     Parameters
     ----------
-    source : path-like, bytes, file object, iterable of these, or DICOMClient
+    source : path-like, bytes, file object, iterable of these, DICOMClient or FrameStore
         Folders (with their folders), files and patterns such as ``"cohort/*/*.dcm"``, on disk or
         as URLs that fsspec knows (whose patterns have ``*`` only), and what else
-        :func:`open_slide` takes for files; or a ``dicomweb_client.api.DICOMClient``, or the URL
-        of a DICOMweb service or study: ``"dicomweb+https://host/.../studies/..."``.
+        :func:`open_slide` takes for files; or a ``dicomweb_client.api.DICOMClient``, the URL of a
+        DICOMweb service or study, ``"dicomweb+https://host/.../studies/..."``, or a store of one's
+        own.
     study_instance_uid : str, optional
-        The only study of a client that is looked at.
+        The only study of a client or a store that is looked at.
     max_frame_cache_size, pyramid_tolerance, correct_color, on_error, align_levels, storage_options
         Of each slide: see :func:`open_slide`.
     session : requests.Session or callable, optional
@@ -280,15 +283,19 @@ def open_slides(
     )
     failures: Failures = {}
     given: list[Any]
-    store: ClientStore | None = None
+    store: Catalog | None = None
     if is_client(source):
         store = ClientStore(source, study_instance_uid)
     elif isinstance(source, str) and is_dicomweb_url(source):
         store = store_at(source, session)
+    elif is_store(source):
+        store = StoreCatalog(source, study_instance_uid)
     elif study_instance_uid is not None:
-        raise TypeError(f"only a client has a study_instance_uid, not a {type(source).__name__}")
+        raise TypeError(
+            f"only a client or a store has a study_instance_uid, not a {type(source).__name__}"
+        )
     if store is not None:
-        given = [source]
+        given = [source if isinstance(source, str) else type(source).__name__]
         series = store.series(attempt=functools.partial(_attempt, failures))
         batches = _in_threads(functools.partial(_read_series, store), series)
     else:
@@ -394,7 +401,7 @@ def _read_streams(streams: Sequence[Any]) -> _Batch[list[Instance]]:
     return _Batch(found, failures)
 
 
-def _read_series(store: ClientStore, series: Sequence[Series]) -> _Batch[list[Instance]]:
+def _read_series(store: Catalog, series: Sequence[Series]) -> _Batch[list[Instance]]:
     found: list[Instance] = []
     failures: Failures = {}
     for each in series:

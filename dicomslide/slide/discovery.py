@@ -1,4 +1,4 @@
-"""Which slides a DICOMweb client has."""
+"""Which slides a DICOMweb client or a store has."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
+from dicomslide.backends.base import is_store
 from dicomslide.backends.dicomweb.client import ClientStore, is_client
+from dicomslide.backends.search import StoreCatalog
 from dicomslide.contents.collection import SlideGroup, group_by_slide
 from dicomslide.contents.pyramids import pyramids_of
 from dicomslide.errors import MetadataWarning
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pydicom.dataset import Dataset
+
+    from dicomslide.backends.search import Catalog
 
 __all__ = ["find_slides"]
 
@@ -45,8 +49,8 @@ def find_slides(
 
     Parameters
     ----------
-    client : dicomweb_client.api.DICOMClient
-        DICOMweb client
+    client : dicomweb_client.api.DICOMClient or FrameStore
+        DICOMweb client, or a store of files or of one's own
     study_instance_uid : str, optional
         DICOM Study Instance UID
     patient_id : str, optional
@@ -92,9 +96,15 @@ def find_slides(
     """
     from dicomslide.annotation.bulk import are_annotations_of
 
-    if not is_client(client):
+    store: Catalog
+    if is_client(client):
+        store = ClientStore(client, study_instance_uid, patient_id, study_id)
+    elif is_store(client):
+        store = StoreCatalog(client, study_instance_uid, patient_id, study_id)
+    else:
         raise TypeError(
-            f"client is a {type(client).__name__}; expected a dicomweb_client.api.DICOMClient"
+            f"client is a {type(client).__name__}; expected a dicomweb_client.api.DICOMClient or a"
+            " FrameStore"
         )
     stains = _listed(specimen_stains, "specimen_stains", "codes", _is_code)
     paths = _listed(optical_path_ids, "optical_path_ids", "identifiers, which are text", _is_text)
@@ -108,7 +118,6 @@ def find_slides(
                 raise
             warn(f"left out: {what}: {error}", MetadataWarning)
 
-    store = ClientStore(client, study_instance_uid, patient_id, study_id)
     images: list[TiledImage] = []
     others: list[Dataset] = []
     for series in store.series(include_derived=include_derived, attempt=attempt):

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
+from dicomslide.backends.base import is_store
 from dicomslide.backends.dicomweb.client import (
     ClientStore,
     check_access,
@@ -126,7 +127,7 @@ def open_slide(
         store = ClientStore(source, study_instance_uid)
     elif web is not None:
         store = store_at(web, session)
-    elif hasattr(source, "source"):
+    elif is_store(source):
         store = source
     else:
         from dicomslide.backends.open import open_store

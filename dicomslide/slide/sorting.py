@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING
 
 from dicomslide.annotation.bulk import are_annotations_of
-from dicomslide.backends.dicomweb.client import without_header
+from dicomslide.backends.base import without_header
 from dicomslide.backends.part10.file import FileSource, FileStore, check_opens
 from dicomslide.contents.collection import (
     group_by_slide,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dicomslide.backends.base import Series, is_source, is_store
+from dicomslide.backends.dicomweb.protocol import is_client
 from dicomslide.backends.net.addresses import URL_SCHEME, is_dicomweb_url, parse_web_url
 from dicomslide.backends.part10.file import FileSource, files_of, is_dicom_file
+from dicomslide.backends.search import DERIVED_MODALITIES, SLIDE_MODALITY, selected
 from dicomslide.errors import MetadataError, MetadataWarning, NotDicomError
 from dicomslide.header import dicom
 from dicomslide.process.forks import ForkLock
@@ -17,26 +21,23 @@ from dicomslide.process.registry import Registry
 from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.base import FrameSource
     from dicomslide.backends.dicomweb.connection import Address, Connection
+    from dicomslide.backends.dicomweb.protocol import Answering, DicomWebClient, Json
 
-__all__ = ["ClientStore", "Series", "check_access", "frame_source", "is_client",
-           "is_dicomweb_url", "store_at", "without_header"]  # fmt: skip
+__all__ = ["ClientStore", "check_access", "frame_source", "is_client", "is_dicomweb_url",
+           "store_at"]  # fmt: skip
 
 SOP_INSTANCE_UID = 0x00080018
 PAGE = 200
 """Results that are asked for at once: as many as the strictest servers allow."""
 MOST_RESULTS = 10**6
 """Results after which a search is one without end."""
-
-SLIDE_MODALITY = "SM"
-DERIVED_MODALITIES = ("SEG", "OT", "ANN")
-"""Of segmentations, parametric maps (which have none of their own) and annotations."""
 
 
 def frame_source(client: Any, metadata: Dataset) -> FrameSource:
@@ -57,11 +58,9 @@ def frame_source(client: Any, metadata: Dataset) -> FrameSource:
         When it doesn't have the instance, or can't be asked for it.
 
     """
-    # by their methods: isinstance with a Protocol asks, before Python 3.12, for properties too,
-    # and the metadata of a store may be a thousand requests
-    if callable(getattr(client, "read_frames", None)):
+    if is_source(client):
         return client
-    if callable(getattr(client, "source", None)):
+    if is_store(client):
         return client.source(metadata)
     if not is_client(client):
         raise TypeError(
@@ -78,17 +77,6 @@ def frame_source(client: Any, metadata: Dataset) -> FrameSource:
     return folder.source(dicom.text(metadata, "SOPInstanceUID") or "")
 
 
-def is_client(value: Any) -> bool:
-    """Whether something is a DICOMweb client: whether it retrieves frames."""
-    return callable(getattr(value, "retrieve_instance_frames", None))
-
-
-def without_header(source: FrameSource) -> FrameSource:
-    """Return a source that holds no header, to be kept among many."""
-    thin = getattr(source, "without_header", None)
-    return source if thin is None else thin()
-
-
 # -- URLs ------------------------------------------------------------------------------------
 
 
@@ -100,7 +88,7 @@ def check_access(source: Any, storage_options: Any, session: Any) -> None:
             "a session is for the URL of a DICOMweb service, study or series; a client has its"
             " own, and URLs of objects and folders are reached as storage_options say"
         )
-    if storage_options is not None and (is_web or is_client(source) or hasattr(source, "source")):
+    if storage_options is not None and (is_web or is_client(source) or is_store(source)):
         raise ValueError(
             "storage_options are for URLs of objects and folders; a DICOMweb server is reached as"
             " register_credentials says, or by a session"
@@ -214,14 +202,6 @@ def _uid_in(file: str) -> str | None:
 # -- searching -------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, order=True, slots=True)
-class Series:
-    """A series that a search has found."""
-
-    study_instance_uid: str
-    series_instance_uid: str
-
-
 @dataclasses.dataclass(frozen=True)
 class ClientStore:
     """Instances that a client finds: slide images, and what is derived from them.
@@ -239,7 +219,7 @@ class ClientStore:
 
     """
 
-    client: Any
+    client: DicomWebClient
     study_instance_uid: str | None = None
     patient_id: str | None = None
     study_id: str | None = None
@@ -277,11 +257,8 @@ class ClientStore:
 
         Parameters
         ----------
-        include_derived : bool, default: True
-            Whether derived images and annotations are searched for.
-        attempt : callable, optional
-            Makes of what is searched for a context for the search, which may suppress its
-            failure; by default a failure is one.
+        include_derived, attempt
+            See :meth:`Catalog.series <dicomslide.backends.search.Catalog.series>`.
 
         Raises
         ------
@@ -337,21 +314,19 @@ class ClientStore:
             metadata = self._connection.series_metadata(*uids)
         else:
             instances = self._pages(
-                "search_for_instances",
+                "instances",
                 "SOPInstanceUID",
-                study_instance_uid=uids[0],
-                series_instance_uid=uids[1],
+                lambda offset, _: self.client.search_for_instances(
+                    study_instance_uid=uids[0],
+                    series_instance_uid=uids[1],
+                    limit=PAGE,
+                    offset=offset,
+                ),
             )
             metadata = [
                 folder.source(_value(each, "SOPInstanceUID") or "").metadata for each in instances
             ]
-        given = {"PatientID": self.patient_id, "StudyID": self.study_id}
-        kept = [
-            each
-            for each in metadata
-            if all(wanted in (None, dicom.text(each, key)) for key, wanted in given.items())
-        ]
-        return sorted(kept, key=_order)
+        return selected(metadata, {"PatientID": self.patient_id, "StudyID": self.study_id})
 
     def _studies(self) -> list[str | None]:
         if self.study_instance_uid is not None:
@@ -360,7 +335,13 @@ class ClientStore:
         given = {key: value for key, value in filters.items() if value is not None}
         if not given:
             return [None]
-        found = self._pages("search_for_studies", "StudyInstanceUID", search_filters=given)
+        found = self._pages(
+            "studies",
+            "StudyInstanceUID",
+            lambda offset, asked: asked.search_for_studies(
+                limit=PAGE, offset=offset, search_filters=given
+            ),
+        )
         uids = {_value(study, "StudyInstanceUID") for study in found}
         return [*sorted(uid for uid in uids if uid)]
 
@@ -369,7 +350,11 @@ class ClientStore:
         where: dict[str, Any] = {} if study is None else {"study_instance_uid": study}
         if modality is not None:
             where["search_filters"] = {"Modality": modality}
-        for found in self._pages("search_for_series", "SeriesInstanceUID", **where):
+        for found in self._pages(
+            "series",
+            "SeriesInstanceUID",
+            lambda offset, asked: asked.search_for_series(limit=PAGE, offset=offset, **where),
+        ):
             uids = (
                 _value(found, "StudyInstanceUID") or study,
                 _value(found, "SeriesInstanceUID"),
@@ -379,17 +364,29 @@ class ClientStore:
             if None not in uids and modality in (None, its):
                 yield Series(str(uids[0]), str(uids[1])), its
 
-    def _pages(self, method: str, key: str, **arguments: Any) -> list[Mapping[str, Any]]:
+    def _pages(
+        self, kind: str, key: str, search: Callable[[int, Answering], Sequence[Json]]
+    ) -> list[Json]:
         """Search page by page, until a page has nothing new: some servers know no offset.
 
         Of these, results of which there may be more come with a warning.
+
+        Parameters
+        ----------
+        kind : str
+            What is searched for.
+        key : str
+            Keyword of the UID by which results differ.
+        search : callable
+            Given an offset, and what to ask: searches for :data:`PAGE` results from there on.
+
         """
         connection = self._connection
-        found: dict[str | None, Mapping[str, Any]] = {}
+        found: dict[str | None, Json] = {}
         received = 0
+        what = f"the results of a search for {kind}"
         while True:
-            what = f"the results of a {method.replace('_', ' ')}"
-            page = connection.ask(what, method, limit=PAGE, offset=received, **arguments)
+            page = connection.ask(what, functools.partial(search, received))
             new = {_value(each, key): each for each in page or ()}
             if new.keys() <= found.keys():
                 if len(page or ()) >= PAGE:
@@ -405,15 +402,7 @@ class ClientStore:
                 raise MetadataError(f"{connection.address.url}: {what} have no end")
 
 
-def _order(metadata: Dataset) -> tuple[float, str]:
-    number = dicom.number(metadata, "InstanceNumber")
-    return (
-        float("inf") if number is None else number,
-        dicom.text(metadata, "SOPInstanceUID") or "",
-    )
-
-
-def _value(found: Mapping[str, Any], keyword: str) -> str | None:
+def _value(found: Json, keyword: str) -> str | None:
     """Return a value of a search result, DICOM JSON, as text."""
     from pydicom.datadict import tag_for_keyword
 

@@ -10,7 +10,7 @@ import time
 import weakref
 from collections import OrderedDict
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -57,10 +57,13 @@ if TYPE_CHECKING:
 
     from dicomslide.backends.batching.prefetch import ReadAhead
     from dicomslide.backends.dicomweb.multipart import Part
+    from dicomslide.backends.dicomweb.protocol import Answering, DicomWebClient
     from dicomslide.pixels import PixelFormat
 
 __all__ = ["Address", "Connection", "connection_at", "connection_of", "connection_with",
            "register_client"]  # fmt: skip
+
+T = TypeVar("T")
 
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 NOT_SERVED = REFUSALS | {HTTPStatus.OK, HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED}
@@ -126,8 +129,8 @@ class Connection:
 
     """
 
-    def __init__(self, client: Any, credentials: Credentials | None = None) -> None:
-        self._client = client
+    def __init__(self, client: DicomWebClient, credentials: Credentials | None = None) -> None:
+        self._client: Any = client  # that of one whose session is renewed has it, too
         self._credentials = credentials
         self.address = Address.of(client)
         self.scope = secrets.token_hex(8)
@@ -143,7 +146,7 @@ class Connection:
         self._gatherers: Registry[str, Gatherer] = Registry(MOST_INSTANCES)
         self.service = WebService.of(
             client,
-            lambda: self.client._session,
+            lambda: _session_of(self.client),
             None if credentials is None else self._renew,
             lambda: None if self._credentials is None else self._credentials.auth,
         )
@@ -184,7 +187,7 @@ class Connection:
         cache.forget(before)
 
     @property
-    def client(self) -> Any:
+    def client(self) -> DicomWebClient:
         """The client, safe to use in this process."""
         if self._process != os.getpid():
             # a forked child must not talk through sockets that the parent talks through
@@ -333,7 +336,7 @@ class Connection:
     def _metadata(self, uids: tuple[str, str, str]) -> Mapping[str, Any]:
         what = f"the metadata of {uids[2]}"
         with self._seeing(uids[2]):
-            found = self.ask(what, "retrieve_instance_metadata", *uids)
+            found = self.ask(what, lambda asked: asked.retrieve_instance_metadata(*uids))
             if isinstance(found, list) and not found:
                 raise MetadataError(f"{self.address.url} gives nothing as {what}")
         return found[0] if isinstance(found, list) else found
@@ -341,7 +344,7 @@ class Connection:
     def series_metadata(self, study: str, series: str) -> list[Dataset]:
         """Retrieve the metadata of all instances of a series."""
         what = f"the metadata of series {series}"
-        answer = self.ask(what, "retrieve_series_metadata", study, series)
+        answer = self.ask(what, lambda asked: asked.retrieve_series_metadata(study, series))
         if not answer:
             raise MetadataError(f"{self.address.url} gives nothing as {what}")
         found = [dataset_of_json(each) for each in answer]
@@ -352,7 +355,8 @@ class Connection:
     def instance(self, uids: tuple[str, str, str]) -> Dataset:
         """Retrieve the whole data set of an instance."""
         with self._seeing(uids[2]):
-            return self.ask(f"the data set {uids[2]}", "retrieve_instance", *uids)
+            what = f"the data set {uids[2]}"
+            return self.ask(what, lambda asked: asked.retrieve_instance(*uids))
 
     @contextlib.contextmanager
     def _seeing(self, uid: str) -> Iterator[None]:
@@ -378,18 +382,25 @@ class Connection:
         what = f"the bulk data {public(uri)}"
         wanted = (("application/octet-stream", "*"),)
         try:
-            parts = self.ask(what, "retrieve_bulkdata", uri, media_types=wanted)
+            parts = self.ask(what, lambda asked: asked.retrieve_bulkdata(uri, media_types=wanted))
         except MetadataError:
             if self.service is not None:  # it has tried what there is
                 raise
-            parts = self.ask(what, "retrieve_bulkdata", uri)
+            parts = self.ask(what, lambda asked: asked.retrieve_bulkdata(uri))
         data = b"".join(bytes(part) for part in parts)
         if not data:
             raise MetadataError(f"{self.address.url} gives nothing as {what}")
         return data
 
-    def ask(self, what: str, method: str, *arguments: Any, **options: Any) -> Any:
-        """Call a method of the client, with errors that say what it was for.
+    def ask(self, what: str, question: Callable[[Answering], T]) -> T:
+        """Ask the client, or the service in its stead, with errors that say what it was for.
+
+        Parameters
+        ----------
+        what : str
+            What is asked for.
+        question : callable
+            Calls a method of what it is given.
 
         Raises
         ------
@@ -398,12 +409,16 @@ class Connection:
 
         """
         try:
-            asked = self.client if self.service is None else self.service
-            return getattr(asked, method)(*arguments, **options)
+            return question(self.client if self.service is None else self.service)
         except Exception as error:  # each client has error types of its own
             reason, cause, kind = reason_of(error), cause_of(error), kind_of(error)
         # not in the handler, for the error, whatever it holds, would be this one's context
         raise kind(f"{reason}: {self.address.url} doesn't give {what}{hint_for(kind)}") from cause
+
+
+def _session_of(client: Any) -> Any:
+    """Return the session of a ``DICOMwebClient``."""
+    return client._session
 
 
 class _Connections:
@@ -421,7 +436,7 @@ class _Connections:
         self._by_scope: weakref.WeakValueDictionary[str, Connection] = weakref.WeakValueDictionary()
         """All of those through which slides may have been opened."""
 
-    def of(self, client: Any) -> Connection:
+    def of(self, client: DicomWebClient) -> Connection:
         """Return the connection of a caller's client: the same each time."""
         with self._lock:
             found = self._of_clients.get(id(client))
@@ -457,7 +472,7 @@ class _Connections:
             _keep(self._by_address, address, known)
             return known
 
-    def register(self, client: Any) -> None:
+    def register(self, client: DicomWebClient) -> None:
         """Let slides at the address of a client be read through it."""
         found = self.of(client)
         with self._lock:
@@ -523,7 +538,7 @@ def register_client(client: Any) -> None:
     _connections.register(client)
 
 
-def connection_of(client: Any) -> Connection:
+def connection_of(client: DicomWebClient) -> Connection:
     """Return this process's connection of a caller's client."""
     return _connections.of(client)
 

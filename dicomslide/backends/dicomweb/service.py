@@ -15,6 +15,7 @@ from dicomslide.backends.dicomweb.multipart import (
     WrongTypeError,
     parts_of,
 )
+from dicomslide.backends.dicomweb.protocol import DicomWebClient
 from dicomslide.backends.dicomweb.transport import RETRIED, Patience, Transport, TransportError
 from dicomslide.options import get_options
 
@@ -29,14 +30,17 @@ __all__ = ["FAILURES", "REFUSALS", "WebService", "web_client_class"]
 
 T = TypeVar("T")
 
-ANSWERED = (
-    "retrieve_bulkdata",
-    "retrieve_instance",
-    "retrieve_instance_frames",
-    "retrieve_instance_metadata",
-    "retrieve_series_metadata",
-    "search_for_series",
-    "search_for_studies",
+ANSWERED = tuple(
+    method.__name__
+    for method in (
+        DicomWebClient.retrieve_bulkdata,
+        DicomWebClient.retrieve_instance,
+        DicomWebClient.retrieve_instance_frames,
+        DicomWebClient.retrieve_instance_metadata,
+        DicomWebClient.retrieve_series_metadata,
+        DicomWebClient.search_for_series,
+        DicomWebClient.search_for_studies,
+    )
 )
 """Methods of a client that a service has, too."""
 JSON_TYPES = ("application/dicom+json", "application/json")
@@ -120,7 +124,7 @@ class WebService:
         *,
         limit: int,
         offset: int,
-        search_filters: Mapping[str, str] | None = None,
+        search_filters: dict[str, Any] | None = None,
     ) -> list[Mapping[str, Any]]:
         """Search for studies."""
         return self._search("/studies", limit, offset, search_filters)
@@ -131,14 +135,14 @@ class WebService:
         limit: int,
         offset: int,
         study_instance_uid: str | None = None,
-        search_filters: Mapping[str, str] | None = None,
+        search_filters: dict[str, Any] | None = None,
     ) -> list[Mapping[str, Any]]:
         """Search for series, of one study if it is given."""
         where = f"/studies/{study_instance_uid}" if study_instance_uid else ""
         return self._search(f"{where}/series", limit, offset, search_filters)
 
     def _search(
-        self, path: str, limit: int, offset: int, filters: Mapping[str, str] | None
+        self, path: str, limit: int, offset: int, filters: dict[str, Any] | None
     ) -> list[Mapping[str, Any]]:
         query = urlencode({**(filters or {}), "limit": limit, "offset": offset})
         return self._json(f"{self._qido}{path}?{query}", MOST_RESULT_BYTES)
@@ -202,7 +206,7 @@ class WebService:
         return dcmread(BytesIO(part.data))
 
     def retrieve_bulkdata(
-        self, url: str, media_types: tuple[str | tuple[str, str], ...]
+        self, url: str, media_types: tuple[str | tuple[str, str], ...] = ("*/*",)
     ) -> list[bytes]:
         """Retrieve bulk data, as whatever the server likes if it refuses a media type."""
         parts = self._get(

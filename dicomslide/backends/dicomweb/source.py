@@ -159,7 +159,6 @@ class DicomWebSource:
         """Name of these bytes: the same in every process, without credentials."""
         return ("dicomweb", *dataclasses.astuple(self.address), self.sop_instance_uid)
 
-    @property
     def kept_as(self) -> tuple[Hashable, ...]:
         """Name of what this process keeps of it: for those only through whose eyes it was read."""
         return self._kept_as(self._connection)
@@ -216,7 +215,7 @@ class DicomWebSource:
         path = dicom.text(item, "OpticalPathIdentifier")
         try:
             # a failure isn't kept: it may go better next time
-            return _profiles.get((self.kept_as, path), lambda: self._retrieve_profile(item, path))
+            return _profiles.get((self.kept_as(), path), lambda: self._retrieve_profile(item, path))
         except MetadataError as error:
             warn(
                 f"colours stay as stored, for the ICC profile can't be had: {error}",
@@ -285,9 +284,13 @@ class DicomWebSource:
             may_see=lambda: connection.sees(self.sop_instance_uid),
         )
 
+    def may_read_anew(self) -> bool:
+        """Return True: frames come over a network."""
+        return True
+
     def drop_frame(self, index: int) -> None:
         """Drop what was kept of a frame."""
-        _wholes.discard(self.kept_as)
+        _wholes.discard(self.kept_as())
         encoded_frames.drop(self.identity, [index], scope=self._connection.scope)
 
     def read_anew(self, index: int) -> Buffer:
@@ -318,7 +321,7 @@ class DicomWebSource:
         # nothing tells.
         whole = pixel_format.native_bits % 8 != 0
         if pixel_format.floating and not whole:
-            whole = not connection.serves_float_frames or self.kept_as in _wholes
+            whole = not connection.serves_float_frames or self.kept_as() in _wholes
         frames: list[bytes] = []
         if not whole:
             try:
@@ -342,7 +345,7 @@ class DicomWebSource:
     def _whole(self, pixel_format: PixelFormat, count: int) -> _WholeFrames:
         check_memory(count * pixel_format.native_bytes, f"{self.name} as a whole")
         return _wholes.get(
-            self.kept_as, lambda: _WholeFrames(self.read_instance(), pixel_format, count)
+            self.kept_as(), lambda: _WholeFrames(self.read_instance(), pixel_format, count)
         )
 
 

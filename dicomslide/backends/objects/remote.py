@@ -319,6 +319,10 @@ class RemoteSource(FileSource):
         with waiting_since(since):
             return list(map(bytes, FileSource.read_frames(self, wanted)))
 
+    def may_read_anew(self) -> bool:
+        """Return True: frames come over a network."""
+        return True
+
     def drop_frame(self, index: int) -> None:
         """Drop what was kept of a frame."""
         encoded_frames.drop(self.identity, [index])
