@@ -13,14 +13,9 @@ from dicomslide.backends.dicomweb.client import frame_source
 from dicomslide.header import dicom
 from dicomslide.header.geometry import SlideGrid
 from dicomslide.process.identity import Identified
+from dicomslide.readers.arrays import chunk_multiple, dask_array
 from dicomslide.readers.indexing import Axis, expand_key
-from dicomslide.readers.matrix_reader import (
-    ChunkReader,
-    MatrixReader,
-    OnError,
-    check_on_error,
-    chunk_multiple,
-)
+from dicomslide.readers.matrix_reader import MatrixReader, OnError, check_on_error
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -361,20 +356,11 @@ class TotalPixelMatrix(Identified):
             Shape (rows, columns, samples).
 
         """
-        import dask.array
-        from dask.base import tokenize
-
         tile_rows, tile_columns, samples = self.tile_shape
         down, across = chunk_multiple(chunks, (tile_rows, tile_columns))
-        return dask.array.from_array(  # type: ignore[no-untyped-call]
-            ChunkReader(self.reader),
-            chunks=(down * tile_rows, across * tile_columns, samples),
-            name=f"total-pixel-matrix-{tokenize(self, down, across)}",
-            asarray=False,
-            lock=False,
-            meta=np.empty((0, 0, 0), self.dtype),
-            inline_array=True,
-        )
+        lengths = (down * tile_rows, across * tile_columns, samples)
+        array: dask.array.Array = dask_array(self.reader, lengths, name="total-pixel-matrix")
+        return array
 
 
 class TotalPixelMatrixSampler(Sequence["Pixels"]):

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import os
 import re
-import threading
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import xarray as xr
@@ -16,12 +15,11 @@ from xarray.core import indexing
 from dicomslide.backends.dicomweb.client import is_dicomweb_url
 from dicomslide.header.geometry import renamed_frame
 from dicomslide.labelled import accessor as accessor  # registered, for what other engines open, too
+from dicomslide.readers.arrays import ReaderArray
+from dicomslide.readers.matrix_reader import as_contiguous
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from dicomslide.header.geometry import OrientationName
     from dicomslide.readers.stacked_reader import StackedReader
@@ -35,8 +33,8 @@ _MANGLED_URL = re.compile(r"(dicomweb\+https?:)/+(.+)")
 WHOLE_SLIDE_IMAGE = b"1.2.840.10008.5.1.4.1.1.77.1.6"
 
 
-class DicomSlideBackendArray(BackendArray):
-    """Pixels that xarray indexes lazily.
+class DicomSlideBackendArray(ReaderArray, BackendArray):
+    """A reader as xarray indexes it lazily: by keys of xarray's kinds.
 
     Parameters
     ----------
@@ -45,29 +43,17 @@ class DicomSlideBackendArray(BackendArray):
 
     """
 
-    __slots__ = ("dtype", "reader", "shape")
-
-    def __init__(self, reader: StackedReader) -> None:
-        self.reader = reader
-        self.shape = reader.shape
-        self.dtype: np.dtype[Any] = reader.dtype
+    __slots__ = ()
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        from dicomslide.readers.matrix_reader import as_contiguous
-
         array = indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.OUTER, self._read
+            key, self.shape, indexing.IndexingSupport.OUTER, self.read
         )
         return as_contiguous(array)  # xarray turns what was read around by itself
 
     async def async_getitem(self, key: indexing.ExplicitIndexer) -> Any:
         """Read in another thread, so that the event loop goes on."""
         return await asyncio.to_thread(self.__getitem__, key)
-
-    def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        # any but the main thread is one of several that read
-        in_task = threading.current_thread() is not threading.main_thread()
-        return self.reader.read(key, in_task=in_task, contiguous=True)
 
 
 class DicomSlideBackendEntrypoint(BackendEntrypoint):

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
@@ -112,6 +114,43 @@ def test_async_reads(position_slide):
     assert threading.main_thread() not in threads
 
 
+def test_an_array_is_decoded_by_all_threads_whichever_reads_it(position_slide, monkeypatch):
+    image = xr.open_dataset(position_slide, cache=False, **OPTIONS).image
+    together, here = threading.Barrier(3, timeout=30), threading.local()
+    original = frame_reader.decode_frame
+
+    def decode_together(*args):
+        if not hasattr(here, "begun"):
+            here.begun = True
+            together.wait()  # until three threads decode
+        return original(*args)
+
+    monkeypatch.setattr(frame_reader, "decode_frame", decode_together)
+    with dicomslide.set_options(num_threads=3), ThreadPoolExecutor(1) as server:
+        pixels = server.submit(lambda: image.values).result()
+    np.testing.assert_array_equal(pixels, UPRIGHT)
+
+
+@pytest.mark.parametrize("door", ["matrix", "dataset"])
+def test_a_dask_task_decodes_in_its_own_thread(position_slide, monkeypatch, door):
+    slide = dicomslide.open_slide(position_slide, correct_color=False)
+    if door == "matrix":
+        array = slide.get_volume_images()[0].get_total_pixel_matrix().to_dask("auto")
+    else:
+        array = slide.to_dataset(chunks="auto").image.data
+    assert array.npartitions == 1  # of many frames
+    decoding, original = set(), frame_reader.decode_frame
+
+    def decode(*args):
+        decoding.add(threading.get_ident())
+        return original(*args)
+
+    monkeypatch.setattr(frame_reader, "decode_frame", decode)
+    with dicomslide.set_options(num_threads=3), dask.config.set(scheduler="sync"):
+        array.compute()
+    assert decoding == {threading.get_ident()}
+
+
 def test_open_datatree_and_groups(position_slide):
     tree = xr.open_datatree(position_slide, chunks={}, associated=True, **OPTIONS)
     assert list(tree.children) == ["level_0", "level_1", "label", "overview"]
@@ -213,9 +252,9 @@ def test_names_are_deterministic_and_frames_have_names_of_their_own(position_sli
     assert first.startswith("open_dataset-")
     slide = dicomslide.open_slide(position_slide, correct_color=False)
     names = {
-        slide.to_dataset(chunks=c, frame=f).image.data.name
+        slide.to_dataset(chunks=c, orientation=o).image.data.name
         for c in ("frames", 100)
-        for f in ("slide", "matrix")
+        for o in ("upright", "stored")
     }
     assert len(names) == 4
 

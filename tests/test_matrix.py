@@ -21,7 +21,7 @@ from dicomslide.backends.part10.file import FileSource
 from dicomslide.header.geometry import SlideGeometry
 from dicomslide.pixels import PixelFormat
 from dicomslide.readers import frame_reader
-from dicomslide.readers.matrix_reader import ChunkReader
+from dicomslide.readers.arrays import ReaderArray
 from dicomslide.testing import (
     PositionDrawing,
     SyntheticImage,
@@ -211,7 +211,7 @@ def test_dask_chunks_are_frames(matrices):
 def test_what_tasks_read_is_contiguous(matrices):
     matrix, array = matrices["uint8 RGB"]
     for key in ((slice(None), slice(None), 1), (slice(None), slice(9, 2, -1), slice(1, None))):
-        region = ChunkReader(matrix.reader)[key]
+        region = ReaderArray(matrix.reader)[key]
         assert region.flags.c_contiguous
         np.testing.assert_array_equal(region, array[key])
 

@@ -13,7 +13,7 @@ import xarray as xr
 from dicomslide.errors import MetadataWarning
 from dicomslide.labelled.coordinates import step_of
 from dicomslide.process.warn import warn
-from dicomslide.readers.stacked_reader import dask_array
+from dicomslide.readers.arrays import dask_array
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 from collections import deque
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     Pixels: TypeAlias = NDArray[Any]
     Wanted: TypeAlias = tuple[int, int]
     """A place in what is read, and the frame that belongs there."""
+    Batch: TypeAlias = tuple[list[Wanted], Sequence[Buffer | None] | None]
+    """What a thread takes at once, and its bytes if they have come already."""
 
 __all__ = ["FrameReader", "OnError"]
 
@@ -103,8 +106,8 @@ class FrameReader:
         frames: Sequence[int],
         use: Callable[[int, Pixels | None], None],
         *,
-        num_threads: int,
-        keep: bool,
+        threads: int | None = None,
+        keep: bool = True,
     ) -> None:
         """Call ``use(i, pixels)`` for each frame, from several threads and in any order.
 
@@ -116,9 +119,10 @@ class FrameReader:
             Gets the index into `frames`, and pixels of shape (rows, columns, samples), to be copied
             but neither written nor kept: others have them too, or the next frame will. A codestream
             may hold fewer rows and columns than the header declares. None stands for background.
-        num_threads : int
-            Threads that fetch and decode, this one included.
-        keep : bool
+        threads : int, optional
+            Threads that fetch and decode, this one included; as many as the options say by
+            default.
+        keep : bool, default: True
             Whether frames may be kept for the next read.
 
         Raises
@@ -127,6 +131,28 @@ class FrameReader:
             When a frame can't be read or decoded, unless bad frames are to be filled.
 
         """
+        plan = self._plan(frames, use, threads, keep)
+        if plan is None:
+            return
+        helpers = _helpers(plan, self._run)
+        try:
+            self._run(plan)
+        except Exception:
+            _collect(helpers)
+            raise
+        # a KeyboardInterrupt waits for nobody: others may be waiting for a server
+        error = _collect(helpers)
+        if error is not None:
+            raise error
+
+    def _plan(
+        self,
+        frames: Sequence[int],
+        use: Callable[[int, Pixels | None], None],
+        threads: int | None,
+        keep: bool,
+    ) -> _Plan | None:
+        """Hand out what is absent or kept; return how the rest is read, None if there is none."""
         image = kept_as(self._source)
         held = self._cache.get(image, frames)
         missing = []
@@ -137,52 +163,38 @@ class FrameReader:
             else:
                 missing.append((at, frame))
         if not missing:
-            return
-        kept = self._to_keep([frame for _, frame in missing]) if keep else ()
-        others = min(num_threads, len(missing)) - 1
-        step = min(BATCH, -(-len(missing) // (PARTS * (others + 1) if others else 1)))
-        batches = _Shared(self._batches(missing, step))
+            return None
+        threads = get_options().num_threads if threads is None else threads
+        helpers = min(threads, len(missing)) - 1
+        step = min(BATCH, -(-len(missing) // (PARTS * (helpers + 1) if helpers else 1)))
+        return _Plan(
+            image=image,
+            batches=_Shared(self._batches(missing, step)),
+            kept=self._to_keep([frame for _, frame in missing]) if keep else (),
+            use=use,
+            helpers=helpers,
+            pool_size=threads - 1,
+        )
 
-        def work() -> None:
-            scratch = scratch_memory(self._layout.pixel_format)
-            try:
-                while (batch := batches.take()) is not None:
-                    wanted, buffers = batch
-                    if buffers is None:
-                        buffers = self._fetch([frame for _, frame in wanted])
-                    for (at, frame), buffer in zip(wanted, buffers, strict=True):
-                        tile = self._decode(frame, buffer, None if frame in kept else scratch)
-                        if (
-                            frame in kept
-                            and tile is not None
-                            and self._is_worth_keeping(buffer, tile)
-                        ):
-                            self._cache.put(image, frame, tile, self._most)
-                        use(at, tile)
-            except BaseException:  # the other threads needn't go on
-                batches.close()
-                raise
-
-        helping: list[Future[None]] = []
-        while len(helping) < others:
-            helper = _submitted(_pool(_decoding, num_threads - 1), work)
-            if helper is None:
-                break
-            helping.append(helper)
+    def _run(self, plan: _Plan) -> None:
+        """Fetch and decode batch by batch what nobody else has taken, and hand it out."""
+        scratch = scratch_memory(self._layout.pixel_format)
+        kept = plan.kept
         try:
-            work()
-        except Exception:
-            _finish(helping)
+            while (batch := plan.batches.take()) is not None:
+                wanted, buffers = batch
+                if buffers is None:
+                    buffers = self._fetch([frame for _, frame in wanted])
+                for (at, frame), buffer in zip(wanted, buffers, strict=True):
+                    tile = self._decode(frame, buffer, None if frame in kept else scratch)
+                    if frame in kept and tile is not None and self._is_worth_keeping(buffer, tile):
+                        self._cache.put(plan.image, frame, tile, self._most)
+                    plan.use(at, tile)
+        except BaseException:  # the other threads needn't go on
+            plan.batches.close()
             raise
-        # a KeyboardInterrupt waits for nobody: others may be waiting for a server
-        _finish(helping)
-        for other in helping:
-            if not other.cancelled():
-                other.result()
 
-    def _batches(
-        self, frames: list[Wanted], step: int
-    ) -> Iterator[tuple[list[Wanted], Sequence[Buffer | None] | None]]:
+    def _batches(self, frames: list[Wanted], step: int) -> Iterator[Batch]:
         """Yield what a thread does at once: batches yet to be fetched, or parts of what arrives.
 
         A source that answers requests is asked for many frames by each, while what it has given
@@ -377,11 +389,42 @@ class _Shared(Generic[T]):
         self._items = iter(())
 
 
-def _finish(helping: list[Future[None]]) -> None:
-    """Wait for those that have begun: others find nothing to do any more."""
-    for other in helping:
-        other.cancel()  # if it hasn't even begun, other reads keep the pool busy
-    wait(helping)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """How one read gets the frames that aren't kept."""
+
+    image: Hashable
+    """By which the process keeps the image's frames."""
+    batches: _Shared[Batch]
+    """What threads take, until nothing is left."""
+    kept: Collection[int]
+    """Frames to be kept once they are decoded."""
+    use: Callable[[int, Pixels | None], None]
+    """Gets the pixels: see :meth:`FrameReader.visit`."""
+    helpers: int
+    """Threads that help the one that reads."""
+    pool_size: int
+    """Threads of the pool from which they are."""
+
+
+def _helpers(plan: _Plan, run: Callable[[_Plan], None]) -> list[Future[None]]:
+    """Let threads of the pool help, as many as there can be."""
+    helpers: list[Future[None]] = []
+    while len(helpers) < plan.helpers:
+        helper = _submitted(_pool(_decoding, plan.pool_size), run, plan)
+        if helper is None:
+            break
+        helpers.append(helper)
+    return helpers
+
+
+def _collect(helpers: list[Future[None]]) -> BaseException | None:
+    """Wait for those that have begun: others find nothing to do any more. Return an error."""
+    for helper in helpers:
+        helper.cancel()  # if it hasn't even begun, other reads keep the pool busy
+    wait(helpers)
+    errors = (helper.exception() for helper in helpers if not helper.cancelled())
+    return next((error for error in errors if error is not None), None)
 
 
 def _submitted(

@@ -10,11 +10,11 @@ import numpy as np
 
 from dicomslide.backends.base import layout_of
 from dicomslide.header.scaling import Scaling, scaling_of
-from dicomslide.options import allocated, check_memory, get_options
+from dicomslide.options import allocated, check_memory
 from dicomslide.pixels.color import ColorTransform, color_transform
 from dicomslide.process.lazy import lazy
 from dicomslide.readers.frame_reader import FrameReader, OnError
-from dicomslide.readers.indexing import Axis, Piece, expand_key, points
+from dicomslide.readers.indexing import Axis, Piece, points
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -28,50 +28,21 @@ if TYPE_CHECKING:
     from dicomslide.process.registry import FrameCache
 
     Pixels: TypeAlias = NDArray[Any]
+    Meeting: TypeAlias = tuple[Any, Any]
+    """Where pixels of a tile go, and which: keys of the result and of the tile."""
 
 __all__ = [
-    "ChunkReader",
     "MatrixReader",
     "OnError",
     "as_contiguous",
     "check_on_error",
-    "chunk_multiple",
 ]
-
-AUTO_CHUNK = 2048
-"""Pixels along an edge that ``chunks="auto"`` comes near to."""
 
 
 def check_on_error(on_error: str) -> None:
     """Raise a ValueError unless the value is one of :data:`OnError`."""
     if on_error not in ("raise", "fill"):
         raise ValueError(f'on_error must be "raise" or "fill", not {on_error!r}')
-
-
-def chunk_multiple(chunks: str | int, tile_shape: tuple[int, int]) -> tuple[int, int]:
-    """Return how many tiles, down and across, make a chunk.
-
-    Parameters
-    ----------
-    chunks : {"frames", "auto"} or int
-        One frame; whole frames of about 2,048² pixels; or whole frames of at least so many
-        pixels along an edge.
-    tile_shape : tuple of int
-        (rows, columns) of a tile.
-
-    Raises
-    ------
-    ValueError
-        When `chunks` is none of these.
-
-    """
-    if chunks == "frames":
-        return 1, 1
-    if chunks == "auto":
-        return max(1, round(AUTO_CHUNK / tile_shape[0])), max(1, round(AUTO_CHUNK / tile_shape[1]))
-    if isinstance(chunks, (int, np.integer)) and not isinstance(chunks, bool) and chunks > 0:
-        return -(-int(chunks) // tile_shape[0]), -(-int(chunks) // tile_shape[1])
-    raise ValueError(f'chunks must be "frames", "auto" or a number of pixels, not {chunks!r}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +122,7 @@ class MatrixReader:
 
     @lazy
     def _frames(self) -> FrameReader:
+        _ = self._shown  # made, with its warnings, before several threads ask for it
         return FrameReader(
             self.source,
             self.layout,
@@ -205,7 +177,8 @@ class MatrixReader:
         key: Sequence[Any],
         *,
         transpose: bool = False,
-        in_task: bool = False,
+        threads: int | None = None,
+        keep: bool = True,
         contiguous: bool = False,
     ) -> Pixels:
         """Read the pixels that a key for each axis picks, each independently of the others.
@@ -217,9 +190,11 @@ class MatrixReader:
             one-dimensional array of integers or booleans.
         transpose : bool, default: False
             Whether columns come before rows in the result.
-        in_task : bool, default: False
-            Whether this is one of many tasks: it decodes in its own thread, and doesn't keep
-            frames, which other tasks don't need.
+        threads : int, optional
+            Threads that fetch and decode, the calling one included; by default as many as the
+            option ``num_threads`` says.
+        keep : bool, default: True
+            Whether decoded frames may be kept for the next read.
         contiguous : bool, default: False
             Whether the result is contiguous in memory, as what will be joined with others, or
             given to code that takes no other (PyTorch); else it may be a view, turned around
@@ -246,14 +221,22 @@ class MatrixReader:
         shape = len(rows), len(columns), self.shape[2]
         what = f"{self.source.name}: a region of {shape[0]} × {shape[1]} pixels"
         check_memory(math.prod(shape) * self.dtype.itemsize, what)
-        if contiguous and (transpose or rows.reverse or columns.reverse):
-            turned = (shape[1], shape[0], shape[2]) if transpose else shape
-            out = allocated(turned, self.dtype, what)
-            stored = out.swapaxes(0, 1) if transpose else out
-            self._read(rows, columns, into=_turned(stored, rows, columns), in_task=in_task)
+        frames, places = self._meetings(rows, columns)
+        turns = transpose or rows.reverse or columns.reverse
+        slices = isinstance(rows.indices, range) and isinstance(columns.indices, range)
+        is_tile = slices and len(frames) == 1 and shape == self._tile_shape
+        is_kept = keep and self._frames.keeps_frames
+        if is_tile and not is_kept and not (contiguous and turns):
+            out = _turned(self._owned(*self._frames.stream(frames)), rows, columns)  # no copy
         else:
-            out = _turned(self._read(rows, columns, in_task=in_task), rows, columns)
-            out = out.swapaxes(0, 1) if transpose else out
+            if contiguous and transpose:
+                memory = allocated((shape[1], shape[0], shape[2]), self.dtype, what).swapaxes(0, 1)
+            else:
+                memory = allocated(shape, self.dtype, what)
+            turned = _turned(memory, rows, columns)
+            stored, out = (turned, memory) if contiguous else (memory, turned)
+            self._frames.visit(frames, self._placing(places, stored), threads=threads, keep=keep)
+        out = out.swapaxes(0, 1) if transpose else out
         wanted = samples.indices
         if isinstance(wanted, range):
             wanted_slice = slice(wanted.start, wanted.stop, wanted.step)
@@ -264,10 +247,8 @@ class MatrixReader:
         out = out[tuple(0 if axis.drop else slice(None) for axis in order)]
         return as_contiguous(out) if contiguous else out
 
-    def _read(
-        self, rows: Axis, columns: Axis, *, into: Pixels | None = None, in_task: bool = False
-    ) -> Pixels:
-        """Read where rows and columns meet, with all samples, without reversing anything."""
+    def _meetings(self, rows: Axis, columns: Axis) -> tuple[list[int], list[Meeting]]:
+        """Return the frames where rows and columns meet, and which pixels of each go where."""
         grid = self.layout.grid
         down = list(rows.pieces(grid.tile_rows))
         right = list(columns.pieces(grid.tile_columns))
@@ -275,17 +256,10 @@ class MatrixReader:
             np.array([piece.tile for piece in down], np.int64) * grid.shape[1],
             np.array([piece.tile for piece in right], np.int64),
         ).ravel()
-        frames = self.frames_of(tiles).tolist()
-        shape = len(rows), len(columns), self.shape[2]
-        slices = isinstance(rows.indices, range) and isinstance(columns.indices, range)
-        alone = into is None and len(frames) == 1
-        if in_task and alone and slices and shape == self._tile_shape:
-            return self._owned(*self._frames.stream(frames))  # a whole tile: no copy
-        if into is None:
-            what = f"{self.source.name}: a region of {shape[0]} × {shape[1]} pixels"
-            into = allocated(shape, self.dtype, what)
-        out = into
-        places = [_meeting(r, c) for r in down for c in right]
+        return self.frames_of(tiles).tolist(), [_meeting(r, c) for r in down for c in right]
+
+    def _placing(self, places: list[Meeting], out: Pixels) -> Callable[[int, Pixels | None], None]:
+        """Return what puts each frame's pixels into an array whose axes run as stored."""
         assign = _assignment(out)
 
         def place(at: int, tile: Pixels | None) -> None:
@@ -295,8 +269,7 @@ class MatrixReader:
             else:
                 assign(target, self._part(tile, source))
 
-        self._visit(frames, place, in_task=in_task)
-        return out
+        return place
 
     def read_points(self, parts: list[Any]) -> Pixels:
         """Read scattered pixels as NumPy would pick them: only the tiles in which they lie."""
@@ -322,7 +295,7 @@ class MatrixReader:
                 where = rows[None, here] % grid.tile_rows, columns[None, here] % grid.tile_columns
                 out[here] = self._part(tile, where)[0, np.arange(len(here)), samples[here]]
 
-        self._visit(self.frames_of(tiles).tolist(), place)
+        self._frames.visit(self.frames_of(tiles).tolist(), place)
         return out.reshape(shape)
 
     def read_tiles(self, key: Any) -> Pixels:
@@ -345,7 +318,7 @@ class MatrixReader:
         def place(at: int, tile: Pixels | None) -> None:
             out[at] = self.background if tile is None else self._part(tile, ...)
 
-        self._visit(frames, place)
+        self._frames.visit(frames, place)
         return out[0] if wanted.drop else out
 
     def iterate(self) -> Iterator[Pixels]:
@@ -389,23 +362,13 @@ class MatrixReader:
             top, left = int(np.argmax(in_rows)), int(np.argmax(in_columns))
             stored = out.swapaxes(0, 1) if grid.transpose else out
             inner = stored[top : top + len(down), left : left + len(right)]
-            self._read(down, right, into=_turned(inner, down, right))
+            frames, places = self._meetings(down, right)
+            self._frames.visit(frames, self._placing(places, _turned(inner, down, right)))
         return out
 
     @property
     def _tile_shape(self) -> tuple[int, int, int]:
         return self.layout.pixel_format.shape
-
-    def _visit(
-        self, frames: list[int], place: Callable[[int, Pixels | None], None], in_task: bool = False
-    ) -> None:
-        _ = self._shown  # made, with its warnings, before several threads ask for it
-        self._frames.visit(
-            frames,
-            place,
-            num_threads=1 if in_task else get_options().num_threads,
-            keep=not in_task,
-        )
 
     def _owned(self, tile: Pixels | None) -> Pixels:
         """Return a whole tile of a stream as it should look."""
@@ -448,42 +411,6 @@ class MatrixReader:
         return self._transform if label is None else lambda pixels: pixels == label
 
 
-class ChunkReader:
-    """What a task holds: reads in the task's own thread, each axis by its own key.
-
-    Parameters
-    ----------
-    array : MatrixReader or alike
-        Has `shape`, `dtype` and ``read(key, in_task=..., contiguous=...)``.
-
-    """
-
-    def __init__(self, array: Any) -> None:
-        self.array = array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the array."""
-        return self.array.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Data type of the array."""
-        return self.array.dtype
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        return len(self.shape)
-
-    def __getitem__(self, key: tuple[Any, ...]) -> Pixels:
-        parts = expand_key(key if isinstance(key, tuple) else (key,), self.ndim)
-        return self.array.read(parts, in_task=True, contiguous=True)
-
-    def __dask_tokenize__(self) -> Any:
-        return self.array.__dask_tokenize__()
-
-
 def as_contiguous(array: Pixels) -> Pixels:
     """Return an array whose rows follow each other, copied where they don't.
 
@@ -519,7 +446,7 @@ def _assignment(out: Pixels) -> Callable[[Any, Pixels], None]:
     return assign
 
 
-def _meeting(row: Piece, column: Piece) -> tuple[Any, Any]:
+def _meeting(row: Piece, column: Piece) -> Meeting:
     """Return where pixels of a tile go, and which: where rows and columns meet."""
     if isinstance(row.target, slice) and isinstance(column.target, slice):
         return (row.target, column.target), (row.source, column.source)

@@ -5,18 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from dicomslide.options import check_memory
 from dicomslide.readers.indexing import Axis
-from dicomslide.readers.matrix_reader import (
-    ChunkReader,
-    MatrixReader,
-    as_contiguous,
-    chunk_multiple,
-)
+from dicomslide.readers.matrix_reader import MatrixReader, as_contiguous
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,7 +20,7 @@ if TYPE_CHECKING:
 
     from dicomslide.header.geometry import Orientation
 
-__all__ = ["Data", "Row", "StackedReader", "dask_array", "dask_data", "runs_of"]
+__all__ = ["Data", "Row", "StackedReader", "runs_of"]
 
 Data: TypeAlias = "Callable[[StackedReader], Any]"
 Row: TypeAlias = "tuple[MatrixReader | None, ...]"
@@ -92,7 +87,12 @@ class StackedReader:
         )
 
     def read(
-        self, key: Sequence[Any], *, in_task: bool = False, contiguous: bool = False
+        self,
+        key: Sequence[Any],
+        *,
+        threads: int | None = None,
+        keep: bool = True,
+        contiguous: bool = False,
     ) -> NDArray[Any]:
         """Read what a key for each dim picks, each independently of the others.
 
@@ -116,20 +116,23 @@ class StackedReader:
             f"{len(channel) * len(plane)} regions of {shape}",
         )
 
-        def one(c: int, p: int) -> NDArray[Any]:
+        stacked = []
+        for c, p in itertools.product(_ordered(channel), _ordered(plane)):
             reader = self.reader(c, p)
-            if reader is not None:
-                return reader.read(
-                    matrix_key, transpose=transpose, in_task=in_task, contiguous=contiguous
+            if reader is None:
+                region = np.empty(shape, self.dtype)
+                region[...] = self.background if region.ndim == 3 else self.background[0]
+            else:
+                region = reader.read(
+                    matrix_key,
+                    transpose=transpose,
+                    threads=threads,
+                    keep=keep,
+                    contiguous=contiguous,
                 )
-            region = np.empty(shape, self.dtype)
-            region[...] = self.background if region.ndim == 3 else self.background[0]
-            return region
-
-        channels, planes = _ordered(channel), _ordered(plane)
+            stacked.append(region)
         if channel.drop and plane.drop:
-            return one(channels[0], planes[0])
-        stacked = [one(c, p) for c, p in itertools.product(channels, planes)]
+            return stacked[0]
         if len(stacked) == 1:
             whole = stacked[0][None]
         else:
@@ -208,35 +211,3 @@ def _turned(key: Any, length: int, flip: bool) -> Any:
         return slice(length - 1 - wanted[0], None if stop < 0 else stop, -wanted.step)
     axis = Axis.of(key, length)
     return length - 1 - (axis.indices[0] if axis.drop else np.asarray(axis.indices))
-
-
-def dask_array(reader: StackedReader, chunks: tuple[tuple[int, ...], ...]) -> Any:
-    """Return a reader as a dask array, whatever its chunks: each is read by one task.
-
-    Parameters
-    ----------
-    reader : StackedReader
-        What the tasks read from.
-    chunks : tuple of tuple of int
-        Lengths of the chunks along each dim.
-
-    """
-    import dask.array
-    from dask.base import tokenize
-
-    return dask.array.from_array(  # type: ignore[no-untyped-call]
-        ChunkReader(reader),
-        chunks=chunks,
-        name=f"slide-{tokenize(reader, chunks)}",
-        asarray=False,
-        lock=False,
-        meta=np.empty((0,) * len(reader.shape), reader.dtype),
-        inline_array=True,
-    )
-
-
-def dask_data(chunks: Literal["frames", "auto"] | int) -> Data:
-    """Return what makes a dask array of whole frames of a reader."""
-    return lambda reader: dask_array(
-        reader, reader.chunk_lengths(chunk_multiple(chunks, reader.tile_shape))
-    )

@@ -63,7 +63,7 @@ class SlideArrays(SlideContents):
 
         """
         from dicomslide.labelled.tree import level_dataset
-        from dicomslide.readers.stacked_reader import dask_data
+        from dicomslide.readers.arrays import dask_data
 
         return level_dataset(
             self,
@@ -106,7 +106,7 @@ class SlideArrays(SlideContents):
         import xarray as xr
 
         from dicomslide.labelled.tree import slide_groups
-        from dicomslide.readers.stacked_reader import dask_data
+        from dicomslide.readers.arrays import dask_data
 
         groups = slide_groups(
             self,
