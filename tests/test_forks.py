@@ -130,7 +130,7 @@ def test_a_fork_does_not_wait_forever_for_a_module_that_runs_a_whole_program(tmp
         "print(time.monotonic() - before < forks.PATIENCE, flush=True); os._exit(0)"
     )
     code = code.replace(
-        "import dicomslide\n", "from dicomslide import forks; forks.PATIENCE = 0.5\n"
+        "import dicomslide\n", "from dicomslide.process import forks; forks.PATIENCE = 0.5\n"
     )
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, tmp_path],

@@ -64,7 +64,20 @@ class ForkBarrier(ForkLock):
     def __init__(self) -> None:
         super().__init__()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(before=self.__enter__, after_in_parent=self.__exit__)
+            os.register_at_fork(before=self._before, after_in_parent=self._after_in_parent)
+
+    def _start(self) -> None:
+        super()._start()
+        self._waits = False
+
+    def _before(self) -> None:
+        self._lock.acquire()
+        self._waits = True
+
+    def _after_in_parent(self) -> None:
+        if self._waits:  # else it was made while this fork waited for the module that makes it
+            self._waits = False
+            self._lock.release()
 
 
 class _Imports:
