@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import xarray as xr
 
 import dicomslide
+from dicomslide.backends.part10.file import FileSource
 from dicomslide.testing import write_slide
 
 PACKAGE = Path(dicomslide.__file__).parent
@@ -197,3 +199,36 @@ def test_every_option_is_set_by_its_environment_variable():
         env=os.environ | environment,
     )
     assert json.loads(out.stdout) == values
+
+
+@pytest.mark.parametrize(
+    ("door", "most"), [("matrix", 5), ("slide region", 6), ("sel", 6), ("dask task", 6)]
+)
+def test_few_calls_lie_between_a_door_and_the_bytes(position_slide, monkeypatch, door, most):
+    slide = dicomslide.open_slide(position_slide, correct_color=False)
+    image = xr.open_dataset(slide, engine="dicomslide", cache=False).image
+    y, x = image.y[10:50], image.x[10:50]
+    offset, size = (float(x[0]), float(y[-1])), (float(x[-1] - x[0]), float(y[0] - y[-1]))
+    doors = {
+        "matrix": lambda: slide.get_volume_images()[0].get_total_pixel_matrix()[10:50, 10:50],
+        "slide region": lambda: slide.get_slide_region(offset, 0, size),
+        "sel": lambda: image.sel(y=slice(y[0], y[-1]), x=slice(x[0], x[-1])).values,
+        "dask task": lambda: slide.to_dataset().image[10:50, 10:50].data.compute(scheduler="sync"),
+    }
+    calls, original = [], FileSource.read_frames
+
+    def counting(self, indices):
+        frame, names = sys._getframe(1), []
+        while frame is not None:
+            if Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
+                names.append(frame.f_code.co_qualname)
+            frame = frame.f_back
+        calls.append(names)
+        return original(self, indices)
+
+    monkeypatch.setattr(FileSource, "read_frames", counting)
+    with dicomslide.set_options(num_threads=1):
+        doors[door]()
+    assert calls
+    for names in calls:
+        assert len(names) <= most, names
