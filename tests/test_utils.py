@@ -14,8 +14,8 @@ from dicomslide import (
     does_optical_path_item_match,
     does_segment_item_match,
     does_specimen_description_item_match,
-    utils,
 )
+from dicomslide.header import dicom
 from dicomslide.testing import write_slide
 
 TISSUE = Code("85756007", "SCT", "Tissue")
@@ -198,10 +198,10 @@ def test_stains_have_names_whether_coded_or_not(specimen):
     )
     steps.append(item(SpecimenPreparationStepContentItemSequence=[by_text]))
     image = item(SpecimenDescriptionSequence=[specimen, specimen])
-    assert utils.stains_of(image) == [
+    assert dicom.stains_of(image) == [
         "hematoxylin stain",
         "water soluble eosin stain",
         "a home brew",
     ]
-    assert utils.stains_of(Dataset()) == []
+    assert dicom.stains_of(Dataset()) == []
     assert not does_specimen_description_item_match(specimen, Code("a home brew", "99X", ""))
