@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import threading
@@ -138,12 +139,10 @@ class FrameReader:
         try:
             self._run(plan)
         except Exception:
-            _collect(helpers)
+            with contextlib.suppress(Exception):  # the first error is the one to be told
+                _collect(helpers)
             raise
-        # a KeyboardInterrupt waits for nobody: others may be waiting for a server
-        error = _collect(helpers)
-        if error is not None:
-            raise error
+        _collect(helpers)  # a KeyboardInterrupt waits for nobody: they may wait for a server
 
     def _plan(
         self,
@@ -418,13 +417,14 @@ def _helpers(plan: _Plan, run: Callable[[_Plan], None]) -> list[Future[None]]:
     return helpers
 
 
-def _collect(helpers: list[Future[None]]) -> BaseException | None:
-    """Wait for those that have begun: others find nothing to do any more. Return an error."""
+def _collect(helpers: list[Future[None]]) -> None:
+    """Wait for those that have begun, and raise what one of them raised."""
     for helper in helpers:
-        helper.cancel()  # if it hasn't even begun, other reads keep the pool busy
+        helper.cancel()  # what hasn't begun finds nothing to do: other reads keep the pool busy
     wait(helpers)
-    errors = (helper.exception() for helper in helpers if not helper.cancelled())
-    return next((error for error in errors if error is not None), None)
+    for helper in helpers:
+        if not helper.cancelled():
+            helper.result()
 
 
 def _submitted(

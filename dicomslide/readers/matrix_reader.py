@@ -31,12 +31,7 @@ if TYPE_CHECKING:
     Meeting: TypeAlias = tuple[Any, Any]
     """Where pixels of a tile go, and which: keys of the result and of the tile."""
 
-__all__ = [
-    "MatrixReader",
-    "OnError",
-    "as_contiguous",
-    "check_on_error",
-]
+__all__ = ["MatrixReader", "OnError", "as_contiguous", "check_on_error"]
 
 
 def check_on_error(on_error: str) -> None:
