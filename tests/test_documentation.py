@@ -13,8 +13,12 @@ import pkgutil
 import re
 import runpy
 import shutil
+import subprocess
+import sys
+import types
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import derive
 import matplotlib
@@ -152,8 +156,9 @@ def addressed(request, folder):
 @pytest.fixture
 def names(request, addressed):
     """What pages take for granted: a model, a token, options, a client of dask's cluster."""
-    names = {
-        "__name__": "page",
+    page = types.ModuleType("page")
+    names = vars(page)
+    names |= {
         "model": model,
         "my_token": lambda: "token",
         "options": {"anon": False},
@@ -162,6 +167,7 @@ def names(request, addressed):
     if "DataLoader(sampler" in text:
         names["torch"] = pytest.importorskip("torch", reason="PyTorch isn't installed")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(sys.modules, page=page))  # dataclasses look it up
         if "client.register_worker_callbacks(" in text and "client = " not in text:
             from distributed import Client
 
@@ -218,6 +224,20 @@ def test_its_examples_run(page, names, folder, addressed, monkeypatch):
         code = compile("\n" * line + (text if reason else addressed(text)), str(page), "exec")
         if not reason:
             exec(code, names)
+
+
+def test_the_store_of_the_page_of_sources_passes_the_tests_that_the_page_shows(folder, tmp_path):
+    store, fill, tests = (text for _, _, text in blocks_of(DOCS / "reference" / "sources.md"))
+    shutil.copytree(folder / "slide", tmp_path / "slide")
+    (tmp_path / "own.py").write_text(store)
+    (tmp_path / "fill.py").write_text(f"from own import *\n{fill}")
+    (tmp_path / "test_own.py").write_text(f"from own import *\n{tests}")
+    for command in (["fill.py"], ["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_own.py"]):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert not done.returncode, done.stdout + done.stderr
+    assert "passed" in done.stdout
 
 
 @pytest.mark.parametrize(

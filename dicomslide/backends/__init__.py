@@ -21,7 +21,8 @@
 ``coalesce``
     Spans that are read together.
 
-A store of one's own has the methods of `FrameStore`, and its sources those of `FrameSource`.
+A store of one's own has the methods of `FrameStore`, and its sources those of `FrameSource`;
+`dicomslide.testing.conformance` tests both.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ class FrameStore(Protocol):
         Raises
         ------
         MetadataError
-            When the instance isn't there.
+            When the instance isn't there, as far as the store can tell without a request.
 
         """
         ...
