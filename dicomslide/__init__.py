@@ -1,7 +1,7 @@
 """DICOM whole slide images as lazy, labelled arrays.
 
-What leads to arrays is imported when it is first used: importing the package costs neither
-xarray nor dask.
+What leads to arrays is imported when it is first used, modules such as ``dicomslide.recipes`` among
+it: importing the package costs neither xarray nor dask.
 """
 
 from __future__ import annotations
@@ -48,6 +48,16 @@ from dicomslide.utils import (
 )
 
 if TYPE_CHECKING:
+    from dicomslide import (  # noqa: F401 - attributes of the package, as those of __getattr__ are
+        image,
+        matrix,
+        openslide,
+        pyramid,
+        recipes,
+        slide,
+        testing,
+        tile,
+    )
     from dicomslide.annotation.group import AnnotationGroup, Measurement
     from dicomslide.backends.dicomweb.connection import register_client
     from dicomslide.backends.net.credentials import forget, register_credentials
@@ -111,6 +121,11 @@ _LATE = {
     "to_ome_zarr": "export.ome_zarr",
     "to_spatialdata": "export.spatialdata",
 }
+
+_MODULES = {
+    "enum", "errors", "image", "matrix", "openslide", "options", "pyramid", "recipes", "slide",
+    "testing", "tile", "utils",
+}  # fmt: skip
 
 __all__ = [
     "AmbiguousSlideError",
@@ -184,6 +199,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        try:
+            return importlib.import_module(f"{__name__}.{name}")
+        except ImportError as error:  # hasattr and inspect expect this one
+            raise AttributeError(str(error)) from error
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
@@ -192,4 +212,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_MODULES})

@@ -156,7 +156,7 @@ def _draw(
     source = next(
         (level.image for level in reversed(slide.levels) if max(level.size) >= 900), image
     )
-    picture = source.picture(1200)
+    picture = source._picture(1200)
     bounds = image.physical_bounds
     paths = []
 

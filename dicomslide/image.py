@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from dicomslide.backends.base import FrameSource
 
 __all__ = ["TiledImage"]
 
@@ -104,7 +103,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
             placement.origin,
         )
 
-    def placed(self, placement: Placement) -> TiledImage:
+    def _placed(self, placement: Placement) -> TiledImage:
         """Return this image where the pyramid that it is a part of puts it.
 
         Parameters
@@ -129,7 +128,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
         caption = channel_label(self.channels, self.focal_plane_offsets, 0, 0)
         identifiers = [channel.identifier for channel in self.channels]
         return image_html(
-            self.describe(), identifiers, self.focal_plane_offsets, self.picture, caption
+            self.describe(), identifiers, self.focal_plane_offsets, self._picture, caption
         )
 
     def describe(self) -> dict[str, Any]:
@@ -141,7 +140,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
             self._header, self._placement, transfer_syntax_uid=self.transfer_syntax_uid
         )
 
-    def picture(
+    def _picture(
         self, size: int, channel_index: int = 0, focal_plane_index: int = 0
     ) -> NDArray[np.uint8]:
         """Return an upright picture of the whole image, as a screen shows it.
@@ -171,7 +170,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
             geometry = self.geometry
         except MetadataError:
             geometry = None
-        return picture_of(matrix.reader, geometry, size)
+        return picture_of(matrix._reader, geometry, size)
 
     # -- what it is --
 
@@ -193,11 +192,6 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
     def name(self) -> str:
         """What messages call it: file name, URL or SOP Instance UID."""
         return self._source.name
-
-    @property
-    def source(self) -> FrameSource:
-        """Where the frames are."""
-        return self._source
 
     @property
     def kind(self) -> str:
@@ -230,7 +224,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
         return uid
 
     @property
-    def layout(self) -> ImageLayout:
+    def _layout(self) -> ImageLayout:
         """What the header says of the pixels, worked out once a process."""
         return layout_of(self._source)
 
@@ -245,7 +239,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
     @property
     def channels(self) -> Channels:
         """The channels, in the order of their items."""
-        return Channels(self.layout.channels)
+        return Channels(self._layout.channels)
 
     @property
     def focal_plane_offsets(self) -> tuple[float, ...]:
@@ -254,7 +248,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
         That of a plane that follows the tissue, so that each frame has an offset of its own, is
         the median of its frames.
         """
-        return self.layout.planes.offsets
+        return self._layout.planes.offsets
 
     def get_references(self, sop_class_uid: str | None = None) -> list[tuple[str, str, str]]:
         """Get unique identifiers of referenced instances.
@@ -391,7 +385,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
         offset = dicom.two_integers(offset, "offset")
         size = dicom.two_integers(size, "size", least=0)
         matrix = self.get_total_pixel_matrix(channel_index, focal_plane_index)
-        return matrix.reader.read_grid(SlideGrid.box(offset, size))
+        return matrix._reader.read_grid(SlideGrid.box(offset, size))
 
     def get_slide_region(
         self,
@@ -437,4 +431,4 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
             rows * columns + 8 * (rows + columns), f"a region of {rows} × {columns} pixels"
         )
         matrix = self.get_total_pixel_matrix(channel_index, focal_plane_index)
-        return matrix.reader.read_grid(geometry.region(offset, size))
+        return matrix._reader.read_grid(geometry.region(offset, size))

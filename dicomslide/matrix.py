@@ -83,7 +83,7 @@ class TotalPixelMatrix(Identified):
         on_error: OnError = "raise",
     ) -> None:
         check_on_error(on_error)
-        self.reader = MatrixReader(
+        self._reader = MatrixReader(
             frame_source(client, image_metadata),
             operator.index(channel_index),
             operator.index(focal_plane_index),
@@ -91,19 +91,19 @@ class TotalPixelMatrix(Identified):
             bool(correct_color),
             on_error,
         )
-        layout = self.reader.layout
+        layout = self._reader.layout
         for index, given, kind in (
-            (self.reader.channel_index, layout.channels, "channel"),
-            (self.reader.focal_plane_index, layout.planes, "focal plane"),
+            (self._reader.channel_index, layout.channels, "channel"),
+            (self._reader.focal_plane_index, layout.planes, "focal plane"),
         ):
             if not 0 <= index < len(given):
                 raise ValueError(
-                    f"{self.reader.source.name}: no {kind} {index}; there are {len(given)}, from"
+                    f"{self._reader.source.name}: no {kind} {index}; there are {len(given)}, from"
                     " 0 on"
                 )
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
-        return self.reader.__dask_tokenize__()
+        return self._reader.__dask_tokenize__()
 
     def __repr__(self) -> str:
         rows, columns, samples = self.shape
@@ -120,12 +120,12 @@ class TotalPixelMatrix(Identified):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Rows, Columns, and Samples per Pixel."""
-        return self.reader.shape
+        return self._reader.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Data type: bool for bit-packed segments, else that of the stored pixels."""
-        return self.reader.dtype
+        return self._reader.dtype
 
     @property
     def ndim(self) -> int:
@@ -148,7 +148,7 @@ class TotalPixelMatrix(Identified):
     @property
     def num_tiles(self) -> int:
         """Number of tiles, in row-major order over the whole grid, absent ones included."""
-        return self.reader.layout.grid.num_tiles
+        return self._reader.layout.grid.num_tiles
 
     def __len__(self) -> int:
         return self.num_tiles
@@ -156,7 +156,7 @@ class TotalPixelMatrix(Identified):
     @property
     def tile_shape(self) -> tuple[int, int, int]:
         """Rows, Columns, and Samples per Pixel of a tile; edge tiles too are of this shape."""
-        return self.reader.layout.pixel_format.shape
+        return self._reader.layout.pixel_format.shape
 
     @property
     def tile_size(self) -> int:
@@ -167,7 +167,7 @@ class TotalPixelMatrix(Identified):
     @property
     def tile_grid_shape(self) -> tuple[int, int]:
         """Number of tiles (top to bottom, left to right)."""
-        return self.reader.layout.grid.shape
+        return self._reader.layout.grid.shape
 
     @property
     def tile_grid_positions(self) -> NDArray[np.int64]:
@@ -201,7 +201,7 @@ class TotalPixelMatrix(Identified):
             When there is no such tile.
 
         """
-        return self.reader.layout.grid.position(self._check_tile(index))
+        return self._reader.layout.grid.position(self._check_tile(index))
 
     def get_tile_position(self, index: int) -> tuple[int, int]:
         """Get position of a tile.
@@ -281,9 +281,9 @@ class TotalPixelMatrix(Identified):
         if frame_number is not None:
             frame = np.array([operator.index(frame_number) - 1])
             channel, plane, tile = (
-                int(found[0]) for found in self.reader.layout.frames.places(frame)
+                int(found[0]) for found in self._reader.layout.frames.places(frame)
             )
-            reader = self.reader
+            reader = self._reader
             if reader.layout.shares_frames:
                 channel = reader.channel_index
             if (channel, plane) != (reader.channel_index, reader.focal_plane_index):
@@ -305,7 +305,7 @@ class TotalPixelMatrix(Identified):
         if not isinstance(key, tuple):
             key = (key,)
         if len(key) == 1 and key[0] is not Ellipsis:
-            return self.reader.read_tiles(key[0])
+            return self._reader.read_tiles(key[0])
         parts = expand_key(key, self.ndim)
         if not isinstance(parts[2], (slice, np.ndarray)):
             # one sample keeps its axis, as documented
@@ -314,14 +314,14 @@ class TotalPixelMatrix(Identified):
         arrays = [isinstance(part, np.ndarray) for part in parts]
         integers = [not isinstance(part, (slice, np.ndarray)) for part in parts]
         if any(arrays) and (sum(arrays) > 1 or any(integers)):
-            return self.reader.read_points(parts)
+            return self._reader.read_points(parts)
         for axis in np.flatnonzero(arrays):
             part = parts[axis]
             if part.ndim > 1:  # one array of any shape: read flat
                 parts[axis] = part.ravel()
-                flat = self.reader.read(parts)
+                flat = self._reader.read(parts)
                 return flat.reshape(flat.shape[:axis] + part.shape + flat.shape[axis + 1 :])
-        return self.reader.read(parts)
+        return self._reader.read(parts)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Pixels:
         if copy is False:
@@ -333,7 +333,7 @@ class TotalPixelMatrix(Identified):
 
     def __iter__(self) -> Iterator[Pixels]:
         """Iterate over the tiles, independently of other iterators."""
-        return self.reader.iterate()
+        return self._reader.iterate()
 
     # -- dask --
 
@@ -359,7 +359,7 @@ class TotalPixelMatrix(Identified):
         tile_rows, tile_columns, samples = self.tile_shape
         down, across = chunk_multiple(chunks, (tile_rows, tile_columns))
         lengths = (down * tile_rows, across * tile_columns, samples)
-        array: dask.array.Array = dask_array(self.reader, lengths, name="total-pixel-matrix")
+        array: dask.array.Array = dask_array(self._reader, lengths, name="total-pixel-matrix")
         return array
 
 
@@ -548,7 +548,7 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
             )
         )
         rows, columns, _ = self.padded_region_shape
-        return self.matrix.reader.read_grid(SlideGrid.box((row, column), (rows, columns)))
+        return self.matrix._reader.read_grid(SlideGrid.box((row, column), (rows, columns)))
 
 
 def _four_paddings(padding: Padding) -> tuple[int, int, int, int]:

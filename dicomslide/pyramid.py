@@ -37,13 +37,11 @@ if TYPE_CHECKING:
     from dicomslide.header.placement import FieldOfView
 
 __all__ = [
-    "LevelGroups",
     "Pyramid",
     "PyramidLevel",
     "compute_image_center_position",
     "get_image_pixel_spacing",
     "get_image_size",
-    "group_levels",
     "select_image_at_magnification",
     "select_image_at_pixel_spacing",
     "sort_images_by_pixel_spacing",

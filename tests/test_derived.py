@@ -194,7 +194,7 @@ def test_absent_tiles_of_a_label_map_are_its_background(tmp_path, levels, masks)
     labels = labels_of(masks)  # its first tile is empty and has no frame
     path = write_segmentation(tmp_path / "seg.dcm", levels[0], labels, "LABELMAP")
     image = open_slide([levels[0], path]).derived_images[0]
-    assert image.layout.num_frames < 9
+    assert image._layout.num_frames < 9
     assert image.get_total_pixel_matrix(image.get_channel_index("0"))[0].all()
     assert not image.get_total_pixel_matrix(image.get_channel_index("1"))[0].any()
 

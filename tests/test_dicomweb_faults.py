@@ -224,7 +224,7 @@ def test_frames_that_lack_pixels_are_not_kept(server, clock, tmp_path):
 
 def test_damaged_frames_that_another_process_kept_leave_the_folder(server, clock, tmp_path):
     image = dicomslide.TiledImage(client_of(server, clock), server.archive.all_metadata()[0])
-    matrix, source = image.get_total_pixel_matrix(), image.source
+    matrix, source = image.get_total_pixel_matrix(), image._source
     stored = server.archive.frames(source.name)
     with dicomslide.set_options(frame_folder=str(tmp_path)):
         bad = {3: stored[3][:50], 4: b"", 5: stored[5]}
@@ -357,7 +357,7 @@ def test_bad_frames_are_filled_and_reading_goes_on(server, clock):
 
 def test_a_profile_that_could_not_be_had_is_asked_for_again(server, clock, folder):
     slide = dicomslide.open_slide(client_of(server, clock))
-    metadata, connected = slide.metadata, slide.get_volume_images()[0].source
+    metadata, connected = slide.metadata, slide.get_volume_images()[0]._source
     item = metadata.OpticalPathSequence[0]
     server.play(404)
     with pytest.warns(dicomslide.MetadataWarning, match="colours stay as stored.*404"):
@@ -486,7 +486,7 @@ def test_a_token_that_expires_is_refreshed_once(server, tokens):
 
 
 def test_threads_whose_token_expires_at_once_renew_it_once(server, tokens):
-    source = dicomslide.open_slide(url_of(server)).get_volume_images()[0].source
+    source = dicomslide.open_slide(url_of(server)).get_volume_images()[0]._source
     asked = len(tokens)
     server.token = "another"
     together = threading.Barrier(8)
@@ -538,15 +538,15 @@ def test_nothing_that_is_kept_or_shown_holds_a_token(server, tokens):
     tree = xr.open_datatree(url, engine="dicomslide", chunks={})
     image = slide.get_volume_images()[0]
     array = tree["level_0"].image
-    things = [slide, image.source, image.get_total_pixel_matrix(), array.data, tree]
+    things = [slide, image._source, image.get_total_pixel_matrix(), array.data, tree]
     for thing in things:
         pickled = pickle.dumps(thing)
         assert TOKEN.encode() not in pickled
         assert TOKEN not in repr(thing)
-    assert len(pickle.dumps(image.source)) < 2000
+    assert len(pickle.dumps(image._source)) < 2000
     assert TOKEN not in str(array.data.name)
     assert TOKEN not in str(tree["level_0"].encoding) + str(array.encoding)
-    arrived = pickle.loads(pickle.dumps(image.source))
+    arrived = pickle.loads(pickle.dumps(image._source))
     connection._connections._by_address.clear()  # as in another process
     assert arrived.read_frames([0]) == [server.archive.frames(image.name)[0]]
 

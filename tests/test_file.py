@@ -569,7 +569,7 @@ def test_native_frames_are_those_of_pydicom(tmp_path, uid, tile, samples, bits):
     frames = pydicom.dcmread(path).pixel_array.reshape(-1, *tile, samples)
     matrix = matrix_of(path)
     for index, frame in enumerate(frames):
-        np.testing.assert_array_equal(matrix.reader.read_tiles(index), frame)
+        np.testing.assert_array_equal(matrix._reader.read_tiles(index), frame)
 
 
 @pytest.mark.parametrize("tile", [(16, 16), (5, 7)])
@@ -830,7 +830,7 @@ def test_of_copies_of_one_instance_the_whole_one_is_read(tmp_path, uid, table, h
     cut(path.read_bytes(), tmp_path / name, how)
     for opened in ways_in(tmp_path):
         slide = opened()
-        assert slide.get_volume_images()[0].source.path.endswith("image.dcm")
+        assert slide.get_volume_images()[0]._source.path.endswith("image.dcm")
         np.testing.assert_array_equal(
             slide.get_image_region((30, 40), 0, (20, 30)).shape, (20, 30, 3)
         )

@@ -164,7 +164,7 @@ def test_a_lock_held_while_the_process_forks_does_not_stop_the_child(position_sl
     slide = dicomslide.open_slide(position_slide, correct_color=False)
     image = slide.get_volume_images()[0]
     locks = [frame_reader._frames._lock, frame_reader._decoding._lock, base._layouts._lock,
-             file._instances._lock, local._open_files._lock, image.source._instance()._lock,
+             file._instances._lock, local._open_files._lock, image._source._instance()._lock,
              lenient._reading, options._current._lock, encoded_frames._memory._lock]  # fmt: skip
     release = threading.Event()
     holders = []

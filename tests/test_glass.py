@@ -347,7 +347,7 @@ def test_spacings_that_the_slide_derived_are_in_the_metadata_of_its_images(tmp_p
     _, where, _, _ = dicomslide.compute_frame_positions(metadata[1])
     assert where[1, 1] - where[0, 1] == pytest.approx(-32 * 0.001)
     # the header itself is as it was
-    header = slide.levels[1].image.source.metadata
+    header = slide.levels[1].image._source.metadata
     measures = header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     assert list(measures.PixelSpacing) == [0.0005, 0.0005]
 
@@ -401,7 +401,7 @@ def test_levels_are_immutable_and_equal_where_they_show_the_same(tissue_slide):
     assert one.levels == other.levels
     assert {one.levels[1]: "x"}[other.levels[1]] == "x"
     with pytest.raises(TypeError):
-        one.levels[0].places[7, 7] = one.levels[0].places[0, 0]
+        one.levels[0]._places[7, 7] = one.levels[0]._places[0, 0]
     with pytest.raises(AttributeError):
         one.levels[0].size = (1, 1)
     assert pickle.loads(pickle.dumps(one.levels[1])) == one.levels[1]

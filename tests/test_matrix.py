@@ -211,7 +211,7 @@ def test_dask_chunks_are_frames(matrices):
 def test_what_tasks_read_is_contiguous(matrices):
     matrix, array = matrices["uint8 RGB"]
     for key in ((slice(None), slice(None), 1), (slice(None), slice(9, 2, -1), slice(1, None))):
-        region = ReaderArray(matrix.reader)[key]
+        region = ReaderArray(matrix._reader)[key]
         assert region.flags.c_contiguous
         np.testing.assert_array_equal(region, array[key])
 
@@ -480,7 +480,7 @@ class Careless(FileSource):
 @pytest.mark.parametrize("on_error", ["raise", "fill"])
 @pytest.mark.parametrize("fault", ["-", "+"])
 def test_another_number_of_frames_than_asked_for_is_an_error(matrices, fault, on_error):
-    source = matrices["uint16"][0].reader.source
+    source = matrices["uint16"][0]._reader.source
     careless = Careless(source.path, source.sop_instance_uid + fault, source.size, source.mtime_ns)
     matrix = dicomslide.TotalPixelMatrix(careless, source.metadata, on_error=on_error)
     for key in (0, slice(2, 6), (slice(0, 14), slice(0, 20))):
@@ -613,7 +613,7 @@ def test_tasks_and_iteration_keep_no_frames(matrices):
 
 def test_wrong_channel_or_plane_is_a_value_error(matrices):
     matrix, _ = matrices["uint16"]
-    source = matrix.reader.source
+    source = matrix._reader.source
     for kwargs in ({"channel_index": 1}, {"channel_index": -1}, {"focal_plane_index": 2}):
         with pytest.raises(ValueError, match=r"no (channel|focal plane)"):
             dicomslide.TotalPixelMatrix(source, source.metadata, **kwargs)
@@ -624,7 +624,7 @@ def test_wrong_channel_or_plane_is_a_value_error(matrices):
 def test_a_client_of_another_kind_is_a_type_error(matrices):
     matrix, _ = matrices["uint16"]
     with pytest.raises(TypeError, match="FrameStore"):
-        dicomslide.TotalPixelMatrix(object(), matrix.reader.source.metadata)
+        dicomslide.TotalPixelMatrix(object(), matrix._reader.source.metadata)
 
 
 def test_reading_in_threads_gives_the_same(matrices):

@@ -69,7 +69,7 @@ EXPECTED = position_values(np.arange(5), np.arange(6))
 def test_everything_reads_in_another_process(position_slide, method):
     local = things(position_slide)
     # open files and a decoding pool are there when the process forks
-    local["matrix"].reader.read(
+    local["matrix"]._reader.read(
         (slice(None), slice(None), slice(None)),
     )
     context = multiprocessing.get_context(method)

@@ -306,7 +306,7 @@ def test_a_region_is_one_round_of_requests(server, patient):
     slide = dicomslide.open_slide(f"{server.url}/slide/level-0.dcm")
     image = slide.get_volume_images()[0]
     matrix = image.get_total_pixel_matrix()
-    image.source._instance().frames()  # the offset table
+    image._source._instance().frames()  # the offset table
     remote._heads.clear()
     server.forget()
     matrix[:, :600]  # three tiles of each of four rows
@@ -565,7 +565,7 @@ def test_a_bucket_holds_slides(s3_options, pixels, path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_pickles_of_a_slide_in_a_bucket_hold_no_secret(s3_options):
     slide = dicomslide.open_slide("s3://slides/one/", storage_options=s3_options)
-    source = slide.get_volume_images()[0].source
+    source = slide.get_volume_images()[0]._source
     assert len(pickle.dumps(source)) < 2000
     assert SECRET.encode() not in pickle.dumps(slide)
 

@@ -43,7 +43,7 @@ def test_credentials_are_in_no_pickle_repr_name_encoding_or_message(server):
         url, engine="dicomslide", chunks={}, storage_options=secret_options(), orientation="stored"
     )
     matrix = slide.get_volume_images()[0].get_total_pixel_matrix()
-    source = slide.get_volume_images()[0].source
+    source = slide.get_volume_images()[0]._source
     for thing in (slide, dataset, matrix, source, matrix.to_dask()):
         assert SECRET.encode() not in pickle.dumps(thing)
         assert SECRET not in repr(thing)
@@ -66,7 +66,7 @@ def test_a_signed_url_shows_no_signature(server, pixels):
     slide = dicomslide.open_slide(url)
     np.testing.assert_array_equal(slide.get_image_region(**REGION), pixels)
     assert all(SECRET in path for _, path, _, _ in server.requests)
-    source = slide.get_volume_images()[0].source
+    source = slide.get_volume_images()[0]._source
     dataset = xr.open_dataset(url, engine="dicomslide")
     for text in (repr(source), repr(pickle.dumps(slide)), repr(dataset.encoding), slide.name):
         assert SECRET not in text

@@ -36,7 +36,7 @@ def matrix_of(url, **options):
     slide = dicomslide.open_slide(url, correct_color=False)
     image = slide.get_volume_images()[0]
     if not isinstance(url, os.PathLike):
-        image.source._instance().frames()  # where frames are
+        image._source._instance().frames()  # where frames are
     return image.get_total_pixel_matrix(**options)
 
 

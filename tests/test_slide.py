@@ -706,5 +706,5 @@ def test_channels_that_lie_differently_are_variables_of_their_own(tmp_path):
     changed(b, turned)
     slide = dicomslide.open_slide([a, b], pyramid_tolerance=1)
     apart = slide.to_datatree()["image_2"].image_2
-    stored = slide.channel_groups[1].images[0][0].get_total_pixel_matrix()[..., 0][..., 0]
+    stored = slide._groups[1].images[0][0].get_total_pixel_matrix()[..., 0][..., 0]
     np.testing.assert_array_equal(apart, np.rot90(stored))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import importlib
 import inspect
 import pickle
+import subprocess
+import sys
 import warnings
 
 import pydicom
@@ -14,6 +17,8 @@ from fake_client import FakeClient
 
 import dicomslide
 from dicomslide.backends.part10.file import FileStore
+from dicomslide.contents.levels import Level
+from dicomslide.contents.pyramids import GlassPyramid
 from dicomslide.testing import write_slide
 
 
@@ -188,3 +193,117 @@ def test_frames_that_are_filled_warn_at_the_line_of_the_caller_whichever_thread_
     _, caught = warnings_of(slide.get_image_region, (0, 0), 0, (256, 256))
     assert len(caught) == 64
     assert {warning.filename for warning in caught} == {__file__}
+
+
+PUBLIC = {
+    dicomslide.Slide: """
+        annotation_labels annotations channels container_identifier derived_images describe
+        downsampling_factors find_optical_paths find_segments focal_plane_offsets
+        frame_of_reference_uid get_channel_identifier get_channel_index get_channel_type
+        get_focal_plane_index get_focal_plane_offset get_image_region get_pixel_indices
+        get_slide_offset get_slide_region get_slide_region_for_annotation get_volume_images
+        label_images level levels map_pixel_indices_to_slide_coordinates
+        map_slide_coordinates_to_pixel_indices metadata name num_channels num_focal_planes
+        num_levels overview_images physical_bounds physical_offset physical_size pixel_spacings
+        plot pyramid_index pyramids size thumbnail thumbnail_images to_dataset to_datatree
+        total_pixel_matrix_dimensions""",
+    dicomslide.TiledImage: """
+        channel_type channels describe flavor focal_plane_offsets frame_of_reference_uid geometry
+        get_channel_identifier get_channel_index get_focal_plane_index get_focal_plane_offset
+        get_image_region get_pixel_indices get_references get_rotation get_slide_offset
+        get_slide_region get_total_pixel_matrix is_mirrored kind
+        map_pixel_indices_to_slide_coordinates map_slide_coordinates_to_pixel_indices metadata
+        name num_channels num_focal_planes physical_bounds physical_offset physical_size
+        pixel_spacing size transfer_syntax_uid""",
+    dicomslide.TotalPixelMatrix: """
+        dtype get_tile_bounding_box get_tile_grid_position get_tile_index get_tile_position nbytes
+        ndim num_tiles shape size tile_grid_positions tile_grid_shape tile_positions tile_shape
+        tile_size to_dask""",
+    dicomslide.TotalPixelMatrixSampler: """
+        count get_region_grid_position index matrix padded_region_shape padding region_shape""",
+    dicomslide.Cohort: "failures get items keys opened summaries to_pandas values",
+    Level: "image images size",
+    GlassPyramid: """
+        has_extended_depth_of_field images is_called largest levels name num_levels size uid""",
+}
+MODULES = {
+    "enum": "ChannelTypes ImageFlavors",
+    "image": "TiledImage",
+    "matrix": "TotalPixelMatrix TotalPixelMatrixSampler",
+    "pyramid": """
+        Pyramid PyramidLevel compute_image_center_position get_image_pixel_spacing get_image_size
+        select_image_at_magnification select_image_at_pixel_spacing sort_images_by_pixel_spacing
+        sort_images_by_size""",
+    "slide": "Slide find_slides open_slide",
+    "tile": """
+        assemble_total_pixel_matrix compute_frame_positions disassemble_total_pixel_matrix""",
+    "utils": """
+        does_optical_path_item_match does_segment_item_match does_specimen_description_item_match
+        is_image is_label_image is_overview_image is_tiled_image is_volume_image""",
+    "recipes": """
+        area estimate_stains map_tiles segment_statistics separate_stains tissue_mask
+        tissue_threshold""",
+}
+
+
+@pytest.mark.parametrize("kind", PUBLIC, ids=lambda kind: kind.__name__)
+def test_an_object_has_these_names_and_no_others(tissue_slide, kind):
+    slide = dicomslide.open_slide(tissue_slide)
+    image = slide.levels[0].image
+    matrix = image.get_total_pixel_matrix()
+    objects = [
+        slide, image, matrix, dicomslide.TotalPixelMatrixSampler(matrix, (32, 32)),
+        dicomslide.open_slides(tissue_slide), slide.levels[0], slide.pyramids[0],
+    ]  # fmt: skip
+    (found,) = (each for each in objects if type(each) is kind)
+    assert [name for name in dir(found) if not name.startswith("_")] == PUBLIC[kind].split()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_documented_module_offers_these_names(name):
+    module = getattr(dicomslide, name)
+    assert module is importlib.import_module(f"dicomslide.{name}")
+    assert sorted(module.__all__) == MODULES[name].split()
+    for each in module.__all__:
+        assert getattr(module, each).__doc__
+
+
+@pytest.mark.parametrize("kind", [each for each in PUBLIC if hasattr(dicomslide, each.__name__)])
+def test_what_is_public_is_documented(kind):
+    for name in PUBLIC[kind].split():
+        assert getattr(kind, name).__doc__, f"{kind.__name__}.{name}"
+
+
+def test_modules_are_there_once_the_package_is_imported():
+    """Those that need more are imported when they are first used."""
+    code = (
+        "import sys, dicomslide; late = ('recipes', 'testing', 'openslide');"
+        "assert not {f'dicomslide.{each}' for each in late} & set(sys.modules);"
+        "assert set(late) < set(dir(dicomslide));"
+        "print(dicomslide.recipes.tissue_mask.__name__, dicomslide.testing.write_slide.__name__,"
+        " dicomslide.openslide.OpenSlide is dicomslide.OpenSlide)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["tissue_mask", "write_slide", "True"]
+
+
+def test_what_a_module_needs_and_isnt_installed_is_said():
+    code = (
+        "import sys; sys.modules['skimage'] = None; import dicomslide;"
+        "assert not hasattr(dicomslide, 'recipes'); import inspect; inspect.getmembers(dicomslide);"
+        "dicomslide.recipes"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "AttributeError: recipes use scikit-image, which isn't installed" in out.stderr
+
+
+def test_decoded_frames_are_kept_as_documented():
+    """Six or nine where 0.7 has a number; else as many as there is room for."""
+    defaults = {
+        function: inspect.signature(function).parameters["max_frame_cache_size"].default
+        for function in (
+            dicomslide.Slide, dicomslide.TiledImage, dicomslide.TotalPixelMatrix,
+            dicomslide.find_slides, dicomslide.open_slide, dicomslide.open_slides,
+        )
+    }  # fmt: skip
+    assert list(defaults.values()) == [6, 6, 9, 6, None, None]

@@ -144,7 +144,7 @@ def _references(dataset: Dataset) -> dict[str, Dataset]:
 
 def _first_frames(image: TiledImage) -> dict[str, int]:
     """Return the instances of an image by UID: several of a concatenation, with their frames."""
-    source = image.source
+    source = image._source
     if isinstance(source, ConcatenatedSource):
         parts = zip(source.parts, source.firsts, strict=True)
         return {dicom.text(part.metadata, "SOPInstanceUID") or "": at for part, at in parts}
@@ -256,7 +256,7 @@ def _pixels_of(dataset: Dataset, image: TiledImage | None) -> _Pixels | None:
             "its coordinates are pixels of one frame, but it names"
             f" {', '.join(map(str, numbers)) or 'none'}: expected one Referenced Frame Number"
         )
-    layout = layout_of(image.source)
+    layout = layout_of(image._source)
     try:
         frame = np.array([instances[uid] + int(numbers[0]) - 1])
         tile = int(layout.frames.places(frame)[2][0])

@@ -78,9 +78,9 @@ def arrange(images: Sequence[TiledImage], options: SlideOptions) -> Arrangement:
         groups = (*groups, group)
     placed = [*pyramid.associated, *(image for group in groups for image, _ in group.images)]
     _warn_if_mirrored(pyramid.levels[0].image)
-    by_source = {image.source.identity: image for image in placed}
+    by_source = {image._source.identity: image for image in placed}
     return Arrangement(
-        tuple(by_source.get(image.source.identity, image) for image in images), pyramid, groups
+        tuple(by_source.get(image._source.identity, image) for image in images), pyramid, groups
     )
 
 

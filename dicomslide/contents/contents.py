@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from dicomslide.backends.base import FrameSource
     from dicomslide.contents.levels import Level
     from dicomslide.contents.options import SlideOptions
-    from dicomslide.contents.places import ChannelGroup
     from dicomslide.contents.pyramids import GlassPyramid
 
 __all__ = ["SlideContents", "slide_of"]
@@ -106,7 +105,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         arranged = arrange([image for image in images if id(image) in members], self._options)
         self._images = arranged.images
         self._pyramid = arranged.pyramid
-        self._groups = arranged.groups
+        self._groups = arranged.groups  # channels by the variable of the tree that they are
         self._from_base: dict[int, list[list[float]]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -126,7 +125,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
             self._pyramid_index,
         )
 
-    def reopened(self: S, **options: Any) -> S:
+    def _reopened(self: S, **options: Any) -> S:
         """Return this slide, or, where an option differs, one of the same instances.
 
         Parameters
@@ -153,7 +152,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
     @property
     def container_identifier(self) -> str | None:
         """Container Identifier, or None."""
-        return self.said("ContainerIdentifier")
+        return self._said("ContainerIdentifier")
 
     @property
     def frame_of_reference_uid(self) -> str:
@@ -165,12 +164,12 @@ class SlideContents(ChannelsAndPlanes, Identified):
             When the images have none.
 
         """
-        uid = self.said("FrameOfReferenceUID")
+        uid = self._said("FrameOfReferenceUID")
         if uid is None:
             raise MetadataError(f"{self.name}: no Frame of Reference UID")
         return uid
 
-    def said(self, keyword: str) -> str | None:
+    def _said(self, keyword: str) -> str | None:
         """Return what the first image of the levels that has an element says, or None.
 
         An image that lacks what the slide is known by is of the slide for what else it says.
@@ -203,11 +202,6 @@ class SlideContents(ChannelsAndPlanes, Identified):
     def num_levels(self) -> int:
         """Number of pyramid levels, from the highest resolution to the lowest."""
         return len(self.levels)
-
-    @property
-    def channel_groups(self) -> tuple[ChannelGroup, ...]:
-        """Channels by the variable of the tree that they are: optical paths, derived series."""
-        return self._groups
 
     @property
     def channels(self) -> Channels:
@@ -294,7 +288,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         return found
 
     def _holds(self, level: int, key: tuple[int, int], image: TiledImage) -> bool:
-        place = self.levels[level].places.get(key)
+        place = self.levels[level]._places.get(key)
         return place is not None and place[0] is image
 
     def level(self, level: int) -> Level:
@@ -322,7 +316,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         self, level: int, channel_index: int, focal_plane_index: int
     ) -> tuple[TiledImage, int, int]:
         """Return the image of a channel and focal plane at a level, and their indices in it."""
-        places = self.level(level).places
+        places = self.level(level)._places
         found = places.get((channel_index, focal_plane_index))
         if found is not None:
             return found
@@ -336,7 +330,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         there = [
             i
             for i, each in enumerate(self.levels)
-            if any(index == channel_index for index, _ in each.places)
+            if any(index == channel_index for index, _ in each._places)
         ]
         where = f"at levels {there}" if there else "on the grid of no level"
         raise ValueError(
@@ -536,7 +530,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         return any(
             utils.does_specimen_description_item_match(item, stain)
             for level in self.levels
-            for image in level.images_of(own)
+            for image in level._images_of(own)
             for item in dicom.items(image.metadata, "SpecimenDescriptionSequence")
         )
 

@@ -51,7 +51,7 @@ class DerivedSeries:
 
 def _held_by(image: TiledImage) -> set[object]:
     """Return keys of what an image holds; a label map is one array for all its segments."""
-    names = ["all"] if image.layout.label_values else [c.identifier for c in image.channels]
+    names = ["all"] if image._layout.label_values else [c.identifier for c in image.channels]
     return {(image.size, name, z) for name in names for z in image.focal_plane_offsets}
 
 
@@ -74,7 +74,7 @@ def derived_series(images: Iterable[TiledImage]) -> list[DerivedSeries]:
             dicom.text(image.metadata, "SegmentationType"),
             dicom.text(image.metadata, "SegmentationFractionalType"),
             image.channel_type,
-            image.layout.pixel_format.dtype,
+            image._layout.pixel_format.dtype,
             _directions(image),
         )
         alike = by_kind.setdefault(kind, [])
@@ -141,11 +141,11 @@ def place_series(
             for c, channel in enumerate(image.channels)
             for p, plane in enumerate(of_slide)
         }
-        if at is None or not places.keys().isdisjoint(levels[at].places):
+        if at is None or not places.keys().isdisjoint(levels[at]._places):
             logger.info("%s: %d × %d pixels are on no level's grid", image.name, *image.size)
             level_of[id(image)] = None
         else:
-            levels[at] = levels[at].with_places(places)
+            levels[at] = levels[at]._with_places(places)
             level_of[id(image)] = at
     held = tuple((image, level_of[id(image)]) for image in images)
     group = ChannelGroup(name, tuple(series.channels.values()), first, held)
@@ -156,14 +156,14 @@ def _placed(
     images: Sequence[TiledImage], pyramid: ImagePyramid, align_levels: bool
 ) -> list[TiledImage]:
     """Return images of a series, from the largest to the smallest, where they lie."""
-    bases = [(image.source.metadata, image.placement) for image in pyramid.levels[0].images]
+    bases = [(image._source.metadata, image._placement) for image in pyramid.levels[0].images]
     placed = []
     for image in images:
-        header = image.source.metadata
+        header = image._source.metadata
         # those of a level's size first: a Pixel Spacing that all levels repeat tells nothing
         beside = sorted(pyramid.levels, key=lambda level: level.size != image.size)
         found = (
-            place_beside(header, other.source.metadata, other.placement)
+            place_beside(header, other._source.metadata, other._placement)
             for level in beside
             for other in level.images
         )
@@ -172,7 +172,7 @@ def _placed(
             header, view, bases, align=align_levels
         )
         bases.append((header, placement))
-        placed.append(image.placed(placement))
+        placed.append(image._placed(placement))
     return placed
 
 

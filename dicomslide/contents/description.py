@@ -82,9 +82,7 @@ def describe(slide: SlideContents) -> dict[str, Any]:
         "focal_planes_um": list(slide.focal_plane_offsets),
         "segments": segment_labels(slide),
         "annotations": annotation_labels(slide),
-        "derived_series": [
-            _describe_group(group) for group in slide.channel_groups if not group.is_image
-        ],
+        "derived_series": [_describe_group(group) for group in slide._groups if not group.is_image],
     }
 
 
@@ -150,7 +148,7 @@ def slide_attrs(slide: SlideContents, *, include_patient: bool = False) -> dict[
             "patient_sex": "PatientSex",
             "accession_number": "AccessionNumber",
         }
-    attrs: dict[str, Any] = {name: slide.said(keyword) for name, keyword in keywords.items()}
+    attrs: dict[str, Any] = {name: slide._said(keyword) for name, keyword in keywords.items()}
     attrs["objective_lens_power"] = next(
         (
             power

@@ -33,30 +33,31 @@ class Level:
     size: tuple[int, int]
     """Total pixel matrix rows and columns."""
     images: tuple[TiledImage, ...]
-    places: Mapping[tuple[int, int], Place]
+    """Those of its channels and focal planes, each once; the first stands for its geometry."""
+    _places: Mapping[tuple[int, int], Place]
     """(channel, focal plane) of the slide, and where its pixels are; read-only."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "places", MappingProxyType(dict(self.places)))
+        object.__setattr__(self, "_places", MappingProxyType(dict(self._places)))
 
     def __hash__(self) -> int:
         return hash((self.size, self.images))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Level, (self.size, self.images, dict(self.places))
+        return Level, (self.size, self.images, dict(self._places))
 
-    def with_places(self, places: Mapping[tuple[int, int], Place]) -> Level:
+    def _with_places(self, places: Mapping[tuple[int, int], Place]) -> Level:
         """Return this level with other channels beside those that it has."""
-        return dataclasses.replace(self, places={**self.places, **places})
+        return dataclasses.replace(self, _places={**self._places, **places})
 
-    def images_of(self, channels: range) -> tuple[TiledImage, ...]:
+    def _images_of(self, channels: range) -> tuple[TiledImage, ...]:
         """Return the images that hold some of the slide's channels, each once."""
-        found = [place[0] for key, place in self.places.items() if key[0] in channels]
+        found = [place[0] for key, place in self._places.items() if key[0] in channels]
         return tuple({id(image): image for image in found}.values())
 
-    def planes_of(self, channels: range) -> list[int]:
+    def _planes_of(self, channels: range) -> list[int]:
         """Return the focal planes in which some of the slide's channels have pixels."""
-        return sorted({plane for channel, plane in self.places if channel in channels})
+        return sorted({plane for channel, plane in self._places if channel in channels})
 
     @property
     def image(self) -> TiledImage:
@@ -82,7 +83,7 @@ class ImagePyramid:
 
     def without_channels(self) -> ImagePyramid:
         """Return the levels of the same sizes without what lies on them."""
-        levels = tuple(dataclasses.replace(level, places={}) for level in self.levels)
+        levels = tuple(dataclasses.replace(level, _places={}) for level in self.levels)
         return dataclasses.replace(self, levels=levels, channels=(), groups=())
 
 
@@ -117,7 +118,7 @@ def build_pyramid(
     for image, placement in zip(images, groups.placements, strict=True):
         _warn_of_spacing(image, placement)
     images = [
-        image.placed(placement) for image, placement in zip(images, groups.placements, strict=True)
+        image._placed(placement) for image, placement in zip(images, groups.placements, strict=True)
     ]
     kept = [[images[i] for i in same] for same in groups.levels]
     found = slide_places(kept)
@@ -131,7 +132,7 @@ def build_pyramid(
             found.channels[channels.start : channels.stop],
             channels.start,
             tuple(
-                (image, i) for i, level in enumerate(levels) for image in level.images_of(channels)
+                (image, i) for i, level in enumerate(levels) for image in level._images_of(channels)
             ),
         )
         for number, channels in enumerate(found.variables, 1)

@@ -104,7 +104,7 @@ class _Held:
     @property
     def offsets(self) -> list[float]:
         """Offset of each focal plane in µm."""
-        planes = self.image.layout.planes
+        planes = self.image._layout.planes
         return [planes.offset(self.index, plane) for plane in range(len(planes))]
 
     @property
@@ -191,7 +191,7 @@ def _is_array_with(a: TiledImage, b: TiledImage) -> bool:
 
 
 def _kind(image: TiledImage) -> tuple[object, ...]:
-    pixel_format = image.layout.pixel_format
+    pixel_format = image._layout.pixel_format
     return pixel_format.dtype, pixel_format.samples
 
 

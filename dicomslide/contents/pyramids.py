@@ -85,7 +85,7 @@ class GlassPyramid:
 
 
 def _names_of(image: TiledImage) -> list[str]:
-    source = image.source
+    source = image._source
     parts = source.parts if isinstance(source, ConcatenatedSource) else (source,)
     uids = (dicom.text(part.metadata, "SOPInstanceUID") for part in parts)
     return [*(part.name for part in parts), *filter(None, uids)]
@@ -160,7 +160,7 @@ def _of_one_kind(volumes: Sequence[TiledImage]) -> list[list[TiledImage]]:
 
 
 def _series_of(images: Sequence[TiledImage]) -> set[str | None]:
-    return {dicom.text(image.source.metadata, "SeriesInstanceUID") for image in images}
+    return {dicom.text(image._source.metadata, "SeriesInstanceUID") for image in images}
 
 
 def _channels_of(images: Sequence[TiledImage]) -> set[str]:
@@ -212,11 +212,11 @@ def _pyramid_of(
 
 
 def _uid_of(image: TiledImage) -> str | None:
-    return dicom.text(image.source.metadata, "PyramidUID")
+    return dicom.text(image._source.metadata, "PyramidUID")
 
 
 def _has_depth(image: TiledImage) -> bool:
-    return dicom.text(image.source.metadata, "ExtendedDepthOfField") == "YES"
+    return dicom.text(image._source.metadata, "ExtendedDepthOfField") == "YES"
 
 
 def _is_thumbnail(image: TiledImage) -> bool:

@@ -34,11 +34,6 @@ class PlacedImage:
         raise NotImplementedError
 
     @property
-    def placement(self) -> Placement:
-        """What the pyramid of the image makes of its header; nothing for an image by itself."""
-        return self._placement
-
-    @property
     def geometry(self) -> SlideGeometry:
         """The affine between the matrix and the slide.
 

@@ -53,10 +53,10 @@ def image_attrs(
                 0.0,
             ],
             "total_pixel_matrix_origin": list(geometry.origin),
-            "registration": image.placement.registration,
+            "registration": image._placement.registration,
         }
-        if any(image.placement.shift) and image.placement.origin is None:
-            stated = np.subtract(geometry.origin, image.placement.shift)
+        if any(image._placement.shift) and image._placement.origin is None:
+            stated = np.subtract(geometry.origin, image._placement.shift)
             attrs["total_pixel_matrix_origin_stated"] = stated.tolist()
         if orientation is None:
             attrs["affine"] = geometry.matrix.tolist()  # (x, y) = affine @ (row, column, 1)
@@ -93,7 +93,7 @@ def derived_attrs(
         }
         if scaled:
             attrs["units"] = "1"
-    if image.layout.label_values is not None:
+    if image._layout.label_values is not None:
         names = [channel.description or channel.identifier for channel in channels]
         attrs |= {
             "flag_values": [int(channel.identifier) for channel in channels],

@@ -116,8 +116,8 @@ def other_groups(
     a number.
     """
     groups: dict[str, xr.Dataset] = {}
-    uid = slide.said("FrameOfReferenceUID")
-    for group in slide.channel_groups:
+    uid = slide._said("FrameOfReferenceUID")
+    for group in slide._groups:
         for number, stack in enumerate(_stacks_apart(slide, group)):
             name = group.name if number == 0 else f"{group.name}_level_{number}"
             stack = _as_wanted(stack, mask_and_scale)
@@ -165,13 +165,13 @@ def level_dataset(
     here = slide.level(level)
     stacks = [
         _as_wanted(stack, mask_and_scale)
-        for group in slide.channel_groups
+        for group in slide._groups
         if _is_beside(slide, group, level) and (stack := Stack.at_level(here, group)) is not None
     ]
-    grid = Grid.of(stacks[0].image, orientation, slide.said("FrameOfReferenceUID"))
+    grid = Grid.of(stacks[0].image, orientation, slide._said("FrameOfReferenceUID"))
     # z is that of the first image that has several planes: one beside it has one of them
     deepest = next((each for each in stacks if each.is_image and len(each.planes) > 1), stacks[0])
-    has_colors = any(stack.image.layout.pixel_format.is_color for stack in stacks)
+    has_colors = any(stack.image._layout.pixel_format.is_color for stack in stacks)
     dataset = xr.Dataset(coords=grid.coords()).assign_coords(deepest.plane_coords(squeeze))
     for stack in stacks:
         dataset = stack.add_to(
@@ -227,21 +227,21 @@ def _stacks_apart(slide: SlideContents, group: ChannelGroup) -> list[Stack]:
 def _is_beside(slide: SlideContents, group: ChannelGroup, level: int) -> bool:
     """Whether what a level has of a group is a variable of its dataset, not nodes of its own."""
     here = slide.levels[level]
-    first = next(each for each in slide.channel_groups if here.images_of(each.indices))
+    first = next(each for each in slide._groups if here._images_of(each.indices))
     if group is first:
         return True
-    images = here.images_of(group.indices)
+    images = here._images_of(group.indices)
     on_grid = all(
         turned_onto(image, here.image) is not None and lies_on(image, here.image)
         for image in images
     )
-    own = here.planes_of(group.indices)
+    own = here._planes_of(group.indices)
     if len(own) < 2 or not on_grid:
         return on_grid
     # the level's z are those of its first image that has several planes
-    of_images = (each for each in slide.channel_groups if each.is_image)
-    deep = (planes for each in of_images if len(planes := here.planes_of(each.indices)) > 1)
-    planes = next(deep, here.planes_of(first.indices))
+    of_images = (each for each in slide._groups if each.is_image)
+    deep = (planes for each in of_images if len(planes := here._planes_of(each.indices)) > 1)
+    planes = next(deep, here._planes_of(first.indices))
     offsets = [slide.focal_plane_offsets[plane] for plane in planes]
     return own == planes and all(
         len(match_planes(image.focal_plane_offsets, offsets) or ()) == len(offsets)

@@ -63,7 +63,7 @@ class Grid:
             raise ValueError(f'orientation must be "upright" or "stored", not {orientation!r}')
         check_memory(8 * sum(image.size), f"{image.name}: coordinates")
         try:
-            geometry = geometry_of(image.metadata, image.placement, relative=True)
+            geometry = geometry_of(image.metadata, image._placement, relative=True)
         except MetadataError as error:
             warn(
                 f"{error}: its dims are row and column, without millimetres",
@@ -128,15 +128,15 @@ class Stack:
 
         Channels lack some focal planes, with a warning, where a level has no pixels of them.
         """
-        places = {key: place for key, place in level.places.items() if key[0] in group.indices}
+        places = {key: place for key, place in level._places.items() if key[0] in group.indices}
         if not places:
             return None
         channels = sorted({channel for channel, _ in places})
-        planes = level.planes_of(group.indices)
-        image, *others = level.images_of(group.indices)
+        planes = level._planes_of(group.indices)
+        image, *others = level._images_of(group.indices)
         for other in others:
             _warn_if_apart(image, other)
-        is_label_map = image.layout.label_values is not None  # whose segments share their pixels
+        is_label_map = image._layout.label_values is not None  # whose segments share their pixels
         if not is_label_map and len(places) < len(channels) * len(planes):
             warn(
                 f"{image.name}: its level has pixels for {len(places)} of {len(channels)} ×"
@@ -184,8 +184,8 @@ class Stack:
         ]
         heights = [[math.nan if p is None else _offset(p) for p in row] for row in places]
         differ = np.nanmax(heights, axis=0) - np.nanmin(heights, axis=0) >= SAME_PLANE
-        spans = [[each.layout.planes.span(p) for each, _, p in column] for column in of_plane]
-        is_flat = not any(each.layout.planes.spans for column in of_plane for each, _, _ in column)
+        spans = [[each._layout.planes.span(p) for each, _, p in column] for column in of_plane]
+        is_flat = not any(each._layout.planes.spans for column in of_plane for each, _, _ in column)
         return cls(
             name=group.name,
             image=image,
@@ -270,7 +270,7 @@ class Stack:
 
         """
         image = self.image
-        layout = image.layout
+        layout = image._layout
         samples = layout.pixel_format.samples
         first = next(reader for row in self.readers for reader in row if reader is not None)
         is_label_map = first.as_labels
@@ -338,7 +338,7 @@ def _plain(name: str) -> str:
 
 def _offset(place: Place) -> float:
     image, channel, plane = place
-    return image.layout.planes.offset(channel, plane)
+    return image._layout.planes.offset(channel, plane)
 
 
 def _readers(
@@ -347,13 +347,13 @@ def _readers(
     """Return the readers of places by channel and plane; one of each plane of a label map."""
     readers = tuple(
         tuple(
-            None if place is None else place[0].get_total_pixel_matrix(*place[1:]).reader
+            None if place is None else place[0].get_total_pixel_matrix(*place[1:])._reader
             for place in row
         )
         for row in places
     )
     image = next(place[0] for row in places for place in row if place is not None)
-    if image.layout.label_values is None:
+    if image._layout.label_values is None:
         return readers
     of_planes = (next(filter(None, of_plane)) for of_plane in zip(*readers, strict=True))
     return (tuple(dataclasses.replace(reader, as_labels=True) for reader in of_planes),)

@@ -156,7 +156,7 @@ def contents_of(
     """
     slide.get_volume_images(channel_index, focal_plane_index)  # raises where there are none
     key = channel_index, focal_plane_index
-    places = [level.places[key] for level in slide.levels if key in level.places]
+    places = [level._places[key] for level in slide.levels if key in level._places]
     volumes = [place for place in places if place[0].flavor != ImageFlavors.THUMBNAIL.value]
     thumbnails = []
     if volumes and not thumbnail_levels:
@@ -190,4 +190,4 @@ def contents_of(
 def _as_stored(image: TiledImage, channel_index: int, focal_plane_index: int) -> MatrixReader:
     """Return what reads an image's pixels without colour correction, whatever the slide's."""
     matrix = image.get_total_pixel_matrix(channel_index, focal_plane_index)
-    return dataclasses.replace(matrix.reader, correct_color=False)
+    return dataclasses.replace(matrix._reader, correct_color=False)

@@ -119,7 +119,7 @@ def _icc_size(name: str, reader: MatrixReader) -> dict[str, str]:
 
 def _spacing_of(image: TiledImage) -> tuple[float, float] | None:
     """Return the spacing between rows and between columns in mm, derived if it must be."""
-    spacing = pixel_spacing_of(image.source.metadata)
+    spacing = pixel_spacing_of(image._source.metadata)
     if spacing is not None:
         return spacing
     try:

@@ -168,7 +168,7 @@ def renamed_argument(
                 given = kwargs.pop(old)
                 value = values.get(given, given) if isinstance(given, str) else given
                 warn(
-                    f"{old}={given!r} is called {new}={value!r} now; the next release knows only"
+                    f"{old}={given!r} is called {new}={value!r} now; the next release takes only"
                     " the latter",
                     FutureWarning,
                 )

@@ -51,7 +51,7 @@ class MatrixReader:
     source: FrameSource
     channel_index: int = 0
     focal_plane_index: int = 0
-    max_frame_cache_size: int | None = 9
+    max_frame_cache_size: int | None = None
     """Largest number of the image's decoded frames that the process keeps; None for as many
     as it may keep of all images where they take long to decode, else none."""
     correct_color: bool = True

@@ -120,7 +120,7 @@ def open_slide(
         if storage_options is not None:
             raise ValueError("storage_options are for URLs of objects and folders, not for a Slide")
         _check_is(source, study_instance_uid, container_id, frame_of_reference_uid)
-        return source.reopened(**given)
+        return source._reopened(**given)
     store: Any
     web = source if isinstance(source, str) and is_dicomweb_url(source) else None
     if is_client(source):
@@ -155,9 +155,9 @@ def _check_is(slide: Slide, study: str | None, container: str | None, frame: str
         ("ContainerIdentifier", container),
         ("FrameOfReferenceUID", frame),
     ):
-        if wanted is not None and wanted != slide.said(keyword):
+        if wanted is not None and wanted != slide._said(keyword):
             raise NotSlideError(
-                f"{slide.name}: its {keyword} is {slide.said(keyword)!r}; wanted is {wanted!r}"
+                f"{slide.name}: its {keyword} is {slide._said(keyword)!r}; wanted is {wanted!r}"
             )
 
 

@@ -121,11 +121,11 @@ class Slide(SlideArrays):
             self.levels[0],
         )
         # the first channel and plane that are on the levels
-        (channel, plane), place = min(level.places.items(), key=lambda each: each[0])
+        (channel, plane), place = min(level._places.items(), key=lambda each: each[0])
         image, *indices = place
 
         def picture(size: int) -> NDArray[np.uint8]:
-            return image.picture(size, *indices)
+            return image._picture(size, *indices)
 
         caption = channel_label(self.channels, self.focal_plane_offsets, channel, plane)
         return slide_html(self.describe(), image.describe(), picture, caption)
@@ -191,7 +191,7 @@ class Slide(SlideArrays):
         shown = self.levels[level].image
         if image is not shown:
             grid = grid.of_turned(turned_onto(image, shown) or AS_STORED, image.size)
-        return image.get_total_pixel_matrix(channel, plane).reader.read_grid(grid)
+        return image.get_total_pixel_matrix(channel, plane)._reader.read_grid(grid)
 
     def get_slide_region(
         self,
@@ -257,7 +257,7 @@ class Slide(SlideArrays):
 
         """
         image, *options = self._picture_source(size, channel_index, focal_plane_index)
-        return image.picture(*options)
+        return image._picture(*options)
 
     def _picture_source(
         self, size: int, channel_index: int, focal_plane_index: int
@@ -266,7 +266,7 @@ class Slide(SlideArrays):
         if operator.index(size) < 1:
             raise ValueError(f"a picture of {size} pixels along its longer edge isn't possible")
         place = (channel_index, focal_plane_index)
-        levels = [i for i, level in enumerate(self.levels) if place in level.places]
+        levels = [i for i, level in enumerate(self.levels) if place in level._places]
         enough = [level for level in levels if max(self.levels[level].size) >= size]
         level = max(enough, default=min(levels, default=0))
         image, channel, plane = self._place(level, channel_index, focal_plane_index)
@@ -314,7 +314,7 @@ class Slide(SlideArrays):
 
         image, *options = self._picture_source(size, channel_index, focal_plane_index)
         bounds = image.physical_bounds
-        axes = plot_picture(image.picture(*options), bounds, scale_bar=scale_bar, ax=ax)
+        axes = plot_picture(image._picture(*options), bounds, scale_bar=scale_bar, ax=ax)
         shown = channel_label(
             self.channels, self.focal_plane_offsets, channel_index, focal_plane_index
         )
@@ -369,8 +369,8 @@ class Slide(SlideArrays):
         here = self.level(level)
         # a segmentation may have some of the slide's planes, or others
         offset_of = {
-            plane: image.layout.planes.offset(of_image, own)
-            for (channel, plane), (image, of_image, own) in here.places.items()
+            plane: image._layout.planes.offset(of_image, own)
+            for (channel, plane), (image, of_image, own) in here._places.items()
             if channel == channel_index
         } or dict(enumerate(self.focal_plane_offsets))
         region = region_of_annotation(
@@ -509,7 +509,7 @@ class Slide(SlideArrays):
         """
         image, channel, plane = self._place(level, channel_index, focal_plane_index)
         points = image.map_pixel_indices_to_slide_coordinates(pixel_indices)
-        points[:, 2] = image.layout.planes.offset(channel, plane) / 1000
+        points[:, 2] = image._layout.planes.offset(channel, plane) / 1000
         return points
 
     def map_slide_coordinates_to_pixel_indices(

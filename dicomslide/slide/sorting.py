@@ -188,7 +188,7 @@ def split(instances: Sequence[Instance], tolerance: float) -> list[Member]:
             Member(
                 group.container,
                 group.frame_of_reference_uid,
-                (*(image.source for image in pyramid.images), *its),
+                (*(image._source for image in pyramid.images), *its),
                 number if len(pyramids) > 1 else None,
             )
             for number, pyramid in enumerate(pyramids)
