@@ -65,7 +65,9 @@ def test_the_old_name_of_orientation_does_with_a_warning(tissue_slide, door, old
     assert dims_of(labelled) == dims
     (warning,) = caught
     assert warning.category is FutureWarning
-    assert f"frame={old!r} is called orientation={new!r}" in str(warning.message)
+    assert str(warning.message) == (
+        f"frame={old!r} is deprecated, and goes with dicomslide 0.9: write orientation={new!r}"
+    )
     assert warning.filename == __file__
     with pytest.raises(TypeError, match="frame is the old name of orientation"):
         door(tissue_slide, frame=old, orientation=new)
@@ -224,7 +226,7 @@ PUBLIC = {
     dicomslide.Cohort: "failures get items keys opened summaries to_pandas values",
     Level: "image images size",
     GlassPyramid: """
-        has_extended_depth_of_field images is_called largest levels name num_levels size uid""",
+        has_extended_depth_of_field images largest levels name num_levels size uid""",
 }
 MODULES = {
     "enum": "ChannelTypes ImageFlavors",

@@ -67,7 +67,7 @@ class GlassPyramid:
         """File name, URL or SOP Instance UID of the largest image."""
         return self.largest.name
 
-    def is_called(self, wanted: str) -> bool:
+    def _is_called(self, wanted: str) -> bool:
         """Whether that is its Pyramid UID, or the UID, the path or the file name of an image."""
         path = os.path.abspath(wanted)
         return wanted == self.uid or any(
@@ -249,7 +249,7 @@ def choose_pyramid(pyramids: Sequence[GlassPyramid], wanted: int | str | None) -
             )
         return 0
     if isinstance(wanted, str):
-        found = [i for i, pyramid in enumerate(pyramids) if pyramid.is_called(wanted)]
+        found = [i for i, pyramid in enumerate(pyramids) if pyramid._is_called(wanted)]
         if len(found) == 1:
             return found[0]
     elif 0 <= operator.index(wanted) < len(pyramids):

@@ -36,8 +36,10 @@ ROUNDING_NOISE = 1e-9
 OrientationName: TypeAlias = Literal["upright", "stored"]
 """How the pixels of labelled arrays lie: upright on the slide, or as the matrix has them."""
 
-renamed_frame = renamed_argument("frame", "orientation", {"slide": "upright", "matrix": "stored"})
-"""Decorator of what was asked for an orientation by `frame` until version 0.8."""
+renamed_frame = renamed_argument(
+    "frame", "orientation", {"slide": "upright", "matrix": "stored"}, until="0.9"
+)
+"""Decorator of functions whose `orientation` was called `frame`."""
 
 
 def nearest_index(t: ArrayLike) -> NDArray[np.int64]:

@@ -82,10 +82,15 @@ def warn(message: str, category: type[Warning]) -> None:
 
 def _caller() -> _Line | None:
     frame: FrameType | None = sys._getframe(1)
-    # by name rather than by file: methods that dataclasses generate have no file
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in BETWEEN:
+    while frame is not None and _is_between(frame):
         frame = frame.f_back
     return _thread.caller if frame is None else _Line.of(frame)
+
+
+def _is_between(frame: FrameType) -> bool:
+    # by name rather than by file: methods that dataclasses generate have no file
+    name = frame.f_globals.get("__name__") or ""
+    return name.partition(".")[0] in BETWEEN
 
 
 @contextlib.contextmanager
@@ -140,9 +145,9 @@ def carried(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def renamed_argument(
-    old: str, new: str, values: Mapping[str, str]
+    old: str, new: str, values: Mapping[str, str], *, until: str
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Return a decorator for functions that take an argument by its old name too, for a release.
+    """Return a decorator for functions that take an argument by its old name too, for a while.
 
     Parameters
     ----------
@@ -150,6 +155,8 @@ def renamed_argument(
         Names of the argument, which is given by name only.
     values : mapping
         New values by the old ones; others are taken as they are.
+    until : str
+        Version that no longer takes the old name.
 
     Returns
     -------
@@ -168,8 +175,8 @@ def renamed_argument(
                 given = kwargs.pop(old)
                 value = values.get(given, given) if isinstance(given, str) else given
                 warn(
-                    f"{old}={given!r} is called {new}={value!r} now; the next release takes only"
-                    " the latter",
+                    f"{old}={given!r} is deprecated, and goes with dicomslide {until}: write"
+                    f" {new}={value!r}",
                     FutureWarning,
                 )
                 kwargs[new] = value
