@@ -74,8 +74,8 @@ def test_all_slides_of_anybodys_store_are_found(store, folder, name):
 
 def test_a_study_patient_or_container_of_anybodys_store_is_chosen(store):
     first, second = dicomslide.find_slides(store)
-    study = first.said("StudyInstanceUID")
-    assert study != second.said("StudyInstanceUID")
+    study = first._said("StudyInstanceUID")
+    assert study != second._said("StudyInstanceUID")
     (found,) = dicomslide.find_slides(store, study_instance_uid=study)
     assert found.container_identifier == "S1"
     assert list(dicomslide.open_slides(store, study_instance_uid=study)) == ["S1"]
@@ -124,11 +124,11 @@ def test_a_store_that_is_searched_gives_the_metadata_of_a_series_at_a_time(store
     assert list(dicomslide.open_slides(searched)) == ["S1", "S2"]
     first, second = dicomslide.find_slides(searched)
     assert set(asked) == {
-        Series(slide.said("StudyInstanceUID"), slide.said("SeriesInstanceUID"))
+        Series(slide._said("StudyInstanceUID"), slide._said("SeriesInstanceUID"))
         for slide in (first, second)
     }
     asked.clear()
-    broken = second.said("StudyInstanceUID")
+    broken = second._said("StudyInstanceUID")
     cohort = dicomslide.open_slides(searched)
     assert list(cohort) == ["S1"]
     (failure,) = cohort.failures.values()
