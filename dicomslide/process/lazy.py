@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from dicomslide.process.forks import ForkLock
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-__all__ = ["lazy"]
+__all__ = ["lazy", "lazy_once"]
 
 T = TypeVar("T")
 
@@ -44,3 +46,19 @@ class lazy(Generic[T]):
         # once it is there, Python finds it without asking here
         made: T = instance.__dict__.setdefault(self._name, self._make(instance))
         return made
+
+
+class lazy_once(lazy[T]):
+    """A lazy attribute that one thread makes while others wait: for what warns, or takes long.
+
+    The lock is the object's own, and a forked child begins with a new one. Objects that are pickled
+    leave it out.
+    """
+
+    def __get__(self, instance: object | None, owner: type[Any]) -> Any:
+        if instance is None:
+            return self
+        with instance.__dict__.setdefault(f"_making_{self._name}", ForkLock()):
+            if self._name in instance.__dict__:
+                return instance.__dict__[self._name]
+            return super().__get__(instance, owner)

@@ -12,7 +12,7 @@ from dicomslide.backends.base import layout_of
 from dicomslide.header.scaling import Scaling, scaling_of
 from dicomslide.options import allocated, check_memory
 from dicomslide.pixels.color import ColorTransform, color_transform
-from dicomslide.process.lazy import lazy
+from dicomslide.process.lazy import lazy, lazy_once
 from dicomslide.readers.frame_reader import FrameReader, OnError
 from dicomslide.readers.indexing import Axis, Piece, points
 
@@ -117,7 +117,6 @@ class MatrixReader:
 
     @lazy
     def _frames(self) -> FrameReader:
-        _ = self._shown  # made, with its warnings, before several threads ask for it
         return FrameReader(
             self.source,
             self.layout,
@@ -136,7 +135,7 @@ class MatrixReader:
         profile = profile or self.source.icc_profile(self.source.metadata)
         return bytes(profile) if profile else None
 
-    @lazy
+    @lazy_once
     def _transform(self) -> ColorTransform | None:
         if not self.correct_color or self.layout.pixel_format.dtype != np.uint8:
             return None
