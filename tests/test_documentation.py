@@ -18,7 +18,6 @@ import sys
 import types
 import zipfile
 from pathlib import Path
-from unittest import mock
 
 import derive
 import matplotlib
@@ -154,9 +153,10 @@ def addressed(request, folder):
 
 
 @pytest.fixture
-def names(request, addressed):
+def names(request, addressed, monkeypatch):
     """What pages take for granted: a model, a token, options, a client of dask's cluster."""
     page = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", page)  # dataclasses look it up
     names = vars(page)
     names |= {
         "model": model,
@@ -167,7 +167,6 @@ def names(request, addressed):
     if "DataLoader(sampler" in text:
         names["torch"] = pytest.importorskip("torch", reason="PyTorch isn't installed")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(sys.modules, page=page))  # dataclasses look it up
         if "client.register_worker_callbacks(" in text and "client = " not in text:
             from distributed import Client
 
