@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from dicomslide.backends.part10.file import FileSource
+    from dicomslide.backends.part10.source import Part10Source
 
     Positions: TypeAlias = Sequence[tuple[int, int]] | NDArray[Any]
 
@@ -244,7 +244,7 @@ def _frame_groups(image: Dataset, frames: Sequence[int]) -> list[Dataset]:
     return [groups[frame] for frame in frames] if groups else []
 
 
-def _file_of(image: Dataset) -> FileSource | None:
+def _file_of(image: Dataset) -> Part10Source | None:
     """Return the file whose per-frame groups a data set doesn't have with it.
 
     A data set that this package read leaves them in the file.

@@ -35,7 +35,7 @@ REGION = dict(offset=(10, 20), level=0, size=(700, 600))
 def forget_everything():
     """Be another process."""
     for registry in (
-        remote._objects, remote._gatherers, remote._latest, storage._filesystems,
+        remote._objects, remote._parsed, remote._gatherers, remote._latest, storage._filesystems,
         file_backend._instances, frame_reader._frames,
     ):  # fmt: skip
         registry.clear()

@@ -20,6 +20,7 @@ import xarray as xr
 
 import dicomslide
 from dicomslide.backends.part10 import file as file_backend
+from dicomslide.backends.part10 import frame_index, parsed
 from dicomslide.backends.part10.file import FileSource, FileStore, is_dicom_file
 from dicomslide.errors import (
     FrameDecodeError,
@@ -453,13 +454,13 @@ def test_a_file_that_was_cut_off_before_it_was_read_is_noticed(tmp_path, offset_
 def test_a_file_that_is_cut_off_while_its_frames_are_found_is_noticed(tmp_path, monkeypatch):
     path = write(tmp_path / "image.dcm", RLE, offset_table="empty")
     matrix = matrix_of(path)
-    locate = file_backend.pixel_data.locate_frames
+    locate = frame_index.locate_frames
 
     def cutting(*found):
         os.truncate(path, path.stat().st_size // 3)
         return locate(*found)
 
-    monkeypatch.setattr(file_backend.pixel_data, "locate_frames", cutting)
+    monkeypatch.setattr(frame_index, "locate_frames", cutting)
     with pytest.raises(SourceChangedError, match="open the slide again"):
         matrix[:5, :5]
 
@@ -920,9 +921,9 @@ def test_many_files_are_read_once_and_few_stay_open(tmp_path, monkeypatch):
     first = write(tmp_path / "0.dcm", RLE)
     paths = [Path(shutil.copy(first, tmp_path / f"{i}.dcm")) for i in range(1, 200)]
     read = []
-    header_of = file_backend.part10.read_header
+    header_of = parsed.part10.read_header
     monkeypatch.setattr(
-        file_backend.part10, "read_header", lambda blob: read.append(blob.name) or header_of(blob)
+        parsed.part10, "read_header", lambda blob: read.append(blob.name) or header_of(blob)
     )
     sources = [FileSource.open(path) for path in paths]
     frames = sources[0].read_frames([0, 3])

@@ -11,7 +11,7 @@ from dicomslide.annotation.graphic import BLOCK, NUM_POINTS
 from dicomslide.annotation.group import AnnotationGroup, Measurement
 from dicomslide.backends.base import layout_of
 from dicomslide.backends.concatenation import ConcatenatedSource
-from dicomslide.backends.part10.file import FileSource
+from dicomslide.backends.part10.source import Part10Source
 from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.header import dicom
 from dicomslide.process.warn import warn
@@ -101,7 +101,7 @@ def labels_of_groups(
         if not are_annotations_of(header, images, frame_of_reference_uids):
             continue
         groups = list(dicom.items(header, "AnnotationGroupSequence"))
-        if not groups and isinstance(source, FileSource) and source.size <= SMALL:
+        if not groups and isinstance(source, Part10Source) and source.size <= SMALL:
             groups = list(dicom.items(source.read_instance(), "AnnotationGroupSequence"))
         labels = [dicom.text(group, "AnnotationGroupLabel") or "?" for group in groups]
         found.extend(labels or [dicom.text(header, "SeriesDescription") or source.name])

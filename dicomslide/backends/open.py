@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dicomslide.backends.objects.storage import StorageOptions
+    from dicomslide.backends.part10.source import Part10Source
 
 __all__ = ["local_paths_and_urls", "objects_at", "open_source", "open_store",
            "paths_and_streams"]  # fmt: skip
@@ -45,7 +46,7 @@ _ARCHIVES = {".zip": "zip"} | dict.fromkeys((".tar", ".tar.gz", ".tar.bz2", ".ta
 """How a file on disk ends that is read as a folder, and what fsspec calls it."""
 
 
-def open_source(path: str | os.PathLike[str]) -> FileSource:
+def open_source(path: str | os.PathLike[str]) -> Part10Source:
     """Open a file or an object."""
     path = os.fspath(path)
     return RemoteSource.open(path) if is_url(path) else FileSource.open(path)
@@ -83,7 +84,7 @@ def open_store(source: Any, storage_options: StorageOptions | None = None) -> Fi
     local, urls = local_paths_and_urls(paths, storage_options)
     if not urls and not streams:
         return FileStore.open(local)
-    sources: list[FileSource] = list(FileStore.open(local).sources) if local else []
+    sources: list[Part10Source] = list(FileStore.open(local).sources) if local else []
     sources += _sources_at(urls)
     sources += map(StreamSource.open, streams)
     if not sources:
@@ -192,7 +193,7 @@ def _local_path(url: str) -> str:
     return path if os.path.exists(path) else url2pathname(path)
 
 
-def _sources_at(urls: Sequence[str]) -> list[FileSource]:
+def _sources_at(urls: Sequence[str]) -> list[Part10Source]:
     """Open objects, and all objects of folders, several at once."""
     objects = [each for there in together(objects_at, urls, OPENED_AT_ONCE) for each in there]
     sources = []
@@ -204,7 +205,7 @@ def _sources_at(urls: Sequence[str]) -> list[FileSource]:
     return sources
 
 
-def _opened(where: tuple[str, bool]) -> FileSource | DicomSlideError | None:
+def _opened(where: tuple[str, bool]) -> Part10Source | DicomSlideError | None:
     """Open an object, by its URL and whether that was given.
 
     Of one in a folder, None where it isn't DICOM, the error where it is broken, or isn't there

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from dicomslide.annotation.bulk import are_annotations_of
 from dicomslide.backends.base import without_header
-from dicomslide.backends.part10.file import FileSource, FileStore, check_opens
+from dicomslide.backends.part10.file import FileStore, check_opens
+from dicomslide.backends.part10.source import Part10Source
 from dicomslide.contents.collection import (
     group_by_slide,
     is_derived,
@@ -224,5 +225,5 @@ def open_members(sources: Sequence[FrameSource], options: SlideOptions) -> Slide
 
 
 def _without_copies(sources: Sequence[FrameSource]) -> Sequence[FrameSource]:
-    files = [source for source in sources if isinstance(source, FileSource)]
+    files = [source for source in sources if isinstance(source, Part10Source)]
     return FileStore.of(files).sources if files else sources

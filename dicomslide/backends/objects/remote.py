@@ -25,7 +25,8 @@ from dicomslide.backends.objects.storage import (
     harmless_for,
     remembered,
 )
-from dicomslide.backends.part10.file import FileSource
+from dicomslide.backends.part10.parsed import ParsedFile
+from dicomslide.backends.part10.source import Part10Source
 from dicomslide.errors import (
     SourceChangedError,
     SourceDeniedError,
@@ -243,17 +244,22 @@ def error_of(url: str, error: RangeError) -> SourceReadError:
 # -- sources ---------------------------------------------------------------------------------
 
 _objects: Registry[tuple[str, str], RemoteFile] = Registry(MOST_OBJECTS)
+_parsed: Registry[tuple[str, str], ParsedFile] = Registry(MOST_OBJECTS)
 _gatherers: Registry[tuple[Hashable, ...], Gatherer] = Registry(MOST_OBJECTS)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class RemoteSource(FileSource):
+class RemoteSource(Part10Source):
     """A DICOM Part 10 file that is an object in a bucket, on an HTTP server or in an archive.
 
     Thin: where it is and which version, and no credentials.
     """
 
-    version: str = ""
+    path: str
+    """URL as it may be shown."""
+    sop_instance_uid: str
+    size: int
+    version: str
     """Its ETag, or time of change, or a digest of its first bytes where the server tells neither:
     then a change in mid-read isn't noticed."""
     options: str = "{}"
@@ -279,7 +285,7 @@ class RemoteSource(FileSource):
         options = harmless_for(public)
         file = RemoteFile(public, options)
         _objects.get((public, file.version), lambda: file)
-        source = cls(public, "", file.size, 0, version=file.version, options=options)
+        source = cls(public, "", file.size, file.version, options)
         dataset = source.metadata
         uid = dicom.text(dataset, "SOPInstanceUID") or dicom.text(
             dataset.file_meta, "MediaStorageSOPInstanceUID"
@@ -317,7 +323,7 @@ class RemoteSource(FileSource):
 
     def _fetch(self, wanted: list[int], since: float | None) -> list[bytes]:
         with waiting_since(since):
-            return list(map(bytes, FileSource.read_frames(self, wanted)))
+            return list(map(bytes, self._instance().read_frames(wanted)))
 
     def may_read_anew(self) -> bool:
         """Return True: frames come over a network."""
@@ -332,7 +338,7 @@ class RemoteSource(FileSource):
     def read_anew(self, index: int) -> Buffer:
         """Read a frame from where it is, whatever was kept of it."""
         self.drop_frame(index)
-        (frame,) = map(bytes, FileSource.read_frames(self, [index]))
+        (frame,) = map(bytes, self._instance().read_frames([index]))
         if self._keeps:
             encoded_frames.keep(self.identity, {index: frame})
         return frame
@@ -342,9 +348,8 @@ class RemoteSource(FileSource):
         """Whether frames that are kept are those that are there now."""
         return not self.version.startswith(OF_HEAD) and self._file().is_current
 
-    @property
-    def _key(self) -> tuple[str, int, Hashable]:
-        return self.path, self.size, self.version
+    def _instance(self) -> ParsedFile:
+        return _parsed.get((self.path, self.version), lambda: ParsedFile(self._file()))
 
     def _file(self) -> RemoteFile:
         def reopen() -> RemoteFile:

@@ -1,15 +1,13 @@
-"""DICOM Part 10 files: where they are, and how their bytes are read."""
+"""DICOM Part 10 files on disk, and stores of files from anywhere."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dicomslide.backends.part10 import frame_index as pixel_data
 from dicomslide.backends.part10 import header as part10
 from dicomslide.backends.part10.local import (
     ChangingBlob,
@@ -18,152 +16,32 @@ from dicomslide.backends.part10.local import (
     check_is_file,
     check_unchanged,
 )
+from dicomslide.backends.part10.parsed import ParsedFile
+from dicomslide.backends.part10.source import Part10Source
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import (
     DicomSlideError,
-    FrameReadError,
     MetadataError,
     MetadataWarning,
     NotDicomError,
 )
 from dicomslide.header import dicom
-from dicomslide.header.blobs import errors_of_headers
-from dicomslide.header.layout import num_frames_of, pixel_format_of
-from dicomslide.header.per_frame import UNDEFINED, scan_per_frame_groups
-from dicomslide.process.forks import ForkLock
-from dicomslide.process.lazy import lazy
 from dicomslide.process.registry import Registry
 from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Hashable, Iterable, Iterator
 
     from pydicom.dataset import Dataset
 
-    from dicomslide.header.tiling import FramePositions
-    from dicomslide.pixels.pixel_format import Buffer, PixelFormat
-
-__all__ = ["FileSource", "FileStore", "ParsedFile", "check_opens", "files_of", "is_dicom_file"]
-
-logger = logging.getLogger(__name__)
-
-
-class ParsedFile:
-    """What is expensive about a file, made once per process when it is first wanted.
-
-    Parameters
-    ----------
-    file : ChangingBlob
-        Its bytes.
-
-    """
-
-    def __init__(self, file: ChangingBlob) -> None:
-        self.file = file
-        self.header = part10.read_header(file)
-        self._lock = ForkLock()
-
-    @lazy
-    def num_frames(self) -> int:
-        """Number of Frames, or what TILED_FULL has."""
-        return num_frames_of(self.header.dataset)
-
-    def check_num_frames(self) -> None:
-        """Raise a MetadataError where more frames are declared than there could be bytes for."""
-        blob = self.header.blob
-        least = 8 * pixel_data.ITEM_HEADER if self.header.decoder.encapsulated else 1
-        if self.num_frames * least > 8 * blob.size:
-            raise MetadataError(
-                f"{blob.name}: the header declares {self.num_frames:,} frames; a file of"
-                f" {blob.size:,} bytes can't hold as many"
-            )
-
-    @lazy
-    def pixel_format(self) -> PixelFormat:
-        """What the header says of the pixels."""
-        return pixel_format_of(self.header.dataset)
-
-    @lazy
-    def _positions_and_rest(self) -> tuple[FramePositions | None, int]:
-        span, blob = self.header.per_frame, self.header.blob
-        if span is None:
-            return None, self.header.rest
-        self.file.check_unchanged()
-        with errors_of_headers(blob.name):
-            try:
-                return scan_per_frame_groups(blob.read, blob.size, span, self.num_frames)
-            except MetadataError as error:
-                raise MetadataError(f"{blob.name}: {error}") from error
-
-    @lazy
-    def _pixel_data(self) -> pixel_data.PixelData:
-        span = self.header.per_frame
-        rest = self.header.rest
-        self.file.check_unchanged()  # or those of another file were looked for
-        if span is not None and span.length == UNDEFINED:
-            _, rest = self._positions_and_rest
-        with errors_of_headers(self.header.blob.name):
-            return pixel_data.locate_pixel_data(self.header, rest, self.num_frames)
-
-    @lazy
-    def _frames(self) -> pixel_data.Frames:
-        pixels, count, described = self._pixel_data, self.num_frames, self.pixel_format
-        with errors_of_headers(self.header.blob.name):
-            return pixel_data.locate_frames(self.header, pixels, count, described)
-
-    @lazy
-    def _scanned(self) -> pixel_data.Frames | None:
-        """The frames where their offset table is wrong; None where a scan doesn't tell either."""
-        if not isinstance(self._frames, pixel_data.EncapsulatedFrames):
-            return None
-        found = pixel_data.scan_frames(self.header, self._pixel_data, self.num_frames, self._frames)
-        if found is not None:
-            logger.info("%s: its offset table is wrong; a scan found the frames", self.file.name)
-        return found
-
-    def positions(self) -> FramePositions | None:
-        """Return what the per-frame functional groups say; None where they say nothing."""
-        with self._lock:  # one thread scans, the others wait for it
-            return self._positions_and_rest[0]
-
-    def frames(self) -> pixel_data.Frames:
-        """Return where the frames are, by their offset table if there is one."""
-        with self._lock:
-            return self._frames
-
-    def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
-        """Read frames: where their offset table is wrong, as a scan finds them.
-
-        Raises
-        ------
-        FrameReadError
-            Naming the file and the frame.
-
-        """
-        frames = self.frames()
-        self.file.check_unchanged()
-        try:
-            return pixel_data.read_frames(frames, self.header.blob, indices)
-        except pixel_data.OffsetTableError as error:
-            with self._lock:
-                scanned = self._scanned
-            if scanned is None:
-                raise FrameReadError(error.reason, error.source, error.frame) from error
-        return pixel_data.read_frames(scanned, self.header.blob, indices)
-
+__all__ = ["FileSource", "FileStore", "check_opens", "files_of", "is_dicom_file"]
 
 _instances: Registry[tuple[str, int, Hashable], ParsedFile] = Registry(1024)
-"""By path, size and time of change (or version): a file that is opened again isn't parsed again."""
-
-
-_STORAGES_OF_IMAGES = dicom.SEGMENTATION_STORAGES | {
-    dicom.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE,
-    dicom.PARAMETRIC_MAP_STORAGE,
-}
+"""By path, size and time of change: a file that is opened again isn't parsed again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class FileSource:
+class FileSource(Part10Source):
     """A DICOM Part 10 file.
 
     Thin: what a process needs to open the same file again, and to notice if it isn't.
@@ -206,11 +84,6 @@ class FileSource:
         return ("file", self.path, self.sop_instance_uid, self.size, self.mtime_ns, *self.node)
 
     @property
-    def name(self) -> str:
-        """Path of the file."""
-        return self.path
-
-    @property
     def _key(self) -> tuple[str, int, Hashable]:
         return self.path, self.size, (self.mtime_ns, self.node)
 
@@ -223,71 +96,6 @@ class FileSource:
         before = Signature(self.size, self.mtime_ns, file.signature.node)
         check_unchanged(self.path, before, file.signature)
         return file
-
-    @property
-    def metadata(self) -> Dataset:
-        """The header, without pixel data and per-frame functional groups."""
-        return self._instance().header.dataset
-
-    @property
-    def transfer_syntax_uid(self) -> str:
-        """Transfer syntax of the frames."""
-        return self._instance().header.transfer_syntax_uid
-
-    @property
-    def frames_per_request(self) -> int | None:
-        """None: reading a disk takes no requests."""
-        return None
-
-    def frame_positions(self) -> FramePositions | None:
-        """Return what the per-frame functional groups say; None where they say nothing."""
-        instance = self._instance()
-        instance.check_num_frames()
-        return instance.positions()
-
-    def frame_groups(self, indices: Sequence[int]) -> list[Dataset]:
-        """Read the per-frame functional groups of some frames; none where there are none."""
-        instance = self._instance()
-        return part10.read_per_frame_groups(instance.header, instance.num_frames, indices)
-
-    def icc_profile(self, item: Dataset) -> bytes | None:
-        """Return the ICC Profile of an item of the header."""
-        profile = item.get("ICCProfile")
-        return profile if profile and isinstance(profile, bytes) else None
-
-    def read_instance(self) -> Dataset:
-        """Read the whole data set, whatever its size.
-
-        Raises
-        ------
-        MetadataError
-            When it can't be read.
-
-        """
-        instance = self._instance()
-        instance.file.check_unchanged()
-        return part10.read_instance(instance.file)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is there up to its end, unlike a download that broke off."""
-        try:
-            if dicom.text(self.metadata, "SOPClassUID") in _STORAGES_OF_IMAGES:
-                self.read_frames([self._instance().num_frames - 1])
-            else:
-                self.read_instance()
-        except (DicomSlideError, OSError):
-            return False
-        return True
-
-    def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
-        """Read frames, in the order of the file, without a lock."""
-        instance = self._instance()
-        count = instance.num_frames
-        for index in indices:
-            if not 0 <= index < count:
-                raise FrameReadError(f"the image has {count} frames", self.path, index)
-        return instance.read_frames(indices)
 
 
 def is_dicom_file(path: str | os.PathLike[str]) -> bool:
@@ -302,9 +110,9 @@ def is_dicom_file(path: str | os.PathLike[str]) -> bool:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileStore:
-    """Files on disk: stands where the documented API has a DICOMweb client."""
+    """DICOM Part 10 files, on disk and elsewhere: a store, given where a client is expected."""
 
-    sources: tuple[FileSource, ...]
+    sources: tuple[Part10Source, ...]
 
     @classmethod
     def open(cls, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> FileStore:
@@ -323,7 +131,7 @@ class FileStore:
         """
         if isinstance(paths, (str, os.PathLike)):
             paths = [paths]
-        sources: dict[str, list[FileSource]] = {}
+        sources: dict[str, list[Part10Source]] = {}
         names = []
         for given in paths:
             if "://" in str(given):
@@ -349,9 +157,9 @@ class FileStore:
         return cls(tuple(source for same in sources.values() for source in same))
 
     @classmethod
-    def of(cls, sources: Iterable[FileSource]) -> FileStore:
+    def of(cls, sources: Iterable[Part10Source]) -> FileStore:
         """Keep one source of each instance, with a warning where there are more."""
-        kept: dict[str, list[FileSource]] = {}
+        kept: dict[str, list[Part10Source]] = {}
         for source in sources:
             _add(kept, source)
         return cls(tuple(source for same in kept.values() for source in same))
@@ -361,7 +169,7 @@ class FileStore:
         """The headers of all files."""
         return [source.metadata for source in self.sources]
 
-    def source(self, metadata: Dataset) -> FileSource:
+    def source(self, metadata: Dataset) -> Part10Source:
         """Return the file of an instance.
 
         Raises
@@ -447,7 +255,7 @@ _TELLING = (
 """In these, two files of one instance are alike."""
 
 
-def _add(sources: dict[str, list[FileSource]], source: FileSource) -> None:
+def _add(sources: dict[str, list[Part10Source]], source: Part10Source) -> None:
     """Add a source, unless it is there; some writers give all images of a series one UID.
 
     Of copies of one instance the first is kept that is whole.
@@ -472,12 +280,12 @@ def _add(sources: dict[str, list[FileSource]], source: FileSource) -> None:
     warn(what, MetadataWarning)
 
 
-def _is_preferred(first: FileSource, second: FileSource) -> bool:
+def _is_preferred(first: Part10Source, second: Part10Source) -> bool:
     """Whether the first of two files of one UID is whole, or no less so than the second."""
     return first.is_whole or (not second.is_whole and first.size >= second.size)
 
 
-def _are_copies(kept: FileSource, left: FileSource) -> bool:
+def _are_copies(kept: Part10Source, left: Part10Source) -> bool:
     """Whether two files of one UID say the same of themselves, as far as that goes."""
     here, there = kept.metadata, left.metadata
     is_broken = not left.is_whole  # what it lacks, it may have lost

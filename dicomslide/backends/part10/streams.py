@@ -10,7 +10,8 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.backends.base import RangeError
-from dicomslide.backends.part10.file import FileSource, ParsedFile
+from dicomslide.backends.part10.parsed import ParsedFile
+from dicomslide.backends.part10.source import Part10Source
 from dicomslide.errors import NotPicklableError, SourceChangedError, SourceReadError
 from dicomslide.header import dicom
 from dicomslide.process.forks import ForkLock
@@ -151,13 +152,17 @@ class Stream:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class StreamSource(FileSource):
+class StreamSource(Part10Source):
     """A DICOM Part 10 file in memory, or in a file object.
 
     It has no name by which another process could open it, and may be large: it doesn't pickle.
     """
 
-    stream: Stream = dataclasses.field(kw_only=True, repr=False, compare=False)
+    path: str
+    """What messages call it."""
+    sop_instance_uid: str
+    size: int
+    stream: Stream = dataclasses.field(repr=False, compare=False)
 
     @classmethod
     def open(cls, given: Any) -> StreamSource:
@@ -178,7 +183,7 @@ class StreamSource(FileSource):
         uid = dicom.text(dataset, "SOPInstanceUID") or dicom.text(
             dataset.file_meta, "MediaStorageSOPInstanceUID"
         )
-        return cls(stream.name, uid or stream.name, stream.size, 0, stream=stream)
+        return cls(stream.name, uid or stream.name, stream.size, stream)
 
     @property
     def identity(self) -> tuple[Hashable, ...]:

@@ -1,0 +1,135 @@
+"""What a DICOM Part 10 file holds, parsed when it is first wanted, wherever its bytes are."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from dicomslide.backends.part10 import frame_index as pixel_data
+from dicomslide.backends.part10 import header as part10
+from dicomslide.errors import FrameReadError, MetadataError
+from dicomslide.header.blobs import errors_of_headers
+from dicomslide.header.layout import num_frames_of, pixel_format_of
+from dicomslide.header.per_frame import UNDEFINED, scan_per_frame_groups
+from dicomslide.process.forks import ForkLock
+from dicomslide.process.lazy import lazy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dicomslide.backends.part10.local import ChangingBlob
+    from dicomslide.header.tiling import FramePositions
+    from dicomslide.pixels.pixel_format import Buffer, PixelFormat
+
+__all__ = ["ParsedFile"]
+
+logger = logging.getLogger(__name__)
+
+
+class ParsedFile:
+    """What is expensive about a file, made once per process when it is first wanted.
+
+    Parameters
+    ----------
+    file : ChangingBlob
+        Its bytes.
+
+    """
+
+    def __init__(self, file: ChangingBlob) -> None:
+        self.file = file
+        self.header = part10.read_header(file)
+        self._lock = ForkLock()
+
+    @lazy
+    def num_frames(self) -> int:
+        """Number of Frames, or what TILED_FULL has."""
+        return num_frames_of(self.header.dataset)
+
+    def check_num_frames(self) -> None:
+        """Raise a MetadataError where more frames are declared than there could be bytes for."""
+        blob = self.header.blob
+        least = 8 * pixel_data.ITEM_HEADER if self.header.decoder.encapsulated else 1
+        if self.num_frames * least > 8 * blob.size:
+            raise MetadataError(
+                f"{blob.name}: the header declares {self.num_frames:,} frames; a file of"
+                f" {blob.size:,} bytes can't hold as many"
+            )
+
+    @lazy
+    def pixel_format(self) -> PixelFormat:
+        """What the header says of the pixels."""
+        return pixel_format_of(self.header.dataset)
+
+    @lazy
+    def _positions_and_rest(self) -> tuple[FramePositions | None, int]:
+        span, blob = self.header.per_frame, self.header.blob
+        if span is None:
+            return None, self.header.rest
+        self.file.check_unchanged()
+        with errors_of_headers(blob.name):
+            try:
+                return scan_per_frame_groups(blob.read, blob.size, span, self.num_frames)
+            except MetadataError as error:
+                raise MetadataError(f"{blob.name}: {error}") from error
+
+    @lazy
+    def _pixel_data(self) -> pixel_data.PixelData:
+        span = self.header.per_frame
+        rest = self.header.rest
+        self.file.check_unchanged()  # or those of another file were looked for
+        if span is not None and span.length == UNDEFINED:
+            _, rest = self._positions_and_rest
+        with errors_of_headers(self.header.blob.name):
+            return pixel_data.locate_pixel_data(self.header, rest, self.num_frames)
+
+    @lazy
+    def _frames(self) -> pixel_data.Frames:
+        pixels, count, described = self._pixel_data, self.num_frames, self.pixel_format
+        with errors_of_headers(self.header.blob.name):
+            return pixel_data.locate_frames(self.header, pixels, count, described)
+
+    @lazy
+    def _scanned(self) -> pixel_data.Frames | None:
+        """The frames where their offset table is wrong; None where a scan doesn't tell either."""
+        if not isinstance(self._frames, pixel_data.EncapsulatedFrames):
+            return None
+        found = pixel_data.scan_frames(self.header, self._pixel_data, self.num_frames, self._frames)
+        if found is not None:
+            logger.info("%s: its offset table is wrong; a scan found the frames", self.file.name)
+        return found
+
+    def positions(self) -> FramePositions | None:
+        """Return what the per-frame functional groups say; None where they say nothing."""
+        with self._lock:  # one thread scans, the others wait for it
+            return self._positions_and_rest[0]
+
+    def frames(self) -> pixel_data.Frames:
+        """Return where the frames are, by their offset table if there is one."""
+        with self._lock:
+            return self._frames
+
+    def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
+        """Read frames: where their offset table is wrong, as a scan finds them.
+
+        Raises
+        ------
+        FrameReadError
+            Naming the file and the frame.
+
+        """
+        for index in indices:
+            if not 0 <= index < self.num_frames:
+                raise FrameReadError(
+                    f"the image has {self.num_frames} frames", self.file.name, index
+                )
+        frames = self.frames()
+        self.file.check_unchanged()
+        try:
+            return pixel_data.read_frames(frames, self.header.blob, indices)
+        except pixel_data.OffsetTableError as error:
+            with self._lock:
+                scanned = self._scanned
+            if scanned is None:
+                raise FrameReadError(error.reason, error.source, error.frame) from error
+        return pixel_data.read_frames(scanned, self.header.blob, indices)

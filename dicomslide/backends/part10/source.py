@@ -1,0 +1,115 @@
+"""A DICOM Part 10 file, wherever its bytes are: what its sources have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from dicomslide.backends.part10 import header as part10
+from dicomslide.errors import DicomSlideError
+from dicomslide.header import dicom
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from pydicom.dataset import Dataset
+
+    from dicomslide.backends.part10.parsed import ParsedFile
+    from dicomslide.header.tiling import FramePositions
+    from dicomslide.pixels.pixel_format import Buffer
+
+__all__ = ["Part10Source"]
+
+_STORAGES_OF_IMAGES = dicom.SEGMENTATION_STORAGES | {
+    dicom.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE,
+    dicom.PARAMETRIC_MAP_STORAGE,
+}
+
+
+class Part10Source(ABC):
+    """A source that answers from a parsed file, which this process keeps by its identity.
+
+    A subclass says where the bytes are: by its identity, and by what it makes this process parse.
+    """
+
+    __slots__ = ()
+
+    path: str
+    """Absolute path, or URL without credentials."""
+    sop_instance_uid: str
+    size: int
+    """Bytes of the file."""
+
+    @abstractmethod
+    def _instance(self) -> ParsedFile:
+        """Return what this process has parsed of the file."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> tuple[Hashable, ...]:
+        """Name of these bytes: the same in every process that sees them."""
+
+    @property
+    def name(self) -> str:
+        """Path or URL of the file."""
+        return self.path
+
+    @property
+    def metadata(self) -> Dataset:
+        """The header, without pixel data and per-frame functional groups."""
+        return self._instance().header.dataset
+
+    @property
+    def transfer_syntax_uid(self) -> str:
+        """Transfer syntax of the frames."""
+        return self._instance().header.transfer_syntax_uid
+
+    @property
+    def frames_per_request(self) -> int | None:
+        """None: reading takes no requests."""
+        return None
+
+    def frame_positions(self) -> FramePositions | None:
+        """Return what the per-frame functional groups say; None where they say nothing."""
+        instance = self._instance()
+        instance.check_num_frames()
+        return instance.positions()
+
+    def frame_groups(self, indices: Sequence[int]) -> list[Dataset]:
+        """Read the per-frame functional groups of some frames; none where there are none."""
+        instance = self._instance()
+        return part10.read_per_frame_groups(instance.header, instance.num_frames, indices)
+
+    def icc_profile(self, item: Dataset) -> bytes | None:
+        """Return the ICC Profile of an item of the header."""
+        profile = item.get("ICCProfile")
+        return profile if profile and isinstance(profile, bytes) else None
+
+    def read_instance(self) -> Dataset:
+        """Read the whole data set, whatever its size.
+
+        Raises
+        ------
+        MetadataError
+            When it can't be read.
+
+        """
+        instance = self._instance()
+        instance.file.check_unchanged()
+        return part10.read_instance(instance.file)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is there up to its end, unlike a download that broke off."""
+        try:
+            if dicom.text(self.metadata, "SOPClassUID") in _STORAGES_OF_IMAGES:
+                self.read_frames([self._instance().num_frames - 1])
+            else:
+                self.read_instance()
+        except (DicomSlideError, OSError):
+            return False
+        return True
+
+    def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
+        """Read frames, in the order of the file, without a lock."""
+        return self._instance().read_frames(indices)
