@@ -8,6 +8,7 @@ a comment ``<!-- not run: why -->`` is compiled only.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import doctest
 import pkgutil
 import re
@@ -172,7 +173,10 @@ def names(request, addressed, monkeypatch):
 
             address = request.getfixturevalue("cluster")
             names["client"] = stack.enter_context(Client(address, set_as_default=False))
-        stack.enter_context(dicomslide.set_options())  # those that a page sets are undone
+        before = dataclasses.asdict(dicomslide.get_options())
+        stack.callback(
+            lambda: dicomslide.set_options(**before)
+        )  # those that a page sets are undone
         stack.enter_context(matplotlib.rc_context({"backend": "Agg"}))
         yield names
         plt.close("all")
