@@ -157,7 +157,6 @@ def addressed(request, folder):
 def names(request, addressed, monkeypatch):
     """What pages take for granted: a model, a token, options, a client of dask's cluster."""
     page = types.ModuleType("page")
-    monkeypatch.setitem(sys.modules, "page", page)  # dataclasses look it up
     names = vars(page)
     names |= {
         "model": model,
@@ -165,6 +164,9 @@ def names(request, addressed, monkeypatch):
         "options": {"anon": False},
     }
     text = request.getfixturevalue("page").read_text(encoding="utf-8")
+    if "@dataclass" in text:
+        # which look their module up; else functions would be pickled by a name that no worker knows
+        monkeypatch.setitem(sys.modules, "page", page)
     if "DataLoader(sampler" in text:
         names["torch"] = pytest.importorskip("torch", reason="PyTorch isn't installed")
     with contextlib.ExitStack() as stack:
