@@ -26,7 +26,8 @@ for name, code in arguments["tries"]:
         found.append([name, type(error).__name__, str(error)])
     except BaseException as error:
         found.append([name, "BARE " + type(error).__name__, str(error)])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+with open("/proc/self/status") as status:  # since it began: getrusage has what its parent took
+    (peak,) = (int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 json.dump([found, peak], sys.stdout)
 """
 

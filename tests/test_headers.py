@@ -16,7 +16,7 @@ import pytest
 import dicomslide
 from dicomslide.backends import base
 from dicomslide.backends.concatenation import ConcatenatedSource
-from dicomslide.backends.part10 import file
+from dicomslide.backends.part10 import file, parsed
 from dicomslide.backends.part10 import frame_index as pixel_data
 from dicomslide.backends.part10 import header as part10
 from dicomslide.backends.part10.file import FileSource
@@ -45,7 +45,7 @@ def calls(monkeypatch):
     counts = {}
     for module, name, path_of in (
         (part10, "read_header", lambda blob: blob.name),
-        (file, "scan_per_frame_groups", lambda read, *args: read.__self__.name),
+        (parsed, "scan_per_frame_groups", lambda read, *args: read.__self__.name),
         (pixel_data, "locate_frames", lambda header, *args: header.blob.name),
     ):
         monkeypatch.setattr(module, name, counting(counts, name, getattr(module, name), path_of))

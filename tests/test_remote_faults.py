@@ -52,7 +52,10 @@ def test_what_does_not_pass_raises_and_names_url_and_frame(image, server, folder
 
 
 @pytest.mark.parametrize(("status", "what"), [(400, "400"), (403, "403"), (404, "404"), (406, "")])
-def test_what_never_passes_raises_at_once(image, server, status, what):
+def test_what_never_passes_raises_at_once(image, server, status, what, monkeypatch):
+    # a slow machine isn't taken for a server that doesn't answer
+    patience = dataclasses.replace(attempts.PATIENCE, request=5.0)
+    monkeypatch.setattr(attempts, "PATIENCE", patience)
     image._instance().frames()
     remote._heads.clear()
     server.forget()
