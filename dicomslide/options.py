@@ -6,12 +6,14 @@ import dataclasses
 import math
 import os
 import sys
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.errors import MemoryLimitError
 from dicomslide.process.changes import tell_of_changes
 from dicomslide.process.forks import ForkLock
+from dicomslide.process.registry import set_budget
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -28,6 +30,14 @@ def _physical_memory() -> int:
         return 16 * 2**30
 
 
+LEAST_BUDGET, MOST_BUDGET = 512 * 2**20, 2**30
+"""Bounds of the default of `memory_budget`: it leaves room beside both caches of frames."""
+
+
+def _default_budget() -> int:
+    return max(LEAST_BUDGET, min(_physical_memory() // 8, MOST_BUDGET))
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Options of a process.
@@ -36,8 +46,15 @@ class Options:
     capitals, which is how the workers of a cluster get them.
     """
 
+    memory_budget: int = dataclasses.field(default_factory=_default_budget)
+    """Upper bound on the bytes of everything that the process caches: decoded and received frames,
+    headers, positions and offsets of frames, bytes that were read ahead, colour tables. The least
+    recently used values are dropped first. By default an eighth of the machine's memory, but not
+    less than 512 MiB nor more than 1 GiB. It bounds `frame_cache_bytes` and `encoded_cache_bytes`,
+    too. Arrays, and what a slide that is in use holds, aren't counted."""
+
     frame_cache_bytes: int = 256 * 2**20
-    """Bytes of decoded frames kept by the process, over all images."""
+    """Upper bound on the bytes of decoded frames that the process caches, over all images."""
 
     memory_limit_bytes: int = dataclasses.field(default_factory=_physical_memory)
     """No array larger than this is ever allocated; by default the machine's memory."""
@@ -46,19 +63,20 @@ class Options:
     """Threads that decode the frames of one eager read."""
 
     encoded_cache_bytes: int = 64 * 2**20
-    """Bytes of frames kept as they came from servers and buckets, over all images."""
+    """Upper bound on the bytes of frames, as they came from servers and buckets, that the process
+    caches, over all images."""
 
     frame_folder: str = ""
-    """Folder in which frames are kept, too, as they came from servers and buckets; none by
-    default. Several processes may share it, and users: the frames are for those for whom the folder
-    is, and one that is made here is for its owner alone. Who can read it, can see the images."""
+    """Folder in which frames are cached as they came from servers and buckets; none by default.
+    Several processes and users may share it. A folder that is made here is readable by its owner
+    alone. Whoever can read the folder can see the images."""
 
     frame_folder_bytes: int = 4 * 2**30
-    """Bytes of frames kept in that folder, over all images."""
+    """Upper bound on the bytes of frames in that folder, over all images."""
 
     index_folder: str = ""
-    """Folder in which it is kept where the frames of a file or an object are, if only a scan of
-    all of it could tell; none by default. Several processes may share it."""
+    """Folder in which the places of frames are cached for files and objects without an offset
+    table, which have to be scanned; none by default. Several processes may share it."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -87,6 +105,17 @@ def _from_environment() -> Options:
     return Options(**values)
 
 
+@dataclasses.dataclass(slots=True)
+class _Change:
+    """Options that were set together."""
+
+    block: weakref.ref[set_options]
+    """The block that set them; dead after a call without one."""
+    thread: int
+    """The thread that set them."""
+    values: dict[str, Any]
+
+
 class _Current:
     """The options in force, and the changes that they are made of."""
 
@@ -94,57 +123,64 @@ class _Current:
         self._lock = ForkLock()
         self._options: Options | None = None
         self._lasting: Options | None = None
-        """Those that hold once all blocks have ended."""
-        self._changes: list[tuple[weakref.ref[set_options], dict[str, Any]]] = []
-        """Made to them, the earliest first: by blocks that haven't ended, and since the first of
-        these by calls whose object nobody has any more, so that they never end."""
+        """Options in force once all blocks have ended."""
+        self._changes: list[_Change] = []
+        """Earliest first: those of blocks that haven't ended and, since the first of these, those
+        of calls without a block."""
 
     def get(self) -> Options:
         options = self._options
         if options is None:
             with self._lock:
                 self._lasting = self._lasting or _from_environment()
-                options = self._options = self._lasting
+                options = self._options = self._options or self._lasting
         return options
 
     def begin(self, block: set_options, values: dict[str, Any]) -> None:
         with self._lock:
             dataclasses.replace(self.get(), **values)  # which checks them
-            if all(reference() is not block for reference, _ in self._changes):
-                self._changes.append((weakref.ref(block), dict(values)))
+            if all(change.block() is not block for change in self._changes):
+                change = _Change(weakref.ref(block), threading.get_ident(), dict(values))
+                self._changes.append(change)
             self._update()
+        tell_of_changes()
 
     def end(self, block: set_options) -> None:
         with self._lock:
-            begun = [reference() for reference, _ in self._changes]
+            begun = [change.block() for change in self._changes]
             if block in begun:
                 at = begun.index(block)
-                _, ended = self._changes.pop(at)
-                for other, (_, values) in zip(begun[at + 1 :], self._changes[at:], strict=True):
-                    if other is None:  # what was set within the block ends with it
-                        for name in ended.keys() & values.keys():
-                            del values[name]
+                ended = self._changes.pop(at)
+                for change in self._changes[at:]:
+                    if change.block() is None and change.thread == ended.thread:
+                        for name in ended.values.keys() & change.values.keys():
+                            del change.values[name]
             self._update()
+        tell_of_changes()
 
     def _update(self) -> None:
         lasting = self.get() if self._lasting is None else self._lasting
-        changes: list[tuple[weakref.ref[set_options], dict[str, Any]]] = []
+        changes: list[_Change] = []
         changed: dict[str, Any] = {}
-        for reference, values in self._changes:
-            is_block = reference() is not None
+        for change in self._changes:
+            is_block = change.block() is not None
             if not is_block and not changes:
-                lasting = dataclasses.replace(lasting, **values)
-            elif not is_block and changes[-1][0]() is None:
-                changes[-1][1].update(values)
+                lasting = dataclasses.replace(lasting, **change.values)
+            elif not is_block and _is_call_of(change.thread, changes[-1]):
+                changes[-1].values.update(change.values)
             else:
-                changes.append((reference, values))
-            changed |= values
+                changes.append(change)
+            changed |= change.values
         self._changes, self._lasting = changes, lasting
         self._options = dataclasses.replace(lasting, **changed)
-        tell_of_changes()
+
+
+def _is_call_of(thread: int, change: _Change) -> bool:
+    return change.block() is None and change.thread == thread
 
 
 _current = _Current()
+set_budget(lambda: _current.get().memory_budget)
 
 
 def get_options() -> Options:
@@ -157,24 +193,31 @@ class set_options:
 
     Parameters
     ----------
+    memory_budget : int, optional
+        Upper bound on the bytes of everything that the process caches.
     frame_cache_bytes : int, optional
-        Bytes of decoded frames kept by the process, over all images.
+        Upper bound on the bytes of decoded frames among these, over all images.
     memory_limit_bytes : int, optional
         No array larger than this is ever allocated.
     num_threads : int, optional
         Threads that decode the frames of one eager read.
     encoded_cache_bytes : int, optional
-        Bytes of frames kept as they came from servers and buckets, over all images.
+        Upper bound on the bytes of frames among these as they came from servers and buckets.
     frame_folder : str, optional
-        Folder in which frames are kept, too, as they came from servers and buckets; ``""`` for
-        none. Several processes may share it, and users: the frames are for those for whom the
-        folder is, and one that is made here is for its owner alone. Who can read it, can see the
-        images.
+        Folder in which frames are cached as they came from servers and buckets; ``""`` for none.
+        Several processes and users may share it. A folder that is made here is readable by its
+        owner alone. Whoever can read the folder can see the images.
     frame_folder_bytes : int, optional
-        Bytes of frames kept in that folder, over all images.
+        Upper bound on the bytes of frames in that folder, over all images.
     index_folder : str, optional
-        Folder in which it is kept where the frames of a file or an object are, if only a scan of
-        all of it could tell; ``""`` for none.
+        Folder in which the places of frames are cached for files and objects without an offset
+        table, which have to be scanned; ``""`` for none.
+
+    Notes
+    -----
+    The options are those of the process, not of the thread: the latest call that is in force
+    decides. Calls without a block last. Those that were made within a block, by the same thread,
+    end with it for the options that the block sets.
 
     Examples
     --------
@@ -188,6 +231,7 @@ class set_options:
     def __init__(
         self,
         *,
+        memory_budget: int | None = None,
         frame_cache_bytes: int | None = None,
         memory_limit_bytes: int | None = None,
         num_threads: int | None = None,
@@ -197,6 +241,7 @@ class set_options:
         index_folder: str | None = None,
     ) -> None:
         given = {
+            "memory_budget": memory_budget,
             "frame_cache_bytes": frame_cache_bytes,
             "memory_limit_bytes": memory_limit_bytes,
             "num_threads": num_threads,

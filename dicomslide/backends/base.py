@@ -27,7 +27,9 @@ __all__ = ["FrameSource", "FrameStore", "HeaderedSource", "RangeError", "Rereada
            "is_store", "kept_as", "layout_of", "may_read_anew", "provides", "read_anew",
            "without_header"]  # fmt: skip
 
-_layouts: Registry[tuple[Hashable, ...], ImageLayout] = Registry(1024)
+_layouts: Registry[tuple[Hashable, ...], ImageLayout] = Registry(
+    1024, "layouts", lambda layout: layout.nbytes
+)
 
 
 # -- sources ---------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConcatenatedSource"]
 
-_joined: Registry[tuple[Hashable, ...], Dataset] = Registry(1024)
+_joined: Registry[tuple[Hashable, ...], Dataset] = Registry(1024, "headers", dicom.nbytes)
 """Metadata of concatenations."""
 
 

@@ -71,7 +71,7 @@ ELSEWHERE = (
 
 T = TypeVar("T")
 
-_stores: Registry[str, Any] = Registry(8)
+_stores: Registry[str, Any] = Registry(8, "exported stores")
 """By run of an export: another one may have newer credentials."""
 
 

@@ -90,10 +90,22 @@ class MemoryBlob:
         return self.read
 
 
+class _Readable(Protocol):
+    """The part of a blob that pydicom reads."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+
 class _BlobFile(io.RawIOBase):
     """A blob as the file that pydicom's reader wants."""
 
-    def __init__(self, blob: Blob) -> None:
+    def __init__(self, blob: _Readable) -> None:
         self._blob = blob
         self._at = 0
 
@@ -130,7 +142,7 @@ class BoundedReader(io.BufferedReader):
 
     """
 
-    def __init__(self, blob: Blob, most_bytes: int) -> None:
+    def __init__(self, blob: _Readable, most_bytes: int) -> None:
         super().__init__(_BlobFile(blob), 2**16)
         self._blob = blob
         self._most_bytes = most_bytes
@@ -157,7 +169,7 @@ class BoundedReader(io.BufferedReader):
         return super().read(size)
 
 
-def file_of(blob: Blob, at: int, *, most_bytes: int | None = None) -> BinaryIO:
+def file_of(blob: _Readable, at: int, *, most_bytes: int | None = None) -> BinaryIO:
     """Return a blob as a file, to be read from a byte on.
 
     Parameters

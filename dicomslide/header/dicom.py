@@ -31,6 +31,7 @@ __all__ = [
     "is_tiled_image",
     "items",
     "name_of",
+    "nbytes",
     "number",
     "numbers",
     "stains_of",
@@ -52,6 +53,8 @@ USING_SUBSTANCE = ("424361007", "G-C350")
 """Code of the concept "Using substance" in SNOMED CT, and its retired identifier (TID 8003)."""
 LARGEST_INDEX = 2**62
 """Pixels are counted in 64 bits."""
+PER_ELEMENT = 500
+"""Bytes of an element in memory beside its value, approximately."""
 
 
 def items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
@@ -157,6 +160,20 @@ def two_numbers(values: Sequence[float], name: str) -> tuple[float, float]:
 def counted(count: int, what: str) -> str:
     """Return a number of things in words: ``1 level``, ``3 levels``."""
     return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def nbytes(dataset: Dataset) -> int:
+    """Return the bytes of a data set in memory, approximately."""
+    total = 0
+    for tag in tuple(dataset.keys()):
+        element: Any = dataset.get_item(tag)
+        value = None if element is None else element.value
+        total += PER_ELEMENT
+        if isinstance(value, (bytes, str)):
+            total += len(value)
+        elif not element.is_raw and element.VR == "SQ":
+            total += sum(map(nbytes, value or ()))
+    return total
 
 
 def name_of(dataset: Dataset) -> str:

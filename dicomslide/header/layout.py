@@ -47,6 +47,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 MICROMETERS = 1000  # in a millimetre
+BESIDE_FRAMES = 4096
+"""Bytes of a layout without its map of frames, approximately."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,6 +70,11 @@ class ImageLayout:
     shares_frames: bool
     """Whether the channels are views of the same frames: segments of a label map, or several
     mappings of one parametric map."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, approximately: those of the map of frames, and of the rest."""
+        return self.frames.nbytes + BESIDE_FRAMES
 
 
 def pixel_format_of(image: Dataset) -> PixelFormat:

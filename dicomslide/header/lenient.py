@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from pydicom import filereader
 from pydicom.config import disable_value_validation, settings
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement
@@ -15,9 +16,16 @@ from dicomslide.header.blobs import MemoryBlob, errors_of_headers, file_of
 from dicomslide.process.forks import ForkLock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["LenientDataset", "no_validation"]
+    from pydicom.tag import BaseTag
+
+    from dicomslide.header.blobs import Blob
+
+__all__ = ["LenientDataset", "LoadedBlob", "no_validation", "read_dataset"]
+
+AT_ONCE = 2**16
+"""Bytes of a header that are read at first: most headers have fewer."""
 
 
 class _Switch(ForkLock):
@@ -47,6 +55,100 @@ def no_validation() -> Iterator[None]:
                 yield
         finally:
             _reading.before = before
+
+
+class _BeyondError(Exception):
+    """pydicom wants bytes that aren't loaded.
+
+    Parameters
+    ----------
+    stop : int
+        First byte behind those.
+
+    """
+
+    def __init__(self, stop: int) -> None:
+        super().__init__(stop)
+        self.stop = stop
+
+
+class LoadedBlob:
+    """The bytes of a blob from a place on, as far as they are loaded.
+
+    Parameters
+    ----------
+    blob : Blob
+        The bytes.
+    start : int
+        The first of them.
+
+    """
+
+    def __init__(self, blob: Blob, start: int) -> None:
+        self.name, self.size = blob.name, blob.size
+        self._blob = blob
+        self._start = start
+        self._data = b""
+
+    def load(self, stop: int) -> None:
+        """Load bytes up to a place at least, or to the end."""
+        at = self._start + len(self._data)
+        if stop <= at:
+            return
+        data = self._blob.read(at, min(stop, self.size) - at)
+        self._data += data
+        if at + len(data) < stop:
+            self.size = at + len(data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return the bytes that are loaded; there is one at least, except at the end."""
+        at, stop = offset - self._start, offset - self._start + length
+        if at >= len(self._data) and offset < self.size:
+            raise _BeyondError(offset + length)
+        return self._data[at:stop]
+
+
+def read_dataset(
+    blob: Blob | LoadedBlob,
+    at: int,
+    *,
+    implicit_vr: bool = False,
+    little_endian: bool = True,
+    stop_when: Callable[[BaseTag, str | None, int], bool] | None = None,
+    most_bytes: int | None = None,
+) -> tuple[Dataset, int]:
+    """Read a data set as it is, and return it with the place where it ends.
+
+    Bytes are loaded while pydicom's switch is as it was: what doesn't suffice is parsed again, with
+    twice as many bytes or more.
+
+    Parameters
+    ----------
+    blob : Blob or LoadedBlob
+        The bytes.
+    at : int
+        First byte of the data set.
+    implicit_vr, little_endian : bool
+        Encoding of the data set.
+    stop_when : callable, optional
+        Tells by (tag, VR, length) at which element to stop.
+    most_bytes : int, optional
+        Upper bound on the bytes that are read; by default, that of headers.
+
+    """
+    loaded = blob if isinstance(blob, LoadedBlob) else LoadedBlob(blob, at)
+    stop = at + AT_ONCE
+    while True:
+        loaded.load(stop)
+        file = file_of(loaded, at, most_bytes=most_bytes)
+        try:
+            with no_validation():
+                dataset = filereader.read_dataset(
+                    file, implicit_vr, little_endian, stop_when=stop_when
+                )
+            return dataset, file.tell()
+        except _BeyondError as beyond:
+            stop = max(beyond.stop, 2 * stop - at)
 
 
 _OF_ITEMS = frozenset({"is_undefined_length_sequence_item", "is_implicit_VR", "is_little_endian"})

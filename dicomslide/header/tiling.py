@@ -79,9 +79,20 @@ class FramePositions:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        arrays = (self.rows, self.columns, self.z, self.channels)
+        return sum(each.nbytes for each in arrays if each is not None)
+
 
 class FrameMap(Protocol):
     """Which frame is which tile."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        ...
 
     def frames(self, channel: int, plane: int, tiles: Integers) -> Integers:
         """Return the zero-based frame of each tile, −1 where a tile is absent."""
@@ -113,6 +124,11 @@ class FullFrames:
     """Frames that are here."""
     first: int = 0
     """Concatenation Frame Offset Number of a part that stands alone."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays: it has none."""
+        return 0
 
     def frames(self, channel: int, plane: int, tiles: Integers) -> Integers:
         """Return the zero-based frame of each tile, −1 where a tile is absent."""
@@ -176,6 +192,11 @@ class SparseFrames:
                 f" column {column * grid.tile_columns + 1} of the same channel and focal plane",
                 frame=int(second),
             )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self._key_of_frame.nbytes + self._order.nbytes + self._keys.nbytes
 
     def frames(self, channel: int, plane: int, tiles: Integers) -> Integers:
         """Return the zero-based frame of each tile, −1 where a tile is absent."""

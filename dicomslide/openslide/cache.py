@@ -38,7 +38,9 @@ class OpenSlideCache:
         self._capacity = operator.index(capacity)
         if self._capacity < 0:
             raise ValueError(f"capacity {capacity} is negative")
-        self.frames: FrameCache[np.ndarray] = FrameCache(lambda: self._capacity)
+        self.frames: FrameCache[np.ndarray] = FrameCache(
+            lambda: self._capacity, "tiles of OpenSlide"
+        )
         """The tiles that it holds."""
 
     def __repr__(self) -> str:

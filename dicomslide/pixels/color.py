@@ -207,8 +207,10 @@ def _make_table() -> NDArray[np.uint32]:
     return np.frombuffer(mmap.mmap(-1, PACKED.itemsize << 24), PACKED)
 
 
-_tables: Registry[ColorTransform, NDArray[np.uint32]] = Registry(TABLES)
-_transforms: Registry[bytes, ColorTransform | None] = Registry(32)
+_tables: Registry[ColorTransform, NDArray[np.uint32]] = Registry(
+    TABLES, "colour tables", lambda table: table.nbytes
+)
+_transforms: Registry[bytes, ColorTransform | None] = Registry(32, "colour transforms")
 
 
 def color_transform(profile: bytes, source: str) -> ColorTransform | None:

@@ -26,7 +26,7 @@ __all__ = ["jpeg", "jpeg_ls"]
 
 logger = logging.getLogger(__name__)
 
-_conflicts: Registry[tuple[str, str], None] = Registry(64)
+_conflicts: Registry[tuple[str, str], None] = Registry(64, "warnings of JPEG headers")
 _END_OF_IMAGE = b"\xff\xd9"
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00%c"  # APP14, ends with the transform
 

@@ -1,20 +1,23 @@
-"""Who is told when the options of the process change."""
+"""Functions that are called when the options of the process change."""
 
 from __future__ import annotations
 
-import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["after_changes", "tell_of_changes"]
 
-_watching: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
+_watching: list[Callable[[], None]] = []
 
 
-def after_changes(instance: object, method: str) -> None:
-    """Call a method whenever options were set, for as long as the instance lives."""
-    _watching[instance] = method
+def after_changes(function: Callable[[], None]) -> None:
+    """Call a function whenever options were set, for as long as the process lives."""
+    _watching.append(function)
 
 
 def tell_of_changes() -> None:
-    """Call the methods of all that watch."""
-    for instance, method in list(_watching.items()):
-        getattr(instance, method)()
+    """Call all functions that were registered."""
+    for function in tuple(_watching):
+        function()

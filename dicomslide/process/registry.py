@@ -1,12 +1,17 @@
-"""What a process keeps: bounded, guarded, and never part of a pickle.
+"""Cached values of a process: made once, bounded in bytes by one budget, and never pickled.
 
-Readers travel between processes as names. What is expensive to make from a name
-(an open file, a parsed header, a colour transform, a thread pool) is made once in
-each process and kept here.
+Readers travel between processes as names. What is expensive to make from a name (an open file, a
+parsed header, a colour transform, a thread pool) is made once in each process and cached here.
+
+All registries and frame caches share one budget. Whenever their values together weigh more, the
+least recently used ones are dropped, of whichever registry they are. A value that someone else
+holds stays alive without being counted.
 """
 
 from __future__ import annotations
 
+import itertools
+import sys
 import threading
 import weakref
 from collections import OrderedDict
@@ -20,199 +25,371 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["FrameCache", "Registry", "forget"]
+__all__ = ["FrameCache", "Registry", "cached_bytes", "clear_all", "forget", "set_budget"]
 
 K = TypeVar("K", bound="Hashable")
 V = TypeVar("V")
 F = TypeVar("F", "np.ndarray", bytes)
 
 
+class _Budget:
+    """Bytes that all cached values may weigh together, and the lock under which they are found.
+
+    Nothing is read, made or freed under the lock.
+    """
+
+    def __init__(self) -> None:
+        self.members: weakref.WeakSet[_Member[Any, Any]] = weakref.WeakSet()
+        self.limit: Callable[[], int] = lambda: sys.maxsize
+        self._start()
+        after_fork_in_child(self, "_start")
+        after_changes(self.trim)
+
+    def _start(self) -> None:
+        self.lock = threading.Lock()
+        self.clock = itertools.count().__next__
+        """Gives the time of a use."""
+        self.total = 0
+        """Bytes of all values; also, until the next count, of members that are gone."""
+        for member in list(self.members):
+            member._start()
+
+    def trim(self) -> None:
+        """Drop what the bounds, as they are now, leave no room for."""
+        dropped: list[Any] = []
+        with self.lock:
+            for member in list(self.members):
+                member._trim(dropped)
+            self.make_room(dropped)
+
+    def make_room(self, dropped: list[Any]) -> None:
+        """Drop the least recently used values; called under the lock.
+
+        Parameters
+        ----------
+        dropped : list
+            Takes the values, which the caller frees once the lock is open.
+
+        """
+        limit = self.limit()
+        if self.total <= limit:
+            return
+        self.total = sum(member.nbytes for member in self.members)
+        while self.total > limit:
+            weighed = [member for member in self.members if member.nbytes]
+            dropped.append(min(weighed, key=lambda member: member._oldest())._drop_oldest())
+
+
+_budget = _Budget()
+
+
+def set_budget(limit: Callable[[], int]) -> None:
+    """Bound the bytes of all cached values of the process.
+
+    Parameters
+    ----------
+    limit : callable
+        Gives the bound in bytes at each moment.
+
+    """
+    _budget.limit = limit
+    _budget.trim()
+
+
+def clear_all(*kinds: str) -> None:
+    """Forget the cached values of this process, and close the files that nobody else uses.
+
+    Frames, headers and the places of frames are read again when they are next wanted. Slides and
+    arrays remain valid. Options, credentials and files of `frame_folder` and `index_folder` stay.
+
+    Parameters
+    ----------
+    *kinds : str
+        Kinds of values, such as ``"decoded frames"``: those that :func:`cached_bytes` names; all
+        by default.
+
+    """
+    for member in list(_budget.members):
+        if not kinds or member.kind in kinds:
+            member.clear()
+
+
+def cached_bytes() -> dict[str, int]:
+    """Return the bytes of the cached values of this process, of each kind."""
+    found: dict[str, int] = {}
+    with _budget.lock:
+        for member in list(_budget.members):
+            found[member.kind] = found.get(member.kind, 0) + member.nbytes
+    return found
+
+
 def forget(part: str) -> None:
-    """Forget whatever is kept under a key that has a text among its parts, at any depth."""
-    for each in list(_kept):
-        each.forget(part)
+    """Forget all values whose key has a text among its parts, at any depth."""
+    for member in list(_budget.members):
+        member.forget(part)
 
 
 def _has(key: object, part: str) -> bool:
     return any(_has(each, part) for each in key) if isinstance(key, tuple) else key == part
 
 
-class Registry(Generic[K, V]):
-    """A bounded mapping that makes a missing value once, whatever the number of threads.
+class _Entry(Generic[V]):
+    """A cached value."""
 
-    The least recently used value is forgotten first; whoever holds it keeps it alive.
+    __slots__ = ("nbytes", "used", "value")
+
+    def __init__(self, value: V, nbytes: int) -> None:
+        self.value = value
+        self.nbytes = nbytes
+        self.used = _budget.clock()
+
+
+class _Member(Generic[K, V]):
+    """Values in the order of their last use, as part of the budget.
+
+    Its methods that begin with an underscore are called under the lock.
+
+    Parameters
+    ----------
+    kind : str
+        What the values are, in the plural.
+
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._start()
+        _budget.members.add(self)
+
+    def _start(self) -> None:
+        self._entries: OrderedDict[K, _Entry[V]] = OrderedDict()
+        self.nbytes = 0
+        """Bytes of all values."""
+
+    def _use(self, key: K, entry: _Entry[V], now: int) -> None:
+        entry.used = now
+        self._entries.move_to_end(key)
+
+    def _add(self, key: K, value: V, nbytes: int) -> None:
+        self._entries[key] = _Entry(value, nbytes)
+        self._weigh_more(nbytes)
+
+    def _drop(self, key: K) -> V:
+        entry = self._entries.pop(key)
+        self._weigh_more(-entry.nbytes)
+        self._after_drop(key)
+        return entry.value
+
+    def _after_drop(self, key: K) -> None:
+        """Forget what else is known of a key."""
+
+    def _weigh_more(self, nbytes: int) -> None:
+        self.nbytes += nbytes
+        _budget.total += nbytes
+
+    def _oldest(self) -> int:
+        return next(iter(self._entries.values())).used
+
+    def _drop_oldest(self) -> V:
+        return self._drop(next(iter(self._entries)))
+
+    def _trim(self, dropped: list[Any]) -> None:
+        """Drop what a bound of its own leaves no room for."""
+
+    def _matches(self, key: K, part: str) -> bool:
+        return _has(key, part)
+
+    def forget(self, part: str) -> None:
+        """Forget the values whose keys have a text among their parts."""
+        with _budget.lock:
+            found = [key for key in self._entries if self._matches(key, part)]
+            dropped = [self._drop(key) for key in found]
+        del dropped  # values are freed without the lock
+
+    def clear(self) -> None:
+        """Forget all values."""
+        with _budget.lock:
+            dropped = [self._drop(key) for key in list(self._entries)]
+        del dropped
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class Registry(_Member[K, V]):
+    """A bounded mapping that makes a missing value once, whatever the number of threads.
 
     Parameters
     ----------
     size : int
-        Number of values that are kept.
+        Largest number of values; the least recently used one is dropped first.
+    kind : str
+        What the values are, in the plural.
+    weigh : callable, optional
+        Gives the bytes of a value, which count towards the budget of the process. Without it,
+        values are bounded by their number alone: files, connections, threads.
 
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, kind: str, weigh: Callable[[V], int] | None = None) -> None:
         self._size = size
-        self._start()
-        _kept.add(self)
-        after_fork_in_child(self, "_start")
+        self._weigh = weigh
+        super().__init__(kind)
 
     def _start(self) -> None:
-        self._lock = threading.Lock()
+        super()._start()
         self._making: dict[K, threading.Lock] = {}
-        self._values: OrderedDict[K, V] = OrderedDict()
 
     def get(self, key: K, make: Callable[[], V]) -> V:
-        """Return the value for `key`, made by `make` when there is none."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
+        """Return the value of a key, made by `make` when there is none.
+
+        Other threads that ask for it wait; those that ask for other keys don't.
+        """
+        with _budget.lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._use(key, entry, _budget.clock())
+                return entry.value
             making = self._making.setdefault(key, threading.Lock())
-        with making:  # other keys go on meanwhile
-            with self._lock:
-                if key in self._values:
-                    return self._values[key]
+        with making:
+            with _budget.lock:
+                entry = self._entries.get(key)
+                if entry is not None:
+                    return entry.value
             try:
                 value = make()
-                with self._lock:  # before others may make it again
-                    self._values[key] = value
-                    while len(self._values) > self._size:
-                        self._values.popitem(last=False)
+                self.put(key, value)  # before others may make it again
             finally:
-                with self._lock:
+                with _budget.lock:
                     self._making.pop(key, None)
             return value
 
+    def put(self, key: K, value: V) -> None:
+        """Cache a value in place of another one; not where it is larger than the budget."""
+        nbytes = 0 if self._weigh is None else self._weigh(value)
+        dropped: list[Any] = []
+        with _budget.lock:
+            if key in self._entries:
+                dropped.append(self._drop(key))
+            if nbytes <= _budget.limit():
+                self._add(key, value, nbytes)
+                while len(self._entries) > self._size:
+                    dropped.append(self._drop_oldest())
+                _budget.make_room(dropped)
+
+    def reweigh(self, key: K, value: V) -> None:
+        """Count the bytes of a value that has become larger, if it is still cached."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.value is value:
+            self.put(key, value)
+
     def discard(self, key: K) -> None:
-        """Forget the value for a key, if there is one."""
-        with self._lock:
-            self._values.pop(key, None)
-
-    def forget(self, part: str) -> None:
-        """Forget the values under keys that have a text among their parts."""
-        with self._lock:
-            for key in [key for key in self._values if _has(key, part)]:
-                del self._values[key]
-
-    def __len__(self) -> int:
-        return len(self._values)
+        """Forget the value of a key, if there is one."""
+        with _budget.lock:
+            dropped = self._drop(key) if key in self._entries else None
+        del dropped
 
     def __contains__(self, key: K) -> bool:
-        return key in self._values
-
-    def clear(self) -> None:
-        """Forget all values."""
-        with self._lock:
-            self._values.clear()
+        return key in self._entries
 
 
-class FrameCache(Generic[F]):
-    """Frames, least recently used last to stay: bounded in bytes, and per image in frames.
-
-    They are arrays, or bytes as they were received.
+class FrameCache(_Member[tuple["Hashable", int], F]):
+    """LRU cache of frames, decoded or as received, bounded in bytes and in frames of one image.
 
     Parameters
     ----------
     max_bytes : callable
-        Gives the bound in bytes, which follows the options.
+        Gives the bound in bytes at each moment, beside the budget of the process.
+    kind : str
+        What the frames are, in the plural.
 
     """
 
-    def __init__(self, max_bytes: Callable[[], int]) -> None:
+    def __init__(self, max_bytes: Callable[[], int], kind: str) -> None:
         self._max_bytes = max_bytes
-        self._start()
-        _kept.add(self)
-        after_fork_in_child(self, "_start")
-        after_changes(self, "trim")
+        super().__init__(kind)
 
     def _start(self) -> None:
-        self._lock = threading.Lock()
-        self._frames: OrderedDict[tuple[Hashable, int], F] = OrderedDict()
+        super()._start()
         self._images: dict[Hashable, OrderedDict[int, None]] = {}
-        self._nbytes = 0
 
     @property
     def max_bytes(self) -> int:
-        """The bound in bytes, now."""
-        return self._max_bytes()
-
-    @property
-    def nbytes(self) -> int:
-        """Number of bytes held."""
-        return self._nbytes
+        """Upper bound in bytes at this moment."""
+        return min(self._max_bytes(), _budget.limit())
 
     def get(self, image: Hashable, frames: Iterable[int]) -> dict[int, F]:
-        """Return those of an image's frames that are here."""
-        with self._lock:
+        """Return those of an image's frames that are cached."""
+        with _budget.lock:
             order = self._images.get(image)
             if order is None:
                 return {}
-            found = [frame for frame in frames if frame in order]
-            for frame in found:
-                self._frames.move_to_end((image, frame))
-                order.move_to_end(frame)
-            return {frame: self._frames[image, frame] for frame in found}
+            now = _budget.clock()
+            found: dict[int, F] = {}
+            for frame in frames:
+                if frame in order:
+                    entry = self._entries[image, frame]
+                    self._use((image, frame), entry, now)
+                    order.move_to_end(frame)
+                    found[frame] = entry.value
+            return found
 
     def put(self, image: Hashable, frame: int, data: F, max_frames: int | None = None) -> None:
-        """Keep a frame, and at most `max_frames` of its image, if given."""
-        limit = self._max_bytes()
+        """Cache a frame, unless it is cached already.
+
+        Parameters
+        ----------
+        image : hashable
+            Name of the image.
+        frame : int
+            Zero-based frame.
+        data : numpy.ndarray or bytes
+            The frame; an array that is a view, or isn't writeable, is copied.
+        max_frames : int, optional
+            Largest number of frames of the image that stay.
+
+        """
         nbytes = _nbytes(data)
-        if max_frames == 0 or nbytes > limit:
+        if max_frames == 0 or nbytes > self.max_bytes:
             return
         if not isinstance(data, bytes):
             base = data.base
             is_view = base is not None and getattr(base, "nbytes", -1) != nbytes
             if is_view or not data.flags.writeable:  # of bytes that were read: maybe of many frames
                 data = data.copy()  # a view would keep alive more than is counted
-        with self._lock:
-            if (image, frame) in self._frames:
+        dropped: list[Any] = []
+        with _budget.lock:
+            if (image, frame) in self._entries:
                 return
-            self._frames[image, frame] = data
-            self._images.setdefault(image, OrderedDict())[frame] = None
-            self._nbytes += nbytes
-            while max_frames is not None and len(self._images[image]) > max_frames:
-                self._forget(image, next(iter(self._images[image])))
-            self._trim(self._max_bytes())  # which may have been set meanwhile
+            self._add((image, frame), data, nbytes)
+            order = self._images.setdefault(image, OrderedDict())
+            order[frame] = None
+            while max_frames is not None and len(order) > max_frames:
+                dropped.append(self._drop((image, next(iter(order)))))
+            self._trim(dropped)
+            _budget.make_room(dropped)
 
-    def trim(self) -> None:
-        """Forget what the bound, as it is now, doesn't leave room for."""
-        with self._lock:
-            self._trim(self._max_bytes())
-
-    def _trim(self, limit: int) -> None:
-        while self._nbytes > limit:
-            self._forget(*next(iter(self._frames)))
-
-    def _forget(self, image: Hashable, frame: int) -> None:
-        self._nbytes -= _nbytes(self._frames.pop((image, frame)))
+    def _after_drop(self, key: tuple[Hashable, int]) -> None:
+        image, frame = key
         frames = self._images[image]
         del frames[frame]
         if not frames:
             del self._images[image]
 
-    def forget(self, part: str) -> None:
-        """Forget the frames of images that have a text among the parts of their names."""
-        with self._lock:
-            for image in [image for image in self._images if _has(image, part)]:
-                for frame in list(self._images[image]):
-                    self._forget(image, frame)
+    def _trim(self, dropped: list[Any]) -> None:
+        limit = self._max_bytes()  # which may have been set meanwhile
+        while self.nbytes > limit:
+            dropped.append(self._drop_oldest())
+
+    def _matches(self, key: tuple[Hashable, int], part: str) -> bool:
+        return _has(key[0], part)
 
     def discard(self, image: Hashable, frames: Iterable[int]) -> None:
         """Forget some frames of an image."""
-        with self._lock:
-            for frame in frames:
-                if (image, frame) in self._frames:
-                    self._forget(image, frame)
-
-    def clear(self) -> None:
-        """Forget all frames."""
-        with self._lock:
-            self._frames.clear()
-            self._images.clear()
-            self._nbytes = 0
-
-
-_kept: weakref.WeakSet[Registry[Any, Any] | FrameCache[Any]] = weakref.WeakSet()
-"""All there are."""
+        with _budget.lock:
+            found = [(image, frame) for frame in frames if (image, frame) in self._entries]
+            dropped = [self._drop(key) for key in dict.fromkeys(found)]
+        del dropped
 
 
 def _nbytes(data: np.ndarray | bytes) -> int:

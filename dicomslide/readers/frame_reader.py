@@ -51,11 +51,13 @@ REQUESTS = 4
 MOST_REQUESTS = 8
 """The same, of all reads of a process that take several requests."""
 
-_frames: FrameCache[np.ndarray] = FrameCache(lambda: get_options().frame_cache_bytes)
-_empty: Registry[Hashable, None] = Registry(1024)
+_frames: FrameCache[np.ndarray] = FrameCache(
+    lambda: get_options().frame_cache_bytes, "decoded frames"
+)
+_empty: Registry[Hashable, None] = Registry(1024, "warnings of empty frames")
 """Images of which frames without bytes were warned of."""
-_decoding: Registry[int, ThreadPoolExecutor] = Registry(1)
-_requesting: Registry[int, ThreadPoolExecutor] = Registry(1)
+_decoding: Registry[int, ThreadPoolExecutor] = Registry(1, "decoding threads")
+_requesting: Registry[int, ThreadPoolExecutor] = Registry(1, "requesting threads")
 """The pools of all reads, by their threads: readers of many sizes don't make many."""
 
 

@@ -21,7 +21,9 @@ MOST_FRAMES = 100
 MOST_BYTES = 32 * 2**20
 """Bytes a request, were the frames native."""
 
-_memory: FrameCache[bytes] = FrameCache(lambda: get_options().encoded_cache_bytes)
+_memory: FrameCache[bytes] = FrameCache(
+    lambda: get_options().encoded_cache_bytes, "received frames"
+)
 
 
 def frames_per_request(pixel_format: PixelFormat) -> int:

@@ -130,6 +130,11 @@ class Gatherer:
         self._latest: int | None = None
         """Thread that has asked last."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, approximately: those of what guesses need."""
+        return 0 if self._ahead is None else self._ahead.nbytes
+
     def note(self, indices: Iterable[int]) -> None:
         """Learn of what was wanted, and needn't be asked for."""
         if self._ahead is not None:

@@ -70,6 +70,11 @@ class ReadAhead:
         except (MetadataError, FrameError):
             return None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the map of frames, which stays in memory with this."""
+        return self._frames.nbytes
+
     def _begin_anew(self) -> None:
         self._edge = 1
         self._guessed = self._right = 0

@@ -173,7 +173,7 @@ class _Folder:
         return None
 
 
-_folders: Registry[str, _Folder] = Registry(16)
+_folders: Registry[str, _Folder] = Registry(16, "folders of clients")
 
 
 def _folder_of(client: Any) -> _Folder | None:

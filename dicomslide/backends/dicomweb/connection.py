@@ -143,7 +143,9 @@ class Connection:
         self._negotiation = Negotiation(lambda: time.monotonic())
         self._process = os.getpid()
         self._lock = ForkLock()
-        self._gatherers: Registry[str, Gatherer] = Registry(MOST_INSTANCES)
+        self._gatherers: Registry[str, Gatherer] = Registry(
+            MOST_INSTANCES, "request batchers", lambda gatherer: gatherer.nbytes
+        )
         self.service = WebService.of(
             client,
             lambda: _session_of(self.client),

@@ -86,9 +86,13 @@ class _Here:
     """Scope of the connection through which it was opened before it was pickled."""
 
 
-_headers: Registry[tuple[Hashable, ...], Dataset] = Registry(1024)
-_profiles: Registry[tuple[Hashable, ...], bytes | None] = Registry(256)
-_wholes: Registry[tuple[Hashable, ...], _WholeFrames] = Registry(2)
+_headers: Registry[tuple[Hashable, ...], Dataset] = Registry(1024, "headers", dicom.nbytes)
+_profiles: Registry[tuple[Hashable, ...], bytes | None] = Registry(
+    256, "ICC profiles", lambda profile: len(profile or b"")
+)
+_wholes: Registry[tuple[Hashable, ...], _WholeFrames] = Registry(
+    2, "whole instances", lambda frames: frames.nbytes
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -377,6 +381,7 @@ class _WholeFrames:
             except ValueError as error:
                 raise FrameReadError(f"its pixel data are damaged: {error}", name) from error
         self._blob = MemoryBlob(name, data)
+        self.nbytes: int = len(data) * (2 if decoder.encapsulated else 1)
         self._native = NativeFrames(0, len(data), pixel_format.native_bits, swapped=False)
 
     def read(self, indices: Sequence[int]) -> list[Buffer]:

@@ -317,7 +317,7 @@ _ZIP_HEADER = struct.Struct("<4s22xHH")
 """Local header of a zip's member: signature, and lengths of the two parts behind it."""
 _TAR_HEADER = 512
 """Bytes of a tar's member before its own."""
-_starts: Registry[ZipInfo | TarInfo, int] = Registry(1024)
+_starts: Registry[ZipInfo | TarInfo, int] = Registry(1024, "places in archives")
 """Where the bytes of members begin in their archives."""
 _one_by_one = ForkLock()
 """What fsspec reads of a compressed tar: threads would move each other's place in it."""

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dicomslide.backends.base import RangeError
@@ -87,13 +88,16 @@ class _Window:
 
 
 _NOTHING = _Window(0, b"", HEAD)
-_heads: Registry[tuple[str, str], _Window] = Registry(256)
+_heads: Registry[tuple[str, str], _Window] = Registry(
+    256, "heads of objects", lambda window: len(window.data)
+)
 """The first bytes of objects, by URL and version."""
-_ahead: Registry[tuple[str, str], list[_Window]] = Registry(8)
-"""What was read last behind them: one window, replaced as a whole."""
+_ahead: Registry[tuple[str, str], _Window] = Registry(
+    8, "bytes of objects read ahead", lambda window: len(window.data)
+)
+"""The bytes behind them that were read last: one window, replaced as a whole."""
 
-
-_latest: Registry[str, list[str]] = Registry(MOST_OBJECTS)
+_latest: Registry[str, list[str]] = Registry(MOST_OBJECTS, "versions of objects")
 """The version of an object that came last, by URL: what is kept of another one isn't given."""
 
 
@@ -144,8 +148,7 @@ class RemoteFile:
         """Read bytes, and some ahead; fewer than `length` only at the end of the object."""
         length = max(0, min(length, self.size - offset))
         head = _heads.get(self._key, lambda: _NOTHING)
-        latest = _ahead.get(self._key, lambda: [head])
-        window = latest[0]
+        window = _ahead.get(self._key, lambda: head)
         found = head.take(offset, length) or window.take(offset, length)
         if len(found) == length:
             return found
@@ -163,7 +166,7 @@ class RemoteFile:
             raise error_of(self.name, error) from None
         data = b"".join(parts)
         kept = data[max(0, missing - KEPT) :]
-        latest[0] = _Window(stop - len(kept), kept, step)
+        _ahead.put(self._key, _Window(stop - len(kept), kept, step))
         return found + data[:missing]
 
     def read_spans(self, spans: Sequence[Span]) -> list[Buffer]:
@@ -243,9 +246,13 @@ def error_of(url: str, error: RangeError) -> SourceReadError:
 
 # -- sources ---------------------------------------------------------------------------------
 
-_objects: Registry[tuple[str, str], RemoteFile] = Registry(MOST_OBJECTS)
-_parsed: Registry[tuple[str, str], ParsedFile] = Registry(MOST_OBJECTS)
-_gatherers: Registry[tuple[Hashable, ...], Gatherer] = Registry(MOST_OBJECTS)
+_objects: Registry[tuple[str, str], RemoteFile] = Registry(MOST_OBJECTS, "objects")
+_parsed: Registry[tuple[str, str], ParsedFile] = Registry(
+    MOST_OBJECTS, "parsed files", lambda parsed: parsed.nbytes
+)
+_gatherers: Registry[tuple[Hashable, ...], Gatherer] = Registry(
+    MOST_OBJECTS, "request batchers", lambda gatherer: gatherer.nbytes
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -349,7 +356,8 @@ class RemoteSource(Part10Source):
         return not self.version.startswith(OF_HEAD) and self._file().is_current
 
     def _instance(self) -> ParsedFile:
-        return _parsed.get((self.path, self.version), lambda: ParsedFile(self._file()))
+        key = self.path, self.version
+        return _parsed.get(key, lambda: ParsedFile(self._file(), partial(_parsed.reweigh, key)))
 
     def _file(self) -> RemoteFile:
         def reopen() -> RemoteFile:

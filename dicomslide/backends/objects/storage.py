@@ -267,7 +267,7 @@ def harmless(options: Mapping[str, Any]) -> dict[str, Any]:
 
 # -- file systems ----------------------------------------------------------------------------
 
-_filesystems: Registry[tuple[Hashable, ...], Any] = Registry(32)
+_filesystems: Registry[tuple[Hashable, ...], Any] = Registry(32, "file systems")
 """By server, options and archive. Made anew in a forked child, which has no threads of fsspec's."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,14 +30,24 @@ from dicomslide.process.registry import Registry
 from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator
+    from collections.abc import Callable, Hashable, Iterable, Iterator
+    from typing import TypeAlias
 
     from pydicom.dataset import Dataset
 
+    Key: TypeAlias = tuple[str, int, Hashable]
+
 __all__ = ["FileSource", "FileStore", "check_opens", "files_of", "is_dicom_file"]
 
-_instances: Registry[tuple[str, int, Hashable], ParsedFile] = Registry(1024)
+_instances: Registry[Key, ParsedFile] = Registry(1024, "parsed files", lambda parsed: parsed.nbytes)
 """By path, size and time of change: a file that is opened again isn't parsed again."""
+
+
+def _parsed(key: Key, open_file: Callable[[], ChangingBlob]) -> ParsedFile:
+    def parse() -> ParsedFile:
+        return ParsedFile(open_file(), partial(_instances.reweigh, key))
+
+    return _instances.get(key, parse)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,7 +82,7 @@ class FileSource(Part10Source):
         absolute = os.path.abspath(os.fspath(path))
         file = LocalFile(absolute)
         key = absolute, file.size, (file.mtime_ns, file.signature.node)
-        dataset = _instances.get(key, lambda: ParsedFile(file)).header.dataset
+        dataset = _parsed(key, lambda: file).header.dataset
         uid = dicom.text(dataset, "SOPInstanceUID") or dicom.text(
             dataset.file_meta, "MediaStorageSOPInstanceUID"
         )
@@ -84,11 +94,11 @@ class FileSource(Part10Source):
         return ("file", self.path, self.sop_instance_uid, self.size, self.mtime_ns, *self.node)
 
     @property
-    def _key(self) -> tuple[str, int, Hashable]:
+    def _key(self) -> Key:
         return self.path, self.size, (self.mtime_ns, self.node)
 
     def _instance(self) -> ParsedFile:
-        return _instances.get(self._key, lambda: ParsedFile(self._file()))
+        return _parsed(self._key, self._file)
 
     def _file(self) -> ChangingBlob:
         file = LocalFile.again(self.path)

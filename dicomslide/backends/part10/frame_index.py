@@ -15,7 +15,6 @@ from dicomslide.backends.base import RangeError
 from dicomslide.backends.part10 import index_cache
 from dicomslide.backends.part10.header import PIXEL_DATA, Header, element_at
 from dicomslide.errors import FrameReadError, MetadataError
-from dicomslide.header.blobs import Blob, file_of
 from dicomslide.header.per_frame import UNDEFINED
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from dicomslide.header.blobs import Span
+    from dicomslide.header.blobs import Blob, Span
     from dicomslide.pixels.pixel_format import Buffer, PixelFormat
 
 __all__ = ["EncapsulatedFrames", "Frames", "NativeFrames", "OffsetTableError", "PixelData",
@@ -58,6 +57,10 @@ class PixelData:
     vr: bytes
     extended_offsets: NDArray[np.uint64] | None
     extended_lengths: NDArray[np.uint64] | None
+
+    def without_tables(self) -> PixelData:
+        """Return the same without the extended offset table."""
+        return dataclasses.replace(self, extended_offsets=None, extended_lengths=None)
 
 
 def locate_pixel_data(header: Header, rest: int, num_frames: int) -> PixelData:
@@ -104,19 +107,15 @@ def locate_pixel_data(header: Header, rest: int, num_frames: int) -> PixelData:
 
 def _skip_to_pixel_data(header: Header, at: int) -> int:
     """Let pydicom read over what is in the way; return where the pixel data begin."""
-    from pydicom.filereader import read_dataset
+    from dicomslide.header.lenient import read_dataset
 
-    from dicomslide.header.lenient import no_validation
-
-    file = file_of(header.blob, at)
-    with no_validation():
-        read_dataset(
-            file,
-            header.decoder.implicit_vr,
-            header.decoder.little_endian,
-            stop_when=lambda tag, vr, length: tag in PIXEL_DATA,
-        )
-    found = file.tell()
+    _, found = read_dataset(
+        header.blob,
+        at,
+        implicit_vr=header.decoder.implicit_vr,
+        little_endian=header.decoder.little_endian,
+        stop_when=lambda tag, vr, length: tag in PIXEL_DATA,
+    )
     if element_at(header.blob, found, header.decoder)[0] not in PIXEL_DATA:
         raise MetadataError(f"{header.blob.name}: it has no pixel data, or is truncated before it")
     return found
@@ -127,6 +126,11 @@ def _skip_to_pixel_data(header: Header, at: int) -> int:
 
 class Frames(Protocol):
     """Where frames are, and how to get one out."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        ...
 
     def span(self, index: int) -> Span:
         """Return which bytes are to be read for a frame."""
@@ -168,6 +172,11 @@ class NativeFrames:
     """Bits of a frame."""
     swapped: bool
     """Whether 8-bit pixels are stored in 16-bit words of the other byte order."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays: it has none."""
+        return 0
 
     def span(self, index: int) -> Span:
         """Return which bytes are to be read for a frame: whole words where they are swapped."""
@@ -214,6 +223,11 @@ class EncapsulatedFrames:
     """First byte behind the pixel data, as far as the file goes."""
     single: bool
     """Whether each frame is one item, as an extended offset table requires."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.starts.nbytes + self.ends.nbytes
 
     def span(self, index: int) -> Span:
         """Return which bytes are to be read for a frame."""

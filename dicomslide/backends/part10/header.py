@@ -13,12 +13,12 @@ import zlib
 from typing import TYPE_CHECKING
 
 from dicomslide.errors import MetadataError, NotDicomError
+from dicomslide.header import dicom
 from dicomslide.header.blobs import (
     MOST_HEADER,
     Blob,
     MemoryBlob,
     errors_of_headers,
-    file_of,
 )
 from dicomslide.header.layout import num_frames_of, pixel_format_of
 from dicomslide.header.per_frame import UNDEFINED, PerFrameSpan, find_items
@@ -70,6 +70,8 @@ class Header:
     per_frame: PerFrameSpan | None
     rest: int
     """Where reading goes on behind `dataset` (and, if its length is known, `per_frame`)."""
+    nbytes: int
+    """Bytes in memory, approximately."""
 
 
 def read_header(blob: Blob) -> Header:
@@ -110,20 +112,22 @@ def read_per_frame_groups(header: Header, num_frames: int, frames: Sequence[int]
         When they can't be read.
 
     """
-    from pydicom.filereader import read_dataset
-
-    from dicomslide.header.lenient import LenientDataset, no_validation
+    from dicomslide.header.lenient import LenientDataset, read_dataset
 
     span, blob = header.per_frame, header.blob
     if span is None:
         return []
-    with errors_of_headers(blob.name), no_validation():
-        return [
-            LenientDataset(
-                read_dataset(io.BytesIO(item), span.implicit_vr, span.little_endian), blob.name
+    with errors_of_headers(blob.name):
+        found: list[Dataset] = []
+        for item in find_items(blob.read, blob.size, span, num_frames, frames):
+            dataset, _ = read_dataset(
+                MemoryBlob(blob.name, item),
+                0,
+                implicit_vr=span.implicit_vr,
+                little_endian=span.little_endian,
             )
-            for item in find_items(blob.read, blob.size, span, num_frames, frames)
-        ]
+            found.append(LenientDataset(dataset, blob.name))
+        return found
 
 
 def _is_bulk(tag: BaseTag, vr: str | None, length: int) -> bool:
@@ -135,17 +139,17 @@ def _read_header(
     blob: Blob, stop_when: Callable[[BaseTag, str | None, int], bool] | None
 ) -> Header:
     import pydicom  # noqa: F401 - whole, before its parts: of threads that import those, one fails
-    from pydicom.filereader import read_dataset
 
-    from dicomslide.header.lenient import LenientDataset, no_validation
+    from dicomslide.header.lenient import LenientDataset, LoadedBlob, no_validation, read_dataset
 
     most_bytes = None if stop_when else get_options().memory_limit_bytes
-    file = file_of(blob, PREAMBLE, most_bytes=most_bytes)
-    with errors_of_headers(blob.name), no_validation():
-        file_meta = read_dataset(
-            file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2
+    with errors_of_headers(blob.name):
+        loaded: Blob | LoadedBlob = LoadedBlob(blob, PREAMBLE)
+        file_meta, start = read_dataset(
+            loaded, PREAMBLE, stop_when=lambda tag, vr, length: tag >> 16 != 2
         )
-        uid = str(file_meta.get("TransferSyntaxUID", "")).strip("\0 ")
+        with no_validation():
+            uid = str(file_meta.get("TransferSyntaxUID", "")).strip("\0 ")
         decoder = DECODERS.get(uid)
         if decoder is None:
             raise MetadataError(
@@ -153,20 +157,25 @@ def _read_header(
                 + ", ".join(f"{known} ({each.name})" for known, each in DECODERS.items())
             )
         if decoder.deflated:
-            blob = _inflated(blob, file.tell())
-            file = file_of(blob, 0, most_bytes=most_bytes)
-        dataset = LenientDataset(
-            read_dataset(file, decoder.implicit_vr, decoder.little_endian, stop_when=stop_when),
-            blob.name,
+            loaded = blob = _inflated(blob, start)
+            start = 0
+        plain, rest = read_dataset(
+            loaded,
+            start,
+            implicit_vr=decoder.implicit_vr,
+            little_endian=decoder.little_endian,
+            stop_when=stop_when,
+            most_bytes=most_bytes,
         )
+        dataset = LenientDataset(plain, blob.name)
         dataset.file_meta = file_meta  # type: ignore[assignment]
-        rest = file.tell()
+        nbytes = dicom.nbytes(dataset) + (blob.size if decoder.deflated else 0)
         tag, _, length, value = element_at(blob, rest, decoder)
     per_frame = None
     if tag == PER_FRAME_GROUPS:
         per_frame = PerFrameSpan(value, length, decoder.implicit_vr, decoder.little_endian)
         rest = value if length == UNDEFINED else value + length
-    return Header(dataset, uid, decoder, blob, per_frame, rest)
+    return Header(dataset, uid, decoder, blob, per_frame, rest, nbytes)
 
 
 def _inflated(blob: Blob, start: int) -> MemoryBlob:
@@ -196,12 +205,10 @@ def _inflated(blob: Blob, start: int) -> MemoryBlob:
 
 def _described_size(head: MemoryBlob) -> int:
     """Return how large the data set can be that begins so."""
-    from pydicom.filereader import read_dataset
+    from dicomslide.header.lenient import LenientDataset, read_dataset
 
-    from dicomslide.header.lenient import LenientDataset
-
-    file = file_of(head, 0)
-    dataset = LenientDataset(read_dataset(file, False, True, stop_when=_is_bulk), head.name)
+    plain, _ = read_dataset(head, 0, stop_when=_is_bulk)
+    dataset = LenientDataset(plain, head.name)
     try:
         count, pixels = num_frames_of(dataset), pixel_format_of(dataset)
     except MetadataError:  # no image, or its header goes on

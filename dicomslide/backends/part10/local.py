@@ -90,7 +90,7 @@ class _OpenFile:
             file.close()
 
 
-_open_files: Registry[tuple[str, Signature], _OpenFile] = Registry(128)
+_open_files: Registry[tuple[str, Signature], _OpenFile] = Registry(128, "open files")
 
 
 class LocalFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from dicomslide.process.forks import ForkLock
 from dicomslide.process.lazy import lazy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from dicomslide.backends.part10.local import ChangingBlob
     from dicomslide.header.tiling import FramePositions
@@ -33,13 +34,26 @@ class ParsedFile:
     ----------
     file : ChangingBlob
         Its bytes.
+    grown : callable, optional
+        Called with this object whenever it has become larger.
 
     """
 
-    def __init__(self, file: ChangingBlob) -> None:
+    def __init__(
+        self, file: ChangingBlob, grown: Callable[[ParsedFile], None] = lambda parsed: None
+    ) -> None:
         self.file = file
+        self._grown = grown
         self.header = part10.read_header(file)
         self._lock = ForkLock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, approximately: of the header, and of each frame as far as they are."""
+        made = vars(self)
+        positions, _ = made.get("_positions_and_rest", (None, 0))
+        arrays = (positions, made.get("_frames"), made.get("_scanned"))
+        return self.header.nbytes + sum(each.nbytes for each in arrays if each is not None)
 
     @lazy
     def num_frames(self) -> int:
@@ -87,7 +101,9 @@ class ParsedFile:
     def _frames(self) -> pixel_data.Frames:
         pixels, count, described = self._pixel_data, self.num_frames, self.pixel_format
         with errors_of_headers(self.header.blob.name):
-            return pixel_data.locate_frames(self.header, pixels, count, described)
+            frames = pixel_data.locate_frames(self.header, pixels, count, described)
+        vars(self)["_pixel_data"] = pixels.without_tables()
+        return frames
 
     @lazy
     def _scanned(self) -> pixel_data.Frames | None:
@@ -101,13 +117,25 @@ class ParsedFile:
 
     def positions(self) -> FramePositions | None:
         """Return what the per-frame functional groups say; None where they say nothing."""
-        with self._lock:  # one thread scans, the others wait for it
+        with self._growing("_positions_and_rest"):  # one thread scans, the others wait for it
             return self._positions_and_rest[0]
 
     def frames(self) -> pixel_data.Frames:
         """Return where the frames are, by their offset table if there is one."""
+        frames: pixel_data.Frames | None = vars(self).get("_frames")
+        if frames is None:
+            with self._growing("_frames"):
+                frames = self._frames
+        return frames
+
+    @contextlib.contextmanager
+    def _growing(self, name: str) -> Iterator[None]:
+        """Lock this file while a lazy attribute is made, and tell if it was."""
         with self._lock:
-            return self._frames
+            was_made = name in vars(self)
+            yield
+        if not was_made:
+            self._grown(self)
 
     def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
         """Read frames: where their offset table is wrong, as a scan finds them.
@@ -128,7 +156,7 @@ class ParsedFile:
         try:
             return pixel_data.read_frames(frames, self.header.blob, indices)
         except pixel_data.OffsetTableError as error:
-            with self._lock:
+            with self._growing("_scanned"):
                 scanned = self._scanned
             if scanned is None:
                 raise FrameReadError(error.reason, error.source, error.frame) from error
