@@ -36,6 +36,7 @@ from dicomslide.errors import (
     StoreExistsError,
 )
 from dicomslide.options import Options, get_options, set_options
+from dicomslide.process.registry import clear_all
 from dicomslide.utils import (
     does_optical_path_item_match,
     does_segment_item_match,
@@ -167,6 +168,7 @@ __all__ = [
     "__version__",
     "add_scale_bar",
     "assemble_total_pixel_matrix",
+    "clear_all",
     "compute_frame_positions",
     "compute_image_center_position",
     "disassemble_total_pixel_matrix",

@@ -9,9 +9,7 @@ import hypothesis
 import pytest
 
 import dicomslide
-from dicomslide.backends.batching import encoded_frames
 from dicomslide.backends.part10.file import FileSource
-from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
 
 # CI tries the same examples each time; a developer's machine goes on looking for others
@@ -25,11 +23,9 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture(autouse=True)
 def _empty_frame_cache():
     """No test sees what another one decoded or received."""
-    frame_reader._frames.clear()
-    encoded_frames._memory.clear()
+    dicomslide.clear_all()
     yield
-    frame_reader._frames.clear()
-    encoded_frames._memory.clear()
+    dicomslide.clear_all()
 
 
 @pytest.fixture

@@ -8,12 +8,10 @@ import pytest
 from range_server import serving
 
 import dicomslide
-from dicomslide.backends.batching import encoded_frames
 from dicomslide.backends.net import attempts
 from dicomslide.backends.objects import remote, storage
 from dicomslide.backends.objects.remote import RemoteSource
 from dicomslide.backends.part10 import file as file_backend
-from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
 
 __all__ = [
@@ -34,18 +32,12 @@ REGION = dict(offset=(10, 20), level=0, size=(700, 600))
 
 def forget_everything():
     """Be another process."""
-    for registry in (
-        remote._objects, remote._parsed, remote._gatherers, remote._latest, storage._filesystems,
-        file_backend._instances, frame_reader._frames,
-    ):  # fmt: skip
-        registry.clear()
-    forget_bytes()
+    dicomslide.clear_all()
 
 
 def forget_bytes():
     """Ask again for all that is read of an object."""
-    for registry in (remote._heads, remote._ahead, encoded_frames._memory):
-        registry.clear()
+    dicomslide.clear_all("heads of objects", "bytes of objects read ahead", "received frames")
 
 
 @pytest.fixture(autouse=True)

@@ -303,7 +303,7 @@ def test_opening_reads_each_header_once_and_keeps_few_of_them_and_no_pixels(
     written, monkeypatch, frames_read
 ):
     read = count_headers(monkeypatch, kept=3)  # 16 files: as if they were thousands
-    monkeypatch.setattr(local, "_open_files", Registry(2))
+    monkeypatch.setattr(local, "_open_files", Registry(2, "open files"))
     before = count_descriptors()
     slides = dicomslide.open_slides(written)
     dicom = [str(path) for path in written.rglob("*.dcm")]
@@ -323,7 +323,7 @@ def count_headers(monkeypatch, kept):
         return original(blob)
 
     monkeypatch.setattr(file.part10, "read_header", counting)
-    monkeypatch.setattr(file, "_instances", Registry(kept))
+    monkeypatch.setattr(file, "_instances", Registry(kept, "parsed files"))
     # one after the other, however slow: several at once push each other out of so few
     monkeypatch.setattr(cohort, "PATIENCE", float("inf"))
     return read

@@ -24,7 +24,6 @@ from zarr.storage import LocalStore, MemoryStore
 import dicomslide
 from dicomslide import to_ome_zarr
 from dicomslide.cli import main
-from dicomslide.export import target
 from dicomslide.export.target import ShardedArray, Target
 from dicomslide.testing import write_slide
 
@@ -463,7 +462,7 @@ def bucket():
     client.create_bucket(Bucket="exports")
     yield {"key": "someone", "secret": "SECRET", "client_kwargs": kwargs}
     server.stop()
-    target._stores._values.clear()
+    dicomslide.clear_all("exported stores")
     gc.collect()  # sessions of s3fs say here, where it is expected, that nobody closed them
 
 

@@ -13,13 +13,8 @@ import pytest
 
 import dicomslide
 from dicomslide import options
-from dicomslide.backends import base
-from dicomslide.backends.batching import encoded_frames
-from dicomslide.backends.part10 import file, local
 from dicomslide.header import lenient
-from dicomslide.process import forks
-from dicomslide.process import registry as cache
-from dicomslide.readers import frame_reader
+from dicomslide.process import forks, registry
 from dicomslide.testing import position_values
 
 pytestmark = [
@@ -51,9 +46,7 @@ def pixels():
     return slide.get_image_region((0, 0), 0, (100, 120))
 
 def forget():
-    from dicomslide.process.registry import _kept
-    for each in list(_kept):
-        each.clear()
+    dicomslide.clear_all()
 
 def read():
     with dicomslide.set_options(num_threads=2):
@@ -163,9 +156,8 @@ def in_child(function):
 def test_a_lock_held_while_the_process_forks_does_not_stop_the_child(position_slide):
     slide = dicomslide.open_slide(position_slide, correct_color=False)
     image = slide.get_volume_images()[0]
-    locks = [frame_reader._frames._lock, frame_reader._decoding._lock, base._layouts._lock,
-             file._instances._lock, local._open_files._lock, image._source._instance()._lock,
-             lenient._reading, options._current._lock, encoded_frames._memory._lock]  # fmt: skip
+    locks = [registry._budget.lock, image._source._instance()._lock, lenient._reading,
+             options._current._lock]  # fmt: skip
     release = threading.Event()
     holders = []
     for lock in locks:
@@ -240,7 +232,7 @@ def test_a_child_has_the_switch_of_validation_as_it_was():
 
 def test_what_is_gone_is_not_started_anew():
     before = len(forks._started)
-    kept = [cache.Registry(3) for _ in range(10)]
+    kept = [forks.ForkLock() for _ in range(10)]
     assert len(forks._started) == before + 10
     del kept
     assert len(forks._started) == before

@@ -583,11 +583,11 @@ def test_reads_of_any_number_of_frames_share_their_threads(matrices):
     matrix, _ = matrices["uint8 RGB"]
     with dicomslide.set_options(num_threads=5):
         matrix[...]
-        (pool,) = frame_reader._decoding._values.values()
+        pool = frame_reader._decoding.get(4, make=lambda: None)
         for tiles in range(1, 10):
             frame_reader._frames.clear()
             matrix[:tiles]
-            assert list(frame_reader._decoding._values.values()) == [pool]
+            assert frame_reader._decoding.get(4, make=lambda: None) is pool
 
 
 def test_frames_that_decode_quickly_are_kept_only_when_asked_for(tissue_slide):

@@ -148,7 +148,7 @@ def test_encoded_frames_beyond_the_bound_are_freed_at_once():
 
 
 def test_a_cache_holds_no_more_than_it_may_while_the_bound_changes():
-    cache = FrameCache(lambda: get_options().frame_cache_bytes)
+    cache = FrameCache(lambda: get_options().frame_cache_bytes, "frames")
     stop = threading.Event()
 
     def work(image):

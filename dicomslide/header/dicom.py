@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pydicom.sr.coding import Code
 
 __all__ = [
+    "PER_ELEMENT",
     "BULK_SIMPLE_ANNOTATIONS_STORAGE",
     "PARAMETRIC_MAP_STORAGE",
     "SEGMENTATION_STORAGES",

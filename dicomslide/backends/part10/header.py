@@ -13,13 +13,13 @@ import zlib
 from typing import TYPE_CHECKING
 
 from dicomslide.errors import MetadataError, NotDicomError
-from dicomslide.header import dicom
 from dicomslide.header.blobs import (
     MOST_HEADER,
     Blob,
     MemoryBlob,
     errors_of_headers,
 )
+from dicomslide.header.dicom import PER_ELEMENT
 from dicomslide.header.layout import num_frames_of, pixel_format_of
 from dicomslide.header.per_frame import UNDEFINED, PerFrameSpan, find_items
 from dicomslide.options import check_memory, get_options
@@ -169,7 +169,9 @@ def _read_header(
         )
         dataset = LenientDataset(plain, blob.name)
         dataset.file_meta = file_meta  # type: ignore[assignment]
-        nbytes = dicom.nbytes(dataset) + (blob.size if decoder.deflated else 0)
+        nbytes = rest - start + PER_ELEMENT * len(dataset)
+        if decoder.deflated:
+            nbytes += blob.size
         tag, _, length, value = element_at(blob, rest, decoder)
     per_frame = None
     if tag == PER_FRAME_GROUPS:
