@@ -1,7 +1,7 @@
 """DICOM whole slide images as lazy, labelled arrays.
 
-What leads to arrays is imported when it is first used, modules such as ``dicomslide.recipes`` among
-it: importing the package costs neither xarray nor dask.
+Names and submodules that need dask, xarray or Pillow are imported at first use, so that
+``import dicomslide`` imports none of these.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from dicomslide.utils import (
 )
 
 if TYPE_CHECKING:
-    from dicomslide import (  # noqa: F401 - attributes of the package, as those of __getattr__ are
+    from dicomslide import (  # noqa: F401 - submodules, which __getattr__ imports
         image,
         matrix,
         openslide,
@@ -89,7 +89,7 @@ if TYPE_CHECKING:
         disassemble_total_pixel_matrix,
     )
 
-_LATE = {
+_LAZY_MODULES = {
     "AnnotationGroup": "annotation.group",
     "Cohort": "slide.cohort",
     "Measurement": "annotation.group",
@@ -122,8 +122,9 @@ _LATE = {
     "to_ome_zarr": "export.ome_zarr",
     "to_spatialdata": "export.spatialdata",
 }
+"""Module of each public name that is imported at first use."""
 
-_MODULES = {
+_SUBMODULES = {
     "enum", "errors", "image", "matrix", "openslide", "options", "pyramid", "recipes", "slide",
     "testing", "tile", "utils",
 }  # fmt: skip
@@ -201,17 +202,17 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _SUBMODULES:
         try:
             return importlib.import_module(f"{__name__}.{name}")
-        except ImportError as error:  # hasattr and inspect expect this one
+        except ImportError as error:  # hasattr and inspect expect an AttributeError
             raise AttributeError(str(error)) from error
-    if name not in _LATE:
+    if name not in _LAZY_MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_LAZY_MODULES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_MODULES})
+    return sorted({*__all__, *_SUBMODULES})

@@ -1,4 +1,4 @@
-"""The command line by the name of the package: ``python -m dicomslide``."""
+"""Entry point of ``python -m dicomslide``, which runs the command line."""
 
 from __future__ import annotations
 

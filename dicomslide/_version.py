@@ -1,3 +1,3 @@
-"""The version of the package: read by the build, and by whatever names it."""
+"""Version of the package."""
 
 __version__ = "0.8.0.dev0"

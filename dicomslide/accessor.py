@@ -1,7 +1,6 @@
-"""The accessor ``slide`` of xarray's arrays, datasets and trees.
+"""Registers the accessor ``slide`` of xarray's arrays, datasets and trees.
 
-``import dicomslide.accessor`` registers it, and so does xarray's engine, which xarray loads
-whatever it opens.
+The xarray engine registers it too; xarray imports the engine when it first opens any file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line: info, thumbnail, export, demo."""
+"""The command line ``dicomslide``: info, thumbnail, export, demo."""
 
 from __future__ import annotations
 
@@ -30,15 +30,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        Arguments; those of the process if not given.
+        Arguments; by default ``sys.argv[1:]``.
 
     Returns
     -------
     int
-        Exit code: 0, or 1 where something failed. Wrong usage exits with 2.
+        Exit code: 0; 1 after an error, which is printed; 130 after Ctrl+C.
+
+    Raises
+    ------
+    SystemExit
+        With code 2 after wrong usage, 0 after ``--help`` and ``--version``.
 
     """
-    with _spelling_out(sys.stdout), _spelling_out(sys.stderr):
+    with _transliterating(sys.stdout), _transliterating(sys.stderr):
         return _run(_parser().parse_args(arguments))
 
 
@@ -48,8 +53,8 @@ def _run(options: argparse.Namespace) -> int:
             warnings.showwarning = _show_warning  # type: ignore[assignment]  # fewer arguments
             code: int = options.run(options)
             return code
-    except BrokenPipeError:  # whoever reads has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing is left to flush
+    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - takes what Python flushes at exit
         return 0
     except (DicomSlideError, OSError, MemoryError, ImportError) as error:
         _show_error(f"error: {error}", error)
@@ -59,37 +64,42 @@ def _run(options: argparse.Namespace) -> int:
         return 130
 
 
-SPELLED_OUT = "dicomslide.spelled_out"
-"""How text is written to a terminal that lacks some of its letters."""
-SPELLINGS = {
+TRANSLITERATE = "dicomslide.transliterate"
+"""Name of the codec error handler that writes ASCII for characters outside the encoding."""
+TRANSLITERATIONS = {
     "×": "x", "µ": "u", "°": " deg", "²": "2", "−": "-", "–": "-", "…": "...", "’": "'",
     "─": "-", "│": "|", "├": "|", "└": "`",
 }  # fmt: skip
 
 
-def _spelled_out(error: UnicodeError) -> tuple[str, int]:
-    """Spell out what an encoding lacks; of a name, its code."""
+def _transliterate(error: UnicodeError) -> tuple[str, int]:
+    """Replace characters that an encoding lacks by ASCII, or by a backslash escape."""
     assert isinstance(error, UnicodeEncodeError)
     missing = error.object[error.start : error.end]
-    spelled = (SPELLINGS.get(c, c.encode("ascii", "backslashreplace").decode()) for c in missing)
-    return "".join(spelled), error.end
+    ascii_only = (
+        TRANSLITERATIONS.get(c, c.encode("ascii", "backslashreplace").decode()) for c in missing
+    )
+    return "".join(ascii_only), error.end
 
 
-codecs.register_error(SPELLED_OUT, _spelled_out)
+codecs.register_error(TRANSLITERATE, _transliterate)
 
 
 @contextlib.contextmanager
-def _spelling_out(stream: Any) -> Iterator[None]:
-    """Let a stream take any text; one that isn't a file's, such as a notebook's, does already."""
+def _transliterating(stream: Any) -> Iterator[None]:
+    """Set a text stream's error handler, so that no character raises a UnicodeEncodeError.
+
+    Streams that can't be reconfigured, such as a notebook's, are left as they are.
+    """
     before = getattr(stream, "errors", None)
     if before is None or not hasattr(stream, "reconfigure"):
         yield
         return
-    stream.reconfigure(errors=SPELLED_OUT)
+    stream.reconfigure(errors=TRANSLITERATE)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # it writes what is left, and nobody may read it
+        with contextlib.suppress(OSError):  # it flushes; the pipe may be closed
             stream.reconfigure(errors=before)
 
 
@@ -110,10 +120,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     info = commands.add_parser(
-        "info", help="show what a slide consists of; of several slides, a line each"
+        "info", help="list the levels and images of a slide, or one line for each of several slides"
     )
     info.add_argument("--json", action="store_true",
-                      help="print JSON instead: a list of slides, of one slide too")  # fmt: skip
+                      help="print JSON: a list with an object for each slide")  # fmt: skip
     info.set_defaults(run=_info)
 
     thumbnail = commands.add_parser("thumbnail", help="save an upright picture of the slide")
@@ -124,19 +134,19 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write the slide as OME-Zarr")
     again = export.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with an interrupted export")
-    again.add_argument("--overwrite", action="store_true", help="replace a store that is there")
+    again.add_argument("--resume", action="store_true", help="complete an interrupted export")
+    again.add_argument("--overwrite", action="store_true", help="replace an existing store")
     export.add_argument("--shard-size", type=_positive, default=2048, metavar="PIXELS",
                         help="edge of a shard, a file each (default: %(default)s)")  # fmt: skip
     export.add_argument("--compression", choices=("zstd", "blosc"), default="zstd",
-                        help="of chunks, without loss (default: %(default)s)")  # fmt: skip
+                        help="lossless codec of chunks (default: %(default)s)")  # fmt: skip
     export.set_defaults(run=_export)
 
     demo = commands.add_parser(
         "demo", help="open a slide with xarray, measure its tissue with dask, draw the result"
     )
     demo.add_argument("--output", type=Path, default=Path("dicomslide-demo"), metavar="FOLDER",
-                      help="where pictures are saved (default: %(default)s)")  # fmt: skip
+                      help="folder for the pictures (default: %(default)s)")  # fmt: skip
     demo.set_defaults(run=_demo)
 
     for command in (info, thumbnail, export, demo):
@@ -149,16 +159,20 @@ def _parser() -> argparse.ArgumentParser:
             help="DICOM file or folder, or its URL"
             + (" (default: a synthetic slide)" if optional else ""),
         )
-        command.add_argument("--container-id", help="which slide, where a folder holds several")
-        command.add_argument("--frame-of-reference-uid", help="which scan, where there are two")
+        command.add_argument("--container-id",
+                             help="Container Identifier of the slide, if a folder holds"
+                             " several")  # fmt: skip
+        command.add_argument("--frame-of-reference-uid",
+                             help="Frame of Reference UID of the scan, if a slide has"
+                             " several")  # fmt: skip
         command.add_argument("--pyramid", type=_pyramid,
-                             help="which pyramid, where a glass has several: its number, from 0"
+                             help="the pyramid, if a slide has several: its number, from 0"
                              " (the largest), its Pyramid UID, or the name of a file")  # fmt: skip
         command.add_argument("--as-stated", action="store_true",
-                             help="take the stated origin of each level")  # fmt: skip
+                             help="place each level by the origin in its own header")  # fmt: skip
     thumbnail.add_argument("out", type=Path, metavar="OUT", help="picture to write, e.g. out.png")
     export.add_argument(
-        "out", type=_path, metavar="OUT", help="folder to write, e.g. out.zarr; a URL"
+        "out", type=_path, metavar="OUT", help="folder or URL to write, e.g. out.zarr"
     )
     return parser
 
@@ -181,7 +195,7 @@ def _pyramid(text: str) -> int | str:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} isn't a number above zero")
+        raise argparse.ArgumentTypeError(f"{text!r} isn't an integer above zero")
     return int(text)
 
 
@@ -198,7 +212,7 @@ def _info(options: argparse.Namespace) -> int:
     from dicomslide.slide.cohort import open_slides
 
     if len(options.slide) == 1:
-        (options.slide,) = options.slide  # the URL of a DICOMweb server isn't read in a list
+        (options.slide,) = options.slide  # a DICOMweb URL is accepted alone, not in a list
     chosen = (options.container_id, options.frame_of_reference_uid, options.pyramid)
     if any(each is not None for each in chosen):
         slide = _open(options)
@@ -216,17 +230,17 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _show(slides: Iterable[tuple[str, Slide]], as_json: bool) -> None:
-    """Print all of each slide: as JSON, a list of objects of the same keys."""
+    """Print the description of each slide: as text, or as a JSON list of objects."""
     described = [{"name": name} | slide.describe() for name, slide in slides]
     if as_json:
-        print(json.dumps(described, indent=2, ensure_ascii=not _takes_unicode()))
+        print(json.dumps(described, indent=2, ensure_ascii=not _stdout_is_unicode()))
         return
     for each in described:
         _show_slide(each)
 
 
-def _takes_unicode() -> bool:
-    """Whether standard output takes any letter: JSON has its own way to spell out others."""
+def _stdout_is_unicode() -> bool:
+    """Whether standard output encodes all characters; else JSON escapes those beyond ASCII."""
     return codecs.lookup(sys.stdout.encoding or "ascii").name.startswith("utf")
 
 
@@ -281,7 +295,7 @@ def _thumbnail(options: argparse.Namespace) -> int:
         raise MetadataError(str(error)) from error
     try:
         Image.fromarray(pixels).save(options.out)
-    except (ValueError, KeyError) as error:  # a name without a format that Pillow writes
+    except (ValueError, KeyError) as error:  # a file extension that Pillow doesn't write
         raise OSError(f"{options.out}: can't be written: {error}") from error
     print(f"{options.out}: {pixels.shape[1]} × {pixels.shape[0]} pixels")
     return 0

@@ -1,4 +1,4 @@
-"""The main job in one go: open a slide, measure its tissue, crop a region, draw it all."""
+"""The command ``dicomslide demo``: measures the tissue of a slide, crops and draws a region."""
 
 from __future__ import annotations
 
@@ -25,32 +25,35 @@ __all__ = ["run"]
 SYNTHETIC_SHAPE = (8192, 10240)
 SYNTHETIC_DOWNSAMPLES = (1, 4, 8, 16)
 CHUNK_SIZE = "12MiB"
-"""Of what ``chunks="auto"`` makes: about 2,048² pixels."""
-CELLS = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01)
-"""Edges in mm, of which the first that fits a few times into the slide cuts it into cells."""
+"""dask's ``array.chunk-size`` for ``chunks="auto"``: about 2,048² pixels in colour."""
+CELL_SIZES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01)
+"""Candidate edges in mm of the cells whose tissue fraction is shown; the largest that fits
+3.5 times into the shorter edge of the slide is used."""
 
 
 def run(slide: Slide | None, output: Path) -> None:
-    """Run the demonstration.
+    """Print the tissue area of a slide, and save three pictures of it.
 
     Parameters
     ----------
     slide : Slide or None
-        The slide; a synthetic one is written if it is None.
+        The slide; None writes and opens a synthetic slide in ``output / "slide"``.
     output : pathlib.Path
-        Folder for pictures, made if it isn't there.
+        Folder of ``slide.png``, ``tissue.png`` and ``region.png``, created if absent.
 
     Raises
     ------
     ImportError
-        When matplotlib isn't installed; scikit-image is missed as the module is imported.
+        When matplotlib isn't installed. (scikit-image is needed to import this module.)
+    MetadataError
+        When the slide has no image with an upright position in mm.
 
     """
     try:
         import matplotlib as mpl
     except ImportError:
         raise ImportError(
-            "the demo draws with matplotlib, which isn't installed: pip install 'dicomslide[plot]'"
+            "the demo needs matplotlib, which isn't installed: pip install 'dicomslide[plot]'"
         ) from None
     mpl.use("Agg")
     import dask.base
@@ -61,7 +64,7 @@ def run(slide: Slide | None, output: Path) -> None:
 
     output.mkdir(parents=True, exist_ok=True)
     if slide is None:
-        _write(output / "slide")
+        _write_synthetic(output / "slide")
         slide = open_slide(output / "slide")
     with dask.config.set({"array.chunk-size": CHUNK_SIZE}):
         tree = xr.open_datatree(
@@ -79,7 +82,7 @@ def run(slide: Slide | None, output: Path) -> None:
     ]
     if not levels or "x" not in levels[0].dims:
         raise MetadataError(
-            f"{slide.name}: the demo needs an image with an upright place on the slide"
+            f"{slide.name}: no image has an upright position in mm, which the demo needs"
         )
     image, coarsest = (
         level.isel({dim: 0 for dim in ("channel", "z") if dim in level.dims})
@@ -87,7 +90,7 @@ def run(slide: Slide | None, output: Path) -> None:
     )
     threshold = float(tissue_threshold(coarsest))
     mask = tissue_mask(image, threshold)
-    cell = next((c for c in CELLS if min(_extent(image)) >= 3.5 * c), CELLS[-1])
+    cell = next((c for c in CELL_SIZES if min(_extent(image)) >= 3.5 * c), CELL_SIZES[-1])
     spacing = dict(zip(("x", "y"), image.slide.spacing, strict=True))
     windows = {dim: max(1, round(cell / size)) for dim, size in spacing.items()}
     cells = mask.astype(np.uint32).coarsen(windows, boundary="trim").sum()
@@ -114,7 +117,7 @@ def run(slide: Slide | None, output: Path) -> None:
         print(f"saved {path}")
 
 
-def _write(folder: Path) -> None:
+def _write_synthetic(folder: Path) -> None:
     from dicomslide.testing import write_slide
 
     rows, columns = SYNTHETIC_SHAPE
@@ -123,14 +126,15 @@ def _write(folder: Path) -> None:
 
 
 def _extent(image: xr.DataArray) -> tuple[float, float]:
+    """Return (width, height) in mm."""
     x_min, y_min, x_max, y_max = image.slide.extent
     return x_max - x_min, y_max - y_min
 
 
 def _region(image: xr.DataArray, fraction: xr.DataArray) -> xr.DataArray:
-    """Crop a square of a few hundred pixels where most of the tissue is, by millimetres."""
+    """Return a square of at most 640 pixels around the cell with the most tissue, cropped in mm."""
     inner = fraction.isel(y=slice(1, -1), x=slice(1, -1)) if min(fraction.shape) > 2 else fraction
-    if not inner.size:  # smaller than a cell
+    if not inner.size:  # the slide is smaller than a cell
         return image.load()
     best = inner.isel(inner.argmax(...))
     half = min(320 * image.slide.spacing[0], *(edge / 3 for edge in _extent(image)))
@@ -199,7 +203,7 @@ def _draw(
     width_mm, height_mm = _extent(region)
     axes.add_patch(_rectangle(float(region.x[0]), float(region.y[-1]), width_mm, height_mm))
     axes.set(xlim=(bounds[0], bounds[2]), ylim=(bounds[1], bounds[3]))
-    axes.set_title(f"tissue (outlined), and its fraction in cells of {cell:g} × {cell:g} mm")
+    axes.set_title(f"tissue (outlined) and tissue fraction in cells of {cell:g} × {cell:g} mm")
     add_scale_bar(axes)
     save(figure, "tissue.png")
 
@@ -216,7 +220,7 @@ def _draw(
 
 
 def _cells(axes: Axes, fraction: xr.DataArray, cell: float) -> None:
-    """Draw the borders of the cells, and in each its fraction."""
+    """Draw the borders of the cells and the tissue fraction of each."""
     style: dict[str, Any] = dict(color="0.35", linewidth=0.6, linestyle=":")
     half = cell / 2
     for x in fraction.x.values:

@@ -296,7 +296,7 @@ def test_what_a_module_needs_and_isnt_installed_is_said():
         "dicomslide.recipes"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "AttributeError: recipes use scikit-image, which isn't installed" in out.stderr
+    assert "AttributeError: recipes need scikit-image, which isn't installed" in out.stderr
 
 
 def test_decoded_frames_are_kept_as_documented():

@@ -1,8 +1,8 @@
-"""Analysis of slides in short functions, to use as they are and to write one's own from.
+"""Functions for common analysis of slides, to use as they are or as a starting point.
 
-Each takes labelled arrays (:class:`xarray.DataArray`) of a slide's tree and returns labelled
-arrays in the same millimetres. They are lazy: dask computes them, on threads, on processes or on
-a cluster, with the same result.
+Each takes labelled arrays (:class:`xarray.DataArray`) of a slide's tree and returns lazy labelled
+arrays with coordinates in the same millimetres. Results are equal on threads, processes and
+clusters.
 
     tree = dicomslide.open_slide("slide/").to_datatree(chunks="auto")
     threshold = recipes.tissue_threshold(tree["level_2"].image)
@@ -16,7 +16,7 @@ try:
     import skimage  # noqa: F401
 except ImportError:
     raise ImportError(
-        "recipes use scikit-image, which isn't installed: pip install 'dicomslide[recipes]'"
+        "recipes need scikit-image, which isn't installed: pip install 'dicomslide[recipes]'"
     ) from None
 
 from dicomslide.recipes.stains import estimate_stains, separate_stains

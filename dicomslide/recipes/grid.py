@@ -1,4 +1,4 @@
-"""The grid of pixels that an array lies on: what its coordinates in mm say."""
+"""Coordinates in mm of arrays that are coarser than their image."""
 
 from __future__ import annotations
 
@@ -17,24 +17,29 @@ __all__ = ["coarser"]
 def coarser(
     array: xr.DataArray, dim: str, *, factor: int, first: int, length: int
 ) -> xr.Coordinates:
-    """Return the coordinate of boxes of pixels: their centres in mm.
+    """Return the coordinate of an array whose pixels are boxes of an image's pixels.
 
     Parameters
     ----------
     array : xarray.DataArray
-        With the pixels that are put together.
+        The image, with the coordinate `dim` in mm.
     dim : str
         ``y`` or ``x``.
     factor : int
-        How many pixels make a box along the dim.
+        Pixels per box along the dim.
     first : int
-        Index of the pixel that the first box begins with; negative where it begins outside.
+        Index of the first pixel of the first box; negative if that pixel is outside of the image.
     length : int
         Number of boxes.
 
+    Returns
+    -------
+    xarray.Coordinates
+        Centres of the boxes in mm.
+
     """
     if factor == 1:
-        return array[dim].coords  # to the last bit, and with the same index: they align
+        return array[dim].coords  # bit for bit equal, with the same index, so that both align
     step = step_of(array, dim)
     starts = first + factor * np.arange(length)
     centres = float(array[dim][0]) + step * (starts + (factor - 1) / 2)

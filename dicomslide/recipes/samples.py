@@ -1,4 +1,4 @@
-"""Whether an image is in colour or in grey: what its dims say."""
+"""The dim along which an image has red, green and blue."""
 
 from __future__ import annotations
 
@@ -12,26 +12,32 @@ if TYPE_CHECKING:
 __all__ = ["colors_along_sample"]
 
 COLORS = ["r", "g", "b"]
-PLACES = ("y", "x", "row", "column", "z")
-NO_COLORS = (*DIMS.values(), "stain")
-"""Dims along which the arrays of this package have no colours; a number may follow the name."""
+SPATIAL_DIMS = ("y", "x", "row", "column", "z")
+NON_COLOR_DIMS = (*DIMS.values(), "stain")
+"""Dims of this package that don't hold colours; a number may follow the name (``channel_2``)."""
 
 
 def colors_along_sample(image: xr.DataArray) -> xr.DataArray:
-    """Return an image whose colours, if it has any, lie along the dim ``sample``.
+    """Return an image with its colours, if any, along the dim ``sample``.
 
-    So do those of a slide's tree. OME-Zarr that is opened again has them along ``c``.
+    Images of a slide's tree are returned as they are. In those of an exported OME-Zarr, whose
+    colours are along ``c``, that dim is renamed.
 
     Parameters
     ----------
     image : xarray.DataArray
         With the dims ``y``, ``x`` and others.
 
+    Returns
+    -------
+    xarray.DataArray
+        The same pixels; without the dim ``sample`` if the image is greyscale.
+
     Raises
     ------
     ValueError
-        When a dim is neither of colours nor known to be of none: taken for grey, a colour image
-        would give wrong results in silence.
+        When a dim is unknown: it might hold colours, and a colour image that is processed as
+        greyscale would give wrong results silently.
 
     """
     if "sample" not in image.dims and "c" in image.dims and "c" in image.coords:
@@ -40,10 +46,10 @@ def colors_along_sample(image: xr.DataArray) -> xr.DataArray:
             return image.rename(c="sample")
     for dim in image.dims:
         name = str(dim)
-        if name not in (*PLACES, "sample") and not name.startswith(NO_COLORS):
+        if name not in (*SPATIAL_DIMS, "sample") and not name.startswith(NON_COLOR_DIMS):
             raise ValueError(
-                f"the dim {name!r} of an image with the dims {image.dims} may be of colours or of"
-                f" channels: rename it, such as image.rename({name}='sample') for red, green and"
-                f" blue, image.rename({name}='channel') for channels"
+                f"the dim {name!r} of an image with the dims {image.dims} may hold colours or"
+                f" channels: rename it, with image.rename({name}='sample') for red, green and"
+                f" blue, or image.rename({name}='channel') for channels"
             )
     return image

@@ -1,4 +1,4 @@
-"""How much of each stain there is in a pixel."""
+"""Stain separation by colour deconvolution, and estimation of stain colours."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ if TYPE_CHECKING:
 
 __all__ = ["estimate_stains", "separate_stains"]
 
-TRANSPARENT = 0.15
+MIN_DENSITY = 0.15
 """Optical density below which a pixel is glass (Macenko 2009)."""
-EXTREMES = (1, 99)
-"""Percentiles of the angles between which stains are mixed (Macenko 2009)."""
-ENOUGH = 100
-"""Stained pixels without which nothing can be estimated."""
-ALIKE = 0.02
-"""Sine of the angle between two stains that are one."""
+ANGLE_PERCENTILES = (1, 99)
+"""Percentiles of the angle in the plane of both stains: the pure stains (Macenko 2009)."""
+MIN_STAINED_PIXELS = 100
+"""Fewer stained pixels than these raise an error."""
+MIN_SINE = 0.02
+"""Sine of the angle between two stain colours below which they are one stain."""
 
 
 def separate_stains(image: xr.DataArray, stains: xr.DataArray | None = None) -> xr.DataArray:
-    """Return how much of each stain there is, by colour deconvolution (Ruifrok 2001).
+    """Return the amount of each stain, by colour deconvolution (Ruifrok 2001).
 
     Parameters
     ----------
     image : xarray.DataArray
-        8-bit colour, with red, green and blue along ``sample``, or along ``c``, as in OME-Zarr
-        that is opened again: any region of any level.
+        Any region of any level in 8-bit colour, with red, green and blue along ``sample``, or
+        along ``c`` for an exported OME-Zarr.
     stains : xarray.DataArray, optional
-        The colours of three stains as optical densities, dims (stain, sample): see
+        Colours of three stains as optical densities, dims (stain, sample): see
         :func:`estimate_stains`. By default scikit-image's haematoxylin, eosin and DAB.
 
     Returns
     -------
     xarray.DataArray
-        float32, with the dims and the millimetres of the image, but ``stain`` for ``sample``;
-        in scikit-image's unit, in which 1 is an optical density of 6.
+        float32, lazy if the image is, with the dims and coordinates of the image, except ``stain``
+        in place of ``sample``; in scikit-image's unit, in which 1 is an optical density of 6.
 
     Raises
     ------
@@ -62,8 +62,8 @@ def separate_stains(image: xr.DataArray, stains: xr.DataArray | None = None) -> 
         )
     elif dict(stains.sizes) != {"stain": 3, "sample": 3}:
         raise ValueError(
-            f"stains are three, of which the last may be a residual, with the dims stain and"
-            f" sample: not {dict(stains.sizes)}"
+            f"stains have the sizes {dict(stains.sizes)}; expected three stains (the third may be"
+            " a residual) with three samples: {'stain': 3, 'sample': 3}"
         )
     separated = xr.apply_ufunc(
         _separated,
@@ -79,24 +79,24 @@ def separate_stains(image: xr.DataArray, stains: xr.DataArray | None = None) -> 
 
 
 def estimate_stains(image: xr.DataArray) -> xr.DataArray:
-    """Estimate the colours of haematoxylin and eosin on this very slide (Macenko 2009).
+    """Estimate the colours of haematoxylin and eosin of a slide (Macenko 2009).
 
     Parameters
     ----------
     image : xarray.DataArray
-        A whole level in 8-bit colour; a coarse one, for its pixels are looked at together.
+        A whole level in 8-bit colour. Use a coarse one: all its pixels are in memory at once.
 
     Returns
     -------
     xarray.DataArray
-        Optical densities, of length one, dims (stain, sample): haematoxylin, eosin and the
-        residual, which is neither. Lazy.
+        Optical densities as unit vectors, dims (stain, sample): haematoxylin, eosin and the
+        residual, which is orthogonal to both. Lazy if the image is.
 
     Raises
     ------
     ValueError
-        When the image isn't in 8-bit colour; as it is computed, when hardly anything is stained,
-        or all in one colour.
+        When the image isn't in 8-bit colour; on computation, when fewer than 100 pixels are
+        stained, or all have one colour.
 
     """
     import xarray as xr
@@ -120,14 +120,14 @@ def _in_color(image: xr.DataArray) -> xr.DataArray:
     image = colors_along_sample(image)
     if image.dtype != np.uint8 or image.sizes.get("sample") != 3:
         raise ValueError(
-            f"stains are those of an image in 8-bit colour; this one is {image.dtype} with the dims"
-            f" {image.dims}"
+            f"the image is {image.dtype} with the dims {image.dims}; expected 8-bit colour: uint8"
+            " with three samples"
         )
     return image
 
 
 def _in_one_chunk(image: xr.DataArray, *dims: Hashable) -> xr.DataArray:
-    """Put chunks along some dims together; what is computed already stays so."""
+    """Rechunk an array to one chunk along some dims, if it is a dask array."""
     return image if image.chunks is None else image.chunk(dict.fromkeys(dims, -1))
 
 
@@ -139,20 +139,23 @@ def _separated(pixels: NDArray[np.uint8], stains: NDArray[np.float64]) -> NDArra
 
 
 def _estimated(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    light = (pixels.reshape(-1, 3).astype(np.float64) + 1) / 256  # no logarithm of zero
+    light = (pixels.reshape(-1, 3).astype(np.float64) + 1) / 256  # +1: no logarithm of zero
     density = -np.log(light)
-    density = density[(density > TRANSPARENT).all(axis=1)]
-    if len(density) < ENOUGH:
-        raise ValueError(f"only {len(density)} pixels are stained: too few to estimate stains")
+    density = density[(density > MIN_DENSITY).all(axis=1)]
+    if len(density) < MIN_STAINED_PIXELS:
+        raise ValueError(
+            f"only {len(density)} pixels are stained; expected {MIN_STAINED_PIXELS} or more to"
+            " estimate stains"
+        )
     _, axes = np.linalg.eigh(np.cov(density.T))
     plane = axes[:, :0:-1]  # the two directions in which colours vary most
     plane = plane * np.where(plane.sum(axis=0) < 0, -1, 1)
     across, along = (density @ plane).T[::-1]
-    angles = np.percentile(np.arctan2(across, along), EXTREMES)
+    angles = np.percentile(np.arctan2(across, along), ANGLE_PERCENTILES)
     pair = np.stack([np.cos(angles), np.sin(angles)], axis=1) @ plane.T
-    pair = pair[np.argsort(-pair[:, 0])]  # haematoxylin is blue: it takes more red away
+    pair = pair[np.argsort(-pair[:, 0])]  # haematoxylin first: blue, it absorbs more red
     residual: NDArray[Any] = np.cross(*pair)
     sine = float(np.linalg.norm(residual))
-    if sine < ALIKE:
+    if sine < MIN_SINE:
         raise ValueError("all stained pixels have one colour: there are no two stains")
     return np.stack([*pair, residual / sine])

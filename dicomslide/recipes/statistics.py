@@ -1,4 +1,4 @@
-"""What an image is like under each segment of a segmentation."""
+"""Area, mean and standard deviation of an image in each segment of a segmentation."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ __all__ = ["segment_statistics"]
 
 
 def segment_statistics(image: xr.DataArray, segmentation: xr.DataArray) -> xr.Dataset:
-    """Measure each segment: its area, and mean and standard deviation of the image under it.
+    """Return the area of each segment, and mean and standard deviation of the image in it.
 
-    Everything is read once: chunk by chunk, pixels are counted, and they and their squares
-    summed up.
+    Both arrays are read once, chunk by chunk.
 
     Parameters
     ----------
     image : xarray.DataArray
         Dims ``y``, ``x`` and others, such as ``sample`` or ``channel``.
     segmentation : xarray.DataArray
-        Of the same pixels: bool, dims ``y``, ``x`` and perhaps ``segment``; or a label map of
-        integers, whose attribute ``flag_values`` lists the segments, dims ``y`` and ``x``.
+        On the same grid: bool, dims ``y``, ``x`` and optionally ``segment``; or a label map of
+        unsigned integers whose attribute ``flag_values`` lists the segments, dims ``y`` and ``x``.
 
     Returns
     -------
     xarray.Dataset
         ``area`` in mm², dims (segment); ``mean`` and ``std`` (of the population), dims (segment,
-        ...) with the other dims of the image. Lazy; NaN where a segment has no pixels, or one
-        that is NaN.
+        ...) with the other dims of the image. Lazy. Mean and standard deviation are NaN for a
+        segment that is empty or contains a NaN.
 
     Raises
     ------
     ValueError
-        When the two don't lie on the same pixels, or the segmentation is of another kind.
+        When the coordinates of the two differ, or the segmentation is neither a mask nor a label
+        map.
 
     """
     import dask.array as da
@@ -50,18 +50,24 @@ def segment_statistics(image: xr.DataArray, segmentation: xr.DataArray) -> xr.Da
     if labels is not None:
         labels = np.asarray(labels)
         if segmentation.dtype.kind != "u" or labels.min() < 0:
-            raise ValueError(f"a label map has unsigned integers, not {segmentation.dtype}")
+            raise ValueError(
+                f"the segmentation is {segmentation.dtype}; expected unsigned integers for a label"
+                " map"
+            )
         names = segmentation.attrs.get("segment_labels", labels.astype(str))
         segments = {"segment": labels.astype(str), "segment_label": ("segment", names)}
     elif segmentation.dtype == np.bool_:
         if "segment" not in segmentation.dims:
             segmentation = segmentation.expand_dims("segment")
-        segments = _without_place(segmentation)
+        segments = _non_spatial_coords(segmentation)
     else:
-        raise ValueError("a segmentation is bool, or has the attribute flag_values: compare it")
+        raise ValueError(
+            f"the segmentation is {segmentation.dtype} without the attribute flag_values; expected"
+            " bool or a label map: compare fractions with a threshold, such as segmentation > 0.5"
+        )
     image, segmentation = xr.align(image, segmentation, join="exact", copy=False)
     others = [dim for dim in image.dims if dim not in ("y", "x")]
-    # in one chunk each: dask would read the image anew for each segment, and vice versa
+    # one chunk along other dims: else dask reads the image once per segment, and vice versa
     image = image.chunk(dict.fromkeys(others, -1))
     segmentation = segmentation.chunk(dict.fromkeys(given[:-2], -1))
     sums = da.blockwise(  # type: ignore[no-untyped-call]
@@ -78,7 +84,7 @@ def segment_statistics(image: xr.DataArray, segmentation: xr.DataArray) -> xr.Da
         meta=np.empty((0,) * (len(others) + 4)),
     ).sum((0, 1))
     table = xr.DataArray(sums, dims=("segment", *others, "sum"))
-    table = table.assign_coords(_without_place(image) | segments)
+    table = table.assign_coords(_non_spatial_coords(image) | segments)
     count, total, squares = (table.isel(sum=i) for i in range(3))
     some = count.where(count > 0)
     mean = total / some
@@ -92,14 +98,14 @@ def segment_statistics(image: xr.DataArray, segmentation: xr.DataArray) -> xr.Da
     )
 
 
-def _without_place(array: xr.DataArray) -> dict[Any, Any]:
+def _non_spatial_coords(array: xr.DataArray) -> dict[Any, Any]:
     return {name: each for name, each in array.coords.items() if not {"y", "x"} & {*each.dims}}
 
 
 def _sums(
     pixels: NDArray[Any], segments: NDArray[Any], labels: NDArray[Any] | None
 ) -> NDArray[np.float64]:
-    """Return number, sum and sum of squares of pixels in each segment, shape (1, 1, ..., 3)."""
+    """Return number, sum and sum of squares of pixels, shape (1, 1, segments, ..., 3)."""
     others = pixels.shape[2:]
     columns = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1).T
     number = len(segments) if labels is None else len(labels)
@@ -110,7 +116,7 @@ def _sums(
                 chosen = column[inside].astype(np.float64)
                 found[:] = len(chosen), chosen.sum(), np.square(chosen).sum()
     else:
-        # the place of each label; beyond the largest of them, one of all others
+        # position of each label in `labels`; all other values count at position `number`
         last = min(int(labels.max()) + 1, np.iinfo(segments.dtype).max)
         places = np.full(last + 1, number)
         possible = np.flatnonzero(labels <= last)

@@ -1,4 +1,4 @@
-"""A model over a whole level, tile by tile."""
+"""Application of a model to a whole level, tile by tile."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["map_tiles"]
 
-NOISE = 1e-3
-"""Pixels by which a mask has to reach into a tile: coordinates are rounded."""
+MIN_OVERLAP = 1e-3
+"""Pixels by which a mask's pixel must overlap a tile to select it: coordinates are rounded."""
 
 
 def map_tiles(
@@ -31,46 +31,49 @@ def map_tiles(
     where: xr.DataArray | None = None,
     dtype: DTypeLike = np.float32,
 ) -> xr.DataArray:
-    """Run a model over a level, tile by tile; a tile is a chunk of the image.
+    """Apply a model to a level, tile by tile; a tile is a chunk of the image.
 
-    All tiles have one shape, also at the borders, beyond which the image's edge is repeated.
-    Neighbours are read for the halo, so that the result has no seams if the halo is as large as
-    the model looks around.
+    All tiles have one shape; beyond the border of the image, its edge pixels are repeated. With a
+    halo as large as the receptive field of the model, the result has no seams between tiles.
 
     Parameters
     ----------
     image : xarray.DataArray
-        Of dask arrays, dims ``y``, ``x`` and others, such as ``sample``, in any order. Open the
-        slide with the chunks that are wanted, for instance ``to_datatree(chunks=1024)``: these
-        are whole frames.
+        A dask array, dims ``y``, ``x`` and others, such as ``sample``, in any order. Its chunks
+        set the tiles: open the slide with, for instance, ``to_datatree(chunks=1024)``, which makes
+        chunks of whole frames.
     model : callable
-        Takes a tile with its halo, dims as in the image. Returns an array (y, x) of
-        one value for each box of `factor` pixels squared, that of the halo included, which is
-        trimmed; or a single number, if `factor` is None. It travels to each worker once; where
-        it can't, such as a network on a graphics card, give a function that makes it at its
-        first tile in each process, and keeps it (:func:`functools.cache`).
+        Takes a tile with its halo, a NumPy array with the dims of the image. Returns an array
+        (y, x) with a value per box of `factor` × `factor` pixels, halo included (it is trimmed);
+        or a single number if `factor` is None. The model is pickled and sent to each worker once.
+        For a model that can't be pickled, such as a network on a GPU, pass a function that creates
+        it at the first tile in each process, and caches it (:func:`functools.cache`).
     halo : int, default: 0
-        Pixels of its neighbours that a tile is given on each side; a multiple of `factor`.
+        Pixels of neighbouring tiles to add on each side; a multiple of `factor`.
     factor : int or None, default: 1
-        By how much the result is coarser than the image; None for one number a tile.
+        Pixels of the image per pixel of the result along each axis; None for one value per tile.
     where : xarray.DataArray, optional
-        A mask, bool, dims ``y`` and ``x`` in mm, of any region at any level, that says where
-        the model is run: on tiles that any of it lies in. It is computed at once. Frames of
-        other tiles aren't read, unless for a halo; there the result is NaN, or zero if integer.
+        Mask of the tiles to process: bool, dims ``y`` and ``x`` in mm, of any region at any level.
+        A tile is processed if any True pixel overlaps it. The mask is computed at once. Frames of
+        other tiles are read for halos only; the result there is NaN, or zero for integers.
     dtype : dtype, default: float32
-        Of the result; integers are the model's values as they are, never rounded or wrapped.
+        Data type of the result. Values of the model are never rounded or wrapped to integers.
 
     Returns
     -------
     xarray.DataArray
-        Dims ``y`` and ``x``, in the same millimetres: of the centres of its own pixels. Lazy.
+        Dims ``y`` and ``x``, with coordinates in mm of the centres of its pixels. Lazy.
 
     Raises
     ------
     ValueError
-        When the image isn't chunked in equal tiles, halo and tiles aren't multiples of `factor`,
-        `where` isn't bool; or, as it is computed, when the model's result has another shape, or
-        values that `dtype` can't hold. A note says at which tile the model failed, in mm.
+        When the image isn't chunked in equal tiles, halo or tiles aren't multiples of `factor`,
+        or `where` isn't bool; on computation, when the model returns another shape, or values
+        that `dtype` can't hold. A note of the exception gives the position of the tile in mm.
+
+    Examples
+    --------
+    >>> scores = map_tiles(level.image, model, halo=32, factor=4, where=mask)
 
     """
     import dask.array as da
@@ -80,53 +83,56 @@ def map_tiles(
     from dask.highlevelgraph import HighLevelGraph
 
     if image.chunks is None:
-        raise ValueError("the image has no chunks, and tiles are chunks: open it with some")
+        raise ValueError(
+            "the image has no chunks, and tiles are chunks: open the slide with chunks, such as"
+            " chunks=1024"
+        )
     image = image.chunk({dim: -1 for dim in image.dims if dim not in ("y", "x")})
     data, axes = image.data, image.get_axis_num(("y", "x"))
-    rows, columns = lattices = [_Lattice.of(data.chunks[axis]) for axis in axes]
+    rows, columns = tilings = [_Tiling.of(data.chunks[axis]) for axis in axes]
     lengths = [halo, rows.tile, columns.tile]
     unit = 1 if factor is None else factor
     if unit < 1 or not 0 <= halo <= min(lengths) or any(n % unit for n in lengths):
         raise ValueError(
             f"tiles of {rows.tile} × {columns.tile} pixels with a halo of {halo} pixels can't be"
-            f" made with a factor of {factor}: all are multiples of the factor, and a halo is no"
+            f" made with a factor of {factor}; expected multiples of the factor, and a halo no"
             " larger than a tile"
         )
-    for axis, lattice in zip(axes, lattices, strict=True):
-        data = lattice.completed(data, axis)
+    for axis, tiling in zip(axes, tilings, strict=True):
+        data = tiling.padded(data, axis)
     if halo:
         around = dict.fromkeys(axes, halo)
         data = da.overlap.overlap(data, around, dict.fromkeys(axes, "nearest"))  # type: ignore[no-untyped-call]
-    chosen = _chosen(where, image, lattices)
-    function = delayed(model, pure=True)  # a key of its own, which each worker gets once
-    steps = [factor or lattice.tile for lattice in lattices]
+    selected = _tiles_under(where, image, tilings)
+    function = delayed(model, pure=True)  # a key of its own, so that each worker gets it once
+    steps = [factor or tiling.tile for tiling in tilings]
     shape = rows.tile // steps[0], columns.tile // steps[1]
     trim = None if factor is None else halo // factor
     dtype = np.dtype(dtype)
-    name = "map_tiles-" + tokenize(data, function, factor, halo, chosen, dtype)
+    name = "map_tiles-" + tokenize(data, function, factor, halo, selected, dtype)
     down, across = (
-        [f"{dim} = {first:.4f} to {last:.4f}" for first, last in image[dim].values[lattice.ends()]]
-        for dim, lattice in zip(("y", "x"), lattices, strict=True)
+        [f"{dim} = {first:.4f} to {last:.4f}" for first, last in image[dim].values[tiling.ends()]]
+        for dim, tiling in zip(("y", "x"), tilings, strict=True)
     )
     graph: dict[Any, Any] = {}
-    for at in np.ndindex(chosen.shape):
+    for at in np.ndindex(selected.shape):
         block = [0] * data.ndim
         block[axes[0]], block[axes[1]] = at
         tile = (data.name, *block)
         place = f"{across[at[1]]}, {down[at[0]]} mm"
         run = (_run, function.key, tile, place, shape, trim, dtype)
-        graph[name, *at] = run if chosen[at] else (_nothing, shape, dtype)
+        graph[name, *at] = run if selected[at] else (_fill, shape, dtype)
     whole = da.Array(  # type: ignore[no-untyped-call]
         HighLevelGraph.from_collections(name, graph, dependencies=[data, function]),
         name,
-        chunks=[(n,) * count for n, count in zip(shape, chosen.shape, strict=True)],
+        chunks=[(n,) * count for n, count in zip(shape, selected.shape, strict=True)],
         dtype=dtype,
     )
     scalars = {name: each for name, each in image.coords.items() if not each.dims}
     result = xr.DataArray(whole, scalars, ("y", "x"), "tiles")
-    for dim, lattice, step in zip(("y", "x"), lattices, steps, strict=True):
-        first, end = lattice.before // step, -(-(lattice.before + lattice.length) // step)
-        begin = first * step - lattice.before
+    for dim, tiling, step in zip(("y", "x"), tilings, steps, strict=True):
+        first, end = tiling.before // step, -(-(tiling.before + tiling.length) // step)
+        begin = first * step - tiling.before
         result = result.isel({dim: slice(first, end)}).assign_coords(
             coarser(image, dim, factor=step, first=begin, length=end - first)
         )
@@ -134,25 +140,30 @@ def map_tiles(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Lattice:
-    """Tiles of one length along an axis, the first and the last of which may reach outside."""
+class _Tiling:
+    """Tiles of one length along an axis; the first and the last may extend beyond the image."""
 
     tile: int
+    """Pixels of a tile."""
     length: int
     """Pixels of the image."""
     before: int
-    """Pixels of the first tile that lie outside."""
+    """Pixels of the first tile before the first pixel of the image."""
     count: int
+    """Number of tiles."""
 
     @classmethod
-    def of(cls, chunks: tuple[int, ...]) -> _Lattice:
+    def of(cls, chunks: tuple[int, ...]) -> _Tiling:
         tile = max(chunks)
         if any(n != tile for n in chunks[1:-1]):
-            raise ValueError(f"tiles are chunks, and have to be equal: not {chunks}")
+            raise ValueError(
+                f"chunks are {chunks}; expected equal ones (the first and the last may be smaller),"
+                " since tiles are chunks: rechunk the image"
+            )
         return cls(tile, sum(chunks), (tile - chunks[0]) if len(chunks) > 1 else 0, len(chunks))
 
-    def completed(self, data: Any, axis: int) -> Any:
-        """Repeat the edges of an array until all tiles are whole."""
+    def padded(self, data: Any, axis: int) -> Any:
+        """Repeat the edge pixels of an array until all tiles are whole."""
         import dask.array as da
 
         width = [(0, 0)] * data.ndim
@@ -162,34 +173,36 @@ class _Lattice:
         return da.pad(data, width, mode="edge").rechunk({axis: self.tile})
 
     def ends(self) -> NDArray[np.intp]:
-        """Return the first and the last pixel of the image in each tile, shape (tiles, 2)."""
+        """Return the first and the last pixel's index in each tile, shape (tiles, 2)."""
         starts = np.arange(self.count) * self.tile - self.before
         return np.stack([starts, starts + self.tile - 1], axis=1).clip(0, self.length - 1)
 
 
-def _chosen(
-    where: xr.DataArray | None, image: xr.DataArray, lattices: list[_Lattice]
+def _tiles_under(
+    where: xr.DataArray | None, image: xr.DataArray, tilings: list[_Tiling]
 ) -> NDArray[np.bool_]:
-    """Return which tiles any of a mask lies in."""
+    """Return a bool for each tile, shape (tiles down, tiles across): whether a mask overlaps it."""
     if where is None:
-        return np.ones([lattice.count for lattice in lattices], np.bool_)
+        return np.ones([tiling.count for tiling in tilings], np.bool_)
     if where.dtype != np.bool_:  # NaN would be True
-        raise ValueError(f"where is a mask of bool, not of {where.dtype}: compare it")
-    chosen = where.transpose("y", "x").values
-    for axis, (dim, lattice) in enumerate(zip(("y", "x"), lattices, strict=True)):
+        raise ValueError(
+            f"where is {where.dtype}; expected a mask of bool: compare it, such as where > 0"
+        )
+    selected = where.transpose("y", "x").values
+    for axis, (dim, tiling) in enumerate(zip(("y", "x"), tilings, strict=True)):
         step = step_of(image, dim)
         middle = (where[dim].values - float(image[dim][0])) / step + 0.5  # in pixels of the image
-        half = abs(step_of(where, dim) / step) / 2 - NOISE
-        chosen = np.stack(
+        half = abs(step_of(where, dim) / step) / 2 - MIN_OVERLAP
+        selected = np.stack(
             [
-                chosen.compress((middle + half > first) & (middle - half < last + 1), axis).any(
+                selected.compress((middle + half > first) & (middle - half < last + 1), axis).any(
                     axis
                 )
-                for first, last in lattice.ends()
+                for first, last in tiling.ends()
             ],
             axis,
         )
-    return chosen
+    return selected
 
 
 def _run(
@@ -205,8 +218,8 @@ def _run(
         expected = () if trim is None else tuple(n + 2 * trim for n in shape)
         if result.shape != expected:
             raise ValueError(
-                f"the model made an array of shape {result.shape} of a tile of shape {tile.shape},"
-                f" not {expected}"
+                f"the model returned an array of shape {result.shape} for a tile of shape"
+                f" {tile.shape}; expected {expected}"
             )
         if trim:
             result = result[trim:-trim, trim:-trim]
@@ -219,12 +232,16 @@ def _run(
 def _converted(result: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     if dtype.kind not in "iub":
         return result.astype(dtype, casting="same_kind")
-    with np.errstate(invalid="ignore"):  # NaN isn't equal to what it becomes
+    with np.errstate(invalid="ignore"):  # NaN fails the comparison below
         converted = result.astype(dtype)
     if not np.array_equal(converted, result):
-        raise ValueError(f"the model's {result.dtype} has values that {dtype} can't hold: round it")
+        raise ValueError(
+            f"the model returned {result.dtype} with values that {dtype} can't hold: round them, or"
+            " choose another dtype"
+        )
     return converted
 
 
-def _nothing(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _fill(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the result of a tile that isn't processed."""
     return np.full(shape, np.nan if dtype.kind == "f" else 0, dtype)
