@@ -196,6 +196,9 @@ class Gatherer:
             if joined is None or len(joined.wanted.union(missing)) > most:
                 if joined is not None:  # who began it is about to send it
                     self._close(joined)
+                    if not joined.wanted.isdisjoint(missing):
+                        joined.readers += 1
+                        return joined, True
                 joined = self._open = mine
             joined.wanted = joined.wanted.union(missing)
             joined.readers += 1
