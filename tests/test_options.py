@@ -12,8 +12,9 @@ import pytest
 import dicomslide
 from dicomslide import get_options, set_options
 from dicomslide.backends.batching import encoded_frames
-from dicomslide.process.registry import FrameCache
+from dicomslide.process.registry import FrameCache, cached_bytes
 from dicomslide.readers import frame_reader
+from dicomslide.testing import write_slide
 
 
 def test_options_are_checked_and_restored():
@@ -169,3 +170,31 @@ def test_a_cache_holds_no_more_than_it_may_while_the_bound_changes():
         stop.set()
         for thread in threads:
             thread.join()
+
+
+def test_many_sparse_slides_stay_within_the_budget(tmp_path):
+    """Each has 1,600 frames, whose positions and offsets take about 100 kB."""
+    first, *_ = write_slide(
+        tmp_path,
+        shape=(640, 640),
+        downsamples=(1,),
+        tile_shape=(16, 16),
+        sparse=True,
+        associated=False,
+    )
+    budget = 2**20
+    with set_options(memory_budget=budget):
+        totals = []
+        for number in range(20):
+            path = tmp_path / f"slide-{number}.dcm"
+            path.write_bytes(first.read_bytes())
+            slide = dicomslide.open_slide(path)
+            slide.get_image_region((0, 0), 0, (20, 20))
+            totals.append(sum(cached_bytes().values()))
+        assert max(totals) <= budget
+        assert totals[-1] > budget // 2  # it is used, too
+        first_again = dicomslide.open_slide(tmp_path / "slide-0.dcm")  # which was dropped
+        np.testing.assert_array_equal(
+            first_again.get_image_region((0, 0), 0, (20, 20)),
+            slide.get_image_region((0, 0), 0, (20, 20)),
+        )
