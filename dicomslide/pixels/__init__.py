@@ -1,7 +1,7 @@
-"""One frame's bytes to pixels.
+"""Decoders of frames: the bytes of one frame to an array of pixels.
 
-A pure function of bytes, pixel format and transfer syntax, with one table of decoders. It
-decodes whole or not at all: what is truncated or contradicts its header raises.
+Decoding depends on bytes, pixel format and transfer syntax only. A frame that is truncated or
+contradicts its header raises an error; no part of it is returned.
 """
 
 from dicomslide.pixels.decode import (

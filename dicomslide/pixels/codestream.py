@@ -1,7 +1,7 @@
-"""What the headers of JPEG, JPEG 2000 and JPEG XL codestreams say.
+"""Parsers of the headers of JPEG, JPEG-LS, JPEG 2000 and JPEG XL codestreams.
 
-Only markers are read, never entropy-coded data: cheap enough for every frame, and enough
-to know size, precision and colour before anything is allocated or decoded.
+They read markers, never entropy-coded data. Size, precision and colour space are thus known before
+memory is allocated, at a cost that is negligible beside decoding.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ __all__ = ["Jpeg2000Header", "JpegHeader", "ends_image", "has_complete_tile_part
            "transfer_syntax_by_signature"]  # fmt: skip
 
 USUAL_HEADER = 1024
-"""Bytes within which the header of a JPEG codestream usually ends."""
+"""Bytes within which most headers of codestreams end."""
 MOST_TILES = 65535
-"""Tiles of a JPEG 2000 image (T.800 A.4.2)."""
+"""Upper bound on the tiles of a JPEG 2000 image (T.800 A.4.2)."""
 
 # markers without a length (T.81 table B.1): TEM, RST0-RST7, SOI
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -27,22 +27,22 @@ _END_OF_IMAGE = b"\xff\xd9"  # EOI of JPEG, EOC of JPEG 2000
 _START_OF_TILE_PART = b"\xff\x90"  # SOT
 _JPEG_2000 = b"\xff\x4f\xff\x51"  # SOC, SIZ
 _HTJ2K_CAPABILITY = 0x4000
-"""Bit of Rsiz that announces the CAP marker (T.814 A.2)."""
+"""Bit of Rsiz that is set where a CAP marker follows (T.814 A.2)."""
 _UNSUPPORTED_FRAME = frozenset({*range(0xC5, 0xD0)} - {0xC8, 0xCC})  # hierarchical, arithmetic
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """What precedes the first scan of a JPEG or JPEG-LS codestream."""
+    """Parameters of a JPEG or JPEG-LS codestream, from the markers before its first scan."""
 
     rows: int
     columns: int
     precision: int
     start_of_frame: int
-    """Second byte of the SOF marker, which tells the process (T.81 table B.1)."""
+    """Second byte of the SOF marker: the coding process (T.81 table B.1)."""
     component_ids: tuple[int, ...]
     subsampled: bool
-    """Whether a component has fewer samples than another."""
+    """Whether components differ in their number of samples."""
     adobe_transform: int | None
     """Colour transform of the Adobe APP14 marker: 0 none, 1 YCbCr."""
     jfif: bool
@@ -63,7 +63,8 @@ def parse_jpeg(buffer: memoryview) -> JpegHeader:
     Raises
     ------
     ValueError
-        When the markers don't make sense, or no frame header precedes the scan.
+        When a marker is invalid or truncated, the process isn't one of DICOM, or no frame header
+        precedes the first scan.
 
     """
     start = bytes(buffer[:USUAL_HEADER])
@@ -71,15 +72,15 @@ def parse_jpeg(buffer: memoryview) -> JpegHeader:
     if scan >= 0:
         end = scan + 2 + int.from_bytes(start[scan + 2 : scan + 4], "big")
         try:
-            return _parse_again(start[:end])
-        except ValueError:  # it was no marker, but part of a segment
+            return _parse_cached(start[:end])
+        except ValueError:  # these bytes were no SOS marker, but part of a segment
             pass
     return _parse(buffer)
 
 
 @lru_cache(maxsize=64)
-def _parse_again(header: bytes) -> JpegHeader:
-    """Parse a header of which the other frames of an image have the same, to the last byte."""
+def _parse_cached(header: bytes) -> JpegHeader:
+    """Parse a header; most frames of an image have an identical one, parsed once."""
     return _parse(memoryview(header))
 
 
@@ -87,7 +88,7 @@ def _parse(buffer: memoryview) -> JpegHeader:
     size = len(buffer)
     if size < 4 or buffer[0] != 0xFF or buffer[1] != 0xD8:
         raise ValueError(
-            f"no JPEG codestream: it starts with {bytes(buffer[:4]).hex() or 'nothing'}"
+            f"no JPEG codestream: it starts with {bytes(buffer[:4]).hex() or 'nothing'}, not ffd8"
         )
     adobe: int | None = None
     jfif = False
@@ -96,7 +97,7 @@ def _parse(buffer: memoryview) -> JpegHeader:
     at = 2
     while at + 4 <= size:
         if buffer[at] != 0xFF:
-            raise ValueError(f"no marker at byte {at} of the JPEG header")
+            raise ValueError(f"byte {at} of the JPEG header is {buffer[at]:02X}, not a marker (FF)")
         code = buffer[at + 1]
         if code == 0xFF:  # fill byte
             at += 1
@@ -145,42 +146,42 @@ class Jpeg2000Header:
     subsampled: bool
     multiple_component_transform: bool
     reversible: bool
-    """Whether the wavelet is that which loses nothing, 5/3 (T.800 A.6.1)."""
+    """Whether the wavelet is the reversible one, 5/3 (T.800 A.6.1)."""
     precisions: tuple[int, ...]
     """Offsets of the bytes that hold the precision of a component (Ssiz)."""
     plain_htj2k: bool
-    """Whether it is reversible HTJ2K without anything unusual: see :func:`_is_plain_htj2k`."""
+    """Whether it is reversible HTJ2K without optional features: see :func:`_is_plain_htj2k`."""
     tile_parts: int
     """Offset of the first tile-part."""
 
 
 def parse_jpeg2000(buffer: memoryview) -> Jpeg2000Header:
-    """Read the main header of a JPEG 2000 codestream.
+    """Read the main header of a JPEG 2000 codestream, which may stand in a JP2 file.
 
     Raises
     ------
     ValueError
-        When the markers don't make sense.
+        When there is no such codestream, or its main header is truncated or invalid.
 
     """
     head = bytes(buffer[:USUAL_HEADER])
     end = head.find(_START_OF_TILE_PART + b"\x00\x0a")
     if end >= 0 and head.startswith(_JPEG_2000):
         try:
-            return _parse_main_header_again(head[: end + 2])
-        except ValueError:  # it was no marker, but part of a segment
+            return _parse_main_header_cached(head[: end + 2])
+        except ValueError:  # these bytes were no SOT marker, but part of a segment
             pass
     return _parse_main_header(bytes(buffer))
 
 
 @lru_cache(maxsize=64)
-def _parse_main_header_again(header: bytes) -> Jpeg2000Header:
-    """Parse a header of which the other frames of an image have the same, to the last byte."""
+def _parse_main_header_cached(header: bytes) -> Jpeg2000Header:
+    """Parse a main header; most frames of an image have an identical one, parsed once."""
     return _parse_main_header(header)
 
 
 def _parse_main_header(data: bytes) -> Jpeg2000Header:
-    start = data.find(_JPEG_2000)  # SOC, SIZ; a JP2 box may stand before
+    start = data.find(_JPEG_2000)  # boxes of a JP2 file may precede it
     if start < 0:
         raise ValueError(f"no JPEG 2000 codestream: it starts with {data[:4].hex() or 'nothing'}")
     try:
@@ -202,10 +203,12 @@ def _main_header(data: bytes, at: int) -> Jpeg2000Header:
             right, bottom, left, top = struct.unpack_from(">4I", data, at + 6)
             width, height, tile_left, tile_top = struct.unpack_from(">4I", data, at + 22)
             if not (width and height and tile_left <= left < right and tile_top <= top < bottom):
-                raise ValueError("the image and tile sizes of the JPEG 2000 header make no sense")
+                raise ValueError("the sizes in the JPEG 2000 header contradict each other")
             tiles = -(-(right - tile_left) // width) * -(-(bottom - tile_top) // height)
             if tiles > MOST_TILES:
-                raise ValueError(f"the JPEG 2000 header cuts the image into {tiles} tiles")
+                raise ValueError(
+                    f"the JPEG 2000 header declares {tiles} tiles; at most {MOST_TILES} are allowed"
+                )
             (components,) = struct.unpack_from(">H", data, at + 38)
             triples = struct.unpack_from(f">{3 * components}B", data, at + 40)
         elif marker == 0xFF52:  # COD
@@ -229,10 +232,10 @@ def _main_header(data: bytes, at: int) -> Jpeg2000Header:
 
 
 def _is_plain_htj2k(segments: list[tuple[int, bytes]]) -> bool:
-    """Whether a main header announces nothing but what every decoder of HTJ2K is tried with.
+    """Whether a main header declares HTJ2K (T.814) without optional features.
 
-    That is reversible HTJ2K (T.814) of one tile, one layer and unsigned components of equal size
-    and precision, coded alike.
+    That is: reversible, of one tile and one layer, with 1 or 3 unsigned components of equal size,
+    precision and coding parameters. OpenJPH decodes these safely (see ``jpeg2000._plain_htj2k``).
     """
     bodies = dict(segments)
     kinds = sorted(marker for marker, _ in segments if marker not in (0xFF55, 0xFF64))  # TLM, COM
@@ -254,7 +257,7 @@ def _is_plain_htj2k(segments: list[tuple[int, bytes]]) -> bool:
         and siz[34:36] == bytes((0, samples))
         and siz[36:] == bytes((siz[36], 1, 1)) * samples
         and siz[36] < 16
-        # part 15 alone; nothing but HT sets of blocks, one a block (T.814 A.3)
+        # part 15 only; all blocks are HT, with one HT set each (T.814 A.3)
         and cap[:4] == b"\0\2\0\0"
         and not cap[4] & 0xF8
         # progression, one layer, colour transform of three components
@@ -262,14 +265,15 @@ def _is_plain_htj2k(segments: list[tuple[int, bytes]]) -> bool:
         and cod[1] <= 4
         and cod[2:4] == b"\0\1"
         and cod[4] <= int(samples == 3)
-        # blocks of at most 4,096 samples, HT and nothing else, reversible 5/3 (T.800 A.6.1)
+        # blocks of at most 4,096 samples, HT coding only, reversible 5/3 (T.800 A.6.1)
         and levels <= 10
         and max(block_width, block_height) <= 6
         and block_width + block_height <= 8
         and cod[8:10] == b"\x40\1"
         and len(cod) == 10 + cod[0] * (levels + 1)
         and all(size & 0x0F >= 5 and size >> 4 >= 5 for size in cod[10:])
-        # no quantisation, guard bits, an exponent a subband, as large as pixels ask (T.800 A.6.4)
+        # no quantisation; 1 to 4 guard bits; per subband an exponent that fits the precision of
+        # the pixels (T.800 A.6.4)
         and len(qcd) == 2 + 3 * levels
         and qcd[0] in (0x20, 0x40, 0x60, 0x80)
         and all(siz[36] < size >> 3 <= siz[36] + 5 and not size & 7 for size in qcd[1:])
@@ -277,7 +281,7 @@ def _is_plain_htj2k(segments: list[tuple[int, bytes]]) -> bool:
 
 
 def has_complete_tile_parts(buffer: memoryview, at: int) -> bool:
-    """Whether tile-parts, of which the first is at `at`, are as long as they say and end in EOC."""
+    """Whether tile-parts from offset `at` on have the lengths they declare and end with EOC."""
     while at + 12 <= len(buffer) and bytes(buffer[at : at + 2]) == _START_OF_TILE_PART:
         (length,) = struct.unpack_from(">I", buffer, at + 6)
         if length == 0:  # the last tile-part, up to EOC
@@ -289,7 +293,7 @@ def has_complete_tile_parts(buffer: memoryview, at: int) -> bool:
 
 
 def has_plain_tile_parts(buffer: memoryview, at: int) -> bool:
-    """Whether complete tile-parts are those of one tile, in order, with nothing but packets."""
+    """Whether tile-parts from offset `at` on are of tile 0, in order, without optional markers."""
     part = 0
     while bytes(buffer[at : at + 2]) == _START_OF_TILE_PART:
         size, tile, length, index, count, data = struct.unpack_from(">2HI2BH", buffer, at + 2)
@@ -303,22 +307,22 @@ def has_plain_tile_parts(buffer: memoryview, at: int) -> bool:
 
 
 def ends_image(buffer: memoryview) -> bool:
-    """Whether a codestream ends with the EOI or EOC marker, but for padding."""
+    """Whether a codestream ends with the EOI or EOC marker, apart from padding."""
     end = bytes(buffer[-16:]).rstrip(b"\0")
     if len(end) < 2:
         end = bytes(buffer).rstrip(b"\0")
-    # some writers take whatever lies in memory as the byte that makes a length even
+    # some writers pad to an even length with a byte of any value
     padded = len(buffer) % 2 == 0 and bytes(buffer[-3:-1]) == _END_OF_IMAGE
     return padded or end.endswith(_END_OF_IMAGE)
 
 
 def jpeg_xl_size(buffer: memoryview) -> tuple[int, int]:
-    """Read (rows, columns) from the SizeHeader of a JPEG XL codestream (ISO/IEC 18181-1).
+    """Read (rows, columns), in pixels, from a JPEG XL codestream's SizeHeader (ISO/IEC 18181-1).
 
     Raises
     ------
     ValueError
-        When there is no JPEG XL codestream.
+        When there is no JPEG XL codestream, neither bare nor in the box format.
 
     """
     head = bytes(buffer[:4096])
@@ -349,7 +353,7 @@ def jpeg_xl_size(buffer: memoryview) -> tuple[int, int]:
     return rows, rows * numerator // denominator
 
 
-# -- what a codestream is -------------------------------------------------------------------
+# -- transfer syntax, lossy or lossless ------------------------------------------------------------
 
 _UID = "1.2.840.10008.1.2.4"
 _JPEG_PROCESSES = {0xC0: f"{_UID}.50", 0xC3: f"{_UID}.57", 0xF7: f"{_UID}.81"}
@@ -359,16 +363,15 @@ _JPEG_XL_BOXES = b"\0\0\0\x0cJXL \r\n\x87\n"
 
 
 def transfer_syntax_by_signature(buffer: memoryview) -> str | None:
-    """Tell the transfer syntax of a codestream that has a signature.
+    """Return the transfer syntax of a codestream, by its first bytes.
 
-    Where the bytes leave open whether the compression is lossy, it is the more general of the
-    transfer syntaxes.
+    Where a lossless and a general transfer syntax share a signature, the general one is returned.
 
     Returns
     -------
     str or None
-        That of JPEG, JPEG-LS, JPEG 2000, HTJ2K or JPEG XL; None where the first bytes are none
-        of their signatures.
+        Transfer Syntax UID of JPEG, JPEG-LS, JPEG 2000, HTJ2K or JPEG XL; None without one of
+        their signatures.
 
     """
     head = bytes(buffer[:12])
@@ -376,7 +379,7 @@ def transfer_syntax_by_signature(buffer: memoryview) -> str | None:
         try:
             return _JPEG_PROCESSES.get(parse_jpeg(buffer).start_of_frame, f"{_UID}.51")
         except ValueError:
-            return f"{_UID}.50"  # whose decoder says what is wrong
+            return f"{_UID}.50"  # its decoder raises an error that names the fault
     if head[:4] == _JPEG_2000 or head == _JP2:
         data = bytes(buffer)
         at = data.find(_JPEG_2000) + 6
@@ -388,10 +391,10 @@ def transfer_syntax_by_signature(buffer: memoryview) -> str | None:
 
 
 def is_lossy(buffer: memoryview) -> bool:
-    """Whether a codestream's process loses something, as far as its header tells.
+    """Whether the header of a codestream says that its compression is lossy.
 
-    That of JPEG with DCT, near-lossless JPEG-LS and JPEG 2000 or HTJ2K with the 9/7 wavelet;
-    JPEG XL doesn't tell, nor does what has no signature.
+    True for JPEG with DCT, near-lossless JPEG-LS, and JPEG 2000 or HTJ2K with the 9/7 wavelet.
+    False for JPEG XL, whose size header doesn't say, and without a known signature.
     """
     uid = transfer_syntax_by_signature(buffer)
     try:
@@ -403,5 +406,5 @@ def is_lossy(buffer: memoryview) -> bool:
         if header.start_of_frame == 0xF7:  # NEAR follows the components (T.87 C.2.3)
             return buffer[header.scan + 5 + 2 * buffer[header.scan + 4]] > 0
     except (ValueError, IndexError):
-        return False  # the decoder says what is wrong
+        return False  # the decoder raises an error that names the fault
     return not header.lossless

@@ -1,4 +1,4 @@
-"""Colour as stored to colour as seen: ICC profiles, and the colour of absent tiles."""
+"""Colour conversion to sRGB: from ICC profiles, and from the CIELab colour of absent tiles."""
 
 from __future__ import annotations
 
@@ -23,37 +23,40 @@ __all__ = ["WHITE", "ColorTransform", "cielab_to_srgb", "color_transform"]
 WHITE = (255, 255, 255)
 
 PIECE = 1 << 14
-"""Pixels that are transformed at a time: what that needs stays in the processor's cache."""
+"""Pixels that are transformed at a time, so that the temporary arrays fit the processor's cache."""
 
 TABLES = 4
-"""Number of profiles whose colours a process remembers."""
+"""Upper bound on colour tables in a process: one per profile."""
 
 WARM_UP = 1 << 20
-"""Pixels of a profile that come before a table is worth its memory."""
+"""Pixels of a profile that are transformed without a table: a table of few pixels isn't worth its
+memory."""
 
 PACKED = np.dtype("<u4")
-"""Four bytes: red, green, blue, and 255 where the colour is known."""
+"""Packed colour: red, green, blue, and a fourth byte, 255 in the set entries of a table."""
 
 KNOWN = np.uint32(0xFF << 24)
-"""What a packed colour that is known is not less than."""
+"""Lowest packed colour whose fourth byte is 255: lower entries of a table aren't set yet."""
 
 DIFFERENCES = np.uint32(0xFF << 8)
-"""Times a packed colour: differences of neighbouring samples in the upper three bytes, other
-ones for each colour (the factor is odd), whatever the fourth byte was.
+"""Factor that makes a table index of a packed colour.
 
-Stained tissue has few such differences: half the memory is touched that the samples would."""
+The upper three bytes of the product hold differences of neighbouring samples, distinct for each
+colour (the factor 255 is odd) and independent of the fourth byte. Stained tissue has few distinct
+differences: they touch half as many pages of the table as the samples would.
+"""
 
 
 class ColorTransform:
-    """From the colour space of an ICC profile to sRGB, relative colorimetric (PS3.3 C.11.15).
+    """Transform from the RGB of an ICC profile to sRGB, relative colorimetric (PS3.3 C.11.15).
 
-    LittleCMS sees a colour once; what it becomes is remembered, and equal to the last bit.
-    The first million pixels, and images that don't repeat their colours (noise), go to
-    LittleCMS as they are.
+    LittleCMS transforms each distinct colour once; a table holds the results, which are identical
+    to those of LittleCMS. The first million pixels, and images of which few colours repeat (noise),
+    are transformed without the table.
 
-    A process remembers the colours of four profiles at a time. Each takes 64 MiB of address
-    space, and memory where there are colours: 2 to 20 MiB for stained tissue. Transforms may
-    be called from several threads at once.
+    A process has tables of four profiles at a time. Each takes 64 MiB of address space, of which
+    only the pages that hold colours take memory: 2 to 20 MiB for stained tissue. Transforms may be
+    called from several threads at once.
 
     Parameters
     ----------
@@ -63,7 +66,7 @@ class ColorTransform:
     Attributes
     ----------
     is_identity : bool
-        Whether it leaves all colours as they are, as from sRGB itself.
+        Whether the transform changes no colour, as with a profile of sRGB.
 
     Raises
     ------
@@ -88,7 +91,7 @@ class ColorTransform:
             raise ValueError(
                 f"ICC profile of {len(profile)} bytes isn't usable: {error}"
             ) from error
-        self._warm_up = WARM_UP  # pixels to come that aren't looked up
+        self._warm_up = WARM_UP  # pixels still to be transformed without the table
         self._is_learning = True
         curves_and_matrix = opened.profile.is_matrix_shaper and not _has_table(profile)
         self.is_identity = curves_and_matrix and self._keeps_extremes()
@@ -101,9 +104,9 @@ class ColorTransform:
         Parameters
         ----------
         pixels : numpy.ndarray
-            Shape (rows, columns, 3), uint8, of any layout.
+            Shape (rows, columns, 3), uint8, any strides.
         out : numpy.ndarray, optional
-            Takes the result: same shape and type, any layout; may be `pixels` itself.
+            Array for the result: same shape and dtype, any strides; may be `pixels` itself.
 
         Returns
         -------
@@ -116,14 +119,14 @@ class ColorTransform:
         step = max(1, PIECE // max(1, pixels.shape[1]))
         for top in range(0, len(pixels), step):
             piece = out[top : top + step]
-            seen = self._see(_pack(pixels[top : top + step]))
-            samples = seen.view(np.uint8).reshape(*piece.shape[:2], 4)
-            for sample in range(3):  # faster than three bytes at a time
+            transformed = self._look_up(_pack(pixels[top : top + step]))
+            samples = transformed.view(np.uint8).reshape(*piece.shape[:2], 4)
+            for sample in range(3):  # faster than one copy of all three
                 piece[..., sample] = samples[..., sample]
         return out
 
-    def _see(self, colors: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        """Look packed colours up, and learn those that aren't known."""
+    def _look_up(self, colors: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Transform packed colours by the table, and add to it those that it lacks."""
         if self._warm_up > 0:
             self._warm_up -= len(colors)
             return self._compute(colors)
@@ -131,15 +134,15 @@ class ColorTransform:
             return self._compute(colors)
         places = _places(colors)
         table = _tables.get(self, _make_table)
-        seen = table.take(places, mode="clip")  # all are within; the fastest mode
-        if seen.min(initial=KNOWN) == KNOWN:
+        found = table.take(places, mode="clip")  # the fastest mode; all indices are within bounds
+        if found.min(initial=KNOWN) == KNOWN:
             self._is_learning = False
-            return seen
-        unknown = np.flatnonzero(seen < KNOWN)
+            return found
+        unknown = np.flatnonzero(found < KNOWN)
         self._is_learning = len(unknown) > len(colors) // 4
-        # threads that learn the same colour at once write the same
-        table[places[unknown]] = seen[unknown] = self._compute(colors[unknown])
-        return seen
+        # two threads that add one colour write equal values
+        table[places[unknown]] = found[unknown] = self._compute(colors[unknown])
+        return found
 
     def _compute(self, colors: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """Transform packed colours by LittleCMS."""
@@ -153,11 +156,11 @@ class ColorTransform:
         return np.frombuffer(image.tobytes("raw", "RGBX"), PACKED)
 
     def _keeps_extremes(self) -> bool:
-        """Whether each value of a sample stays as it is beside the extremes of the others.
+        """Whether colours with two samples at 0 or 255, and any third, stay as they are.
 
-        Of curves and a matrix, a sample of the result is a function of the sum of a function of
-        each sample, and rises or falls with each. Where it is the same at the others'
-        extremes, it is the same between them.
+        With curves and a matrix, a sample of the result is monotonic in each sample: a function
+        of a sum of one function per sample. If it is unchanged with the other two at their
+        extremes, it is unchanged between them: the transform is the identity.
         """
         every, ends = range(256), (0, 255)
         axes = ((every, ends, ends), (ends, every, ends), (ends, ends, every))
@@ -167,14 +170,14 @@ class ColorTransform:
 
 
 def _has_table(profile: bytes) -> bool:
-    """Whether a profile has tables, which go before its curves and matrix (ICC.1, tag usage)."""
+    """Whether a profile has lookup tables, which override its curves and matrix (ICC.1)."""
     (count,) = struct.unpack_from(">I", profile, 128)
     tags = {profile[at : at + 3] for at in range(132, 132 + 12 * count, 12)}
     return bool(tags & {b"A2B", b"D2B"})
 
 
 def _pack(pixels: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """Pack pixels; the fourth byte of each is the first of the next pixel's."""
+    """Return packed colours as overlapping views: the fourth byte is the next pixel's first."""
     count = pixels.shape[0] * pixels.shape[1]
     samples = np.empty(3 * count + 1, np.uint8)
     samples[:-1].reshape(pixels.shape)[...] = pixels
@@ -182,27 +185,27 @@ def _pack(pixels: NDArray[np.uint8]) -> NDArray[np.uint32]:
 
 
 def _places(colors: NDArray[np.uint32]) -> NDArray[np.intp]:
-    """Return where packed colours are in a table."""
+    """Return the table index of each packed colour."""
     differences = colors * DIFFERENCES
     differences >>= 8
     return differences.astype(np.intp)
 
 
 def _are_scattered(colors: NDArray[np.uint32]) -> bool:
-    """Whether hardly two pixels of a sample have their places on one page of a table.
+    """Whether few of some sampled pixels share a page of the table.
 
-    So it is in noise, whose colours don't come again soon: it would fill the table in vain.
+    This holds for noise, whose colours rarely repeat: it would fill the table without reuse.
     """
-    sample = colors[::61]  # a prime, lest all are of the same columns
+    sample = colors[::61]  # a prime step, so that samples come from different columns
     pages = np.sort((sample * DIFFERENCES) >> 18)
     return bool(np.count_nonzero(np.diff(pages)) > 0.75 * len(pages))
 
 
 def _make_table() -> NDArray[np.uint32]:
-    """Make room for what each colour becomes; 0 is of those that aren't known.
+    """Return a table of all 2**24 colours, in which 0 marks entries that aren't set.
 
-    Of mapped memory, the pages are used that are touched; NumPy asks for huge ones, which
-    a few colours would use up all.
+    Mapped memory is committed page by page as entries are written. NumPy's allocator asks for huge
+    pages, which a few colours would commit entirely.
     """
     return np.frombuffer(mmap.mmap(-1, PACKED.itemsize << 24), PACKED)
 
@@ -214,17 +217,24 @@ _transforms: Registry[bytes, ColorTransform | None] = Registry(32, "colour trans
 
 
 def color_transform(profile: bytes, source: str) -> ColorTransform | None:
-    """Return this process's transform for a profile.
-
-    None where there is nothing to do: colours are sRGB already, or, with one warning, the
-    profile isn't usable.
+    """Return the process's transform for a profile.
 
     Parameters
     ----------
     profile : bytes
-        ICC profile of an optical path; looked up fastest where it is the same object each time.
+        ICC Profile of an optical path. The same bytes object each time is looked up fastest.
     source : str
-        What has the profile, for the warning.
+        File name or UID of the image, for the warning.
+
+    Returns
+    -------
+    ColorTransform or None
+        None where colours are sRGB already, or the profile isn't usable (with one warning).
+
+    Warns
+    -----
+    MetadataWarning
+        When the profile isn't usable: colours stay as stored.
 
     """
 
@@ -240,12 +250,17 @@ def color_transform(profile: bytes, source: str) -> ColorTransform | None:
 
 
 def cielab_to_srgb(encoded: Sequence[int]) -> tuple[int, int, int]:
-    """Convert CIELab (D50) as DICOM encodes it to 8-bit sRGB.
+    """Convert CIELab (D50), as encoded in DICOM, to 8-bit sRGB.
 
     Parameters
     ----------
     encoded : sequence of int
-        L*, a*, b* scaled to 0 … 65535 (PS3.3 C.10.7.1.1).
+        L*, a*, b*, each scaled to 0 … 65535 (PS3.3 C.10.7.1.1).
+
+    Returns
+    -------
+    tuple of int
+        Red, green and blue, 0 … 255; colours outside sRGB are clipped.
 
     """
     lightness = encoded[0] * 100 / 65535

@@ -1,4 +1,4 @@
-"""One frame's bytes to pixels: the table of decoders, and how a frame tells which one it needs."""
+"""Table of decoders by transfer syntax, and the choice of a frame's decoder."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ NATIVE, RLE, DEFLATED_FRAME = (f"1.2.840.10008.1.2{end}" for end in (".1", ".5",
 
 
 MOST_SCRATCH = 64 * 2**20
-"""Bytes of a frame that is decoded into memory that was there before: 4,700 pixels squared."""
+"""Upper bound on reusable memory for decoding, in bytes: a frame of 4,700 × 4,700 RGB pixels."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Decoder:
-    """How frames of one transfer syntax are stored, and what decodes them."""
+    """Encoding of one transfer syntax, and the function that decodes its frames."""
 
     name: str
     decode: Callable[..., Pixels]
-    """Of a memoryview and a pixel format, and of scratch memory if it takes that."""
+    """Function of (memoryview, PixelFormat), and of scratch memory where `takes_scratch`."""
     encapsulated: bool = True
     little_endian: bool = True
     implicit_vr: bool = False
     deflated: bool = False
     """Whether the whole data set is deflated, not single frames."""
     is_quick: bool = False
-    """Whether decoding a frame takes about as long as keeping it does: memory is slow, too."""
+    """Whether decoding a frame is about as fast as copying it: a cache of pixels gains little."""
     takes_scratch: bool = False
-    """Whether it may be given memory for what it returns."""
+    """Whether `decode` takes an array to decode into."""
 
 
 _UID = "1.2.840.10008.1.2"
@@ -91,7 +91,7 @@ DECODERS: dict[str, Decoder] = {
     f"{_UID}.4.111": Decoder("JPEG XL JPEG Recompression", jpeg_xl),
     f"{_UID}.4.112": Decoder("JPEG XL", jpeg_xl),
 }
-"""Everything that is known of each transfer syntax, by UID (PS3.5 section 10)."""
+"""The supported transfer syntaxes, by UID (PS3.5 section 10)."""
 
 
 def decode_frame(
@@ -105,32 +105,33 @@ def decode_frame(
     Parameters
     ----------
     buffer : bytes-like
-        The frame as stored, from its first bit, fragments joined.
+        The encoded frame, with its fragments joined.
     pixel_format : PixelFormat
-        What the header says of it.
+        The header's description of the frame.
     transfer_syntax_uid : str or None
-        Transfer syntax in which it is stored; None where only its bytes tell: see
+        Transfer Syntax UID of the frame; None to derive it from the bytes: see
         :func:`transfer_syntax_of`.
     scratch : numpy.ndarray of numpy.uint8, optional
-        Memory that may be overwritten and returned, in part: see :func:`scratch_memory`.
+        Memory that the decoder may overwrite, and return a view of: see :func:`scratch_memory`.
 
     Returns
     -------
     numpy.ndarray
-        Shape (rows, columns, samples), of the format's dtype, RGB if colour. A codestream may
-        hold fewer rows and columns than declared (a cropped tile at the edge), never more. It
-        may be a read-only view of `buffer`, or a view of `scratch`.
+        Shape (rows, columns, samples), dtype of `pixel_format`, colour as RGB. A codestream may
+        hold fewer rows and columns than declared (a cropped tile at the edge), never more. The
+        array may be a read-only view of `buffer`, or a view of `scratch`.
 
     Raises
     ------
     FrameDecodeError
-        When the transfer syntax isn't supported, or the bytes aren't what they should be.
+        When the transfer syntax isn't supported, or the bytes are truncated, damaged, or
+        contradict `pixel_format`.
 
     """
     if transfer_syntax_uid is None:
         transfer_syntax_uid = transfer_syntax_of(buffer, pixel_format)
         if transfer_syntax_uid == NATIVE and len(buffer) > pixel_format.native_bytes + 1:
-            # chroma that a server has expanded, it has converted too
+            # the server has expanded YBR_FULL_422 to full chroma: such servers send RGB
             pixel_format = dataclasses.replace(pixel_format, photometric="RGB")
     decoder = DECODERS.get(transfer_syntax_uid)
     if decoder is None:
@@ -143,7 +144,7 @@ def decode_frame(
         array = decoder.decode(memoryview(buffer).cast("B"), pixel_format, *memory)
     except FrameDecodeError:
         raise
-    except Exception as error:  # each decoder has error types of its own
+    except Exception as error:  # decoders raise errors of many types
         raise FrameDecodeError(
             f"{len(buffer)} bytes of {decoder.name} don't decode: {error}"
         ) from error
@@ -156,43 +157,45 @@ def decode_frame(
 
 
 def scratch_memory(pixel_format: PixelFormat) -> Pixels | None:
-    """Return memory for one frame after the other, of which each is copied before the next.
+    """Return memory to decode frames into, one after another; None where frames are too large.
 
-    New memory for each takes up to a third longer, where the system has to zero it. None for
-    frames that are claimed to be larger than any is: their codestreams say how large they are.
+    The caller copies the pixels of a frame before it decodes the next one. Decoding into new memory
+    takes up to a third longer, since the system zeroes it. The bound keeps a wrong header from
+    allocating more than the codestreams hold.
     """
     size = math.prod(pixel_format.shape)
     if size > MOST_SCRATCH:
         return None
     memory = np.empty(size + 32, np.uint8)
-    # at a multiple of 32 libjpeg-turbo writes past the cache, from which pixels are copied at once
+    # At a multiple of 32 bytes libjpeg-turbo writes around the processor's cache; pixels that are
+    # copied right away are copied faster from the cache.
     start = (16 - memory.__array_interface__["data"][0]) % 32
     return memory[start : start + size].reshape(pixel_format.shape)
 
 
 def transfer_syntax_of(buffer: Buffer, pixel_format: PixelFormat) -> str:
-    """Tell the transfer syntax of a frame from its bytes.
+    """Derive the transfer syntax of a frame from its bytes.
 
-    For frames that come without their transfer syntax, or with one that can't be believed:
-    DICOMweb metadata have none, and servers transcode.
+    This is for frames of DICOMweb servers: metadata may lack the transfer syntax, and servers may
+    transcode.
 
     Parameters
     ----------
     buffer : bytes-like
-        The frame, from its first bit.
+        The encoded frame.
     pixel_format : PixelFormat
-        What the header says of it.
+        The header's description of the frame.
 
     Returns
     -------
     str
-        A key of :data:`DECODERS`; Explicit VR Little Endian for a native frame, which is as
-        long as the header says.
+        A key of :data:`DECODERS`; Explicit VR Little Endian for a native frame, which has the
+        length that the header implies.
 
     Raises
     ------
     FrameDecodeError
-        When the bytes are no codestream that is known, nor as many as a native frame has.
+        When the bytes are no known codestream, and their number isn't that of a native frame.
 
     """
     view = memoryview(buffer).cast("B")
@@ -200,7 +203,7 @@ def transfer_syntax_of(buffer: Buffer, pixel_format: PixelFormat) -> str:
     found = transfer_syntax_by_signature(view)
     if found is None and _has_rle_header(view, pixel_format):
         found = RLE
-    # pixels may begin like any codestream, but they don't decode as one
+    # native pixels may begin with the signature of a codestream, but don't decode as one
     if found is not None and not (native and not _decodes(view, pixel_format, found)):
         return found
     if native:
@@ -215,7 +218,7 @@ def transfer_syntax_of(buffer: Buffer, pixel_format: PixelFormat) -> str:
 
 def _has_native_length(length: int, declared: PixelFormat) -> bool:
     sizes = {declared.native_bytes}
-    if declared.photometric == "YBR_FULL_422":  # decompressed on the way
+    if declared.photometric == "YBR_FULL_422":  # a server may have expanded the chroma
         sizes.add(math.prod(declared.shape) * declared.bits_allocated // 8)
     return length in sizes | {size + size % 2 for size in sizes}
 

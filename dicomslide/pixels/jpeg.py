@@ -1,4 +1,4 @@
-"""JPEG and JPEG-LS: libjpeg-turbo with its warnings as errors, and CharLS."""
+"""Decoders of JPEG (libjpeg-turbo, its warnings treated as errors) and JPEG-LS (CharLS)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00%c"  # APP14, ends with 
 
 
 def jpeg(buffer: memoryview, declared: PixelFormat, scratch: Pixels | None = None) -> Pixels:
-    """Decode JPEG of any process in DICOM, that of 8 bits into scratch memory if there is some."""
+    """Decode JPEG of any process in DICOM; 8-bit DCT is decoded into `scratch` if given."""
     header = parse_jpeg(buffer)
     check_precision(header.precision, declared)
     check_size(header.rows, header.columns, len(header.component_ids), declared)
@@ -47,7 +47,7 @@ def jpeg(buffer: memoryview, declared: PixelFormat, scratch: Pixels | None = Non
 
 
 def _jpeg_is_ycbcr(header: JpegHeader, declared: PixelFormat) -> bool:
-    """Whether a colour JPEG is YCbCr, by the codestream first, then by the header."""
+    """Whether a colour JPEG is YCbCr: by its codestream, else by Photometric Interpretation."""
     claimed = declared.photometric != "RGB"
     if header.adobe_transform is not None:
         found = header.adobe_transform != 0
@@ -59,7 +59,7 @@ def _jpeg_is_ycbcr(header: JpegHeader, declared: PixelFormat) -> bool:
         return claimed
     if found != claimed:
         key = declared.photometric, "YCbCr" if found else "RGB"
-        _conflicts.get(key, lambda: _log_conflict(*key))  # once, whatever the number of threads
+        _conflicts.get(key, lambda: _log_conflict(*key))  # logged once per process
     return found
 
 
@@ -80,7 +80,7 @@ def _libjpeg_takes_for_ycbcr(header: JpegHeader) -> bool:
 
 
 def _with_color_transform(buffer: memoryview, header: JpegHeader, ycbcr: bool) -> memoryview:
-    """Replace the markers from which libjpeg takes the colour space by one that says it."""
+    """Replace the JFIF and Adobe markers by one Adobe marker that declares the colour space."""
     parts: list[bytes | memoryview] = [buffer[:2], _ADOBE % int(ycbcr)]
     at = 2
     for start, end in header.colour_segments:
@@ -91,30 +91,30 @@ def _with_color_transform(buffer: memoryview, header: JpegHeader, ycbcr: bool) -
 
 
 def _strict_jpeg(buffer: memoryview, colorspace: str, scratch: Pixels | None) -> Pixels:
-    """Decode with libjpeg's warnings as errors: they tell of truncation, not of pixels."""
+    """Decode with libjpeg's warnings as errors: a truncated codestream only causes a warning."""
     import simplejpeg
 
     for _ in range(3):
         try:
             return simplejpeg.decode_jpeg(buffer, colorspace, buffer=scratch)
         except ValueError as error:
-            mended = _mended(buffer, str(error))
-            if mended is None:
+            repaired = _repaired(buffer, str(error))
+            if repaired is None:
                 raise
-            buffer = mended
+            buffer = repaired
     return simplejpeg.decode_jpeg(buffer, colorspace, buffer=scratch)
 
 
-def _mended(buffer: memoryview, warning: str) -> memoryview | None:
-    """Put right what libjpeg warns of but is known to be harmless, for a second, strict try."""
-    if not ends_image(buffer):  # nothing but the marker may be missing: if more is, it shows
+def _repaired(buffer: memoryview, warning: str) -> memoryview | None:
+    """Remove the cause of a harmless warning of libjpeg; None where the warning isn't harmless."""
+    if not ends_image(buffer):  # if more than the marker is missing, the next try fails
         return memoryview(bytes(buffer) + _END_OF_IMAGE)
     data = bytes(buffer)
     end = data.rindex(_END_OF_IMAGE)
     surplus = re.search(r"(\d+) extraneous bytes before marker 0xd9", warning)
     if surplus:
         return memoryview(data[: end - int(surplus[1])] + _END_OF_IMAGE)
-    if "SOS parameters" in warning:  # of a sequential scan, where they can only be 0, 63, 0
+    if "SOS parameters" in warning:  # the only valid ones of a sequential scan are 0, 63, 0
         scan = parse_jpeg(buffer).scan
         behind = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
         if behind <= end:
@@ -128,7 +128,7 @@ def _require_end_of_image(buffer: memoryview) -> None:
 
 
 def _jpeg_uncommon(buffer: memoryview, header: JpegHeader, declared: PixelFormat) -> Pixels:
-    """Decode 12-bit and lossless JPEG, of which libjpeg's warnings don't reach us."""
+    """Decode 12-bit and lossless JPEG, with a decoder that doesn't report libjpeg's warnings."""
     _require_end_of_image(buffer)
     data = bytes(buffer)
     components = "RGB" if declared.samples == 3 else "GRAYSCALE"
@@ -139,19 +139,19 @@ def _jpeg_uncommon(buffer: memoryview, header: JpegHeader, declared: PixelFormat
         return imagecodecs().jpeg8_decode(codestream, colorspace=source, outcolorspace=components)
 
     array = decode(data)
-    # A decoder that has run out of data goes on with zeros. One that has not, ignores what is
-    # put before the end marker: if that changes the pixels, data were missing.
-    end = len(data[: data.rindex(_END_OF_IMAGE)].rstrip(b"\xff"))  # bytes that fill up to a marker
+    # At the end of truncated data the decoder continues with zeros; surplus data before the EOI
+    # marker it ignores. Pixels that change with surplus data therefore mean that data are missing.
+    end = len(data[: data.rindex(_END_OF_IMAGE)].rstrip(b"\xff"))  # without fill bytes
     if not np.array_equal(array, decode(data[:end] + b"\xaa" * 64 + data[end:])):
         raise FrameDecodeError("the JPEG codestream ends before its last pixel: it is truncated")
     return ybr_to_rgb(array) if ycbcr and header.lossless else array
 
 
 def jpeg_ls(buffer: memoryview, declared: PixelFormat) -> Pixels:
-    """Decode JPEG-LS."""
+    """Decode JPEG-LS, lossless or near-lossless."""
     header = parse_jpeg(buffer)
     check_precision(header.precision, declared)
     check_size(header.rows, header.columns, len(header.component_ids), declared)
-    _require_end_of_image(buffer)  # CharLS notices too, but may take seconds to
+    _require_end_of_image(buffer)  # CharLS may take seconds to detect truncation
     array = imagecodecs().jpegls_decode(buffer)
     return ybr_to_rgb(array) if declared.photometric.startswith("YBR_FULL") else array

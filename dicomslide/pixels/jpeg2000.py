@@ -1,4 +1,4 @@
-"""JPEG 2000, HTJ2K and JPEG XL: OpenJPEG, OpenJPH where that is safe, and libjxl."""
+"""Decoders of JPEG 2000 (OpenJPEG), HTJ2K (OpenJPH or OpenJPEG) and JPEG XL (libjxl)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["jpeg_2000", "jpeg_xl"]
 
 TINY_HTJ2K = 1024
-"""Bytes of a codestream below which OpenJPH believes too much of what it says of lengths."""
+"""Bytes of a codestream below which OpenJPH doesn't check declared lengths well enough."""
 
 
 def jpeg_2000(buffer: memoryview, declared: PixelFormat) -> Pixels:
@@ -37,12 +37,14 @@ def jpeg_2000(buffer: memoryview, declared: PixelFormat) -> Pixels:
     check_precision(header.precision, declared)
     check_size(header.rows, header.columns, header.components, declared)
     if not has_complete_tile_parts(buffer, header.tile_parts):
-        raise FrameDecodeError("the JPEG 2000 codestream is truncated, or its lengths are wrong")
+        raise FrameDecodeError(
+            "the JPEG 2000 codestream is truncated, or its tile-parts lack their declared length"
+        )
     array = _plain_htj2k(buffer, header) if header.plain_htj2k else None
     if array is None:
         array = imagecodecs().jpeg2k_decode(buffer)
     stored_as_ycbcr = declared.photometric == "YBR_FULL" or (
-        # writers that leave RGB under this claim don't subsample
+        # some writers declare YBR_FULL_422 for RGB pixels; those aren't subsampled
         declared.photometric == "YBR_FULL_422" and header.subsampled
     )
     if stored_as_ycbcr and not header.multiple_component_transform:
@@ -51,24 +53,25 @@ def jpeg_2000(buffer: memoryview, declared: PixelFormat) -> Pixels:
 
 
 def _plain_htj2k(buffer: memoryview, header: Jpeg2000Header) -> Pixels | None:
-    """Decode reversible HTJ2K with OpenJPH, in half the time; None where OpenJPEG has to tell.
+    """Decode reversible HTJ2K with OpenJPH, in half the time; None where OpenJPEG is needed.
 
-    OpenJPH doesn't clip what overshoots, and 256 becomes 0 on its way to bytes; and an error in a
-    block gets lost on the way to Python, where it leaves rows of zeros. Told that samples have
-    more bits than they have, it gives neither as pixels, but as values out of range. Of damaged
-    codestreams, as few become pixels as with OpenJPEG, if they are plain and not tiny. Lossy ones
-    (9/7) stay with OpenJPEG: they would gain less, and OpenJPH rounds some samples otherwise.
+    OpenJPH doesn't clip values that overshoot: 256 becomes 0 as a byte. Errors in a block aren't
+    reported either: they leave rows of zeros. Therefore the precision in the header is raised
+    before decoding; both faults then show as values out of range, and None is returned. For plain
+    codestreams that aren't tiny, damage is then detected as often as with OpenJPEG. Lossy
+    codestreams (9/7) are left to OpenJPEG: they gain less, and OpenJPH rounds some samples
+    differently.
     """
     if len(buffer) < TINY_HTJ2K or not has_plain_tile_parts(buffer, header.tile_parts):
         return None
-    bits = 15 if header.precision < 15 else 18  # of an array of 16 or 32
+    bits = 15 if header.precision < 15 else 18  # precision declared to OpenJPH
     data = bytearray(buffer)
     for at in header.precisions:
         data[at] = bits - 1
     shape = header.rows, header.columns, header.components
     array = np.zeros(shape[: 2 + (shape[2] > 1)], np.uint16 if bits == 15 else np.uint32)
     imagecodecs().htj2k_decode(data, planar=False, out=array)
-    array -= (1 << bits - 1) - (1 << header.precision - 1)  # the middle of the range
+    array -= (1 << bits - 1) - (1 << header.precision - 1)  # offset of unsigned samples
     if array.max() >> header.precision:
         return None
     return array.astype(np.uint8 if header.precision <= 8 else np.uint16)
@@ -77,4 +80,4 @@ def _plain_htj2k(buffer: memoryview, header: Jpeg2000Header) -> Pixels | None:
 def jpeg_xl(buffer: memoryview, declared: PixelFormat) -> Pixels:
     """Decode JPEG XL."""
     check_size(*jpeg_xl_size(buffer), declared.samples, declared)
-    return imagecodecs().jpegxl_decode(buffer)  # the codestream knows its colours
+    return imagecodecs().jpegxl_decode(buffer)  # libjxl converts colours itself

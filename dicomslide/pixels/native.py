@@ -1,4 +1,4 @@
-"""Native frames, and those that are little else: deflated, or in runs of bytes (RLE)."""
+"""Decoders of native, deflated and RLE frames."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ if TYPE_CHECKING:
 __all__ = ["inflated", "native", "native_big_endian", "rle"]
 
 RLE_GROWTH = 64
-"""Bytes that one of RLE makes, at most: two make 128 (PS3.5 G.3.1)."""
+"""Upper bound on decoded bytes per byte of RLE: two bytes decode to 128 at most (PS3.5 G.3.1)."""
 RLE_PADDING = 8
-"""Zeros that padding of an RLE segment may decode to."""
+"""Upper bound on the zeros that the padding of an RLE segment decodes to."""
 
 
 def native(buffer: memoryview, declared: PixelFormat, byteorder: Literal["<", ">"] = "<") -> Pixels:
-    """Take a native frame as pixels, without a copy where it is stored as such."""
+    """Decode a native frame: a view of `buffer` where the stored bytes are the pixels."""
     needed = declared.native_bytes
     if len(buffer) < needed:
-        raise FrameDecodeError(f"{len(buffer)} bytes are left of a native frame of {needed} bytes")
+        raise FrameDecodeError(
+            f"the native frame is truncated: {len(buffer)} bytes, expected {needed}"
+        )
     rows, columns, samples = declared.shape
     if declared.bits_allocated == 1:
         bits = np.unpackbits(
@@ -49,17 +51,17 @@ def native(buffer: memoryview, declared: PixelFormat, byteorder: Literal["<", ">
 
 
 def _bits_stored(words: Pixels, declared: PixelFormat) -> Pixels:
-    """Take values out of words: other bits may hold anything (PS3.5 8.1.1)."""
+    """Return the Bits Stored of each word; its other bits may have any value (PS3.5 8.1.1)."""
     above, below = declared.unused_bits
     if not above and not below:
         return words
     values = words << above
-    values >>= above + below  # of signed ones, the highest bit stored is the sign
+    values >>= above + below  # an arithmetic shift extends the sign of signed values
     return values
 
 
 def _expand_422(flat: Pixels, declared: PixelFormat) -> Pixels:
-    """Give both pixels of each Y1 Y2 Cb Cr their own chroma."""
+    """Expand each Y1 Y2 Cb Cr to two pixels (PS3.3 C.7.6.3.1.2)."""
     pairs = flat.reshape(-1, 4)
     full = np.empty((len(pairs), 2, 3), flat.dtype)
     full[:, :, 0] = pairs[:, :2]
@@ -68,27 +70,27 @@ def _expand_422(flat: Pixels, declared: PixelFormat) -> Pixels:
 
 
 def native_big_endian(buffer: memoryview, declared: PixelFormat) -> Pixels:
-    """Take a native frame whose samples begin with their highest byte."""
+    """Decode a native frame of big-endian samples."""
     return native(buffer, declared, ">")
 
 
 def inflated(buffer: memoryview, declared: PixelFormat) -> Pixels:
-    """Inflate a frame that was deflated by itself (PS3.5 section 10)."""
+    """Decode a native frame that is deflated on its own (PS3.5 section 10)."""
     needed = declared.native_bytes
-    # never more than declared, whatever the stream would grow to
+    # the bound limits what a malicious stream may inflate to
     return native(memoryview(zlib.decompressobj(-15).decompress(buffer, needed)), declared)
 
 
 def rle(buffer: memoryview, declared: PixelFormat) -> Pixels:
-    """PS3.5 annex G: one segment for each byte of each sample, the highest byte first."""
+    """Decode RLE (PS3.5 annex G): one segment per byte of each sample, most significant first."""
     rows, columns, samples = declared.shape
     size, count = declared.dtype.itemsize, samples * declared.dtype.itemsize
     if len(buffer) < 64:
-        raise FrameDecodeError(f"{len(buffer)} bytes can't hold an RLE header of 64")
+        raise FrameDecodeError(f"the RLE frame has {len(buffer)} bytes; its header alone has 64")
     found, *offsets = struct.unpack("<16I", buffer[:64])
     if found != count:
         raise FrameDecodeError(
-            f"the RLE header counts {found} segments; {samples} samples of {declared.dtype} have"
+            f"the RLE header declares {found} segments; {samples} samples of {declared.dtype} need"
             f" {count}"
         )
     if rows * columns * count > RLE_GROWTH * len(buffer):
@@ -100,10 +102,11 @@ def rle(buffer: memoryview, declared: PixelFormat) -> Pixels:
     for segment, (start, end) in enumerate(zip(offsets, ends, strict=False)):
         if not 64 <= start < end <= len(buffer):
             raise FrameDecodeError(
-                f"RLE segment {segment + 1} goes from byte {start} to {end} of {len(buffer)}"
+                f"RLE segment {segment + 1} extends from byte {start} to {end}; expected a range"
+                f" within bytes 64 to {len(buffer)}"
             )
         plane = np.frombuffer(imagecodecs().packbits_decode(buffer[start:end]), np.uint8)
-        rest = plane[rows * columns :]  # padding behind the segment decodes to a few zeros
+        rest = plane[rows * columns :]  # padding after the segment decodes to a few zeros
         if len(plane) < rows * columns or len(rest) > RLE_PADDING or rest.any():
             raise FrameDecodeError(
                 f"RLE segment {segment + 1} holds {len(plane)} bytes, expected {rows * columns}"

@@ -1,4 +1,4 @@
-"""How a header describes the pixels of a frame, and what decoders do with that."""
+"""Pixel format that a header declares, and the checks and casts that decoders share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["PixelFormat", "as_declared", "check_precision", "check_size", "image
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelFormat:
-    """How a header describes the pixels of a frame (PS3.3 C.7.6.3)."""
+    """Pixel format of a frame as its header declares it (Image Pixel module, PS3.3 C.7.6.3)."""
 
     rows: int
     columns: int
@@ -32,13 +32,13 @@ class PixelFormat:
     bits_allocated: int = 8
     bits_stored: int = 8
     high_bit: int | None = None
-    """Place of the highest bit stored in a native word; None for Bits Stored − 1."""
+    """High Bit: index of the most significant stored bit of a word; None for Bits Stored − 1."""
     signed: bool = False
     floating: bool = False
     """Whether the pixels are Float or Double Float Pixel Data."""
     photometric: str = "MONOCHROME2"
     planar: bool = False
-    """Whether native frames hold one plane a sample (Planar Configuration 1)."""
+    """Whether native frames hold one plane per sample (Planar Configuration 1)."""
 
     def __post_init__(self) -> None:
         if min(self.rows, self.columns) < 1 or self.samples not in (1, 3):
@@ -52,7 +52,7 @@ class PixelFormat:
 
     @lazy
     def dtype(self) -> np.dtype[Any]:
-        """Of the decoded pixels: bool for bit-packed ones."""
+        """NumPy dtype of the decoded pixels: bool where Bits Allocated is 1."""
         if self.bits_allocated == 1:
             return np.dtype(np.bool_)
         kind = "f" if self.floating else "i" if self.signed else "u"
@@ -60,10 +60,10 @@ class PixelFormat:
 
     @property
     def unused_bits(self) -> tuple[int, int]:
-        """Bits of a native word above those stored, and below them (PS3.5 8.1.1).
+        """Number of unused bits of a native word, above and below the stored ones (PS3.5 8.1.1).
 
-        A High Bit that leaves no room for Bits Stored isn't believed, nor are more Bits Stored
-        than allocated.
+        A High Bit that contradicts Bits Stored is ignored, and so is a Bits Stored that exceeds
+        Bits Allocated.
         """
         allocated, stored = self.bits_allocated, self.bits_stored
         if self.floating or allocated == 1 or not 0 < stored <= allocated:
@@ -85,7 +85,7 @@ class PixelFormat:
 
     @property
     def native_bits(self) -> int:
-        """Size of a native frame in bits; frames follow each other without padding."""
+        """Size of a native frame in bits; native frames follow each other without padding."""
         pixels = self.rows * self.columns
         if self.photometric == "YBR_FULL_422":  # PS3.3 C.7.6.3.1.2: two pixels share chroma
             return 16 * pixels
@@ -93,12 +93,12 @@ class PixelFormat:
 
     @property
     def native_bytes(self) -> int:
-        """Size of a native frame that stands alone, in bytes."""
+        """Size of one native frame in bytes, rounded up."""
         return -(-self.native_bits // 8)
 
 
 def check_size(rows: int, columns: int, samples: int, declared: PixelFormat) -> None:
-    """Raise a FrameDecodeError where a codestream holds more pixels than the header declares."""
+    """Raise a FrameDecodeError if a codestream has more pixels, or other samples, than declared."""
     if not (0 < rows <= declared.rows and 0 < columns <= declared.columns):
         raise FrameDecodeError(
             f"the codestream holds {rows} × {columns} pixels (rows × columns), the header"
@@ -112,20 +112,20 @@ def check_size(rows: int, columns: int, samples: int, declared: PixelFormat) -> 
 
 
 def check_precision(precision: int, declared: PixelFormat) -> None:
-    """Raise a FrameDecodeError where a codestream holds more bits than the header allocates."""
+    """Raise a FrameDecodeError if a codestream has more bits per sample than Bits Allocated."""
     if precision > max(declared.bits_allocated, 8):
         raise FrameDecodeError(
-            f"the codestream holds {precision} bits a sample, the header allocates"
+            f"the codestream holds {precision} bits per sample, the header allocates"
             f" {declared.bits_allocated}"
         )
 
 
 def as_declared(array: Pixels, declared: PixelFormat) -> Pixels:
-    """Cast decoded pixels, whose precision was checked, to the declared dtype."""
+    """Cast decoded pixels to the declared dtype; their precision has been checked before."""
     if declared.bits_allocated == 1:
         return array != 0
     if declared.signed and array.dtype.kind == "u":
-        # a codestream that doesn't know of signs holds the two's complement of Bits Stored
+        # an unsigned codestream holds the two's complement of Bits Stored
         sign = 1 << (declared.bits_stored - 1)
         wide = array.astype(np.int64)
         return ((wide ^ sign) - sign).astype(declared.dtype)
@@ -135,14 +135,17 @@ def as_declared(array: Pixels, declared: PixelFormat) -> Pixels:
 
 
 def imagecodecs() -> Any:
-    """Return the package of that name."""
-    import imagecodecs  # late, for it is large; as Any, for its stubs know bytes only
+    """Return the package imagecodecs, imported on first use since it is large.
+
+    The return type is Any because its type stubs accept bytes only.
+    """
+    import imagecodecs
 
     return imagecodecs
 
 
 def ybr_to_rgb(array: Pixels) -> Pixels:
-    """Convert YBR_FULL (PS3.3 C.7.6.3.1.2) to RGB."""
+    """Convert YBR_FULL to RGB (PS3.3 C.7.6.3.1.2)."""
     from pydicom.pixels.processing import convert_color_space
 
     return convert_color_space(array, "YBR_FULL", "RGB", per_frame=True)
