@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import queue
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -28,9 +27,8 @@ Place = dict[str, str]
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
     """Serve the slide in a folder; yield why that can't be, or nothing."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     try:
-        import orthanc
+        from tests.support import orthanc
     except ImportError as error:
         yield str(error)
         return

@@ -9,18 +9,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import orthanc
 import pytest
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # they aren't installed with the package
+from benchmarks.limit import Decoder
+from benchmarks.report import BEGIN, END, README, report
+from benchmarks.run import Results, run
+from benchmarks.slides import SLIDES, camera_profile
+from benchmarks.targets import TARGETS
+from benchmarks.tasks import FRESH, WARM
+from tests.support import orthanc
 
-from benchmarks.limit import Decoder  # noqa: E402
-from benchmarks.report import BEGIN, END, README, report  # noqa: E402
-from benchmarks.run import Results, run  # noqa: E402
-from benchmarks.slides import SLIDES, camera_profile  # noqa: E402
-from benchmarks.targets import TARGETS  # noqa: E402
-from benchmarks.tasks import FRESH, WARM  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 
 def rows_of(text: str) -> list[list[str]]:

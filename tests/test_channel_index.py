@@ -8,12 +8,12 @@ import numpy as np
 import pydicom
 import pytest
 import xarray as xr
-from derive import mapping, segment, write_map, write_segmentation
 
 import dicomslide
 from dicomslide.cli import main
 from dicomslide.labelled.channel_index import ChannelIndex
 from dicomslide.testing import write_slide
+from tests.support.derive import mapping, segment, write_map, write_segmentation
 
 SHAPE = (40, 60)
 

@@ -1,15 +1,16 @@
 """Every fault at random, before two servers: pixels that are right, or an error in words.
 
 A few seconds here, always the same faults; ``DICOMSLIDE_CHAOS_SECONDS=600`` makes it as long as
-that, and ``python tests/chaos.py 600`` does the same without pytest.
+that, and ``python -m tests.support.chaos 600`` does the same without pytest.
 """
 
 from __future__ import annotations
 
 import os
 
-import chaos
 import pytest
+
+from tests.support import chaos
 
 SECONDS = float(os.environ.get("DICOMSLIDE_CHAOS_SECONDS", 0))
 
@@ -20,7 +21,7 @@ def found(tmp_path_factory):
         yield found
 
 
-@pytest.mark.parametrize("name", ["tests/faulty_server.py", "Orthanc"])
+@pytest.mark.parametrize("name", ["faulty_server", "Orthanc"])
 def test_nothing_is_wrong_raw_or_hung_whatever_a_server_sends(found, tmp_path, name):
     urls, slides = found
     if name not in urls:

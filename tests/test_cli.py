@@ -10,12 +10,12 @@ import sys
 import numpy as np
 import pydicom
 import pytest
-from faulty_server import FaultyServer
 from PIL import Image
 
 from dicomslide import demo
 from dicomslide.cli import main
 from dicomslide.testing import write_slide
+from tests.support.faulty_server import FaultyServer
 
 
 def test_info_as_a_table(tissue_slide, capsys):

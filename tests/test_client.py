@@ -14,7 +14,6 @@ import pydicom
 import pytest
 import requests
 from dicomweb_client.api import DICOMfileClient, DICOMwebClient
-from fake_client import FakeClient, refused
 from pydicom.uid import UID
 
 import dicomslide
@@ -30,6 +29,7 @@ from dicomslide.header.geometry import SlideGeometry
 from dicomslide.pixels import PixelFormat, decode_frame, transfer_syntax_of
 from dicomslide.readers import frame_reader
 from dicomslide.testing import ENCODERS, SyntheticImage, encode_frame, write_image, write_slide
+from tests.support.fake_client import FakeClient, refused
 
 EXPLICIT, JPEG, EXTENDED = (f"1.2.840.10008.1.2{end}" for end in (".1", ".4.50", ".4.51"))
 RLE, J2K, JPEG_LS = (f"1.2.840.10008.1.2{end}" for end in (".5", ".4.90", ".4.80"))

@@ -12,8 +12,6 @@ import time
 import numpy as np
 import pytest
 import xarray as xr
-from range_server import serving
-from workers import some_workers
 
 import dicomslide
 from dicomslide.backends.part10 import file
@@ -29,6 +27,8 @@ from dicomslide.testing import (
     write_image,
     write_slide,
 )
+from tests.support.range_server import serving
+from tests.support.workers import some_workers
 
 distributed = pytest.importorskip("distributed", reason="a cluster takes distributed")
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from fake_client import FakeClient
 
 import dicomslide
 from dicomslide.backends.open import open_source
@@ -21,6 +20,7 @@ from dicomslide.cli import main
 from dicomslide.process.registry import Registry
 from dicomslide.slide import cohort
 from dicomslide.testing import write_slide
+from tests.support.fake_client import FakeClient
 
 SHAPE = (64, 96)
 NAMES = [f"S23-{number}" for number in range(1, 5)]

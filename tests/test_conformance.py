@@ -8,12 +8,8 @@ import re
 import subprocess
 import sys
 
-import own_store
 import pydicom
 import pytest
-from fake_client import FakeClient
-from faulty_server import FaultyServer, Handler
-from range_server import serving
 
 import dicomslide
 from dicomslide.backends import FrameSource, FrameStore
@@ -24,6 +20,10 @@ from dicomslide.backends.open import open_store
 from dicomslide.backends.part10.file import FileSource, FileStore
 from dicomslide.backends.part10.streams import StreamSource
 from dicomslide.testing import write_slide
+from tests.support import own_store
+from tests.support.fake_client import FakeClient
+from tests.support.faulty_server import FaultyServer, Handler
+from tests.support.range_server import serving
 
 pytest.register_assert_rewrite("dicomslide.testing.conformance")
 

@@ -12,7 +12,6 @@ import numpy as np
 import pydicom
 import pytest
 import xarray as xr
-from derive import SEGMENTS, mapping, segment, write_map, write_segmentation
 from highdicom.sr import Scoord3DContentItem
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -24,6 +23,7 @@ from dicomslide.header.geometry import SlideGeometry
 from dicomslide.pixels import PixelFormat
 from dicomslide.testing import PositionDrawing, SyntheticImage, position_values, write_image
 from dicomslide.testing import write_slide as write
+from tests.support.derive import SEGMENTS, mapping, segment, write_map, write_segmentation
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 SHAPE = (70, 110)

@@ -14,9 +14,6 @@ import pytest
 import requests
 import xarray as xr
 from dicomweb_client.api import DICOMwebClient
-from fake_client import FakeClient
-from faulty_server import AS_STORED, TOKEN, FaultyServer
-from test_transport import Clock
 
 import dicomslide
 from dicomslide.backends.batching import encoded_frames
@@ -26,6 +23,9 @@ from dicomslide.backends.dicomweb.transport import Patience, Transport
 from dicomslide.backends.net import credentials
 from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
+from tests.support.fake_client import FakeClient
+from tests.support.faulty_server import AS_STORED, TOKEN, FaultyServer
+from tests.test_transport import Clock
 
 UIDS = ("StudyInstanceUID", "SeriesInstanceUID")
 

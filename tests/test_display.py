@@ -13,7 +13,6 @@ import matplotlib as mpl
 import numpy as np
 import pydicom
 import pytest
-from derive import SEGMENTS, write_segmentation
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -21,6 +20,7 @@ import dicomslide
 from dicomslide import add_scale_bar, open_slide
 from dicomslide.display.picture import as_displayed
 from dicomslide.testing import write_slide
+from tests.support.derive import SEGMENTS, write_segmentation
 
 mpl.use("Agg")
 

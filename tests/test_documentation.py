@@ -20,20 +20,19 @@ import types
 import zipfile
 from pathlib import Path
 
-import derive
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import orthanc
 import pydicom
 import pytest
 import xarray as xr
-from range_server import serving
-from test_annotation import annotations_of, group_of
 
 import dicomslide
 from dicomslide.cli import _parser
 from dicomslide.testing import write_slide
+from tests.support import derive, orthanc
+from tests.support.range_server import serving
+from tests.test_annotation import annotations_of, group_of
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

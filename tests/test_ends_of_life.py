@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-from faulty_server import FaultyServer
-from range_server import serving
 
 import dicomslide
 from dicomslide.testing import write_slide
+from tests.support.faulty_server import FaultyServer
+from tests.support.range_server import serving
 
 READING = """
 import sys, threading, time

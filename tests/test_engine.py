@@ -13,7 +13,6 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
-from test_color import swapped_profile
 
 import dicomslide
 from dicomslide.backends.part10.file import FileSource
@@ -21,6 +20,7 @@ from dicomslide.labelled.index import SlideIndex
 from dicomslide.readers import frame_reader
 from dicomslide.testing import position_values, write_slide
 from dicomslide.xarray_plugin import DicomSlideBackendEntrypoint
+from tests.test_color import swapped_profile
 
 UPRIGHT = np.rot90(position_values(np.arange(130), np.arange(170)), -1)
 OPTIONS = dict(engine="dicomslide", correct_color=False)

@@ -17,8 +17,6 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from exports import EXPLICIT, SHARD, assert_valid, expected, files
-from workers import some_workers
 from zarr.storage import LocalStore, MemoryStore
 
 import dicomslide
@@ -26,6 +24,8 @@ from dicomslide import to_ome_zarr
 from dicomslide.cli import main
 from dicomslide.export.target import ShardedArray, Target
 from dicomslide.testing import write_slide
+from tests.support.exports import EXPLICIT, SHARD, assert_valid, expected, files
+from tests.support.workers import some_workers
 
 
 def assert_nothing_to_read(store):

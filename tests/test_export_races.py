@@ -12,8 +12,6 @@ import time
 import dask
 import numpy as np
 import pytest
-from exports import EXPLICIT, files
-from test_export import bucket  # noqa: F401 - a fixture
 from zarr.storage import LocalStore, MemoryStore
 
 import dicomslide
@@ -21,6 +19,8 @@ from dicomslide import to_ome_zarr
 from dicomslide.export import exclusive
 from dicomslide.export.target import BEGUN, SHARDS, ShardedArray, Target
 from dicomslide.testing import write_slide
+from tests.support.exports import EXPLICIT, files
+from tests.test_export import bucket  # noqa: F401 - a fixture
 
 OPTIONS = dict(shard_size=32, overwrite=True)
 

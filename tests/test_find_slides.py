@@ -10,7 +10,6 @@ import numpy as np
 import pydicom
 import pytest
 from dicomweb_client.api import DICOMfileClient
-from fake_client import FakeClient, refused
 from highdicom.sr import CodedConcept
 from pydicom.sr.coding import Code
 from pydicom.uid import UID
@@ -19,6 +18,7 @@ import dicomslide
 from dicomslide.backends.dicomweb import client as client_module
 from dicomslide.slide.discovery import find_slides
 from dicomslide.testing import uid_of, write_slide
+from tests.support.fake_client import FakeClient, refused
 
 EOSIN = Code("36879007", "SCT", "water soluble eosin stain")
 SMALL = dict(

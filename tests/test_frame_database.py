@@ -14,11 +14,11 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from test_forks import in_child
 
 import dicomslide
 from dicomslide.backends.batching import encoded_frames, frame_database
 from dicomslide.backends.batching.frame_database import NAME, FrameDatabase
+from tests.test_forks import in_child
 
 IMAGE = ("dicomweb", "https://host", "1.2.3")
 

@@ -9,12 +9,12 @@ import numpy as np
 import pydicom
 import pytest
 import xarray as xr
-from fake_client import FakeClient
 from highdicom.sr import Scoord3DContentItem
 from pydicom.sr.codedict import codes
 
 import dicomslide
 from dicomslide.testing import position_values, uid_of, write_slide
+from tests.support.fake_client import FakeClient
 
 NATIVE = "1.2.840.10008.1.2.1"
 OPTIONS = dict(
@@ -132,7 +132,7 @@ def test_small_regions_side_by_side_arent_levels_of_each_other(tmp_path):
 
 
 def test_what_is_derived_goes_with_the_pyramid_that_it_was_derived_from(regions):
-    from derive import segment, write_segmentation
+    from tests.support.derive import segment, write_segmentation
 
     mask = np.zeros((64, 96), np.uint8)
     mask[10:20, 30:50] = 1

@@ -10,18 +10,18 @@ import copy
 import pickle
 
 import numpy as np
-import orthanc
 import pytest
 import requests
 import xarray as xr
 from dicomweb_client.api import DICOMwebClient
-from faulty_server import TOKEN, FaultyServer
 
 import dicomslide
 from dicomslide.backends.batching import encoded_frames
 from dicomslide.errors import FrameReadError, NotDicomError, SourceDeniedError, SourceReadError
 from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
+from tests.support import orthanc
+from tests.support.faulty_server import TOKEN, FaultyServer
 
 reason = orthanc.reason_to_skip()
 needs_orthanc = pytest.mark.skipif(reason is not None, reason=str(reason))

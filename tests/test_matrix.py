@@ -14,7 +14,6 @@ from highdicom.color import ColorManager
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from test_color import swapped_profile
 
 import dicomslide
 from dicomslide.backends.part10.file import FileSource
@@ -30,6 +29,7 @@ from dicomslide.testing import (
     write_slide,
 )
 from dicomslide.testing.image import srgb_profile
+from tests.test_color import swapped_profile
 
 SHAPE = (23, 31)
 TILE = (7, 10)

@@ -11,10 +11,10 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.datadict import dictionary_VR
-from quirky import NATIVE, RLE, expected, setting, write
 
 import dicomslide
 from dicomslide.testing import write_slide
+from tests.support.quirky import NATIVE, RLE, expected, setting, write
 
 COUNT = 600
 """Files that each of two children damages: a second for a hundred."""
@@ -61,9 +61,9 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("first", [0, 100_000])
 def test_nothing_escapes_from_a_damaged_file_but_what_is_documented(folder, first, tmp_path):
     own = shutil.copytree(folder, tmp_path / "seeds")
-    program = Path(__file__).parent / "mutations.py"
     done = subprocess.run(
-        [sys.executable, program, own, str(first), str(COUNT)],
+        [sys.executable, "-m", "tests.support.mutations", own, str(first), str(COUNT)],
+        cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         timeout=300,

@@ -6,10 +6,19 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.encaps import encapsulate
-from quirky import BIG_ENDIAN, NATIVE, RLE, changed, open_stored, pixels_of, setting, write
 
 from dicomslide.pixels import PixelFormat
 from dicomslide.testing.encode import encode_frame
+from tests.support.quirky import (
+    BIG_ENDIAN,
+    NATIVE,
+    RLE,
+    changed,
+    open_stored,
+    pixels_of,
+    setting,
+    write,
+)
 
 SHAPE, TILE = (32, 64), (16, 32)
 DEFLATED, ENCAPSULATED = f"{NATIVE}.99", f"{NATIVE}.98"

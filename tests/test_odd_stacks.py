@@ -11,7 +11,6 @@ import numpy as np
 import pydicom
 import pytest
 import xarray as xr
-from quirky import NATIVE, changed, expected
 
 import dicomslide
 from dicomslide import FramePositionError, MetadataWarning, OpenSlide, open_slide
@@ -27,6 +26,7 @@ from dicomslide.testing import (
     write_image,
     write_slide,
 )
+from tests.support.quirky import NATIVE, changed, expected
 
 SHAPE = (60, 80)
 BASE = SlideGeometry((10.0, 20.0), (0.0, -1.0), (-1.0, 0.0), (0.001, 0.001), SHAPE)

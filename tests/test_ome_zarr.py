@@ -9,12 +9,12 @@ import pydicom
 import pytest
 import xarray as xr
 import zarr
-from derive import mapping, segment, write_map, write_segmentation
-from exports import EXPLICIT, SHARD, assert_valid, expected, ome, upright
 
 import dicomslide
 from dicomslide import to_ome_zarr
 from dicomslide.testing import position_values, write_slide
+from tests.support.derive import mapping, segment, write_map, write_segmentation
+from tests.support.exports import EXPLICIT, SHARD, assert_valid, expected, ome, upright
 
 
 @pytest.fixture

@@ -10,15 +10,12 @@ from multiprocessing import get_context
 
 import dask
 import numpy as np
-import orthanc
 import pydicom
 import pytest
 import requests
 import xarray as xr
 from dicomweb_client.api import DICOMwebClient
 from pydicom.uid import UID, generate_uid
-from test_client import EXPLICIT, EXTENDED, J2K, JPEG_LS, RLE, bit_packed, twelve_bits
-from workers import some_workers
 
 import dicomslide
 from dicomslide.backends.batching import encoded_frames
@@ -27,6 +24,9 @@ from dicomslide.backends.dicomweb.client import frame_source
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.readers import frame_reader
 from dicomslide.testing import ENCODERS, write_image, write_slide
+from tests.support import orthanc
+from tests.support.workers import some_workers
+from tests.test_client import EXPLICIT, EXTENDED, J2K, JPEG_LS, RLE, bit_packed, twelve_bits
 
 pytestmark = pytest.mark.skipif(
     bool(orthanc.reason_to_skip()), reason=str(orthanc.reason_to_skip())

@@ -125,7 +125,16 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from quirky import (
+
+import dicomslide
+from dicomslide.backends.part10.file import FileStore
+from dicomslide.errors import MetadataError, MetadataWarning
+from dicomslide.header.geometry import SlideGeometry
+from dicomslide.testing import (
+    position_values,
+    write_slide,
+)
+from tests.support.quirky import (
     NATIVE,
     RLE,
     SHAPE,
@@ -138,15 +147,6 @@ from quirky import (
     pyramid,
     setting,
     write,
-)
-
-import dicomslide
-from dicomslide.backends.part10.file import FileStore
-from dicomslide.errors import MetadataError, MetadataWarning
-from dicomslide.header.geometry import SlideGeometry
-from dicomslide.testing import (
-    position_values,
-    write_slide,
 )
 
 # -- the table -------------------------------------------------------------------------------

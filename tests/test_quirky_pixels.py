@@ -15,9 +15,18 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from derive import write_segmentation
 from PIL import Image
-from quirky import (
+
+import dicomslide
+from dicomslide.errors import FrameDecodeError, FrameWarning, MetadataError
+from dicomslide.pixels import PixelFormat, jpeg
+from dicomslide.testing import (
+    encode_frame,
+    position_values,
+    srgb_profile,
+)
+from tests.support.derive import write_segmentation
+from tests.support.quirky import (
     BASELINE,
     BIG_ENDIAN,
     JPEG_LS,
@@ -31,15 +40,6 @@ from quirky import (
     pixels_of,
     setting,
     write,
-)
-
-import dicomslide
-from dicomslide.errors import FrameDecodeError, FrameWarning, MetadataError
-from dicomslide.pixels import PixelFormat, jpeg
-from dicomslide.testing import (
-    encode_frame,
-    position_values,
-    srgb_profile,
 )
 
 PIXEL_DATA = b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff"

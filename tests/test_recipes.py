@@ -17,17 +17,17 @@ import numpy as np
 import pydicom
 import pytest
 import xarray as xr
-from derive import write_segmentation
 from scipy.ndimage import uniform_filter
 from skimage.color import hed_from_rgb
 from skimage.color import separate_stains as separate_whole
 from skimage.filters import threshold_otsu
 from skimage.measure import block_reduce
-from workers import some_workers
 
 import dicomslide
 from dicomslide import recipes
 from dicomslide.testing import write_slide
+from tests.support.derive import write_segmentation
+from tests.support.workers import some_workers
 
 SHAPE = (700, 900)
 TILE = 64

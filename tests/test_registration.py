@@ -11,13 +11,13 @@ import numpy as np
 import pydicom
 import pytest
 import xarray as xr
-from derive import segment, write_segmentation
 from pydicom.sr.codedict import codes
 
 import dicomslide
 from dicomslide.contents.levels import affine_from_base
 from dicomslide.header.geometry import SlideGeometry
 from dicomslide.testing import write_slide
+from tests.support.derive import segment, write_segmentation
 
 NATIVE = "1.2.840.10008.1.2.1"
 ORIENTATIONS = [

@@ -33,11 +33,9 @@ from dicomslide.backends.open import open_store
 from dicomslide.backends.part10 import file as file_backend
 from dicomslide.errors import FrameReadError, NotDicomError, SourceChangedError, SourceReadError
 from dicomslide.testing import write_slide
-
-sys.path.insert(0, os.path.dirname(__file__))
-from range_server import serving
-from remote_slides import *  # noqa: F403 - fixtures
-from remote_slides import (
+from tests.support.range_server import serving
+from tests.support.remote_slides import *  # noqa: F403 - fixtures
+from tests.support.remote_slides import (
     REGION,
     SECRET,
     forget_bytes,

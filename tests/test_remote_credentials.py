@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import sys
 import traceback
 
 import numpy as np
@@ -15,11 +13,9 @@ import dicomslide
 from dicomslide.backends.objects import ranges, remote, storage
 from dicomslide.backends.objects.remote import RemoteSource
 from dicomslide.errors import FrameReadError, SourceReadError
-
-sys.path.insert(0, os.path.dirname(__file__))
-from range_server import serving
-from remote_slides import *  # noqa: F403 - fixtures
-from remote_slides import (
+from tests.support.range_server import serving
+from tests.support.remote_slides import *  # noqa: F403 - fixtures
+from tests.support.remote_slides import (
     REGION,
     SECRET,
     forget_bytes,

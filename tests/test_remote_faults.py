@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
-import sys
 
 import pytest
 
@@ -13,10 +11,8 @@ import dicomslide
 from dicomslide.backends.net import attempts
 from dicomslide.backends.objects import remote
 from dicomslide.errors import FrameReadError, SourceReadError
-
-sys.path.insert(0, os.path.dirname(__file__))
-from remote_slides import *  # noqa: F403 - fixtures
-from remote_slides import (
+from tests.support.remote_slides import *  # noqa: F403 - fixtures
+from tests.support.remote_slides import (
     frames_on_disk,
 )
 

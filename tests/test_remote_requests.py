@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import threading
 
 import dask
@@ -16,11 +15,9 @@ from dicomslide.backends.objects.remote import RemoteSource
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
-
-sys.path.insert(0, os.path.dirname(__file__))
-from range_server import serving
-from remote_slides import *  # noqa: F403 - fixtures
-from remote_slides import SECRET, forget_bytes, forget_everything, frames_on_disk
+from tests.support.range_server import serving
+from tests.support.remote_slides import *  # noqa: F403 - fixtures
+from tests.support.remote_slides import SECRET, forget_bytes, forget_everything, frames_on_disk
 
 pytest.importorskip("aiohttp", reason="HTTP takes aiohttp: dicomslide[remote]")
 

@@ -11,8 +11,6 @@ from types import SimpleNamespace
 import dask
 import numpy as np
 import pytest
-from faulty_server import FaultyServer
-from test_dicomweb_faults import url_of
 
 import dicomslide
 from dicomslide.backends.batching import encoded_frames, gather
@@ -21,6 +19,8 @@ from dicomslide.backends.batching.prefetch import ReadAhead
 from dicomslide.header.tiling import FullFrames, TileGrid
 from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
+from tests.support.faulty_server import FaultyServer
+from tests.test_dicomweb_faults import url_of
 
 TILE = 16
 NUM_FRAMES = 42 * 40

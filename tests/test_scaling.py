@@ -9,12 +9,12 @@ import numpy as np
 import pydicom
 import pytest
 import xarray as xr
-from derive import mapping, write_map, write_segmentation
 from pydicom.sr.coding import Code
 
 import dicomslide
 from dicomslide import open_slide
 from dicomslide.testing import write_slide
+from tests.support.derive import mapping, write_map, write_segmentation
 
 SHAPE = (70, 110)
 OPTIONS = dict(engine="dicomslide")

@@ -7,10 +7,10 @@ import sys
 import zlib
 
 import pytest
-from bounded import tried
-from quirky import NATIVE, RLE, changed, setting, write
 
 from dicomslide.testing import write_slide
+from tests.support.bounded import tried
+from tests.support.quirky import NATIVE, RLE, changed, setting, write
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are Linux's")
 

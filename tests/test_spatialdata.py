@@ -6,10 +6,10 @@ import numpy as np
 import pydicom
 import pytest
 import xarray as xr
-from derive import write_segmentation
 
 import dicomslide
 from dicomslide.testing import position_values
+from tests.support.derive import write_segmentation
 
 spatialdata = pytest.importorskip(
     "spatialdata",
@@ -19,7 +19,8 @@ spatialdata = pytest.importorskip(
     " tests/test_spatialdata.py",
 )
 from spatialdata.transformations import get_transformation  # noqa: E402
-from test_annotation import annotations_of, group_of  # noqa: E402
+
+from tests.test_annotation import annotations_of, group_of  # noqa: E402
 
 
 def to_um(element, x, y):

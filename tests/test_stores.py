@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import own_store
 import pydicom
 import pytest
 import xarray as xr
-from fake_client import FakeClient
 
 import dicomslide
 from dicomslide.backends import (
@@ -23,6 +21,8 @@ from dicomslide.backends.dicomweb.client import frame_source
 from dicomslide.backends.dicomweb.protocol import DicomWebClient, is_client
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.testing import write_slide
+from tests.support import own_store
+from tests.support.fake_client import FakeClient
 
 NATIVE, JPEG = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.50"
 SMALL = dict(shape=(70, 90), tile_shape=(32, 32), downsamples=(1, 2))
@@ -140,7 +140,7 @@ def test_a_store_that_is_searched_gives_the_metadata_of_a_series_at_a_time(store
 
 
 def test_derived_images_of_anybodys_store_are_included_or_not(tmp_path):
-    import derive
+    from tests.support import derive
 
     files = write_slide(tmp_path, **SMALL, transfer_syntax_uid=NATIVE)
     mask = np.zeros((70, 90, 2), np.uint8)

@@ -13,13 +13,13 @@ import warnings
 import pydicom
 import pytest
 import xarray as xr
-from fake_client import FakeClient
 
 import dicomslide
 from dicomslide.backends.part10.file import FileStore
 from dicomslide.contents.levels import Level
 from dicomslide.contents.pyramids import GlassPyramid
 from dicomslide.testing import write_slide
+from tests.support.fake_client import FakeClient
 
 
 def opened_by_engine(path, **options):

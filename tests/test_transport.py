@@ -15,7 +15,6 @@ from multiprocessing import get_context
 
 import pytest
 import requests
-from faulty_server import AS_STORED, FaultyServer
 
 from dicomslide.backends.dicomweb.bodies import decompressed
 from dicomslide.backends.dicomweb.multipart import ReplyError, WrongTypeError
@@ -27,6 +26,7 @@ from dicomslide.backends.dicomweb.transport import (
     public,
 )
 from dicomslide.testing import write_slide
+from tests.support.faulty_server import AS_STORED, FaultyServer
 
 SECRET = "a-secret"
 

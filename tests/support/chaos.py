@@ -1,6 +1,6 @@
 """A proxy that plays every fault before a server, and readers whose pixels must be right.
 
-Run by hand, for as long as one likes: ``python tests/chaos.py SECONDS [SEED]``. Nothing may come
+Run by hand, for as long as one likes: ``python -m tests.support.chaos SECONDS [SEED]``. Nothing may come
 out wrong, hang, or fail with an error that isn't dicomslide's own; and once the server is well
 again, all that was kept meanwhile must be what the files hold.
 """
@@ -26,11 +26,8 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import orthanc
 import requests
 from dicomweb_client.api import DICOMwebClient
-from faulty_server import FaultyServer, Handler
-from test_color import swapped_profile
 
 import dicomslide
 from dicomslide.backends.batching import encoded_frames
@@ -39,6 +36,9 @@ from dicomslide.backends.dicomweb import source as dicomweb
 from dicomslide.backends.dicomweb.transport import Patience
 from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
+from tests.support import orthanc
+from tests.support.faulty_server import FaultyServer, Handler
+from tests.test_color import swapped_profile
 
 PATIENCE = functools.partial(
     Patience, deadline=1.0, attempts=4, first_wait=0.01, longest_wait=0.1, connect=0.5, silence=0.3
@@ -355,7 +355,7 @@ def servers(folder):
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(FaultyServer(Path(folder) / "slides"))
         own.archive.frames = functools.cache(own.archive.frames)
-        found = {"tests/faulty_server.py": own.url}
+        found = {"faulty_server": own.url}
         if orthanc.reason_to_skip() is None:
             (Path(folder) / "orthanc").mkdir()
             url = stack.enter_context(orthanc.running(Path(folder) / "orthanc"))

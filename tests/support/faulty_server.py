@@ -14,8 +14,9 @@ from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
-from fake_client import FakeClient
 from PIL import Image
+
+from tests.support.fake_client import FakeClient
 
 TOKEN = "token-that-is-secret"
 BOUNDARY = "a-boundary"

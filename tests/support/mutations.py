@@ -1,6 +1,6 @@
 """Files damaged at random, from a seed: what opens them may say what is wrong, and nothing else.
 
-Run as a program it tries any number: ``python tests/mutations.py FOLDER FIRST COUNT``.
+Run as a program it tries any number: ``python -m tests.support.mutations FOLDER FIRST COUNT``.
 """
 
 from __future__ import annotations

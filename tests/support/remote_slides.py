@@ -5,7 +5,6 @@ from __future__ import annotations
 import zipfile
 
 import pytest
-from range_server import serving
 
 import dicomslide
 from dicomslide.backends.net import attempts
@@ -13,6 +12,7 @@ from dicomslide.backends.objects import remote, storage
 from dicomslide.backends.objects.remote import RemoteSource
 from dicomslide.backends.part10 import file as file_backend
 from dicomslide.testing import write_slide
+from tests.support.range_server import serving
 
 __all__ = [
     "_nothing_known",

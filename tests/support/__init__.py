@@ -1,0 +1,1 @@
+"""What several tests share: slides, servers, clusters, and checks of others."""
