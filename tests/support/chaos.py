@@ -1,7 +1,7 @@
 """A proxy that plays every fault before a server, and readers whose pixels must be right.
 
-Run by hand, for as long as one likes: ``python -m tests.support.chaos SECONDS [SEED]``. Nothing may come
-out wrong, hang, or fail with an error that isn't dicomslide's own; and once the server is well
+Run by hand, for as long as one likes: ``python -m tests.support.chaos SECONDS [SEED]``. Nothing may
+come out wrong, hang, or fail with an error that isn't dicomslide's own; and once the server is well
 again, all that was kept meanwhile must be what the files hold.
 """
 
