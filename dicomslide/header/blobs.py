@@ -1,4 +1,4 @@
-"""Bytes that can be read anywhere, and what pydicom reads of them: no more than is bearable."""
+"""Random access to the bytes of a data set, and bounded reading of them by pydicom."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ if TYPE_CHECKING:
 __all__ = ["Span", "MOST_HEADER", "Blob", "MemoryBlob", "errors_of_headers", "file_of"]
 
 Span: TypeAlias = tuple[int, int]
-"""First byte, and the one behind the last."""
+"""Byte range: its first byte, and the byte after its last."""
 
 MOST_HEADER = 256 * 2**20
-"""Bytes of the elements before the frames, without per-frame functional groups."""
+"""Upper bound on the bytes of a header, without its per-frame functional groups."""
 MOST_READS = 400_000
-"""Of heads of elements and items, and of values: they take seconds, and no image has as many."""
+"""Upper bound on reads of element headers, item headers and values: so many take seconds, and no
+valid image needs as many."""
 LONG = 2**16
-"""Bytes of a value that are allocated before it is known whether they are there."""
+"""Bytes of a value up to which its declared length isn't compared with the bytes that are left."""
 
 
 class Blob(Protocol):
-    """Bytes that can be read anywhere, from several threads at once."""
+    """Bytes with random access, from several threads at once."""
 
     @property
     def name(self) -> str:
@@ -43,10 +44,7 @@ class Blob(Protocol):
 
     @property
     def version(self) -> str:
-        """What tells these bytes from others of that name: an ETag, or time of change.
-
-        Empty where nothing does.
-        """
+        """Version of the bytes: an ETag or modification time; empty where there is none."""
         ...
 
     def read(self, offset: int, length: int) -> bytes:
@@ -58,18 +56,18 @@ class Blob(Protocol):
         ...
 
     def reading(self) -> Callable[[int, int], bytes]:
-        """Return what :meth:`read` does, for many small reads one after the other."""
+        """Return a function like :meth:`read`, made for many small reads in sequence."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MemoryBlob:
-    """Bytes in memory: what a deflated data set inflates to."""
+    """Bytes in memory, such as an inflated data set."""
 
     name: str
     data: bytes
     version: str = ""
-    """Of what they were inflated from."""
+    """Version of the file that the bytes come from."""
 
     @property
     def size(self) -> int:
@@ -86,7 +84,7 @@ class MemoryBlob:
         return [view[start:stop] for start, stop in spans]
 
     def reading(self) -> Callable[[int, int], bytes]:
-        """Return what reads bytes."""
+        """Return a function that reads bytes."""
         return self.read
 
 
@@ -103,7 +101,7 @@ class _Readable(Protocol):
 
 
 class _BlobFile(io.RawIOBase):
-    """A blob as the file that pydicom's reader wants."""
+    """Blob as a binary file, for pydicom's reader."""
 
     def __init__(self, blob: _Readable) -> None:
         self._blob = blob
@@ -131,14 +129,16 @@ class _BlobFile(io.RawIOBase):
 
 
 class BoundedReader(io.BufferedReader):
-    """Reads a blob for pydicom, which believes every length and any number of elements.
+    """Binary file of a blob that bounds the bytes and the number of reads.
+
+    pydicom itself checks neither the declared lengths nor the number of elements.
 
     Parameters
     ----------
     blob : Blob
         The bytes.
     most_bytes : int
-        More are an error.
+        Upper bound on the bytes that are read.
 
     """
 
@@ -149,12 +149,21 @@ class BoundedReader(io.BufferedReader):
         self._bytes = self._reads = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read bytes, no more than are there."""
+        """Read up to `size` bytes, after a check of the bounds.
+
+        Raises
+        ------
+        MetadataError
+            When there are too many reads.
+        MemoryLimitError
+            When there are too many bytes.
+
+        """
         self._reads += 1
         if self._reads > MOST_READS:
             raise MetadataError(
-                f"{self._blob.name}: the header has more elements than any image needs: they would"
-                f" take longer to read than is waited for, at byte {self.tell()}"
+                f"{self._blob.name}: the header has more elements than any image needs; reading"
+                f" stopped at byte {self.tell()}, after {MOST_READS:,} reads"
             )
         if size is None or size < 0 or size > LONG:
             left = max(0, self._blob.size - self.tell())
@@ -163,23 +172,23 @@ class BoundedReader(io.BufferedReader):
         if self._bytes > self._most_bytes:
             check_memory(self._bytes, f"{self._blob.name}: its header")
             raise MemoryLimitError(
-                f"{self._blob.name}: its header has more than {self._most_bytes:,} bytes before"
-                " its frames"
+                f"{self._blob.name}: the header before the frames has more than"
+                f" {self._most_bytes:,} bytes"
             )
         return super().read(size)
 
 
 def file_of(blob: _Readable, at: int, *, most_bytes: int | None = None) -> BinaryIO:
-    """Return a blob as a file, to be read from a byte on.
+    """Return a blob as a binary file, positioned at a byte, with bounds on what is read.
 
     Parameters
     ----------
     blob : Blob
         The bytes.
     at : int
-        The first one that is read.
+        Offset of the first byte that is read.
     most_bytes : int, optional
-        More are an error; by default, more than any header has.
+        Upper bound on the bytes that are read; by default, that of headers.
 
     """
     file = BoundedReader(blob, MOST_HEADER if most_bytes is None else most_bytes)
@@ -189,12 +198,12 @@ def file_of(blob: _Readable, at: int, *, most_bytes: int | None = None) -> Binar
 
 @contextlib.contextmanager
 def errors_of_headers(name: str) -> Iterator[None]:
-    """Turn whatever a damaged header makes pydicom raise into a MetadataError."""
+    """Convert any error that pydicom raises for a damaged header into a MetadataError."""
     try:
         yield
     except DicomSlideError:
         raise
     except MemoryError as error:
-        raise MemoryLimitError(f"{name}: the header takes more memory than there is") from error
+        raise MemoryLimitError(f"{name}: the header doesn't fit the memory") from error
     except Exception as error:
         raise MetadataError(f"{name}: the header can't be read: {error}") from error

@@ -1,4 +1,4 @@
-"""The channels of an image: optical paths, segments, or parameters."""
+"""Channels of an image: optical paths, segments or parameters, with their attributes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _IDENTIFIERS = {
     ChannelTypes.SEGMENT: ("SegmentIdentificationSequence", "ReferencedSegmentNumber"),
     ChannelTypes.PARAMETER: ("RealWorldValueMappingSequence", "LUTLabel"),
 }
-"""Functional group that says to which channel a frame belongs, and the element that names it."""
+"""Functional group that assigns a frame to a channel, and the channel's identifier in it."""
 _DESCRIPTIONS = {
     ChannelTypes.OPTICAL_PATH: "OpticalPathDescription",
     ChannelTypes.SEGMENT: "SegmentLabel",
     ChannelTypes.PARAMETER: "LUTExplanation",
 }
 MOST_LINES = 50
-"""Channels that are printed: a segmentation may have thousands."""
+"""Upper bound on the channels of a repr: a segmentation may have thousands."""
 QUANTITY = ("246205007", "G-C1C6")
 """Code of the concept "Quantity" in SNOMED CT, and its retired identifier (PS3.3 C.7.6.16.2.11)."""
 
@@ -44,11 +44,11 @@ class Channel:
     identifier: str
     """Optical Path Identifier, Segment Number, or LUT Label."""
     item: Dataset
-    """The item that describes it."""
+    """Item of the Optical Path, Segment or Real World Value Mapping Sequence."""
 
     @property
     def description(self) -> str | None:
-        """What a person calls it: Optical Path Description, Segment Label, LUT Explanation."""
+        """Optical Path Description, Segment Label or LUT Explanation; None where absent."""
         return dicom.text(self.item, _DESCRIPTIONS[self.type])
 
     @property
@@ -68,14 +68,14 @@ class Channel:
 
     @property
     def algorithm(self) -> str | None:
-        """Segment Algorithm Name, or the Segment Algorithm Type where it has no name."""
+        """Segment Algorithm Name, else Segment Algorithm Type."""
         return dicom.text(self.item, "SegmentAlgorithmName") or dicom.text(
             self.item, "SegmentAlgorithmType"
         )
 
     @property
     def quantity(self) -> str | None:
-        """Meaning of the code of the quantity that a parameter is (PS3.3 C.7.6.16.2.11)."""
+        """Code Meaning of a parameter's Quantity (PS3.3 C.7.6.16.2.11); None where absent."""
         for item in dicom.items(self.item, "QuantityDefinitionSequence"):
             names = dicom.items(item, "ConceptNameCodeSequence")
             if any(dicom.text(name, "CodeValue") in QUANTITY for name in names):
@@ -92,14 +92,17 @@ class Channel:
 
     @property
     def mapping(self) -> tuple[float, float] | None:
-        """Slope and intercept from stored to real world values; None where it isn't linear."""
+        """Real World Value (Slope, Intercept); None where the mapping isn't linear."""
         slope = dicom.number(self.item, "RealWorldValueSlope")
         intercept = dicom.number(self.item, "RealWorldValueIntercept")
         return None if slope is None or intercept is None else (slope, intercept)
 
     @property
     def mapping_table(self) -> NDArray[np.float64] | None:
-        """Real world value of each stored value from the first that is mapped; None if linear."""
+        """Real World Value LUT Data: one value per stored value from the first mapped one on.
+
+        None where the mapping is linear, or absent.
+        """
         if self.mapping is not None:
             return None
         values: Any = self.item.get("RealWorldValueLUTData")
@@ -109,7 +112,7 @@ class Channel:
 
     @property
     def mapped_range(self) -> tuple[float, float]:
-        """The lowest and the highest stored integer that are mapped; infinite if nothing says."""
+        """Real World Value (First, Last) Value Mapped; infinite where absent."""
         first = dicom.number(self.item, "RealWorldValueFirstValueMapped")
         last = dicom.number(self.item, "RealWorldValueLastValueMapped")
         return -math.inf if first is None else first, math.inf if last is None else last
@@ -126,7 +129,7 @@ class Channel:
 
 
 class Channels(tuple[Channel, ...]):
-    """Channels by their indices; printed, they take a line each."""
+    """Tuple of channels whose repr has one line per channel."""
 
     __slots__ = ()
 
@@ -139,7 +142,7 @@ class Channels(tuple[Channel, ...]):
 
 
 def channel_type_of(image: Dataset) -> ChannelTypes:
-    """Return what the channels of an image are, by its SOP Class."""
+    """Return the type of an image's channels, by its SOP Class UID."""
     sop_class = dicom.text(image, "SOPClassUID")
     if sop_class == dicom.PARAMETRIC_MAP_STORAGE:
         return ChannelTypes.PARAMETER
@@ -155,17 +158,21 @@ def channels_of(
 ) -> tuple[Channel, ...]:
     """Return the channels of an image, in the order of their items.
 
-    An image without any item has one channel, an implied "1".
+    An image without items has one channel, with the identifier "1".
 
     Parameters
     ----------
     image : pydicom.dataset.Dataset
         Header of a tiled image.
     of_frames : sequence of str
-        Identifier of the channel of each frame, where frames say.
+        Channel identifier of each frame, from the per-frame functional groups; else empty.
     frame_groups : callable, optional
-        Returns the per-frame functional groups of some frames: where parameters are described
-        that aren't in the shared groups.
+        Function of frame indices that returns their per-frame functional groups: they describe
+        the parameters that the shared groups lack.
+
+    Returns
+    -------
+    tuple of Channel
 
     """
     kind = channel_type_of(image)
@@ -196,9 +203,9 @@ def _implied(keyword: str) -> Dataset:
 
 
 def shared_channel(image: Dataset) -> str | None:
-    """Return the identifier of the channel to which the shared groups say that all frames belong.
+    """Return the channel identifier of all frames, from the Shared Functional Groups Sequence.
 
-    Several mappings of a parametric map are several views of the same frames: then None.
+    None where it is absent, or where a parametric map has several mappings of the same frames.
     """
     sequence, keyword = _IDENTIFIERS[channel_type_of(image)]
     named = [
@@ -210,7 +217,7 @@ def shared_channel(image: Dataset) -> str | None:
 
 
 def _mappings(groups: Sequence[Dataset]) -> list[Dataset]:
-    """Return the Real World Value Mappings in functional groups, one for each LUT Label."""
+    """Return the Real World Value Mapping items of functional groups, one per LUT Label."""
     labelled: dict[str, Dataset] = {}
     for group in groups:
         for item in dicom.items(group, "RealWorldValueMappingSequence"):

@@ -1,4 +1,4 @@
-"""What an image is like, by its header: plain values."""
+"""Description of an image by its header, as a dict of plain values."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ __all__ = ["describe_image"]
 def describe_image(
     header: Dataset, placement: Placement, *, transfer_syntax_uid: str | None
 ) -> dict[str, Any]:
-    """Return the sizes, the encoding and the place of an image.
+    """Return the size, encoding and placement of an image.
 
     Parameters
     ----------
     header : pydicom.dataset.Dataset
         Header of a tiled image.
     placement : Placement
-        What its pyramid makes of that.
+        Corrections of the header's spacing and origin by the image's pyramid.
     transfer_syntax_uid : str or None
-        Of its frames; None where their bytes tell.
+        Transfer Syntax UID of the frames; None where it is derived from their bytes.
+
+    Returns
+    -------
+    dict
+        Values by name, such as ``rows`` and ``um_per_pixel``. Those of the placement are None
+        where the header lacks them.
 
     Raises
     ------
@@ -35,7 +41,7 @@ def describe_image(
         When the image isn't tiled.
 
     """
-    decoder = DECODERS.get(transfer_syntax_uid or "")  # a server doesn't say
+    decoder = DECODERS.get(transfer_syntax_uid or "")  # None: a server may not declare it
     rows, columns = size_of(header)
     described: dict[str, Any] = {
         "rows": rows,

@@ -1,6 +1,6 @@
-"""What the elements of a data set say: texts, numbers, codes, items; and what kind it is of.
+"""Access to the elements of a data set: texts, numbers, codes and items; and its kind.
 
-Headers are read as they are: a value that is absent, empty or of another kind is None.
+Invalid headers raise no error here: a value that is absent, empty or of another kind is None.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ BULK_SIMPLE_ANNOTATIONS_STORAGE = "1.2.840.10008.5.1.4.1.1.91.1"
 USING_SUBSTANCE = ("424361007", "G-C350")
 """Code of the concept "Using substance" in SNOMED CT, and its retired identifier (TID 8003)."""
 LARGEST_INDEX = 2**62
-"""Pixels are counted in 64 bits."""
+"""Upper bound on pixel indices: sums of them fit into 64 bits."""
 PER_ELEMENT = 500
-"""Bytes of an element in memory beside its value, approximately."""
+"""Approximate memory of an element without its value, in bytes."""
 
 
 def items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
-    """Return the items of a sequence; none where it is absent, empty, or no sequence."""
+    """Return the items of a sequence; empty where it is absent, or no sequence."""
     value: Any = dataset.get(keyword)
-    is_list = isinstance(value, MutableSequence)  # as pydicom's sequences are
+    is_list = isinstance(value, MutableSequence)  # true of pydicom's sequences
     return value if is_list and all(hasattr(item, "keys") for item in value) else ()
 
 
@@ -83,7 +83,7 @@ def number(dataset: Dataset, keyword: str) -> float | None:
 
 
 def numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    """Return so many finite values as numbers; None where there are fewer, more, or others."""
+    """Return a value as `count` finite numbers; None where it isn't that."""
     value: Any = dataset.get(keyword)
     if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or len(value) != count:
         return None
@@ -95,14 +95,14 @@ def numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | N
 
 
 def code_value(item: Dataset) -> str | None:
-    """Return the value of a code (PS3.3 8.8), whichever element holds it; None without one."""
+    """Return Code Value, Long Code Value or URN Code Value (PS3.3 8.8); None without one."""
     values = (text(item, kind) for kind in ("CodeValue", "LongCodeValue", "URNCodeValue"))
     return next(filter(None, values), None)
 
 
 def codes(dataset: Dataset, keyword: str) -> Iterator[Code]:
     """Yield the codes of a code sequence that have a value."""
-    from pydicom.sr.coding import Code  # with its dictionaries of codes: a tenth of a second
+    from pydicom.sr.coding import Code  # imported late: it loads dictionaries of codes, in 0.1 s
 
     for item in items(dataset, keyword):
         value = code_value(item)
@@ -121,9 +121,9 @@ def two_integers(values: Sequence[int], name: str, *, least: int | None = None) 
     Raises
     ------
     TypeError
-        When it isn't a sequence of integers.
+        When `values` isn't a sequence of integers.
     ValueError
-        When there aren't two, or one is less than `least`.
+        When there aren't two, or one is less than `least` or too large.
 
     """
     expected = "expected two integers" + ("" if least is None else f" from {least} on")
@@ -143,7 +143,7 @@ def two_numbers(values: Sequence[float], name: str) -> tuple[float, float]:
     Raises
     ------
     TypeError
-        When it isn't a sequence of numbers.
+        When `values` isn't a sequence of numbers.
     ValueError
         When there aren't two, or one isn't finite.
 
@@ -159,12 +159,12 @@ def two_numbers(values: Sequence[float], name: str) -> tuple[float, float]:
 
 
 def counted(count: int, what: str) -> str:
-    """Return a number of things in words: ``1 level``, ``3 levels``."""
+    """Return a count with its noun: ``1 level``, ``3 levels``."""
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def nbytes(dataset: Dataset) -> int:
-    """Return the bytes of a data set in memory, approximately."""
+    """Return the approximate memory of a data set, in bytes."""
     total = 0
     for tag in tuple(dataset.keys()):
         element: Any = dataset.get_item(tag)
@@ -178,7 +178,7 @@ def nbytes(dataset: Dataset) -> int:
 
 
 def name_of(dataset: Dataset) -> str:
-    """Return what messages call an instance: its file if it has one, else its UID."""
+    """Return the name of an instance for messages: its file name, else its SOP Instance UID."""
     return getattr(dataset, "filename", None) or text(dataset, "SOPInstanceUID") or "image"
 
 
@@ -223,8 +223,7 @@ def is_tiled_image(dataset: Dataset) -> bool:
 def image_flavor(dataset: Dataset) -> str | None:
     """Return value 3 of Image Type (PS3.3 C.8.12.4.1.1), or None.
 
-    A derived image that gives no flavor, or a VL image without Image Type, is taken for
-    a VOLUME: nothing else is tiled.
+    A tiled image without that value is a VOLUME.
     """
     values: Any = dataset.get("ImageType")
     if isinstance(values, str):
@@ -235,7 +234,7 @@ def image_flavor(dataset: Dataset) -> str | None:
 
 
 def stains_of(image: Dataset) -> list[str]:
-    """Return the substances that the specimens were stained with, by name."""
+    """Return the names of the specimens' stains (Specimen Description Sequence, TID 8003)."""
     found: dict[str | None, None] = {}
     for specimen in items(image, "SpecimenDescriptionSequence"):
         for content in _stains(specimen):
@@ -246,7 +245,7 @@ def stains_of(image: Dataset) -> list[str]:
 
 
 def _stains(specimen: Dataset) -> Iterator[Dataset]:
-    """Yield the content items that name a stain, as code or as text (TID 8003)."""
+    """Yield the content items whose concept is Using substance (TID 8003)."""
     for step in items(specimen, "SpecimenPreparationSequence"):
         for content in items(step, "SpecimenPreparationStepContentItemSequence"):
             names = items(content, "ConceptNameCodeSequence")

@@ -1,10 +1,10 @@
-"""Between pixels of a total pixel matrix and millimetres on the slide.
+"""Affine transform between pixels of a total pixel matrix and millimetres on the slide.
 
-The slide coordinate system (PS3.3 C.8.12.2.1) is that of the upright standing slide: X runs
-along its short side, Y along its long side, both in millimetres. A pixel's coordinate is
-that of its centre, and the Total Pixel Matrix Origin is the centre of pixel (0, 0).
+In the slide coordinate system (PS3.3 C.8.12.2.1) the slide stands upright: X runs along its short
+side, Y along its long side, both in millimetres. The coordinates of a pixel are those of its
+centre, and the Total Pixel Matrix Origin is the centre of pixel (0, 0).
 
-This module knows numbers only; what a header says of them is in :mod:`dicomslide.header.layout`.
+The module takes numbers only; :mod:`dicomslide.header.placement` reads them from headers.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ __all__ = ["AS_STORED", "AXIS_TOLERANCE", "ROUNDING_NOISE", "Orientation", "Orie
            "SlideGeometry", "SlideGrid", "nearest_index", "renamed_frame"]  # fmt: skip
 
 AXIS_TOLERANCE = 1e-4
-"""An orientation is axis-aligned when its cosines are 0 or ±1 within this."""
+"""Tolerance of axis alignment: direction cosines differ from 0 or ±1 by at most this."""
 
 NOISE_OF_SPACING = 1e-6
-"""Fraction of a pixel spacing by which decimal strings may be off."""
+"""Tolerance for rounding of decimal strings, as a fraction of a pixel spacing."""
 
 ROUNDING_NOISE = 1e-9
-"""Fraction of a pixel by which floating-point arithmetic may be off."""
+"""Tolerance for rounding of floating-point arithmetic, as a fraction of a pixel."""
 
 OrientationName: TypeAlias = Literal["upright", "stored"]
-"""How the pixels of labelled arrays lie: upright on the slide, or as the matrix has them."""
+"""Orientation of labelled arrays: upright on the slide, or as the matrix is stored."""
 
 renamed_frame = renamed_argument(
     "frame", "orientation", {"slide": "upright", "matrix": "stored"}, until="0.9"
@@ -43,38 +43,38 @@ renamed_frame = renamed_argument(
 
 
 def nearest_index(t: ArrayLike) -> NDArray[np.int64]:
-    """Return the index of the pixel in whose span a real index lies.
+    """Return the index of the pixel that contains a real-valued index.
 
-    Halves go up, and noise of 1e-9 pixel doesn't keep them down: never truncation, never
-    half to even.
+    Pixel i contains [i − 0.5, i + 0.5): halves are rounded up, also where rounding errors of up
+    to 1e-9 pixel make them slightly smaller.
     """
     return np.floor(np.asarray(t, dtype=np.float64) + 0.5 + ROUNDING_NOISE).astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Orientation:
-    """How an axis-aligned matrix lies on the slide.
+    """Orientation of an axis-aligned matrix on the slide.
 
-    The upright array has y descending along its rows and x ascending along its columns:
-    the matrix, transposed first if `transpose`, then flipped.
+    The upright array has y descending with its row index and x ascending with its column index. It
+    is the matrix, first transposed if `transpose`, then flipped.
     """
 
     transpose: bool
-    """Whether columns of the matrix run along Y."""
+    """Whether the column index of the matrix runs along Y."""
 
     flip_y: bool
-    """Whether the upright rows run against the matrix axis that they are."""
+    """Whether the first axis is reversed (after the transposition)."""
 
     flip_x: bool
-    """Whether the upright columns run against the matrix axis that they are."""
+    """Whether the second axis is reversed (after the transposition)."""
 
     def apply(self, matrix: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Return a matrix (rows, columns, ...) upright (y, x, ...), as a view."""
+        """Return a matrix (rows, columns, ...) as an upright view (y, x, ...)."""
         upright = matrix.swapaxes(0, 1) if self.transpose else matrix
         return upright[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
     def then(self, other: Orientation) -> Orientation:
-        """Return what turns a matrix as this does, and the result as another one does."""
+        """Return the orientation that applies this one, then `other`."""
         flip_y, flip_x = self.flip_y, self.flip_x
         if other.transpose:
             flip_y, flip_x = flip_x, flip_y
@@ -84,33 +84,40 @@ class Orientation:
 
 
 AS_STORED = Orientation(transpose=False, flip_y=False, flip_x=False)
-"""A matrix as it is."""
+"""The orientation that leaves a matrix unchanged."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SlideGrid:
-    """Which pixels of a matrix make a region; their indices may lie outside of it."""
+    """Pixel indices of a region in a matrix; indices may lie outside the matrix."""
 
     rows: NDArray[np.int64]
     """Row indices: one-dimensional, or of the region's shape where the matrix lies obliquely."""
 
     columns: NDArray[np.int64]
-    """Column indices, likewise."""
+    """Column indices, with the same number of dimensions."""
 
     transpose: bool = False
     """Whether the region's rows are the matrix' columns (one-dimensional indices only)."""
 
     @classmethod
     def box(cls, offset: tuple[int, int], size: tuple[int, int]) -> SlideGrid:
-        """Return the pixels of so many rows and columns, from (row, column) on.
+        """Return the pixel indices of a box.
+
+        Parameters
+        ----------
+        offset : tuple of int
+            (row, column) of its first pixel.
+        size : tuple of int
+            Number of rows and columns.
 
         Raises
         ------
         MemoryLimitError
-            When they are too many.
+            When the box has more pixels than the memory limit allows.
 
         """
-        # eight bytes an index
+        # one byte per pixel at least, eight bytes per index
         check_memory(size[0] * size[1] + 8 * sum(size), f"a region of {size[0]} × {size[1]} pixels")
         rows, columns = (
             start + np.arange(length) for start, length in zip(offset, size, strict=True)
@@ -118,14 +125,14 @@ class SlideGrid:
         return cls(rows, columns)
 
     def of_turned(self, orientation: Orientation, shape: tuple[int, int]) -> SlideGrid:
-        """Return the pixels of a matrix, where these are those of the matrix as it is turned.
+        """Convert indices into an oriented view of a matrix to indices into the matrix.
 
         Parameters
         ----------
         orientation : Orientation
-            How it is turned.
+            Orientation of the view.
         shape : tuple of int
-            Rows and columns of the matrix, as it is stored.
+            Rows and columns of the matrix, as stored.
 
         """
         height, width = shape[::-1] if orientation.transpose else shape
@@ -146,9 +153,14 @@ class SlideGrid:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SlideGeometry:
-    """The affine between a total pixel matrix and the slide.
+    """Affine transform between a total pixel matrix and the slide.
 
-    Parameters are checked: vectors of length 1 at a right angle, spacings above zero.
+    Raises
+    ------
+    ValueError
+        When a value isn't finite, the directions aren't unit vectors at a right angle, or a
+        spacing isn't above zero.
+
     """
 
     origin: tuple[float, float]
@@ -171,7 +183,7 @@ class SlideGeometry:
         numbers = (*self.origin, *u, *v, *self.spacing)
         if not all(math.isfinite(value) for value in numbers):
             raise ValueError(f"geometry has a value that isn't finite: {self}")
-        # cosines with a few digits only are common; a shear or a third dimension isn't a slide
+        # the tolerance allows cosines with few digits, but neither shear nor a third dimension
         if (
             abs(math.hypot(*u) - 1) > 1e-3
             or abs(math.hypot(*v) - 1) > 1e-3
@@ -179,11 +191,11 @@ class SlideGeometry:
         ):
             raise ValueError(f"orientation {u}, {v} isn't two unit vectors at a right angle")
         if min(self.spacing) <= 0:
-            raise ValueError(f"pixel spacing {self.spacing} isn't above zero")
+            raise ValueError(f"pixel spacing {self.spacing} mm isn't above zero")
 
     @property
     def matrix(self) -> NDArray[np.float64]:
-        """2 × 3 affine: (x, y) = matrix @ (row, column, 1)."""
+        """2 × 3 affine matrix: (x, y) in mm = matrix @ (row, column, 1)."""
         (ux, uy), (vx, vy) = self.row_direction, self.column_direction
         between_rows, between_columns = self.spacing
         return np.array(
@@ -196,14 +208,14 @@ class SlideGeometry:
     def to_slide(self, indices: ArrayLike) -> NDArray[np.float64]:
         """Map (row, column) indices, shape (..., 2), to (x, y) in mm, shape (..., 2).
 
-        Real indices are allowed; a pixel spans half an index to either side.
+        Indices may be real-valued: pixel i extends from i − 0.5 to i + 0.5.
         """
         affine = self.matrix
         mapped: NDArray[np.float64] = np.asarray(indices, dtype=np.float64) @ affine[:, :2].T
         return mapped + affine[:, 2]
 
     def to_matrix(self, coordinates: ArrayLike) -> NDArray[np.float64]:
-        """Map (x, y) in mm, shape (..., 2), to real (row, column) indices, shape (..., 2)."""
+        """Map (x, y) in mm to real-valued (row, column) indices, both of shape (..., 2)."""
         (ux, uy), (vx, vy) = self.row_direction, self.column_direction
         offset = np.asarray(coordinates, dtype=np.float64) - np.asarray(self.origin)
         row = (offset @ np.array([vx, vy])) / self.spacing[0]
@@ -211,12 +223,12 @@ class SlideGeometry:
         return np.stack([row, column], axis=-1)
 
     def indices(self, coordinates: ArrayLike) -> NDArray[np.int64]:
-        """Map (x, y) in mm to the (row, column) of the pixel there; it may lie outside."""
+        """Map (x, y) in mm to the (row, column) of the pixel there, perhaps outside the matrix."""
         return nearest_index(self.to_matrix(coordinates))
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
-        """(x_min, y_min, x_max, y_max) in mm of the pixels' outer edges."""
+        """(x_min, y_min, x_max, y_max) of the outer edges of the pixels, in mm."""
         rows, columns = self.shape
         corners = self.to_slide([(r, c) for r in (-0.5, rows - 0.5) for c in (-0.5, columns - 0.5)])
         (x_min, y_min), (x_max, y_max) = corners.min(axis=0), corners.max(axis=0)
@@ -224,7 +236,7 @@ class SlideGeometry:
 
     @property
     def physical_size(self) -> tuple[float, float]:
-        """Extent in mm along X and Y, edges included."""
+        """Extent along X and Y in mm, from outer edge to outer edge."""
         (ux, uy), (vx, vy) = self.row_direction, self.column_direction
         height = self.shape[0] * self.spacing[0]
         width = self.shape[1] * self.spacing[1]
@@ -232,26 +244,26 @@ class SlideGeometry:
 
     @property
     def center(self) -> tuple[float, float]:
-        """(x, y) in mm of the middle of the matrix."""
+        """(x, y) of the centre of the matrix in mm."""
         rows, columns = self.shape
         x, y = self.to_slide(((rows - 1) / 2, (columns - 1) / 2))
         return float(x), float(y)
 
     def on_corner_of(self, finer: SlideGeometry, tolerance: float) -> SlideGeometry | None:
-        """Return this geometry with the corner of a finer one whose origin and axes it states.
+        """Return this geometry, moved so that its corner coincides with that of a finer one.
 
         Parameters
         ----------
         finer : SlideGeometry
-            With smaller pixels.
+            Geometry with smaller pixels.
         tolerance : float
-            Fraction of the finer one's pixel within which origins are the same.
+            Tolerance of equal origins, as a fraction of a pixel of `finer`.
 
         Returns
         -------
         SlideGeometry or None
-            The corners of pixel (0, 0) coincide; None where this geometry isn't coarser, or states
-            another origin or other axes.
+            Geometry whose pixel (0, 0) has its outer corner where that of `finer` has it. None
+            where this geometry isn't coarser, or has another origin or other axes.
 
         """
         factors = np.divide(self.spacing, finer.spacing)
@@ -269,14 +281,14 @@ class SlideGeometry:
         return dataclasses.replace(self, origin=(x, y))
 
     def shares_lattice(self, other: SlideGeometry, tolerance: float) -> bool:
-        """Whether each pixel's centre is one of another geometry's, continued beyond its edges.
+        """Whether both geometries are on one lattice of pixel centres, beyond their edges.
 
         Parameters
         ----------
         other : SlideGeometry
-            Its axes may be turned by right angles, or mirrored.
+            Geometry whose axes may be rotated by right angles, or mirrored.
         tolerance : float
-            Fraction of a pixel by which centres may differ.
+            Tolerance of equal centres, as a fraction of a pixel.
 
         """
         first, *steps = other.to_matrix(self.to_slide([(0, 0), (1, 0), (0, 1)]))
@@ -288,26 +300,26 @@ class SlideGeometry:
         )
 
     def pixels_of(self, other: SlideGeometry) -> NDArray[np.float64]:
-        """Return the 2 × 3 affine from another matrix's (row, column, 1) to real indices here."""
+        """Return the 2 × 3 affine from (row, column, 1) of `other` to real-valued indices here."""
         first, down, across = self.to_matrix(other.to_slide([(0, 0), (1, 0), (0, 1)]))
         return np.column_stack([down - first, across - first, first])
 
     @property
     def handedness(self) -> int:
-        """−1 as seen from the coverslip, which is normal; +1 mirrored."""
+        """−1 for the usual view, from the coverslip; +1 for a mirrored image."""
         (ux, uy), (vx, vy) = self.row_direction, self.column_direction
         return 1 if ux * vy - uy * vx > 0 else -1
 
     @property
     def rotation(self) -> float:
-        """Counterclockwise angle from X to the matrix rows, degrees in (−360, 0]."""
+        """Counterclockwise angle from X to the direction of a row, degrees in (−360, 0]."""
         angle = math.degrees(math.atan2(self.row_direction[1], self.row_direction[0]))
         angle = angle - 360 if angle > ROUNDING_NOISE else angle
         return 0.0 if abs(angle) <= ROUNDING_NOISE else angle
 
     @property
     def orientation(self) -> Orientation | None:
-        """How the matrix lies on the slide, or None where it lies obliquely."""
+        """Orientation of the matrix on the slide; None where its axes are oblique."""
         (ux, uy), (vx, vy) = self.row_direction, self.column_direction
         cosines = (ux, uy, vx, vy)
         if any(min(abs(c), abs(abs(c) - 1)) > AXIS_TOLERANCE for c in cosines):
@@ -318,7 +330,14 @@ class SlideGeometry:
 
     @property
     def upright_shape(self) -> tuple[int, int]:
-        """(ny, nx) of the axis-aligned matrix, upright."""
+        """(ny, nx) of the upright array.
+
+        Raises
+        ------
+        ValueError
+            When the matrix lies obliquely.
+
+        """
         orientation = self._aligned()
         return self.shape[::-1] if orientation.transpose else self.shape
 
@@ -361,7 +380,7 @@ class SlideGeometry:
 
     @property
     def slide_spacing(self) -> tuple[float, float]:
-        """(along X, along Y) in mm of the samples of an upright region."""
+        """Sample spacing (along X, along Y) of an upright region, in mm."""
         (ux, uy), (vx, vy) = self.row_direction, self.column_direction
         between_rows, between_columns = self.spacing
         along_x = (abs(ux) * between_columns + abs(vx) * between_rows) / (abs(ux) + abs(vx))
@@ -371,18 +390,26 @@ class SlideGeometry:
     def region_shape(self, size: tuple[float, float]) -> tuple[int, int]:
         """Return (rows, columns) of an upright region of `size` (width, height) in mm.
 
-        It depends on the size only, not on where the region lies.
+        The shape depends on the size only, not on the offset of the region.
         """
         along_x, along_y = self.slide_spacing
-        # rounded first, so that 0.0105 / 0.001 is ten and a half
+        # rounded twice, so that 0.0105 / 0.001 is exactly 10.5 before it is rounded to an integer
         columns = int(np.rint(round(size[0] / along_x, 6)))
         rows = int(np.rint(round(size[1] / along_y, 6)))
         return rows, columns
 
     def region(self, offset: tuple[float, float], size: tuple[float, float]) -> SlideGrid:
-        """Find the pixels of the box [x, x+w] × [y, y+h] in mm: columns → +X, rows → −Y.
+        """Return the pixel indices of the box [x, x+w] × [y, y+h] in mm, nearest neighbours.
 
-        The nearest pixel is taken for each sample; indices may lie outside the matrix.
+        Columns of the region run along +X, its rows along −Y. Indices may lie outside the matrix.
+
+        Parameters
+        ----------
+        offset : tuple of float
+            (x, y) of the corner with the lowest coordinates, in mm.
+        size : tuple of float
+            (width, height) in mm.
+
         """
         (x, y), (_, height) = offset, size
         rows, columns = self.region_shape(size)
@@ -393,7 +420,7 @@ class SlideGeometry:
         if orientation is None:
             indices = self.indices(np.stack(np.meshgrid(xs, ys), axis=-1))
             return SlideGrid(indices[..., 0], indices[..., 1])
-        # a pure view: rows depend on one coordinate, columns on the other
+        # axis-aligned: one index depends on x only, the other on y only
         aligned = self._snapped()
         on_x = aligned.indices(np.stack([xs, np.full(columns, y)], axis=-1))
         on_y = aligned.indices(np.stack([np.full(rows, x), ys], axis=-1))

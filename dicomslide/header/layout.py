@@ -1,4 +1,4 @@
-"""What an image's header says of its pixels: format, grid, channels, planes."""
+"""Layout of an image by its header: pixel format, tile grid, channels, focal planes, frames."""
 
 from __future__ import annotations
 
@@ -53,23 +53,23 @@ BESIDE_FRAMES = 4096
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageLayout:
-    """What is needed to find and decode any tile of an image."""
+    """Layout of an image: all that is needed to find and decode its tiles."""
 
     pixel_format: PixelFormat
     transfer_syntax_uid: str | None
-    """None where each frame's bytes tell."""
+    """Transfer Syntax UID of the frames; None where it is derived from the bytes of each."""
     grid: TileGrid
     channels: tuple[Channel, ...]
     planes: FocalPlanes
     frames: FrameMap
     num_frames: int
     background: tuple[float, ...]
-    """Value of absent tiles, one number a sample."""
+    """Pixel value of absent tiles, one number per sample."""
     label_values: tuple[int, ...] | None
-    """Pixel value of each channel, where pixels are segment numbers (LABELMAP); else None."""
+    """Pixel value (Segment Number) of each channel of a LABELMAP segmentation; else None."""
     shares_frames: bool
-    """Whether the channels are views of the same frames: segments of a label map, or several
-    mappings of one parametric map."""
+    """Whether all channels are read from the same frames: segments of a label map, or several
+    mappings of a parametric map."""
 
     @property
     def nbytes(self) -> int:
@@ -78,12 +78,12 @@ class ImageLayout:
 
 
 def pixel_format_of(image: Dataset) -> PixelFormat:
-    """Return how the header describes the pixels.
+    """Return the pixel format that a header declares (PS3.3 C.7.6.3).
 
     Raises
     ------
     MetadataError
-        When the image pixel description is missing or impossible.
+        When attributes of the pixels are missing or contradict each other.
 
     """
     floating = "FloatPixelData" in image or (
@@ -113,7 +113,7 @@ def pixel_format_of(image: Dataset) -> PixelFormat:
             bits_allocated=allocated,
             bits_stored=int(stored or allocated),
             high_bit=int(high) if stored and high is not None else None,
-            # colours have no sign, whatever is said of them (PS3.3 C.7.6.3.1.2)
+            # colour samples are unsigned, whatever Pixel Representation is (PS3.3 C.7.6.3.1.2)
             signed=not floating and samples == 1 and image.get("PixelRepresentation") == 1,
             floating=floating,
             photometric=photometric,
@@ -124,7 +124,7 @@ def pixel_format_of(image: Dataset) -> PixelFormat:
 
 
 def size_of(image: Dataset) -> tuple[int, int]:
-    """Return the total pixel matrix rows and columns.
+    """Return Total Pixel Matrix Rows and Columns.
 
     Raises
     ------
@@ -137,12 +137,12 @@ def size_of(image: Dataset) -> tuple[int, int]:
 
 
 def grid_of(image: Dataset) -> TileGrid:
-    """Return the tile grid.
+    """Return the tile grid of an image.
 
     Raises
     ------
     MetadataError
-        When the image isn't tiled, or a size is impossible.
+        When the image isn't tiled, or a size is below 1.
 
     """
     return TileGrid(
@@ -153,13 +153,15 @@ def grid_of(image: Dataset) -> TileGrid:
 def _sizes(image: Dataset, *keywords: str) -> list[int]:
     values = [int(dicom.number(image, keyword) or 0) for keyword in keywords]
     if min(values) < 1:
-        said = ", ".join(f"{k} {image.get(k)}" for k in keywords)
-        raise MetadataError(f"{dicom.name_of(image)}: not a tiled image: {said}")
+        found = ", ".join(f"{k} {image.get(k)}" for k in keywords)
+        raise MetadataError(
+            f"{dicom.name_of(image)}: not a tiled image: {found}; expected 1 or more of each"
+        )
     return values
 
 
 def is_label_map(image: Dataset) -> bool:
-    """Whether an image is a segmentation whose pixels are segment numbers."""
+    """Whether Segmentation Type is LABELMAP: pixels are segment numbers."""
     return dicom.text(image, "SegmentationType") == "LABELMAP"
 
 
@@ -173,27 +175,31 @@ def read_layout(
     name: str,
     frame_groups: Callable[[Sequence[int]], Sequence[Dataset]] | None = None,
 ) -> ImageLayout:
-    """Work out the layout of an image.
+    """Return the layout of an image.
 
     Parameters
     ----------
     image : pydicom.dataset.Dataset
         Header of a tiled image.
     transfer_syntax_uid : str or None
-        Transfer syntax of its frames; None where their bytes tell.
+        Transfer Syntax UID of its frames; None to derive it from the bytes of each.
     positions : FramePositions or None
-        What its per-frame functional groups say.
+        Frame positions in its per-frame functional groups.
     name : str
-        What messages call the image.
+        Name of the image for messages.
     frame_groups : callable, optional
-        Returns the per-frame functional groups of some frames.
+        Function of frame indices that returns their per-frame functional groups.
+
+    Returns
+    -------
+    ImageLayout
 
     Raises
     ------
     MetadataError
-        When the header lacks what is needed, or contradicts itself.
+        When the header lacks an attribute, or contradicts itself.
     FramePositionError
-        When a frame lies outside the matrix, or two lie at one place.
+        When a frame lies outside the matrix, or two frames have one position.
 
     """
     pixel_format, grid = pixel_format_of(image), grid_of(image)
@@ -207,7 +213,7 @@ def read_layout(
         elif dicom.text(image, "DimensionOrganizationType") == "TILED_SPARSE":
             raise MetadataError(
                 "it is TILED_SPARSE, but its frames have no positions: there is no Per-Frame"
-                " Functional Groups Sequence with a row and column for each"
+                " Functional Groups Sequence with the row and column of each frame"
             )
         else:
             channels, planes, frames = _full(image, grid, channels, num_frames, shares_frames)
@@ -250,12 +256,12 @@ def _sparse(
         places = channel * grid.num_tiles + tiles
         is_image = channels[0].type is ChannelTypes.OPTICAL_PATH
         of_frame = focal_planes(positions.z, places, _num_planes(image), may_be_absent=not is_image)
-        # channels of an image may be in focus at heights of their own; segments are where it is
+        # optical paths may have planes at different heights; segments share those of the image
         of_path = channel if is_image else np.zeros(count, np.int64)
         planes = FocalPlanes.of_frames(positions.z, of_frame, places, of_path, len(identifiers))
     for plane, (low, high) in enumerate(planes.spans):
         logger.debug(
-            "%s: frames of focal plane %d lie from %g to %g µm: it isn't flat",
+            "%s: focal plane %d isn't flat: its frames lie from %g to %g µm",
             dicom.name_of(image), plane, low, high,
         )  # fmt: skip
     return planes, SparseFrames(grid, tiles, channel, of_frame, len(planes))
@@ -272,12 +278,12 @@ def _full(
     first = int(dicom.number(image, "ConcatenationFrameOffsetNumber") or 0)
     is_part = dicom.text(image, "ConcatenationUID") is not None
     num_planes = _num_planes(image)
-    if num_planes is None:  # as many as the frames make
+    if num_planes is None:  # derived from the number of frames
         stacks, rest = divmod(num_frames, grid.num_tiles * num_channels)
         num_planes = 1 if is_part or rest else stacks
     expected = grid.num_tiles * num_planes * num_channels
     if num_frames + first > expected or (num_frames < expected and not is_part):
-        # counts of planes and items of paths are often bogus on images of one plane and path
+        # images of one plane and one path often declare wrong numbers of planes or paths
         if num_frames != grid.num_tiles:
             raise MetadataError(
                 f"the header declares {num_frames} frames"
@@ -293,19 +299,21 @@ def _full(
     start = first_plane_of(image)
     step = _spacing_between_planes(image)
     if num_planes > 1 and step is None:
-        raise MetadataError(f"it has {num_planes} focal planes, but no Spacing Between Slices")
+        raise MetadataError(
+            f"it has {num_planes} focal planes, but no Spacing Between Slices to place them"
+        )
     planes = FocalPlanes(tuple(start + k * (step or 0.0) for k in range(num_planes)))
     return channels, planes, FullFrames(grid.num_tiles, num_planes, num_frames, first)
 
 
 def _num_planes(image: Dataset) -> int | None:
-    """Total Pixel Matrix Focal Planes, or None."""
+    """Return Total Pixel Matrix Focal Planes, or None."""
     given = dicom.number(image, "TotalPixelMatrixFocalPlanes")
     return int(given) if given and given >= 1 else None
 
 
 def num_frames_of(image: Dataset) -> int:
-    """Return Number of Frames; where it is absent, what TILED_FULL has."""
+    """Return Number of Frames; where it is absent, the number of a TILED_FULL image."""
     given = dicom.number(image, "NumberOfFrames")
     if given:
         return int(given)
@@ -316,7 +324,7 @@ def num_frames_of(image: Dataset) -> int:
 
 
 def _only_channel(image: Dataset, identifiers: list[str], shares_frames: bool) -> int:
-    """Return the channel of all frames, where each doesn't say: what the shared groups say."""
+    """Return the index of the channel in the shared functional groups, 0 where they name none."""
     shared = None if shares_frames else shared_channel(image)
     if shared is None or len(identifiers) == 1:
         return 0
@@ -330,7 +338,9 @@ def _label_values(channels: tuple[Channel, ...], name: str) -> tuple[int, ...]:
         return tuple(int(channel.identifier) for channel in channels)
     except ValueError:
         named = [channel.identifier for channel in channels]
-        raise MetadataError(f"{name}: segments of a label map need numbers, not {named}") from None
+        raise MetadataError(
+            f"{name}: Segment Numbers of a label map must be integers, not {named}"
+        ) from None
 
 
 def _has_several_mappings(image: Dataset, channels: tuple[Channel, ...]) -> bool:
@@ -342,7 +352,7 @@ def _has_several_mappings(image: Dataset, channels: tuple[Channel, ...]) -> bool
 
 
 def first_plane_of(image: Dataset) -> float:
-    """Z Offset in Slide Coordinate System in µm, 0 where nothing says."""
+    """Return Z Offset in Slide Coordinate System in µm, 0 where it is absent."""
     for origin in origin_items(image):
         z = dicom.number(origin, "ZOffsetInSlideCoordinateSystem")
         if z is not None:
@@ -351,7 +361,7 @@ def first_plane_of(image: Dataset) -> float:
 
 
 def _spacing_between_planes(image: Dataset) -> float | None:
-    """Spacing Between Slices, in µm."""
+    """Return Spacing Between Slices in µm, or None."""
     for measures in shared_items(image, "PixelMeasuresSequence"):
         step = dicom.number(measures, "SpacingBetweenSlices")
         if step:
@@ -360,7 +370,11 @@ def _spacing_between_planes(image: Dataset) -> float | None:
 
 
 def _background(image: Dataset, pixel_format: PixelFormat) -> tuple[float, ...]:
-    """PS3.3 C.8.12.4.1.5: Recommended Absent Pixel CIELab Value for colour, else white."""
+    """Return the pixel value of absent tiles.
+
+    For colour, Recommended Absent Pixel CIELab Value (PS3.3 C.8.12.4.1.5) or white; for other
+    pixels, 0, or NaN where they are floating-point numbers.
+    """
     if pixel_format.is_color:
         lab = dicom.numbers(image, "RecommendedAbsentPixelCIELabValue", 3)
         return WHITE if lab is None else cielab_to_srgb([int(value) for value in lab])
@@ -380,6 +394,9 @@ def shared_items(image: Dataset, keyword: str) -> list[Dataset]:
 
 
 def origin_items(image: Dataset) -> list[Dataset]:
-    """Return what may give the origin: at the top level, or (some writers) in the shared groups."""
+    """Return the items of Total Pixel Matrix Origin Sequence.
+
+    The sequence belongs at the top level; some writers put it into the shared groups.
+    """
     keyword = "TotalPixelMatrixOriginSequence"
     return [*dicom.items(image, keyword), *shared_items(image, keyword)]

@@ -1,4 +1,4 @@
-"""Data sets whose values are taken as they are, whether they keep the rules or not."""
+"""Data sets that are read and converted without validation of their values."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["LenientDataset", "LoadedBlob", "no_validation", "read_dataset"]
 
 AT_ONCE = 2**16
-"""Bytes of a header that are read at first: most headers have fewer."""
+"""Bytes of a header that are loaded first: most headers have fewer."""
 
 
 class _Switch(ForkLock):
-    """Guards pydicom's switch; a child that is forked while it is turned has it as it was."""
+    """Lock of pydicom's validation settings, with the values to restore in a forked child."""
 
     def __init__(self) -> None:
         self.before: dict[str, Any] = {}
@@ -46,9 +46,9 @@ _reading = _Switch()
 
 @contextlib.contextmanager
 def no_validation() -> Iterator[None]:
-    """Let pydicom read values that break the rules: a reader takes files as they are."""
+    """Turn off pydicom's validation of values, a setting of the process, for a ``with`` block."""
     with _reading:
-        before = _reading.before  # which isn't empty where this thread turned it already
+        before = _reading.before  # not empty in a nested block
         _reading.before = before or dict(vars(settings))
         try:
             with disable_value_validation():
@@ -58,12 +58,12 @@ def no_validation() -> Iterator[None]:
 
 
 class _BeyondError(Exception):
-    """pydicom wants bytes that aren't loaded.
+    """pydicom reads beyond the loaded bytes.
 
     Parameters
     ----------
     stop : int
-        First byte behind those.
+        Offset after the last byte of that read.
 
     """
 
@@ -73,14 +73,14 @@ class _BeyondError(Exception):
 
 
 class LoadedBlob:
-    """The bytes of a blob from a place on, as far as they are loaded.
+    """Bytes of a blob that are in memory, from an offset on.
 
     Parameters
     ----------
     blob : Blob
         The bytes.
     start : int
-        The first of them.
+        Offset of the first byte that is loaded.
 
     """
 
@@ -91,7 +91,7 @@ class LoadedBlob:
         self._data = b""
 
     def load(self, stop: int) -> None:
-        """Load bytes up to a place at least, or to the end."""
+        """Load the bytes before the offset `stop`, or to the end of the blob."""
         at = self._start + len(self._data)
         if stop <= at:
             return
@@ -101,7 +101,14 @@ class LoadedBlob:
             self.size = at + len(data)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return the bytes that are loaded; there is one at least, except at the end."""
+        """Return those of the bytes that are loaded: at least one, except at the end of the blob.
+
+        Raises
+        ------
+        _BeyondError
+            When none of them is loaded.
+
+        """
         at, stop = offset - self._start, offset - self._start + length
         if at >= len(self._data) and offset < self.size:
             raise _BeyondError(offset + length)
@@ -117,10 +124,10 @@ def read_dataset(
     stop_when: Callable[[BaseTag, str | None, int], bool] | None = None,
     most_bytes: int | None = None,
 ) -> tuple[Dataset, int]:
-    """Read a data set as it is, and return it with the place where it ends.
+    """Read a data set without validation, and return it with the offset of its end.
 
-    Bytes are loaded while pydicom's switch is as it was: what doesn't suffice is parsed again, with
-    twice as many bytes or more.
+    pydicom parses loaded bytes, without validation. Where these don't suffice, more are loaded, at
+    least twice as many, while validation is as it was before, and the data set is parsed again.
 
     Parameters
     ----------
@@ -131,7 +138,7 @@ def read_dataset(
     implicit_vr, little_endian : bool
         Encoding of the data set.
     stop_when : callable, optional
-        Tells by (tag, VR, length) at which element to stop.
+        Function of (tag, VR, length) that is true for the element to stop at.
     most_bytes : int, optional
         Upper bound on the bytes that are read; by default, that of headers.
 
@@ -155,27 +162,28 @@ _OF_ITEMS = frozenset({"is_undefined_length_sequence_item", "is_implicit_VR", "i
 
 
 def _has_plain_items(element: Any) -> bool:
-    """Whether pydicom has parsed a sequence by itself: one of undefined length, as it was read."""
+    """Whether items of a sequence are pydicom's: it parses sequences of undefined length itself."""
     return element.VR == "SQ" and any(type(item) is Dataset for item in element.value or ())
 
 
 class LenientDataset(Dataset):
-    """A data set that converts a value when it is first asked for, without validation.
+    """Data set that converts each value on first access, without validation.
 
-    pydicom does so, too, but validates then: by a switch of the process, which is turned for
-    no longer than one value needs. Of a header, few values are ever asked for.
+    pydicom's own data sets convert on access too, but validate unless a setting of the process is
+    changed. Here that setting is changed only while one value is converted. Few values of a header
+    are ever accessed.
 
     Parameters
     ----------
     dataset : pydicom.dataset.Dataset
-        As it was read, its values not converted yet.
+        Data set as read, with values that aren't converted.
     filename : str
-        Where it was read from.
+        Name of the file, for messages.
 
     Raises
     ------
     MetadataError
-        When a value that is asked for can't be converted.
+        On access, when a value can't be converted.
 
     """
 
@@ -189,22 +197,24 @@ class LenientDataset(Dataset):
     _is_converting = False
 
     def __eq__(self, other: object) -> bool:
-        """Whether another data set, of any of pydicom's classes, has equal elements."""
+        """Whether another data set, of any class of pydicom, has equal elements."""
         return other is self or self[:].__eq__(other)
 
     def __getitem__(self, key: Any) -> Any:
         """Return an element, or the data set of a slice of tags."""
         if isinstance(key, slice):
-            for _ in self:  # the data set of a slice is a plain one, which would validate
+            for (
+                _
+            ) in self:  # convert all values: the slice is a plain data set, which would validate
                 pass
             return super().__getitem__(key)
         element: Any = None
-        with contextlib.suppress(OverflowError, TypeError, ValueError):  # of what is no tag
+        with contextlib.suppress(OverflowError, TypeError, ValueError):  # `key` is no tag
             element = self.get_item(key, keep_deferred=True)
         if element is not None and (element.is_raw or _has_plain_items(element)):
             with errors_of_headers(str(self.filename)), no_validation():
                 self._convert(key)
-        elif self._is_converting:  # maybe this one, in another thread that isn't done with it
+        elif self._is_converting:  # perhaps this element, in another thread: wait until it is done
             with _reading:
                 pass
         return super().__getitem__(key)
@@ -215,16 +225,16 @@ class LenientDataset(Dataset):
             self._parse_sequence(key)
             element = super().__getitem__(key)
             if element.VR == "SQ":
-                for at, item in enumerate(element.value):  # plain data sets, too
+                for at, item in enumerate(element.value):  # items are plain data sets
                     if not isinstance(item, LenientDataset):
                         element.value[at] = LenientDataset(item, str(self.filename))
         finally:
             self._is_converting = was_converting
 
     def _parse_sequence(self, key: Any) -> None:
-        """Parse the items of a sequence as pydicom does, but no more than are bearable."""
+        """Parse the items of a sequence by pydicom, with bounds on bytes and reads."""
         raw: Any = self.get_item(key, keep_deferred=True)
-        if not raw.is_raw:  # another thread was here
+        if not raw.is_raw:  # another thread has parsed it
             return
         vr = raw.VR
         if vr in (None, "UN"):

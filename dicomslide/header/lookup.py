@@ -1,4 +1,4 @@
-"""Channels and focal planes by index: what an image and a slide look up alike."""
+"""Look-up of channels and focal planes by index, for images and slides."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["ChannelsAndPlanes"]
 
 
 class ChannelsAndPlanes:
-    """Base of what has channels and focal planes."""
+    """Base class of objects with channels and focal planes."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name of the object for messages."""
         raise NotImplementedError
 
     @property
@@ -102,8 +102,8 @@ class ChannelsAndPlanes:
         Raises
         ------
         ValueError
-            When none lies within half the distance between planes, or within 0.5 µm of an
-            only one
+            When none lies within half the smallest distance between planes, or within 0.5 µm
+            where there is one plane only
 
         """
         offsets = self.focal_plane_offsets

@@ -1,8 +1,8 @@
 """Frame positions from the bytes of the Per-Frame Functional Groups Sequence.
 
-A data set per frame costs seconds and hundreds of megabytes at 150,000 frames. Instead, the
-few tags that matter are searched for with NumPy, block by block. Where what is found isn't
-conclusive (not one of each tag a frame, in order), the items are walked one by one.
+Data sets of 150,000 frames would take seconds and hundreds of megabytes. Instead, NumPy searches
+the bytes, block by block, for the few tags that matter. Where the result is ambiguous (not exactly
+one of each tag per frame, in order), the items are parsed one by one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["PerFrameSpan", "find_items", "positions_of_dataset", "positions_of_j
 
 UNDEFINED = 0xFFFFFFFF
 BLOCK = 4 * 2**20
-LONGEST = 64  # bytes of a value that is looked for, and of the padding behind a block
+LONGEST = 64  # bytes by which blocks overlap: no wanted element is longer
 
 # tag -> VR, in the order in which they stand in an item
 Z_OFFSET, OPTICAL_PATH, COLUMN, ROW, SEGMENT, LUT_LABEL = (
@@ -52,9 +52,10 @@ WANTED = {
 }
 _PER_FRAME_GROUPS = 0x52009230
 _SEGMENT_MACRO = 0x0062000A
-# searched for, too: references to other segmentations have Referenced Segment Numbers as well
+# this macro is searched for as well: Referenced Segment Number also occurs in references to other
+# segmentations
 _SEARCHED = WANTED | {_SEGMENT_MACRO: b"SQ"}
-# functional group macro -> what is wanted of it
+# functional group macro -> wanted tags in it
 _MACROS = {
     0x0048021A: (Z_OFFSET, COLUMN, ROW),  # Plane Position (Slide)
     0x00480207: (OPTICAL_PATH,),  # Optical Path Identification
@@ -72,19 +73,19 @@ _ITEM_TAG = (0xFFFE, 0xE000)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PerFrameSpan:
-    """Where the items of the sequence are, and how they are encoded."""
+    """Byte range and encoding of the items of the sequence."""
 
     start: int
-    """First byte of the first item."""
+    """Offset of the first item."""
     length: int
-    """In bytes; 0xFFFFFFFF where undefined."""
+    """Length in bytes; 0xFFFFFFFF where undefined."""
     implicit_vr: bool = False
     little_endian: bool = True
 
 
 @dataclasses.dataclass(slots=True)
 class _Found:
-    """Where a tag was found, and the values, block by block."""
+    """Offsets at which a tag was found, and its values: one array per block."""
 
     at: list[NDArray[np.int64]] = dataclasses.field(default_factory=list)
     values: list[NDArray[np.generic]] = dataclasses.field(default_factory=list)
@@ -98,20 +99,20 @@ def scan_per_frame_groups(
     Parameters
     ----------
     read : callable
-        Reads (offset, length) bytes.
+        Function of (offset, length) that returns bytes.
     size : int
-        Number of bytes that there are.
+        Number of bytes of the file.
     span : PerFrameSpan
-        Where the sequence is.
+        Byte range and encoding of the sequence.
     num_frames : int
         Number of Frames.
 
     Returns
     -------
     positions : FramePositions or None
-        None where the items don't give positions.
+        None where the items hold no positions.
     end : int
-        First byte behind the sequence.
+        Offset of the first byte after the sequence.
 
     Raises
     ------
@@ -130,20 +131,25 @@ def scan_per_frame_groups(
 
 
 def positions_of_dataset(image: Dataset) -> FramePositions | None:
-    """Read the same from a data set in memory; None where it gives no positions.
+    """Read the position, plane and channel of every frame from a data set in memory.
+
+    Returns
+    -------
+    FramePositions or None
+        None where there is no sequence, or its items hold no positions.
 
     Raises
     ------
     MetadataError
-        When the sequence hasn't an item for each frame, or some frames have positions and
-        others none.
+        When the sequence hasn't one item per frame, or some frames have positions and others
+        none.
 
     """
     element: Any = image.get_item(_PER_FRAME_GROUPS)
     if element is None:
         return None
     num_frames = int(dicom.number(image, "NumberOfFrames") or 1)
-    if element.is_raw and element.value:  # not parsed yet, nor need it be
+    if element.is_raw and element.value:  # still bytes: these are searched
         data = element.value
         implicit_vr = element.is_implicit_VR or element.VR == "UN"  # PS3.5 6.2.2
         span = PerFrameSpan(0, len(data), implicit_vr, element.is_little_endian)
@@ -166,12 +172,24 @@ def positions_of_dataset(image: Dataset) -> FramePositions | None:
 def positions_of_json(
     groups: Sequence[Mapping[str, Any]], num_frames: int
 ) -> FramePositions | None:
-    """Read the same from the items of the sequence in DICOM JSON (PS3.18 annex F).
+    """Read the position, plane and channel of every frame from DICOM JSON (PS3.18 annex F).
+
+    Parameters
+    ----------
+    groups : sequence of mapping
+        Items of the Per-Frame Functional Groups Sequence.
+    num_frames : int
+        Number of Frames.
+
+    Returns
+    -------
+    FramePositions or None
+        None where the items hold no positions.
 
     Raises
     ------
     MetadataError
-        When there isn't an item for each frame, or some frames have positions and others none.
+        When there isn't one item per frame, or some frames have positions and others none.
 
     """
     _check_count(len(groups), num_frames)
@@ -187,7 +205,7 @@ def positions_of_json(
 
 
 def _first_value(json: Mapping[str, Any], tag: str) -> Any:
-    """Return the first value of an element of DICOM JSON, else None."""
+    """Return the first value of an element of DICOM JSON; None where it has none."""
     values = json[tag].get("Value") if tag in json else None
     return values[0] if values else None
 
@@ -196,7 +214,7 @@ def _first_value(json: Mapping[str, Any], tag: str) -> Any:
 
 
 def _search(read: Read, size: int, span: PerFrameSpan) -> tuple[dict[int, _Found], int | None]:
-    """Look for the wanted tags in blocks that overlap by the longest value."""
+    """Search overlapping blocks for the tags; also return the end of the sequence, if found."""
     found = {tag: _Found() for tag in _SEARCHED}
     end = None if span.length == UNDEFINED else span.start + span.length
     limit = size if end is None else min(end, size)
@@ -221,7 +239,7 @@ def _find_end(data: bytes) -> int:
 def _search_block(data: bytes, start: int, implicit_vr: bool, found: dict[int, _Found]) -> None:
     padded = data + bytes(LONGEST + 4 - len(data) % 4)
     searched = min(len(data), BLOCK)
-    # elements begin at even bytes: tag, then VR and length, then value, four bytes each
+    # elements begin at even offsets: tag, VR and length, value, of four bytes each
     words = [np.frombuffer(padded, "<u4", (len(padded) - shift) // 4, shift) for shift in (0, 2)]
     for tag, vr in _SEARCHED.items():
         code = (tag & 0xFFFF) << 16 | tag >> 16
@@ -266,9 +284,9 @@ def _texts_at(
 
 
 def _is_conclusive(found: dict[int, _Found], num_frames: int, implicit_vr: bool) -> bool:
-    """Whether each tag was found once a frame, or never, all in turn, and segments in their macro.
+    """Whether each tag was found once per frame or never, in one order, and in its own macro.
 
-    What else is wanted stands nowhere but in its macro.
+    Only the segment's tag occurs in other macros too, so only its offset is checked.
     """
     at = [np.concatenate(each.at) for each in found.values() if each.at]
     if any(len(places) != num_frames for places in at):
@@ -279,7 +297,7 @@ def _is_conclusive(found: dict[int, _Found], num_frames: int, implicit_vr: bool)
     macros, segments = found[_SEGMENT_MACRO].at, found[SEGMENT].at
     if not macros or not segments:
         return not macros and not segments
-    heads = 16 if implicit_vr else 20  # bytes of the sequence's and of its item's
+    heads = 16 if implicit_vr else 20  # bytes of the headers of the sequence and of its item
     return bool(np.all(np.concatenate(segments) - np.concatenate(macros) == heads))
 
 
@@ -289,12 +307,12 @@ def _is_conclusive(found: dict[int, _Found], num_frames: int, implicit_vr: bool)
 def find_items(
     read: Read, size: int, span: PerFrameSpan, num_frames: int, frames: Sequence[int]
 ) -> list[bytes]:
-    """Return the bytes of the items of some frames, without the items' own headers.
+    """Return the bytes of the items of some frames, without the item headers.
 
     Raises
     ------
     MetadataError
-        When the sequence is truncated, or has another number of items.
+        When the sequence is truncated, or hasn't one item per frame.
 
     """
     walker, _ = _walked(read, size, span, num_frames)
@@ -304,7 +322,7 @@ def find_items(
 def _walk(
     read: Read, size: int, span: PerFrameSpan, num_frames: int
 ) -> tuple[FramePositions | None, int]:
-    """Walk the items element by element."""
+    """Parse the items element by element."""
     walker, end = _walked(read, size, span, num_frames)
     return _complete(walker.values, num_frames), end
 
@@ -328,7 +346,7 @@ def _walked(read: Read, size: int, span: PerFrameSpan, num_frames: int) -> tuple
 
 
 class _Walker:
-    """Walks nested elements and keeps the first value of each wanted tag in its macro."""
+    """Parser of nested elements that collects the first value of each wanted tag in its macro."""
 
     def __init__(self, data: bytes, span: PerFrameSpan) -> None:
         order = "<" if span.little_endian else ">"
@@ -339,7 +357,7 @@ class _Walker:
         self._i4 = struct.Struct(order + "i").unpack_from
         self._implicit = span.implicit_vr
         self.items: list[tuple[int, int]] = []
-        """First byte of each frame's item, and the one behind its last."""
+        """(start, stop) of the item of each frame, in bytes."""
         self.values: dict[int, list[bytes | int | str]] = {tag: [] for tag in WANTED}
         self._of_macro: tuple[int, ...] = ()
 
@@ -396,7 +414,7 @@ class _Walker:
 
     def _undefined(self, at: int, vr: bytes) -> int:
         before = self._implicit
-        self._implicit = before or vr == b"UN"  # PS3.5 6.2.2: such a sequence is implicit
+        self._implicit = before or vr == b"UN"  # PS3.5 6.2.2: its items are in implicit VR
         try:
             return self.sequence(at, None)
         finally:
@@ -415,7 +433,8 @@ class _Walker:
 def _check_count(count: int, num_frames: int) -> None:
     if count != num_frames:
         raise MetadataError(
-            f"the Per-Frame Functional Groups Sequence has {count} items for {num_frames} frames"
+            f"the Per-Frame Functional Groups Sequence has {count} items for {num_frames} frames;"
+            " expected one per frame"
         )
 
 
@@ -452,7 +471,10 @@ def _numbers(values: NDArray[np.generic]) -> NDArray[np.float64]:
     try:
         return np.array([float(value) for value in written.tolist()])[inverse]
     except ValueError:
-        raise MetadataError(f"a Z Offset isn't a number: {written[:5].tolist()}") from None
+        raise MetadataError(
+            "a Z Offset in Slide Coordinate System isn't a number; the first values are"
+            f" {written[:5].tolist()}"
+        ) from None
 
 
 def _texts(values: NDArray[np.generic]) -> NDArray[np.str_]:

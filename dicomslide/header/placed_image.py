@@ -1,4 +1,4 @@
-"""Between pixels of an image and millimetres on the slide, by the image's header."""
+"""Conversion between pixels of an image and millimetres on the slide, by its header."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["PlacedImage"]
 
 
 class PlacedImage:
-    """Base of an image that has a place on the slide."""
+    """Base class of images with a position on the slide."""
 
     _placement: Placement
 
     @property
     def _header(self) -> Dataset:
-        """What the instance itself says."""
+        """Header of the instance, without corrections."""
         raise NotImplementedError
 
     @property
@@ -35,7 +35,7 @@ class PlacedImage:
 
     @property
     def geometry(self) -> SlideGeometry:
-        """The affine between the matrix and the slide.
+        """Affine transform between the matrix and the slide.
 
         Raises
         ------
@@ -52,7 +52,7 @@ class PlacedImage:
         Raises
         ------
         MetadataError
-            When there is none, nor anything to derive it from.
+            When the header lacks Pixel Spacing, and attributes to derive it from.
 
         """
         return self._placement.spacing or spacing_of(self._header)
@@ -61,18 +61,18 @@ class PlacedImage:
     def physical_offset(self) -> tuple[float, float]:
         """(x, y) of the centre of the matrix' first pixel in mm.
 
-        The Total Pixel Matrix Origin, or, of a level of a slide, where that is registered.
+        Total Pixel Matrix Origin, for a level of a slide corrected by its registration.
         """
         return geometry_of(self._header, self._placement, spacing=(1.0, 1.0)).origin
 
     @property
     def physical_size(self) -> tuple[float, float]:
-        """Size of the total pixel matrix along the X and Y axes in mm, pixels' edges included."""
+        """Size of the total pixel matrix along X and Y in mm, from outer edge to outer edge."""
         return geometry_of(self._header, self._placement, origin=(0.0, 0.0)).physical_size
 
     @property
     def physical_bounds(self) -> tuple[float, float, float, float]:
-        """(x_min, y_min, x_max, y_max) of the matrix' outer edges in mm."""
+        """(x_min, y_min, x_max, y_max) of the outer edges of the matrix in mm."""
         return self.geometry.bounds
 
     def get_rotation(self) -> float:
@@ -105,7 +105,10 @@ class PlacedImage:
 
     @property
     def _turned(self) -> SlideGeometry:
-        """What depends on Image Orientation (Slide) alone, which often is all that is there."""
+        """Geometry with a placeholder origin and spacing: only its orientation is valid.
+
+        Headers may have Image Orientation (Slide) but no origin or spacing.
+        """
         return geometry_of(self._header, origin=(0.0, 0.0), spacing=(1.0, 1.0))
 
     def get_pixel_indices(self, offset: tuple[float, float]) -> tuple[int, int]:
@@ -119,8 +122,8 @@ class PlacedImage:
         Returns
         -------
         tuple of int
-            Zero-based (row, column) of the pixel there; negative or beyond the matrix where
-            the slide was not imaged
+            Zero-based (row, column) of the pixel that contains the position; outside the matrix
+            where the slide was not imaged
 
         Raises
         ------
@@ -164,7 +167,7 @@ class PlacedImage:
         Returns
         -------
         numpy.ndarray
-            (x, y, z) in the slide coordinate system in mm, shape (n, 3); z is that of the
+            (x, y, z) in the slide coordinate system in mm, shape (n, 3); z is the offset of the
             first focal plane
 
         """
@@ -190,7 +193,7 @@ class PlacedImage:
         Raises
         ------
         ValueError
-            When the coordinates are of another shape, or not finite
+            When the coordinates have another shape, or aren't finite
         MetadataError
             When the header doesn't say where the image lies on the slide
 

@@ -1,8 +1,8 @@
-"""Where an image lies on the slide: what its header says, and what its pyramid makes of that.
+"""Position of an image on the slide: by its header, corrected by the other levels of its pyramid.
 
-A header alone may lack the spacing, or have that of another level. And nearly all writers state the
-origin of the base on every level, though a level's pixels are means of boxes that share the base's
-corner, not the centre of its first pixel: a :class:`Placement` puts that right.
+A header may lack the spacing, or have that of another level. Nearly all writers repeat the origin
+of the base on every level, although levels share the outer corner of the base, not the centre of
+its first pixel. A :class:`Placement` holds the corrections.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ __all__ = [
 
 LARGEST_SLIDE = 100.0  # mm; a larger Imaged Volume Width is in µm
 PARALLEL = 0.99
-"""Cosine of the angle within which rows of levels run alike."""
+"""Lowest cosine of the angle between rows of levels that count as parallel."""
 SAME_SPACING = 1e-6
-"""Spacings are the same within this fraction of them."""
+"""Relative tolerance of equal spacings."""
 SAME_ORIGIN = 0.01
-"""Origins are the same within this fraction of a pixel of the finer image."""
+"""Tolerance of equal origins, as a fraction of a pixel of the finer image."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Placement:
-    """What the pyramid of an image puts in place of what the image's header says."""
+    """Corrections of an image's spacing and origin, from the other levels of its pyramid."""
 
     spacing: tuple[float, float] | None = None
-    """(between rows, between columns) in mm; None where Pixel Spacing holds."""
+    """Spacing (between rows, between columns) in mm; None where Pixel Spacing is right."""
     shift: tuple[float, float] = (0.0, 0.0)
-    """(x, y) in mm from the Total Pixel Matrix Origin that the header states to where the centre of
-    the first pixel lies."""
+    """(x, y) in mm from the Total Pixel Matrix Origin of the header to the centre of the first
+    pixel."""
     origin: tuple[float, float] | None = None
-    """(x, y) in mm, the base's, for a Total Pixel Matrix Origin that the header lacks."""
+    """(x, y) of the base's origin in mm, where the header lacks Total Pixel Matrix Origin."""
 
     @property
     def registration(self) -> str:
-        """By what the image was placed: ``"as stated"`` or ``"corner of the base level"``."""
+        """Basis of the position: ``"as stated"`` or ``"corner of the base level"``."""
         return "corner of the base level" if any(self.shift) else "as stated"
 
 
 AS_STATED = Placement()
-"""That of an image by itself."""
+"""Placement without corrections."""
 
 
 # -- spacing ---------------------------------------------------------------------------------
@@ -86,11 +86,11 @@ def pixel_spacing_of(image: Dataset) -> tuple[float, float] | None:
 
 
 def with_spacing(image: Dataset, spacing: tuple[float, float]) -> Dataset:
-    """Return a header, without a copy of its values, that states a Pixel Spacing in mm."""
+    """Return a header with another Pixel Spacing in mm; other values aren't copied."""
     import pydicom
     from pydicom.valuerep import DSfloat
 
-    # elements are put in anew: setting the value of one would change it in the header, too
+    # elements are replaced: a changed value of an element would also change in `image`
     (measures,) = shared_items(image, "PixelMeasuresSequence")[:1] or [pydicom.Dataset()]
     (groups,) = dicom.items(image, "SharedFunctionalGroupsSequence")[:1] or [pydicom.Dataset()]
     values = [DSfloat(value, auto_format=True) for value in spacing]
@@ -100,9 +100,9 @@ def with_spacing(image: Dataset, spacing: tuple[float, float]) -> Dataset:
 
 
 def _with_element(dataset: Dataset, keyword: str, value: Any) -> Dataset:
-    """Return a data set with the elements of another, and one put in."""
+    """Return a shallow copy of a data set with one element set."""
     changed = copy.copy(dataset)
-    changed.__dict__["_dict"] = dict(dataset.items())  # which copies share
+    changed.__dict__["_dict"] = dict(dataset.items())  # a copy shares this dict
     changed.pop(keyword, None)
     setattr(changed, keyword, value)
     return changed
@@ -110,30 +110,31 @@ def _with_element(dataset: Dataset, keyword: str, value: Any) -> Dataset:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FieldOfView:
-    """What the total pixel matrix of a pyramid's base covers."""
+    """Area that the total pixel matrix of a pyramid's base covers."""
 
     extent: tuple[float, float]
     """(height, width) in mm: along the columns, along the rows."""
     size: tuple[int, int]
     """Total pixel matrix rows and columns of the base."""
     pixel_spacing: tuple[float, float] | None
-    """Pixel Spacing as the base's header has it."""
+    """Pixel Spacing of the base's header."""
     imaged_volume: tuple[float, float] | None
-    """Imaged Volume (Height, Width) in mm as the base's header has it."""
+    """Imaged Volume (Height, Width) of the base's header in mm."""
     row_direction: tuple[float, float] | None
-    """In which (x, y) the rows run; None where the header doesn't say."""
+    """Direction (x, y) of the rows; None without Image Orientation (Slide)."""
 
     def is_turned_from(self, image: Dataset) -> bool:
-        """Whether rows of an image run along others than the base's: its width isn't theirs."""
+        """Whether the rows of an image aren't parallel to the base's: extents don't compare."""
         here, there = _row_direction(image), self.row_direction
         if here is None or there is None:
             return False
         return abs(here[0] * there[0] + here[1] * there[1]) < PARALLEL
 
     def covered_by(self, image: Dataset) -> tuple[float, float]:
-        """Return the (height, width) in mm that an image covers as far as other things say.
+        """Return the (height, width) in mm that an image covers, without its Pixel Spacing.
 
-        Its Imaged Volume, unless that is the base's and isn't true there.
+        Imaged Volume of the image; or the extent of the base, where that is absent or the same as
+        the base's.
         """
         volume = _imaged_volume(image)
         if volume is None or are_alike(volume, self.imaged_volume):
@@ -141,16 +142,17 @@ class FieldOfView:
         return volume
 
     def spacing_of(self, size: tuple[int, int]) -> tuple[float, float]:
-        """Return the spacing of a level of that many rows and columns."""
+        """Return the spacing in mm of a level that covers the extent with (rows, columns)."""
         return self.extent[0] / size[0], self.extent[1] / size[1]
 
 
 def field_of_view(images: Sequence[Dataset]) -> FieldOfView | None:
-    """Return what the base of a pyramid covers, or None where nothing says.
+    """Return the area that the base of a pyramid covers; None where headers don't say.
 
-    Pixel Spacing times the size of the largest image. Where levels repeat one Pixel Spacing, it may
-    be that of a base that isn't here, or a default: then all state one Imaged Volume, which is
-    believed if it is as much more along the rows as along the columns.
+    It is Pixel Spacing times the size of the largest image. Where levels of several sizes repeat
+    one Pixel Spacing, that may belong to a base that is missing, or be a default. Then Imaged
+    Volume is used, if it is the same on all of these levels and larger by equal factors along rows
+    and columns, or if the product exceeds the size of a slide.
 
     Parameters
     ----------
@@ -184,14 +186,14 @@ def field_of_view(images: Sequence[Dataset]) -> FieldOfView | None:
 
 
 def are_alike(here: tuple[float, float] | None, there: tuple[float, float] | None) -> bool:
-    """Whether two spacings, or extents, are the same; None is, as None."""
+    """Whether two spacings or extents are equal; None equals None only."""
     if here is None or there is None:
         return here is there
     return bool(np.allclose(here, there, rtol=SAME_SPACING, atol=0))
 
 
 def in_proportion(factors: NDArray[np.float64], size: Sequence[float]) -> bool:
-    """Whether two axes are enlarged alike, to within the pixels that rounding of a size leaves."""
+    """Whether two factors are equal, within the rounding of `size` to whole pixels."""
     return bool(abs(factors[0] / factors[1] - 1) <= 1 / size[0] + 1 / size[1])
 
 
@@ -201,7 +203,7 @@ def _row_direction(image: Dataset) -> tuple[float, float] | None:
 
 
 def _imaged_volume(image: Dataset) -> tuple[float, float] | None:
-    """Imaged Volume (Height, Width) in mm, or None; some writers give micrometres."""
+    """Return Imaged Volume (Height, Width) in mm, or None; some writers give it in µm."""
     width = dicom.number(image, "ImagedVolumeWidth")
     height = dicom.number(image, "ImagedVolumeHeight")
     if width and height and width > 0 and height > 0:
@@ -213,21 +215,21 @@ def _imaged_volume(image: Dataset) -> tuple[float, float] | None:
 def spacing_of(image: Dataset, view: FieldOfView | None = None) -> tuple[float, float]:
     """Return the spacing (between rows, between columns) in mm.
 
-    Pixel Spacing, unless it is absent, or contradicted by what the matrix covers: some writers
-    swap its values, and some give every level that of the base.
+    Pixel Spacing, unless it is absent or contradicts the area that the matrix covers: some writers
+    swap its values, and some repeat that of the base on every level.
 
     Parameters
     ----------
     image : pydicom.dataset.Dataset
         Header of a tiled image.
     view : FieldOfView, optional
-        What the base of the image's pyramid covers, and so the image, where it doesn't say and
-        its rows run along those of the base.
+        Area that the base of the image's pyramid covers. It also holds for the image, if its
+        header lacks Imaged Volume and its rows are parallel to those of the base.
 
     Raises
     ------
     MetadataError
-        When there is no spacing, nor anything to derive it from.
+        When there is no Pixel Spacing, and nothing to derive it from.
 
     """
     spacing = pixel_spacing_of(image)
@@ -237,7 +239,8 @@ def spacing_of(image: Dataset, view: FieldOfView | None = None) -> tuple[float, 
     if covered is None:
         if spacing is None:
             raise MetadataError(
-                f"{dicom.name_of(image)}: no Pixel Spacing, nor anything to derive it from"
+                f"{dicom.name_of(image)}: no Pixel Spacing, and no Imaged Volume Width and Height"
+                " to derive it from"
             )
         return spacing
     if spacing is not None and not dicom.is_tiled_image(image):
@@ -248,20 +251,20 @@ def spacing_of(image: Dataset, view: FieldOfView | None = None) -> tuple[float, 
     if _covers(size, spacing, covered):
         return spacing
     if _covers(size, spacing[::-1], covered) and not _covers(size, spacing, covered[::-1]):
-        return spacing[1], spacing[0]  # and it isn't the volume that is swapped
+        return spacing[1], spacing[0]  # else the Imaged Volume may be swapped
     if view is not None and are_alike(spacing, view.pixel_spacing):
         derived = view.spacing_of(size)
         if (
             max(size[0] - view.size[0], size[1] - view.size[1]) <= 0
             and in_proportion(np.divide(derived, view.spacing_of(view.size)), size)
             and _covers(size, derived, covered)
-        ):  # else what is covered contradicts both
+        ):  # else the covered area contradicts the derived spacing as well
             return derived
     return spacing
 
 
 def _covers(size: tuple[int, int], spacing: Sequence[float], extent: tuple[float, float]) -> bool:
-    """Whether pixels of that spacing make that (height, width), within a pixel and 1 %."""
+    """Whether size times spacing is the extent (height, width), within a pixel or 1 %."""
     allowed = np.maximum(0.01 * np.array(extent), spacing)
     return bool(np.all(np.abs(np.multiply(size, spacing) - extent) <= allowed))
 
@@ -277,19 +280,19 @@ def geometry_of(
     origin: tuple[float, float] | None = None,
     spacing: tuple[float, float] | None = None,
 ) -> SlideGeometry:
-    """Return the affine between the matrix and the slide.
+    """Return the affine transform between the matrix and the slide.
 
     Parameters
     ----------
     image : pydicom.dataset.Dataset
         Header of a tiled image.
     placement : Placement, optional
-        What the image's pyramid makes of that header.
+        Corrections of the header by the image's pyramid.
     relative : bool, default: False
-        Whether millimetres may count from the first pixel of the pyramid's base, with a warning,
-        where the header doesn't give its place on the slide.
+        Whether a missing origin is replaced by (0, 0), with a warning, instead of an error:
+        millimetres then count from the first pixel.
     origin, spacing : tuple of float, optional
-        Taken instead of what the header says, or lacks: by what doesn't depend on them.
+        Values to use instead of the header's, for results that don't depend on them.
 
     Raises
     ------
@@ -301,7 +304,8 @@ def geometry_of(
     cosines = dicom.numbers(image, "ImageOrientationSlide", 6)
     if cosines is None:
         raise MetadataError(
-            f"{name}: no usable Image Orientation (Slide), so it has no place on the slide"
+            f"{name}: no usable Image Orientation (Slide) of six numbers, so it has no place on the"
+            " slide"
         )
     spacing = spacing or placement.spacing or spacing_of(image)
     if origin is None:
@@ -346,22 +350,21 @@ def place(
     *,
     align: bool = True,
 ) -> Placement:
-    """Find out where an image of a pyramid lies.
+    """Return the placement of an image of a pyramid.
 
-    An image that states the origin and the orientation of a finer one shares that one's corner, as
-    its pixels do, rather than the centre of its first pixel. So does one that states no origin.
+    An image whose origin and orientation are those of a finer image shares the outer corner of that
+    image, rather than the centre of its first pixel. So does an image without an origin.
 
     Parameters
     ----------
     image : pydicom.dataset.Dataset
         Header of a level, or of an image derived from one.
     view : FieldOfView or None
-        What the base of the pyramid covers.
+        Area that the base of the pyramid covers.
     bases : iterable of (pydicom.dataset.Dataset, Placement)
-        Images of the finest level, with their own placements.
+        Images of the finest level, with their placements.
     align : bool, default: True
-        Whether images are laid on the corners of those whose origin they state; else they lie
-        where their headers say.
+        Whether corners are aligned; else the header's origin is used.
 
     """
     try:
@@ -386,22 +389,23 @@ def place(
 
 
 def place_beside(image: Dataset, level: Dataset, placement: Placement) -> Placement | None:
-    """Return where an image lies that states the grid of a level, or a part of it; else None.
+    """Return the placement of an image on the grid of a level; None where it isn't on that grid.
 
     Parameters
     ----------
     image : pydicom.dataset.Dataset
-        Header of an image derived from the level: its rows may run in another direction.
+        Header of an image derived from the level, or from a part of it; its rows may run in another
+        direction.
     level : pydicom.dataset.Dataset
         Header of the level.
     placement : Placement
-        That of the level.
+        Placement of the level.
 
     """
     given = pixel_spacing_of(image)
     spacing = None
-    # what is wrong with the level's Pixel Spacing is wrong with one that was copied from it, but a
-    # spacing of its own is believed: of a part of the base it may be that of the base
+    # a Pixel Spacing copied from the level is corrected like the level's; another one is kept: the
+    # image of a part of the base may have the spacing of the base
     if given in (None, pixel_spacing_of(level)) and size_of(image) == size_of(level):
         spacing = placement.spacing or pixel_spacing_of(level)
     here = _geometry_as_stated(image, spacing, _stated_origin(image))
@@ -416,7 +420,7 @@ def _geometry_as_stated(
     spacing: tuple[float, float] | None,
     origin: tuple[float, float] | None,
 ) -> SlideGeometry | None:
-    """Return the geometry that a header states, from (0, 0) where it has no origin, or None."""
+    """Return the geometry with these values, origin (0, 0) for None; None where it is invalid."""
     try:
         return geometry_of(image, origin=origin or (0.0, 0.0), spacing=spacing)
     except MetadataError:

@@ -1,4 +1,4 @@
-"""From stored pixel values to what they mean: fractions, and real world values."""
+"""Conversion of stored pixel values to real world values, or to fractions."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ __all__ = ["Scaling", "is_fractional", "scaling_of"]
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Scaling:
-    """What stored values of a channel mean."""
+    """Conversion of the stored values of a channel."""
 
     dtype: np.dtype[Any]
-    """Data type of what they mean."""
+    """Data type of the converted values."""
     absent: float
-    """What pixels mean that aren't stored."""
+    """Converted value of pixels that aren't stored."""
     slope: float = 1.0
     intercept: float = 0.0
     divisor: float = 1.0
     first: float = -math.inf
-    """The lowest stored value that means anything; others are NaN."""
+    """Lowest stored value that is mapped; lower ones become NaN."""
     last: float = math.inf
-    """The highest."""
+    """Highest stored value that is mapped; higher ones become NaN."""
     table: NDArray[np.float64] | None = None
-    """The meaning of each stored value from `first` on, where it isn't linear."""
+    """Converted value of each stored value from `first` on, where the mapping isn't linear."""
 
     def apply(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """Return what stored pixels mean."""
+        """Return the converted values of stored pixels, an array of the same shape."""
         values: NDArray[Any]
         if self.table is None:
             values = pixels.astype(self.dtype)
@@ -59,7 +59,7 @@ class Scaling:
 
 
 def is_fractional(image: Dataset) -> bool:
-    """Whether the segments of an image are fractions (PS3.3 C.8.20.2.3)."""
+    """Whether Segmentation Type is FRACTIONAL (PS3.3 C.8.20.2.3)."""
     return (
         channel_type_of(image) is ChannelTypes.SEGMENT
         and dicom.text(image, "SegmentationType") == "FRACTIONAL"
@@ -67,21 +67,24 @@ def is_fractional(image: Dataset) -> bool:
 
 
 def scaling_of(image: Dataset, channel: Channel, pixel_format: PixelFormat) -> Scaling | None:
-    """Return what the stored values of a channel mean; None where they are as they are meant.
+    """Return the conversion of the stored values of a channel; None where they stay as stored.
 
-    Of a fractional segmentation they are fractions of Maximum Fractional Value. Of a parametric
-    map of integers they are real world values by the channel's Real World Value Mapping (PS3.3
-    C.7.6.16.2.11); what lies outside of the values that it maps is NaN. Those of floating-point
-    numbers stay as they are.
+    Values of a fractional segmentation are divided by Maximum Fractional Value. Integers of a
+    parametric map are converted by the channel's Real World Value Mapping (PS3.3 C.7.6.16.2.11);
+    values outside its range become NaN. Floating-point values of a parametric map stay as stored.
 
     Parameters
     ----------
     image : pydicom.dataset.Dataset
-        The header.
+        Header of the image.
     channel : Channel
         The channel.
     pixel_format : PixelFormat
-        What is stored.
+        Format of the stored pixels.
+
+    Returns
+    -------
+    Scaling or None
 
     """
     if is_fractional(image):

@@ -1,7 +1,7 @@
-"""Where each frame lies: the tile grid of a total pixel matrix, and which frame is which tile.
+"""Tile grid of a total pixel matrix, and the mapping between tiles, focal planes and frames.
 
-TILED_FULL is arithmetic and never an object or a number per frame; TILED_SPARSE is two
-integer arrays. Tiles are numbered in row-major order over the whole grid everywhere.
+For TILED_FULL the mapping is computed, without memory per frame; for TILED_SPARSE it is held in
+integer arrays. Tiles are numbered in row-major order over the whole grid.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ __all__ = ["SAME_PLANE", "FocalPlanes", "FrameMap", "FramePositions", "FullFrame
            "plane_tolerance", "tiles_of"]  # fmt: skip
 
 SINGLE_PLANE_TOLERANCE = 0.5
-"""µm by which an offset may differ from that of an only focal plane."""
+"""Tolerance in µm between an offset and that of the only focal plane."""
 SAME_PLANE = 0.01
-"""Offsets closer than this, in µm, are one focal plane."""
+"""Distance in µm below which two offsets are of one focal plane."""
 CLEAR_GAP = 2
-"""How many times as wide as any gap within focal planes those between them are, where heights
-alone tell planes apart."""
+"""Lowest ratio of the gaps between focal planes to those within them, where planes are found by
+their heights alone."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TileGrid:
-    """A total pixel matrix cut into tiles of one size, the last ones perhaps cropped."""
+    """Division of a total pixel matrix into tiles of one size; the last ones may be cropped."""
 
     rows: int
     """Total Pixel Matrix Rows"""
@@ -49,7 +49,7 @@ class TileGrid:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Number of tiles along rows and columns of the grid."""
+        """Number of tiles (down, across)."""
         return -(-self.rows // self.tile_rows), -(-self.columns // self.tile_columns)
 
     @property
@@ -65,16 +65,16 @@ class TileGrid:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FramePositions:
-    """What the per-frame functional groups say, one entry a frame."""
+    """Positions and channels in the per-frame functional groups, one entry per frame."""
 
     rows: Integers
     """Zero-based row of the first pixel: Row Position In Total Image Pixel Matrix − 1."""
     columns: Integers
-    """Zero-based column of the first pixel."""
+    """Zero-based column of the first pixel: Column Position In Total Image Pixel Matrix − 1."""
     z: NDArray[np.float64] | None = None
-    """Z Offset in Slide Coordinate System in µm; None where frames don't say."""
+    """Z Offset in Slide Coordinate System in µm; None where absent."""
     channels: NDArray[np.str_] | None = None
-    """Identifier of the channel; None where frames don't say."""
+    """Channel identifier; None where absent."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,7 +87,7 @@ class FramePositions:
 
 
 class FrameMap(Protocol):
-    """Which frame is which tile."""
+    """Mapping between frames and tiles of each channel and focal plane."""
 
     @property
     def nbytes(self) -> int:
@@ -99,7 +99,7 @@ class FrameMap(Protocol):
         ...
 
     def has_any(self, channel: int, plane: int, first: int, stop: int) -> bool:
-        """Whether any tile from one to before another is there; takes no longer for many."""
+        """Whether any tile from `first` to before `stop` is stored, in time independent of them."""
         ...
 
     def places(self, frames: Integers) -> tuple[Integers, Integers, Integers]:
@@ -116,14 +116,14 @@ class FrameMap(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FullFrames:
-    """TILED_FULL: columns, rows, focal planes, then channels (PS3.3 C.7.6.17.3)."""
+    """TILED_FULL: frames are ordered by column, row, focal plane, channel (PS3.3 C.7.6.17.3)."""
 
     num_tiles: int
     num_planes: int
     num_frames: int
-    """Frames that are here."""
+    """Number of Frames of the instance."""
     first: int = 0
-    """Concatenation Frame Offset Number of a part that stands alone."""
+    """Concatenation Frame Offset Number, where the instance is one part of a concatenation."""
 
     @property
     def nbytes(self) -> int:
@@ -147,7 +147,7 @@ class FullFrames:
 
 
 class SparseFrames:
-    """TILED_SPARSE: every frame says where it lies.
+    """TILED_SPARSE: every frame has a position of its own.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ class SparseFrames:
     Raises
     ------
     FramePositionError
-        When two frames lie at one place.
+        When two frames have one position, channel and focal plane.
 
     """
 
@@ -226,7 +226,7 @@ def _check_frames(frames: Integers, count: int) -> None:
 def _unstacked(
     keys: Integers, num_planes: int, num_tiles: int
 ) -> tuple[Integers, Integers, Integers]:
-    """Split keys, in which tiles run fastest, then planes, then channels."""
+    """Split keys into channel, plane and tile; the tile varies fastest, the channel slowest."""
     stack, tile = np.divmod(keys, num_tiles)
     channel, plane = np.divmod(stack, num_planes)
     return channel, plane, tile
@@ -266,9 +266,9 @@ def tiles_of(grid: TileGrid, positions: FramePositions) -> Integers:
 
 
 def distinct(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    """Return the distinct values, sorted, and the index among them of each.
+    """Return the sorted distinct values, and for each value its index among them.
 
-    Frames mostly are of one plane and one channel: then nothing is sorted.
+    Like ``numpy.unique``, but without sorting where all values are equal, as in most images.
     """
     if len(values) and (values == values[0]).all():
         return values[:1], np.zeros(len(values), np.intp)
@@ -282,40 +282,43 @@ def focal_planes(
     *,
     may_be_absent: bool = False,
 ) -> Integers:
-    """Sort pictures of some places into focal planes, from the glass slide towards the coverslip.
+    """Assign pictures (frames, or images) to focal planes, from the glass towards the coverslip.
 
-    A plane is what lies at one height, within 0.01 µm; less, where a place has several pictures
-    that are closer. But a plane may also follow the tissue, so that each place has a height of its
-    own (Supplement 145): that is the case when heights are more than a place has pictures, unless
-    a header declares so many planes, or more than half of the pictures of so many are there. Then
-    a place's only picture is of the only plane; else planes are groups of heights that are clearly
-    apart, or the k-th picture of a place from the glass is of the k-th plane.
+    A flat plane is the set of pictures at one height, within 0.01 µm, or within less where one
+    place has several pictures that are closer. Planes may also follow the tissue, with a height of
+    their own at each place (PS3.3, Supplement 145). This is assumed when there are more heights
+    than pictures at a place, unless the header declares that many planes, or more than half of the
+    pictures of that many planes exist. Then:
+
+    - if each place has one picture, there is one plane;
+    - if heights form groups that are clearly apart, each group is a plane;
+    - otherwise the k-th picture of a place, from the glass on, belongs to the k-th plane.
 
     Parameters
     ----------
     z : numpy.ndarray
         Offset of each picture in µm.
     places : numpy.ndarray
-        Where each lies: any integer for the tile and channel of a frame, or for the level and
-        channel of an image.
+        Place of each picture: an integer that stands for the tile and channel of a frame, or for
+        the level and channel of an image.
     declared : int, optional
         Total Pixel Matrix Focal Planes.
     may_be_absent : bool, default: False
-        Whether places that have one picture each may lack others that a header declares, as
-        segments do in tiles where they have no pixels.
+        Whether places with one picture each may lack pictures of other declared planes, as segments
+        do in tiles where they have no pixels.
 
     Returns
     -------
     numpy.ndarray
-        Zero-based plane of each picture. Two of one place are of one plane where they are of one
-        height; or where they are more than the planes declared, unless most places have as many.
+        Zero-based plane of each picture. Two pictures of one place get the same plane if they have
+        one height, or if they are more than `declared` and most places don't have as many.
 
     """
     values, inverse = distinct(z)
     if len(values) == 1:
         return np.zeros(len(z), np.int64)
     order = np.lexsort((z, places))
-    follows = np.diff(places[order]) == 0  # the next is of the same place
+    follows = np.diff(places[order]) == 0  # whether the next picture has the same place
     starts = np.flatnonzero(np.concatenate([[True], ~follows]))
     counts = np.diff(starts, append=len(z))
     depth = int(counts.max())
@@ -356,15 +359,15 @@ def focal_planes(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FocalPlanes:
-    """Where the focal planes of an image lie, all in µm."""
+    """Offsets of the focal planes of an image from the slide surface, in µm."""
 
     offsets: tuple[float, ...]
-    """Offset of each, ascending."""
+    """Offset of each plane, ascending."""
     spans: tuple[tuple[float, float], ...] = ()
-    """Lowest and highest offset of the frames of each, where one isn't flat in a channel; else
-    empty."""
+    """Lowest and highest offset of the frames of each plane; empty where all planes are flat in
+    each channel."""
     of_channels: tuple[tuple[float, ...], ...] = ()
-    """Offset of each by channel, where channels lie at heights of their own; else empty."""
+    """Offsets of the planes by channel; empty where channels have the same offsets."""
 
     @classmethod
     def of_frames(
@@ -375,17 +378,17 @@ class FocalPlanes:
         channels: Integers,
         num_channels: int,
     ) -> FocalPlanes:
-        """Describe the planes of some frames.
+        """Return the offsets of the planes of some frames.
 
-        The offset of a plane is the median of those of its frames (the lower of two, so that it
-        is one of them), in places that have all planes, if some do.
+        The offset of a plane is the median of its frames' offsets (the lower one of two), taken
+        over the places that have all planes, if there are such places.
 
         Parameters
         ----------
         z : numpy.ndarray
             Offset of each frame in µm.
         planes, places, channels : numpy.ndarray
-            Plane of each frame: see :func:`focal_planes`; and its place, and its channel.
+            Plane, place and channel of each frame: see :func:`focal_planes`.
         num_channels : int
             Number of channels.
 
@@ -417,7 +420,7 @@ class FocalPlanes:
         return len(self.offsets)
 
     def offset(self, channel: int, plane: int) -> float:
-        """Return the offset of a focal plane in µm, in one of the channels."""
+        """Return the offset of a focal plane in a channel, in µm."""
         return self.of_channels[channel][plane] if self.of_channels else self.offsets[plane]
 
     def span(self, plane: int) -> tuple[float, float]:
@@ -428,7 +431,7 @@ class FocalPlanes:
 def _ordered(
     z: NDArray[np.float64], keys: Integers
 ) -> tuple[Integers, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return each key, ascending, and median, lowest and highest of its values."""
+    """Return the distinct keys, ascending, with median, lowest and highest value of each."""
     order = np.lexsort((z, keys))
     ordered, values = keys[order], z[order]
     starts = np.flatnonzero(np.concatenate([[True], np.diff(ordered) != 0]))
@@ -442,7 +445,9 @@ def _ordered(
 
 
 def plane_tolerance(planes: Sequence[float]) -> float:
-    """Return how far, in µm, an offset may be from that of its focal plane: half their distance.
+    """Return the tolerance between an offset and that of its focal plane, in µm.
+
+    It is half the smallest distance between planes, or 0.5 µm for one plane.
 
     Parameters
     ----------
@@ -456,7 +461,7 @@ def plane_tolerance(planes: Sequence[float]) -> float:
 
 
 def match_planes(offsets: Sequence[float], planes: Sequence[float]) -> tuple[int, ...] | None:
-    """Return the index of the plane in which each offset lies; None where not each has its own.
+    """Return the index of the plane of each offset; None unless each has a plane of its own.
 
     Parameters
     ----------
