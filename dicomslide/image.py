@@ -1,4 +1,4 @@
-"""A tiled image: its channels, focal planes, geometry and total pixel matrices."""
+"""Tiled DICOM image with its channels, focal planes, geometry and total pixel matrices."""
 
 from __future__ import annotations
 
@@ -42,28 +42,28 @@ KINDS = {
 class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
     """A tiled DICOM image.
 
-    An image with the Total Pixel Matrix Rows and Total Pixel Matrix Columns attributes,
-    whatever its SOP Class: VL Whole Slide Microscopy Image, Segmentation or Parametric Map.
-    It has one total pixel matrix for each channel and focal plane.
+    That is an instance with Total Pixel Matrix Rows and Columns: a VL Whole Slide Microscopy Image,
+    Segmentation or Parametric Map. It has one total pixel matrix for each channel and focal plane.
 
     Parameters
     ----------
     client : dicomweb_client.api.DICOMClient, FrameStore or FrameSource
-        Where the frames are.
+        Client, store or source that has the frames.
     image_metadata : pydicom.dataset.Dataset
         Metadata of a tiled DICOM image.
     max_frame_cache_size : int or None, default: 6
-        Largest number of this image's decoded frames that the process keeps; None for as
-        many as `frame_cache_bytes` allows where they take long to decode, else none.
+        Upper bound on the decoded frames of this image in the process' cache. None: as many as
+        the option `frame_cache_bytes` allows, for frames that take long to decode; no others.
     correct_color : bool, default: True
-        Whether colours are mapped to sRGB by the ICC profile of the optical path.
+        Whether colours are converted to sRGB by the ICC profile of the optical path.
     on_error : {"raise", "fill"}, default: "raise"
-        Whether a frame that can't be read or decoded raises, or is background with a warning.
+        For frames that can't be read or decoded: raise an error, or return background with a
+        warning.
 
     Raises
     ------
     MetadataError
-        When the header lacks what is needed, or contradicts itself.
+        When the header lacks an attribute, or contradicts itself.
 
     Examples
     --------
@@ -104,12 +104,12 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
         )
 
     def _placed(self, placement: Placement) -> TiledImage:
-        """Return this image where the pyramid that it is a part of puts it.
+        """Return a copy of this image with another placement.
 
         Parameters
         ----------
         placement : Placement
-            What that pyramid makes of the header.
+            Corrections of the header by the image's pyramid.
 
         """
         image = copy.copy(self)
@@ -132,7 +132,15 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
         )
 
     def describe(self) -> dict[str, Any]:
-        """Return what the image is like, in plain values; reads its header only."""
+        """Return the description of the image as plain values, from its header.
+
+        Returns
+        -------
+        dict
+            Flavor, file, size in pixels and tiles, encoding, and placement on the slide; the
+            placement is None where the header lacks it.
+
+        """
         return {
             "flavor": self.flavor if self.kind == "image" else self.kind,
             "file": self.name,
@@ -143,19 +151,19 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
     def _picture(
         self, size: int, channel_index: int = 0, focal_plane_index: int = 0
     ) -> NDArray[np.uint8]:
-        """Return an upright picture of the whole image, as a screen shows it.
+        """Return an upright 8-bit picture of the whole image, for display.
 
         Parameters
         ----------
         size : int
-            Pixels along the longer edge; never more than the image has.
+            Pixels along the longer edge; at most those of the image.
         channel_index, focal_plane_index : int, default: 0
-            Zero-based.
+            Zero-based indices.
 
         Returns
         -------
         numpy.ndarray
-            Shape (rows, columns, 3), or (rows, columns) where the image is grey; the caller's own
+            Shape (rows, columns, 3), or (rows, columns) where the image is grey; uint8, writable
 
         Raises
         ------
@@ -172,30 +180,30 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
             geometry = None
         return picture_of(matrix._reader, geometry, size)
 
-    # -- what it is --
+    # -- metadata --
 
     @property
     def metadata(self) -> Dataset:
         """Image metadata, without pixel data and per-frame functional groups.
 
-        Pixel Spacing is that of :attr:`pixel_spacing`, also where the slide derived it.
+        Pixel Spacing is :attr:`pixel_spacing`: corrected, where the slide corrects it.
         """
         spacing = self._placement.spacing
         return self._header if spacing is None else with_spacing(self._header, spacing)
 
     @property
     def _header(self) -> Dataset:
-        """What the instance itself says."""
+        """Header of the instance, without corrections."""
         return self._source.metadata
 
     @property
     def name(self) -> str:
-        """What messages call it: file name, URL or SOP Instance UID."""
+        """File name, URL or SOP Instance UID."""
         return self._source.name
 
     @property
     def kind(self) -> str:
-        """What the tree calls its variable: image, segmentation or parametric_map."""
+        """Name of the variable in the tree: image, segmentation or parametric_map."""
         return KINDS[self.channel_type]
 
     @property
@@ -205,17 +213,17 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
 
     @property
     def transfer_syntax_uid(self) -> str | None:
-        """Transfer syntax of the frames; None where each frame's bytes tell (DICOMweb)."""
+        """Transfer Syntax UID; None where it is derived from each frame's bytes (DICOMweb)."""
         return self._source.transfer_syntax_uid
 
     @property
     def frame_of_reference_uid(self) -> str:
-        """Unique identifier of the frame of reference.
+        """Frame of Reference UID.
 
         Raises
         ------
         MetadataError
-            When the image has none.
+            When the header lacks it.
 
         """
         uid = dicom.text(self._header, "FrameOfReferenceUID")
@@ -225,12 +233,12 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
 
     @property
     def _layout(self) -> ImageLayout:
-        """What the header says of the pixels, worked out once a process."""
+        """Layout of the image, computed once per process."""
         return layout_of(self._source)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Number of total pixel matrix rows and columns."""
+        """Total Pixel Matrix Rows and Columns."""
         grid = grid_of(self._header)
         return grid.rows, grid.columns
 
@@ -245,8 +253,8 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
     def focal_plane_offsets(self) -> tuple[float, ...]:
         """Offset of each focal plane from the slide surface along Z, in µm.
 
-        That of a plane that follows the tissue, so that each frame has an offset of its own, is
-        the median of its frames.
+        Where a plane follows the tissue, so that its frames have different offsets, it is their
+        median.
         """
         return self._layout.planes.offsets
 
@@ -261,8 +269,8 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
         Returns
         -------
         list of tuple of str
-            Study, Series and SOP Instance UID of each instance that the Common Instance Reference
-            module names (PS3.3 C.12.2), in its order
+            Study, Series and SOP Instance UID of each instance in the Common Instance Reference
+            module (PS3.3 C.12.2), in the order of its items
 
         """
         study = dicom.text(self._header, "StudyInstanceUID") or ""
@@ -284,7 +292,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
 
     @property
     def channel_type(self) -> ChannelTypes:
-        """Type of channels."""
+        """Type of the channels."""
         return self.channels[0].type
 
     def get_channel_index(self, channel_identifier: str) -> int:
@@ -355,7 +363,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
         channel_index: int = 0,
         focal_plane_index: int = 0,
     ) -> NDArray[Any]:
-        """Get image region.
+        """Read a region of the image, given in pixels.
 
         Parameters
         ----------
@@ -371,13 +379,13 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
         Returns
         -------
         numpy.ndarray
-            Shape (rows, columns, samples), exactly as requested; outside of the matrix is
-            background
+            Shape (rows, columns, samples), exactly the requested size; pixels outside the matrix
+            are background
 
         Raises
         ------
         TypeError
-            When an offset or a size is no integer
+            When an offset or a size isn't an integer
         ValueError
             When there is no such channel or focal plane, or a size is negative
 
@@ -394,7 +402,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
         channel_index: int = 0,
         focal_plane_index: int = 0,
     ) -> NDArray[Any]:
-        """Get slide region.
+        """Read an upright region of the slide, given in millimetres.
 
         Parameters
         ----------
@@ -410,8 +418,9 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
         Returns
         -------
         numpy.ndarray
-            Shape (rows, columns, samples), upright: columns run along X, rows against Y;
-            outside of the matrix is background. Its shape depends on `size` only.
+            Shape (rows, columns, samples), upright: x ascends with the column index, y descends
+            with the row index. Pixels outside the matrix are background. The shape depends on
+            `size` only.
 
         Raises
         ------

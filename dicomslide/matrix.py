@@ -1,4 +1,4 @@
-"""The total pixel matrix of an image: a lazy array whose tiles are DICOM frames; its samples."""
+"""Total pixel matrix of an image as a lazy array of tiles, and a sampler of its regions."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ __all__ = ["TotalPixelMatrix", "TotalPixelMatrixSampler"]
 class TotalPixelMatrix(Identified):
     """Total pixel matrix of one channel and focal plane of a tiled image.
 
-    Looks like a NumPy array of shape (rows, columns, samples) and is indexed like one; frames
-    are read and decoded when pixels are asked for. A one-dimensional index gives tiles
-    instead: ``matrix[0]`` is the first tile, ``matrix[2:6]`` four of them, stacked.
+    It is indexed like a NumPy array of shape (rows, columns, samples); frames are read and decoded
+    on access. A one-dimensional index returns tiles instead of rows: ``matrix[0]`` is the first
+    tile, ``matrix[2:6]`` a stack of four tiles.
 
     Parameters
     ----------
     client : dicomweb_client.api.DICOMClient, FrameStore or FrameSource
-        Where the frames are.
+        Client, store or source that has the frames.
     image_metadata : pydicom.dataset.Dataset
         Metadata of a tiled DICOM image.
     channel_index : int, default: 0
@@ -49,19 +49,20 @@ class TotalPixelMatrix(Identified):
     focal_plane_index : int, default: 0
         Zero-based index into focal planes, from the glass slide towards the coverslip.
     max_frame_cache_size : int or None, default: 9
-        Largest number of this image's decoded frames that the process keeps; None for as
-        many as `frame_cache_bytes` allows where they take long to decode, else none.
+        Upper bound on the decoded frames of this image in the process' cache. None: as many as
+        the option `frame_cache_bytes` allows, for frames that take long to decode; no others.
     correct_color : bool, default: True
-        Whether colours are mapped to sRGB by the ICC profile of the optical path.
+        Whether colours are converted to sRGB by the ICC profile of the optical path.
     on_error : {"raise", "fill"}, default: "raise"
-        Whether a frame that can't be read or decoded raises, or is background with a warning.
+        For frames that can't be read or decoded: raise an error, or return background with a
+        warning.
 
     Raises
     ------
     ValueError
         When there is no such channel or focal plane.
     MetadataError
-        When the header lacks what is needed, or contradicts itself.
+        When the header lacks an attribute, or contradicts itself.
 
     Examples
     --------
@@ -155,7 +156,7 @@ class TotalPixelMatrix(Identified):
 
     @property
     def tile_shape(self) -> tuple[int, int, int]:
-        """Rows, Columns, and Samples per Pixel of a tile; edge tiles too are of this shape."""
+        """Rows, Columns, and Samples per Pixel of a tile, also of tiles at the edge."""
         return self._reader.layout.pixel_format.shape
 
     @property
@@ -257,7 +258,7 @@ class TotalPixelMatrix(Identified):
         ----------
         position : tuple of int, optional
             Zero-based (row, column) index of a tile in the tile grid. ``get_tile_index(2, 4)``
-            is read as the position (2, 4).
+            means the position (2, 4).
         frame_number : int, optional
             One-based number of the corresponding frame item in the Pixel Data element
 
@@ -269,7 +270,7 @@ class TotalPixelMatrix(Identified):
         Raises
         ------
         TypeError
-            When not exactly one of both is given, or the position isn't a pair of integers.
+            When not exactly one of the two is given, or the position isn't a pair of integers.
         IndexError
             When there is no such tile, or the frame isn't of this channel and focal plane.
 
@@ -308,7 +309,7 @@ class TotalPixelMatrix(Identified):
             return self._reader.read_tiles(key[0])
         parts = expand_key(key, self.ndim)
         if not isinstance(parts[2], (slice, np.ndarray)):
-            # one sample keeps its axis, as documented
+            # the axis of samples is kept for one sample
             sample = Axis.of(parts[2], self.shape[2]).indices[0]
             parts[2] = slice(sample, sample + 1)
         arrays = [isinstance(part, np.ndarray) for part in parts]
@@ -326,13 +327,14 @@ class TotalPixelMatrix(Identified):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Pixels:
         if copy is False:
             raise ValueError(
-                "the pixels have to be decoded: an array without a copy isn't possible"
+                "pixels are decoded into a new array: copy=False (an array without a copy) isn't"
+                " possible"
             )
         array = self[...]
         return array if dtype is None else array.astype(dtype, copy=False)
 
     def __iter__(self) -> Iterator[Pixels]:
-        """Iterate over the tiles, independently of other iterators."""
+        """Return an iterator over the tiles; iterators are independent of each other."""
         return self._reader.iterate()
 
     # -- dask --
@@ -340,20 +342,25 @@ class TotalPixelMatrix(Identified):
     def to_dask(self, chunks: Literal["frames", "auto"] | int = "frames") -> dask.array.Array:
         """Return the matrix as a dask array.
 
-        Building it costs the same whatever the size of the slide, and computing a region
-        reads that region's frames only.
+        The time to build it doesn't depend on the size of the slide, and computing a region reads
+        only the frames of that region.
 
         Parameters
         ----------
         chunks : {"frames", "auto"} or int, default: "frames"
-            One frame a chunk; ``"auto"``, whole frames of about 2,048² pixels, which is faster
-            wherever most of a level is read; or whole frames of at least so many pixels along
-            an edge.
+            ``"frames"``: one frame per chunk. ``"auto"``: whole frames, together about
+            2,048 × 2,048 pixels per chunk, which is faster where most of a level is read. An
+            integer: whole frames, together at least that many pixels along each edge.
 
         Returns
         -------
         dask.array.Array
-            Shape (rows, columns, samples).
+            Shape (rows, columns, samples), the data type of the matrix.
+
+        Raises
+        ------
+        ValueError
+            When `chunks` is none of these.
 
         """
         tile_rows, tile_columns, samples = self.tile_shape
@@ -364,13 +371,13 @@ class TotalPixelMatrix(Identified):
 
 
 class TotalPixelMatrixSampler(Sequence["Pixels"]):
-    """Samples regions of a total pixel matrix.
+    """Sequence of regions of a total pixel matrix, read on access.
 
-    A sequence of regions of one size, side by side on a regular grid, in row-major order. The
-    grid is that of the whole matrix, from its first pixel on, whichever of its regions are
-    sampled; the last ones may reach out of the matrix. Each is read when it is asked for, the
-    frames that it touches and no others; a slice is a sampler of fewer regions. It pickles, and
-    serves as a map-style data set to PyTorch's ``DataLoader``.
+    The regions have one size and lie side by side on a regular grid, in row-major order. The grid
+    starts at the first pixel of the matrix, whichever regions are sampled; the last regions may
+    extend beyond the matrix. An integer index reads a region, and only the frames of that region. A
+    slice returns a sampler of the selected regions. A sampler can be pickled, and is a map-style
+    data set for PyTorch's ``DataLoader``.
 
     Parameters
     ----------
@@ -380,26 +387,26 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
         Height (rows) and width (columns) of regions, without padding.
     bounding_box : tuple of tuple of int, optional
         Zero-based (row, column) offset and (rows, columns) size of a box that begins within the
-        matrix, such as that of a tile. Those regions of the grid that intersect with it are
-        sampled. By default, all.
+        matrix, such as that of a tile: regions that intersect the box are sampled. By default, all
+        regions.
     tile_grid_positions : sequence of tuple of int, or numpy.ndarray, optional
-        Zero-based (row, column) positions in the tile grid of the matrix. Those regions of the
-        grid that intersect with one of these tiles are sampled, once each. Ignored where
+        Zero-based (row, column) positions in the tile grid of the matrix, shape (tiles, 2):
+        regions that intersect one of these tiles are sampled, once each. Ignored if
         `bounding_box` is given.
     padding : int or tuple of int, default: 0
-        Pixels that are added at the borders of each region, from what lies beside it: at all
-        four; at left/right and top/bottom; or at left, top, right and bottom.
+        Number of neighbouring pixels that are added to each region: one number for all four
+        sides; two for left/right and top/bottom; or four for left, top, right and bottom.
 
     Raises
     ------
     ValueError
-        When regions would hold nothing, the box or a tile lies outside of the matrix, or a
-        padding is negative.
+        When regions are empty, the box or a tile lies outside the matrix, or a padding is
+        negative.
 
     Notes
     -----
-    What reaches out of the matrix is background: white, or the colour that the image recommends
-    for absent pixels; NaN for floating-point maps; 0 for others.
+    Pixels outside the matrix are background: for colour, Recommended Absent Pixel CIELab Value or
+    white; NaN for floating-point maps; else 0.
 
     Examples
     --------
@@ -425,7 +432,7 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
         down, self._across = (
             -(-n // edge) for n, edge in zip(matrix.shape, self._dimensions, strict=False)
         )
-        # numbers in row-major order of the regions that are sampled
+        # row-major numbers, in the whole grid, of the sampled regions
         self._regions: range | NDArray[np.int64] = range(down * self._across)
         if bounding_box is not None:
             self._regions = self._regions_in(*self._pixels_of_box(*bounding_box))
@@ -441,7 +448,7 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
         shape = self.matrix.shape[:2]
         if (first >= shape).any():
             raise ValueError(
-                f"a bounding box at {tuple(first[0].tolist())} lies outside of the matrix of"
+                f"a bounding box at {tuple(first[0].tolist())} lies outside the matrix of"
                 f" {shape[0]} × {shape[1]} pixels"
             )
         return first, np.minimum(first + rows_columns, shape) - 1
@@ -453,7 +460,7 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
         grid_shape = self.matrix.tile_grid_shape
         if tiles.ndim != 2 or tiles.shape[1] != 2 or tiles.dtype.kind not in "iu":
             raise ValueError(
-                "tile_grid_positions are (row, column) integers, shape (tiles, 2), not"
+                "tile_grid_positions: expected integers (row, column) of shape (tiles, 2), not"
                 f" {tiles.dtype} of shape {tiles.shape}"
             )
         tiles = np.unique(tiles.astype(np.int64), axis=0)
@@ -467,7 +474,7 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
         return first, np.minimum(first + self.matrix.tile_shape[:2], self.matrix.shape[:2]) - 1
 
     def _regions_in(self, first: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Find the regions that intersect with boxes, by their first and last pixels."""
+        """Return the numbers of the regions that intersect boxes, given by first and last pixel."""
         if not len(first):
             return np.empty(0, np.int64)
         first, last = first // self._dimensions, last // self._dimensions
@@ -489,7 +496,7 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
 
     @property
     def padded_region_shape(self) -> tuple[int, int, int]:
-        """Rows, columns and samples of a region with its padding, as it is sampled."""
+        """Rows, columns and samples of a region with padding, as sampled."""
         rows, columns, samples = self.region_shape
         left, top, right, bottom = self.padding
         return top + rows + bottom, left + columns + right, samples
@@ -507,7 +514,7 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
         return len(self._regions)
 
     def get_region_grid_position(self, index: int) -> tuple[int, int]:
-        """Get position of sampled region in the grid.
+        """Get position of a sampled region in the grid.
 
         Parameters
         ----------
@@ -517,8 +524,7 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
         Returns
         -------
         tuple of int
-            Zero-based (row, column) position in the grid of the whole matrix, whichever of its
-            regions are sampled
+            Zero-based (row, column) position in the grid of the whole matrix
 
         Raises
         ------

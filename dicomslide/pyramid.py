@@ -1,4 +1,4 @@
-"""Image pyramids: which images are levels of one, and which of them is wanted."""
+"""Image pyramids: grouping of images into levels, and selection of an image by resolution."""
 
 from __future__ import annotations
 
@@ -50,34 +50,35 @@ __all__ = [
 
 MAGNIFICATIONS = (1, 2, 4, 10, 20, 40)
 SPACING_AT_1X = 0.01
-"""mm between pixels at 1×: 40× is 0.00025 mm, as scanners have it."""
+"""Pixel spacing in mm at 1×; that at 40× is 0.00025 mm, as is usual for scanners."""
 
 
 SAME_SIZE = 2.5
-"""Pixels by which sizes of registered channels may differ."""
+"""Pixels by which the sizes of registered channels may differ."""
 SAME_SHARE = 0.1
-"""Fraction of a size by which they may differ: that of a small level is half of the next one's."""
+"""Fraction of a size by which the sizes of registered channels may differ: few pixels are a large
+fraction of a small level."""
 
 
-# -- which images are levels of one pyramid --------------------------------------------------
+# -- levels of a pyramid -------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LevelGroups:
-    """How some images, each named by its index, make a pyramid."""
+    """Levels of a pyramid; its images are given by their indices."""
 
     base: int
     """The largest image."""
     levels: tuple[tuple[int, ...], ...]
     """The images of each level, from the largest to the smallest."""
     associated: tuple[int, ...]
-    """Thumbnails of the size of a level, which aren't levels."""
+    """Thumbnails that have the size of a level: they aren't levels themselves."""
     misfits: dict[int, str]
-    """Images that show another place than the base, and a sentence that says so."""
+    """Images that show another area than the base, with the reason as a sentence."""
     placements: tuple[Placement, ...]
-    """Where each image lies, as a part of the pyramid."""
+    """Placement of each image."""
     view: FieldOfView | None
-    """What the base covers."""
+    """Area that the base covers."""
 
 
 def group_levels(
@@ -85,14 +86,15 @@ def group_levels(
 ) -> LevelGroups:
     """Sort VOLUME and THUMBNAIL images into the levels of one pyramid.
 
-    Images are of one level when their total pixel matrices are of one size: spacing alone
-    doesn't tell, some scanners write that of the base everywhere. Images of one spacing whose
-    sizes differ by few pixels, as those of registered channels do, are of one level as well, if
-    they hold other channels. The centre of a level lies
-    where that of the base lies, within a pixel of the level or `tolerance`, whichever is more;
-    an image that has no place on the slide is believed. Of two volumes of one spacing and of
-    other sizes, the smaller one shows another place, too, unless it may be a level that states the
-    spacing of the base.
+    Images belong to one level if their total pixel matrices have one size. (Spacing isn't reliable:
+    some scanners repeat that of the base on every level.) Images of one spacing whose sizes differ
+    by few pixels, as after a registration of channels, also belong to one level, if they hold
+    different channels.
+
+    An image is a misfit if its centre differs from that of the base by more than a pixel of the
+    level and more than `tolerance`; centres aren't compared where a header lacks the position. Of
+    two volumes of one spacing but different sizes, the smaller one is a misfit too, unless it may
+    be a level that repeats the spacing of the base.
 
     Parameters
     ----------
@@ -101,7 +103,11 @@ def group_levels(
     tolerance : float
         Distance in mm by which centres may differ.
     align_levels : bool, default: True
-        Whether levels that state the base's origin share its corner: see :func:`place`.
+        Whether levels with the origin of the base are aligned with its corner: see :func:`place`.
+
+    Returns
+    -------
+    LevelGroups
 
     Raises
     ------
@@ -111,7 +117,7 @@ def group_levels(
     """
     sizes = [size_of(image) for image in images]
     thumbnails = [dicom.image_flavor(i) == ImageFlavors.THUMBNAIL.value for i in images]
-    # the sort is stable: in the order of size, volumes before thumbnails
+    # by size, volumes before thumbnails; the sort is stable
     order = sorted(range(len(images)), key=lambda i: (-math.prod(sizes[i]), thumbnails[i]))
     view = field_of_view(images)
     locate = _placer(images, view, align_levels)
@@ -143,7 +149,7 @@ def group_levels(
                 None,
             )
             volumes = [same[0] for same in by_size.values() if not thumbnails[same[0]]]
-            # the first tells: it is the base, where levels state its spacing
+            # the first match: the base, where levels repeat its spacing
             like = next((j for j in volumes if are_alike(spacings[i], spacings[j])), None)
             if level is not None:
                 level.append(i)
@@ -155,9 +161,9 @@ def group_levels(
                 by_size[sizes[i]] = [i]
             else:
                 misfits[i] = (
-                    f"{dicom.name_of(images[i])}: its pixels are as large as those of"
-                    f" {dicom.name_of(images[like])}, but they are {sizes[i][0]} × {sizes[i][1]}"
-                    f" rather than {sizes[like][0]} × {sizes[like][1]}: it shows another region"
+                    f"{dicom.name_of(images[i])}: it has the pixel spacing of"
+                    f" {dicom.name_of(images[like])}, but {sizes[i][0]} × {sizes[i][1]} pixels"
+                    f" instead of {sizes[like][0]} × {sizes[like][1]}: it shows another region"
                 )
     levels = tuple(tuple(same) for same in by_size.values())
     return LevelGroups(base, levels, tuple(associated), misfits, placements, view)
@@ -166,7 +172,7 @@ def group_levels(
 def _are_channels(
     image: Dataset, placement: Placement, other: Dataset, place_of_other: Placement
 ) -> bool:
-    """Whether images whose sizes differ by few pixels are channels of one level."""
+    """Whether two images of different sizes are channels of one level: see :func:`group_levels`."""
     here, there = _geometry_of(image, placement), _geometry_of(other, place_of_other)
     if here is None or there is None:
         return False
@@ -177,7 +183,7 @@ def _are_channels(
     differ = np.abs(np.diff(sizes, axis=0))
     if differ.max() > SAME_SIZE or (differ > SAME_SHARE * sizes).any():
         return False
-    said = [
+    origins = [
         [
             dicom.text(each, keyword)
             for keyword in ("SeriesInstanceUID", "PhotometricInterpretation")
@@ -186,7 +192,7 @@ def _are_channels(
         for each in (image, other)
     ]
     paths = [{channel.identifier for channel in channels_of(each)} for each in (image, other)]
-    return said[0] != said[1] or paths[0].isdisjoint(paths[1])
+    return origins[0] != origins[1] or paths[0].isdisjoint(paths[1])
 
 
 def _are_levels(
@@ -197,13 +203,13 @@ def _are_levels(
     *,
     of_base: bool,
 ) -> bool:
-    """Whether images of one spacing but other sizes may be levels of one pyramid.
+    """Whether two images of one spacing but different sizes may be levels of one pyramid.
 
-    They may if the other one is the base, whose spacing some writers state on all levels.
+    They may if `other` is the base, whose spacing some writers repeat on all levels.
     """
     here, there = _geometry_of(image, placement), _geometry_of(other, place_of_other)
     if here is None or there is None:
-        return True  # nothing says that they aren't
+        return True  # a header lacks the position
     size, other_size = (
         np.divide(each.physical_size, there.slide_spacing) for each in (here, there)
     )
@@ -215,11 +221,11 @@ def _are_levels(
 def _placer(
     images: Sequence[Dataset], view: FieldOfView | None, align_levels: bool
 ) -> Callable[[Dataset], Placement]:
-    """Return what finds out where an image of a pyramid lies, by all of the pyramid's images."""
+    """Return a function that computes the placement of an image of a pyramid."""
     stated = [(image, place(image, view)) for image in images]
     base, at = max(stated, key=lambda each: math.prod(size_of(each[0])))
     finest = at.spacing or pixel_spacing_of(base)
-    # those of other channels may be a row more or less
+    # images of other channels may have a row more or less
     bases = [
         (image, placement)
         for image, placement in stated
@@ -232,13 +238,13 @@ def _placer(
 def _check_of_place(
     base: Dataset, placement: Placement, tolerance: float
 ) -> Callable[[Dataset, Placement], str | None]:
-    """Return what says why an image is no level above a base; None where it may be one."""
+    """Return a function that returns why an image isn't a level of the base; None if it may be."""
     there = _geometry_of(base, placement)
 
     def why_not(image: Dataset, placement: Placement) -> str | None:
         here = _geometry_of(image, placement)
         if here is None or there is None:
-            return None  # nothing says that it isn't
+            return None  # a header lacks the position
         distance = math.dist(here.center, there.center)
         allowed = max(tolerance, *here.spacing)
         if distance <= allowed:
@@ -267,26 +273,27 @@ class PyramidLevel(NamedTuple):
     pixel_spacing: tuple[float, float]
     """Spacing (between rows, between columns) in mm, in the order of Pixel Spacing."""
     downsampling_factors: tuple[float, float]
-    """How many (rows, columns) of the base level make one."""
+    """Number of (rows, columns) of the base level per row and column of this level."""
     has_pixels: bool
-    """Whether there is an image at the level."""
+    """Whether `metadata` has an image at the level."""
 
 
 class Pyramid(Sequence[PyramidLevel]):
     """Image pyramid: a sequence of levels, from the largest to the smallest.
 
-    Images are of one level when their total pixel matrices are of one size. A THUMBNAIL of the
-    size of a level adds none.
+    Images belong to one level if their total pixel matrices have one size. A THUMBNAIL of the size
+    of a level isn't a level of its own.
 
     Parameters
     ----------
     metadata : sequence of pydicom.dataset.Dataset
         Metadata of VOLUME or THUMBNAIL images, or of images derived from them, in any order.
     tolerance : float
-        Distance in mm by which the centres of levels may differ, if more than a pixel.
+        Distance in mm by which the centres of levels may differ; a pixel of the level is always
+        allowed.
     ref_metadata : sequence of pydicom.dataset.Dataset, optional
-        Metadata of the source images from which those of `metadata` derive. The levels are
-        theirs, whether `metadata` has an image there or not.
+        Metadata of the source images from which the images of `metadata` are derived. The pyramid
+        has their levels, also those at which `metadata` has no image.
 
     Raises
     ------
@@ -294,7 +301,7 @@ class Pyramid(Sequence[PyramidLevel]):
         When there is no image.
     MetadataError
         A ValueError: when an image isn't a tiled VOLUME or THUMBNAIL, lies elsewhere on the
-        slide, matches no level of `ref_metadata`, or has no pixel spacing.
+        slide, has the size of no level of `ref_metadata`, or has no pixel spacing.
 
     """
 
@@ -306,7 +313,7 @@ class Pyramid(Sequence[PyramidLevel]):
     ) -> None:
         template = metadata if ref_metadata is None else ref_metadata
         if not template:
-            raise ValueError("a pyramid has at least one image; none was given")
+            raise ValueError("a pyramid needs at least one image; none was given")
         for image in (*template, *metadata):
             if not (dicom.is_tiled_image(image) and utils.is_volume_image(image)):
                 raise MetadataError(
@@ -357,7 +364,7 @@ class Pyramid(Sequence[PyramidLevel]):
         return self._levels[index]
 
 
-# -- what an image says ----------------------------------------------------------------------
+# -- attributes of an image ------------------------------------------------------------------
 
 
 def compute_image_center_position(image: Dataset) -> tuple[float, float, float]:
@@ -371,20 +378,20 @@ def compute_image_center_position(image: Dataset) -> tuple[float, float, float]:
     Returns
     -------
     tuple of float
-        (x, y, z) coordinates in mm of the middle of the total pixel matrix; z is that of its
-        origin, the first focal plane
+        (x, y, z) of the centre of the total pixel matrix in mm; z is the offset of the first focal
+        plane
 
     Raises
     ------
     MetadataError
-        When the header doesn't say where the image lies on the slide.
+        When the header lacks the spacing, the orientation or the origin.
 
     """
     return (*geometry_of(image).center, first_plane_of(image) / 1000)
 
 
 def get_image_pixel_spacing(image: Dataset) -> tuple[float, float]:
-    """Get pixel spacing (spacing between pixels) of an image.
+    """Get pixel spacing of an image.
 
     Parameters
     ----------
@@ -401,7 +408,7 @@ def get_image_pixel_spacing(image: Dataset) -> tuple[float, float]:
     Raises
     ------
     MetadataError
-        When there is neither.
+        When the header has neither.
 
     """
     return spacing_of(image)
@@ -419,7 +426,7 @@ def get_image_size(image: Dataset) -> int:
     Returns
     -------
     int
-        Number of pixels in each total pixel matrix
+        Number of pixels of a total pixel matrix: Total Pixel Matrix Rows × Columns
 
     Raises
     ------
@@ -430,7 +437,7 @@ def get_image_size(image: Dataset) -> int:
     return math.prod(size_of(image))
 
 
-# -- which image is wanted -------------------------------------------------------------------
+# -- selection of an image -------------------------------------------------------------------
 
 
 def select_image_at_magnification(
@@ -444,9 +451,9 @@ def select_image_at_magnification(
         Metadata of DICOM VL Whole Slide Microscopy Image instances
     magnification : {1, 2, 4, 10, 20, 40}
         Magnification level (corresponds roughly to object lens power of a microscope): 40× is
-        0.00025 mm between pixels, 1× is 0.01 mm. The nearest image is taken.
+        0.00025 mm between pixels, 1× is 0.01 mm
     tolerance : float, optional
-        Distance in mm between the spacing wanted and that of the image that can be tolerated
+        Largest allowed difference in mm between the desired spacing and that of the image
 
     Returns
     -------
@@ -458,6 +465,8 @@ def select_image_at_magnification(
     ValueError
         When `collection` is empty, `magnification` is none of the choices, or `tolerance` is
         exceeded.
+    MetadataError
+        A ValueError: when an image has no pixel spacing.
 
     """
     if magnification not in MAGNIFICATIONS:
@@ -480,13 +489,13 @@ def select_image_at_pixel_spacing(
     pixel_spacing : tuple of float
         Desired spacing (between rows, between columns) in mm, in the order of Pixel Spacing
     tolerance : float, optional
-        Distance in mm between the spacing wanted and that of the image that can be tolerated
+        Largest allowed difference in mm between the desired spacing and that of the image
 
     Returns
     -------
     pydicom.dataset.Dataset
-        Image closest to the desired pixel spacing: the one whose spacing differs least, on the
-        axis on which it differs more; the first, if there are several of one spacing
+        Image with the smallest difference of spacing, the larger of both axes; the first of
+        several with one spacing
 
     Raises
     ------
@@ -524,7 +533,7 @@ def sort_images_by_pixel_spacing(collection: Iterable[Dataset]) -> list[Dataset]
     Returns
     -------
     list of pydicom.dataset.Dataset
-        The images by the area of a pixel; those of one spacing in the order given
+        Images by the area of a pixel; images of one spacing stay in their order
 
     Raises
     ------
@@ -546,8 +555,7 @@ def sort_images_by_size(collection: Iterable[Dataset]) -> list[Dataset]:
     Returns
     -------
     list of pydicom.dataset.Dataset
-        The images by the number of pixels of their matrices; those of one size in the order
-        given
+        Images by the number of pixels of their matrices; images of one size stay in their order
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Tiles and the total pixel matrix that they make, and where each frame lies."""
+"""Assembly of tiles to a total pixel matrix, the reverse, and positions of frames."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 
 PER_FRAME_GROUPS = "PerFrameFunctionalGroupsSequence"
 BYTES_PER_FRAME = 48
-"""What :func:`compute_frame_positions` returns for one frame."""
+"""Bytes per frame of the arrays that :func:`compute_frame_positions` returns."""
 
 
 def assemble_total_pixel_matrix(
@@ -63,22 +63,22 @@ def assemble_total_pixel_matrix(
     Returns
     -------
     numpy.ndarray
-        Total pixel matrix of shape (rows, columns) or (rows, columns, samples) and of the
-        tiles' data type. What no tile covers is white in colour images and 0 in others; what
-        reaches over the edge of the matrix is cut off; of tiles that overlap, the last is seen.
+        Total pixel matrix of shape (rows, columns) or (rows, columns, samples), with the data
+        type of the tiles. Pixels that no tile covers are white in colour images, else 0. Tiles are
+        cropped at the edge of the matrix; of overlapping tiles, the last one is on top.
 
     Raises
     ------
     ValueError
-        When there is no tile, tiles differ in kind, or a position is missing or lies outside
-        of the matrix.
+        When there is no tile, tiles differ in samples or data type, or a position is missing or
+        lies outside the matrix.
     MemoryLimitError
-        When the matrix would be too large.
+        When the matrix would be larger than the memory limit.
 
     """
     if not len(tiles):
-        raise ValueError("no tiles: what their data type and samples are isn't known")
-    # plain integers: sums and products of NumPy's small ones overflow
+        raise ValueError("no tiles: expected at least one, for its data type and samples")
+    # Python integers, since NumPy's small integers overflow
     shape = (operator.index(total_pixel_matrix_rows), operator.index(total_pixel_matrix_columns))
     positions = _checked(tile_positions, shape)
     if len(tiles) != len(positions):
@@ -89,8 +89,8 @@ def assemble_total_pixel_matrix(
         tile = np.asarray(each)
         if (tile.ndim, tile.shape[2:], tile.dtype) != (matrix.ndim, matrix.shape[2:], matrix.dtype):
             raise ValueError(
-                f"tile {i} is of shape {tile.shape} and type {tile.dtype}; expected one of the kind"
-                f" of tile 0, which is of shape {first.shape} and type {first.dtype}"
+                f"tile {i} has shape {tile.shape} and type {tile.dtype}; expected the samples and"
+                f" type of tile 0, which has shape {first.shape} and type {first.dtype}"
             )
         here = matrix[row : row + tile.shape[0], column : column + tile.shape[1]]
         here[...] = tile[: here.shape[0], : here.shape[1]]
@@ -118,15 +118,15 @@ def disassemble_total_pixel_matrix(
     -------
     numpy.ndarray
         Stacked image tiles of shape (tiles, rows, columns) or (tiles, rows, columns, samples).
-        What lies outside of the matrix is white in colour images and 0 in others.
+        Pixels outside the matrix are white in colour images, else 0.
 
     Raises
     ------
     ValueError
         When the matrix has neither two nor three dimensions, a size isn't positive, or a
-        position lies outside of the matrix.
+        position lies outside the matrix.
     MemoryLimitError
-        When the tiles would take too much.
+        When the tiles would take more than the memory limit.
 
     """
     shape = total_pixel_matrix.shape
@@ -134,7 +134,7 @@ def disassemble_total_pixel_matrix(
         raise ValueError(f"a total pixel matrix has two or three dimensions, not {len(shape)}")
     rows, columns = operator.index(rows), operator.index(columns)
     if min(rows, columns) < 1:
-        raise ValueError(f"tiles of {rows} × {columns} pixels hold nothing")
+        raise ValueError(f"tiles of {rows} × {columns} pixels are empty; expected at least 1 × 1")
     positions = _checked(tile_positions, shape[:2])
     stack = (len(positions), rows, columns, *shape[2:])
     tiles = _blank(stack, shape[2:], total_pixel_matrix.dtype)
@@ -150,21 +150,21 @@ def _checked(tile_positions: Positions, shape: tuple[int, ...]) -> NDArray[np.in
         return np.empty((0, 2), np.int64)
     if given.ndim != 2 or given.shape[1] != 2 or given.dtype.kind not in "iu":
         raise ValueError(
-            f"tile positions are (row, column) integers, shape (tiles, 2), not {given.dtype} of"
-            f" shape {given.shape}"
+            "tile positions: expected integers (row, column) of shape (tiles, 2), not"
+            f" {given.dtype} of shape {given.shape}"
         )
     positions = given.astype(np.int64)
     outside = np.flatnonzero(((positions < 0) | (positions >= shape)).any(axis=1))
     if outside.size:
         raise ValueError(
-            f"tile {outside[0]} lies at {tuple(positions[outside[0]].tolist())}, outside of the"
+            f"tile {outside[0]} lies at {tuple(positions[outside[0]].tolist())}, outside the"
             f" matrix of {shape[0]} × {shape[1]} pixels"
         )
     return positions
 
 
 def _blank(shape: tuple[int, ...], samples: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Make an array that is white if it is in colour, else 0."""
+    """Return a new array: white for colour (three samples), else 0."""
     check_memory(math.prod(shape) * dtype.itemsize, f"an array of shape {shape}")
     if samples != (3,):
         return np.zeros(shape, dtype)
@@ -182,49 +182,50 @@ def compute_frame_positions(
     Parameters
     ----------
     image : pydicom.dataset.Dataset
-        Metadata of a tiled image. Where it is TILED_SPARSE, either its Per-Frame Functional
-        Groups Sequence has to be there, or the file from which it was read.
+        Metadata of a tiled image. A TILED_SPARSE image needs its Per-Frame Functional Groups
+        Sequence, or the file from which it was read (attribute ``filename``).
 
     Returns
     -------
     total_pixel_matrix_positions : numpy.ndarray
         Zero-based (row, column) of the first pixel of each frame in the total pixel matrix,
-        shape (frames, 2), unsigned
+        shape (frames, 2)
     slide_positions : numpy.ndarray
         (x, y, z) of the centre of that pixel in the slide coordinate system in mm, shape
         (frames, 3)
     channel_indices : numpy.ndarray
-        Zero-based channel of each frame, in the order of the items of the Optical Path
-        Sequence or the Segment Sequence, those without frames among them; 0 throughout where
-        channels share the frames, as the segments of a label map do
+        Zero-based channel of each frame, shape (frames,): the index into all items of the Optical
+        Path or Segment Sequence, also those without frames. 0 where channels share the frames, as
+        the segments of a label map do
     focal_plane_indices : numpy.ndarray
-        Zero-based focal plane of each frame, from the glass slide towards the coverslip
+        Zero-based focal plane of each frame, shape (frames,), from the glass slide towards the
+        coverslip
 
     Raises
     ------
     MetadataError
-        When the header lacks what is needed, or contradicts itself.
+        When the header lacks an attribute, or contradicts itself.
     FramePositionError
-        When a frame lies outside the matrix or off its grid, or two lie at one place.
+        When a frame lies outside the matrix or off the tile grid, or two frames have one position.
 
     """
     file = _file_of(image)
     if file is not None:
         positions = file.frame_positions()
-    elif hasattr(image, "frame_positions"):  # metadata of a client, without the groups
+    elif hasattr(image, "frame_positions"):  # metadata of a client: without the groups
         positions = image.frame_positions
     else:
         positions = positions_of_dataset(image)
     layout = read_layout(
         image,
-        None,  # how frames are encoded doesn't say where they lie
+        None,  # positions don't depend on the encoding
         positions,
         dicom.name_of(image),
         functools.partial(_frame_groups, image) if file is None else file.frame_groups,
     )
     check_memory(layout.num_frames * BYTES_PER_FRAME, f"positions of {layout.num_frames} frames")
     channels, planes, tiles = layout.frames.places(np.arange(layout.num_frames))
-    if positions is None and not layout.shares_frames:  # items of paths may have no frames
+    if positions is None and not layout.shares_frames:  # the layout leaves out paths without frames
         declared = [channel.identifier for channel in channels_of(image)]
         held = [declared.index(channel.identifier) for channel in layout.channels]
         channels = np.array(held)[channels]
@@ -233,7 +234,7 @@ def compute_frame_positions(
     offsets *= (grid.tile_rows, grid.tile_columns)
     if positions is None or positions.z is None:
         z = np.array(layout.planes.offsets)[planes]
-    else:  # a plane may follow the tissue
+    else:  # frames of one plane may have different offsets
         z = positions.z
     slide_positions = np.column_stack([geometry_of(image).to_slide(offsets), z / MICROMETERS])
     return offsets.astype(np.uint32), slide_positions, channels, planes
@@ -245,9 +246,9 @@ def _frame_groups(image: Dataset, frames: Sequence[int]) -> list[Dataset]:
 
 
 def _file_of(image: Dataset) -> Part10Source | None:
-    """Return the file whose per-frame groups a data set doesn't have with it.
+    """Return the file with the per-frame functional groups that a data set lacks; else None.
 
-    A data set that this package read leaves them in the file.
+    Data sets that this package has read don't include these groups.
     """
     from dicomslide.backends.open import open_source
 
@@ -257,5 +258,5 @@ def _file_of(image: Dataset) -> Part10Source | None:
     try:
         source = open_source(path)
     except (OSError, DicomSlideError):
-        return None  # it isn't there any more, or not what it was: the header has to do
+        return None  # the file is gone or has changed: use the header alone
     return source if source.sop_instance_uid == dicom.text(image, "SOPInstanceUID") else None

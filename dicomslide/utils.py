@@ -1,4 +1,4 @@
-"""What kind of image is this, and does an item of it match."""
+"""Predicates on data sets (kind of image) and on items (match of given attributes)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 SINGLE_PRECISION = 2.0**-23
-"""Fraction within which 32-bit floating-point numbers (VR FL) are the same."""
+"""Relative tolerance of equal 32-bit floating-point numbers (VR FL)."""
 
 
 def is_volume_image(dataset: Dataset) -> bool:
@@ -102,12 +102,12 @@ def does_optical_path_item_match(
     description : str, optional
         Optical Path Description
     illumination_wavelength : float, optional
-        Illumination Wave Length in nm; a match within single precision, in which it is stored
+        Illumination Wave Length in nm, compared in single precision (its VR is FL)
 
     Returns
     -------
     bool
-        Whether the item matches in all that is given
+        Whether the item matches all given attributes
 
     """
     if illumination_wavelength is not None:
@@ -116,7 +116,7 @@ def does_optical_path_item_match(
             wavelength, illumination_wavelength, rel_tol=SINGLE_PRECISION
         ):
             return False
-    return _says(item, "OpticalPathIdentifier", identifier) and _says(
+    return _has_text(item, "OpticalPathIdentifier", identifier) and _has_text(
         item, "OpticalPathDescription", description
     )
 
@@ -139,20 +139,25 @@ def does_segment_item_match(
     label : str, optional
         Segment Label
     property_category : pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
-        Segmented Property Category; codes are equal as pydicom has it, so that a retired
-        SNOMED identifier (SRT) equals its concept in SNOMED CT (SCT)
+        Segmented Property Category, compared as pydicom does: a retired SNOMED identifier (SRT)
+        equals its concept in SNOMED CT (SCT)
     property_type : pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
-        Segmented Property Type, likewise
+        Segmented Property Type, compared in the same way
 
     Returns
     -------
     bool
-        Whether the item matches in all that is given
+        Whether the item matches all given attributes
+
+    Raises
+    ------
+    TypeError
+        When a category or type isn't a code
 
     """
     return (
-        _says(item, "SegmentNumber", number)
-        and _says(item, "SegmentLabel", label)
+        _has_text(item, "SegmentNumber", number)
+        and _has_text(item, "SegmentLabel", label)
         and _has_code(item, "SegmentedPropertyCategoryCodeSequence", property_category)
         and _has_code(item, "SegmentedPropertyTypeCodeSequence", property_type)
     )
@@ -168,13 +173,18 @@ def does_specimen_description_item_match(
     item : pydicom.dataset.Dataset
         Item of the Specimen Description Sequence
     specimen_stain : pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
-        Substance that the specimen was stained with, in any step of its preparation; a stain
-        given as text has no code, and matches none
+        Stain of the specimen, in any step of its preparation (TID 8003). A stain given as text
+        has no code, and never matches
 
     Returns
     -------
     bool
         Whether the item matches
+
+    Raises
+    ------
+    TypeError
+        When `specimen_stain` isn't a code
 
     """
     return specimen_stain is None or any(
@@ -182,7 +192,7 @@ def does_specimen_description_item_match(
     )
 
 
-def _says(item: Dataset, keyword: str, wanted: object) -> bool:
+def _has_text(item: Dataset, keyword: str, wanted: object) -> bool:
     return wanted is None or dicom.text(item, keyword) == str(wanted).strip()
 
 

@@ -123,8 +123,8 @@ def test_impossible_tiles_are_value_errors():
         ([tile], [(0, 0), (0, 2)], "1 tiles, but 2 positions"),
         ([tile], [(4, 0)], r"tile 0 lies at \(4, 0\), outside"),
         ([tile, tile], [(0, 0), (-1, 0)], r"tile 1 lies at \(-1, 0\), outside"),
-        ([tile, tile[..., None]], [(0, 0), (2, 2)], "tile 1 is of shape"),
-        ([tile, tile.astype(float)], [(0, 0), (2, 2)], "tile 1 is of shape"),
+        ([tile, tile[..., None]], [(0, 0), (2, 2)], "tile 1 has shape"),
+        ([tile, tile.astype(float)], [(0, 0), (2, 2)], "tile 1 has shape"),
         ([tile], [(0.5, 0)], "integers"),
         ([tile], [0], "integers"),
     ):
@@ -132,7 +132,7 @@ def test_impossible_tiles_are_value_errors():
             assemble_total_pixel_matrix(tiles, positions, 4, 4)
     for matrix, positions, size, reason in (
         (np.zeros(4), [(0, 0)], (2, 2), "two or three dimensions"),
-        (np.zeros((4, 4)), [(0, 0)], (0, 2), "hold nothing"),
+        (np.zeros((4, 4)), [(0, 0)], (0, 2), "are empty"),
         (np.zeros((4, 4)), [(0, 4)], (2, 2), "outside"),
     ):
         with pytest.raises(ValueError, match=reason):

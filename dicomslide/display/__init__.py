@@ -1,1 +1,1 @@
-"""What people see of a slide: pictures, tables, plots."""
+"""Presentation of slides: pictures, tables, plots and HTML."""

@@ -1,4 +1,4 @@
-"""What a notebook shows of a slide, an image and a matrix: a picture and a table."""
+"""HTML representations of slides, cohorts, images and matrices for notebooks."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Picture = Callable[[int], NDArray[np.uint8]]
-    """Gives a picture of so many pixels along its longer edge."""
+    """Function of a number of pixels that returns a picture with that longer edge."""
 
 __all__ = ["cohort_html", "image_html", "matrix_html", "slide_html"]
 
 PICTURE_SIZE = 224
 """Pixels along the longer edge of a picture."""
 MOST_PIXELS = 2**24
-"""No larger image is read for a picture: what is shown unasked must cost little."""
+"""Upper bound on the pixels of an image that is read for a picture: a repr must be cheap."""
 MOST_CHANNELS = 50
-"""Channels that are listed: a segmentation may have thousands."""
+"""Upper bound on the channels of a list: a segmentation may have thousands."""
 MOST_SLIDES = 20
-"""Slides of a cohort that are listed, and their failures."""
+"""Upper bound on the slides of a cohort in a table, and on the failures."""
 MOST_LINES = 48
-"""Lines of a drawn grid, at most, along an edge."""
+"""Upper bound on the lines of a drawn grid along an edge."""
 
 
 def slide_html(
     described: dict[str, Any], shown: dict[str, Any], picture: Picture, caption: str
 ) -> str:
-    """Return a slide's picture, levels, associated and derived images, channels and planes.
+    """Return the HTML of a slide: its picture, images, channels, focal planes and attributes.
 
     Parameters
     ----------
     described : dict
-        What the slide consists of.
+        Description of the slide: see ``Slide.describe()``.
     shown : dict
-        What the image is like that the picture shows.
+        Description of the image of the picture.
     picture : callable
-        Gives the picture.
+        Function of a size in pixels that returns the picture.
     caption : str
-        Which channel and focal plane it shows.
+        Channel and focal plane of the picture; empty where there is one of each.
 
     """
     derived = [image for series in described["derived_series"] for image in series["images"]]
@@ -88,7 +88,18 @@ def slide_html(
 def cohort_html(
     summaries: Mapping[str, dict[str, Any]], count: int, failures: Mapping[str, Exception]
 ) -> str:
-    """Return a table of the first of so many slides, and what couldn't be opened."""
+    """Return the HTML of a cohort: a table of its first slides, and the slides that failed.
+
+    Parameters
+    ----------
+    summaries : mapping of str to dict
+        Summaries of the first slides, by name.
+    count : int
+        Number of slides of the cohort.
+    failures : mapping of str to Exception
+        Error of each slide that couldn't be opened, by name.
+
+    """
     failed = [(name, str(error)) for name, error in itertools.islice(failures.items(), MOST_SLIDES)]
     body = _table(cohort_table(summaries)) + _more(count)
     if failures:
@@ -112,7 +123,7 @@ def image_html(
     picture: Picture,
     caption: str,
 ) -> str:
-    """Return an image's picture, size and encoding; see :func:`slide_html`."""
+    """Return the HTML of an image: its picture, size and encoding; see :func:`slide_html`."""
     channels = list(identifiers[:MOST_CHANNELS])
     if len(identifiers) > MOST_CHANNELS:
         channels.append(f"and {len(identifiers) - MOST_CHANNELS:,} more")
@@ -135,7 +146,7 @@ def matrix_html(
     tile_grid_shape: tuple[int, int],
     dtype: np.dtype[Any],
 ) -> str:
-    """Return a matrix' shape, type and tiles, with a drawing of the grid."""
+    """Return the HTML of a matrix: its shape, dtype and tiles, with a drawing of the grid."""
     rows, columns, samples = shape
     down, across = tile_grid_shape
     tile_rows, tile_columns, _ = tile_shape
@@ -161,7 +172,7 @@ def _caption(text: str) -> str:
 
 
 def _picture(shown: dict[str, Any], picture: Picture) -> str:
-    """Return a picture as an element, or the reason why there is none: never an error."""
+    """Return a picture as an HTML element; where it fails, the reason instead of an error."""
     from PIL import Image
 
     rows, columns = shown["rows"], shown["columns"]
@@ -169,7 +180,7 @@ def _picture(shown: dict[str, Any], picture: Picture) -> str:
         return f"<em>no picture: {rows:,} × {columns:,} pixels<br>would have to be read</em>"
     try:
         drawn = Image.fromarray(picture(PICTURE_SIZE))
-    except Exception as error:  # whatever keeps pixels from being read, the table is shown
+    except Exception as error:  # the table is shown without a picture
         return f"<em>no picture: {escape(str(error))}</em>"
     file = io.BytesIO()
     drawn.save(file, "PNG")
@@ -178,7 +189,7 @@ def _picture(shown: dict[str, Any], picture: Picture) -> str:
 
 
 def _grid(width: float, height: float, step_x: float, step_y: float) -> str:
-    """Draw a matrix with its tiles; every so many lines where there are too many."""
+    """Draw a matrix with its tiles as SVG; every n-th line where there are too many."""
     paths = [f"M0 0H{width:.2f}V{height:.2f}H0Z"]
     paths += [f"M{x:.2f} 0V{height:.2f}" for x in _lines(width, step_x)]
     paths += [f"M0 {y:.2f}H{width:.2f}" for y in _lines(height, step_y)]

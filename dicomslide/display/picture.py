@@ -1,4 +1,4 @@
-"""Pictures of a slide for people: upright, in colours that a screen shows, with scale."""
+"""Upright 8-bit pictures of matrices, and plots of them with a scale bar."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["add_scale_bar", "as_displayed", "picture_of", "plot_picture", "show_picture"]
 
 BAND = 64 * 2**20
-"""Bytes that are decoded at once."""
+"""Bytes of pixels that are decoded at a time."""
 MOST_IN_A_ROW = 4 * 2**30
-"""Bytes of which one row of a picture is made: no slide has as many."""
+"""Upper bound on the bytes that are averaged to one row of a picture; no real slide exceeds it."""
 
 
 def picture_of(
@@ -35,16 +35,21 @@ def picture_of(
     Parameters
     ----------
     reader : MatrixReader
-        Reads the matrix; any size is read in bands and reduced.
+        Reader of the matrix; large matrices are read and reduced band by band.
     geometry : SlideGeometry or None
-        Where it lies on the slide; as stored where nothing says.
+        Geometry of the matrix on the slide; None for a picture as stored.
     size : int
-        Pixels along the longer edge; never more than the matrix has.
+        Pixels along the longer edge; at most those of the matrix.
 
     Returns
     -------
     numpy.ndarray
-        Shape (rows, columns, 3) or (rows, columns), uint8; the caller's own.
+        Shape (rows, columns, 3) or (rows, columns), uint8, writable.
+
+    Raises
+    ------
+    MemoryLimitError
+        When one row of the picture, or an oblique picture, needs too much memory.
 
     """
     from PIL import Image
@@ -59,29 +64,29 @@ def picture_of(
         pixels = orientation.apply(pixels) if orientation is not None else pixels
     pixels = as_displayed(pixels)
     height, width = pixels.shape[:2]
-    if geometry is not None:  # pixels needn't be square, millimetres are
+    if geometry is not None:  # pixels of the picture are square, those of the matrix may not be
         width_mm, height_mm = geometry.physical_size
         scale = min(size, max(reader.shape[:2])) / max(width_mm, height_mm)
         width, height = (max(1, round(edge * scale)) for edge in (width_mm, height_mm))
     picture = Image.fromarray(np.ascontiguousarray(pixels))
-    # a copy: what Pillow lends can't be written to
+    # a copy, since an array that shares memory with Pillow is read-only
     return np.array(picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0))
 
 
 def _reduced(reader: MatrixReader, factor: int) -> NDArray[Any]:
-    """Read a whole matrix in bands, and average boxes of `factor` pixels squared."""
+    """Read a whole matrix in bands, and average boxes of `factor` × `factor` pixels."""
     rows, columns, samples = reader.shape
-    wide = min(factor, columns)  # of a matrix that is narrower than its picture's pixels
+    wide = min(factor, columns)  # the matrix may be narrower than a box
     factor = min(factor, rows)
     across = columns // wide
     tile_rows = reader.layout.grid.tile_rows
     per_row = columns * samples * reader.dtype.itemsize
     if factor * per_row > MOST_IN_A_ROW:
         raise MemoryLimitError(
-            f"{reader.source.name}: a row of a picture is made of {factor * per_row:,} bytes; a"
-            " larger picture takes less at once"
+            f"{reader.source.name}: one row of a picture of this size is averaged from"
+            f" {factor * per_row:,} bytes, more than {MOST_IN_A_ROW:,}; request a larger picture"
         )
-    # at the edges of a band, tiles are read twice, unless boxes and tiles end there alike
+    # tiles that two bands share are read twice: if possible, bands end at edges of tiles and boxes
     most = max(BAND // per_row, 2 * tile_rows)
     both = math.lcm(factor, tile_rows)
     unit = both if both <= most else factor
@@ -101,7 +106,7 @@ def _reduced(reader: MatrixReader, factor: int) -> NDArray[Any]:
 
 
 def _averaged(pixels: NDArray[Any], box: tuple[int, int]) -> NDArray[Any]:
-    """Average boxes of (rows, columns), of which there are whole ones only."""
+    """Average boxes of (rows, columns); the shape of `pixels` is a multiple of the box."""
     rows, columns, samples = pixels.shape
     down, across = box
     if pixels.dtype == np.uint8:
@@ -116,18 +121,29 @@ def _averaged(pixels: NDArray[Any], box: tuple[int, int]) -> NDArray[Any]:
 
 
 def _has_frames(reader: MatrixReader, top: int, bottom: int) -> bool:
-    """Whether any tile of some rows is there."""
+    """Whether any tile of the rows from `top` to before `bottom` is stored."""
     grid = reader.layout.grid
     first, last = top // grid.tile_rows, (bottom - 1) // grid.tile_rows + 1
     return reader.has_frames(first * grid.shape[1], last * grid.shape[1])
 
 
 def as_displayed(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return pixels of shape (rows, columns, samples) as a screen shows them.
+    """Convert pixels to 8 bits for display.
 
-    Colour stays as it is; greys are stretched between their 0.1th and 99.9th percentile, or their
-    lowest and highest value where these are one (of the finite ones: NaN is black, infinite values
-    are at the ends); of one value only, 8 bits stay as they are. A single sample loses its dim.
+    8-bit colour is unchanged. Other values are scaled to 0 … 255 between the 0.1th and the 99.9th
+    percentile of the finite ones, or between their minimum and maximum where the percentiles are
+    equal. NaN becomes black. 8-bit grey of one value is unchanged.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        Shape (rows, columns, samples).
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (rows, columns, 3), or (rows, columns) for one sample; uint8.
+
     """
     is_grey = pixels.shape[2] == 1
     if is_grey:
@@ -139,7 +155,7 @@ def as_displayed(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     values = pixels.astype(np.float64)
     finite = values[np.isfinite(values)]
     low, high = np.percentile(finite, (0.1, 99.9)) if finite.size else (0.0, 1.0)
-    if low == high and finite.size:  # few pixels are anything else: those are what there is to see
+    if low == high and finite.size:  # few pixels have other values: show those
         low, high = finite.min(), finite.max()
     clipped = np.clip(np.nan_to_num(values, nan=low), low, high)
     return ((clipped / 2 - low / 2) / max(high / 2 - low / 2, 1e-12) * 255).astype(np.uint8)
@@ -152,13 +168,13 @@ def plot_picture(
     scale_bar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Plot an upright picture with axes in mm; see :meth:`Slide.plot` and :func:`show_picture`."""
+    """Plot an upright picture with axes in mm, and a scale bar; see :meth:`Slide.plot`."""
     if ax is None:
         try:
             import matplotlib.pyplot as plt
         except ImportError:
             raise ImportError(
-                "plot draws with matplotlib, which isn't installed: pip install 'dicomslide[plot]'"
+                "plot needs matplotlib, which isn't installed: pip install 'dicomslide[plot]'"
             ) from None
         ax = plt.gca()
     show_picture(ax, pixels, bounds)
@@ -170,7 +186,7 @@ def plot_picture(
 def show_picture(
     axes: Axes, pixels: NDArray[Any], bounds: tuple[float, float, float, float]
 ) -> None:
-    """Show an upright picture in its place: bounds are (x_min, y_min, x_max, y_max) in mm."""
+    """Show an upright picture within bounds (x_min, y_min, x_max, y_max) in mm."""
     x_min, y_min, x_max, y_max = bounds
     grey = dict(cmap="gray") if pixels.ndim == 2 else {}
     axes.imshow(pixels, extent=(x_min, x_max, y_min, y_max), **grey)  # type: ignore[arg-type]
@@ -179,25 +195,25 @@ def show_picture(
 
 
 def add_scale_bar(axes: Axes, *, color: str = "black", unit: str | None = None) -> None:
-    """Draw a scale bar, of a round length, into the lower left of axes in mm, or another unit.
+    """Draw a scale bar of a round length into the lower left corner of axes.
 
-    It holds in every direction: a millimetre of y is made as long as one of x.
+    The aspect ratio of the axes is set to "equal", so that the bar is valid in every direction.
 
     Parameters
     ----------
     axes : matplotlib.axes.Axes
-        With x and y of the slide, such as those of ``image.plot.imshow()``.
+        Axes with x and y in the slide coordinate system, as from ``image.plot.imshow()``.
     color : str, default: "black"
-        Of the bar, and of its length in mm or µm above it.
+        Color of the bar and of its label, which gives the length in mm or µm.
     unit : str, optional
-        In which x and y are: mm, µm (also um or micrometer), nm, cm or m. By default, the one in
-        brackets at the end of their labels, as xarray writes them: "x [µm]"; mm where there is
-        none.
+        Unit of x and y: mm, µm (also um or micrometer), nm, cm or m. By default the unit in
+        brackets at the end of the axis labels, as xarray writes them ("x [µm]"); mm where there
+        is none.
 
     Raises
     ------
     ValueError
-        When the unit is no length, or x and y are in different ones.
+        When the unit isn't a known unit of length, or x and y have different units.
 
     Examples
     --------
@@ -223,7 +239,7 @@ def add_scale_bar(axes: Axes, *, color: str = "black", unit: str | None = None) 
     text = axes.annotate(
         label, ((x + end) / 2, y), (0, 5), textcoords="offset points", ha="center", **style
     )
-    outline = "white" if sum(to_rgb(color)) < 1.5 else "black"  # seen on tissue and on glass
+    outline = "white" if sum(to_rgb(color)) < 1.5 else "black"  # visible on tissue and on glass
     bar.set_path_effects([withStroke(linewidth=6, foreground=outline)])
     text.set_path_effects([withStroke(linewidth=2, foreground=outline)])
 
@@ -235,11 +251,11 @@ MILLIMETERS = {
     "µm": 1e-3, "um": 1e-3, "micrometer": 1e-3, "micrometre": 1e-3, "micron": 1e-3,
     "nm": 1e-6, "nanometer": 1e-6, "nanometre": 1e-6,
 }  # fmt: skip
-"""In a unit of length."""
+"""Millimetres per unit of length."""
 
 
 def _millimeters_of(axes: Axes, unit: str | None) -> float:
-    """Return how many mm a unit is, or that which the labels of axes name."""
+    """Return the millimetres per `unit`, or per unit in the axis labels."""
     if unit is not None:
         return _millimeters(unit)
     labels = (axes.get_xlabel(), axes.get_ylabel())
@@ -247,7 +263,8 @@ def _millimeters_of(axes: Axes, unit: str | None) -> float:
     found = {_millimeters(each[1]) for each in named if each is not None}
     if len(found) > 1:
         raise ValueError(
-            f"a scale bar holds in every direction: not of {labels[0]!r}, {labels[1]!r}"
+            "a scale bar is valid in every direction only if x and y have one unit, not"
+            f" {labels[0]!r} and {labels[1]!r}"
         )
     return found.pop() if found else 1.0
 
@@ -258,5 +275,5 @@ def _millimeters(unit: str) -> float:
         if each in MILLIMETERS:
             return MILLIMETERS[each]
     raise ValueError(
-        f"{unit!r} is no length: give the one that x and y are in, add_scale_bar(..., unit='mm')"
+        f"{unit!r} is no length: pass the unit of x and y, as in add_scale_bar(..., unit='mm')"
     )

@@ -1,4 +1,4 @@
-"""Tables and captions, from plain values."""
+"""Tables and captions as text, from descriptions of slides and images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 __all__ = ["channel_label", "cohort_table", "listed", "table_of"]
 
 MOST_LABELS = 5
-"""Labels of segments or annotations that are listed: there may be thousands."""
+"""Upper bound on the labels of segments or annotations in a list: there may be thousands."""
 
 
 def listed(labels: Sequence[str]) -> str:
-    """Write labels beside each other, the first few of many."""
+    """Join the first labels to a text, with the number of those left out."""
     more = f" and {len(labels) - MOST_LABELS:,} more" if len(labels) > MOST_LABELS else ""
     return ", ".join(map(repr, labels[:MOST_LABELS])) + more
 
@@ -29,7 +29,7 @@ def channel_label(
     channel_index: int,
     focal_plane_index: int,
 ) -> str:
-    """Return which channel and focal plane a picture shows; nothing where there is but one."""
+    """Return a caption of the channel and the focal plane; without those that have no choice."""
     parts = []
     if len(channels) > 1:
         channel = channels[channel_index]
@@ -43,7 +43,7 @@ def channel_label(
 
 
 def cohort_table(summaries: Mapping[str, dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Return a table of slides by name: its head, then one row a slide."""
+    """Return a table of slides: a header row, then one row per slide."""
     head = ("", "rows × columns", "µm/pixel", "levels", "channels", "planes", "stains", "scanner")
     return [
         head,
@@ -62,7 +62,7 @@ def cohort_table(summaries: Mapping[str, dict[str, Any]]) -> list[tuple[str, ...
 
 
 def table_of(images: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Return a table of images that were described: its head, then one row an image."""
+    """Return a table of images, from their descriptions: a header row, then one row per image."""
     head = ("", "rows × columns", "µm/pixel", "mm × mm", "tile", "frames", "transfer syntax")
     rows: list[tuple[str, ...]] = [head]
     for image in images:
