@@ -41,6 +41,8 @@ class _Budget:
     def __init__(self) -> None:
         self.members: weakref.WeakSet[_Member[Any, Any]] = weakref.WeakSet()
         self.limit: Callable[[], int] = lambda: sys.maxsize
+        self.forgotten: set[str] = set()
+        """Texts that no key of a cached value has among its parts."""
         self._start()
         after_fork_in_child(self, "_start")
         after_changes(self.trim)
@@ -124,13 +126,28 @@ def cached_bytes() -> dict[str, int]:
 
 
 def forget(part: str) -> None:
-    """Forget all values whose key has a text among its parts, at any depth."""
+    """Forget all values whose key has a text among its parts, at any depth, for good.
+
+    Values of such keys that are being made or read meanwhile aren't cached either.
+
+    Parameters
+    ----------
+    part : str
+        Text that is not used again, such as a random name of one user's connection.
+
+    """
+    with _budget.lock:
+        _budget.forgotten.add(part)
     for member in list(_budget.members):
         member.forget(part)
 
 
 def _has(key: object, part: str) -> bool:
     return any(_has(each, part) for each in key) if isinstance(key, tuple) else key == part
+
+
+def _is_forgotten(key: object) -> bool:
+    return any(_has(key, part) for part in _budget.forgotten)
 
 
 class _Entry(Generic[V]):
@@ -216,6 +233,17 @@ class _Member(Generic[K, V]):
         return len(self._entries)
 
 
+class _Making:
+    """The making of a value by one thread, and the threads that wait for it."""
+
+    __slots__ = ("lock", "threads")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.threads = 0
+        """Number of threads that make the value or wait for it."""
+
+
 class Registry(_Member[K, V]):
     """A bounded mapping that makes a missing value once, whatever the number of threads.
 
@@ -238,40 +266,61 @@ class Registry(_Member[K, V]):
 
     def _start(self) -> None:
         super()._start()
-        self._making: dict[K, threading.Lock] = {}
+        self._making: dict[K, _Making] = {}
 
     def get(self, key: K, make: Callable[[], V]) -> V:
         """Return the value of a key, made by `make` when there is none.
 
-        Other threads that ask for it wait; those that ask for other keys don't.
+        Other threads that ask for it wait; those that ask for other keys don't. When `make` fails,
+        the next one of them makes the value. A value whose key is forgotten while it is made is
+        returned but not cached; threads that wait for it have it made anew.
         """
-        with _budget.lock:
-            entry = self._entries.get(key)
-            if entry is not None:
-                self._use(key, entry, _budget.clock())
-                return entry.value
-            making = self._making.setdefault(key, threading.Lock())
-        with making:
+        while True:
             with _budget.lock:
                 entry = self._entries.get(key)
                 if entry is not None:
+                    self._use(key, entry, _budget.clock())
                     return entry.value
+                making = self._making.setdefault(key, _Making())
+                making.threads += 1
             try:
-                value = make()
-                self.put(key, value)  # before others may make it again
+                with making.lock:
+                    with _budget.lock:
+                        entry = self._entries.get(key)
+                        if entry is not None:
+                            return entry.value
+                        is_current = self._making.get(key) is making
+                    if is_current:
+                        value = make()
+                        self.put(key, value, making)  # before others may make it again
+                        return value
             finally:
                 with _budget.lock:
-                    self._making.pop(key, None)
-            return value
+                    making.threads -= 1
+                    if not making.threads and self._making.get(key) is making:
+                        del self._making[key]
 
-    def put(self, key: K, value: V) -> None:
-        """Cache a value in place of another one; not where it is larger than the budget."""
+    def put(self, key: K, value: V, making: _Making | None = None) -> None:
+        """Cache a value in place of another one; not where it is larger than the budget.
+
+        Parameters
+        ----------
+        key : hashable
+            Name of the value.
+        value : object
+            The value.
+        making : _Making, optional
+            Where the value was made by :meth:`get`; it isn't cached if its key was forgotten since.
+
+        """
         nbytes = 0 if self._weigh is None else self._weigh(value)
         dropped: list[Any] = []
         with _budget.lock:
+            if making is not None and self._making.get(key) is not making:
+                return
             if key in self._entries:
                 dropped.append(self._drop(key))
-            if nbytes <= _budget.limit():
+            if nbytes <= _budget.limit() and not _is_forgotten(key):
                 self._add(key, value, nbytes)
                 while len(self._entries) > self._size:
                     dropped.append(self._drop_oldest())
@@ -284,10 +333,17 @@ class Registry(_Member[K, V]):
             self.put(key, value)
 
     def discard(self, key: K) -> None:
-        """Forget the value of a key, if there is one."""
+        """Forget the value of a key, if there is one or one is being made."""
         with _budget.lock:
+            self._making.pop(key, None)
             dropped = self._drop(key) if key in self._entries else None
         del dropped
+
+    def clear(self) -> None:
+        """Forget all values, and those that are being made."""
+        with _budget.lock:
+            self._making.clear()
+        super().clear()
 
     def __contains__(self, key: K) -> bool:
         return key in self._entries
@@ -359,7 +415,7 @@ class FrameCache(_Member[tuple["Hashable", int], F]):
                 data = data.copy()  # a view would keep alive more than is counted
         dropped: list[Any] = []
         with _budget.lock:
-            if (image, frame) in self._entries:
+            if (image, frame) in self._entries or _is_forgotten(image):
                 return
             self._add((image, frame), data, nbytes)
             order = self._images.setdefault(image, OrderedDict())
