@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Meeting: TypeAlias = tuple[Any, Any]
     """Where pixels of a tile go, and which: keys of the result and of the tile."""
 
-__all__ = ["MatrixReader", "OnError", "as_contiguous", "check_on_error"]
+__all__ = ["MatrixReader", "OnError", "as_contiguous", "check_on_error", "picked"]
 
 
 def check_on_error(on_error: str) -> None:
@@ -85,6 +85,11 @@ class MatrixReader:
         layout = self.layout
         return layout.grid.rows, layout.grid.columns, layout.pixel_format.samples
 
+    @property
+    def tile_shape(self) -> tuple[int, int]:
+        """Rows and columns of a tile."""
+        return self._tile_shape[:2]
+
     @lazy
     def dtype(self) -> np.dtype[Any]:
         """Data type of the pixels."""
@@ -116,7 +121,8 @@ class MatrixReader:
         return None if self.as_labels or values is None else values[self.channel_index]
 
     @lazy
-    def _frames(self) -> FrameReader:
+    def frames(self) -> FrameReader:
+        """Gives the frames."""
         return FrameReader(
             self.source,
             self.layout,
@@ -153,6 +159,10 @@ class MatrixReader:
             self.as_labels,
             self.scaled,
         )
+
+    def of_channel(self, further: int) -> MatrixReader:
+        """Return the reader of a channel so many further on in the same image."""
+        return dataclasses.replace(self, channel_index=self.channel_index + further)
 
     def frames_of(self, tiles: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the zero-based frame of each tile, −1 where a tile is absent."""
@@ -219,9 +229,9 @@ class MatrixReader:
         turns = transpose or rows.reverse or columns.reverse
         slices = isinstance(rows.indices, range) and isinstance(columns.indices, range)
         is_tile = slices and len(frames) == 1 and shape == self._tile_shape
-        is_kept = keep and self._frames.keeps_frames
+        is_kept = keep and self.frames.keeps_frames
         if is_tile and not is_kept and not (contiguous and turns):
-            out = _turned(self._owned(*self._frames.stream(frames)), rows, columns)  # no copy
+            out = _turned(self._owned(*self.frames.stream(frames)), rows, columns)  # no copy
         else:
             if contiguous and transpose:
                 memory = allocated((shape[1], shape[0], shape[2]), self.dtype, what).swapaxes(0, 1)
@@ -229,17 +239,8 @@ class MatrixReader:
                 memory = allocated(shape, self.dtype, what)
             turned = _turned(memory, rows, columns)
             stored, out = (turned, memory) if contiguous else (memory, turned)
-            self._frames.visit(frames, self._placing(places, stored), threads=threads, keep=keep)
-        out = out.swapaxes(0, 1) if transpose else out
-        wanted = samples.indices
-        if isinstance(wanted, range):
-            wanted_slice = slice(wanted.start, wanted.stop, wanted.step)
-            out = out[:, :, wanted_slice][:, :, :: -1 if samples.reverse else 1]
-        else:
-            out = out[:, :, wanted]
-        order = (columns, rows, samples) if transpose else (rows, columns, samples)
-        out = out[tuple(0 if axis.drop else slice(None) for axis in order)]
-        return as_contiguous(out) if contiguous else out
+            self.frames.visit(frames, self._placing(places, stored), threads=threads, keep=keep)
+        return picked(out, (rows, columns, samples), transpose=transpose, contiguous=contiguous)
 
     def _meetings(self, rows: Axis, columns: Axis) -> tuple[list[int], list[Meeting]]:
         """Return the frames where rows and columns meet, and which pixels of each go where."""
@@ -261,7 +262,7 @@ class MatrixReader:
             if tile is None:
                 out[target] = self.background
             else:
-                assign(target, self._part(tile, source))
+                assign(target, self.part(tile, source))
 
         return place
 
@@ -287,9 +288,9 @@ class MatrixReader:
                 out[here] = background[samples[here]]
             else:
                 where = rows[None, here] % grid.tile_rows, columns[None, here] % grid.tile_columns
-                out[here] = self._part(tile, where)[0, np.arange(len(here)), samples[here]]
+                out[here] = self.part(tile, where)[0, np.arange(len(here)), samples[here]]
 
-        self._frames.visit(self.frames_of(tiles).tolist(), place)
+        self.frames.visit(self.frames_of(tiles).tolist(), place)
         return out.reshape(shape)
 
     def read_tiles(self, key: Any) -> Pixels:
@@ -305,23 +306,23 @@ class MatrixReader:
         what = f"{self.source.name}: a stack of {len(indices)} tiles"
         check_memory(math.prod(shape) * self.dtype.itemsize, what)
         frames = self.frames_of(indices).tolist()
-        if wanted.drop and not self._frames.keeps_frames:
-            return self._owned(*self._frames.stream(frames))
+        if wanted.drop and not self.frames.keeps_frames:
+            return self._owned(*self.frames.stream(frames))
         out = allocated(shape, self.dtype, what)
 
         def place(at: int, tile: Pixels | None) -> None:
-            out[at] = self.background if tile is None else self._part(tile, ...)
+            out[at] = self.background if tile is None else self.part(tile, ...)
 
-        self._frames.visit(frames, place)
+        self.frames.visit(frames, place)
         return out[0] if wanted.drop else out
 
     def iterate(self) -> Iterator[Pixels]:
         """Yield each tile, in order: a few are fetched at once, and none is kept."""
         num_tiles = self.layout.grid.num_tiles
-        batch = self._frames.batch
+        batch = self.frames.batch
         for start in range(0, num_tiles, batch):
             frames = self.frames_of(np.arange(start, min(start + batch, num_tiles))).tolist()
-            for tile in self._frames.stream(frames):
+            for tile in self.frames.stream(frames):
                 yield self._owned(tile)
 
     def read_grid(self, grid: SlideGrid) -> Pixels:
@@ -357,7 +358,7 @@ class MatrixReader:
             stored = out.swapaxes(0, 1) if grid.transpose else out
             inner = stored[top : top + len(down), left : left + len(right)]
             frames, places = self._meetings(down, right)
-            self._frames.visit(frames, self._placing(places, _turned(inner, down, right)))
+            self.frames.visit(frames, self._placing(places, _turned(inner, down, right)))
         return out
 
     @property
@@ -367,12 +368,12 @@ class MatrixReader:
     def _owned(self, tile: Pixels | None) -> Pixels:
         """Return a whole tile of a stream as it should look."""
         if tile is not None:
-            return self._part(tile, ...)
+            return self.part(tile, ...)
         background = allocated(self._tile_shape, self.dtype, f"{self.source.name}: a tile")
         background[...] = self.background
         return background
 
-    def _part(self, tile: Pixels, where: Any) -> Pixels:
+    def part(self, tile: Pixels, where: Any) -> Pixels:
         """Return pixels of a decoded tile as they should look: corrected, or of a segment."""
         shown = self._shown
         if tile.shape == self._tile_shape:
@@ -403,6 +404,34 @@ class MatrixReader:
             return self.scaling.apply
         label = self._label
         return self._transform if label is None else lambda pixels: pixels == label
+
+
+def picked(
+    out: Pixels, axes: Sequence[Axis], *, transpose: bool, contiguous: bool
+) -> Pixels:
+    """Return the wanted samples of a region in its final form.
+
+    Parameters
+    ----------
+    out : numpy.ndarray
+        Shape (rows, columns, samples): the wanted rows and columns in their order, and all samples.
+    axes : sequence of Axis
+        The key of rows, columns and samples.
+    transpose, contiguous : bool
+        See :meth:`MatrixReader.read`.
+
+    """
+    rows, columns, samples = axes
+    out = out.swapaxes(0, 1) if transpose else out
+    wanted = samples.indices
+    if isinstance(wanted, range):
+        wanted_slice = slice(wanted.start, wanted.stop, wanted.step)
+        out = out[:, :, wanted_slice][:, :, :: -1 if samples.reverse else 1]
+    else:
+        out = out[:, :, wanted]
+    order = (columns, rows, samples) if transpose else (rows, columns, samples)
+    out = out[tuple(0 if axis.drop else slice(None) for axis in order)]
+    return as_contiguous(out) if contiguous else out
 
 
 def as_contiguous(array: Pixels) -> Pixels:

@@ -12,6 +12,7 @@ import numpy as np
 from dicomslide.options import check_memory
 from dicomslide.readers.indexing import Axis
 from dicomslide.readers.matrix_reader import MatrixReader, as_contiguous
+from dicomslide.readers.resampled_reader import ResampledReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Data", "Row", "StackedReader", "runs_of"]
 
 Data: TypeAlias = "Callable[[StackedReader], Any]"
-Row: TypeAlias = "tuple[MatrixReader | None, ...]"
+PlaneReader: TypeAlias = MatrixReader | ResampledReader
+"""Reads the pixels of one channel and focal plane."""
+Row: TypeAlias = tuple[PlaneReader | None, ...]
 """The readers of a channel by focal plane; None where there are no pixels."""
 
 
@@ -54,7 +57,7 @@ class StackedReader:
         """Number of channels and of focal planes."""
         return sum(count for _, count in self.runs), len(self.runs[0][0])
 
-    def reader(self, channel: int, plane: int) -> MatrixReader | None:
+    def reader(self, channel: int, plane: int) -> PlaneReader | None:
         """Return the reader of a channel and focal plane; None where there are no pixels."""
         for row, count in self.runs:
             if channel < count:
@@ -182,11 +185,11 @@ def runs_of(rows: Sequence[Row]) -> tuple[tuple[Row, int], ...]:
     return tuple(runs)
 
 
-def _moved(reader: MatrixReader | None, channels: int) -> MatrixReader | None:
+def _moved(reader: PlaneReader | None, channels: int) -> PlaneReader | None:
     """Return the reader of a channel so many further on in the same image."""
     if reader is None or channels == 0:
         return reader
-    return dataclasses.replace(reader, channel_index=reader.channel_index + channels)
+    return reader.of_channel(channels)
 
 
 def _lengths(length: int, step: int) -> tuple[int, ...]:

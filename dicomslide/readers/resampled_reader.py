@@ -1,0 +1,407 @@
+"""Reads a total pixel matrix on another grid of pixels: means, or majorities of labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from dicomslide.options import allocated, check_memory
+from dicomslide.process.lazy import lazy
+from dicomslide.readers.indexing import Axis
+from dicomslide.readers.matrix_reader import MatrixReader, picked
+from dicomslide.readers.windows import Windows, WindowPiece, summed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from numpy.typing import NDArray
+
+    from dicomslide.header.scaling import Scaling
+
+    Pixels: TypeAlias = NDArray[Any]
+    Place: TypeAlias = list[tuple[WindowPiece, WindowPiece]]
+    """The windows, by rows and columns, that a tile has a part of."""
+
+__all__ = ["Labels", "ResampledReader"]
+
+Labels = Literal["majority", "any"]
+"""What a pixel of labels is of those that it covers."""
+LEAST_CHUNK = 256
+"""Pixels along an edge of a chunk, at least."""
+BLOCK = 2048
+"""Stored pixels along an edge of what is read at once of a label map."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResampledReader:
+    """Reads one channel and focal plane of an image as pixels of another size.
+
+    A pixel is the mean of what it covers, by area; of what it covers of the matrix, where it
+    reaches out of it, and of what isn't NaN. Integers are rounded, halves up. A pixel of labels is
+    the label of the largest area, the lowest of those that are equal; True where True has at least
+    half. What covers nothing of the matrix is background.
+    """
+
+    source: MatrixReader
+    """Gives the stored pixels."""
+    rows: Windows
+    columns: Windows
+    labels: Labels = "majority"
+    """Labels by majority; or any label before background: True where any of what is covered is."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, columns and samples."""
+        return self.rows.count, self.columns.count, self.source.shape[2]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type: that of the stored pixels."""
+        return self.source.dtype
+
+    @property
+    def background(self) -> tuple[float, ...]:
+        """Value of pixels of absent tiles, one number a sample."""
+        return self.source.background
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """See :attr:`MatrixReader.scaling`."""
+        return self.source.scaling
+
+    @property
+    def as_labels(self) -> bool:
+        """See :attr:`MatrixReader.as_labels`."""
+        return self.source.as_labels
+
+    @property
+    def tile_shape(self) -> tuple[int, int]:
+        """Rows and columns of a chunk: those of whole tiles of the matrix, if that is possible."""
+        down, across = self.source.tile_shape
+        return self.rows.unit(down, LEAST_CHUNK), self.columns.unit(across, LEAST_CHUNK)
+
+    def of_channel(self, further: int) -> ResampledReader:
+        """Return the reader of a channel so many further on in the same image."""
+        return dataclasses.replace(self, source=self.source.of_channel(further))
+
+    def __dask_tokenize__(self) -> tuple[Hashable, ...]:
+        return (
+            "dicomslide.ResampledReader",
+            self.source.__dask_tokenize__(),
+            dataclasses.astuple(self.rows),
+            dataclasses.astuple(self.columns),
+            self.labels,
+        )
+
+    def read(
+        self,
+        key: Sequence[Any],
+        *,
+        transpose: bool = False,
+        threads: int | None = None,
+        keep: bool = True,
+        contiguous: bool = False,
+    ) -> Pixels:
+        """Read what a key for each axis picks: see :meth:`MatrixReader.read`.
+
+        Each frame is decoded once, whatever the number of pixels that cover it.
+        """
+        axes = [Axis.of(part, length) for part, length in zip(key, self.shape, strict=True)]
+        (rows, at_row), (columns, at_column) = (_each_once(axis) for axis in axes[:2])
+        what = f"{self.source.source.name}: a region of {len(rows)} × {len(columns)} pixels"
+        out = allocated((len(rows), len(columns), self.shape[2]), self.dtype, what)
+        out[...] = np.asarray(self.background)
+        if out.size:
+            if self.as_labels:
+                self._put_labels(rows, columns, out, threads, keep)
+            else:
+                self._put_means(rows, columns, out, threads, keep)
+        for axis, at in enumerate((at_row, at_column)):
+            out = out if at is None else out.take(at, axis)
+        out = out[:: -1 if axes[0].reverse else 1, :: -1 if axes[1].reverse else 1]
+        return picked(out, axes, transpose=transpose, contiguous=contiguous)
+
+    # -- means --
+
+    def _put_means(
+        self,
+        rows: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        out: Pixels,
+        threads: int | None,
+        keep: bool,
+    ) -> None:
+        frames, places = self._meetings(rows, columns)
+        covered = self.rows.covered(rows), self.columns.covered(columns)
+        if self._is_tile_by_tile(places, covered):
+            use = self._placing(places, out)
+            self.source.frames.visit(frames, use, threads=threads, keep=keep)
+            return
+        totals = _Totals(out, covered, self.source.background)
+        self.source.frames.visit(
+            frames, self._adding(places, totals), threads=threads, keep=keep
+        )
+        totals.finish(self.labels)
+
+    def _meetings(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64]
+    ) -> tuple[list[int], list[Place]]:
+        """Return the frames that windows touch, and which windows of each."""
+        down, right = (
+            _by_tile(windows, indices, size)
+            for windows, indices, size in zip(
+                (self.rows, self.columns), (rows, columns), self.source.tile_shape, strict=True
+            )
+        )
+        tiles = np.add.outer(
+            np.fromiter(down, np.int64) * self.source.layout.grid.shape[1],
+            np.fromiter(right, np.int64),
+        ).ravel()
+        places = [
+            [(row, column) for row in in_row for column in in_column]
+            for in_row in down.values()
+            for in_column in right.values()
+        ]
+        return self.source.frames_of(tiles).tolist(), places
+
+    def _is_tile_by_tile(
+        self, places: list[Place], covered: tuple[NDArray[np.float64], NDArray[np.float64]]
+    ) -> bool:
+        """Whether each window lies in one tile, with whole pixels, and none of them can be NaN."""
+        if self.dtype.kind not in "ui":
+            return False
+        return all(
+            isinstance(piece.taps, int) and (lengths[piece.target] == piece.taps).all()
+            for place in places
+            for pieces, lengths in zip(zip(*place, strict=True), covered, strict=True)
+            for piece in pieces
+        )
+
+    def _placing(self, places: list[Place], out: Pixels) -> Callable[[int, Pixels | None], None]:
+        """Return what puts the means of each frame's windows where they belong."""
+
+        def place(at: int, tile: Pixels | None) -> None:
+            if tile is None:
+                return  # background is there
+            for row, column in places[at]:
+                part = self.source.part(tile, (row.source, column.source))
+                assert isinstance(row.taps, int) and isinstance(column.taps, int)
+                out[row.target, column.target] = _means(part, row.taps, column.taps)
+
+        return place
+
+    def _adding(
+        self, places: list[Place], totals: _Totals
+    ) -> Callable[[int, Pixels | None], None]:
+        """Return what adds each frame's share to the windows that it is a part of."""
+
+        def add(at: int, tile: Pixels | None) -> None:
+            for row, column in places[at]:
+                if tile is None:
+                    totals.add_background(row, column)
+                else:
+                    part = self.source.part(tile, (row.source, column.source))
+                    totals.add(row, column, part)
+
+        return add
+
+    # -- labels --
+
+    def _put_labels(
+        self,
+        rows: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        out: Pixels,
+        threads: int | None,
+        keep: bool,
+    ) -> None:
+        """Read blocks of whole windows, and find the label of each window."""
+        background = int(self.background[0]) if self.labels == "any" else None
+        steps = [max(1, int(BLOCK // windows.step)) for windows in (self.rows, self.columns)]
+        for top in range(0, len(rows), steps[0]):
+            for left in range(0, len(columns), steps[1]):
+                block = rows[top : top + steps[0]], columns[left : left + steps[1]]
+                down, right = (
+                    _gathered(windows, indices)
+                    for windows, indices in zip((self.rows, self.columns), block, strict=True)
+                )
+                if not (len(down.wanted) and len(right.wanted)):
+                    continue
+                stored = self.source.read(
+                    (down.pixels, right.pixels, 0), threads=threads, keep=keep
+                )
+                out[top + down.wanted[:, None], left + right.wanted, 0] = _modes(
+                    stored, down, right, background
+                )
+
+
+class _Totals:
+    """Sums over windows, to which tiles add their shares from several threads."""
+
+    def __init__(
+        self,
+        out: Pixels,
+        covered: tuple[NDArray[np.float64], NDArray[np.float64]],
+        background: tuple[float, ...],
+    ) -> None:
+        nbytes = 8 * out.size
+        check_memory(nbytes, "sums of the pixels of a region")
+        self._out = out
+        self._covered = covered
+        self._background = np.asarray(background, np.float64)
+        self._sums = np.zeros(out.shape, np.float64)
+        self._absent: NDArray[np.float64] | None = None
+        """Area of each window that is NaN."""
+        self._lock = threading.Lock()
+
+    def add(self, row: WindowPiece, column: WindowPiece, part: Pixels) -> None:
+        """Add the pixels of a tile that windows cover."""
+        absent: Pixels | None = None
+        if part.dtype.kind == "f":
+            absent = np.isnan(part)
+            if absent.any():
+                part = np.where(absent, 0, part)
+                absent = summed(absent, row.taps, column.taps)
+            else:
+                absent = None
+        sums = summed(part, row.taps, column.taps)
+        with self._lock:
+            self._sums[row.target, column.target] += sums
+            if absent is not None:
+                self._areas_absent[row.target, column.target] += absent
+
+    def add_background(self, row: WindowPiece, column: WindowPiece) -> None:
+        """Add the pixels of an absent tile."""
+        area = np.multiply.outer(row.lengths, column.lengths)[:, :, None]
+        with self._lock:
+            if np.isnan(self._background).any():
+                self._areas_absent[row.target, column.target] += area
+            else:
+                self._sums[row.target, column.target] += area * self._background
+
+    @property
+    def _areas_absent(self) -> NDArray[np.float64]:
+        if self._absent is None:
+            self._absent = np.zeros(self._out.shape, np.float64)
+        return self._absent
+
+    def finish(self, labels: Labels) -> None:
+        """Put the means of windows that cover anything into the result."""
+        area = np.multiply.outer(*self._covered)[:, :, None]
+        reached = area > 0
+        if self._absent is not None:
+            area = area - self._absent
+            area[area <= 1e-9] = math.nan  # nothing but NaN
+        kind = self._out.dtype.kind
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if kind == "b":
+                means = self._sums > 0 if labels == "any" else 2 * self._sums >= area * (1 - 1e-9)
+            else:
+                means = self._sums / area
+                if kind in "ui":
+                    means = np.floor(means + 0.5)
+        np.copyto(self._out, means, where=reached, casting="unsafe")
+
+
+def _means(part: Pixels, down: int, across: int) -> Pixels:
+    """Return means of boxes of whole pixels, rounded, halves up."""
+    if part.dtype == np.uint8:
+        from PIL import Image
+
+        samples = part.shape[2]
+        image = Image.fromarray(part if samples > 1 else part[:, :, 0])
+        return np.asarray(image.reduce((across, down))).reshape(
+            part.shape[0] // down, part.shape[1] // across, samples
+        )
+    sums, area = summed(part, down, across), down * across
+    return (sums + area // 2) // area
+
+
+def _each_once(axis: Axis) -> tuple[NDArray[np.int64], NDArray[np.intp] | None]:
+    """Return the indices of a key, ascending, each once; and where each of the key's is in them."""
+    if isinstance(axis.indices, range):
+        return np.arange(axis.indices.start, axis.indices.stop, axis.indices.step), None
+    return np.unique(axis.indices, return_inverse=True)
+
+
+def _by_tile(
+    windows: Windows, indices: NDArray[np.int64], size: int
+) -> dict[int, list[WindowPiece]]:
+    found: dict[int, list[WindowPiece]] = {}
+    for piece in windows.pieces(indices, size):
+        found.setdefault(piece.tile, []).append(piece)
+    return found
+
+
+# -- labels ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Gathered:
+    """The stored pixels of some windows of one axis."""
+
+    wanted: NDArray[np.intp]
+    """Which windows cover anything."""
+    pixels: slice
+    """The stored pixels that they cover, and those between them."""
+    taps: NDArray[np.intp]
+    """Indices of each window's pixels, from the first on; shape (windows, pixels)."""
+    weights: NDArray[np.float64]
+    """Length of each pixel in its window, likewise."""
+
+
+def _gathered(windows: Windows, indices: NDArray[np.int64]) -> _Gathered:
+    low, high = windows.edges(indices)
+    wanted = np.flatnonzero(high > low)
+    if not len(wanted):
+        return _Gathered(wanted, slice(0, 0), np.empty((0, 0), np.intp), np.empty((0, 0)))
+    start, stop = int(low[wanted[0]]), math.ceil(high[wanted[-1]])
+    first = np.floor(low[wanted]).astype(np.intp)
+    taps = first[:, None] + np.arange(int((np.ceil(high[wanted]) - first).max()))
+    weights = np.minimum(high[wanted, None], taps + 1) - np.maximum(low[wanted, None], taps)
+    return _Gathered(
+        wanted, slice(start, stop), (taps - start).clip(0, stop - start - 1), weights.clip(0, 1)
+    )
+
+
+def _modes(
+    stored: Pixels, down: _Gathered, right: _Gathered, background: int | None
+) -> Pixels:
+    """Return the value of the largest area in each window; the lowest of several.
+
+    Parameters
+    ----------
+    stored : numpy.ndarray
+        Shape (rows, columns), what the windows cover.
+    down, right : _Gathered
+        The windows.
+    background : int or None
+        The value that gives way to any other; None for none.
+
+    """
+    shape = len(down.wanted), len(right.wanted)
+    if stored.min() == stored.max():
+        return np.full(shape, stored.flat[0])
+    values = stored[down.taps[:, None, :, None], right.taps[None, :, None, :]]
+    weights = down.weights[:, None, :, None] * right.weights[None, :, None, :]
+    values = values.reshape(*shape, -1)
+    weights = np.broadcast_to(weights, (*shape, down.taps.shape[1], right.taps.shape[1]))
+    weights = weights.reshape(values.shape)
+    if background is not None:
+        weights = np.where(values == background, weights * 1e-9, weights)
+    order = values.argsort(axis=-1, kind="stable")
+    values = np.take_along_axis(values, order, -1)
+    areas = np.take_along_axis(weights, order, -1).cumsum(-1)
+    ends = np.ones(values.shape, bool)
+    ends[..., :-1] = values[..., 1:] != values[..., :-1]
+    # the area up to the end of the value before: that of each value is the difference
+    before = np.zeros_like(areas)
+    before[..., 1:] = np.maximum.accumulate(np.where(ends, areas, 0.0), axis=-1)[..., :-1]
+    own = np.where(ends, areas - before, -1.0)
+    best = own.max(axis=-1, keepdims=True)
+    chosen = (own >= best - 1e-9 * np.abs(best)).argmax(axis=-1, keepdims=True)
+    return np.take_along_axis(values, chosen, -1)[..., 0]

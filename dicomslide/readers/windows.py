@@ -1,0 +1,211 @@
+"""Windows of stored pixels that the pixels of another grid cover, and sums over them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+__all__ = ["Taps", "WindowPiece", "Windows", "summed"]
+
+NOISE = 1e-6
+"""Stored pixels by which a window may be off, over the whole axis, and still count as whole."""
+MOST_SLICES = 16
+"""Pixels of a window that are added slice by slice; longer windows are added along an axis."""
+
+Taps: TypeAlias = "int | tuple[NDArray[np.intp], NDArray[np.float64]]"
+"""The pixels of each window: their number, where windows of whole pixels follow each other; else
+indices and weights, each of shape (pixels, windows)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WindowPiece:
+    """The part of some windows that lies in one tile."""
+
+    tile: int
+    """Index of the tile along the axis."""
+    source: slice
+    """The tile's pixels that the windows cover."""
+    target: slice
+    """Which of the wanted windows."""
+    taps: Taps
+    """The pixels of each window, counted from the first of `source`."""
+
+    @property
+    def lengths(self) -> NDArray[np.float64]:
+        """How much of each window lies in the tile, in stored pixels."""
+        if isinstance(self.taps, int):
+            return np.full(self.target.stop - self.target.start, float(self.taps))
+        lengths: NDArray[np.float64] = self.taps[1].sum(axis=0)
+        return lengths
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Windows:
+    """Windows of one axis: evenly spaced, side by side, each one pixel of another grid.
+
+    Positions are in stored pixels, and 0 is the outer edge of the first of them.
+    """
+
+    start: float
+    """Where the first window begins; below zero where it reaches out of the matrix."""
+    step: float
+    """Length of a window."""
+    count: int
+    """Number of windows."""
+    extent: int
+    """Number of stored pixels."""
+
+    @classmethod
+    def of(cls, start: float, step: float, count: int, extent: int) -> Windows:
+        """Return windows, of whole pixels where only rounding keeps them from that."""
+        if abs(step - round(step)) * count < NOISE and round(step) > 0:
+            step = float(round(step))
+        if abs(start - round(start)) < NOISE:
+            start = float(round(start))
+        return cls(start, step, count, extent)
+
+    @property
+    def are_whole(self) -> bool:
+        """Whether each window holds whole pixels only."""
+        return self.start.is_integer() and self.step.is_integer()
+
+    def edges(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return where windows begin and end, within the matrix."""
+        low = self.start + self.step * indices
+        high = self.start + self.step * (indices + 1)
+        return low.clip(0, self.extent), high.clip(0, self.extent)
+
+    def covered(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the length of each window within the matrix, in stored pixels."""
+        low, high = self.edges(indices)
+        return high - low
+
+    def unit(self, tile_size: int, least: int) -> int:
+        """Return how many windows make a chunk of at least so many, of whole tiles if possible."""
+        per_tile = tile_size / self.step
+        for tiles in range(1, 65):
+            windows = tiles * per_tile
+            if windows >= least and abs(windows - round(windows)) < NOISE:
+                return round(windows)
+        return max(1, least)
+
+    def pieces(self, indices: NDArray[np.int64], tile_size: int) -> Iterator[WindowPiece]:
+        """Cut windows at the borders of tiles.
+
+        Parameters
+        ----------
+        indices : numpy.ndarray
+            Which windows, ascending, each once.
+        tile_size : int
+            Pixels of a tile along the axis.
+
+        """
+        low, high = self.edges(indices)
+        inside = np.flatnonzero(high > low)
+        if not len(inside):
+            return
+        first, last = low[inside[0]], high[inside[-1]]
+        in_runs = self.are_whole and bool((np.diff(indices) == 1).all())
+        for tile in range(int(first // tile_size), int(-(-last // tile_size))):
+            here = tile * tile_size
+            begin = int(np.searchsorted(high, here, side="right"))
+            end = int(np.searchsorted(low, here + tile_size, side="left"))
+            if begin >= end:  # between windows that are apart
+                continue
+            starts = (low[begin:end] - here).clip(0)
+            stops = (high[begin:end] - here).clip(None, tile_size)
+            if in_runs:
+                yield from _runs(tile, begin, starts.astype(np.intp), stops.astype(np.intp))
+                continue
+            offset = int(starts[0])
+            stop = int(-(-stops[-1] // 1))
+            taps = _taps(starts - offset, stops - offset, stop - offset)
+            yield WindowPiece(tile, slice(offset, stop), slice(begin, end), taps)
+
+
+def _runs(
+    tile: int, begin: int, starts: NDArray[np.intp], stops: NDArray[np.intp]
+) -> Iterator[WindowPiece]:
+    """Yield windows side by side that are of one length together."""
+    lengths = stops - starts
+    borders = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
+    for a, b in zip(borders, borders[1:], strict=False):
+        source = slice(int(starts[a]), int(stops[b - 1]))
+        yield WindowPiece(tile, source, slice(begin + a, begin + b), int(lengths[a]))
+
+
+def _taps(starts: NDArray[np.float64], stops: NDArray[np.float64], length: int) -> Taps:
+    """Return the pixels that windows touch, and how much of each lies in them."""
+    first = np.floor(starts).astype(np.intp)
+    count = int((np.ceil(stops).astype(np.intp) - first).max())
+    pixels = first + np.arange(count)[:, None]
+    weights = np.minimum(stops, pixels + 1) - np.maximum(starts, pixels)
+    return pixels.clip(0, length - 1), weights.clip(0, 1)
+
+
+def summed(pixels: NDArray[Any], rows: Taps, columns: Taps) -> NDArray[Any]:
+    """Add up the pixels of windows of rows and columns, each by its area within the window.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        Shape (rows, columns, samples), finite.
+    rows, columns : Taps
+        The windows of each axis.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (windows, windows, samples): integers of 64 bits or fewer for whole windows of
+        integers, else float64.
+
+    """
+    return _along(_along(pixels, 0, rows), 1, columns)
+
+
+def _along(pixels: NDArray[Any], axis: int, taps: Taps) -> NDArray[Any]:
+    if not isinstance(taps, int):
+        return _weighted(pixels, axis, *taps)
+    if taps == 1:
+        return pixels
+    length = pixels.shape[axis]
+    if taps == length or taps > MOST_SLICES:
+        shape = (*pixels.shape[:axis], length // taps, taps, *pixels.shape[axis + 1 :])
+        return pixels.reshape(shape).sum(axis + 1, dtype=_sum_type(pixels.dtype, taps))
+    every = [slice(None)] * axis
+    total = pixels[(*every, slice(0, None, taps))].astype(_sum_type(pixels.dtype, taps))
+    for at in range(1, taps):
+        total += pixels[(*every, slice(at, None, taps))]
+    return total
+
+
+def _sum_type(dtype: np.dtype[Any], count: int) -> np.dtype[Any]:
+    """Return a type that holds the sum of so many values."""
+    if dtype.kind == "f":
+        return np.dtype(np.float64)
+    if dtype.kind == "b":
+        dtype = np.dtype(np.uint8)
+    bits = 8 * dtype.itemsize + (count - 1).bit_length()
+    size = next((size for size in (2, 4) if bits <= 8 * size), 8)
+    return np.dtype(f"{dtype.kind}{size}")
+
+
+def _weighted(
+    pixels: NDArray[Any], axis: int, indices: NDArray[np.intp], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Add up weighted pixels, tap by tap."""
+    shape = [1] * pixels.ndim
+    shape[axis] = -1
+    total: NDArray[np.float64] | None = None
+    for tap, weight in zip(indices, weights, strict=True):
+        values = pixels.take(tap, axis=axis) * weight.reshape(shape)
+        total = values if total is None else np.add(total, values, out=total)
+    assert total is not None  # a window has a pixel
+    return total
