@@ -19,9 +19,12 @@ from dicomslide.readers.arrays import ReaderArray
 from dicomslide.readers.matrix_reader import as_contiguous
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from dicomslide.header.geometry import OrientationName
+    from dicomslide.header.resolution import Spacing
+    from dicomslide.labelled.tree import Levels
+    from dicomslide.readers.resampled_reader import Labels
     from dicomslide.readers.stacked_reader import StackedReader
     from dicomslide.slide.slide import Slide
 
@@ -107,10 +110,12 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         on_error: Literal["raise", "fill"] | None = None,
         align_levels: bool | None = None,
         include_patient: bool = False,
+        spacing: Spacing | None = None,
+        labels: Labels = "majority",
         storage_options: Mapping[str, Any] | None = None,
         session: Any = None,
     ) -> xr.Dataset:
-        """Open one level of a slide.
+        """Open one level of a slide, or the slide at any other resolution.
 
         Parameters
         ----------
@@ -147,6 +152,11 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             :class:`dicomslide.Slide`.
         include_patient : bool, default: False
             Whether attributes that identify the patient are among the attributes.
+        spacing : float or str, optional
+            Distance of pixels, instead of a level or group: a number in mm, or text such as
+            ``"0.5 um"`` or ``"10x"`` (which is 1 µm): see :meth:`dicomslide.Slide.to_dataset`.
+        labels : {"majority", "any"}, default: "majority"
+            What a pixel of labels is of those that it covers, where there is a spacing.
         storage_options : mapping, optional
             How a URL is reached, credentials included, which never leave the process: see
             :func:`dicomslide.register_storage_options`.
@@ -169,38 +179,30 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         """
         from dicomslide.contents.description import slide_attrs
         from dicomslide.errors import LevelNotFoundError
-        from dicomslide.labelled.tree import level_dataset, other_groups
+        from dicomslide.labelled.tree import level_dataset, other_groups, spacing_dataset
 
         slide = _open(
             filename_or_obj, container_id, frame_of_reference_uid, pyramid, correct_color,
             on_error, align_levels, storage_options, session,
         )  # fmt: skip
-        if level is not None and group is not None:
-            raise TypeError("level and group both name a node: give one of them")
+        if sum(given is not None for given in (level, group, spacing)) > 1:
+            raise TypeError("level, group and spacing each say what to open: give one of them")
+        common: dict[str, Any] = dict(
+            data=_lazy, orientation=orientation, squeeze=squeeze, mask_and_scale=mask_and_scale
+        )
         name = str(group or "").strip("/")
         if name.startswith("level_") and name[6:].isdecimal():
             level = int(name[6:])
-        if name and level is None:
-            others = other_groups(
-                slide,
-                data=_lazy,
-                orientation=orientation,
-                squeeze=squeeze,
-                mask_and_scale=mask_and_scale,
-            )
+        if spacing is not None:
+            dataset = spacing_dataset(slide, spacing, labels=labels, **common)
+        elif name and level is None:
+            others = other_groups(slide, **common)
             if name not in others:
                 there = [f"level_{i}" for i in range(slide.num_levels)] + list(others)
                 raise LevelNotFoundError(f"{slide.name}: no group {group!r}; there are {there}")
             dataset = others[name]
         else:
-            dataset = level_dataset(
-                slide,
-                level or 0,
-                data=_lazy,
-                orientation=orientation,
-                squeeze=squeeze,
-                mask_and_scale=mask_and_scale,
-            )
+            dataset = level_dataset(slide, level or 0, **common)
         dataset.attrs = slide_attrs(slide, include_patient=include_patient) | dataset.attrs
         return _finished(dataset, filename_or_obj, drop_variables)
 
@@ -221,6 +223,9 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         on_error: Literal["raise", "fill"] | None = None,
         align_levels: bool | None = None,
         include_patient: bool = False,
+        levels: Levels = "stored",
+        spacings: Sequence[Spacing] | None = None,
+        labels: Labels = "majority",
         storage_options: Mapping[str, Any] | None = None,
         session: Any = None,
     ) -> dict[str, xr.Dataset]:
@@ -239,6 +244,9 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             mask_and_scale=mask_and_scale,
             associated=associated,
             include_patient=include_patient,
+            levels=levels,
+            spacings=spacings,
+            labels=labels,
         )
         return {
             path: _finished(dataset, filename_or_obj, drop_variables)
@@ -263,6 +271,9 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         on_error: Literal["raise", "fill"] | None = None,
         align_levels: bool | None = None,
         include_patient: bool = False,
+        levels: Levels = "stored",
+        spacings: Sequence[Spacing] | None = None,
+        labels: Labels = "majority",
         storage_options: Mapping[str, Any] | None = None,
         session: Any = None,
     ) -> xr.DataTree:
@@ -280,6 +291,8 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             Node to open as the root; all of them if not given.
         associated : bool, default: False
             Whether label, overview and thumbnail are nodes beside the levels.
+        levels, spacings, labels
+            See :meth:`dicomslide.Slide.to_datatree`.
 
         Returns
         -------
@@ -309,9 +322,21 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             session=session,
         )
         if group is not None and group.strip("/"):
+            if levels != "stored" or spacings is not None:
+                raise TypeError(
+                    "group names a node of the levels that are stored: give one of"
+                    " group, levels and spacings"
+                )
             groups = {"/": self.open_dataset(filename_or_obj, group=group, **options)}
         else:
-            groups = self.open_groups_as_dict(filename_or_obj, associated=associated, **options)
+            groups = self.open_groups_as_dict(
+                filename_or_obj,
+                associated=associated,
+                levels=levels,
+                spacings=spacings,
+                labels=labels,
+                **options,
+            )
         tree = xr.DataTree.from_dict(groups)
         tree.encoding |= groups["/"].encoding
         return tree

@@ -4,30 +4,51 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeAlias, TypeVar
 
+import numpy as np
 import xarray as xr
 
 from dicomslide.contents.description import slide_attrs
 from dicomslide.contents.places import lies_on, turned_onto
 from dicomslide.header import dicom
+from dicomslide.header.resolution import spacing_in_mm
 from dicomslide.header.tiling import match_planes
 from dicomslide.labelled import (
     accessor as accessor,  # registered, wherever there are labelled arrays
 )
-from dicomslide.labelled.variables import Grid, Stack
+from dicomslide.labelled.resolution import (
+    check_labels,
+    grid_of_spacing,
+    resampled,
+    stacks_at,
+    virtual_factors,
+    virtual_grid,
+)
+from dicomslide.labelled.variables import Grid, Stack, deepest_of
 from dicomslide.process.warn import once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from dicomslide.contents.contents import SlideContents
     from dicomslide.contents.places import ChannelGroup
     from dicomslide.header.geometry import OrientationName
+    from dicomslide.header.resolution import Spacing
+    from dicomslide.readers.resampled_reader import Labels
     from dicomslide.readers.stacked_reader import Data
 
-__all__ = ["MaskAndScale", "level_dataset", "other_groups", "slide_groups"]
+__all__ = [
+    "Levels",
+    "MaskAndScale",
+    "level_dataset",
+    "other_groups",
+    "slide_groups",
+    "spacing_dataset",
+]
 
+Levels = Literal["stored", "virtual"]
+"""Which levels a tree has."""
 MaskAndScale: TypeAlias = bool | Mapping[str, bool]
 """Whether pixels are what they mean, fractions or real world values; by the variable's name."""
 
@@ -57,6 +78,9 @@ def slide_groups(
     mask_and_scale: MaskAndScale = True,
     associated: bool = False,
     include_patient: bool = False,
+    levels: Levels = "stored",
+    spacings: Sequence[Spacing] | None = None,
+    labels: Labels = "majority",
 ) -> dict[str, xr.Dataset]:
     """Return the datasets of a slide's tree by path.
 
@@ -76,26 +100,44 @@ def slide_groups(
         Whether label, overview and thumbnail are nodes beside the levels.
     include_patient : bool
         Whether attributes that identify the patient are among those of the root.
+    levels : {"stored", "virtual"}
+        Whether levels that the slide doesn't store are among its levels, by factors of two.
+    spacings : sequence of float or str, optional
+        Distances of pixels; then levels are those, from the finest to the coarsest.
+    labels : {"majority", "any"}
+        See :func:`spacing_dataset`.
+
+    Raises
+    ------
+    ValueError
+        When both virtual levels and spacings are wanted, or one of them isn't what it should be.
 
     """
-    groups = {"/": xr.Dataset(attrs=slide_attrs(slide, include_patient=include_patient))}
-    for level in range(slide.num_levels):
-        groups[f"/level_{level}"] = level_dataset(
-            slide,
-            level,
-            data=data,
-            orientation=orientation,
-            squeeze=squeeze,
-            mask_and_scale=mask_and_scale,
-        )
-    others = other_groups(
-        slide,
-        data=data,
-        orientation=orientation,
-        squeeze=squeeze,
-        mask_and_scale=mask_and_scale,
-        associated=associated,
+    if levels not in ("stored", "virtual"):
+        raise ValueError(f'levels must be "stored" or "virtual", not {levels!r}')
+    if spacings is not None and levels == "virtual":
+        raise ValueError("either virtual levels or spacings can be had, not both")
+    check_labels(labels)
+    common: dict[str, Any] = dict(
+        data=data, orientation=orientation, squeeze=squeeze, mask_and_scale=mask_and_scale
     )
+    if spacings is not None:
+        datasets = [
+            spacing_dataset(slide, spacing, labels=labels, **common)
+            for spacing in sorted({spacing_in_mm(spacing) for spacing in spacings})
+        ]
+    else:
+        datasets = []
+        for level in range(slide.num_levels):
+            datasets.append(level_dataset(slide, level, **common))
+            factors = virtual_factors(slide, level) if levels == "virtual" else []
+            datasets += [
+                virtual_dataset(slide, level, factor, labels=labels, **common) for factor in factors
+            ]
+    groups = {"/": xr.Dataset(attrs=slide_attrs(slide, include_patient=include_patient))}
+    for number, dataset in enumerate(datasets):
+        groups[f"/level_{number}"] = dataset.assign_attrs(level=number)
+    others = other_groups(slide, associated=associated, **common)
     return groups | {f"/{name}": dataset for name, dataset in others.items()}
 
 
@@ -163,14 +205,125 @@ def level_dataset(
 
     """
     here = slide.level(level)
-    stacks = [
-        _as_wanted(stack, mask_and_scale)
-        for group in slide._groups
-        if _is_beside(slide, group, level) and (stack := Stack.at_level(here, group)) is not None
-    ]
+    stacks = _level_stacks(slide, level, mask_and_scale)
     grid = Grid.of(stacks[0].image, orientation, slide._said("FrameOfReferenceUID"))
+    rows, columns = slide.size
+    return _assembled(stacks, grid, data, squeeze).assign_attrs(
+        level=level,
+        image_flavor=stacks[0].image.flavor.lower(),  # a thumbnail may be a level
+        downsampling_factors=[rows / here.size[0], columns / here.size[1]],
+    )
+
+
+def _level_stacks(slide: SlideContents, level: int, mask_and_scale: MaskAndScale) -> list[Stack]:
+    """Return the variables of a level's dataset."""
+    stacks = (
+        Stack.at_level(slide.levels[level], group)
+        for group in slide._groups
+        if _is_beside(slide, group, level)
+    )
+    return [_as_wanted(stack, mask_and_scale) for stack in stacks if stack is not None]
+
+
+@_warning_once
+def virtual_dataset(
+    slide: SlideContents,
+    level: int,
+    factor: int,
+    *,
+    data: Data,
+    orientation: OrientationName = "upright",
+    squeeze: bool = True,
+    mask_and_scale: MaskAndScale = True,
+    labels: Labels = "majority",
+) -> xr.Dataset:
+    """Return a level that a slide doesn't store, made of one that it does.
+
+    Parameters
+    ----------
+    slide : SlideContents
+        The slide.
+    level : int
+        Zero-based index of the stored level.
+    factor : int
+        Pixels of it along an edge of a pixel.
+    data, orientation, squeeze, mask_and_scale
+        See :func:`slide_groups`.
+    labels : {"majority", "any"}
+        See :func:`spacing_dataset`.
+
+    Raises
+    ------
+    MetadataError
+        When the level has no place on the slide.
+
+    """
+    grid = virtual_grid(slide, level, factor, orientation)
+    stacks = [
+        resampled(stack, grid, labels) for stack in _level_stacks(slide, level, mask_and_scale)
+    ]
+    dataset = _assembled([stack for stack in stacks if stack is not None], grid, data, squeeze)
+    assert grid.geometry is not None
+    factors = np.divide(grid.geometry.spacing, slide.levels[0].image.pixel_spacing)
+    return dataset.assign_attrs(
+        image_flavor=grid.image.flavor.lower(), downsampling_factors=factors.tolist()
+    )
+
+
+@_warning_once
+def spacing_dataset(
+    slide: SlideContents,
+    spacing: Spacing,
+    *,
+    data: Data,
+    orientation: OrientationName = "upright",
+    squeeze: bool = True,
+    mask_and_scale: MaskAndScale = True,
+    labels: Labels = "majority",
+) -> xr.Dataset:
+    """Return a slide with pixels of a size; see :mod:`dicomslide.labelled.resolution`.
+
+    Parameters
+    ----------
+    slide : SlideContents
+        The slide.
+    spacing : float or str
+        Distance of pixels: see :func:`spacing_in_mm`.
+    data, orientation, squeeze, mask_and_scale
+        See :func:`slide_groups`.
+    labels : {"majority", "any"}
+        What a pixel of labels is of those that it covers.
+
+    Raises
+    ------
+    MetadataError
+        When the base level has no place on the slide.
+    ValueError
+        When the spacing isn't one, or pixels are larger than the slide.
+
+    """
+    check_labels(labels)
+    wanted = spacing_in_mm(spacing)
+    grid = grid_of_spacing(slide, wanted, orientation)
+    stacks = stacks_at(
+        slide,
+        wanted,
+        grid,
+        labels=labels,
+        as_wanted=lambda stack: _as_wanted(stack, mask_and_scale),
+    )
+    base = slide.levels[0].image
+    return _assembled(stacks, grid, data, squeeze).assign_attrs(
+        spacing=wanted,
+        image_flavor=base.flavor.lower(),
+        downsampling_factors=[wanted / each for each in base.pixel_spacing],
+    )
+
+
+def _assembled(stacks: Sequence[Stack], grid: Grid, data: Data, squeeze: bool) -> xr.Dataset:
+    """Return the dataset of variables on one grid."""
     # z is that of the first image that has several planes: one beside it has one of them
-    deepest = next((each for each in stacks if each.is_image and len(each.planes) > 1), stacks[0])
+    deepest = deepest_of(stacks)
     has_colors = any(stack.image._layout.pixel_format.is_color for stack in stacks)
     dataset = xr.Dataset(coords=grid.coords()).assign_coords(deepest.plane_coords(squeeze))
     for stack in stacks:
@@ -182,12 +335,7 @@ def level_dataset(
             has_planes=stack.has_planes_of(deepest),
             has_samples=not has_colors,
         )
-    rows, columns = slide.size
-    return dataset.assign_attrs(
-        level=level,
-        image_flavor=stacks[0].image.flavor.lower(),  # a thumbnail may be a level
-        downsampling_factors=[rows / here.size[0], columns / here.size[1]],
-    )
+    return dataset
 
 
 def _as_wanted(stack: Stack, mask_and_scale: MaskAndScale) -> Stack:

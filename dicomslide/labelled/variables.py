@@ -25,7 +25,7 @@ from dicomslide.process.warn import warn
 from dicomslide.readers.stacked_reader import StackedReader, runs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dicomslide.contents.levels import Level
     from dicomslide.contents.places import ChannelGroup, Place
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dicomslide.image import TiledImage
     from dicomslide.readers.stacked_reader import Data, Row
 
-__all__ = ["Grid", "Stack"]
+__all__ = ["Grid", "Stack", "deepest_of"]
 
 DIMS = {
     ChannelTypes.OPTICAL_PATH: "channel",
@@ -86,9 +86,8 @@ class Grid:
 
     def coords(self) -> xr.Coordinates:
         """Return the coordinates of the dims."""
-        return matrix_coords(
-            self.geometry, self.orientation, self.image.size, self.frame_of_reference_uid
-        )
+        size = self.image.size if self.geometry is None else self.geometry.shape
+        return matrix_coords(self.geometry, self.orientation, size, self.frame_of_reference_uid)
 
     def turn(self, image: TiledImage) -> Orientation:
         """Return how the matrix of an image of the same pixels is turned."""
@@ -121,6 +120,10 @@ class Stack:
     heights: tuple[tuple[float, ...], ...] = ()
     """Offset of each focal plane by channel in µm, where channels differ; else empty. NaN where a
     channel lacks one."""
+    orientation: Orientation | None = None
+    """How what the readers give is turned onto the grid; None where the image says."""
+    resampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Attributes that say what the pixels of another grid are made of."""
 
     @classmethod
     def at_level(cls, level: Level, group: ChannelGroup) -> Stack | None:
@@ -227,8 +230,7 @@ class Stack:
     def as_meant(self) -> Stack:
         """Return the same with fractions and real world values, where other values are stored."""
         readers = tuple(
-            tuple(reader and dataclasses.replace(reader, scaled=True) for reader in row)
-            for row in self.readers
+            tuple(reader and reader.as_meant() for reader in row) for row in self.readers
         )
         of_source = {id(reader.source): reader for row in readers for reader in row if reader}
         if all(reader.scaling is not None for reader in of_source.values()):
@@ -270,8 +272,7 @@ class Stack:
 
         """
         image = self.image
-        layout = image._layout
-        samples = layout.pixel_format.samples
+        samples = image._layout.pixel_format.samples
         first = next(reader for row in self.readers for reader in row if reader is not None)
         is_label_map = first.as_labels
         kept = (
@@ -281,10 +282,10 @@ class Stack:
         )
         reader = StackedReader(
             runs=runs_of(self.readers),
-            orientation=grid.turn(image),
+            orientation=self.orientation or grid.turn(image),
             kept=kept,
-            matrix_shape=(*image.size, samples),
-            tile_shape=(layout.pixel_format.rows, layout.pixel_format.columns),
+            matrix_shape=first.shape,
+            tile_shape=first.tile_shape,
             dtype=first.dtype,
             background=first.background,
         )
@@ -317,7 +318,7 @@ class Stack:
         if self.spans:
             spans = [[low / MICROMETERS, high / MICROMETERS] for low, high in self.spans]
             attrs["focal_plane_span"] = spans if len(spans) > 1 else spans[0]
-        return attrs
+        return {**attrs, **self.resampling}
 
     def plane_coords(self, squeeze: bool) -> xr.Coordinates:
         """Return the coordinates of the focal planes; none for an associated image."""
@@ -329,6 +330,11 @@ class Stack:
             is_dim=len(self.planes) > 1 or not squeeze,
             of_channels=(self.dim, self.heights) if self.heights else None,
         )
+
+
+def deepest_of(stacks: Sequence[Stack]) -> Stack:
+    """Return the one whose focal planes are those of a dataset: the first image with several."""
+    return next((each for each in stacks if each.is_image and len(each.planes) > 1), stacks[0])
 
 
 def _plain(name: str) -> str:

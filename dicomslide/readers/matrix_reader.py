@@ -164,6 +164,10 @@ class MatrixReader:
         """Return the reader of a channel so many further on in the same image."""
         return dataclasses.replace(self, channel_index=self.channel_index + further)
 
+    def as_meant(self) -> MatrixReader:
+        """Return the reader of fractions or real world values, where other values are stored."""
+        return dataclasses.replace(self, scaled=True)
+
     def frames_of(self, tiles: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the zero-based frame of each tile, −1 where a tile is absent."""
         layout = self.layout
@@ -406,9 +410,7 @@ class MatrixReader:
         return self._transform if label is None else lambda pixels: pixels == label
 
 
-def picked(
-    out: Pixels, axes: Sequence[Axis], *, transpose: bool, contiguous: bool
-) -> Pixels:
+def picked(out: Pixels, axes: Sequence[Axis], *, transpose: bool, contiguous: bool) -> Pixels:
     """Return the wanted samples of a region in its final form.
 
     Parameters

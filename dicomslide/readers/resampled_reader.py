@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from dicomslide.options import allocated, check_memory
-from dicomslide.process.lazy import lazy
 from dicomslide.readers.indexing import Axis
 from dicomslide.readers.matrix_reader import MatrixReader, picked
-from dicomslide.readers.windows import Windows, WindowPiece, summed
+from dicomslide.readers.windows import Taps, WindowPiece, Windows, summed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -88,6 +87,10 @@ class ResampledReader:
         """Return the reader of a channel so many further on in the same image."""
         return dataclasses.replace(self, source=self.source.of_channel(further))
 
+    def as_meant(self) -> ResampledReader:
+        """See :meth:`MatrixReader.as_meant`."""
+        return dataclasses.replace(self, source=self.source.as_meant())
+
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
         return (
             "dicomslide.ResampledReader",
@@ -142,9 +145,7 @@ class ResampledReader:
             self.source.frames.visit(frames, use, threads=threads, keep=keep)
             return
         totals = _Totals(out, covered, self.source.background)
-        self.source.frames.visit(
-            frames, self._adding(places, totals), threads=threads, keep=keep
-        )
+        self.source.frames.visit(frames, self._adding(places, totals), threads=threads, keep=keep)
         totals.finish(self.labels)
 
     def _meetings(
@@ -189,14 +190,11 @@ class ResampledReader:
                 return  # background is there
             for row, column in places[at]:
                 part = self.source.part(tile, (row.source, column.source))
-                assert isinstance(row.taps, int) and isinstance(column.taps, int)
                 out[row.target, column.target] = _means(part, row.taps, column.taps)
 
         return place
 
-    def _adding(
-        self, places: list[Place], totals: _Totals
-    ) -> Callable[[int, Pixels | None], None]:
+    def _adding(self, places: list[Place], totals: _Totals) -> Callable[[int, Pixels | None], None]:
         """Return what adds each frame's share to the windows that it is a part of."""
 
         def add(at: int, tile: Pixels | None) -> None:
@@ -260,14 +258,10 @@ class _Totals:
 
     def add(self, row: WindowPiece, column: WindowPiece, part: Pixels) -> None:
         """Add the pixels of a tile that windows cover."""
-        absent: Pixels | None = None
-        if part.dtype.kind == "f":
-            absent = np.isnan(part)
-            if absent.any():
-                part = np.where(absent, 0, part)
-                absent = summed(absent, row.taps, column.taps)
-            else:
-                absent = None
+        absent: NDArray[np.float64] | None = None
+        if part.dtype.kind == "f" and (is_nan := np.isnan(part)).any():
+            part = np.where(is_nan, 0, part)
+            absent = summed(is_nan, row.taps, column.taps).astype(np.float64)
         sums = summed(part, row.taps, column.taps)
         with self._lock:
             self._sums[row.target, column.target] += sums
@@ -297,6 +291,7 @@ class _Totals:
             area = area - self._absent
             area[area <= 1e-9] = math.nan  # nothing but NaN
         kind = self._out.dtype.kind
+        means: Pixels
         with np.errstate(divide="ignore", invalid="ignore"):
             if kind == "b":
                 means = self._sums > 0 if labels == "any" else 2 * self._sums >= area * (1 - 1e-9)
@@ -307,9 +302,12 @@ class _Totals:
         np.copyto(self._out, means, where=reached, casting="unsafe")
 
 
-def _means(part: Pixels, down: int, across: int) -> Pixels:
+def _means(part: Pixels, down: Taps, across: Taps) -> Pixels:
     """Return means of boxes of whole pixels, rounded, halves up."""
-    if part.dtype == np.uint8:
+    assert isinstance(down, int)
+    assert isinstance(across, int)
+    if part.dtype == np.uint8 and (down * across).bit_count() == 1:
+        # Pillow is exact where the area is a power of two, and takes half of the time
         from PIL import Image
 
         samples = part.shape[2]
@@ -368,9 +366,7 @@ def _gathered(windows: Windows, indices: NDArray[np.int64]) -> _Gathered:
     )
 
 
-def _modes(
-    stored: Pixels, down: _Gathered, right: _Gathered, background: int | None
-) -> Pixels:
+def _modes(stored: Pixels, down: _Gathered, right: _Gathered, background: int | None) -> Pixels:
     """Return the value of the largest area in each window; the lowest of several.
 
     Parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -136,7 +137,7 @@ def _runs(
     """Yield windows side by side that are of one length together."""
     lengths = stops - starts
     borders = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
-    for a, b in zip(borders, borders[1:], strict=False):
+    for a, b in itertools.pairwise(borders):
         source = slice(int(starts[a]), int(stops[b - 1]))
         yield WindowPiece(tile, source, slice(begin + a, begin + b), int(lengths[a]))
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dicomslide.contents.contents import SlideContents
 from dicomslide.header.geometry import renamed_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import xarray as xr
 
     from dicomslide.header.geometry import OrientationName
+    from dicomslide.header.resolution import Spacing
+    from dicomslide.labelled.tree import Levels
+    from dicomslide.readers.resampled_reader import Labels
 
 __all__ = ["SlideArrays"]
 
@@ -29,8 +32,10 @@ class SlideArrays(SlideContents):
         orientation: OrientationName = "upright",
         squeeze: bool = True,
         mask_and_scale: bool | Mapping[str, bool] = True,
+        spacing: Spacing | None = None,
+        labels: Labels = "majority",
     ) -> xr.Dataset:
-        """Return a level as a labelled dataset of dask arrays.
+        """Return a level, or the slide at any other resolution, as a dataset of dask arrays.
 
         Parameters
         ----------
@@ -47,6 +52,12 @@ class SlideArrays(SlideContents):
             of integers real world values by their mapping (float64; NaN where a value isn't
             mapped); else what is stored, as in all other methods. A mapping says it by the name
             of the variable.
+        spacing : float or str, optional
+            Distance of pixels, instead of a level: a number in mm; a text with a unit, such as
+            ``"0.5 um"``; or a magnification, ``"10x"``, which is 1 µm. See the notes.
+        labels : {"majority", "any"}, default: "majority"
+            What a pixel of labels (segments, label maps) is of those that it covers, where there is
+            a spacing: the label of the largest area; or any label before background.
 
         Returns
         -------
@@ -60,19 +71,37 @@ class SlideArrays(SlideContents):
         ------
         LevelNotFoundError
             When there is no such level.
+        MetadataError
+            When there is a spacing, but the header doesn't say where the base level lies.
+        TypeError
+            When both a level and a spacing are given.
+        ValueError
+            When the spacing isn't one, or pixels are larger than the slide.
+
+        Notes
+        -----
+        The grid of a spacing begins at the outer corner of the base level's pixel (0, 0), so that
+        the first centre lies half a pixel from it, and ends where the images do: the last pixel may
+        reach beyond. A pixel is the mean, by area, of the stored pixels that it covers and that
+        aren't NaN; integers are rounded, halves up. These are pixels of the coarsest level that is
+        finer than the spacing, or of the base level where none is. Each frame is decoded once for a
+        chunk.
 
         """
-        from dicomslide.labelled.tree import level_dataset
+        from dicomslide.labelled.tree import level_dataset, spacing_dataset
         from dicomslide.readers.arrays import dask_data
 
-        return level_dataset(
-            self,
-            level,
+        common: dict[str, Any] = dict(
             data=dask_data(chunks),
             orientation=orientation,
             squeeze=squeeze,
             mask_and_scale=mask_and_scale,
         )
+        if spacing is None:
+            return level_dataset(self, level, **common)
+        if level:
+            raise TypeError("level and spacing both say a resolution: give one of them")
+        return spacing_dataset(self, spacing, labels=labels, **common)
 
     @renamed_frame
     def to_datatree(
@@ -84,6 +113,9 @@ class SlideArrays(SlideContents):
         mask_and_scale: bool | Mapping[str, bool] = True,
         associated: bool = False,
         include_patient: bool = False,
+        levels: Levels = "stored",
+        spacings: Sequence[Spacing] | None = None,
+        labels: Labels = "majority",
     ) -> xr.DataTree:
         """Return the slide as a tree of its levels, as labelled dask arrays.
 
@@ -95,6 +127,14 @@ class SlideArrays(SlideContents):
             Whether label, overview and thumbnail are nodes beside the levels.
         include_patient : bool, default: False
             Whether attributes that identify the patient are among the attributes.
+        levels : {"stored", "virtual"}, default: "stored"
+            Whether levels that the slide doesn't store are among its levels: by factors of two,
+            down to a small one, each made of the next finer one that is stored.
+        spacings : sequence of float or str, optional
+            Distances of pixels, instead of levels, as :meth:`to_dataset` takes them; the levels of
+            the tree are these, from the finest to the coarsest.
+        labels
+            See :meth:`to_dataset`.
 
         Returns
         -------
@@ -116,5 +156,8 @@ class SlideArrays(SlideContents):
             mask_and_scale=mask_and_scale,
             associated=associated,
             include_patient=include_patient,
+            levels=levels,
+            spacings=spacings,
+            labels=labels,
         )
         return xr.DataTree.from_dict(groups, name=self.container_identifier)

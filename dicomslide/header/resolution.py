@@ -1,0 +1,194 @@
+"""Resolutions as people write them, in mm per pixel; and the pixel grids that they make."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+import re
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from dicomslide.header.geometry import AXIS_TOLERANCE, Orientation, SlideGeometry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Spacing", "coarsened", "grid_at", "magnification_in_mm", "placed_on", "spacing_in_mm"]
+
+Spacing: TypeAlias = float | str
+"""Distance of pixels: a number in mm, or text such as ``"0.5 um"`` or ``"10x"``."""
+
+SLIVER = 1e-3
+"""Fraction of a pixel that a grid may cover beyond its last pixel without another one."""
+TEN_TIMES = 0.001
+"""Distance of pixels in mm at a magnification of 10 ×."""
+_UNITS = {"mm": 1.0, "um": 1e-3, "µm": 1e-3, "μm": 1e-3, "micron": 1e-3, "microns": 1e-3,
+          "nm": 1e-6}  # fmt: skip
+_TEXT = re.compile(
+    r"\s*(?P<number>[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>[a-zµμ×]+)\s*", re.I
+)
+
+
+def spacing_in_mm(spacing: Spacing) -> float:
+    """Return the distance of pixels in mm.
+
+    Parameters
+    ----------
+    spacing : float or str
+        A number in mm; or text with a unit, ``"0.5 um"``, ``"0.5 µm"``, ``"500 nm"``,
+        ``"0.0005 mm"``; or a magnification, ``"10x"``, which is 1 µm: ``"20x"`` is 0.5 µm,
+        ``"40x"`` 0.25 µm.
+
+    Raises
+    ------
+    ValueError
+        When it is none of these, or not above zero.
+
+    """
+    value = _from_text(spacing) if isinstance(spacing, str) else _from_number(spacing)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(
+            f"spacing {spacing!r}: expected mm above zero, or a text with a unit, such as"
+            ' "0.5 um" or "10x" (which is 1 µm)'
+        )
+    return value
+
+
+def _from_number(value: Any) -> float:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return float(value) if is_number else math.nan
+
+
+def _from_text(text: str) -> float:
+    """Return the mm that a text says; NaN where it doesn't."""
+    match = _TEXT.fullmatch(text)
+    if match is None:
+        return math.nan
+    number, unit = float(match["number"]), match["unit"].lower()
+    if unit in ("x", "×"):
+        return magnification_in_mm(number)
+    return number * _UNITS.get(unit, math.nan)
+
+
+def magnification_in_mm(magnification: float) -> float:
+    """Return the distance of pixels in mm that is called a magnification: 1 µm is 10 ×.
+
+    Raises
+    ------
+    ValueError
+        When it isn't above zero.
+
+    """
+    if not (math.isfinite(magnification) and magnification > 0):
+        raise ValueError(f"magnification {magnification!r}: expected a number above zero")
+    return 10 * TEN_TIMES / magnification
+
+
+def grid_at(spacing: float, base: SlideGeometry, source: SlideGeometry) -> SlideGeometry:
+    """Return the grid of square pixels of a size that begins at the base's corner.
+
+    Parameters
+    ----------
+    spacing : float
+        Distance of pixels in mm.
+    base : SlideGeometry
+        The base level. The outer corners of pixel (0, 0) of it and of the grid are one.
+    source : SlideGeometry
+        The image whose extent the grid covers.
+
+    Raises
+    ------
+    ValueError
+        When not a single pixel fits.
+
+    """
+    x, y = base.to_slide((np.divide(spacing, base.spacing) - 1) / 2).tolist()
+    grid = dataclasses.replace(base, origin=(x, y), spacing=(spacing, spacing), shape=(1, 1))
+    return dataclasses.replace(grid, shape=_shape_over(grid, source))
+
+
+def coarsened(source: SlideGeometry, factor: int) -> SlideGeometry:
+    """Return the grid, from the same corner on, whose pixels are boxes of so many pixels squared.
+
+    Parameters
+    ----------
+    source : SlideGeometry
+        The finer grid.
+    factor : int
+        Pixels along an edge of a box.
+
+    """
+    x, y = source.to_slide(((factor - 1) / 2, (factor - 1) / 2)).tolist()
+    rows, columns = (-(-length // factor) for length in source.shape)
+    spacing = source.spacing[0] * factor, source.spacing[1] * factor
+    return dataclasses.replace(source, origin=(x, y), spacing=spacing, shape=(rows, columns))
+
+
+def _shape_over(grid: SlideGeometry, source: SlideGeometry) -> tuple[int, int]:
+    """Return how many rows and columns of a grid reach the far edges of an image."""
+    rows, columns = source.shape
+    corners = grid.pixels_of(source) @ [
+        [-0.5, -0.5, rows - 0.5, rows - 0.5],
+        [-0.5, columns - 0.5, -0.5, columns - 0.5],
+        [1.0, 1.0, 1.0, 1.0],
+    ]
+    down, across = np.ceil(corners.max(axis=1) + 0.5 - SLIVER).astype(int).tolist()
+    if min(down, across) < 1:
+        raise ValueError(
+            f"pixels of {grid.spacing[0]:g} mm are larger than the image, which is"
+            f" {source.physical_size[0]:.4g} × {source.physical_size[1]:.4g} mm"
+        )
+    return down, across
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlacedGrid:
+    """Where the pixels of a grid lie in the matrix of an image, axis by axis of the matrix."""
+
+    start: tuple[float, float]
+    """(row, column) of the grid's lowest edge, in pixels from the matrix' own corner."""
+    step: tuple[float, float]
+    """Pixels of the matrix that a pixel of the grid covers."""
+    count: tuple[int, int]
+    """Number of the grid's pixels."""
+    orientation: Orientation
+    """How pixels that run along the matrix' axes are turned to run along the grid's."""
+
+
+def placed_on(grid: SlideGeometry, image: SlideGeometry) -> PlacedGrid | None:
+    """Return where the pixels of a grid lie in the matrix of an image.
+
+    Parameters
+    ----------
+    grid : SlideGeometry
+        The grid.
+    image : SlideGeometry
+        The image.
+
+    Returns
+    -------
+    PlacedGrid or None
+        None where axes of both aren't parallel.
+
+    """
+    affine: NDArray[np.float64] = image.pixels_of(grid)
+    steps, origin = affine[:, :2], affine[:, 2]
+    transpose = bool(abs(steps[0, 1]) > abs(steps[0, 0]))
+    along = (1, 0) if transpose else (0, 1)  # the grid's axis of each axis of the matrix
+    own = np.array([steps[0, along[0]], steps[1, along[1]]])
+    other = np.array([steps[0, along[1]], steps[1, along[0]]])
+    if np.abs(other).max() > AXIS_TOLERANCE * np.abs(own).min():
+        return None
+    count = tuple(grid.shape[axis] for axis in along)
+    first = origin - steps @ (0.5, 0.5) + 0.5  # the grid's corner, from that of the matrix
+    start = np.where(own > 0, first, first + own * count)
+    flip = own < 0
+    flip_y, flip_x = (flip[1], flip[0]) if transpose else (flip[0], flip[1])
+    return PlacedGrid(
+        start=(float(start[0]), float(start[1])),
+        step=(float(abs(own[0])), float(abs(own[1]))),
+        count=(count[0], count[1]),
+        orientation=Orientation(transpose, flip_y=bool(flip_y), flip_x=bool(flip_x)),
+    )

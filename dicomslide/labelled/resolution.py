@@ -1,0 +1,253 @@
+"""A slide at a resolution that is wanted: its variables on one grid of pixels of that size."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dicomslide.errors import MetadataError, MetadataWarning
+from dicomslide.header.geometry import AS_STORED
+from dicomslide.header.placement import SAME_SPACING, geometry_of
+from dicomslide.header.resolution import coarsened, grid_at, placed_on
+from dicomslide.labelled.variables import Grid, Stack, deepest_of
+from dicomslide.process.warn import warn
+from dicomslide.readers.matrix_reader import MatrixReader
+from dicomslide.readers.resampled_reader import ResampledReader
+from dicomslide.readers.windows import Windows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dicomslide.contents.contents import SlideContents
+    from dicomslide.contents.places import ChannelGroup
+    from dicomslide.header.geometry import OrientationName, SlideGeometry
+    from dicomslide.image import TiledImage
+    from dicomslide.readers.resampled_reader import Labels
+    from dicomslide.readers.stacked_reader import PlaneReader
+
+__all__ = ["check_labels", "grid_of_spacing", "resampled", "stacks_at", "virtual_factors",
+           "virtual_grid"]  # fmt: skip
+
+APART = 1.5
+"""Factor by which a virtual level has to be finer than the next stored one."""
+SMALL = 512
+"""Pixels along the longer edge of a level behind which there needn't be another."""
+
+
+def check_labels(labels: str) -> None:
+    """Raise a ValueError unless the value is one of :data:`Labels`."""
+    if labels not in ("majority", "any"):
+        raise ValueError(f'labels must be "majority" or "any", not {labels!r}')
+
+
+def grid_of_spacing(slide: SlideContents, spacing: float, orientation: OrientationName) -> Grid:
+    """Return the grid of square pixels of a size, from the corner of the base level on.
+
+    Parameters
+    ----------
+    slide : SlideContents
+        The slide.
+    spacing : float
+        Distance of pixels in mm.
+    orientation : {"upright", "stored"}
+        Upright in mm, or rows and columns that run as those of the base level.
+
+    Raises
+    ------
+    MetadataError
+        When the base level has no place on the slide.
+    ValueError
+        When pixels of that size are larger than the slide.
+
+    """
+    grid, base = _grid_of(slide, 0, orientation)
+    image, _ = _source_of(slide, slide._groups[0], spacing)
+    source = geometry_of(image.metadata, image._placement, relative=True)
+    return dataclasses.replace(grid, geometry=grid_at(spacing, base, source))
+
+
+def virtual_grid(
+    slide: SlideContents, level: int, factor: int, orientation: OrientationName
+) -> Grid:
+    """Return the grid whose pixels are boxes of a stored level's pixels.
+
+    Parameters
+    ----------
+    slide : SlideContents
+        The slide.
+    level : int
+        Zero-based index of the stored level.
+    factor : int
+        Pixels of it along an edge of a box.
+    orientation : {"upright", "stored"}
+        See :func:`grid_of_spacing`.
+
+    Raises
+    ------
+    MetadataError
+        When the level has no place on the slide.
+
+    """
+    grid, geometry = _grid_of(slide, level, orientation)
+    return dataclasses.replace(grid, geometry=coarsened(geometry, factor))
+
+
+def _grid_of(
+    slide: SlideContents, level: int, orientation: OrientationName
+) -> tuple[Grid, SlideGeometry]:
+    """Return the grid of a level, and where it lies."""
+    image = slide.levels[level].image
+    grid = Grid.of(image, orientation, slide._said("FrameOfReferenceUID"))
+    if grid.geometry is None:
+        raise MetadataError(
+            f"{image.name}: pixels of a size in mm need its place on the slide, which its header"
+            " lacks; open_slide(..., spacing=...) gives a spacing"
+        )
+    return grid, grid.geometry
+
+
+def virtual_factors(slide: SlideContents, level: int) -> list[int]:
+    """Return the factors of two between a stored level and the next one.
+
+    Behind the last level, those that follow until a picture of it is small.
+
+    Parameters
+    ----------
+    slide : SlideContents
+        The slide.
+    level : int
+        Zero-based index of the stored level.
+
+    """
+    here = slide.levels[level].size
+    if level + 1 < slide.num_levels:
+        ratio = math.sqrt(math.prod(here) / math.prod(slide.levels[level + 1].size))
+        most = ratio / APART
+    else:
+        most = 2 * max(here) / SMALL - 1e-9
+    return [2**k for k in range(1, 64) if 2**k <= most]
+
+
+def stacks_at(
+    slide: SlideContents,
+    spacing: float,
+    grid: Grid,
+    *,
+    labels: Labels,
+    as_wanted: Callable[[Stack], Stack],
+) -> list[Stack]:
+    """Return the variables of a slide on a grid.
+
+    Each is made of the coarsest of its levels that is finer than the grid; of its finest level,
+    where none is. A variable with several focal planes of its own is left out. So are derived
+    images that lie on no level's grid, where a series has several: they are places of their own.
+
+    Parameters
+    ----------
+    slide : SlideContents
+        The slide.
+    spacing : float
+        Distance of the grid's pixels in mm.
+    grid : Grid
+        The grid.
+    labels : {"majority", "any"}
+        See :class:`ResampledReader`.
+    as_wanted : callable
+        Gives a stack with what its pixels mean, or with what is stored.
+
+    """
+    stacks = []
+    for group in slide._groups:
+        apart = [image for image, level in group.images if level is None]
+        if len(apart) == len(group.images) > 1:
+            continue
+        image, level = _source_of(slide, group, spacing)
+        if level is None:
+            stack: Stack | None = Stack.of_image(group, image)
+        else:
+            stack = Stack.at_level(slide.levels[level], group)
+        placed = None if stack is None else resampled(as_wanted(stack), grid, labels)
+        if placed is not None:
+            stacks.append(placed)
+    planes = deepest_of(stacks).planes if stacks else ()
+    return [stack for stack in stacks if len(stack.planes) < 2 or stack.planes == planes]
+
+
+def _source_of(
+    slide: SlideContents, group: ChannelGroup, spacing: float
+) -> tuple[TiledImage, int | None]:
+    """Return the image, and its level, from which pixels of a size are made.
+
+    The coarsest one whose pixels are no larger; the finest one where all are.
+    """
+
+    def candidates() -> Iterator[tuple[float, TiledImage, int | None]]:
+        for image, level in group.images:
+            if level is not None or len(group.images) == 1:
+                yield max(image.pixel_spacing), image, level
+
+    by_spacing = sorted(candidates(), key=lambda each: each[0])
+    finer = [each for each in by_spacing if each[0] <= spacing * (1 + SAME_SPACING)]
+    _, image, level = (finer or by_spacing[:1])[-1]
+    return image, level
+
+
+def resampled(stack: Stack, grid: Grid, labels: Labels) -> Stack | None:
+    """Return a stack with the pixels of another grid.
+
+    None, with a warning, where its rows and columns aren't parallel to those of the grid.
+
+    Parameters
+    ----------
+    stack : Stack
+        Channels and focal planes of an image.
+    grid : Grid
+        With a geometry.
+    labels : {"majority", "any"}
+        See :class:`ResampledReader`.
+
+    """
+    image = stack.image
+    source = geometry_of(image.metadata, image._placement, relative=True)
+    assert grid.geometry is not None
+    placed = placed_on(grid.geometry, source)
+    if placed is None:
+        warn(
+            f"{image.name}: its rows run obliquely to those of the base level: left out",
+            MetadataWarning,
+        )
+        return None
+    rows, columns = (
+        Windows.of(*axis, extent)
+        for axis, extent in zip(
+            zip(placed.start, placed.step, placed.count, strict=True), source.shape, strict=True
+        )
+    )
+
+    def moved(reader: PlaneReader) -> ResampledReader:
+        assert isinstance(reader, MatrixReader)  # of an image, in its own pixels
+        return ResampledReader(reader, rows, columns, labels)
+
+    return dataclasses.replace(
+        stack,
+        readers=tuple(
+            tuple(reader if reader is None else moved(reader) for reader in row)
+            for row in stack.readers
+        ),
+        orientation=placed.orientation.then(grid.orientation or AS_STORED),
+        resampling=_described(stack, source, labels),
+    )
+
+
+def _described(stack: Stack, source: SlideGeometry, labels: Labels) -> dict[str, object]:
+    """Return attributes that say what pixels are made of."""
+    first = next(reader for row in stack.readers for reader in row if reader is not None)
+    is_label = first.as_labels or first.dtype == np.bool_
+    ways = {"majority": "majority by area", "any": "any label before background"}
+    return {
+        "resampling": ways[labels] if is_label else "mean by area",
+        "source_spacing": list(source.spacing),
+    }
