@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from dicomslide.pixels.pixel_format import (
     PixelFormat,
     check_precision,
     check_size,
+    halved,
     imagecodecs,
     ybr_to_rgb,
 )
@@ -31,19 +33,28 @@ _END_OF_IMAGE = b"\xff\xd9"
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00%c"  # APP14, ends with the transform
 
 
-def jpeg(buffer: memoryview, declared: PixelFormat, scratch: Pixels | None = None) -> Pixels:
-    """Decode JPEG of any process in DICOM; 8-bit DCT is decoded into `scratch` if given."""
+def jpeg(
+    buffer: memoryview, declared: PixelFormat, scratch: Pixels | None = None, reduction: int = 0
+) -> Pixels:
+    """Decode JPEG of any process in DICOM; 8-bit DCT is decoded into `scratch` if given.
+
+    See :func:`dicomslide.pixels.decode_frame` for `reduction`: libjpeg-turbo halves rows and
+    columns by leaving out the high frequencies of each block of 8 × 8 pixels.
+    """
     header = parse_jpeg(buffer)
     check_precision(header.precision, declared)
     check_size(header.rows, header.columns, len(header.component_ids), declared)
     if header.lossless or header.precision != 8:
-        return _jpeg_uncommon(buffer, header, declared)
+        array = _jpeg_uncommon(buffer, header, declared)
+        return halved(array, reduction) if reduction else array
+    # libjpeg takes the smallest of its scales that gives so many rows and columns; 0 for all
+    least = tuple(-(-n >> reduction) if reduction else 0 for n in (header.rows, header.columns))
     if declared.samples == 1:
-        return _strict_jpeg(buffer, "GRAY", scratch)
+        return _strict_jpeg(buffer, "GRAY", scratch, least)
     wanted = _jpeg_is_ycbcr(header, declared)
     if wanted != _libjpeg_takes_for_ycbcr(header):
         buffer = _with_color_transform(buffer, header, wanted)
-    return _strict_jpeg(buffer, "RGB", scratch)
+    return _strict_jpeg(buffer, "RGB", scratch, least)
 
 
 def _jpeg_is_ycbcr(header: JpegHeader, declared: PixelFormat) -> bool:
@@ -90,19 +101,28 @@ def _with_color_transform(buffer: memoryview, header: JpegHeader, ycbcr: bool) -
     return memoryview(b"".join(parts))
 
 
-def _strict_jpeg(buffer: memoryview, colorspace: str, scratch: Pixels | None) -> Pixels:
+def _strict_jpeg(
+    buffer: memoryview, colorspace: str, scratch: Pixels | None, least: tuple[int, ...]
+) -> Pixels:
     """Decode with libjpeg's warnings as errors: a truncated codestream only causes a warning."""
     import simplejpeg
 
+    decode = functools.partial(
+        simplejpeg.decode_jpeg,
+        colorspace=colorspace,
+        min_height=least[0],
+        min_width=least[1],
+        buffer=scratch,
+    )
     for _ in range(3):
         try:
-            return simplejpeg.decode_jpeg(buffer, colorspace, buffer=scratch)
+            return decode(buffer)
         except ValueError as error:
             repaired = _repaired(buffer, str(error))
             if repaired is None:
                 raise
             buffer = repaired
-    return simplejpeg.decode_jpeg(buffer, colorspace, buffer=scratch)
+    return decode(buffer)
 
 
 def _repaired(buffer: memoryview, warning: str) -> memoryview | None:

@@ -18,6 +18,7 @@ from dicomslide.pixels.pixel_format import (
     PixelFormat,
     check_precision,
     check_size,
+    halved,
     imagecodecs,
     ybr_to_rgb,
 )
@@ -31,8 +32,12 @@ TINY_HTJ2K = 1024
 """Bytes of a codestream below which OpenJPH doesn't check declared lengths well enough."""
 
 
-def jpeg_2000(buffer: memoryview, declared: PixelFormat) -> Pixels:
-    """Decode JPEG 2000 or HTJ2K, whichever the codestream is."""
+def jpeg_2000(buffer: memoryview, declared: PixelFormat, reduction: int = 0) -> Pixels:
+    """Decode JPEG 2000 or HTJ2K, whichever the codestream is.
+
+    See :func:`dicomslide.pixels.decode_frame` for `reduction`: OpenJPH leaves out the finest
+    resolutions of the wavelet transform.
+    """
     header = parse_jpeg2000(buffer)
     check_precision(header.precision, declared)
     check_size(header.rows, header.columns, header.components, declared)
@@ -40,9 +45,10 @@ def jpeg_2000(buffer: memoryview, declared: PixelFormat) -> Pixels:
         raise FrameDecodeError(
             "the JPEG 2000 codestream is truncated, or its tile-parts lack their declared length"
         )
-    array = _plain_htj2k(buffer, header) if header.plain_htj2k else None
+    array = _plain_htj2k(buffer, header, reduction) if header.plain_htj2k else None
     if array is None:
         array = imagecodecs().jpeg2k_decode(buffer)
+        array = halved(np.atleast_3d(array), reduction) if reduction else array
     stored_as_ycbcr = declared.photometric == "YBR_FULL" or (
         # some writers declare YBR_FULL_422 for RGB pixels; those aren't subsampled
         declared.photometric == "YBR_FULL_422" and header.subsampled
@@ -52,7 +58,7 @@ def jpeg_2000(buffer: memoryview, declared: PixelFormat) -> Pixels:
     return array
 
 
-def _plain_htj2k(buffer: memoryview, header: Jpeg2000Header) -> Pixels | None:
+def _plain_htj2k(buffer: memoryview, header: Jpeg2000Header, reduction: int) -> Pixels | None:
     """Decode reversible HTJ2K with OpenJPH, in half the time; None where OpenJPEG is needed.
 
     OpenJPH doesn't clip values that overshoot: 256 becomes 0 as a byte. Errors in a block aren't
@@ -68,11 +74,14 @@ def _plain_htj2k(buffer: memoryview, header: Jpeg2000Header) -> Pixels | None:
     data = bytearray(buffer)
     for at in header.precisions:
         data[at] = bits - 1
-    shape = header.rows, header.columns, header.components
+    shape = -(-header.rows >> reduction), -(-header.columns >> reduction), header.components
     array = np.zeros(shape[: 2 + (shape[2] > 1)], np.uint16 if bits == 15 else np.uint32)
-    imagecodecs().htj2k_decode(data, planar=False, out=array)
-    array -= (1 << bits - 1) - (1 << header.precision - 1)  # offset of unsigned samples
-    if array.max() >> header.precision:
+    imagecodecs().htj2k_decode(data, planar=False, skipres=reduction or None, out=array)
+    middle, largest = (1 << bits - 1) - (1 << header.precision - 1), (1 << header.precision) - 1
+    if reduction:  # the low-pass filter may overshoot
+        array = array.clip(middle, middle + largest)
+    array -= middle  # offset of unsigned samples
+    if array.max() > largest:
         return None
     return array.astype(np.uint8 if header.precision <= 8 else np.uint16)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Pixels: TypeAlias = NDArray[Any]
     Buffer: TypeAlias = bytes | bytearray | memoryview
 
-__all__ = ["PixelFormat", "as_declared", "check_precision", "check_size", "imagecodecs",
+__all__ = ["PixelFormat", "as_declared", "check_precision", "check_size", "halved", "imagecodecs",
            "ybr_to_rgb"]  # fmt: skip
 
 
@@ -72,6 +72,12 @@ class PixelFormat:
         if not stored <= top <= allocated:
             top = stored
         return allocated - top, top - stored
+
+    def halved(self, times: int) -> PixelFormat:
+        """Return the format of frames whose rows and columns were halved so often, rounded up."""
+        return dataclasses.replace(
+            self, rows=-(-self.rows >> times), columns=-(-self.columns >> times)
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -132,6 +138,28 @@ def as_declared(array: Pixels, declared: PixelFormat) -> Pixels:
     if array.dtype.kind == "f" or array.dtype.itemsize > declared.dtype.itemsize:
         raise FrameDecodeError(f"the codestream holds {array.dtype}, not {declared.dtype}")
     return array.astype(declared.dtype)
+
+
+def halved(array: Pixels, times: int) -> Pixels:
+    """Halve rows and columns so often, rounded up, by the mean of boxes of pixels.
+
+    Boxes that reach beyond an edge go on with the pixels at that edge.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        Shape (rows, columns, samples).
+    times : int
+        How often.
+
+    """
+    edge = 1 << times
+    rows, columns, samples = array.shape
+    ends = [(0, -length % edge) for length in (rows, columns)]
+    whole = np.pad(array, [*ends, (0, 0)], mode="edge")
+    boxes = whole.reshape(whole.shape[0] // edge, edge, whole.shape[1] // edge, edge, samples)
+    means = boxes.mean(axis=(1, 3))
+    return (np.floor(means + 0.5) if array.dtype.kind in "ui" else means).astype(array.dtype)
 
 
 def imagecodecs() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import threading
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -15,17 +16,15 @@ from dicomslide.readers.matrix_reader import MatrixReader, picked
 from dicomslide.readers.windows import Taps, WindowPiece, Windows, summed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Hashable, Sequence
 
     from numpy.typing import NDArray
 
     from dicomslide.header.scaling import Scaling
 
     Pixels: TypeAlias = NDArray[Any]
-    Place: TypeAlias = list[tuple[WindowPiece, WindowPiece]]
-    """The windows, by rows and columns, that a tile has a part of."""
 
-__all__ = ["Labels", "ResampledReader"]
+__all__ = ["Box", "Labels", "ResampledReader"]
 
 Labels = Literal["majority", "any"]
 """What a pixel of labels is of those that it covers."""
@@ -33,6 +32,17 @@ LEAST_CHUNK = 256
 """Pixels along an edge of a chunk, at least."""
 BLOCK = 2048
 """Stored pixels along an edge of what is read at once of a label map."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Box:
+    """Pixels that are read together, and the array that they go to."""
+
+    rows: NDArray[np.int64]
+    """Ascending, each once; those outside of the grid are background."""
+    columns: NDArray[np.int64]
+    out: Pixels
+    """Shape (rows, columns, samples); a view turned around is possible."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,108 +127,85 @@ class ResampledReader:
         (rows, at_row), (columns, at_column) = (_each_once(axis) for axis in axes[:2])
         what = f"{self.source.source.name}: a region of {len(rows)} × {len(columns)} pixels"
         out = allocated((len(rows), len(columns), self.shape[2]), self.dtype, what)
-        out[...] = np.asarray(self.background)
-        if out.size:
-            if self.as_labels:
-                self._put_labels(rows, columns, out, threads, keep)
-            else:
-                self._put_means(rows, columns, out, threads, keep)
+        self.fill([Box(rows, columns, out)], threads=threads, keep=keep)
         for axis, at in enumerate((at_row, at_column)):
             out = out if at is None else out.take(at, axis)
         out = out[:: -1 if axes[0].reverse else 1, :: -1 if axes[1].reverse else 1]
         return picked(out, axes, transpose=transpose, contiguous=contiguous)
 
-    # -- means --
+    def fill(self, boxes: Sequence[Box], *, threads: int | None = None, keep: bool = True) -> None:
+        """Read the pixels of boxes; each frame is decoded once, whatever the boxes that share it.
 
-    def _put_means(
-        self,
-        rows: NDArray[np.int64],
-        columns: NDArray[np.int64],
-        out: Pixels,
-        threads: int | None,
-        keep: bool,
-    ) -> None:
-        frames, places = self._meetings(rows, columns)
-        covered = self.rows.covered(rows), self.columns.covered(columns)
-        if self._is_tile_by_tile(places, covered):
-            use = self._placing(places, out)
-            self.source.frames.visit(frames, use, threads=threads, keep=keep)
+        Label maps are read box by box.
+
+        Parameters
+        ----------
+        boxes : sequence of Box
+            Which pixels, and where they go.
+        threads, keep
+            See :meth:`MatrixReader.read`.
+
+        """
+        for box in boxes:
+            box.out[...] = np.asarray(self.background)
+        if self.as_labels:
+            for box in boxes:
+                self._fill_labels(box, threads, keep)
             return
-        totals = _Totals(out, covered, self.source.background)
-        self.source.frames.visit(frames, self._adding(places, totals), threads=threads, keep=keep)
-        totals.finish(self.labels)
+        means: list[_Means] = []
+        shares: dict[int, list[tuple[_Means, WindowPiece, WindowPiece]]] = {}
+        for box in boxes:
+            pieces = self._pieces(box)
+            covered = self.rows.covered(box.rows), self.columns.covered(box.columns)
+            if self._is_tile_by_tile(pieces, covered):
+                of_box = _Means(box.out)
+            else:
+                of_box = _Sums(box.out, covered, self.background, self.labels)
+            means.append(of_box)
+            for row, column in itertools.product(*pieces):
+                tile = row.tile * self.source.layout.grid.shape[1] + column.tile
+                shares.setdefault(tile, []).append((of_box, row, column))
+        in_order = list(shares.values())
 
-    def _meetings(
-        self, rows: NDArray[np.int64], columns: NDArray[np.int64]
-    ) -> tuple[list[int], list[Place]]:
-        """Return the frames that windows touch, and which windows of each."""
-        down, right = (
-            _by_tile(windows, indices, size)
-            for windows, indices, size in zip(
-                (self.rows, self.columns), (rows, columns), self.source.tile_shape, strict=True
-            )
-        )
-        tiles = np.add.outer(
-            np.fromiter(down, np.int64) * self.source.layout.grid.shape[1],
-            np.fromiter(right, np.int64),
-        ).ravel()
-        places = [
-            [(row, column) for row in in_row for column in in_column]
-            for in_row in down.values()
-            for in_column in right.values()
-        ]
-        return self.source.frames_of(tiles).tolist(), places
-
-    def _is_tile_by_tile(
-        self, places: list[Place], covered: tuple[NDArray[np.float64], NDArray[np.float64]]
-    ) -> bool:
-        """Whether each window lies in one tile, with whole pixels, and none of them can be NaN."""
-        if self.dtype.kind not in "ui":
-            return False
-        return all(
-            isinstance(piece.taps, int) and (lengths[piece.target] == piece.taps).all()
-            for place in places
-            for pieces, lengths in zip(zip(*place, strict=True), covered, strict=True)
-            for piece in pieces
-        )
-
-    def _placing(self, places: list[Place], out: Pixels) -> Callable[[int, Pixels | None], None]:
-        """Return what puts the means of each frame's windows where they belong."""
-
-        def place(at: int, tile: Pixels | None) -> None:
-            if tile is None:
-                return  # background is there
-            for row, column in places[at]:
-                part = self.source.part(tile, (row.source, column.source))
-                out[row.target, column.target] = _means(part, row.taps, column.taps)
-
-        return place
-
-    def _adding(self, places: list[Place], totals: _Totals) -> Callable[[int, Pixels | None], None]:
-        """Return what adds each frame's share to the windows that it is a part of."""
-
-        def add(at: int, tile: Pixels | None) -> None:
-            for row, column in places[at]:
+        def use(at: int, tile: Pixels | None) -> None:
+            for of_box, row, column in in_order[at]:
                 if tile is None:
-                    totals.add_background(row, column)
+                    of_box.add_background(row, column)
                 else:
                     part = self.source.part(tile, (row.source, column.source))
-                    totals.add(row, column, part)
+                    of_box.add(row, column, part)
 
-        return add
+        frames = self.source.frames_of(np.fromiter(shares, np.int64)).tolist()
+        self.source.frames.visit(frames, use, threads=threads, keep=keep)
+        for of_box in means:
+            of_box.finish()
+
+    def _pieces(self, box: Box) -> tuple[list[WindowPiece], list[WindowPiece]]:
+        """Return the windows of the rows and columns of a box, cut at the borders of tiles."""
+        down, across = self.source.tile_shape
+        return (
+            list(self.rows.pieces(box.rows, down)),
+            list(self.columns.pieces(box.columns, across)),
+        )
+
+    def _is_tile_by_tile(
+        self,
+        pieces: tuple[list[WindowPiece], list[WindowPiece]],
+        covered: tuple[NDArray[np.float64], NDArray[np.float64]],
+    ) -> bool:
+        """Whether each window lies in one tile, with whole pixels, and none of them can be NaN."""
+        return self.dtype.kind in "ui" and all(
+            isinstance(piece.taps, int) and (lengths[piece.target] == piece.taps).all()
+            for of_axis, lengths in zip(pieces, covered, strict=True)
+            for piece in of_axis
+        )
 
     # -- labels --
 
-    def _put_labels(
-        self,
-        rows: NDArray[np.int64],
-        columns: NDArray[np.int64],
-        out: Pixels,
-        threads: int | None,
-        keep: bool,
-    ) -> None:
+    def _fill_labels(self, box: Box, threads: int | None, keep: bool) -> None:
         """Read blocks of whole windows, and find the label of each window."""
         background = int(self.background[0]) if self.labels == "any" else None
+        rows, columns = box.rows, box.columns
         steps = [max(1, int(BLOCK // windows.step)) for windows in (self.rows, self.columns)]
         for top in range(0, len(rows), steps[0]):
             for left in range(0, len(columns), steps[1]):
@@ -232,25 +219,43 @@ class ResampledReader:
                 stored = self.source.read(
                     (down.pixels, right.pixels, 0), threads=threads, keep=keep
                 )
-                out[top + down.wanted[:, None], left + right.wanted, 0] = _modes(
+                box.out[top + down.wanted[:, None], left + right.wanted, 0] = _modes(
                     stored, down, right, background
                 )
 
 
-class _Totals:
-    """Sums over windows, to which tiles add their shares from several threads."""
+class _Means:
+    """The means of windows that each lie in one tile."""
+
+    def __init__(self, out: Pixels) -> None:
+        self._out = out
+
+    def add(self, row: WindowPiece, column: WindowPiece, part: Pixels) -> None:
+        """Add the pixels of a tile that windows cover."""
+        self._out[row.target, column.target] = _means(part, row.taps, column.taps)
+
+    def add_background(self, row: WindowPiece, column: WindowPiece) -> None:
+        """Add the pixels of an absent tile: background is there."""
+
+    def finish(self) -> None:
+        """Do what remains to be done when all tiles were added."""
+
+
+class _Sums(_Means):
+    """Sums over windows, to which tiles add their shares from several threads; then means."""
 
     def __init__(
         self,
         out: Pixels,
         covered: tuple[NDArray[np.float64], NDArray[np.float64]],
         background: tuple[float, ...],
+        labels: Labels,
     ) -> None:
-        nbytes = 8 * out.size
-        check_memory(nbytes, "sums of the pixels of a region")
-        self._out = out
+        super().__init__(out)
+        check_memory(8 * out.size, "sums of the pixels of a region")
         self._covered = covered
         self._background = np.asarray(background, np.float64)
+        self._labels = labels
         self._sums = np.zeros(out.shape, np.float64)
         self._absent: NDArray[np.float64] | None = None
         """Area of each window that is NaN."""
@@ -283,7 +288,7 @@ class _Totals:
             self._absent = np.zeros(self._out.shape, np.float64)
         return self._absent
 
-    def finish(self, labels: Labels) -> None:
+    def finish(self) -> None:
         """Put the means of windows that cover anything into the result."""
         area = np.multiply.outer(*self._covered)[:, :, None]
         reached = area > 0
@@ -294,7 +299,9 @@ class _Totals:
         means: Pixels
         with np.errstate(divide="ignore", invalid="ignore"):
             if kind == "b":
-                means = self._sums > 0 if labels == "any" else 2 * self._sums >= area * (1 - 1e-9)
+                means = (
+                    self._sums > 0 if self._labels == "any" else 2 * self._sums >= area * (1 - 1e-9)
+                )
             else:
                 means = self._sums / area
                 if kind in "ui":
@@ -324,15 +331,6 @@ def _each_once(axis: Axis) -> tuple[NDArray[np.int64], NDArray[np.intp] | None]:
     if isinstance(axis.indices, range):
         return np.arange(axis.indices.start, axis.indices.stop, axis.indices.step), None
     return np.unique(axis.indices, return_inverse=True)
-
-
-def _by_tile(
-    windows: Windows, indices: NDArray[np.int64], size: int
-) -> dict[int, list[WindowPiece]]:
-    found: dict[int, list[WindowPiece]] = {}
-    for piece in windows.pieces(indices, size):
-        found.setdefault(piece.tile, []).append(piece)
-    return found
 
 
 # -- labels ----------------------------------------------------------------------------------
