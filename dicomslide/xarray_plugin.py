@@ -112,6 +112,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         include_patient: bool = False,
         spacing: Spacing | None = None,
         labels: Labels = "majority",
+        fast: bool = False,
         storage_options: Mapping[str, Any] | None = None,
         session: Any = None,
     ) -> xr.Dataset:
@@ -157,6 +158,9 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             ``"0.5 um"`` or ``"10x"`` (which is 1 µm): see :meth:`dicomslide.Slide.to_dataset`.
         labels : {"majority", "any"}, default: "majority"
             What a pixel of labels is of those that it covers, where there is a spacing.
+        fast : bool, default: False
+            Whether the decoder may leave out detail, where there is a spacing: see
+            :meth:`dicomslide.Slide.to_dataset`.
         storage_options : mapping, optional
             How a URL is reached, credentials included, which never leave the process: see
             :func:`dicomslide.register_storage_options`.
@@ -194,7 +198,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         if name.startswith("level_") and name[6:].isdecimal():
             level = int(name[6:])
         if spacing is not None:
-            dataset = spacing_dataset(slide, spacing, labels=labels, **common)
+            dataset = spacing_dataset(slide, spacing, labels=labels, fast=fast, **common)
         elif name and level is None:
             others = other_groups(slide, **common)
             if name not in others:
@@ -226,6 +230,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         levels: Levels = "stored",
         spacings: Sequence[Spacing] | None = None,
         labels: Labels = "majority",
+        fast: bool | None = None,
         storage_options: Mapping[str, Any] | None = None,
         session: Any = None,
     ) -> dict[str, xr.Dataset]:
@@ -247,6 +252,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             levels=levels,
             spacings=spacings,
             labels=labels,
+            fast=fast,
         )
         return {
             path: _finished(dataset, filename_or_obj, drop_variables)
@@ -274,6 +280,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         levels: Levels = "stored",
         spacings: Sequence[Spacing] | None = None,
         labels: Labels = "majority",
+        fast: bool | None = None,
         storage_options: Mapping[str, Any] | None = None,
         session: Any = None,
     ) -> xr.DataTree:
@@ -291,7 +298,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             Node to open as the root; all of them if not given.
         associated : bool, default: False
             Whether label, overview and thumbnail are nodes beside the levels.
-        levels, spacings, labels
+        levels, spacings, labels, fast
             See :meth:`dicomslide.Slide.to_datatree`.
 
         Returns
@@ -335,6 +342,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
                 levels=levels,
                 spacings=spacings,
                 labels=labels,
+                fast=fast,
                 **options,
             )
         tree = xr.DataTree.from_dict(groups)

@@ -76,6 +76,27 @@ class ImageLayout:
         """Bytes in memory, approximately: those of the map of frames, and of the rest."""
         return self.frames.nbytes + BESIDE_FRAMES
 
+    def halved(self, times: int) -> ImageLayout:
+        """Return the layout of frames whose rows and columns are halved so often.
+
+        Parameters
+        ----------
+        times : int
+            How often; tiles are multiples of 2 to this power, else they wouldn't meet.
+
+        """
+        grid = self.grid
+        return dataclasses.replace(
+            self,
+            pixel_format=self.pixel_format.halved(times),
+            grid=TileGrid(
+                -(-grid.rows >> times),
+                -(-grid.columns >> times),
+                grid.tile_rows >> times,
+                grid.tile_columns >> times,
+            ),
+        )
+
 
 def pixel_format_of(image: Dataset) -> PixelFormat:
     """Return the pixel format that a header declares (PS3.3 C.7.6.3).

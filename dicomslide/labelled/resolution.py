@@ -19,7 +19,7 @@ from dicomslide.readers.resampled_reader import ResampledReader
 from dicomslide.readers.windows import Windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from dicomslide.contents.contents import SlideContents
     from dicomslide.contents.places import ChannelGroup
@@ -137,6 +137,7 @@ def stacks_at(
     grid: Grid,
     *,
     labels: Labels,
+    fast: bool,
     as_wanted: Callable[[Stack], Stack],
 ) -> list[Stack]:
     """Return the variables of a slide on a grid.
@@ -155,6 +156,8 @@ def stacks_at(
         The grid.
     labels : {"majority", "any"}
         See :class:`ResampledReader`.
+    fast : bool
+        See :meth:`ResampledReader.of`.
     as_wanted : callable
         Gives a stack with what its pixels mean, or with what is stored.
 
@@ -169,7 +172,7 @@ def stacks_at(
             stack: Stack | None = Stack.of_image(group, image)
         else:
             stack = Stack.at_level(slide.levels[level], group)
-        placed = None if stack is None else resampled(as_wanted(stack), grid, labels)
+        placed = None if stack is None else resampled(as_wanted(stack), grid, labels, fast=fast)
         if placed is not None:
             stacks.append(placed)
     planes = deepest_of(stacks).planes if stacks else ()
@@ -195,7 +198,7 @@ def _source_of(
     return image, level
 
 
-def resampled(stack: Stack, grid: Grid, labels: Labels) -> Stack | None:
+def resampled(stack: Stack, grid: Grid, labels: Labels, *, fast: bool = False) -> Stack | None:
     """Return a stack with the pixels of another grid.
 
     None, with a warning, where its rows and columns aren't parallel to those of the grid.
@@ -208,6 +211,8 @@ def resampled(stack: Stack, grid: Grid, labels: Labels) -> Stack | None:
         With a geometry.
     labels : {"majority", "any"}
         See :class:`ResampledReader`.
+    fast : bool, default: False
+        See :meth:`ResampledReader.of`.
 
     """
     image = stack.image
@@ -229,25 +234,29 @@ def resampled(stack: Stack, grid: Grid, labels: Labels) -> Stack | None:
 
     def moved(reader: PlaneReader) -> ResampledReader:
         assert isinstance(reader, MatrixReader)  # of an image, in its own pixels
-        return ResampledReader(reader, rows, columns, labels)
+        return ResampledReader.of(reader, (rows, columns), labels, fast=fast)
 
+    readers = tuple(
+        tuple(reader if reader is None else moved(reader) for reader in row)
+        for row in stack.readers
+    )
     return dataclasses.replace(
         stack,
-        readers=tuple(
-            tuple(reader if reader is None else moved(reader) for reader in row)
-            for row in stack.readers
-        ),
+        readers=readers,
         orientation=placed.orientation.then(grid.orientation or AS_STORED),
-        resampling=_described(stack, source, labels),
+        resampling=_described(readers, source),
     )
 
 
-def _described(stack: Stack, source: SlideGeometry, labels: Labels) -> dict[str, object]:
+def _described(
+    readers: Sequence[Sequence[ResampledReader | None]], source: SlideGeometry
+) -> dict[str, object]:
     """Return attributes that say what pixels are made of."""
-    first = next(reader for row in stack.readers for reader in row if reader is not None)
-    is_label = first.as_labels or first.dtype == np.bool_
-    ways = {"majority": "majority by area", "any": "any label before background"}
-    return {
-        "resampling": ways[labels] if is_label else "mean by area",
-        "source_spacing": list(source.spacing),
-    }
+    first = next(reader for row in readers for reader in row if reader is not None)
+    if first.as_labels or first.dtype == np.bool_:
+        way = "majority by area" if first.labels == "majority" else "any label before background"
+    else:
+        way = "mean by area"
+    if first.source.reduction:
+        way += f", of frames decoded at 1/{1 << first.source.reduction} of their size"
+    return {"resampling": way, "source_spacing": list(source.spacing)}

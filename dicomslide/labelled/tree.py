@@ -81,6 +81,7 @@ def slide_groups(
     levels: Levels = "stored",
     spacings: Sequence[Spacing] | None = None,
     labels: Labels = "majority",
+    fast: bool | None = None,
 ) -> dict[str, xr.Dataset]:
     """Return the datasets of a slide's tree by path.
 
@@ -106,6 +107,8 @@ def slide_groups(
         Distances of pixels; then levels are those, from the finest to the coarsest.
     labels : {"majority", "any"}
         See :func:`spacing_dataset`.
+    fast : bool, optional
+        See :meth:`ResampledReader.of`; by default, of virtual levels only.
 
     Raises
     ------
@@ -123,7 +126,7 @@ def slide_groups(
     )
     if spacings is not None:
         datasets = [
-            spacing_dataset(slide, spacing, labels=labels, **common)
+            spacing_dataset(slide, spacing, labels=labels, fast=bool(fast), **common)
             for spacing in sorted({spacing_in_mm(spacing) for spacing in spacings})
         ]
     else:
@@ -236,6 +239,7 @@ def virtual_dataset(
     squeeze: bool = True,
     mask_and_scale: MaskAndScale = True,
     labels: Labels = "majority",
+    fast: bool = True,
 ) -> xr.Dataset:
     """Return a level that a slide doesn't store, made of one that it does.
 
@@ -249,7 +253,7 @@ def virtual_dataset(
         Pixels of it along an edge of a pixel.
     data, orientation, squeeze, mask_and_scale
         See :func:`slide_groups`.
-    labels : {"majority", "any"}
+    labels, fast
         See :func:`spacing_dataset`.
 
     Raises
@@ -260,7 +264,8 @@ def virtual_dataset(
     """
     grid = virtual_grid(slide, level, factor, orientation)
     stacks = [
-        resampled(stack, grid, labels) for stack in _level_stacks(slide, level, mask_and_scale)
+        resampled(stack, grid, labels, fast=fast)
+        for stack in _level_stacks(slide, level, mask_and_scale)
     ]
     dataset = _assembled([stack for stack in stacks if stack is not None], grid, data, squeeze)
     assert grid.geometry is not None
@@ -280,6 +285,7 @@ def spacing_dataset(
     squeeze: bool = True,
     mask_and_scale: MaskAndScale = True,
     labels: Labels = "majority",
+    fast: bool = False,
 ) -> xr.Dataset:
     """Return a slide with pixels of a size; see :mod:`dicomslide.labelled.resolution`.
 
@@ -293,6 +299,8 @@ def spacing_dataset(
         See :func:`slide_groups`.
     labels : {"majority", "any"}
         What a pixel of labels is of those that it covers.
+    fast : bool
+        See :meth:`ResampledReader.of`.
 
     Raises
     ------
@@ -310,6 +318,7 @@ def spacing_dataset(
         wanted,
         grid,
         labels=labels,
+        fast=fast,
         as_wanted=lambda stack: _as_wanted(stack, mask_and_scale),
     )
     base = slide.levels[0].image

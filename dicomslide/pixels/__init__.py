@@ -6,6 +6,7 @@ contradicts its header raises an error; no part of it is returned.
 
 from dicomslide.pixels.decode import (
     DECODERS,
+    JPEG_BASELINE,
     NATIVE,
     Decoder,
     decode_frame,
@@ -14,5 +15,5 @@ from dicomslide.pixels.decode import (
 )
 from dicomslide.pixels.pixel_format import PixelFormat
 
-__all__ = ["DECODERS", "NATIVE", "Decoder", "PixelFormat", "decode_frame", "scratch_memory",
-           "transfer_syntax_of"]  # fmt: skip
+__all__ = ["DECODERS", "JPEG_BASELINE", "NATIVE", "Decoder", "PixelFormat", "decode_frame",
+           "scratch_memory", "transfer_syntax_of"]  # fmt: skip

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 
     from dicomslide.pixels.pixel_format import Buffer, Pixels
 
-__all__ = ["DECODERS", "NATIVE", "Decoder", "decode_frame", "scratch_memory", "transfer_syntax_of"]
+__all__ = ["DECODERS", "JPEG_BASELINE", "NATIVE", "Decoder", "decode_frame", "scratch_memory",
+           "transfer_syntax_of"]  # fmt: skip
 
-NATIVE, RLE, DEFLATED_FRAME = (f"1.2.840.10008.1.2{end}" for end in (".1", ".5", ".8.1"))
+NATIVE, RLE, DEFLATED_FRAME, JPEG_BASELINE = (
+    f"1.2.840.10008.1.2{end}" for end in (".1", ".5", ".8.1", ".4.50")
+)
 
 
 MOST_SCRATCH = 64 * 2**20
@@ -78,7 +81,7 @@ DECODERS: dict[str, Decoder] = {
     ),
     f"{_UID}.8.1": Decoder("Deflated Image Frame Compression", inflated),
     f"{_UID}.5": Decoder("RLE Lossless", rle),
-    f"{_UID}.4.50": Decoder(
+    JPEG_BASELINE: Decoder(
         "JPEG Baseline", jpeg, is_quick=True, takes_scratch=True, most_reduction=3
     ),
     f"{_UID}.4.51": Decoder("JPEG Extended", jpeg),

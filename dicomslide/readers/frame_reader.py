@@ -75,6 +75,8 @@ class FrameReader:
         it may keep of all images, where they take long to decode, else none.
     on_error : {"raise", "fill"}
         Whether a bad frame raises, or is None with a warning.
+    reduction : int, default: 0
+        How often rows and columns of frames are halved: see :func:`dicomslide.pixels.decode_frame`.
     cache : FrameCache, optional
         Where decoded frames are kept, as many as it holds; that of the process if not given.
 
@@ -87,9 +89,13 @@ class FrameReader:
         *,
         max_frame_cache_size: int | None,
         on_error: OnError,
+        reduction: int = 0,
         cache: FrameCache[np.ndarray] | None = None,
     ) -> None:
         self._source = source
+        self._stored_format = layout.pixel_format
+        self._reduction = reduction
+        layout = layout.halved(reduction) if reduction else layout
         self._cache = _frames if cache is None else cache
         self._layout = layout
         self._tile_bytes = math.prod(layout.pixel_format.shape) * layout.pixel_format.dtype.itemsize
@@ -146,6 +152,12 @@ class FrameReader:
             raise
         _collect(helpers)  # a KeyboardInterrupt waits for nobody: they may wait for a server
 
+    @property
+    def _kept_as(self) -> Hashable:
+        """By what decoded frames are known: those of another size are others."""
+        image = kept_as(self._source)
+        return (image, self._reduction) if self._reduction else image
+
     def _plan(
         self,
         frames: Sequence[int],
@@ -154,7 +166,7 @@ class FrameReader:
         keep: bool,
     ) -> _Plan | None:
         """Hand out what is absent or kept; return how the rest is read, None if there is none."""
-        image = kept_as(self._source)
+        image = self._kept_as
         held = self._cache.get(image, frames)
         missing = []
         for at, frame in enumerate(frames):
@@ -179,7 +191,7 @@ class FrameReader:
 
     def _run(self, plan: _Plan) -> None:
         """Fetch and decode batch by batch what nobody else has taken, and hand it out."""
-        scratch = scratch_memory(self._layout.pixel_format)
+        scratch = scratch_memory(self._stored_format)
         kept = plan.kept
         try:
             while (batch := plan.batches.take()) is not None:
@@ -257,7 +269,7 @@ class FrameReader:
         """
         for start in range(0, len(frames), self.batch):
             batch = frames[start : start + self.batch]
-            held = self._cache.get(kept_as(self._source), batch)
+            held = self._cache.get(self._kept_as, batch)
             missing = [frame for frame in batch if frame >= 0 and frame not in held]
             buffers = iter(self._fetch(missing) if missing else ())
             for frame in batch:
@@ -287,7 +299,7 @@ class FrameReader:
         if buffer is None or self._most is not None or layout.transfer_syntax_uid is not None:
             return True
         try:
-            return not DECODERS[transfer_syntax_of(buffer, layout.pixel_format)].is_quick
+            return not DECODERS[transfer_syntax_of(buffer, self._stored_format)].is_quick
         except FrameError:  # it was read anew
             return True
 
@@ -327,7 +339,9 @@ class FrameReader:
             return None
         layout = self._layout
         try:
-            tile = decode_frame(buffer, layout.pixel_format, layout.transfer_syntax_uid, scratch)
+            tile = decode_frame(
+                buffer, self._stored_format, layout.transfer_syntax_uid, scratch, self._reduction
+            )
         except FrameError as error:
             drop_frame(self._source, frame)  # nobody is to have it again
             anew = None if is_anew else self._read_anew(frame)

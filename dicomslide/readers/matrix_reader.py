@@ -11,6 +11,7 @@ import numpy as np
 from dicomslide.backends.base import layout_of
 from dicomslide.header.scaling import Scaling, scaling_of
 from dicomslide.options import allocated, check_memory
+from dicomslide.pixels import DECODERS, JPEG_BASELINE
 from dicomslide.pixels.color import ColorTransform, color_transform
 from dicomslide.process.lazy import lazy, lazy_once
 from dicomslide.readers.frame_reader import FrameReader, OnError
@@ -69,6 +70,8 @@ class MatrixReader:
 
     scaled: bool = False
     """Whether pixels are what they mean, fractions or real world values; else what is stored."""
+    reduction: int = 0
+    """How often the decoder halves rows and columns, of the matrix and of its tiles."""
 
     def __getstate__(self) -> dict[str, Any]:
         state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -77,7 +80,8 @@ class MatrixReader:
     @lazy
     def layout(self) -> ImageLayout:
         """What the header says of the pixels."""
-        return layout_of(self.source)
+        layout = layout_of(self.source)
+        return layout.halved(self.reduction) if self.reduction else layout
 
     @lazy
     def shape(self) -> tuple[int, int, int]:
@@ -125,7 +129,8 @@ class MatrixReader:
         """Gives the frames."""
         return FrameReader(
             self.source,
-            self.layout,
+            layout_of(self.source),
+            reduction=self.reduction,
             max_frame_cache_size=self.max_frame_cache_size,
             on_error=self.on_error,
             cache=self.frame_cache,
@@ -158,7 +163,22 @@ class MatrixReader:
             self.on_error,
             self.as_labels,
             self.scaled,
+            self.reduction,
         )
+
+    @property
+    def most_reduction(self) -> int:
+        """How often the decoder can halve rows and columns in less time, and tiles still meet.
+
+        Not of labels, nor where stored values mean something else.
+        """
+        layout = layout_of(self.source)
+        if layout.pixel_format.dtype.kind != "u" or self.as_labels or self.scaling is not None:
+            return 0
+        decoder = DECODERS.get(layout.transfer_syntax_uid or JPEG_BASELINE)
+        most = 0 if decoder is None or self._label is not None else decoder.most_reduction
+        edges = math.gcd(layout.grid.tile_rows, layout.grid.tile_columns)
+        return min(most, (edges & -edges).bit_length() - 1)
 
     def of_channel(self, further: int) -> MatrixReader:
         """Return the reader of a channel so many further on in the same image."""

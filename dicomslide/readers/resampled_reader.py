@@ -62,6 +62,38 @@ class ResampledReader:
     labels: Labels = "majority"
     """Labels by majority; or any label before background: True where any of what is covered is."""
 
+    @classmethod
+    def of(
+        cls,
+        source: MatrixReader,
+        windows: tuple[Windows, Windows],
+        labels: Labels = "majority",
+        *,
+        fast: bool = False,
+    ) -> ResampledReader:
+        """Return a reader that leaves a part of the work to the decoder, if it is to be fast.
+
+        Parameters
+        ----------
+        source : MatrixReader
+            Gives the stored pixels.
+        windows : tuple of Windows
+            Of rows and of columns.
+        labels : {"majority", "any"}
+            See the class.
+        fast : bool, default: False
+            Whether frames are decoded at half, quarter, ... size where that takes less time. Pixels
+            then aren't exactly means: of JPEG they differ by few grey levels, at sharp edges by up
+            to 25 or so; of HTJ2K by more, for its low-pass is another one.
+
+        """
+        most = int(math.log2(max(1.0, min(each.step for each in windows) * (1 + 1e-9))))
+        times = min(most, source.most_reduction) if fast else 0
+        if times:
+            source = dataclasses.replace(source, reduction=times)
+            windows = windows[0].halved(times), windows[1].halved(times)
+        return cls(source, *windows, labels)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Rows, columns and samples."""

@@ -72,6 +72,11 @@ class Windows:
             start = float(round(start))
         return cls(start, step, count, extent)
 
+    def halved(self, times: int) -> Windows:
+        """Return the same windows of pixels whose number is halved so often, rounded up."""
+        edge = 1 << times
+        return Windows.of(self.start / edge, self.step / edge, self.count, -(-self.extent >> times))
+
     @property
     def are_whole(self) -> bool:
         """Whether each window holds whole pixels only."""
