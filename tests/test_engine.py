@@ -181,7 +181,7 @@ def test_levels_and_groups_by_name(position_slide):
         xr.open_dataset(position_slide, level=-1, **OPTIONS)
     with pytest.raises(dicomslide.LevelNotFoundError, match="'level_1', 'label', 'overview'"):
         xr.open_dataset(position_slide, group="macro", **OPTIONS)
-    with pytest.raises(TypeError, match="level and group"):
+    with pytest.raises(TypeError, match="level, group and spacing"):
         xr.open_dataset(position_slide, group="label", level=0, **OPTIONS)
 
 

@@ -9,22 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.errors import MemoryLimitError
+from dicomslide.header.geometry import AS_STORED
 from dicomslide.options import check_memory
+from dicomslide.readers.resampled_reader import ResampledReader
+from dicomslide.readers.windows import Windows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from dicomslide.header.geometry import SlideGeometry
+    from dicomslide.header.geometry import Orientation, SlideGeometry
     from dicomslide.readers.matrix_reader import MatrixReader
 
 __all__ = ["add_scale_bar", "as_displayed", "picture_of", "plot_picture", "show_picture"]
-
-BAND = 64 * 2**20
-"""Bytes of pixels that are decoded at a time."""
-MOST_IN_A_ROW = 4 * 2**30
-"""Upper bound on the bytes that are averaged to one row of a picture; no real slide exceeds it."""
 
 
 def picture_of(
@@ -35,7 +32,7 @@ def picture_of(
     Parameters
     ----------
     reader : MatrixReader
-        Reader of the matrix; large matrices are read and reduced band by band.
+        Reader of the matrix, of any size.
     geometry : SlideGeometry or None
         Geometry of the matrix on the slide; None for a picture as stored.
     size : int
@@ -59,72 +56,53 @@ def picture_of(
         x_min, y_min, _, _ = geometry.bounds
         check_memory(math.prod(geometry.region_shape(geometry.physical_size)), "an oblique image")
         pixels = reader.read_grid(geometry.region((x_min, y_min), geometry.physical_size))
+        height, width = pixels.shape[:2]
+        box = (0.0, 0.0, float(width), float(height))
     else:
-        pixels = _reduced(reader, max(1, max(reader.shape[:2]) // size))
-        pixels = orientation.apply(pixels) if orientation is not None else pixels
-    pixels = as_displayed(pixels)
-    height, width = pixels.shape[:2]
-    if geometry is not None:  # pixels of the picture are square, those of the matrix may not be
+        pixels, box = _reduced(reader, size, orientation or AS_STORED)
+        width, height = max(1, round(box[2] - box[0])), max(1, round(box[3] - box[1]))
+    if geometry is not None:  # pixels needn't be square, millimetres are
         width_mm, height_mm = geometry.physical_size
         scale = min(size, max(reader.shape[:2])) / max(width_mm, height_mm)
         width, height = (max(1, round(edge * scale)) for edge in (width_mm, height_mm))
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    # a copy, since an array that shares memory with Pillow is read-only
-    return np.array(picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0))
+    picture = Image.fromarray(np.ascontiguousarray(as_displayed(pixels)))
+    resized = picture.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    return np.array(resized)  # a copy: what Pillow lends can't be written to
 
 
-def _reduced(reader: MatrixReader, factor: int) -> NDArray[Any]:
-    """Read a whole matrix in bands, and average boxes of `factor` × `factor` pixels."""
-    rows, columns, samples = reader.shape
-    wide = min(factor, columns)  # the matrix may be narrower than a box
-    factor = min(factor, rows)
-    across = columns // wide
-    tile_rows = reader.layout.grid.tile_rows
-    per_row = columns * samples * reader.dtype.itemsize
-    if factor * per_row > MOST_IN_A_ROW:
-        raise MemoryLimitError(
-            f"{reader.source.name}: one row of a picture of this size is averaged from"
-            f" {factor * per_row:,} bytes, more than {MOST_IN_A_ROW:,}; request a larger picture"
-        )
-    # tiles that two bands share are read twice: if possible, bands end at edges of tiles and boxes
-    most = max(BAND // per_row, 2 * tile_rows)
-    both = math.lcm(factor, tile_rows)
-    unit = both if both <= most else factor
-    step = max(unit, most // unit * unit)
-    background = np.asarray(reader.background, reader.dtype)
-    bands = []
-    for top in range(0, rows // factor * factor, step):
-        bottom = min(top + step, rows)
-        down = (bottom - top) // factor
-        if not _has_frames(reader, top, bottom):
-            bands.append(np.full((down, across, samples), background, reader.dtype))
-            continue
-        band = reader.read((slice(top, bottom), slice(None), slice(None)))
-        boxes = band[: down * factor, : across * wide]
-        bands.append(_averaged(boxes, (factor, wide)) if max(factor, wide) > 1 else boxes)
-    return np.concatenate(bands)
+def _reduced(
+    reader: MatrixReader, size: int, orientation: Orientation
+) -> tuple[NDArray[Any], tuple[float, float, float, float]]:
+    """Read a whole matrix, upright, as means of boxes of pixels, more than are wanted.
+
+    Returns
+    -------
+    pixels : numpy.ndarray
+        Shape (rows, columns, samples).
+    box : tuple of float
+        (left, top, right, bottom) of the matrix in these pixels: the last may reach out of it.
+
+    """
+    rows, columns = reader.shape[:2]
+    times = max(0, int(math.log2(max(1.0, max(rows, columns) / size))))
+    pixels = reader.read((slice(None),) * 3) if times == 0 else _halved(reader, times)
+    height, width = rows / (1 << times), columns / (1 << times)
+    if orientation.transpose:
+        height, width = width, height
+    pixels = orientation.apply(pixels)
+    left = pixels.shape[1] - width if orientation.flip_x else 0.0
+    top = pixels.shape[0] - height if orientation.flip_y else 0.0
+    return pixels, (left, top, left + width, top + height)
 
 
-def _averaged(pixels: NDArray[Any], box: tuple[int, int]) -> NDArray[Any]:
-    """Average boxes of (rows, columns); the shape of `pixels` is a multiple of the box."""
-    rows, columns, samples = pixels.shape
-    down, across = box
-    if pixels.dtype == np.uint8:
-        from PIL import Image
-
-        image = Image.fromarray(pixels if samples > 1 else pixels[:, :, 0])
-        reduced = np.asarray(image.reduce((across, down)))
-        return reduced.reshape(rows // down, columns // across, samples)
-    boxes = pixels.reshape(rows // down, down, columns // across, across, samples)
-    means = boxes.mean(axis=(1, 3), dtype=np.float32)
-    return (np.rint(means) if pixels.dtype.kind in "iu" else means).astype(pixels.dtype)
-
-
-def _has_frames(reader: MatrixReader, top: int, bottom: int) -> bool:
-    """Whether any tile of the rows from `top` to before `bottom` is stored."""
-    grid = reader.layout.grid
-    first, last = top // grid.tile_rows, (bottom - 1) // grid.tile_rows + 1
-    return reader.has_frames(first * grid.shape[1], last * grid.shape[1])
+def _halved(reader: MatrixReader, times: int) -> NDArray[Any]:
+    """Read a whole matrix whose rows and columns are halved so often; detail is left out early."""
+    windows = (
+        Windows.of(0, 1 << times, -(-length >> times), length) for length in reader.shape[:2]
+    )
+    rows, columns = windows
+    reduced = ResampledReader.of(reader, (rows, columns), fast=True)
+    return reduced.read((slice(None),) * 3, keep=False)
 
 
 def as_displayed(pixels: NDArray[Any]) -> NDArray[np.uint8]:

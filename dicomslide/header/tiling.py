@@ -98,10 +98,6 @@ class FrameMap(Protocol):
         """Return the zero-based frame of each tile, −1 where a tile is absent."""
         ...
 
-    def has_any(self, channel: int, plane: int, first: int, stop: int) -> bool:
-        """Whether any tile from `first` to before `stop` is stored, in time independent of them."""
-        ...
-
     def places(self, frames: Integers) -> tuple[Integers, Integers, Integers]:
         """Return the channel, plane and tile of each zero-based frame.
 
@@ -134,11 +130,6 @@ class FullFrames:
         """Return the zero-based frame of each tile, −1 where a tile is absent."""
         found = (channel * self.num_planes + plane) * self.num_tiles + tiles - self.first
         return np.where((found >= 0) & (found < self.num_frames), found, -1)
-
-    def has_any(self, channel: int, plane: int, first: int, stop: int) -> bool:
-        """Whether any tile from one to before another is there."""
-        before = (channel * self.num_planes + plane) * self.num_tiles - self.first
-        return before + first < self.num_frames and before + stop > 0 and first < stop
 
     def places(self, frames: Integers) -> tuple[Integers, Integers, Integers]:
         """Return the channel, plane and tile of each zero-based frame."""
@@ -204,12 +195,6 @@ class SparseFrames:
         at = np.searchsorted(self._keys, wanted)
         at[at == len(self._keys)] = 0
         return np.where(self._keys[at] == wanted, self._order[at], -1)
-
-    def has_any(self, channel: int, plane: int, first: int, stop: int) -> bool:
-        """Whether any tile from one to before another is there."""
-        before = (channel * self._num_planes + plane) * self._num_tiles
-        at, behind = np.searchsorted(self._keys, [before + first, before + stop])
-        return bool(at < behind)
 
     def places(self, frames: Integers) -> tuple[Integers, Integers, Integers]:
         """Return the channel, plane and tile of each zero-based frame."""

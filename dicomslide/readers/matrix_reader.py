@@ -194,11 +194,12 @@ class MatrixReader:
         channel = 0 if layout.shares_frames else self.channel_index
         return layout.frames.frames(channel, self.focal_plane_index, tiles)
 
-    def has_frames(self, first: int, stop: int) -> bool:
-        """Whether any tile from one to before another is there."""
+    def tiles_with_frames(self) -> NDArray[np.int64]:
+        """Return the tiles that have frames, ascending; it takes as long as there are frames."""
         layout = self.layout
-        channel = 0 if layout.shares_frames else self.channel_index
-        return layout.frames.has_any(channel, self.focal_plane_index, first, stop)
+        channel, plane, tile = layout.frames.places(np.arange(layout.num_frames))
+        of_channel = channel == (0 if layout.shares_frames else self.channel_index)
+        return np.unique(tile[of_channel & (plane == self.focal_plane_index)])
 
     def read(
         self,

@@ -30,6 +30,10 @@ Labels = Literal["majority", "any"]
 """What a pixel of labels is of those that it covers."""
 LEAST_CHUNK = 256
 """Pixels along an edge of a chunk, at least."""
+FEW_TILES = 4096
+"""Tiles that are looked up one by one, however few of them have frames."""
+NOISE = 1e-9
+"""Fraction of an area by which it may be off."""
 BLOCK = 2048
 """Stored pixels along an edge of what is read at once of a label map."""
 
@@ -187,23 +191,21 @@ class ResampledReader:
         means: list[_Means] = []
         shares: dict[int, list[tuple[_Means, WindowPiece, WindowPiece]]] = {}
         for box in boxes:
-            pieces = self._pieces(box)
-            covered = self.rows.covered(box.rows), self.columns.covered(box.columns)
-            if self._is_tile_by_tile(pieces, covered):
-                of_box = _Means(box.out)
-            else:
-                of_box = _Sums(box.out, covered, self.background, self.labels)
+            tiles, is_whole = self._tiles_of(box)
+            down, across = self._pieces(box, tiles)
+            of_box = self._means_of(box, down, across, is_whole)
             means.append(of_box)
-            for row, column in itertools.product(*pieces):
-                tile = row.tile * self.source.layout.grid.shape[1] + column.tile
-                shares.setdefault(tile, []).append((of_box, row, column))
+            for tile in tiles.tolist():
+                row, column = self.source.layout.grid.position(tile)
+                shares.setdefault(tile, []).extend(
+                    (of_box, *pair)
+                    for pair in itertools.product(down.get(row, ()), across.get(column, ()))
+                )
         in_order = list(shares.values())
 
         def use(at: int, tile: Pixels | None) -> None:
             for of_box, row, column in in_order[at]:
-                if tile is None:
-                    of_box.add_background(row, column)
-                else:
+                if tile is not None:
                     part = self.source.part(tile, (row.source, column.source))
                     of_box.add(row, column, part)
 
@@ -212,25 +214,69 @@ class ResampledReader:
         for of_box in means:
             of_box.finish()
 
-    def _pieces(self, box: Box) -> tuple[list[WindowPiece], list[WindowPiece]]:
-        """Return the windows of the rows and columns of a box, cut at the borders of tiles."""
-        down, across = self.source.tile_shape
-        return (
-            list(self.rows.pieces(box.rows, down)),
-            list(self.columns.pieces(box.columns, across)),
+    def _tiles_of(self, box: Box) -> tuple[NDArray[np.int64], bool]:
+        """Return the tiles that a box touches and that have frames; and whether all have."""
+        rows, columns = (
+            windows.tiles(indices, size)
+            for windows, indices, size in zip(
+                (self.rows, self.columns),
+                (box.rows, box.columns),
+                self.source.tile_shape,
+                strict=True,
+            )
         )
+        grid = self.source.layout.grid
+        count = len(rows) * len(columns)
+        if count <= max(FEW_TILES, 4 * self.source.layout.num_frames):
+            check_memory(16 * count, f"{self.source.source.name}: the tiles of a region")
+            tiles = np.add.outer(np.array(rows) * grid.shape[1], np.array(columns, np.int64))
+            tiles = tiles.ravel().astype(np.int64)
+            present = tiles[self.source.frames_of(tiles) >= 0]
+        else:  # most of it isn't there
+            present = self.source.tiles_with_frames()
+            row, column = np.divmod(present, grid.shape[1])
+            within = (row >= rows.start) & (row < rows.stop)
+            within &= (column >= columns.start) & (column < columns.stop)
+            present = present[within]
+        return present, len(present) == count
 
-    def _is_tile_by_tile(
+    def _pieces(
+        self, box: Box, tiles: NDArray[np.int64]
+    ) -> tuple[dict[int, list[WindowPiece]], dict[int, list[WindowPiece]]]:
+        """Return the windows of the rows and columns of a box by tile."""
+        found: list[dict[int, list[WindowPiece]]] = []
+        for windows, indices, size, of_axis in zip(
+            (self.rows, self.columns),
+            (box.rows, box.columns),
+            self.source.tile_shape,
+            np.divmod(tiles, self.source.layout.grid.shape[1]),
+            strict=True,
+        ):
+            by_tile: dict[int, list[WindowPiece]] = {}
+            for piece in windows.pieces(indices, size, np.unique(of_axis).tolist()):
+                by_tile.setdefault(piece.tile, []).append(piece)
+            found.append(by_tile)
+        return found[0], found[1]
+
+    def _means_of(
         self,
-        pieces: tuple[list[WindowPiece], list[WindowPiece]],
-        covered: tuple[NDArray[np.float64], NDArray[np.float64]],
-    ) -> bool:
-        """Whether each window lies in one tile, with whole pixels, and none of them can be NaN."""
-        return self.dtype.kind in "ui" and all(
+        box: Box,
+        down: dict[int, list[WindowPiece]],
+        across: dict[int, list[WindowPiece]],
+        is_whole: bool,
+    ) -> _Means:
+        """Return what makes the pixels of a box of the pieces of its windows."""
+        covered = self.rows.covered(box.rows), self.columns.covered(box.columns)
+        # whether each window lies in one tile, with whole pixels, and none of them can be NaN
+        if self.dtype.kind in "ui" and all(
             isinstance(piece.taps, int) and (lengths[piece.target] == piece.taps).all()
-            for of_axis, lengths in zip(pieces, covered, strict=True)
-            for piece in of_axis
-        )
+            for of_axis, lengths in zip((down, across), covered, strict=True)
+            for pieces in of_axis.values()
+            for piece in pieces
+        ):
+            return _Means(box.out)
+        has_gaps = not is_whole or self.source.on_error == "fill"
+        return _Sums(box.out, covered, self.background, self.labels, has_gaps=has_gaps)
 
     # -- labels --
 
@@ -266,15 +312,27 @@ class _Means:
         """Add the pixels of a tile that windows cover."""
         self._out[row.target, column.target] = _means(part, row.taps, column.taps)
 
-    def add_background(self, row: WindowPiece, column: WindowPiece) -> None:
-        """Add the pixels of an absent tile: background is there."""
-
     def finish(self) -> None:
         """Do what remains to be done when all tiles were added."""
 
 
 class _Sums(_Means):
-    """Sums over windows, to which tiles add their shares from several threads; then means."""
+    """Sums over windows, to which tiles add their shares from several threads; then means.
+
+    Parameters
+    ----------
+    out : numpy.ndarray
+        Gets the means; background where windows cover nothing.
+    covered : tuple of numpy.ndarray
+        Length of each window within the matrix, of rows and of columns.
+    background : tuple of float
+        Value of the tiles that aren't added.
+    labels : {"majority", "any"}
+        What True among the pixels makes a window.
+    has_gaps : bool
+        Whether there may be tiles that aren't added.
+
+    """
 
     def __init__(
         self,
@@ -282,6 +340,8 @@ class _Sums(_Means):
         covered: tuple[NDArray[np.float64], NDArray[np.float64]],
         background: tuple[float, ...],
         labels: Labels,
+        *,
+        has_gaps: bool,
     ) -> None:
         super().__init__(out)
         check_memory(8 * out.size, "sums of the pixels of a region")
@@ -289,53 +349,48 @@ class _Sums(_Means):
         self._background = np.asarray(background, np.float64)
         self._labels = labels
         self._sums = np.zeros(out.shape, np.float64)
-        self._absent: NDArray[np.float64] | None = None
-        """Area of each window that is NaN."""
+        self._added = np.zeros((*out.shape[:2], 1)) if has_gaps else None
+        """Area of each window that was added."""
+        self._nan: NDArray[np.float64] | None = None
+        """Area of each window that was NaN."""
         self._lock = threading.Lock()
 
     def add(self, row: WindowPiece, column: WindowPiece, part: Pixels) -> None:
         """Add the pixels of a tile that windows cover."""
-        absent: NDArray[np.float64] | None = None
+        nan: NDArray[np.float64] | None = None
         if part.dtype.kind == "f" and (is_nan := np.isnan(part)).any():
             part = np.where(is_nan, 0, part)
-            absent = summed(is_nan, row.taps, column.taps).astype(np.float64)
+            nan = summed(is_nan, row.taps, column.taps).astype(np.float64)
         sums = summed(part, row.taps, column.taps)
+        target = row.target, column.target
         with self._lock:
-            self._sums[row.target, column.target] += sums
-            if absent is not None:
-                self._areas_absent[row.target, column.target] += absent
-
-    def add_background(self, row: WindowPiece, column: WindowPiece) -> None:
-        """Add the pixels of an absent tile."""
-        area = np.multiply.outer(row.lengths, column.lengths)[:, :, None]
-        with self._lock:
-            if np.isnan(self._background).any():
-                self._areas_absent[row.target, column.target] += area
-            else:
-                self._sums[row.target, column.target] += area * self._background
-
-    @property
-    def _areas_absent(self) -> NDArray[np.float64]:
-        if self._absent is None:
-            self._absent = np.zeros(self._out.shape, np.float64)
-        return self._absent
+            self._sums[target] += sums
+            if self._added is not None:
+                self._added[target] += np.multiply.outer(row.lengths, column.lengths)[..., None]
+            if nan is not None:
+                if self._nan is None:
+                    self._nan = np.zeros(self._out.shape, np.float64)
+                self._nan[target] += nan
 
     def finish(self) -> None:
         """Put the means of windows that cover anything into the result."""
-        area = np.multiply.outer(*self._covered)[:, :, None]
+        area = np.multiply.outer(*self._covered)[..., None]
         reached = area > 0
-        if self._absent is not None:
-            area = area - self._absent
-            area[area <= 1e-9] = math.nan  # nothing but NaN
+        sums = self._sums
+        if self._added is not None and np.isnan(self._background).any():
+            area = self._added
+        elif self._added is not None:
+            sums = sums + (area - self._added) * self._background
+        if self._nan is not None:
+            area = area - self._nan
         kind = self._out.dtype.kind
         means: Pixels
         with np.errstate(divide="ignore", invalid="ignore"):
             if kind == "b":
-                means = (
-                    self._sums > 0 if self._labels == "any" else 2 * self._sums >= area * (1 - 1e-9)
-                )
+                least = area * (0.5 - NOISE) if self._labels == "majority" else area * NOISE
+                means = sums >= least
             else:
-                means = self._sums / area
+                means = np.where(area > NOISE, sums / area, math.nan)  # NaN where all is
                 if kind in "ui":
                     means = np.floor(means + 0.5)
         np.copyto(self._out, means, where=reached, casting="unsafe")

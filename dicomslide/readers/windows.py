@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -102,7 +102,18 @@ class Windows:
                 return round(windows)
         return max(1, least)
 
-    def pieces(self, indices: NDArray[np.int64], tile_size: int) -> Iterator[WindowPiece]:
+    def tiles(self, indices: NDArray[np.int64], tile_size: int) -> range:
+        """Return the tiles of the axis, as many pixels each, from the first to the last touched."""
+        low, high = self.edges(indices)
+        inside = np.flatnonzero(high > low)
+        if not len(inside):
+            return range(0)
+        first, last = low[inside[0]], high[inside[-1]]
+        return range(int(first // tile_size), int(-(-last // tile_size)))
+
+    def pieces(
+        self, indices: NDArray[np.int64], tile_size: int, tiles: Iterable[int]
+    ) -> Iterator[WindowPiece]:
         """Cut windows at the borders of tiles.
 
         Parameters
@@ -111,15 +122,13 @@ class Windows:
             Which windows, ascending, each once.
         tile_size : int
             Pixels of a tile along the axis.
+        tiles : iterable of int
+            The tiles that matter; the parts of windows in others are left out.
 
         """
         low, high = self.edges(indices)
-        inside = np.flatnonzero(high > low)
-        if not len(inside):
-            return
-        first, last = low[inside[0]], high[inside[-1]]
         in_runs = self.are_whole and bool((np.diff(indices) == 1).all())
-        for tile in range(int(first // tile_size), int(-(-last // tile_size))):
+        for tile in tiles:
             here = tile * tile_size
             begin = int(np.searchsorted(high, here, side="right"))
             end = int(np.searchsorted(low, here + tile_size, side="left"))
