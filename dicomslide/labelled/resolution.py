@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,17 +19,19 @@ from dicomslide.readers.resampled_reader import ResampledReader
 from dicomslide.readers.windows import Windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from dicomslide.contents.contents import SlideContents
-    from dicomslide.contents.places import ChannelGroup
-    from dicomslide.header.geometry import OrientationName, SlideGeometry
+    from dicomslide.contents.places import ChannelGroup, Place
+    from dicomslide.header.geometry import Orientation, OrientationName
     from dicomslide.image import TiledImage
     from dicomslide.readers.resampled_reader import Labels
     from dicomslide.readers.stacked_reader import PlaneReader
 
-__all__ = ["check_labels", "grid_of_spacing", "resampled", "stacks_at", "virtual_factors",
-           "virtual_grid"]  # fmt: skip
+__all__ = ["check_labels", "grid_of_level", "grid_of_spacing", "place_at", "resampled", "stacks_at",
+           "virtual_factors", "virtual_grid", "windows_on"]  # fmt: skip
+
+T = TypeVar("T", bound="tuple[Any, ...]")
 
 APART = 1.5
 """Factor by which a virtual level has to be finer than the next stored one."""
@@ -43,7 +45,12 @@ def check_labels(labels: str) -> None:
         raise ValueError(f'labels must be "majority" or "any", not {labels!r}')
 
 
-def grid_of_spacing(slide: SlideContents, spacing: float, orientation: OrientationName) -> Grid:
+def grid_of_spacing(
+    slide: SlideContents,
+    spacing: float,
+    orientation: OrientationName,
+    image: TiledImage | None = None,
+) -> Grid:
     """Return the grid of square pixels of a size, from the corner of the base level on.
 
     Parameters
@@ -54,6 +61,9 @@ def grid_of_spacing(slide: SlideContents, spacing: float, orientation: Orientati
         Distance of pixels in mm.
     orientation : {"upright", "stored"}
         Upright in mm, or rows and columns that run as those of the base level.
+    image : TiledImage, optional
+        The image whose extent the grid covers; by default that of which the slide's first channels
+        are made.
 
     Raises
     ------
@@ -63,10 +73,11 @@ def grid_of_spacing(slide: SlideContents, spacing: float, orientation: Orientati
         When pixels of that size are larger than the slide.
 
     """
-    grid, base = _grid_of(slide, 0, orientation)
-    image, _ = _source_of(slide, slide._groups[0], spacing)
+    grid = grid_of_level(slide, 0, orientation)
+    if image is None:
+        image, _ = _source_of(slide, slide._groups[0], spacing)
     source = geometry_of(image.metadata, image._placement, relative=True)
-    return dataclasses.replace(grid, geometry=grid_at(spacing, base, source))
+    return dataclasses.replace(grid, geometry=grid_at(spacing, grid.placed, source))
 
 
 def virtual_grid(
@@ -91,22 +102,29 @@ def virtual_grid(
         When the level has no place on the slide.
 
     """
-    grid, geometry = _grid_of(slide, level, orientation)
-    return dataclasses.replace(grid, geometry=coarsened(geometry, factor))
+    grid = grid_of_level(slide, level, orientation)
+    return dataclasses.replace(grid, geometry=coarsened(grid.placed, factor))
 
 
-def _grid_of(
-    slide: SlideContents, level: int, orientation: OrientationName
-) -> tuple[Grid, SlideGeometry]:
-    """Return the grid of a level, and where it lies."""
-    image = slide.levels[level].image
+def grid_of_level(slide: SlideContents, level: int, orientation: OrientationName) -> Grid:
+    """Return the grid of a level's pixels.
+
+    Raises
+    ------
+    LevelNotFoundError
+        When there is no such level.
+    MetadataError
+        When it has no place on the slide.
+
+    """
+    image = slide.level(level).image
     grid = Grid.of(image, orientation, slide._said("FrameOfReferenceUID"))
     if grid.geometry is None:
         raise MetadataError(
             f"{image.name}: pixels of a size in mm need its place on the slide, which its header"
             " lacks; open_slide(..., spacing=...) gives a spacing"
         )
-    return grid, grid.geometry
+    return grid
 
 
 def virtual_factors(slide: SlideContents, level: int) -> list[int]:
@@ -192,10 +210,62 @@ def _source_of(
             if level is not None or len(group.images) == 1:
                 yield max(image.pixel_spacing), image, level
 
-    by_spacing = sorted(candidates(), key=lambda each: each[0])
-    finer = [each for each in by_spacing if each[0] <= spacing * (1 + SAME_SPACING)]
-    _, image, level = (finer or by_spacing[:1])[-1]
+    _, image, level = _coarsest_finer(candidates(), spacing)
     return image, level
+
+
+def place_at(
+    slide: SlideContents, channel_index: int, focal_plane_index: int, spacing: float
+) -> Place:
+    """Return the image, channel and focal plane of which pixels of a size are made.
+
+    Raises
+    ------
+    ValueError
+        When there is no such channel or focal plane.
+
+    """
+    key = (channel_index, focal_plane_index)
+    levels = [number for number, level in enumerate(slide.levels) if key in level._places]
+    places = [slide._place(level, *key) for level in levels or [0]]  # which says what is there
+    _, place = _coarsest_finer(((max(each[0].pixel_spacing), each) for each in places), spacing)
+    return place
+
+
+def _coarsest_finer(candidates: Iterable[T], spacing: float) -> T:
+    """Return the candidate of the largest spacing, its first item, up to the one that is wanted.
+
+    The one of the smallest spacing, where all are larger.
+    """
+    by_spacing = sorted(candidates, key=lambda each: each[0])
+    finer = [each for each in by_spacing if each[0] <= spacing * (1 + SAME_SPACING)]
+    return (finer or by_spacing[:1])[-1]
+
+
+def windows_on(grid: Grid, image: TiledImage) -> tuple[tuple[Windows, Windows], Orientation] | None:
+    """Return the windows of an image's rows and columns that the pixels of a grid cover.
+
+    Returns
+    -------
+    windows : tuple of Windows
+        Of rows and of columns.
+    orientation : Orientation
+        How their pixels are turned onto the grid.
+    None
+        Where rows and columns aren't parallel to those of the grid.
+
+    """
+    source = geometry_of(image.metadata, image._placement, relative=True)
+    placed = placed_on(grid.placed, source)
+    if placed is None:
+        return None
+    rows, columns = (
+        Windows.of(*axis, extent)
+        for axis, extent in zip(
+            zip(placed.start, placed.step, placed.count, strict=True), source.shape, strict=True
+        )
+    )
+    return (rows, columns), placed.orientation.then(grid.orientation or AS_STORED)
 
 
 def resampled(stack: Stack, grid: Grid, labels: Labels, *, fast: bool = False) -> Stack | None:
@@ -216,25 +286,18 @@ def resampled(stack: Stack, grid: Grid, labels: Labels, *, fast: bool = False) -
 
     """
     image = stack.image
-    source = geometry_of(image.metadata, image._placement, relative=True)
-    assert grid.geometry is not None
-    placed = placed_on(grid.geometry, source)
-    if placed is None:
+    found = windows_on(grid, image)
+    if found is None:
         warn(
             f"{image.name}: its rows run obliquely to those of the base level: left out",
             MetadataWarning,
         )
         return None
-    rows, columns = (
-        Windows.of(*axis, extent)
-        for axis, extent in zip(
-            zip(placed.start, placed.step, placed.count, strict=True), source.shape, strict=True
-        )
-    )
+    windows, orientation = found
 
     def moved(reader: PlaneReader) -> ResampledReader:
         assert isinstance(reader, MatrixReader)  # of an image, in its own pixels
-        return ResampledReader.of(reader, (rows, columns), labels, fast=fast)
+        return ResampledReader.of(reader, windows, labels, fast=fast)
 
     readers = tuple(
         tuple(reader if reader is None else moved(reader) for reader in row)
@@ -243,13 +306,13 @@ def resampled(stack: Stack, grid: Grid, labels: Labels, *, fast: bool = False) -
     return dataclasses.replace(
         stack,
         readers=readers,
-        orientation=placed.orientation.then(grid.orientation or AS_STORED),
-        resampling=_described(readers, source),
+        orientation=orientation,
+        resampling=_described(readers, image.pixel_spacing),
     )
 
 
 def _described(
-    readers: Sequence[Sequence[ResampledReader | None]], source: SlideGeometry
+    readers: Sequence[Sequence[ResampledReader | None]], source_spacing: tuple[float, float]
 ) -> dict[str, object]:
     """Return attributes that say what pixels are made of."""
     first = next(reader for row in readers for reader in row if reader is not None)
@@ -259,4 +322,4 @@ def _described(
         way = "mean by area"
     if first.source.reduction:
         way += f", of frames decoded at 1/{1 << first.source.reduction} of their size"
-    return {"resampling": way, "source_spacing": list(source.spacing)}
+    return {"resampling": way, "source_spacing": list(source_spacing)}

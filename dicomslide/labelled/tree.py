@@ -268,8 +268,7 @@ def virtual_dataset(
         for stack in _level_stacks(slide, level, mask_and_scale)
     ]
     dataset = _assembled([stack for stack in stacks if stack is not None], grid, data, squeeze)
-    assert grid.geometry is not None
-    factors = np.divide(grid.geometry.spacing, slide.levels[0].image.pixel_spacing)
+    factors = np.divide(grid.placed.spacing, slide.levels[0].image.pixel_spacing)
     return dataset.assign_attrs(
         image_flavor=grid.image.flavor.lower(), downsampling_factors=factors.tolist()
     )

@@ -80,6 +80,19 @@ class Grid:
         return cls(image, geometry, turned, frame_of_reference_uid)
 
     @property
+    def placed(self) -> SlideGeometry:
+        """Where the pixels lie, of a grid that has a place on the slide."""
+        assert self.geometry is not None
+        return self.geometry
+
+    @property
+    def plane_shape(self) -> tuple[int, int]:
+        """Length of the dims, of a grid that has a place on the slide."""
+        rows, columns = self.placed.shape
+        is_transposed = self.orientation is not None and self.orientation.transpose
+        return (columns, rows) if is_transposed else (rows, columns)
+
+    @property
     def dims(self) -> tuple[str, str]:
         """Names of the dims."""
         return ("row", "column") if self.orientation is None else ("y", "x")

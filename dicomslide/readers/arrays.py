@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dicomslide.readers.matrix_reader import MatrixReader
+    from dicomslide.readers.patch_reader import PatchReader
     from dicomslide.readers.stacked_reader import Data, StackedReader
 
 __all__ = ["ReaderArray", "chunk_multiple", "dask_array", "dask_data"]
@@ -31,7 +32,7 @@ class ReaderArray:
     What it returns is contiguous: whoever reads through it joins it with others.
     """
 
-    reader: MatrixReader | StackedReader
+    reader: MatrixReader | StackedReader | PatchReader
     """Gives the pixels."""
     threads: int | None = None
     """Threads that decode a region, the calling one included; None for as many as the option
@@ -95,7 +96,7 @@ def chunk_multiple(chunks: str | int, tile_shape: tuple[int, int]) -> tuple[int,
 
 
 def dask_array(
-    reader: MatrixReader | StackedReader,
+    reader: MatrixReader | StackedReader | PatchReader,
     chunks: Sequence[int | tuple[int, ...]],
     *,
     name: str = "slide",
@@ -107,7 +108,7 @@ def dask_array(
 
     Parameters
     ----------
-    reader : MatrixReader or StackedReader
+    reader : MatrixReader, StackedReader or PatchReader
         What the tasks read from.
     chunks : sequence of int or tuple of int
         Length of the chunks along each dim, or their lengths.

@@ -1,0 +1,207 @@
+"""Patches of a slide: boxes of one size at any resolution, with the mm of their centres."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from dicomslide.errors import MetadataError
+from dicomslide.header.geometry import AS_STORED
+from dicomslide.labelled.resolution import grid_of_level, grid_of_spacing, place_at, windows_on
+from dicomslide.readers.arrays import dask_array
+from dicomslide.readers.patch_reader import PatchReader
+from dicomslide.readers.resampled_reader import ResampledReader
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from dicomslide.contents.contents import SlideContents
+    from dicomslide.labelled.variables import Grid
+    from dicomslide.readers.resampled_reader import Labels
+
+__all__ = ["Patches", "centers_of", "labelled_patches", "patches_of"]
+
+CHUNK = 64 * 2**20
+"""Bytes of patches that are read together."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Patches:
+    """Patches of one size on the grid of a level or of a spacing."""
+
+    reader: PatchReader
+    centers: NDArray[np.float64]
+    """(x, y) of the middle of each patch in mm, shape (patches, 2)."""
+    spacing: tuple[float, float]
+    """Distance of pixels in mm along the rows' direction y, and along x."""
+
+
+def centers_of(boxes: Any) -> NDArray[np.float64]:
+    """Return the middles of boxes, annotations or geometries in mm.
+
+    Parameters
+    ----------
+    boxes : array-like, AnnotationGroup, geopandas.GeoDataFrame or GeoSeries
+        (x, y) in mm, shape (n, 2); or what has ``bounds`` in mm, of which the middles are taken.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (n, 2).
+
+    Raises
+    ------
+    ValueError
+        When they are of another shape, or not finite.
+
+    """
+    bounds = getattr(boxes, "bounds", None)
+    if bounds is not None:
+        edges = np.asarray(bounds, np.float64).reshape(-1, 4)
+        centers = (edges[:, :2] + edges[:, 2:]) / 2
+    else:
+        centers = np.asarray(boxes, np.float64)
+        centers = centers.reshape(0, 2) if centers.size == 0 else centers
+    if centers.ndim != 2 or centers.shape[1] != 2:
+        raise ValueError(
+            f"centres in mm are (x, y), shape (n, 2), not an array of shape {centers.shape}"
+        )
+    if not np.isfinite(centers).all():
+        at = int(np.flatnonzero(~np.isfinite(centers).all(axis=1))[0])
+        raise ValueError(
+            f"centre {at} is {tuple(centers[at].tolist())} mm: expected finite numbers"
+        )
+    return centers
+
+
+def patches_of(
+    slide: SlideContents,
+    centers: ArrayLike,
+    size: tuple[int, int],
+    *,
+    spacing: float | None,
+    level: int | None,
+    channel_index: int = 0,
+    focal_plane_index: int = 0,
+    labels: Labels = "majority",
+    fast: bool = False,
+) -> Patches:
+    """Lay patches onto the grid of a level or a spacing.
+
+    Parameters
+    ----------
+    slide : SlideContents
+        The slide.
+    centers : array-like
+        (x, y) in mm, shape (patches, 2); each patch begins with a whole pixel of the grid, so that
+        its own centre is up to half a pixel off.
+    size : tuple of int
+        Rows and columns of a patch.
+    spacing : float or None
+        Distance of pixels in mm; None where a level is given.
+    level : int or None
+        Zero-based index into pyramid levels; None where a spacing is given.
+    channel_index, focal_plane_index : int
+        Zero-based indices into channels and focal planes of the slide.
+    labels, fast
+        See :class:`ResampledReader`.
+
+    Raises
+    ------
+    LevelNotFoundError
+        When there is no such level.
+    ValueError
+        When there is no such channel or focal plane.
+    MetadataError
+        When the header doesn't say where the image lies on the slide.
+
+    """
+    if level is not None:
+        image, channel, plane = slide._place(level, channel_index, focal_plane_index)
+        grid = grid_of_level(slide, level, "upright")
+    else:
+        assert spacing is not None
+        image, channel, plane = place_at(slide, channel_index, focal_plane_index, spacing)
+        grid = grid_of_spacing(slide, spacing, "upright", image)
+    matrix = image.get_total_pixel_matrix(channel, plane)
+    found = windows_on(grid, image)
+    if found is None:
+        raise MetadataError(f"{image.name}: its rows run obliquely to those of the base level")
+    windows, orientation = found
+    reader = ResampledReader.of(matrix._reader.as_meant(), windows, labels, fast=fast)
+    first = _first_pixels(grid, np.asarray(centers, np.float64), size)
+    down, across = grid.placed.spacing
+    turn = grid.orientation or AS_STORED
+    return Patches(
+        PatchReader(reader, orientation, first, size),
+        _centers(grid, first, size),
+        (across, down) if turn.transpose else (down, across),
+    )
+
+
+def _first_pixels(
+    grid: Grid, centers: NDArray[np.float64], size: tuple[int, int]
+) -> NDArray[np.int64]:
+    """Return the (y, x) index of each patch's first pixel, upright; as stored where oblique."""
+    middle = grid.placed.to_matrix(centers) + 0.5  # from the corner of the matrix
+    turn = grid.orientation or AS_STORED
+    if turn.transpose:
+        middle = middle[:, ::-1]
+    height, width = grid.plane_shape
+    if turn.flip_y:
+        middle[:, 0] = height - middle[:, 0]
+    if turn.flip_x:
+        middle[:, 1] = width - middle[:, 1]
+    return np.floor(middle - np.divide(size, 2) + 0.5 + 1e-9).astype(np.int64)
+
+
+def _centers(grid: Grid, first: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.float64]:
+    """Return the (x, y) in mm of the middles of patches."""
+    middle = first + np.divide(size, 2)
+    turn = grid.orientation or AS_STORED
+    height, width = grid.plane_shape
+    if turn.flip_y:
+        middle[:, 0] = height - middle[:, 0]
+    if turn.flip_x:
+        middle[:, 1] = width - middle[:, 1]
+    if turn.transpose:
+        middle = middle[:, ::-1]
+    return grid.placed.to_slide(middle - 0.5)
+
+
+def labelled_patches(patches: Patches) -> xr.DataArray:
+    """Return patches as a lazy array with the mm of their centres.
+
+    Parameters
+    ----------
+    patches : Patches
+        What is read.
+
+    Returns
+    -------
+    xarray.DataArray
+        Dims (patch, y, x, sample), without the last where there is one sample; with the coordinates
+        ``center_x`` and ``center_y`` in mm along ``patch``.
+
+    """
+    reader = patches.reader
+    _, rows, columns, samples = reader.shape
+    at_once = max(1, CHUNK // max(1, rows * columns * samples * reader.dtype.itemsize))
+    data = dask_array(reader, (at_once, rows, columns, samples), name="patches")
+    coords: dict[str, Any] = {
+        f"center_{name}": ("patch", values, {"long_name": f"{name} of the centre", "units": "mm"})
+        for name, values in zip("xy", patches.centers.T, strict=True)
+    }
+    if samples == 3:
+        coords["sample"] = ["r", "g", "b"]
+    array = xr.DataArray(
+        data,
+        dims=("patch", "y", "x", "sample"),
+        coords=coords,
+        name="patches",
+        attrs={"long_name": "pixel value", "spacing": list(patches.spacing)},
+    )
+    return array if samples > 1 else array.isel(sample=0)
