@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     )
     from dicomslide.slide import Slide, find_slides, open_slide
     from dicomslide.slide.cohort import Cohort, open_slides
+    from dicomslide.slide.sampler import SlideSampler
     from dicomslide.tile import (
         assemble_total_pixel_matrix,
         compute_frame_positions,
@@ -98,6 +99,7 @@ _LAZY_MODULES = {
     "PyramidLevel": "pyramid",
     "Slide": "slide",
     "SlideIndex": "labelled.index",
+    "SlideSampler": "slide.sampler",
     "TiledImage": "image",
     "TotalPixelMatrix": "matrix",
     "TotalPixelMatrixSampler": "matrix",
@@ -158,6 +160,7 @@ __all__ = [
     "PyramidLevel",
     "Slide",
     "SlideIndex",
+    "SlideSampler",
     "SourceChangedError",
     "SourceDeniedError",
     "SourceNotFoundError",

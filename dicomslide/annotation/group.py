@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import geopandas
     import pandas as pd
+    import xarray as xr
     from numpy.typing import ArrayLike, NDArray
     from pydicom.sr.coding import Code
 
@@ -79,6 +80,9 @@ class AnnotationGroup:
     """Shape (n + 1,): annotation i has the points ``offsets[i]:offsets[i + 1]``."""
     measurements: tuple[Measurement, ...] = ()
     """In the order of their items; several may have the same name."""
+    slide: Any = dataclasses.field(default=None, repr=False)
+    """The slide that they were read from, which :meth:`patches` are cut out of; None for a group by
+    itself."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -117,6 +121,45 @@ class AnnotationGroup:
         area has the mean of its points.
         """
         return centroids(self.graphic_type, self.coordinates, self.offsets)
+
+    def patches(
+        self,
+        size: tuple[int, int],
+        *,
+        spacing: float | str | None = None,
+        level: int | None = None,
+        **options: Any,
+    ) -> xr.DataArray:
+        """Return patches around the middles of the annotations' bounding boxes.
+
+        Parameters
+        ----------
+        size : tuple of int
+            Rows and columns of a patch.
+        spacing : float or str, optional
+            Distance of pixels, in mm or as text. Either this or a level is given.
+        level : int, optional
+            Zero-based index into pyramid levels.
+        **options
+            See :meth:`dicomslide.Slide.patches`.
+
+        Returns
+        -------
+        xarray.DataArray
+            Lazy, dims (patch, y, x, sample); see :meth:`dicomslide.Slide.patches`.
+
+        Raises
+        ------
+        ValueError
+            When the group wasn't read from a slide.
+
+        """
+        if self.slide is None:
+            raise ValueError("this group wasn't read from a slide: use slide.patches(group, ...)")
+        patches: xr.DataArray = self.slide.patches(
+            self, size, spacing=spacing, level=level, **options
+        )
+        return patches
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with one row an annotation.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+import math
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dicomslide.contents.contents import SlideContents
+from dicomslide.errors import MetadataError
+from dicomslide.header import dicom
 from dicomslide.header.geometry import renamed_frame
+from dicomslide.header.resolution import magnification_in_mm, spacing_in_mm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -169,3 +173,181 @@ class SlideArrays(SlideContents):
             fast=fast,
         )
         return xr.DataTree.from_dict(groups, name=self.container_identifier)
+
+    def region(
+        self,
+        x: tuple[float, float],
+        y: tuple[float, float],
+        *,
+        spacing: Spacing | None = None,
+        level: int | None = None,
+        variable: str = "image",
+        chunks: Literal["frames", "auto"] | int = "auto",
+        labels: Labels = "majority",
+        fast: bool = False,
+    ) -> xr.DataArray:
+        """Return a box of the slide as a labelled, lazy array.
+
+        Parameters
+        ----------
+        x, y : tuple of float
+            The box in mm: both ends, in any order.
+        spacing : float or str, optional
+            Distance of pixels: see :meth:`to_dataset`. Either this or a level is given.
+        level : int, optional
+            Zero-based index into pyramid levels.
+        variable : str, default: "image"
+            Which variable of the dataset.
+        chunks, labels, fast
+            See :meth:`to_dataset`.
+
+        Returns
+        -------
+        xarray.DataArray
+            The pixels whose centres lie in the box, on the grid of the level or of the spacing:
+            regions of one spacing align. Dims as in :meth:`to_dataset`.
+
+        Raises
+        ------
+        TypeError
+            When not exactly one of `spacing` and `level` is given.
+        KeyError
+            When there is no such variable, or no pixel lies in the box.
+        LevelNotFoundError
+            When there is no such level.
+        MetadataError
+            When the slide lies obliquely, or nowhere: it has no upright array.
+
+        """
+        if (spacing is None) == (level is None):
+            raise TypeError("either a spacing or a level must be given")
+        dataset = self.to_dataset(
+            level or 0, spacing=spacing, chunks=chunks, labels=labels, fast=fast
+        )
+        if variable not in dataset:
+            raise KeyError(f"no variable {variable!r}; there are {list(dataset)}")
+        if "x" not in dataset.dims:
+            raise MetadataError(
+                f"{self.name}: it has no upright array to take a box in mm of; see SlideSampler"
+            )
+        found: xr.DataArray = dataset[variable].sel(x=slice(*x), y=slice(*y))
+        return found
+
+    def patches(
+        self,
+        centers: Any,
+        size: tuple[int, int],
+        *,
+        spacing: Spacing | None = None,
+        level: int | None = None,
+        channel_index: int = 0,
+        focal_plane_index: int = 0,
+        labels: Labels = "majority",
+        fast: bool = False,
+    ) -> xr.DataArray:
+        """Return patches of one size, around given centres, as one lazy array.
+
+        Patches are read some at a time, and share their frames: each is decoded once for them.
+
+        Parameters
+        ----------
+        centers : array-like, AnnotationGroup or geopandas.GeoDataFrame
+            (x, y) of the middle of each patch in mm, shape (patches, 2); or what has ``bounds`` in
+            mm, whose middles are taken.
+        size : tuple of int
+            Rows and columns of a patch.
+        spacing : float or str, optional
+            Distance of pixels: see :meth:`to_dataset`. Either this or a level is given.
+        level : int, optional
+            Zero-based index into pyramid levels.
+        channel_index, focal_plane_index : int, default: 0
+            Zero-based indices into channels and focal planes.
+        labels, fast
+            See :meth:`to_dataset`.
+
+        Returns
+        -------
+        xarray.DataArray
+            Dims (patch, y, x, sample), upright; without the last where pixels have one sample. The
+            coordinates ``center_x`` and ``center_y`` along ``patch`` are the mm of the patches'
+            own middles: a patch begins with a whole pixel of the grid of the level or the spacing.
+            What reaches out of the matrix is background.
+
+        Raises
+        ------
+        TypeError
+            When not exactly one of `spacing` and `level` is given.
+        ValueError
+            When centres aren't finite pairs, or there is no such channel or focal plane.
+        LevelNotFoundError
+            When there is no such level.
+        MetadataError
+            When the header doesn't say where the image lies on the slide.
+
+        """
+        from dicomslide.labelled.patches import centers_of, labelled_patches, patches_of
+
+        if (spacing is None) == (level is None):
+            raise TypeError("either a spacing or a level must be given")
+        return labelled_patches(
+            patches_of(
+                self,
+                centers_of(centers),
+                dicom.two_integers(size, "size", least=1),
+                spacing=None if spacing is None else spacing_in_mm(spacing),
+                level=level,
+                channel_index=channel_index,
+                focal_plane_index=focal_plane_index,
+                labels=labels,
+                fast=fast,
+            )
+        )
+
+    def level_at(
+        self, spacing: Spacing | None = None, *, magnification: float | None = None
+    ) -> LevelAt:
+        """Find the stored level that is nearest to a resolution.
+
+        Parameters
+        ----------
+        spacing : float or str, optional
+            Distance of pixels: see :meth:`to_dataset`.
+        magnification : float, optional
+            10 is 1 µm. Either this or a spacing is given.
+
+        Returns
+        -------
+        LevelAt
+            The level, its spacing in mm (the mean of both axes), and how many of its pixels make
+            one of those that are wanted, along an edge: 1 where it is just that.
+
+        Raises
+        ------
+        TypeError
+            When not exactly one of both is given.
+        ValueError
+            When it isn't above zero.
+        MetadataError
+            When a header has no spacing, nor anything to derive it from.
+
+        """
+        if (spacing is None) == (magnification is None):
+            raise TypeError("either a spacing or a magnification must be given")
+        if spacing is not None:
+            wanted = spacing_in_mm(spacing)
+        else:
+            wanted = magnification_in_mm(magnification)  # type: ignore[arg-type]
+        means = [math.sqrt(math.prod(each)) for each in self.pixel_spacings]
+        level = min(range(len(means)), key=lambda each: abs(math.log(wanted / means[each])))
+        return LevelAt(level, means[level], wanted / means[level])
+
+
+class LevelAt(NamedTuple):
+    """The stored level that is nearest to a resolution."""
+
+    level: int
+    """Zero-based index into pyramid levels."""
+    spacing: float
+    """Distance of its pixels in mm."""
+    factor: float
+    """How many of its pixels make one of those that are wanted, along an edge."""

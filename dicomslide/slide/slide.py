@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from dicomslide.contents.options import SlideOptions
 from dicomslide.contents.places import turned_onto
 from dicomslide.header import dicom
 from dicomslide.header.geometry import AS_STORED, SlideGrid
+from dicomslide.header.resolution import spacing_in_mm
 from dicomslide.process.warn import once
 from dicomslide.slide.arrays import SlideArrays
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.annotation.group import AnnotationGroup
+    from dicomslide.header.resolution import Spacing
     from dicomslide.image import TiledImage
     from dicomslide.readers.matrix_reader import OnError
 
@@ -234,9 +237,17 @@ class Slide(SlideArrays):
         return image.get_slide_region(offset, size, channel, plane)
 
     def thumbnail(
-        self, size: int = 1024, *, channel_index: int = 0, focal_plane_index: int = 0
+        self,
+        size: int = 1024,
+        *,
+        channel_index: int = 0,
+        focal_plane_index: int = 0,
+        spacing: Spacing | None = None,
     ) -> NDArray[np.uint8]:
         """Return an upright picture of the whole slide, as a screen shows it.
+
+        Detail is left out while frames are decoded, where that takes less time: pixels are near to
+        means of what they show, but aren't exactly these.
 
         Parameters
         ----------
@@ -244,6 +255,8 @@ class Slide(SlideArrays):
             Pixels along the longer edge; never more than the base level has.
         channel_index, focal_plane_index : int, default: 0
             Zero-based indices into channels and focal planes
+        spacing : float or str, optional
+            Distance of pixels, instead of a size: a number in mm, or text such as ``"10 um"``.
 
         Returns
         -------
@@ -256,6 +269,8 @@ class Slide(SlideArrays):
             When there is no such channel or focal plane, or `size` is less than one
 
         """
+        if spacing is not None:
+            size = max(1, round(max(self.physical_size) / spacing_in_mm(spacing)))
         image, *options = self._picture_source(size, channel_index, focal_plane_index)
         return image._picture(*options)
 
@@ -402,7 +417,8 @@ class Slide(SlideArrays):
         from dicomslide.annotation.bulk import find_annotation_groups
 
         with once(self._warned):
-            return find_annotation_groups(self._others, self._images, self._frames)
+            groups = find_annotation_groups(self._others, self._images, self._frames)
+        return tuple(dataclasses.replace(group, slide=self) for group in groups)
 
     # -- between pixels and millimetres --
 

@@ -1,0 +1,193 @@
+"""Regions of one size at any resolution, by their millimetres: a map-style data set."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from dicomslide.header import dicom
+from dicomslide.header.resolution import Spacing, spacing_in_mm
+from dicomslide.labelled.patches import centers_of, patches_of
+from dicomslide.readers.indexing import Axis
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from dicomslide.slide.slide import Slide
+
+__all__ = ["SlideSampler"]
+
+
+class SlideSampler(Sequence["NDArray[Any]"]):
+    """Samples regions of a slide by millimetres, at the resolution of a level or at any other.
+
+    The sibling of :class:`TotalPixelMatrixSampler`: a sequence of regions of one size, upright,
+    around given centres or side by side. Each is read when it is asked for, the frames that it
+    touches and no others; a slice is a sampler of fewer regions, and :meth:`read` reads several at
+    once, whose frames are decoded once. It pickles, and serves as a map-style data set to
+    PyTorch's ``DataLoader``.
+
+    Parameters
+    ----------
+    slide : Slide
+        The slide.
+    region_dimensions : tuple of int
+        Height (rows) and width (columns) of a region in pixels of that resolution.
+    spacing : float or str, optional
+        Distance of pixels: a number in mm, or text such as ``"0.5 um"`` or ``"10x"`` (which is
+        1 µm). Either this or a level is given.
+    level : int, optional
+        Zero-based index into pyramid levels.
+    centers : array-like, AnnotationGroup or GeoDataFrame, optional
+        (x, y) of the middle of each region in mm, shape (n, 2); or what has ``bounds`` in mm. By
+        default regions lie side by side, in row-major order, from the upper left corner of
+        `bounds` on.
+    bounds : tuple of float, optional
+        (x_min, y_min, x_max, y_max) in mm of the box that regions side by side cover, the last ones
+        in part; by default all of the slide.
+    channel_index, focal_plane_index : int, default: 0
+        Zero-based indices into channels and focal planes.
+    fast : bool, default: False
+        Whether the decoder may leave out detail: see :meth:`Slide.to_dataset`.
+
+    Raises
+    ------
+    TypeError
+        When not exactly one of `spacing` and `level` is given.
+    ValueError
+        When regions would hold nothing, or there is no such channel or focal plane.
+    LevelNotFoundError
+        When there is no such level.
+    MetadataError
+        When the header doesn't say where the image lies on the slide.
+
+    Notes
+    -----
+    Regions begin with a whole pixel of the grid, so that their centres, :attr:`centers`, are up to
+    half a pixel off those that were given; regions of one spacing share that grid. What reaches out
+    of the matrix is background.
+
+    Examples
+    --------
+    >>> sampler = dicomslide.SlideSampler(slide, (224, 224), spacing="0.5 um")
+    >>> sampler[0].shape
+    (224, 224, 3)
+
+    """
+
+    def __init__(
+        self,
+        slide: Slide,
+        region_dimensions: tuple[int, int],
+        *,
+        spacing: Spacing | None = None,
+        level: int | None = None,
+        centers: ArrayLike | Any | None = None,
+        bounds: tuple[float, float, float, float] | None = None,
+        channel_index: int = 0,
+        focal_plane_index: int = 0,
+        fast: bool = False,
+    ) -> None:
+        if (spacing is None) == (level is None):
+            raise TypeError("either a spacing or a level must be given")
+        if centers is not None and bounds is not None:
+            raise TypeError("centers say where regions are: bounds are for those side by side")
+        size = dicom.two_integers(region_dimensions, "region_dimensions", least=1)
+        wanted = None if spacing is None else spacing_in_mm(spacing)
+        if centers is not None:
+            middles = centers_of(centers)
+        else:
+            pixel = slide.level(level).image.geometry.slide_spacing if level is not None else None
+            middles = _side_by_side(
+                slide.physical_bounds if bounds is None else bounds,
+                pixel or (wanted, wanted),  # type: ignore[arg-type]
+                size,
+            )
+        self._patches = patches_of(
+            slide,
+            middles,
+            size,
+            spacing=wanted,
+            level=level,
+            channel_index=channel_index,
+            focal_plane_index=focal_plane_index,
+            fast=fast,
+        )
+        self._wanted = np.arange(len(middles))
+
+    @property
+    def region_shape(self) -> tuple[int, int, int]:
+        """Rows, columns and samples of a region."""
+        return self._patches.reader.shape[1:]
+
+    @property
+    def centers(self) -> NDArray[np.float64]:
+        """(x, y) of the middle of each region in mm, shape (n, 2)."""
+        return self._patches.centers[self._wanted]
+
+    def __repr__(self) -> str:
+        rows, columns, samples = self.region_shape
+        return f"<SlideSampler of {len(self)} regions of {rows} × {columns} × {samples}>"
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> SlideSampler: ...
+
+    def __getitem__(self, index: int | slice) -> NDArray[Any] | SlideSampler:
+        if isinstance(index, slice):
+            fewer = copy.copy(self)
+            fewer._wanted = self._wanted[index]
+            return fewer
+        at = Axis.of(operator.index(index), len(self)).indices[0]
+        return self._patches.reader.read((int(self._wanted[at]), *_WHOLE))
+
+    def read(self, indices: Sequence[int] | NDArray[Any]) -> NDArray[Any]:
+        """Read several regions at once; each of their frames is decoded once.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            Zero-based indices of regions, in any order.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (regions, rows, columns, samples).
+
+        Raises
+        ------
+        IndexError
+            When there is no such region.
+
+        """
+        at = np.asarray(Axis.of(np.asarray(indices, dtype=np.int64), len(self)).indices)
+        return self._patches.reader.read((self._wanted[at], *_WHOLE))
+
+    __getitems__ = read
+
+
+_WHOLE = (slice(None),) * 3
+
+
+def _side_by_side(
+    bounds: tuple[float, float, float, float], spacing: tuple[float, float], size: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Return the (x, y) of the middles of regions that cover a box, row by row from above."""
+    x_min, y_min, x_max, y_max = (float(edge) for edge in bounds)
+    width, height = (length * each for length, each in zip(size[::-1], spacing, strict=True))
+    across, down = (
+        max(1, int(np.ceil(round((high - low) / extent, 6))))
+        for low, high, extent in ((x_min, x_max, width), (y_min, y_max, height))
+    )
+    x = x_min + (np.arange(across) + 0.5) * width
+    y = y_max - (np.arange(down) + 0.5) * height
+    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
