@@ -16,7 +16,7 @@ from dicomslide.header.geometry import SlideGrid
 from dicomslide.header.layout import ImageLayout, grid_of
 from dicomslide.header.lookup import ChannelsAndPlanes
 from dicomslide.header.placed_image import PlacedImage
-from dicomslide.header.placement import AS_STATED, Placement, with_spacing
+from dicomslide.header.placement import AS_STATED, Given, Placement, corrected, with_spacing
 from dicomslide.matrix import TotalPixelMatrix
 from dicomslide.options import check_memory
 from dicomslide.process.identity import Identified
@@ -88,6 +88,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
         self._correct_color = correct_color
         self._on_error: OnError = on_error
         self._placement = AS_STATED
+        self._given: Given | None = None
         check_on_error(on_error)
         grid_of(self._source.metadata)
 
@@ -101,6 +102,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
             placement.spacing,
             placement.shift,
             placement.origin,
+            None if self._given is None else (self._given.spacing, self._given.origin),
         )
 
     def _placed(self, placement: Placement) -> TiledImage:
@@ -114,6 +116,12 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
         """
         image = copy.copy(self)
         image._placement = placement
+        return image
+
+    def _respaced(self, given: Given) -> TiledImage:
+        """Return this image with another spacing, and another origin, than its header states."""
+        image = copy.copy(self)
+        image._given = given
         return image
 
     def __repr__(self) -> str:
@@ -193,8 +201,9 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
 
     @property
     def _header(self) -> Dataset:
-        """Header of the instance, without corrections."""
-        return self._source.metadata
+        """Header of the instance, with the spacing that the caller gave, if any."""
+        header, given = self._source.metadata, self._given
+        return header if given is None else corrected(header, given)
 
     @property
     def name(self) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dicomslide.header.geometry import OrientationName
     from dicomslide.header.resolution import Spacing
     from dicomslide.labelled.tree import Levels
-    from dicomslide.readers.resampled_reader import Labels
+    from dicomslide.readers.reductions import Labels
     from dicomslide.readers.stacked_reader import StackedReader
     from dicomslide.slide.slide import Slide
 

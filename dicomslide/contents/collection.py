@@ -17,7 +17,7 @@ from dicomslide.errors import MetadataError, MetadataWarning, NotSlideError
 from dicomslide.header import dicom
 from dicomslide.header.channels import shared_channel
 from dicomslide.header.layout import grid_of
-from dicomslide.header.placement import geometry_of
+from dicomslide.header.placement import Given, geometry_of, pixel_spacing_of, stated_origin
 from dicomslide.header.tiling import focal_planes
 from dicomslide.process.warn import warn
 from dicomslide.pyramid import group_levels
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dicomslide.image import TiledImage
 
 __all__ = ["SlideGroup", "group_by_slide", "is_derived", "is_volume", "join_concatenations",
-           "list_slides", "not_a_slide"]  # fmt: skip
+           "list_slides", "not_a_slide", "respaced"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +137,43 @@ def is_derived(image: TiledImage) -> bool:
     """Whether an image is a segmentation or a parametric map."""
     sop_class = dicom.text(image.metadata, "SOPClassUID")
     return sop_class in dicom.SEGMENTATION_STORAGES or sop_class == dicom.PARAMETRIC_MAP_STORAGE
+
+
+def respaced(images: Sequence[TiledImage], spacing: float) -> list[TiledImage]:
+    """Return the images of a slide as if their headers stated spacings in proportion to one.
+
+    Parameters
+    ----------
+    images : sequence of TiledImage
+        VOLUME, THUMBNAIL and derived images, which are changed; and others.
+    spacing : float
+        Distance of pixels in mm of the largest VOLUME image; of the largest derived one, where
+        there is none. Others are in proportion by what both state; where they state nothing, or
+        levels state one spacing, they cover what that one covers. Levels lie on its corner.
+
+    """
+    scaled = [image for image in images if is_volume(image) or is_derived(image)]
+    if not scaled:
+        return list(images)
+    base = max(scaled, key=lambda image: (is_volume(image), math.prod(image.size)))
+    stated, origin = pixel_spacing_of(base._header), stated_origin(base._header)
+
+    def spacing_of(image: TiledImage) -> tuple[float, float]:
+        own = pixel_spacing_of(image._header)
+        if own is not None and stated is not None and (is_derived(image) or own != stated):
+            factors = np.divide(own, stated)
+        else:
+            factors = np.divide(base.size, image.size)
+        down, across = (spacing * factors).tolist()
+        return down, across
+
+    members = set(map(id, scaled))
+    return [
+        image._respaced(Given(spacing_of(image), origin if is_volume(image) else None))
+        if id(image) in members
+        else image
+        for image in images
+    ]
 
 
 def is_volume(image: TiledImage) -> bool:

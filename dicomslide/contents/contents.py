@@ -14,6 +14,7 @@ from dicomslide.contents.collection import (
     is_derived,
     list_slides,
     not_a_slide,
+    respaced,
 )
 from dicomslide.contents.levels import affine_from_base
 from dicomslide.contents.pyramids import choose_pyramid, pyramids_of
@@ -91,6 +92,8 @@ class SlideContents(ChannelsAndPlanes, Identified):
             )
             for source in tiled
         ]
+        if options.spacing is not None:
+            images = respaced(images, options.spacing)
         slides = group_by_slide(images)
         if not slides:
             raise not_a_slide(self._sources)
@@ -122,6 +125,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
             options.on_error,
             options.pyramid_tolerance,
             options.align_levels,
+            options.spacing,
             self._pyramid_index,
         )
 

@@ -22,6 +22,8 @@ class SlideOptions:
     on_error: OnError = "raise"
     align_levels: bool = True
     pyramid: int | str | None = None
+    spacing: float | None = None
+    """Distance of the base level's pixels in mm, instead of what headers say."""
 
     def __post_init__(self) -> None:
         _check_from_zero(self.pyramid_tolerance, numbers.Real, "pyramid_tolerance", "mm")

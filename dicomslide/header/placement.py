@@ -30,8 +30,10 @@ __all__ = [
     "SAME_SPACING",
     "AS_STATED",
     "FieldOfView",
+    "Given",
     "Placement",
     "are_alike",
+    "corrected",
     "field_of_view",
     "geometry_of",
     "in_proportion",
@@ -39,6 +41,7 @@ __all__ = [
     "place",
     "place_beside",
     "spacing_of",
+    "stated_origin",
     "with_spacing",
 ]
 
@@ -97,6 +100,41 @@ def with_spacing(image: Dataset, spacing: tuple[float, float]) -> Dataset:
     measures = _with_element(measures, "PixelSpacing", values)
     groups = _with_element(groups, "PixelMeasuresSequence", [measures])
     return _with_element(image, "SharedFunctionalGroupsSequence", [groups])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Given:
+    """What the caller gives in place of what a header says."""
+
+    spacing: tuple[float, float]
+    """(between rows, between columns) in mm."""
+    origin: tuple[float, float] | None
+    """(x, y) of the Total Pixel Matrix Origin in mm; None for that of the header."""
+
+
+def corrected(image: Dataset, given: Given) -> Dataset:
+    """Return a header, without a copy of its values, with what the caller gave.
+
+    Imaged Volume Width and Height, which may contradict the spacing, aren't in it.
+
+    Parameters
+    ----------
+    image : pydicom.dataset.Dataset
+        Header of a tiled image.
+    given : Given
+        Spacing and origin.
+
+    """
+    import pydicom
+
+    header = with_spacing(image, given.spacing)
+    if given.origin is not None:
+        item = pydicom.Dataset()
+        item.XOffsetInSlideCoordinateSystem, item.YOffsetInSlideCoordinateSystem = given.origin
+        header = _with_element(header, "TotalPixelMatrixOriginSequence", [item])
+    for keyword in ("ImagedVolumeWidth", "ImagedVolumeHeight"):
+        header.pop(keyword, None)
+    return header
 
 
 def _with_element(dataset: Dataset, keyword: str, value: Any) -> Dataset:
@@ -309,7 +347,7 @@ def geometry_of(
         )
     spacing = spacing or placement.spacing or spacing_of(image)
     if origin is None:
-        x, y = _stated_origin(image) or placement.origin or _absent_origin(image, relative)
+        x, y = stated_origin(image) or placement.origin or _absent_origin(image, relative)
         origin = x + placement.shift[0], y + placement.shift[1]
     try:
         return SlideGeometry(
@@ -331,7 +369,8 @@ def _absent_origin(image: Dataset, relative: bool) -> tuple[float, float]:
     return 0.0, 0.0
 
 
-def _stated_origin(image: Dataset) -> tuple[float, float] | None:
+def stated_origin(image: Dataset) -> tuple[float, float] | None:
+    """Return the Total Pixel Matrix Origin, (x, y) in mm; None where the header has none."""
     for item in origin_items(image):
         x = dicom.number(item, "XOffsetInSlideCoordinateSystem")
         y = dicom.number(item, "YOffsetInSlideCoordinateSystem")
@@ -372,9 +411,9 @@ def place(
     except MetadataError:
         return AS_STATED
     own = None if spacing == pixel_spacing_of(image) else spacing
-    stated = _stated_origin(image)
+    stated = stated_origin(image)
     for base, placement in bases if align else ():
-        of_base = _stated_origin(base)
+        of_base = stated_origin(base)
         here = _geometry_as_stated(image, spacing, stated or of_base)
         there = _geometry_as_stated(base, placement.spacing, of_base)
         if here is None or there is None or (of_base is None and stated is not None):
@@ -408,8 +447,8 @@ def place_beside(image: Dataset, level: Dataset, placement: Placement) -> Placem
     # image of a part of the base may have the spacing of the base
     if given in (None, pixel_spacing_of(level)) and size_of(image) == size_of(level):
         spacing = placement.spacing or pixel_spacing_of(level)
-    here = _geometry_as_stated(image, spacing, _stated_origin(image))
-    there = _geometry_as_stated(level, placement.spacing, _stated_origin(level))
+    here = _geometry_as_stated(image, spacing, stated_origin(image))
+    there = _geometry_as_stated(level, placement.spacing, stated_origin(level))
     if here is None or there is None or not here.shares_lattice(there, SAME_ORIGIN):
         return None
     return Placement(None if spacing == given else spacing, placement.shift)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import xarray as xr
 
 from dicomslide.labelled.coordinates import restored, step_of
+from dicomslide.labelled.match import match
+
+if TYPE_CHECKING:
+    from dicomslide.labelled.match import Method
 
 __all__ = ["SlideAccessor", "SlideTreeAccessor"]
 
@@ -58,6 +64,49 @@ class SlideAccessor:
             }
             raise ValueError(f"x, y or z in mm is needed; the coordinates are {found}")
         return self._data.assign_coords(coords)
+
+    def match(
+        self,
+        like: xr.DataArray | xr.Dataset,
+        method: Method = "mean",
+        *,
+        fill_value: Any = None,
+    ) -> xr.DataArray:
+        """Return the array on the grid of another one: a mask, scores, another slide's stain.
+
+        Parameters
+        ----------
+        like : xarray.DataArray or xarray.Dataset
+            Gives the grid: ``y`` and ``x`` in mm, evenly spaced. Its values aren't read.
+        method : {"mean", "nearest", "majority", "linear"}, default: "mean"
+            What a pixel is of the array's pixels: their mean, by area, of those that it covers and
+            that aren't NaN (of True and False a fraction, float32); that in which its centre lies;
+            the value that covers most of it, the lowest of several; or what is interpolated between
+            the four centres around its own, which is no mean where the grid is coarser. Integers
+            are rounded, halves up.
+        fill_value : scalar, optional
+            What pixels are that lie outside of the array; by default NaN, or 0 of integers and
+            False of bool.
+
+        Returns
+        -------
+        xarray.DataArray
+            Of dask arrays, in the chunks of `like`; with its coordinates ``y`` and ``x``, and all
+            other dims as they are. Nothing moves: a pixel's mm stay what they are.
+
+        Raises
+        ------
+        GridError
+            When both are in different frames of reference.
+        ValueError
+            When the method isn't one, or there are no evenly spaced coordinates in mm.
+        TypeError
+            When this is a dataset: match its variables.
+
+        """
+        if not isinstance(self._data, xr.DataArray):
+            raise TypeError("match() takes an array: dataset[name].slide.match(...)")
+        return match(self._data, like, method, fill_value)
 
     @property
     def spacing(self) -> tuple[float, float]:

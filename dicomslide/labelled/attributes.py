@@ -8,6 +8,7 @@ import numpy as np
 
 from dicomslide.enum import ChannelTypes
 from dicomslide.header import dicom
+from dicomslide.header.placement import pixel_spacing_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +45,9 @@ def image_attrs(
         "transfer_syntax_uid": image.transfer_syntax_uid,
         "photometric_interpretation": dicom.text(metadata, "PhotometricInterpretation"),
     }
+    if image._given is not None:
+        attrs["pixel_spacing_given"] = list(image._given.spacing)
+        attrs["pixel_spacing_stated"] = pixel_spacing_of(image._source.metadata)
     if geometry is not None:
         attrs |= {
             "image_orientation_slide": [

@@ -227,7 +227,7 @@ class SlideIndex(PandasIndex):
             self._check_grid(other)
             reach: Any = min(self._reach, other._reach)
         else:
-            self._check_frame(other)
+            self.check_frame(other)
             reach = self._reach if tolerance is None else np.asarray(tolerance, np.float64)
         found, apart = self._nearest(other._values)
         return {self.dim: np.where(apart <= reach, found, -1)}
@@ -277,7 +277,8 @@ class SlideIndex(PandasIndex):
         _, apart = self._nearest(other._values)
         return bool(((apart > SAME * step) & (apart < (1 - SAME) * step)).any())
 
-    def _check_frame(self, other: SlideIndex) -> None:
+    def check_frame(self, other: SlideIndex) -> None:
+        """Raise a GridError where an index is in another frame of reference."""
         if self._other_frame(other):
             raise GridError(
                 f"{self.index.name}: the arrays differ in frame of reference,"
@@ -288,7 +289,7 @@ class SlideIndex(PandasIndex):
 
     def _check_grid(self, other: SlideIndex) -> None:
         """Raise unless an index is of the same grid."""
-        self._check_frame(other)
+        self.check_frame(other)
         if self._other_spacing(other):
             differ = "spacing"
         elif self._other_phase(other):
@@ -298,8 +299,8 @@ class SlideIndex(PandasIndex):
         raise GridError(
             f"{self.index.name}: the arrays differ in {differ}: {self._described()}, and"
             f" {other._described()}. Take one onto the grid of the other first:"
-            ' b.reindex_like(a, method="nearest", fill_value=0) has for each pixel of a that pixel'
-            " of b in which its centre lies"
+            " b.slide.match(a) has for each pixel of a the mean of b's pixels that it covers (or"
+            ' method="nearest", "majority", "linear")'
         )
 
     def _described(self) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from dicomslide.contents.contents import SlideContents
     from dicomslide.labelled.variables import Grid
-    from dicomslide.readers.resampled_reader import Labels
+    from dicomslide.readers.reductions import Labels
 
 __all__ = ["Patches", "centers_of", "labelled_patches", "patches_of"]
 

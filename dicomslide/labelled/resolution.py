@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dicomslide.contents.places import ChannelGroup, Place
     from dicomslide.header.geometry import Orientation, OrientationName
     from dicomslide.image import TiledImage
-    from dicomslide.readers.resampled_reader import Labels
+    from dicomslide.readers.reductions import Labels
     from dicomslide.readers.stacked_reader import PlaneReader
 
 __all__ = ["check_labels", "grid_of_level", "grid_of_spacing", "place_at", "resampled", "stacks_at",
@@ -118,13 +118,14 @@ def grid_of_level(slide: SlideContents, level: int, orientation: OrientationName
 
     """
     image = slide.level(level).image
-    grid = Grid.of(image, orientation, slide._said("FrameOfReferenceUID"))
-    if grid.geometry is None:
+    try:
+        geometry_of(image.metadata, image._placement, relative=True)
+    except MetadataError as error:
         raise MetadataError(
-            f"{image.name}: pixels of a size in mm need its place on the slide, which its header"
-            " lacks; open_slide(..., spacing=...) gives a spacing"
-        )
-    return grid
+            f"{error}: pixels of a size in mm need a place on the slide; where just the spacing is"
+            " missing, open_slide(..., spacing=...) gives one"
+        ) from error
+    return Grid.of(image, orientation, slide._said("FrameOfReferenceUID"))
 
 
 def virtual_factors(slide: SlideContents, level: int) -> list[int]:

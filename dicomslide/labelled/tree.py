@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from dicomslide.contents.places import ChannelGroup
     from dicomslide.header.geometry import OrientationName
     from dicomslide.header.resolution import Spacing
-    from dicomslide.readers.resampled_reader import Labels
+    from dicomslide.readers.reductions import Labels
     from dicomslide.readers.stacked_reader import Data
 
 __all__ = [

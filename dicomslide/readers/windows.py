@@ -131,7 +131,7 @@ class Windows:
         for tile in tiles:
             here = tile * tile_size
             begin = int(np.searchsorted(high, here, side="right"))
-            end = int(np.searchsorted(low, here + tile_size, side="left"))
+            end = int(np.searchsorted(low, min(here + tile_size, self.extent), side="left"))
             if begin >= end:  # between windows that are apart
                 continue
             starts = (low[begin:end] - here).clip(0)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dicomslide.header.geometry import OrientationName
     from dicomslide.header.resolution import Spacing
     from dicomslide.labelled.tree import Levels
-    from dicomslide.readers.resampled_reader import Labels
+    from dicomslide.readers.reductions import Labels
 
 __all__ = ["SlideArrays"]
 

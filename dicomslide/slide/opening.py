@@ -18,6 +18,7 @@ from dicomslide.contents.collection import SlideGroup, group_by_slide
 from dicomslide.contents.options import SlideOptions
 from dicomslide.errors import NotSlideError
 from dicomslide.header import dicom
+from dicomslide.header.resolution import Spacing, spacing_in_mm
 from dicomslide.image import TiledImage
 from dicomslide.process.warn import once
 from dicomslide.slide.slide import Slide
@@ -46,6 +47,7 @@ def open_slide(
     correct_color: bool | None = None,
     on_error: OnError | None = None,
     align_levels: bool | None = None,
+    spacing: Spacing | None = None,
     storage_options: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     session: Any = None,
 ) -> Slide:
@@ -74,7 +76,7 @@ def open_slide(
     max_frame_cache_size : int, optional
         Largest number of decoded frames of each image that the process keeps; by default as
         many as the option `frame_cache_bytes` allows where they take long to decode, else none.
-    pyramid_tolerance, correct_color, on_error, align_levels
+    pyramid_tolerance, correct_color, on_error, align_levels, spacing
         See :class:`Slide`, which has the defaults. A Slide that is opened again keeps what isn't
         given; what is given holds for the slide returned, which has the same instances.
     storage_options : mapping or callable, optional
@@ -115,6 +117,7 @@ def open_slide(
         correct_color=correct_color,
         on_error=on_error,
         align_levels=align_levels,
+        spacing=None if spacing is None else spacing_in_mm(spacing),
     )
     if isinstance(source, Slide):
         if storage_options is not None:

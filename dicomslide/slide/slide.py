@@ -69,6 +69,10 @@ class Slide(SlideArrays):
         beside its image with an extended depth of field): its number, from 0, the largest, on; its
         Pyramid UID; or the SOP Instance UID, the path or the name of a file of it. Without it the
         largest is read, and a warning lists them.
+    spacing : float or str, optional
+        Distance of the base level's pixels, where headers have none or a wrong one: a number in mm,
+        or text such as ``"0.25 um"``. Levels and derived images are in proportion; attributes of
+        arrays say what was given, and what headers state.
 
     Raises
     ------
@@ -98,6 +102,7 @@ class Slide(SlideArrays):
         on_error: OnError = "raise",
         align_levels: bool = True,
         pyramid: int | str | None = None,
+        spacing: Spacing | None = None,
     ) -> None:
         sources = [frame_source(client, metadata) for metadata in image_metadata]
         options = SlideOptions(
@@ -107,6 +112,7 @@ class Slide(SlideArrays):
             on_error=on_error,
             align_levels=align_levels,
             pyramid=pyramid,
+            spacing=None if spacing is None else spacing_in_mm(spacing),
         )
         super().__init__(join_concatenations(sources), options)
 

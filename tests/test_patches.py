@@ -1,0 +1,189 @@
+"""Patches and regions by their millimetres: pixels of the grid, wherever the slide lies."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import dask
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dicomslide import MetadataWarning, SlideSampler, open_slide
+from dicomslide.testing import write_slide
+
+ORIENTATIONS = [
+    (0, -1, 0, -1, 0, 0), (0, 1, 0, 1, 0, 0), (1, 0, 0, 0, -1, 0), (-1, 0, 0, 0, 1, 0),
+    (1, 0, 0, 0, 1, 0), (-1, 0, 0, 0, -1, 0), (0, -1, 0, 1, 0, 0), (0, 1, 0, -1, 0, 0),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=range(8))
+def slide(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slide")
+    write_slide(
+        folder, shape=(350, 461), downsamples=(1, 4), tile_shape=(64, 96),
+        transfer_syntax_uid="1.2.840.10008.1.2.1", orientation=ORIENTATIONS[request.param],
+        associated=False,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MetadataWarning)
+        return open_slide(folder)
+
+
+def grid_of(slide, where):
+    spacing = where.get("spacing")
+    return (
+        slide.to_dataset(where["level"]) if spacing is None else slide.to_dataset(spacing=spacing)
+    ).image.compute()
+
+
+@pytest.mark.parametrize(
+    "where", [{"spacing": "1 um"}, {"spacing": 0.0013}, {"level": 0}, {"level": 1}]
+)
+def test_patches_are_pixels_of_the_grid_around_their_centres(slide, where):
+    whole = grid_of(slide, where)
+    x_step, y_step = whole.slide.spacing
+    x_min, y_min, x_max, y_max = whole.slide.extent
+    random = np.random.default_rng(0)
+    centers = random.uniform((x_min, y_min), (x_max, y_max), (25, 2))
+    patches = slide.patches(centers, (10, 7), **where)
+    assert patches.dims == ("patch", "y", "x", "sample")
+    values = patches.values
+    for i, (x, y) in enumerate(centers):
+        cx, cy = float(patches.center_x[i]), float(patches.center_y[i])
+        assert abs(cx - x) <= x_step / 2 * (1 + 1e-6)
+        assert abs(cy - y) <= y_step / 2 * (1 + 1e-6)
+        top, left = (
+            round(float(value)) for value in (
+                (whole.y[0] - cy) / y_step - 4.5, (cx - whole.x[0]) / x_step - 3
+            )
+        )  # fmt: skip
+        box = np.full((10, 7, 3), 255, np.uint8)
+        for row in range(10):
+            for column in range(7):
+                at = top + row, left + column
+                if 0 <= at[0] < whole.shape[0] and 0 <= at[1] < whole.shape[1]:
+                    box[row, column] = whole.values[at]
+        np.testing.assert_array_equal(values[i], box)
+
+
+def test_many_patches_cost_their_frames_once(tmp_path, frames_read):
+    write_slide(tmp_path, shape=(512, 512), downsamples=(1,), tile_shape=(64, 64), associated=False)
+    slide = open_slide(tmp_path)
+    x_min, y_min, x_max, y_max = slide.physical_bounds
+    centers = np.random.default_rng(0).uniform((x_min, y_min), (x_max, y_max), (500, 2))
+    frames_read.clear()
+    with dask.config.set(scheduler="synchronous"):
+        patches = slide.patches(centers, (32, 32), spacing="1 um").compute()
+    assert patches.shape == (500, 32, 32, 3)
+    assert sorted(frames_read) == list(range(64))
+
+
+def test_patches_are_lazy_and_take_any_key(slide):
+    x_min, y_min, x_max, y_max = slide.physical_bounds
+    centers = np.random.default_rng(1).uniform((x_min, y_min), (x_max, y_max), (9, 2))
+    patches = slide.patches(centers, (6, 8), level=0)
+    whole = patches.values
+    for key in (
+        np.s_[3],
+        np.s_[::-2, 1:4],
+        np.s_[[4, 1, 1], ::-1, 2],
+        np.s_[2:2],
+        np.s_[0, 0, 0, 0],
+    ):
+        np.testing.assert_array_equal(patches[key].values, whole[key])
+    assert patches.data.chunks[1:] == ((6,), (8,), (3,))
+
+
+def test_no_patches_are_an_array_without_any(slide):
+    assert slide.patches([], (4, 4), level=0).compute().shape == (0, 4, 4, 3)
+
+
+def test_what_has_bounds_is_taken_by_the_middle_of_its_box(slide):
+    geopandas = pytest.importorskip("geopandas")
+    from shapely.geometry import box
+
+    x, y = slide.physical_bounds[0] + 0.05, slide.physical_bounds[1] + 0.06
+    frame = geopandas.GeoDataFrame(geometry=[box(x - 0.01, y - 0.02, x + 0.01, y + 0.02)])
+    by_box = slide.patches(frame, (5, 5), spacing=0.001)
+    np.testing.assert_array_equal(by_box, slide.patches([(x, y)], (5, 5), spacing=0.001))
+
+
+@pytest.mark.parametrize("centers", [[1, 2, 3], [[1, 2, 3]], [[np.nan, 1]], np.zeros((2, 2, 2))])
+def test_centres_are_finite_pairs(slide, centers):
+    with pytest.raises(ValueError, match=r"centre"):
+        slide.patches(centers, (4, 4), level=0)
+
+
+def test_regions_side_by_side_cover_the_slide(slide):
+    """They begin at the upper left corner of the slide, to within half a pixel of the grid."""
+    sampler = SlideSampler(slide, (50, 60), spacing="1 um")
+    whole = slide.to_dataset(spacing="1 um").image
+    across = len({round(x, 6) for x in sampler.centers[:, 0]})
+    down = len(sampler) // across
+    x, y = sampler.centers[0]
+    left, top = (
+        float(value) / 0.001 for value in (x - 0.03 - whole.x[0] + 0.0005,
+                                           whole.y[0] + 0.0005 - y - 0.025)
+    )  # fmt: skip
+    x_min, _, _, y_max = slide.physical_bounds
+    assert (x - 0.03, y + 0.025) == pytest.approx((x_min, y_max), abs=0.0005 * (1 + 1e-6))
+    left, top = round(left), round(top)
+    together = np.concatenate([
+        np.concatenate([sampler[r * across + c] for c in range(across)], axis=1)
+        for r in range(down)
+    ])  # fmt: skip
+    shown = whole.values[max(top, 0) :, max(left, 0) :]
+    shown = shown[: together.shape[0], : together.shape[1]]
+    np.testing.assert_array_equal(together[: shown.shape[0], : shown.shape[1]], shown)
+
+
+def test_a_sampler_is_a_sequence_that_pickles_and_reads_several_at_once(slide):
+    sampler = SlideSampler(slide, (16, 24), level=1)
+    again = pickle.loads(pickle.dumps(sampler))
+    assert len(again) == len(sampler)
+    several = again.read([3, 0, 3])
+    for found, index in zip(several, [3, 0, 3], strict=True):
+        np.testing.assert_array_equal(found, sampler[index])
+    np.testing.assert_array_equal(sampler[2:5][-1], sampler[4])
+    np.testing.assert_array_equal(sampler[2:5].centers, sampler.centers[2:5])
+    np.testing.assert_array_equal(sampler.__getitems__([1, 2]), sampler.read([1, 2]))
+    with pytest.raises(IndexError):
+        sampler[len(sampler)]
+    with pytest.raises(IndexError):
+        sampler.read([len(sampler)])
+    with pytest.raises(TypeError, match="either a spacing or a level"):
+        SlideSampler(slide, (4, 4))
+    with pytest.raises(TypeError, match="side by side"):
+        SlideSampler(slide, (4, 4), level=0, centers=[(0, 0)], bounds=(0, 0, 1, 1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6))
+def test_patches_that_overlap_are_read_as_those_that_stand_alone(seed):
+    slide = overlapping_slide()
+    random = np.random.default_rng(seed)
+    x_min, y_min, x_max, y_max = slide.physical_bounds
+    centers = random.uniform((x_min, y_min), (x_max, y_max), (5, 2))
+    spacing = float(random.choice([0.0005, 0.001, 0.0017]))
+    together = slide.patches(centers, (20, 20), spacing=spacing).values
+    for i in range(5):
+        alone = slide.patches(centers[i : i + 1], (20, 20), spacing=spacing).values[0]
+        np.testing.assert_array_equal(together[i], alone)
+
+
+_SLIDES = []
+
+
+def overlapping_slide():
+    if not _SLIDES:
+        import tempfile
+
+        folder = tempfile.mkdtemp()
+        write_slide(folder, shape=(90, 120), downsamples=(1,), tile_shape=(32, 32),
+                    transfer_syntax_uid="1.2.840.10008.1.2.1", associated=False)  # fmt: skip
+        _SLIDES.append(open_slide(folder))
+    return _SLIDES[0]
