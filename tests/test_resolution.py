@@ -19,6 +19,7 @@ from dicomslide.header.resolution import spacing_in_mm
 from dicomslide.readers.reductions import means_of
 from dicomslide.readers.windows import Windows
 from dicomslide.testing import write_slide
+from tests.support.derive import write_segmentation
 
 NATIVE = "1.2.840.10008.1.2.1"
 HTJ2K = "1.2.840.10008.1.2.4.201"
@@ -259,13 +260,12 @@ def test_keys_pick_what_they_pick_of_the_whole(tmp_path):
 
 
 def with_labels(tmp_path, kind, pixels):
-    derive = pytest.importorskip("derive")
     folder = tmp_path / "slide"
     paths = write_slide(
         folder, shape=pixels.shape[:2], downsamples=(1,), tile_shape=(64, 64),
         transfer_syntax_uid=NATIVE, associated=False, orientation=ORIENTATIONS[2],
     )  # fmt: skip
-    derive.write_segmentation(folder / "seg.dcm", paths[0], pixels, kind)
+    write_segmentation(folder / "seg.dcm", paths[0], pixels, kind)
     return open_slide(folder)
 
 

@@ -204,10 +204,11 @@ PUBLIC = {
         frame_of_reference_uid get_channel_identifier get_channel_index get_channel_type
         get_focal_plane_index get_focal_plane_offset get_image_region get_pixel_indices
         get_slide_offset get_slide_region get_slide_region_for_annotation get_volume_images
-        label_images level levels map_pixel_indices_to_slide_coordinates
+        label_images level level_at levels map_pixel_indices_to_slide_coordinates
         map_slide_coordinates_to_pixel_indices metadata name num_channels num_focal_planes
-        num_levels overview_images physical_bounds physical_offset physical_size pixel_spacings
-        plot pyramid_index pyramids size thumbnail thumbnail_images to_dataset to_datatree
+        num_levels overview_images patches physical_bounds physical_offset physical_size
+        pixel_spacings plot pyramid_index pyramids region size thumbnail thumbnail_images
+        to_dataset to_datatree
         total_pixel_matrix_dimensions""",
     dicomslide.TiledImage: """
         channel_type channels describe flavor focal_plane_offsets frame_of_reference_uid geometry
