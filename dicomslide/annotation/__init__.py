@@ -1,1 +1,1 @@
-"""Annotations: bulk annotations as columns in slide millimetres, regions around graphics."""
+"""Annotations: bulk annotations as columns in mm on the slide, and regions around graphics."""

@@ -1,4 +1,4 @@
-"""Microscopy Bulk Simple Annotations (PS3.3 A.87): which are of a slide, and reading them."""
+"""Reader of Microscopy Bulk Simple Annotations (PS3.3 A.87), and their assignment to slides."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 SMALL = 4 * 2**20
-"""Bytes of a file that is read for its labels alone: a few milliseconds."""
+"""Upper bound on the bytes of a file that is read for its labels only: it takes milliseconds."""
 
 
 def find_annotation_groups(
@@ -42,25 +42,34 @@ def find_annotation_groups(
     images: Sequence[TiledImage],
     frame_of_reference_uids: Collection[str],
 ) -> tuple[AnnotationGroup, ...]:
-    """Read the bulk annotations of a slide from among its sources.
+    """Read the bulk annotations of a slide.
 
-    Those in millimetres are of the slide in whose frame of reference they are; those in pixels
-    of the slide that has the image they refer to. Others are left out, with a warning.
+    Annotations in millimetres belong to the slide with their Frame of Reference UID; those in
+    pixels to the slide that has the image they refer to. Others are left out, with a warning.
 
     Parameters
     ----------
     sources : sequence of FrameSource
-        Instances of any kind; headers tell which are annotations, and only those are read.
+        Instances of any kind. Only those that are annotations by their headers are read.
     images : sequence of TiledImage
         The images of the slide.
     frame_of_reference_uids : collection of str
-        Frames of reference of the slide: one, or none, and several only where its levels differ.
+        Frame of Reference UIDs of the slide: several only where its levels have different ones.
+
+    Returns
+    -------
+    tuple of AnnotationGroup
 
     Raises
     ------
     MetadataError
-        When annotations contradict themselves, or are of this frame of reference but in pixels
-        of an image that isn't here.
+        When annotations contradict themselves, or have the frame of reference of the slide but are
+        in pixels of an image that the slide lacks.
+
+    Warns
+    -----
+    MetadataWarning
+        For each instance that is left out.
 
     """
     groups: list[AnnotationGroup] = []
@@ -71,8 +80,8 @@ def find_annotation_groups(
             groups.extend(read_annotation_groups(source.read_instance(), image=image))
         elif dicom.text(header, "SOPClassUID") == dicom.BULK_SIMPLE_ANNOTATIONS_STORAGE:
             warn(
-                f"left out: {source.name}: annotations of another slide: its frame of reference is"
-                f" {dicom.text(header, 'FrameOfReferenceUID')}, and it refers to"
+                f"left out: {source.name}: annotations of another slide: the frame of reference is"
+                f" {dicom.text(header, 'FrameOfReferenceUID')}, the referenced images are"
                 f" {list(_references(header))}",
                 MetadataWarning,
             )
@@ -84,10 +93,9 @@ def labels_of_groups(
     images: Sequence[TiledImage],
     frame_of_reference_uids: Collection[str],
 ) -> tuple[str, ...]:
-    """Return the Annotation Group Label of each group of a slide, as far as they cost little.
+    """Return the Annotation Group Labels of a slide, without reading large or remote files.
 
-    Only small files are read for it. Of others, whose headers don't have them, the Series
-    Description, or the name of the instance, stands for all groups of it.
+    Such a file contributes one label: its Series Description, or its name.
 
     Parameters
     ----------
@@ -118,13 +126,13 @@ def are_annotations_of(
     if frame is not None and frame_of_reference_uids:
         if frame in frame_of_reference_uids:
             return True
-        if _are_millimeters(header):  # of another place, whatever they refer to
+        if _are_millimeters(header):  # of another frame of reference, whatever image they refer to
             return False
     return _annotated_image(header, images) is not None
 
 
 def _annotated_image(header: Dataset, images: Sequence[TiledImage]) -> TiledImage | None:
-    """Return the image to which annotations refer, if it is here."""
+    """Return the image to which annotations refer; None where it isn't among `images`."""
     image_of = {uid: image for image in images for uid in _first_frames(image)}
     return next((image_of[uid] for uid in _references(header) if uid in image_of), None)
 
@@ -134,16 +142,19 @@ def _are_millimeters(dataset: Dataset) -> bool:
 
 
 def _references(dataset: Dataset) -> dict[str, Dataset]:
-    """Return the items that name the images annotated, by SOP Instance UID."""
+    """Return the items that reference the annotated images, by SOP Instance UID."""
     found = list(dicom.items(dataset, "ReferencedImageSequence"))
-    if not found:  # some writers name images by series only
+    if not found:  # some writers reference images in the series' items only
         for series in dicom.items(dataset, "ReferencedSeriesSequence"):
             found.extend(dicom.items(series, "ReferencedInstanceSequence"))
     return {dicom.text(item, "ReferencedSOPInstanceUID") or "": item for item in found}
 
 
 def _first_frames(image: TiledImage) -> dict[str, int]:
-    """Return the instances of an image by UID: several of a concatenation, with their frames."""
+    """Return the first frame of each instance of an image, by SOP Instance UID.
+
+    A concatenation has several instances.
+    """
     source = image._source
     if isinstance(source, ConcatenatedSource):
         parts = zip(source.parts, source.firsts, strict=True)
@@ -155,17 +166,17 @@ def _first_frames(image: TiledImage) -> dict[str, int]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Pixels:
-    """What image-relative coordinates count from."""
+class _PixelOrigin:
+    """Origin of image-relative coordinates."""
 
     geometry: SlideGeometry
     first: tuple[int, int]
-    """(row, column) of the pixel at whose top left corner they are (0, 0)."""
+    """(row, column) of the pixel whose top left corner has the coordinates (0, 0)."""
 
     def to_slide(self, points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Map (column, row) to (x, y) in mm, shape (n, 2)."""
         mapped = np.empty(points.shape)
-        # from the corner to the centres by which the geometry counts: PS3.3 C.8.12.4.1.4
+        # coordinates are relative to a corner, those of the geometry to centres: C.8.12.4.1.4
         shift = np.asarray(self.first) - 0.5
         for start in range(0, len(points), BLOCK):
             part = slice(start, start + BLOCK)
@@ -181,9 +192,9 @@ def read_annotation_groups(
     Parameters
     ----------
     dataset : pydicom.dataset.Dataset
-        The whole instance, as :meth:`FrameSource.read_instance` gives it.
+        The whole instance: see :meth:`FrameSource.read_instance`.
     image : TiledImage, optional
-        The image that it refers to: annotations in pixels need it.
+        The image that the instance refers to; required for annotations in pixels.
 
     Returns
     -------
@@ -193,34 +204,35 @@ def read_annotation_groups(
     Raises
     ------
     MetadataError
-        When the instance lacks what is needed or contradicts itself, when its annotations are
-        in pixels of an image that isn't given, or of one without a place on the slide.
+        When the instance isn't of this SOP class, lacks an attribute or contradicts itself; when
+        its annotations are in pixels and `image` isn't the image they refer to, or lacks its
+        position on the slide.
 
     """
     name = dicom.name_of(dataset)
     if dicom.text(dataset, "SOPClassUID") != dicom.BULK_SIMPLE_ANNOTATIONS_STORAGE:
         raise MetadataError(
-            f"{name}: not Microscopy Bulk Simple Annotations, but of SOP class"
+            f"{name}: not Microscopy Bulk Simple Annotations: its SOP class is"
             f" {dataset.get('SOPClassUID')}"
         )
     try:
-        pixels = _pixels_of(dataset, image)
+        origin = _origin_of_pixels(dataset, image)
     except MetadataError as error:
         raise MetadataError(f"{name}: {error}") from error
-    # bytes of a data set are as in the file; one made in memory says nothing, and is as Intel's
+    # arrays have the byte order of the file; data sets made in memory are little-endian
     order = ">" if dataset.original_encoding[1] is False else "<"
     groups = []
     for position, item in enumerate(dicom.items(dataset, "AnnotationGroupSequence")):
         number = int(dicom.number(item, "AnnotationGroupNumber") or position + 1)
         try:
-            groups.append(_read_group(item, number, pixels, order))
+            groups.append(_read_group(item, number, origin, order))
         except MetadataError as error:
             raise MetadataError(f"{name}: annotation group {number}: {error}") from None
     return tuple(groups)
 
 
-def _pixels_of(dataset: Dataset, image: TiledImage | None) -> _Pixels | None:
-    """Return what coordinates are relative to; None where they are millimetres."""
+def _origin_of_pixels(dataset: Dataset, image: TiledImage | None) -> _PixelOrigin | None:
+    """Return the origin of coordinates in pixels; None where coordinates are millimetres."""
     if _are_millimeters(dataset):
         return None
     kind = dicom.text(dataset, "AnnotationCoordinateType")
@@ -229,10 +241,10 @@ def _pixels_of(dataset: Dataset, image: TiledImage | None) -> _Pixels | None:
     references = _references(dataset)
     instances = {} if image is None else _first_frames(image)
     if image is None or not instances.keys() & references.keys():
-        there = f"; {image.name} is another one" if image is not None else ""
+        other = f"; {image.name} is another image" if image is not None else ""
         raise MetadataError(
             "its coordinates are pixels of the image"
-            f" {', '.join(references) or 'that it fails to name'}, which isn't here{there}"
+            f" {', '.join(references) or '(no image is referenced)'}, which isn't here{other}"
         )
     if len(references) > 1:
         raise MetadataError(
@@ -241,20 +253,20 @@ def _pixels_of(dataset: Dataset, image: TiledImage | None) -> _Pixels | None:
     origin = dicom.text(dataset, "PixelOriginInterpretation")
     if origin is None:
         warn(
-            f"{dicom.name_of(dataset)}: no Pixel Origin Interpretation: pixels are taken for those"
-            " of the total pixel matrix",
+            f"{dicom.name_of(dataset)}: no Pixel Origin Interpretation: coordinates are read as"
+            " pixels of the total pixel matrix (VOLUME)",
             MetadataWarning,
         )
     elif origin not in ("VOLUME", "FRAME"):
         raise MetadataError(f"Pixel Origin Interpretation is {origin}; expected VOLUME or FRAME")
     if origin != "FRAME":
-        return _Pixels(image.geometry, (0, 0))
+        return _PixelOrigin(image.geometry, (0, 0))
     ((uid, reference),) = references.items()
     numbers = _several(reference, "ReferencedFrameNumber")
     if len(numbers) != 1:
         raise MetadataError(
-            "its coordinates are pixels of one frame, but it names"
-            f" {', '.join(map(str, numbers)) or 'none'}: expected one Referenced Frame Number"
+            "its coordinates are pixels of one frame: expected one Referenced Frame Number, not"
+            f" {', '.join(map(str, numbers)) or 'none'}"
         )
     layout = layout_of(image._source)
     try:
@@ -263,10 +275,13 @@ def _pixels_of(dataset: Dataset, image: TiledImage | None) -> _Pixels | None:
     except IndexError as error:
         raise MetadataError(f"Referenced Frame Number of {image.name}: {error}") from error
     row, column = layout.grid.position(tile)
-    return _Pixels(image.geometry, (row * layout.grid.tile_rows, column * layout.grid.tile_columns))
+    first = row * layout.grid.tile_rows, column * layout.grid.tile_columns
+    return _PixelOrigin(image.geometry, first)
 
 
-def _read_group(item: Dataset, number: int, pixels: _Pixels | None, order: str) -> AnnotationGroup:
+def _read_group(
+    item: Dataset, number: int, origin: _PixelOrigin | None, order: str
+) -> AnnotationGroup:
     graphic_type = dicom.text(item, "GraphicType")
     if graphic_type not in NUM_POINTS:
         raise MetadataError(
@@ -276,15 +291,17 @@ def _read_group(item: Dataset, number: int, pixels: _Pixels | None, order: str) 
     values = _numbers(item, "DoublePointCoordinatesData", order + "f8")
     if not values.size:
         values = _numbers(item, "PointCoordinatesData", order + "f4")
-    dimensions = 3 if pixels is None and not planes else 2
+    dimensions = 3 if origin is None and not planes else 2
     if values.size % dimensions:
-        raise MetadataError(f"{values.size} coordinates don't make points of {dimensions}")
+        raise MetadataError(
+            f"{values.size} coordinates aren't a multiple of {dimensions} per point"
+        )
     if not np.isfinite(values).all():
         wrong = int(np.argmin(np.isfinite(values))) // dimensions
         raise MetadataError(f"point {wrong + 1} of its coordinates isn't finite")
     points = values.reshape(-1, dimensions)
     offsets = _offsets(item, graphic_type, points, order)
-    coordinates = points if pixels is None else pixels.to_slide(points)
+    coordinates = points if origin is None else origin.to_slide(points)
     all_planes = dicom.text(item, "AnnotationAppliesToAllZPlanes") == "YES"
     all_paths = dicom.text(item, "AnnotationAppliesToAllOpticalPaths") == "YES"
     paths = tuple(str(path) for path in _several(item, "ReferencedOpticalPathIdentifier"))
@@ -321,18 +338,20 @@ def _read_group(item: Dataset, number: int, pixels: _Pixels | None, order: str) 
 def _offsets(
     item: Dataset, graphic_type: str, points: NDArray[np.floating[Any]], order: str
 ) -> NDArray[np.int64]:
-    """Return where each annotation begins, and behind them the number of points."""
+    """Return the index of the first point of each annotation, and last the number of points."""
     declared = dicom.number(item, "NumberOfAnnotations")
     each = NUM_POINTS[graphic_type]
     if each is not None:
         if len(points) % each:
-            raise MetadataError(f"{len(points)} points don't make {graphic_type}s of {each}")
+            raise MetadataError(
+                f"{len(points)} points aren't a multiple of {each} per {graphic_type}"
+            )
         offsets = np.arange(0, len(points) + 1, each)
     else:
         indices = _numbers(item, "LongPrimitivePointIndexList", order + "u4").astype(np.int64)
         if not indices.size and len(points) and declared == 1:
-            indices = np.ones(1, np.int64)  # required, but there is nothing to tell apart
-        # one-based, of a point's first value among all values, not of a point among points
+            indices = np.ones(1, np.int64)  # the list is required, but has only one possible value
+        # one-based indices into the values, not into the points
         starts, off = np.divmod(indices - 1, points.shape[1])
         expected = "ascending indices of values, from 1 on, of the first point of each annotation"
         if off.any():
@@ -344,19 +363,19 @@ def _offsets(
         offsets = np.append(starts, len(points))
         if offsets[0] != 0 or (indices.size and np.any(np.diff(offsets) < 1)):
             raise MetadataError(
-                f"Long Primitive Point Index List has {indices.size} indices that don't divide"
+                f"Long Primitive Point Index List has {indices.size} indices that aren't valid for"
                 f" {points.size} values: expected {expected}"
             )
     if declared is not None and declared != len(offsets) - 1:
         raise MetadataError(
-            f"Number of Annotations is {declared:g}, but its coordinates are those of"
+            f"Number of Annotations is {declared:g}, but there are coordinates of"
             f" {len(offsets) - 1}"
         )
     return offsets
 
 
 def _measured(item: Dataset, count: int, order: str) -> NDArray[np.float32]:
-    """Return one value an annotation, NaN where it has none."""
+    """Return one value per annotation, NaN where there is none."""
     values = np.full(count, np.nan, np.float32)
     measured = np.zeros(count, bool)
     for part in dicom.items(item, "MeasurementValuesSequence"):
@@ -372,7 +391,7 @@ def _measured(item: Dataset, count: int, order: str) -> NDArray[np.float32]:
         outside = indices[(indices < 0) | (indices >= count)]
         if outside.size:
             raise MetadataError(
-                f"a measurement is of annotation {outside[0] + 1}; there are {count}, from 1 on"
+                f"a measurement refers to annotation {outside[0] + 1}; there are {count}, from 1 on"
             )
         if len(np.unique(indices)) < len(indices) or measured[indices].any():
             raise MetadataError("a measurement has several values for one annotation")
@@ -382,13 +401,13 @@ def _measured(item: Dataset, count: int, order: str) -> NDArray[np.float32]:
 
 
 def _numbers(item: Dataset, keyword: str, dtype: str) -> NDArray[Any]:
-    """Return a value of bytes as numbers in the machine's own byte order, without a copy."""
+    """Return a binary value as numbers in native byte order, without a copy where possible."""
     data = item.get(keyword)
     kind = np.dtype(dtype)
     if data is None:
         return np.empty(0, kind.newbyteorder("="))
     if not isinstance(data, bytes) or len(data) % kind.itemsize:
-        raise MetadataError(f"{keyword} isn't a list of numbers of {kind.itemsize} bytes")
+        raise MetadataError(f"{keyword} isn't an array of numbers of {kind.itemsize} bytes")
     return np.frombuffer(data, kind).astype(kind.newbyteorder("="), copy=False)
 
 

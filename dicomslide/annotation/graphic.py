@@ -1,7 +1,7 @@
-"""The points of many graphics in one array: bounding boxes, centroids, outlines.
+"""Bounding boxes, centroids and outlines of many graphics whose points are in one array.
 
-Graphic i has the points ``offsets[i]:offsets[i + 1]``. Nothing here makes an object a graphic:
-a million of them are a few passes over the array.
+Graphic i has the points ``offsets[i]:offsets[i + 1]``. All functions are vectorized: there is no
+object per graphic.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ NUM_POINTS: dict[str, int | None] = {
     "ELLIPSE": 4,
     "RECTANGLE": 4,
 }
-"""Graphic types of bulk annotations (PS3.3 C.37.1.2), and the points of one; None for any."""
+"""Number of points by graphic type of bulk annotations (PS3.3 C.37.1.2); None for any number."""
 
 BLOCK = 2**16
-"""Points that are worked on at once, which bounds what temporary arrays take."""
+"""Points that are processed at a time, which bounds the memory of temporary arrays."""
 
 
 def bounding_boxes(graphic_type: str, points: Floats, offsets: Integers) -> NDArray[np.float64]:
@@ -41,8 +41,8 @@ def bounding_boxes(graphic_type: str, points: Floats, offsets: Integers) -> NDAr
     Parameters
     ----------
     graphic_type : str
-        Type of all graphics. An ELLIPSE is the curve through its four points, which are the
-        ends of its axes (those of the first, then those of the second), not the points alone.
+        Type of all graphics. The four points of an ELLIPSE are the ends of its first, then of its
+        second axis; the box is that of the curve.
     points : numpy.ndarray
         Shape (n_points, 2) or (n_points, 3): x, y and z.
     offsets : numpy.ndarray
@@ -57,7 +57,7 @@ def bounding_boxes(graphic_type: str, points: Floats, offsets: Integers) -> NDAr
     boxes = np.empty((len(offsets) - 1, 4))
     if len(boxes) and graphic_type == "ELLIPSE":
         center, first, second = _ellipses(points)
-        # of c + a cos t + b sin t, whatever the angle between a and b
+        # extent of c + a cos t + b sin t, for any angle between a and b
         half = np.hypot(first, second)
         boxes[:, :2], boxes[:, 2:] = center - half, center + half
     elif len(boxes):
@@ -68,11 +68,11 @@ def bounding_boxes(graphic_type: str, points: Floats, offsets: Integers) -> NDAr
 
 
 def centroids(graphic_type: str, points: Floats, offsets: Integers) -> NDArray[np.float64]:
-    """Return (x, y) of the middle of each graphic, shape (n, 2).
+    """Return the centroid (x, y) of each graphic, shape (n, 2), in the unit of the points.
 
-    That of a POLYGON is of its area, that of a POLYLINE of its length, that of the others the
-    mean of their points; as it is too for a polygon without area, or one that crosses itself so
-    that the centre of its signed area lies outside of its bounding box.
+    It is the centroid of the area of a POLYGON, of the length of a POLYLINE, and the mean of the
+    points of other graphics. The mean is also used for a polygon without area, and for one that
+    intersects itself so that the centroid of its signed area lies outside its bounding box.
     """
     found = np.empty((len(offsets) - 1, 2))
     for first, last in _blocks(offsets):
@@ -89,7 +89,7 @@ def _centroids(
     means: NDArray[np.float64] = np.add.reduceat(points, starts, axis=0) / counts[:, None]
     if NUM_POINTS[graphic_type] is not None:
         return means
-    # from the first point: far from the origin, an area in square millimetres is all rounding
+    # relative to the first point: products of large coordinates would lose the area to rounding
     here = points - np.repeat(points[starts], counts, axis=0)
     following = np.arange(1, len(points) + 1)
     following[lasts] = starts if graphic_type == "POLYGON" else lasts
@@ -110,7 +110,7 @@ def _centroids(
 
 
 def _blocks(offsets: Integers) -> Iterator[tuple[int, int]]:
-    """Yield the first graphic and the one after the last of runs of about BLOCK points."""
+    """Yield (start, stop) of runs of graphics with about BLOCK points together."""
     edges = np.searchsorted(offsets, np.arange(0, offsets[-1], BLOCK)).tolist()
     yield from itertools.pairwise(sorted({*edges, len(offsets) - 1}))
 
@@ -118,7 +118,7 @@ def _blocks(offsets: Integers) -> Iterator[tuple[int, int]]:
 def padded(
     points: Floats, offsets: Integers, *, closed: bool, minimum: int
 ) -> tuple[Floats, Integers]:
-    """Return points and offsets of the graphics with their first point repeated at the end.
+    """Return points and offsets of graphics, with first points repeated at their ends.
 
     Parameters
     ----------
@@ -127,9 +127,9 @@ def padded(
     offsets : numpy.ndarray
         Shape (n + 1,).
     closed : bool
-        Whether each ends where it begins.
+        Whether each graphic gets its first point as its last point.
     minimum : int
-        Points that each has at least: what is a graphic to others has so many.
+        Least number of points per graphic; more copies of the first point are appended as needed.
 
     """
     counts = np.diff(offsets)
@@ -141,7 +141,16 @@ def padded(
 
 
 def ellipse_outlines(points: Floats, vertices: int) -> tuple[NDArray[np.float64], Integers]:
-    """Return points and offsets of polygons whose corners lie on the ellipses."""
+    """Return points and offsets of polygons that approximate ellipses.
+
+    Parameters
+    ----------
+    points : numpy.ndarray
+        Shape (4 n, 2) or (4 n, 3): the ends of the first, then of the second axis of each ellipse.
+    vertices : int
+        Number of corners of each polygon.
+
+    """
     center, first, second = _ellipses(points)
     angles = np.arange(vertices) * (2 * np.pi / vertices)
     outlines = (
@@ -153,10 +162,10 @@ def ellipse_outlines(points: Floats, vertices: int) -> tuple[NDArray[np.float64]
 
 
 def _ellipses(points: Floats) -> tuple[NDArray[np.float64], ...]:
-    """Return the centre and both half axes of each ellipse, shape (n, 2) each.
+    """Return the centre and two conjugate half diameters of each ellipse, shape (n, 2) each.
 
-    A map between pixels and millimetres, whatever their aspect, keeps an ellipse an ellipse,
-    and its axes a pair of conjugate diameters, all that is needed of them.
+    They are the half axes in the coordinates of the file. An affine transform (pixels to
+    millimetres) keeps them conjugate, which suffices here, but not always at a right angle.
     """
     ends = points[:, :2].reshape(-1, 4, 2).astype(np.float64)
     return ends.mean(axis=1), (ends[:, 1] - ends[:, 0]) / 2, (ends[:, 3] - ends[:, 2]) / 2

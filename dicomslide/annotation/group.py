@@ -1,4 +1,4 @@
-"""Annotations of a slide: those of a group as columns, and the region around a single one."""
+"""Annotations of a group as columns, and the region around a single annotation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AnnotatedRegion", "AnnotationGroup", "Measurement", "region_of_annotation"]
 
-ELLIPSE_VERTICES = 64  # of a polygon that stands for an ellipse: within 0.12 % of its half axis
+ELLIPSE_VERTICES = 64  # polygon of an ellipse: the error is at most 0.12 % of its half axis
 MICROMETERS = 1000  # in a millimetre
 
 
@@ -30,20 +30,20 @@ class Measurement:
     """One measurement of the annotations of a group: an item of the Measurements Sequence."""
 
     name: Code | None
-    """What was measured: Concept Name Code Sequence."""
+    """Measured quantity: Concept Name Code Sequence."""
     unit: Code | None
-    """Measurement Units Code Sequence, in general of UCUM."""
+    """Unit of the values: Measurement Units Code Sequence, usually UCUM."""
     values: NDArray[np.float32]
-    """Shape (n,): one value an annotation, NaN where it has none."""
+    """Shape (n,): one value per annotation, NaN where there is none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class AnnotationGroup:
-    """Annotations of one graphic type and one meaning, as columns (PS3.3 C.37.1.2).
+    """Annotations of one graphic type and one property, as columns (PS3.3 C.37.1.2).
 
-    A sequence of arrays: ``group[i]`` has the points of annotation i, shape (m, 2) or (m, 3),
-    in millimetres on the slide. They are views of `coordinates`, and no object exists an
-    annotation until it is asked for. All arrays are read-only.
+    It is a sequence of arrays: ``group[i]`` has the points of annotation i, shape (m, 2) or (m, 3),
+    in millimetres on the slide. They are views of `coordinates`, made on access. All arrays are
+    read-only.
     """
 
     number: int
@@ -55,8 +55,8 @@ class AnnotationGroup:
     description: str | None
     """Annotation Group Description"""
     graphic_type: str
-    """POINT, POLYLINE, POLYGON (closed, its first point isn't repeated), ELLIPSE (the ends of its
-    major, then of its minor axis) or RECTANGLE (its corners)."""
+    """POINT, POLYLINE, POLYGON (closed; the first point isn't repeated), ELLIPSE (with the ends of
+    its major, then of its minor axis) or RECTANGLE (with its corners)."""
     property_category: Code | None
     """Annotation Property Category, such as Morphologically Abnormal Structure."""
     property_type: Code | None
@@ -66,23 +66,22 @@ class AnnotationGroup:
     algorithm_name: str | None
     """Algorithm Name of the first Annotation Group Algorithm Identification item."""
     optical_paths: tuple[str, ...] | None
-    """Referenced Optical Path Identifiers; None where the annotations apply to all."""
+    """Referenced Optical Path Identifiers; None where the annotations apply to all paths."""
     planes: tuple[float, ...] | None
-    """Common Z Coordinate Values in mm; None where the annotations apply to all planes, where
-    each point has its own z, or where nothing says."""
+    """Common Z Coordinate Values in mm; None where the annotations apply to all planes, where each
+    point has its own z, or where the values are absent."""
     coordinates: NDArray[np.floating[Any]]
     """(x, y) or (x, y, z) of all points in mm, shape (n_points, 2) or (n_points, 3).
 
-    float32 or float64 as the file has them where it gives millimetres; float64 where it gives
-    pixels, since a float32 is up to 0.015 pixel off at 0.25 µm, enough to put a corner that lies
-    on the edge of a pixel on either side."""
+    The data type is that of the file, float32 or float64, for coordinates in millimetres; and
+    float64 for coordinates in pixels: a float32 in mm is wrong by up to 0.015 pixel at 0.25 µm per
+    pixel, so that a corner on the edge of a pixel might move to another pixel."""
     offsets: NDArray[np.int64]
     """Shape (n + 1,): annotation i has the points ``offsets[i]:offsets[i + 1]``."""
     measurements: tuple[Measurement, ...] = ()
-    """In the order of their items; several may have the same name."""
+    """Measurements in the order of their items; several may have the same name."""
     slide: Any = dataclasses.field(default=None, repr=False)
-    """The slide that they were read from, which :meth:`patches` are cut out of; None for a group by
-    itself."""
+    """The slide from which the group was read, for :meth:`patches`; None without a slide."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -109,16 +108,16 @@ class AnnotationGroup:
     def bounds(self) -> NDArray[np.float64]:
         """(x_min, y_min, x_max, y_max) of each annotation in mm, shape (n, 4).
 
-        That of an ellipse holds all of it, however it is turned.
+        The box of an ellipse contains the whole curve, also of a rotated ellipse.
         """
         return bounding_boxes(self.graphic_type, self.coordinates, self.offsets)
 
     @property
     def centroids(self) -> NDArray[np.float64]:
-        """(x, y) of the middle of each annotation in mm, shape (n, 2).
+        """Centroid (x, y) of each annotation in mm, shape (n, 2).
 
-        That of a polygon is of its area, that of a polyline of its length. A polygon without
-        area has the mean of its points.
+        It is the centroid of the area of a polygon, of the length of a polyline, and the mean of
+        the points of other graphics, and of polygons without area.
         """
         return centroids(self.graphic_type, self.coordinates, self.offsets)
 
@@ -162,17 +161,17 @@ class AnnotationGroup:
         return patches
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a table with one row an annotation.
+        """Return a table with one row per annotation.
 
         Returns
         -------
         pandas.DataFrame
             Columns ``x``, ``y`` (centroid) and ``z`` (mean, where points have one), ``x_min``,
-            ``y_min``, ``x_max``, ``y_max`` (bounding box), all in mm; ``n_points``; one a
-            measurement, named by its meaning (with ``_2``, ``_3``, … where that name is taken);
-            and, the same in every row, ``group`` (its number), ``label``, ``graphic_type``,
-            ``property_category`` and ``property_type``. The units are in ``attrs["units"]``.
-            The tables of several groups go together with ``pandas.concat``.
+            ``y_min``, ``x_max``, ``y_max`` (bounding box), all in mm; ``n_points``; one column per
+            measurement, with the Code Meaning of its name (and ``_2``, ``_3``, … where a column has
+            that name); and, equal in every row, ``group`` (Annotation Group Number), ``label``,
+            ``graphic_type``, ``property_category`` and ``property_type``. The units are in
+            ``attrs["units"]``. Tables of several groups can be joined with ``pandas.concat``.
 
         """
         import pandas as pd
@@ -212,19 +211,19 @@ class AnnotationGroup:
         return frame
 
     def to_geopandas(self) -> geopandas.GeoDataFrame:
-        """Return :meth:`to_pandas` with the annotations as shapes, in mm on the slide.
+        """Return the table of :meth:`to_pandas` with the annotations as shapes in mm on the slide.
 
         Returns
         -------
         geopandas.GeoDataFrame
-            Points, line strings or polygons (an ellipse is one of 64 corners) in the column
-            ``geometry``, without z and without a coordinate reference system. A polygon of one
-            or two points is one without area.
+            The column ``geometry`` has points, line strings or polygons (64 corners for an
+            ellipse), without z and without a coordinate reference system. A polygon of one or two
+            points has no area.
 
         Raises
         ------
         ImportError
-            When geopandas, or shapely, which it stands on, isn't installed.
+            When geopandas, or its dependency shapely, isn't installed.
 
         """
         try:
@@ -232,8 +231,8 @@ class AnnotationGroup:
             import shapely
         except ImportError as error:
             raise ImportError(
-                "to_geopandas needs geopandas: pip install 'dicomslide[geo]'; without it there"
-                " are to_pandas(), and the points of each annotation"
+                "to_geopandas needs geopandas: pip install 'dicomslide[geo]'; to_pandas() works"
+                " without it"
             ) from error
         points: NDArray[np.floating[Any]] = self.coordinates[:, :2].astype(np.float64)
         offsets = self.offsets
@@ -270,14 +269,14 @@ def _alternatives(name: str) -> Iterator[str]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AnnotatedRegion:
-    """A box on the slide, as :meth:`Slide.get_slide_region` takes it."""
+    """Box on the slide: the arguments of :meth:`Slide.get_slide_region`."""
 
     offset: tuple[float, float]
     """(x, y) of the corner with the lowest coordinates in mm."""
     size: tuple[float, float]
     """Width and height along X and Y in mm."""
     focal_plane_index: int
-    """Of the focal plane nearest to the annotation."""
+    """Index of the focal plane nearest to the annotation."""
 
 
 def region_of_annotation(
@@ -289,34 +288,38 @@ def region_of_annotation(
     padding: ArrayLike = 0,
     padding_mm: ArrayLike = 0.0,
 ) -> AnnotatedRegion:
-    """Return the region around a three-dimensional spatial coordinates item of a report.
+    """Return the region around a graphic of a structured report.
 
     Parameters
     ----------
     annotation : highdicom.sr.Scoord3DContentItem
-        Content item of value type SCOORD3D (PS3.3 C.18.9), in millimetres; any data set with its
-        Graphic Type, Graphic Data and Referenced Frame of Reference UID will do.
+        Content item of value type SCOORD3D (PS3.3 C.18.9), in millimetres: any data set with
+        Graphic Type, Graphic Data and Referenced Frame of Reference UID.
     frames_of_reference : collection of str
-        Frame of Reference UIDs of the slide: each of its levels may have one of its own.
+        Frame of Reference UIDs of the slide; its levels may have different ones.
     spacing : tuple of float
-        (along X, along Y) in mm of the samples of the region: its size is at least one sample,
-        and without padding a POINT is exactly the pixel in which it lies.
+        Sample spacing (along X, along Y) of the region in mm. A region has at least one sample;
+        without padding, the region of a POINT is exactly the pixel that contains it.
     planes : sequence of float
         Offset of each focal plane of the slide in µm.
     padding : int or sequence of int, default: 0
-        Samples around the region: of all sides; or left and right, and top and bottom; or left
-        (−X), top (+Y), right (+X) and bottom (−Y).
+        Samples added around the region: one number for all sides; two for left and right, and
+        top and bottom; or four for left (−X), top (+Y), right (+X) and bottom (−Y).
     padding_mm : float or sequence of float, default: 0.0
-        Millimetres around the annotation, sides likewise; samples are added to these.
+        Millimetres added around the annotation, given in the same way; `padding` is added to these.
+
+    Returns
+    -------
+    AnnotatedRegion
 
     Raises
     ------
     TypeError
-        When `annotation` is no item with spatial coordinates.
+        When `annotation` has no Graphic Type and Graphic Data.
     ValueError
-        When it is an ELLIPSOID, of another frame of reference, or lies in several focal planes;
+        When it is an ELLIPSOID, has another frame of reference, or lies in several focal planes;
         when a padding isn't one, two or four finite numbers of zero or more; or when `padding`
-        isn't of whole numbers.
+        isn't whole numbers.
 
     """
     graphic_type, points = _graphic_of(annotation, frames_of_reference)
@@ -325,7 +328,7 @@ def region_of_annotation(
     box = bounding_boxes(graphic_type, points, np.array([0, len(points)]))[0]
     lows = box[:2] - around[0]
     sizes = box[2:] - lows + around[1]
-    # of less than one sample, the sample in whose middle the annotation lies
+    # smaller than one sample: one sample, centred on the annotation
     small = sizes < spacing
     lows = np.where(small, (box[:2] + box[2:] - spacing) / 2, lows)
     sizes = np.where(small, spacing, sizes) + beside.sum(axis=0)
@@ -336,7 +339,7 @@ def region_of_annotation(
     if len(nearest) > 1:
         raise ValueError(
             f"the annotation lies in focal planes {nearest.tolist()}, from z"
-            f" {points[:, 2].min():g} to {points[:, 2].max():g} mm; a region is of one plane"
+            f" {points[:, 2].min():g} to {points[:, 2].max():g} mm; a region has one focal plane"
         )
     return AnnotatedRegion(
         (float(lows[0]), float(lows[1])), (float(sizes[0]), float(sizes[1])), int(nearest[0])
@@ -346,7 +349,7 @@ def region_of_annotation(
 def _graphic_of(
     annotation: Any, frames_of_reference: Collection[str]
 ) -> tuple[str, NDArray[np.float64]]:
-    """Return graphic type and points, shape (n, 3), of an item that is of this slide."""
+    """Return the graphic type and the points, shape (n, 3) in mm, of a SCOORD3D item."""
     graphic_type, data = (getattr(annotation, k, None) for k in ("GraphicType", "GraphicData"))
     if graphic_type is None or data is None:
         raise TypeError(
@@ -357,10 +360,10 @@ def _graphic_of(
     if frame is None or str(frame) not in frames_of_reference:
         raise ValueError(
             f"the annotation is of frame of reference {frame}, the slide of"
-            f" {', '.join(sorted(frames_of_reference))}: expected three-dimensional coordinates on"
-            " this slide"
+            f" {', '.join(sorted(frames_of_reference))}; expected three-dimensional coordinates"
+            " (SCOORD3D) in the frame of reference of the slide"
         )
-    # points that a graphic has at the least, and at the most
+    # least and greatest number of points
     counts = {
         "POINT": (1, 1),
         "MULTIPOINT": (1, None),
@@ -376,14 +379,14 @@ def _graphic_of(
     least, most = counts[graphic_type]
     number = values.size // 3
     if values.size % 3 or number < least or number > (most or number):
-        raise ValueError(f"{values.size} values of Graphic Data don't make a {graphic_type}")
+        raise ValueError(f"{values.size} values of Graphic Data aren't valid for a {graphic_type}")
     if not np.isfinite(values).all():
         raise ValueError("Graphic Data has a value that isn't finite")
     return graphic_type, values.reshape(-1, 3)
 
 
 def _sides(padding: ArrayLike, name: str, *, whole: bool) -> NDArray[np.float64]:
-    """Return what is added at the lower and at the upper ends of X and Y, shape (2, 2)."""
+    """Return the padding at the lower and at the upper ends of X and Y, shape (2, 2)."""
     values = np.asarray(padding, dtype=np.float64)
     if (
         values.shape not in ((), (2,), (4,))
