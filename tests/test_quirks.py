@@ -285,7 +285,7 @@ def test_a_localizer_without_matrix_is_passed_over(tmp_path, caplog):
         slide = open_stored(tmp_path)
     np.testing.assert_array_equal(pixels_of(slide), expected((60, 80)))
     assert slide.num_levels == 2
-    assert "localizer.dcm: it is no tiled image" in caplog.text
+    assert "localizer.dcm: it isn't a tiled image" in caplog.text
     assert "whole.dcm: a REGIONLOCALIZER is passed over" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""The images of a slide, sorted into levels, and their channels into groups."""
+"""Arrangement of the images of a slide into levels, and of their channels into groups."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Arrangement:
-    """What the images of a slide make together."""
+    """Images of a slide with their placements, levels and groups of channels."""
 
     images: tuple[TiledImage, ...]
-    """All of them, in the order given, where they lie."""
+    """All images, in the order given, with their placements."""
     pyramid: ImagePyramid
-    """Levels, with all channels on them."""
+    """Levels, with all channels."""
     groups: tuple[ChannelGroup, ...]
     """Optical paths, then the channels of each derived series."""
 
 
 def arrange(images: Sequence[TiledImage], options: SlideOptions) -> Arrangement:
-    """Sort the images of one slide, all of one pyramid, into levels and groups of channels.
+    """Arrange the images of one pyramid of a slide into levels and groups of channels.
 
     Parameters
     ----------
     images : sequence of TiledImage
-        VOLUME, THUMBNAIL, LABEL, OVERVIEW and derived images, as their headers place them.
+        VOLUME, THUMBNAIL, LABEL, OVERVIEW and derived images, without corrected placements.
     options : SlideOptions
-        How the slide is read.
+        Options of the slide.
 
     Raises
     ------
     AmbiguousSlideError
         When two images hold the same channel and focal plane of a level.
     MetadataError
-        When a header lacks what is needed, or contradicts itself.
+        When a header lacks an attribute, or contradicts itself.
 
     """
     for image in images:
@@ -62,7 +62,7 @@ def arrange(images: Sequence[TiledImage], options: SlideOptions) -> Arrangement:
     tolerance, align_levels = options.pyramid_tolerance, options.align_levels
     volumes = [image for image in images if is_volume(image)]
     series = derived_series(image for image in images if is_derived(image))
-    # where there are derived images alone, the first series gives the levels
+    # without volume images, the levels are those of the first derived series
     pyramid = build_pyramid(volumes or series[0].images, tolerance, align_levels=align_levels)
     pyramid = pyramid if volumes else pyramid.without_channels()
     groups = pyramid.groups
@@ -85,14 +85,14 @@ def arrange(images: Sequence[TiledImage], options: SlideOptions) -> Arrangement:
 
 
 def _warn_if_mirrored(base: TiledImage) -> None:
-    """Warn when the base level shows the slide as seen through the glass."""
+    """Warn if the base level is mirrored: the slide as seen through the glass."""
     try:
         is_mirrored = base.is_mirrored
     except MetadataError:
         return
     if is_mirrored:
         warn(
-            f"{base.name}: its Image Orientation (Slide) is that of a mirror image, seen through"
-            " the glass; it is taken literally",
+            f"{base.name}: its Image Orientation (Slide) is that of a mirror image, as seen through"
+            " the glass; it is used without a correction",
             MetadataWarning,
         )

@@ -1,4 +1,4 @@
-"""Which images belong to one slide."""
+"""Assignment of instances to images (concatenations) and of images to slides."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def _key_of(image: TiledImage) -> tuple[str | None, str | None]:
 
 
 def join_concatenations(sources: Sequence[FrameSource]) -> tuple[FrameSource, ...]:
-    """Make one source of the parts of each image that was split.
+    """Join the parts of each image that is split into several instances to one source.
 
-    A Concatenation UID alone isn't believed: parts are of one flavor, and of one total pixel
-    matrix. Parts without one are known by the places of their frames.
+    Parts have one Concatenation UID, one flavor and one size of the total pixel matrix. Parts
+    without a Concatenation UID are recognised by the positions of their frames.
     """
     parts: dict[tuple[object, ...], list[FrameSource]] = {}
     for source in sources:
@@ -71,7 +71,7 @@ _ALIKE = (
 
 
 def _join_by_places(sources: Iterable[FrameSource]) -> tuple[FrameSource, ...]:
-    """Join sparse images of one series, matrix, path and plane, if no two frames share a place."""
+    """Join TILED_SPARSE images with equal attributes whose frames complement each other."""
     alike: dict[tuple[object, ...], list[FrameSource]] = {}
     for source in sources:
         metadata = source.metadata
@@ -89,7 +89,7 @@ def _join_by_places(sources: Iterable[FrameSource]) -> tuple[FrameSource, ...]:
 
 
 def _matrix_of(metadata: Dataset) -> tuple[object, ...]:
-    """Return the tiles of a matrix, and where it lies on the slide, if the header says."""
+    """Return the tile grid and the geometry of an image; only sizes where these are absent."""
     try:
         return grid_of(metadata), geometry_of(metadata)
     except MetadataError:
@@ -103,7 +103,7 @@ def _joined_by_places(sources: list[FrameSource]) -> list[FrameSource]:
     try:
         positions = [source.frame_positions() for source in sources]
     except MetadataError:
-        return sources  # opening them will say what is wrong
+        return sources  # the error is raised when they are opened
     found = [each for each in positions if each is not None]
     if len(found) < len(sources) or not _complete_each_other(found):
         return sources
@@ -114,7 +114,7 @@ def _joined_by_places(sources: list[FrameSource]) -> list[FrameSource]:
 
 
 def _complete_each_other(parts: Sequence[FramePositions]) -> bool:
-    """Whether parts are of the same planes and channels, and no two frames share a place."""
+    """Whether all parts have the same planes and channels, and no two frames have one position."""
     number = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     z = np.concatenate([np.zeros(len(p)) if p.z is None else p.z for p in parts])
     names = np.concatenate(
@@ -182,8 +182,8 @@ def is_volume(image: TiledImage) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Said:
-    """An image, and what its header says of its slide: read once, for few headers are kept."""
+class _Member:
+    """Image with the attributes that assign it to a slide, read once: few headers are cached."""
 
     image: TiledImage
     key: tuple[str | None, str | None]
@@ -196,7 +196,7 @@ class _Said:
     is_overview: bool
 
     @classmethod
-    def of(cls, image: TiledImage) -> _Said:
+    def of(cls, image: TiledImage) -> _Member:
         header = image.metadata
         derived = is_derived(image)
         return cls(
@@ -214,39 +214,39 @@ class _Said:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SlideGroup:
-    """The images of one glass in one frame of reference."""
+    """Images of one glass in one frame of reference."""
 
     frame_of_reference_uid: str | None
     container: str | None
     """Container Identifier."""
     frames: frozenset[str]
-    """Frame of Reference UIDs: several only where levels or channels have their own. Label and
-    overview may have others."""
+    """Frame of Reference UIDs of volume and derived images: several only where levels or channels
+    have different ones."""
     volumes: tuple[TiledImage, ...]
     """VOLUME and THUMBNAIL images."""
     derived: tuple[TiledImage, ...]
     """Segmentations and parametric maps."""
     others: tuple[TiledImage, ...]
-    """LABEL, OVERVIEW, and what nobody knows."""
+    """LABEL and OVERVIEW images, and those of unknown flavors."""
 
     @property
     def images(self) -> tuple[TiledImage, ...]:
-        """All of them."""
+        """All images."""
         return (*self.volumes, *self.derived, *self.others)
 
 
 class _Group:
-    """Images of a slide as they are put together."""
+    """Images of a slide, while they are collected."""
 
     def __init__(self, key: tuple[str | None, str | None]) -> None:
         self.key = key
-        self.images: list[_Said] = []
+        self.images: list[_Member] = []
         self.frames: set[str | None] = set()
         self.series: set[str | None] = set()
         self.studies: set[str | None] = set()
         self.uids: set[str | None] = set()
 
-    def add(self, image: _Said) -> None:
+    def add(self, image: _Member) -> None:
         self.images.append(image)
         if image.is_volume or image.is_derived:
             self.frames.add(image.key[0])
@@ -256,7 +256,7 @@ class _Group:
 
     @property
     def whole(self) -> SlideGroup:
-        """The group as others see it."""
+        """The images as a SlideGroup."""
         volumes = [each for each in self.images if each.is_volume]
         derived = [each for each in self.images if each.is_derived]
         others = [each for each in self.images if not (each.is_volume or each.is_derived)]
@@ -268,14 +268,14 @@ class _Group:
 
 
 def group_by_slide(images: Iterable[TiledImage]) -> list[SlideGroup]:
-    """Put images together that share a frame of reference and a container.
+    """Group images by slide: by Frame of Reference UID and Container Identifier.
 
-    A volume image that lacks one of both joins the only slide that has the other. A label or an
-    overview, whose frame of reference is often its own, joins that of its container or series; a
-    derived image that of its frame of reference. Where nothing but derived images is there, they
-    are slides of their own.
+    A volume image that lacks one of the two joins the only slide that matches the other. A label or
+    overview, which often has a frame of reference of its own, joins the slide of its container or
+    series; a derived image joins the slide of its frame of reference. Without volume images,
+    derived images form the slides.
     """
-    found = [_Said.of(image) for image in images]
+    found = [_Member.of(image) for image in images]
     roots = [image for image in found if image.is_volume]
     roots = roots or [image for image in found if image.is_derived]
     groups: dict[tuple[str | None, str | None], _Group] = {}
@@ -306,7 +306,7 @@ def group_by_slide(images: Iterable[TiledImage]) -> list[SlideGroup]:
 
 
 def _with_nested_joined(slides: list[_Group]) -> list[_Group]:
-    """Join scans of one series that are levels, or channels, of one pyramid.
+    """Join groups of one series that are levels or channels of one pyramid.
 
     Some converters give each level, or each channel, a Frame of Reference UID of its own.
     """
@@ -329,14 +329,14 @@ def _with_nested_joined(slides: list[_Group]) -> list[_Group]:
         whole.key = whole.key[0], next(iter(containers), None)
         warn(
             f"{whole.images[0].image.name}: images of its series have {len(whole.frames)} Frame of"
-            " Reference UIDs, but lie on each other: they are taken for one slide",
+            " Reference UIDs, but show one area: they are read as one slide",
             MetadataWarning,
         )
     return slides
 
 
 def _nest(images: Sequence[TiledImage]) -> bool:
-    """Whether images are levels and channels of one pyramid: of one place and one shape."""
+    """Whether images are levels and channels of one pyramid, with one centre and aspect ratio."""
     try:
         groups = group_levels([image.metadata for image in images], 0.0)
     except MetadataError:
@@ -349,13 +349,13 @@ def _nest(images: Sequence[TiledImage]) -> bool:
         if abs(rows / r / (columns / c) - 1) > 1 / r + 1 / c:
             return False
         names = [channel.identifier for i in level for channel in images[i].channels]
-        if len(set(names)) < len(names):  # two scans
+        if len(set(names)) < len(names):  # two scans of one area
             return False
     return True
 
 
 def _share_associated(slides: list[_Group]) -> None:
-    """Give a scan that has no label, or no overview, those of other scans of its container."""
+    """Add labels and overviews to scans that lack them, from other scans of the container."""
     of_container: dict[str, list[_Group]] = {}
     for slide in slides:
         if (container := slide.key[1]) is not None:
@@ -369,22 +369,22 @@ def _share_associated(slides: list[_Group]) -> None:
                     slide.add(image)
 
 
-def _may_belong(image: _Said, slide: _Group) -> bool:
-    """Whether nothing that an image says keeps it from a slide, and something speaks for it."""
+def _may_belong(image: _Member, slide: _Group) -> bool:
+    """Whether an identifier or the series of an image is that of a slide, and none contradicts."""
     pairs = list(zip(image.key, slide.key, strict=True))
     if any(None not in pair and pair[0] != pair[1] for pair in pairs):
         return False
     return any(a is not None and a == b for a, b in pairs) or image.series in slide.series
 
 
-def _fitting_slides(image: _Said, slides: list[_Group]) -> list[_Group]:
-    """Return the slides to which an image belongs that isn't a volume image."""
+def _fitting_slides(image: _Member, slides: list[_Group]) -> list[_Group]:
+    """Return the slides of an image that isn't a volume image; with a warning, none."""
     frame, container = image.key
-    if image.is_derived:  # its millimetres mean something in its own frame of reference only
+    if image.is_derived:  # its coordinates are valid in its own frame of reference only
         possible = [
             slide for slide in slides if None in (frame, *slide.frames) or frame in slide.frames
         ]
-    else:  # a label names a person: never one of another slide
+    else:  # a label identifies a patient: never assign it to a wrong slide
         possible = [
             slide
             for slide in slides
@@ -415,7 +415,7 @@ def _fitting_slides(image: _Said, slides: list[_Group]) -> list[_Group]:
 
 
 def not_a_slide(sources: Sequence[FrameSource]) -> NotSlideError:
-    """Return what to raise for instances of which none makes a slide."""
+    """Return the error for instances that contain no slide."""
     names = ", ".join(source.name for source in sources[:3])
     return NotSlideError(
         f"{names}{', ...' if len(sources) > 3 else ''}: not a slide: no VOLUME or THUMBNAIL image,"
@@ -424,7 +424,7 @@ def not_a_slide(sources: Sequence[FrameSource]) -> NotSlideError:
 
 
 def list_slides(slides: Sequence[SlideGroup]) -> str:
-    """Say which slides there are, and how to choose one."""
+    """Return a message that lists the slides and the arguments that choose one."""
     lines = [f"{len(slides)} slides are here; choose one with container_id=..."]
     for slide in slides:
         rows, columns = max((image.size for image in slide.images), key=math.prod)

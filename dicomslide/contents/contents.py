@@ -1,4 +1,4 @@
-"""What a slide consists of: its images, sorted into levels, channels and focal planes."""
+"""Contents of a slide: its images by level, channel and focal plane."""
 
 from __future__ import annotations
 
@@ -52,14 +52,16 @@ S = TypeVar("S", bound="SlideContents")
 
 
 class SlideContents(ChannelsAndPlanes, Identified):
-    """Images of a slide: what :class:`dicomslide.Slide` reads from.
+    """Images of a slide by level, channel and focal plane: base class of :class:`dicomslide.Slide`.
 
     Parameters
     ----------
     sources : sequence of FrameSource
-        The instances.
+        Sources of the instances.
     options : SlideOptions
-        How they are read.
+        Options of the slide.
+    warned : iterable of str, default: ()
+        Messages of warnings that aren't given again.
 
     """
 
@@ -68,12 +70,12 @@ class SlideContents(ChannelsAndPlanes, Identified):
     ) -> None:
         self._sources = tuple(sources)
         self._options = options
-        self._warned = set(warned)  # messages that aren't given again
+        self._warned = set(warned)
         with once(self._warned):
-            self._sort()
+            self._arrange()
 
-    def _sort(self) -> None:
-        """Sort the instances into levels, channels and focal planes."""
+    def _arrange(self) -> None:
+        """Arrange the instances into levels, channels and focal planes."""
         sources, options = self._sources, self._options
         tiled: list[FrameSource] = []
         others: list[FrameSource] = []
@@ -81,7 +83,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
             (tiled if dicom.is_tiled_image(source.metadata) else others).append(source)
         self._others = tuple(others)
         for source in others:
-            logger.debug("%s: it is no tiled image", source.name)
+            logger.debug("%s: it isn't a tiled image", source.name)
         images = [
             TiledImage(
                 source,
@@ -102,17 +104,17 @@ class SlideContents(ChannelsAndPlanes, Identified):
         self._frames = slides[0].frames
         self._pyramids = tuple(pyramids_of(slides[0], options.pyramid_tolerance))
         self._pyramid_index = choose_pyramid(self._pyramids, options.pyramid)
-        if len(self._pyramids) > 1:  # named from now on
+        if len(self._pyramids) > 1:  # fixed, so that copies read the same one
             self._options = options.changed(pyramid=self._pyramid_index)
         members = set(map(id, self._pyramids[self._pyramid_index].images))
         arranged = arrange([image for image in images if id(image) in members], self._options)
         self._images = arranged.images
         self._pyramid = arranged.pyramid
-        self._groups = arranged.groups  # channels by the variable of the tree that they are
+        self._groups = arranged.groups  # channels by variable of the tree
         self._from_base: dict[int, list[list[float]]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # thin: names only; headers are read again where the slide arrives
+        # sources and options only: headers are read again when the slide is unpickled
         return _unpickled, (type(self), self._sources, self._options)
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
@@ -130,12 +132,12 @@ class SlideContents(ChannelsAndPlanes, Identified):
         )
 
     def _reopened(self: S, **options: Any) -> S:
-        """Return this slide, or, where an option differs, one of the same instances.
+        """Return a slide of the same instances with other options; itself if none differs.
 
         Parameters
         ----------
         **options
-            Arguments of :class:`dicomslide.Slide`; those that are None stay as they are.
+            Arguments of :class:`dicomslide.Slide`; those that are None are unchanged.
 
         """
         changed = self._options.changed(**options)
@@ -160,12 +162,12 @@ class SlideContents(ChannelsAndPlanes, Identified):
 
     @property
     def frame_of_reference_uid(self) -> str:
-        """Unique identifier of the frame of reference.
+        """Frame of Reference UID.
 
         Raises
         ------
         MetadataError
-            When the images have none.
+            When no image of the levels has one.
 
         """
         uid = self._said("FrameOfReferenceUID")
@@ -174,25 +176,22 @@ class SlideContents(ChannelsAndPlanes, Identified):
         return uid
 
     def _said(self, keyword: str) -> str | None:
-        """Return what the first image of the levels that has an element says, or None.
-
-        An image that lacks what the slide is known by is of the slide for what else it says.
-        """
+        """Return the value of an element in the first image of the levels that has it, or None."""
         images = (image for level in self.levels for image in level.images)
         return next(filter(None, (dicom.text(image.metadata, keyword) for image in images)), None)
 
     @property
     def pyramids(self) -> tuple[GlassPyramid, ...]:
-        """The pyramids of the glass, from the largest to the smallest.
+        """The pyramids on the glass, from the largest to the smallest.
 
-        The slide reads one of them, that of :attr:`pyramid_index`; :func:`open_slide` opens
-        another by its argument `pyramid`.
+        The slide reads the one of :attr:`pyramid_index`; the argument `pyramid` of
+        :func:`open_slide` selects another.
         """
         return self._pyramids
 
     @property
     def pyramid_index(self) -> int:
-        """Zero-based index, among the :attr:`pyramids` of the glass, of the one that is read."""
+        """Zero-based index, among :attr:`pyramids`, of the pyramid that the slide reads."""
         return self._pyramid_index
 
     # -- images --
@@ -211,13 +210,13 @@ class SlideContents(ChannelsAndPlanes, Identified):
     def channels(self) -> Channels:
         """The channels: optical paths, then segments and parameters, series by series.
 
-        Each in the order of their items in the first image that has them.
+        Channels of a series are in the order of their items in the first image that has them.
         """
         return Channels(channel for group in self._groups for channel in group.channels)
 
     @property
     def annotation_labels(self) -> tuple[str, ...]:
-        """Labels of the annotation groups; of large or remote files, their Series Description."""
+        """Annotation Group Labels; one Series Description for each large or remote file."""
         from dicomslide.annotation.bulk import labels_of_groups
 
         return labels_of_groups(self._others, self._images, self._frames)
@@ -239,7 +238,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
 
     @property
     def thumbnail_images(self) -> tuple[TiledImage, ...]:
-        """THUMBNAIL images of the size of a level, which aren't levels themselves."""
+        """THUMBNAIL images that have the size of a level: they aren't levels themselves."""
         return self._pyramid.associated
 
     @property
@@ -266,7 +265,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         -------
         tuple of dicomslide.TiledImage
             Images sorted by size in descending order; for segments and parameters, the derived
-            images, those on no level's grid too
+            images, including those that aren't on the grid of a level
 
         Raises
         ------
@@ -344,7 +343,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         )
 
     def _offset_at(self, level: int, offset: tuple[int, int]) -> tuple[int, int]:
-        """Return the (row, column) of the pixel of a level where a pixel of the base lies."""
+        """Return the (row, column) of the pixel of a level at a pixel of the base."""
         affine = self._from_base.get(level)
         if affine is None:
             base, image = self.levels[0].image, self.levels[level].image
@@ -369,7 +368,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
 
     @property
     def downsampling_factors(self) -> tuple[float, ...]:
-        """Factor of each level relative to the base: the mean of those of rows and columns."""
+        """Downsampling factor of each level: the mean of those along rows and columns."""
         rows, columns = self.size
         return tuple((rows / r + columns / c) / 2 for r, c in self.total_pixel_matrix_dimensions)
 
@@ -377,12 +376,12 @@ class SlideContents(ChannelsAndPlanes, Identified):
     def pixel_spacings(self) -> tuple[tuple[float, float], ...]:
         """Distance in mm between neighbouring pixels along a row and along a column, by level.
 
-        Pixel Spacing has them the other way round (PS3.3 10.7.1.3).
+        The order is the reverse of that of Pixel Spacing (PS3.3 10.7.1.3).
 
         Raises
         ------
         MetadataError
-            When a header has no spacing, nor anything to derive it from.
+            When a header lacks Pixel Spacing, and attributes to derive it from.
 
         """
         spacings = (level.image.pixel_spacing for level in self.levels)
@@ -390,12 +389,12 @@ class SlideContents(ChannelsAndPlanes, Identified):
 
     @property
     def physical_offset(self) -> tuple[float, float]:
-        """Lowest (x, y) in mm of the centres of the first pixels of the levels' matrices.
+        """Lowest (x, y), over all levels, of the centre of the first pixel, in mm.
 
         Raises
         ------
         MetadataError
-            When a header doesn't say where its image lies on the slide.
+            When a header lacks the orientation or the origin.
 
         """
         offsets = [image.physical_offset for level in self.levels for image in level.images]
@@ -403,7 +402,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
 
     @property
     def physical_size(self) -> tuple[float, float]:
-        """Largest extent in mm along X and Y of the levels' matrices, pixels' edges included.
+        """Largest extent along X and Y, over all levels, from outer edge to outer edge, in mm.
 
         Raises
         ------
@@ -416,12 +415,12 @@ class SlideContents(ChannelsAndPlanes, Identified):
 
     @property
     def physical_bounds(self) -> tuple[float, float, float, float]:
-        """(x_min, y_min, x_max, y_max) in mm of the outer edges of the levels' matrices.
+        """(x_min, y_min, x_max, y_max) of the outer edges of all levels, in mm.
 
         Raises
         ------
         MetadataError
-            When a header doesn't say where its image lies on the slide.
+            When a header lacks the orientation, the spacing or the origin.
 
         """
         bounds = [image.physical_bounds for level in self.levels for image in level.images]
@@ -464,8 +463,8 @@ class SlideContents(ChannelsAndPlanes, Identified):
         Returns
         -------
         int
-            Zero-based index into channels; of the first where several have the identifier (a
-            warning says so)
+            Zero-based index into channels; with a warning, the first of several channels with
+            the identifier
 
         Raises
         ------
@@ -488,7 +487,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         if len(found) > 1:
             warn(
                 f"{self.name}: channels {found} all have the identifier {channel_identifier!r};"
-                f" {found[0]} is taken",
+                f" channel {found[0]} is used",
                 MetadataWarning,
             )
         return found[0]
@@ -505,18 +504,18 @@ class SlideContents(ChannelsAndPlanes, Identified):
         Parameters
         ----------
         identifier : str, optional
-            Optical path identifier
+            Optical Path Identifier
         description : str, optional
-            Optical path description
+            Optical Path Description
         illumination_wavelength : float, optional
-            Optical path illumination wavelength in nm
+            Illumination Wave Length in nm
         specimen_stain : pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
-            Substance used for specimen staining
+            Stain of the specimen
 
         Returns
         -------
         tuple of int
-            Zero-based indices, ascending, of the channels for which all that is given holds
+            Zero-based indices, ascending, of the channels that match all given attributes
 
         """
         return tuple(
@@ -550,18 +549,18 @@ class SlideContents(ChannelsAndPlanes, Identified):
         Parameters
         ----------
         number : int, optional
-            Segment number
+            Segment Number
         label : str, optional
-            Segment label
+            Segment Label
         property_category : pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
-            Category of segmented property
+            Segmented Property Category
         property_type : pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
-            Type of segmented property
+            Segmented Property Type
 
         Returns
         -------
         tuple of int
-            Zero-based indices, ascending, of the channels for which all that is given holds
+            Zero-based indices, ascending, of the channels that match all given attributes
 
         """
         return tuple(
@@ -580,12 +579,12 @@ def slide_of(
     options: SlideOptions,
     warned: Iterable[str] = (),
 ) -> S:
-    """Make a slide of its instances; some warnings about it may have been given."""
+    """Return a slide of the class `kind`, without the warnings in `warned`."""
     slide = kind.__new__(kind)
     SlideContents.__init__(slide, sources, options, warned)
     return slide
 
 
 def _unpickled(kind: type[S], sources: Sequence[FrameSource], options: SlideOptions) -> S:
-    with silent():  # the slide that was pickled has warned
+    with silent():  # the pickled slide has given the warnings
         return slide_of(kind, sources, options)

@@ -1,4 +1,4 @@
-"""Which channels of a slide its derived images are, and on which levels they lie."""
+"""Assignment of derived images to channels and levels of a slide."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class DerivedSeries:
-    """Images of a series whose channels are the same, or stand beside each other."""
+    """Images of a series that are one variable: at other levels, or with other channels."""
 
     def __init__(self) -> None:
         self.images: list[TiledImage] = []
@@ -34,8 +34,12 @@ class DerivedSeries:
         self._held: set[object] = set()
 
     def add(self, image: TiledImage) -> bool:
-        """Add an image, unless it holds what is held already, or calls other things the same."""
-        held = _held_by(image)
+        """Add an image, unless it conflicts with those of the series.
+
+        It conflicts if it has a size, channel and focal plane of another image, or a channel with
+        the identifier, but not the meaning, of another channel.
+        """
+        held = _keys_of(image)
         if self._held & held or any(
             _meaning(self.channels.get(channel.identifier, channel)) != _meaning(channel)
             for channel in image.channels
@@ -49,8 +53,8 @@ class DerivedSeries:
         return True
 
 
-def _held_by(image: TiledImage) -> set[object]:
-    """Return keys of what an image holds; a label map is one array for all its segments."""
+def _keys_of(image: TiledImage) -> set[object]:
+    """Return (size, channel, offset) of the planes of an image; a label map has one channel."""
     names = ["all"] if image._layout.label_values else [c.identifier for c in image.channels]
     return {(image.size, name, z) for name in names for z in image.focal_plane_offsets}
 
@@ -60,11 +64,11 @@ def _meaning(channel: Channel) -> tuple[str | None, ...]:
 
 
 def derived_series(images: Iterable[TiledImage]) -> list[DerivedSeries]:
-    """Put derived images together whose channels make one variable of the tree.
+    """Group derived images into series that are one variable of the tree each.
 
-    Those of a series do, at different levels or with different segments, if their pixels are of
-    one kind, in rows of one direction, and none holds what another one holds. In the order of
-    their first images.
+    Images of one DICOM series, at different levels or with different segments, belong together if
+    they have one data type and one direction of rows, and don't conflict: see
+    :meth:`DerivedSeries.add`. Groups are in the order of their first images.
     """
     by_kind: dict[tuple[object, ...], list[DerivedSeries]] = {}
     found: list[DerivedSeries] = []
@@ -87,7 +91,7 @@ def derived_series(images: Iterable[TiledImage]) -> list[DerivedSeries]:
 
 
 def _directions(image: TiledImage) -> tuple[int, ...] | None:
-    """Return how the rows and columns of an image run, roughly."""
+    """Return the direction cosines of an image in hundredths; None where they are absent."""
     cosines = dicom.numbers(image.metadata, "ImageOrientationSlide", 6)
     return None if cosines is None else tuple(round(100 * cosine) for cosine in cosines)
 
@@ -101,28 +105,29 @@ def place_series(
     *,
     align_levels: bool,
 ) -> tuple[ChannelGroup, ImagePyramid]:
-    """Find the level of each image of a derived series, and put its channels there.
+    """Find the level of each image of a derived series, and add its channels to that level.
 
     Parameters
     ----------
     series : DerivedSeries
-        The images.
+        The series.
     name : str
-        Of the variable.
+        Name of the variable.
     first : int
-        Zero-based index of its first channel in the slide.
+        Zero-based index of the first channel of the series in the slide.
     pyramid : ImagePyramid
-        Levels of the slide. An image whose focal planes aren't among the pyramid's counts its own.
+        Levels of the slide. The planes of an image that aren't among those of the pyramid are
+        numbered by themselves.
     tolerance : float
-        Distance in mm by which the centres of images of one level may differ, if more than a
-        pixel.
+        Distance in mm by which the centres of images of one level may differ; a pixel is always
+        allowed.
     align_levels : bool
-        Whether images that state the base's origin share its corner.
+        Whether images with the origin of the base are aligned with its corner.
 
     Returns
     -------
     tuple of ChannelGroup and ImagePyramid
-        The channels, and the pyramid with them on its levels.
+        The channels of the series, and the pyramid with these channels.
 
     """
     index = {identifier: first + i for i, identifier in enumerate(series.channels)}
@@ -132,7 +137,7 @@ def place_series(
     matches = {
         id(image): match_planes(image.focal_plane_offsets, pyramid.planes) for image in images
     }
-    # those of planes that the slide has come first: others take what places are left
+    # images in planes of the slide come first; others are placed where these leave room
     for image in sorted(images, key=lambda image: matches[id(image)] is None):
         at = next((i for i, level in enumerate(levels) if _fits(level, image, tolerance)), None)
         of_slide = matches[id(image)] or range(image.num_focal_planes)
@@ -142,7 +147,7 @@ def place_series(
             for p, plane in enumerate(of_slide)
         }
         if at is None or not places.keys().isdisjoint(levels[at]._places):
-            logger.info("%s: %d × %d pixels are on no level's grid", image.name, *image.size)
+            logger.info("%s: %d × %d pixels aren't on the grid of a level", image.name, *image.size)
             level_of[id(image)] = None
         else:
             levels[at] = levels[at]._with_places(places)
@@ -155,12 +160,12 @@ def place_series(
 def _placed(
     images: Sequence[TiledImage], pyramid: ImagePyramid, align_levels: bool
 ) -> list[TiledImage]:
-    """Return images of a series, from the largest to the smallest, where they lie."""
+    """Return the images of a series with their placements, from the largest to the smallest."""
     bases = [(image._source.metadata, image._placement) for image in pyramid.levels[0].images]
     placed = []
     for image in images:
         header = image._source.metadata
-        # those of a level's size first: a Pixel Spacing that all levels repeat tells nothing
+        # the level of the same size first: Pixel Spacing may be repeated on all levels
         beside = sorted(pyramid.levels, key=lambda level: level.size != image.size)
         found = (
             place_beside(header, other._source.metadata, other._placement)
@@ -177,15 +182,15 @@ def _placed(
 
 
 def _fits(level: Level, image: TiledImage, tolerance: float) -> bool:
-    """Whether pixels are those of an image of a level: as many, as large, in rows and columns."""
-    return any(_is_place_of(image, other, tolerance) for other in level.images)
+    """Whether the pixels of an image coincide with those of an image of a level."""
+    return any(_coincides(image, other, tolerance) for other in level.images)
 
 
-def _is_place_of(image: TiledImage, other: TiledImage, tolerance: float) -> bool:
+def _coincides(image: TiledImage, other: TiledImage, tolerance: float) -> bool:
     if turned_onto(image, other) is None:
         return False
     try:
         here, there = image.geometry, other.geometry
     except MetadataError:
-        return True  # nothing says that they aren't
+        return True  # a header lacks the position
     return math.dist(here.center, there.center) <= max(tolerance, *there.spacing)

@@ -1,4 +1,4 @@
-"""What a slide is, in plain values: for attributes, the command line, and what notebooks show."""
+"""Description of a slide as plain values, for attributes, the command line and notebooks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["describe", "in_words", "slide_attrs", "summary_of"]
 
 
 def in_words(slide: SlideContents) -> str:
-    """Return a line on a slide: its name, how large it is, what was found in it."""
+    """Return one line of text: the name of a slide, its size, and counts of its parts."""
     rows, columns = slide.size
     smaller = " and less" if slide.num_levels > 1 else ""
     labels = {"segments": segment_labels(slide), "annotations": annotation_labels(slide)}
@@ -30,7 +30,7 @@ def in_words(slide: SlideContents) -> str:
 
 
 def segment_labels(slide: SlideContents) -> list[str]:
-    """Return what people call the segments of a slide."""
+    """Return the Segment Labels of a slide, or Segment Numbers where they are absent."""
     return [
         channel.description or channel.identifier
         for channel in slide.channels
@@ -39,7 +39,7 @@ def segment_labels(slide: SlideContents) -> list[str]:
 
 
 def annotation_labels(slide: SlideContents) -> list[str]:
-    """Return the labels of a slide's annotations; whatever is wrong with them, no error."""
+    """Return the labels of a slide's annotations; ``["?"]`` where they can't be read."""
     try:
         return list(slide.annotation_labels)
     except (DicomSlideError, OSError, ValueError):  # reading them says why
@@ -47,7 +47,7 @@ def annotation_labels(slide: SlideContents) -> list[str]:
 
 
 def describe(slide: SlideContents) -> dict[str, Any]:
-    """Return what a slide consists of; reads headers only."""
+    """Return the description of a slide, from its headers: see :meth:`Slide.describe`."""
     factors = slide.downsampling_factors
     levels = [
         {"level": i, "downsampling_factor": round(factors[i], 4)} | level.image.describe()
@@ -100,7 +100,7 @@ def _describe_group(group: ChannelGroup) -> dict[str, Any]:
 
 
 def summary_of(slide: SlideContents) -> dict[str, Any]:
-    """Return what a slide is like, a value a column, the same columns for all slides."""
+    """Return a summary of a slide: one value per column, the same columns for all slides."""
     attrs = slide_attrs(slide)
     try:
         spacing = slide.levels[0].image.geometry.spacing
@@ -129,7 +129,16 @@ def summary_of(slide: SlideContents) -> dict[str, Any]:
 
 
 def slide_attrs(slide: SlideContents, *, include_patient: bool = False) -> dict[str, Any]:
-    """Return what headers say of the slide."""
+    """Return identifiers and attributes of a slide from its headers; absent ones are left out.
+
+    Parameters
+    ----------
+    slide : SlideContents
+        The slide.
+    include_patient : bool, default: False
+        Whether attributes that identify the patient are included.
+
+    """
     metadata = slide.metadata
     keywords = {
         "container_identifier": "ContainerIdentifier",

@@ -1,4 +1,4 @@
-"""The images of each level of a slide, by channel and focal plane."""
+"""Levels of a slide, with the image of each channel and focal plane."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = ["ImagePyramid", "Level", "affine_from_base", "build_pyramid"]
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """The images of one resolution."""
+    """Images of one resolution."""
 
     size: tuple[int, int]
     """Total pixel matrix rows and columns."""
     images: tuple[TiledImage, ...]
-    """Those of its channels and focal planes, each once; the first stands for its geometry."""
+    """Images of its channels and focal planes; the first one defines the geometry of the level."""
     _places: Mapping[tuple[int, int], Place]
-    """(channel, focal plane) of the slide, and where its pixels are; read-only."""
+    """(channel, focal plane) of the slide -> image with its pixels; read-only."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_places", MappingProxyType(dict(self._places)))
@@ -47,11 +47,11 @@ class Level:
         return Level, (self.size, self.images, dict(self._places))
 
     def _with_places(self, places: Mapping[tuple[int, int], Place]) -> Level:
-        """Return this level with other channels beside those that it has."""
+        """Return this level with additional channels."""
         return dataclasses.replace(self, _places={**self._places, **places})
 
     def _images_of(self, channels: range) -> tuple[TiledImage, ...]:
-        """Return the images that hold some of the slide's channels, each once."""
+        """Return the images of some of the slide's channels, each once."""
         found = [place[0] for key, place in self._places.items() if key[0] in channels]
         return tuple({id(image): image for image in found}.values())
 
@@ -61,28 +61,28 @@ class Level:
 
     @property
     def image(self) -> TiledImage:
-        """The image that stands for the level's geometry."""
+        """The image that defines the geometry of the level."""
         return self.images[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagePyramid:
-    """Levels from the largest to the smallest, and what their images share."""
+    """Levels from the largest to the smallest, with their channels and focal planes."""
 
     levels: tuple[Level, ...]
     channels: tuple[Channel, ...]
-    """See :func:`dicomslide.contents.places.slide_places`."""
+    """Channels: see :func:`dicomslide.contents.places.slide_places`."""
     groups: tuple[ChannelGroup, ...]
-    """Channels that are one variable of the tree."""
+    """Channels by variable of the tree."""
     planes: tuple[float, ...]
     """Offset of each focal plane in µm, ascending."""
     associated: tuple[TiledImage, ...]
     """Thumbnails of the size of a level."""
     view: FieldOfView | None
-    """What the base covers."""
+    """Area that the base covers."""
 
     def without_channels(self) -> ImagePyramid:
-        """Return the levels of the same sizes without what lies on them."""
+        """Return levels of the same sizes without channels."""
         levels = tuple(dataclasses.replace(level, _places={}) for level in self.levels)
         return dataclasses.replace(self, levels=levels, channels=(), groups=())
 
@@ -90,19 +90,18 @@ class ImagePyramid:
 def build_pyramid(
     images: Sequence[TiledImage], tolerance: float, *, align_levels: bool
 ) -> ImagePyramid:
-    """Sort VOLUME and THUMBNAIL images of one slide into levels.
+    """Arrange VOLUME and THUMBNAIL images of one slide into levels.
 
-    See :func:`dicomslide.pyramid.group_levels`; an image that shows another place is left out,
-    with a warning that says so.
+    See :func:`dicomslide.pyramid.group_levels`. Misfits are left out, with a warning.
 
     Parameters
     ----------
     images : sequence of TiledImage
         VOLUME and THUMBNAIL images of one slide.
     tolerance : float
-        Distance in mm by which centres of levels may differ, if more than a pixel.
+        Distance in mm by which centres of levels may differ; a pixel is always allowed.
     align_levels : bool
-        Whether levels that state the base's origin share its corner.
+        Whether levels with the origin of the base are aligned with its corner.
 
     Raises
     ------
@@ -142,7 +141,7 @@ def build_pyramid(
 
 
 def _level(images: Sequence[TiledImage], places: Places, variables: Sequence[range]) -> Level:
-    """Return a level, whose first image is one of the first variable that it has."""
+    """Return a level; its first image belongs to its first variable."""
     number_of = {
         id(place[0]): number
         for number, channels in reversed(list(enumerate(variables)))
@@ -154,20 +153,21 @@ def _level(images: Sequence[TiledImage], places: Places, variables: Sequence[ran
 
 
 def _warn_of_spacing(image: TiledImage, placement: Placement) -> None:
-    """Warn where Pixel Spacing is given, but contradicted by what the matrix covers."""
+    """Warn if Pixel Spacing is present, but was corrected by the area that the matrix covers."""
     given, taken = pixel_spacing_of(image.metadata), placement.spacing
     if given is not None and taken is not None:
         warn(
-            f"{image.name}: its Pixel Spacing, ({given[0]:g}, {given[1]:g}), contradicts what its"
-            f" matrix covers; taken is ({taken[0]:g}, {taken[1]:g}) mm",
+            f"{image.name}: its Pixel Spacing, ({given[0]:g}, {given[1]:g}), contradicts the area"
+            f" that its matrix covers; ({taken[0]:g}, {taken[1]:g}) mm is used",
             MetadataWarning,
         )
 
 
 def affine_from_base(base: TiledImage, image: TiledImage) -> list[list[float]]:
-    """Return the affine from (row, column, 1) of the base to real indices in another image.
+    """Return the 2 × 3 affine from (row, column, 1) of the base to real-valued indices in an image.
 
-    By where both lie on the slide; where a header doesn't say, they share a corner.
+    It is computed from their positions on the slide; where a header lacks the position, the corners
+    of both are assumed to coincide.
     """
     with contextlib.suppress(MetadataError):
         affine: list[list[float]] = image.geometry.pixels_of(base.geometry).tolist()

@@ -1,4 +1,4 @@
-"""How a slide is read."""
+"""Options of a slide."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["SlideOptions"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SlideOptions:
-    """How a slide is read: see :class:`dicomslide.Slide`."""
+    """Options of a slide: see the arguments of :class:`dicomslide.Slide`."""
 
     max_frame_cache_size: int | None = None
     pyramid_tolerance: float = 0.1
@@ -33,7 +33,7 @@ class SlideOptions:
             )
 
     def changed(self, **given: Any) -> SlideOptions:
-        """Return these options with others in place of those that are given and not None."""
+        """Return these options, with those replaced that are given and not None."""
         return dataclasses.replace(
             self, **{name: value for name, value in given.items() if value is not None}
         )

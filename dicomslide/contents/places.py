@@ -1,4 +1,4 @@
-"""Which channel and focal plane of a slide each one of its images holds."""
+"""Mapping from channels and focal planes of a slide to those of its images."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ if TYPE_CHECKING:
     from dicomslide.image import TiledImage
 
     Place: TypeAlias = tuple[TiledImage, int, int]
-    """An image, and the zero-based indices of a channel and a focal plane in it."""
+    """An image, and the zero-based indices of a channel and a focal plane of the image."""
     Places: TypeAlias = dict[tuple[int, int], Place]
 
 __all__ = ["ChannelGroup", "SlidePlaces", "lies_on", "slide_places",
            "turned_onto"]  # fmt: skip
 
 SAME_STEP = 1e-4
-"""Fraction of a pixel by which steps between pixels of one grid may differ."""
+"""Tolerance of equal steps between pixels, as a fraction of a pixel."""
 SAME_PIXEL = 0.5 + 1e-6
-"""Pixels are at the same millimetres within this fraction of one."""
+"""Tolerance of coinciding pixels, as a fraction of a pixel."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that are one variable of the tree: optical paths, or those of a derived series."""
+    """Channels of one variable of the tree: optical paths, or channels of a derived series."""
 
     name: str
     """``image``, ``image_2``, ``segmentation``, ``segmentation_2``, ``parametric_map``, ..."""
     channels: tuple[Channel, ...]
     first: int
-    """Zero-based index, among the channels of the slide, of the first."""
+    """Zero-based index of the first channel among those of the slide."""
     images: tuple[tuple[TiledImage, int | None], ...]
-    """From the largest to the smallest, each with the index of its level; None where it lies on
-    no level's grid."""
+    """Images from the largest to the smallest, each with the index of its level; None where it
+    isn't on the grid of a level."""
 
     @property
     def is_image(self) -> bool:
-        """Whether they are optical paths, not derived."""
+        """Whether the channels are optical paths, not segments or parameters."""
         return self.channels[0].type is ChannelTypes.OPTICAL_PATH
 
     @property
@@ -59,9 +59,9 @@ class ChannelGroup:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Identifiers of the channels, made distinct, by which the tree selects them.
+        """Unique labels of the channels in the tree: identifiers, with a suffix where needed.
 
-        1, 2, 1_2, 2_2 where two series have a 1 and a 2.
+        For example 1, 2, 1_2, 2_2 where two series have the identifiers 1 and 2.
         """
         identifiers = {channel.identifier for channel in self.channels}
         labels: dict[str, None] = {}
@@ -78,24 +78,25 @@ class SlidePlaces:
     """Channels and focal planes of a slide."""
 
     channels: tuple[Channel, ...]
-    """Variable by variable; in each in the order of their items in the first image that has
+    """Channels, variable by variable, in the order of their items in the first image that has
     them."""
     variables: tuple[range, ...]
-    """Channels that can be one array at each level: pixels of one kind at the same millimetres."""
+    """Indices of the channels of each variable. These can be one array at each level: their pixels
+    coincide and have one data type."""
     planes: tuple[float, ...]
     """Offset of each focal plane in µm."""
     places: tuple[Places, ...]
-    """By level: (channel, focal plane) -> image, and channel and focal plane in it."""
+    """By level: (channel, focal plane) of the slide -> image, and channel and focal plane in it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Held:
-    """A channel of an image."""
+    """Channel of an image at a level."""
 
     level: int
     image: TiledImage
     index: int
-    """Of the channel in the image."""
+    """Zero-based index of the channel in the image."""
 
     @property
     def channel(self) -> Channel:
@@ -117,24 +118,31 @@ class _Held:
 
     @property
     def meaning(self) -> tuple[object, ...]:
-        """What a person tells channels apart by."""
+        """Description, wavelength and stains of the channel."""
         channel = self.channel
         stains = tuple(dicom.stains_of(self.image.metadata))
         return channel.description, channel.wavelength, stains
 
 
 class _SlideChannel:
-    """What images hold of a channel of the slide."""
+    """Channel of the slide: the channels of images that are one channel."""
 
     def __init__(self, held: _Held) -> None:
         self.held = [held]
 
     def fit(self, other: _Held) -> tuple[bool, ...] | None:
-        """Return how well an image's channel fits, the better the more; None where it doesn't.
+        """Return how well a channel of an image matches this one; None where it doesn't.
 
-        What the images of a series call the same is the same, but where both have pixels of one
-        place. Series may count their channels anew, as cycles of staining do: what they call the
-        same is the same at different levels only, where nothing speaks against it.
+        Channels with one identifier in images of one series match, unless both have pixels at one
+        level and focal plane. Different series may reuse identifiers, as in cycles of staining:
+        their channels match only at different levels, and if their meanings don't contradict.
+
+        Returns
+        -------
+        tuple of bool or None
+            Whether the data type, the series and the meaning agree; a greater tuple is a better
+            match.
+
         """
         if any(_is_apart(other, held) for held in self.held):
             return None
@@ -145,7 +153,7 @@ class _SlideChannel:
         )
 
     def is_doubled_by(self, other: _Held) -> _Held | None:
-        """Return what already has the place of an image's channel, if nothing tells them apart."""
+        """Return the channel of another image that is a duplicate of `other`, or None."""
         return next(
             (
                 held
@@ -159,7 +167,7 @@ class _SlideChannel:
         )
 
     def is_variable_with(self, other: _SlideChannel) -> bool:
-        """Whether both can be channels of one array at each level that has both."""
+        """Whether both channels can be in one array at each level that has both."""
         return all(
             _is_array_with(a.image, b.image) and lies_on(a.image, b.image)
             for a in self.held
@@ -169,7 +177,7 @@ class _SlideChannel:
 
 
 def _is_apart(a: _Held, b: _Held) -> bool:
-    """Whether something that is called the same is another channel."""
+    """Whether channels of images with one identifier are different channels."""
     contradict = _contradict(a.meaning, b.meaning)
     if a.series != b.series:
         return contradict or a.level == b.level
@@ -181,12 +189,12 @@ def _is_apart(a: _Held, b: _Held) -> bool:
 
 
 def _contradict(a: tuple[object, ...], b: tuple[object, ...]) -> bool:
-    """Whether two things say something else; what one doesn't say contradicts nothing."""
+    """Whether values differ that are present in both tuples."""
     return any(x and y and x != y for x, y in zip(a, b, strict=True))
 
 
 def _is_array_with(a: TiledImage, b: TiledImage) -> bool:
-    """Whether pixels of two images are of one kind, as many, as large, and lie the same way."""
+    """Whether two images have one data type, shape, spacing and orientation."""
     return _kind(a) == _kind(b) and turned_onto(a, b) == AS_STORED
 
 
@@ -196,17 +204,17 @@ def _kind(image: TiledImage) -> tuple[object, ...]:
 
 
 def turned_onto(image: TiledImage, other: TiledImage) -> Orientation | None:
-    """Return how the matrix of an image is turned to lie as that of another one does.
+    """Return the orientation that turns the matrix of an image onto that of another one.
 
     Returns
     -------
     Orientation or None
-        None where pixels aren't as many, as large, in rows and columns.
+        None where their shapes or spacings differ, or the rotation isn't by right angles.
 
     """
     try:
         here, there = image.geometry, other.geometry
-    except MetadataError:  # nothing says that they lie in another way
+    except MetadataError:  # a header lacks the position: assume the same orientation
         return AS_STORED if image.size == other.size else None
     steps = there.pixels_of(here)[:, :2]
     down, across = np.rint(steps)
@@ -220,11 +228,11 @@ def turned_onto(image: TiledImage, other: TiledImage) -> Orientation | None:
 
 
 def lies_on(image: TiledImage, other: TiledImage) -> bool:
-    """Whether such an image's pixels are another one's: at the same mm, within half a pixel."""
+    """Whether the pixels of two images of one shape coincide, within half a pixel."""
     try:
         here, there = image.geometry, other.geometry
     except MetadataError:
-        return True  # nothing says that they aren't
+        return True  # a header lacks the position
     rows, columns = here.shape
     corners = there.pixels_of(here) @ [[0, rows - 1], [0, columns - 1], [1, 1]]
     ends = [(0, there.shape[0] - 1), (0, there.shape[1] - 1)]
@@ -232,15 +240,14 @@ def lies_on(image: TiledImage, other: TiledImage) -> bool:
 
 
 def slide_places(levels: Sequence[Sequence[TiledImage]]) -> SlidePlaces:
-    """Find out which channels and focal planes a slide has, and which image holds which of them.
+    """Return the channels and focal planes of a slide, and the image of each of them.
 
-    Channels of one identifier are one, unless series tell them apart that both have it at one
-    level, or, in a series, pixels of another kind or other descriptions.
+    Channels with one identifier are one channel, unless two series have it at one level, or images
+    of a series have it with another data type or another description.
 
-    A slide has the focal planes that its images say, in the sense of
-    :func:`dicomslide.header.tiling.focal_planes`: where each channel has one at each level, at
-    whatever height, that is the only plane. The offset of a plane is that of the first image that
-    has as many as any.
+    The focal planes of a slide are found by :func:`dicomslide.header.tiling.focal_planes`: where
+    each channel has one plane at each level, at any height, there is one plane. The offset of a
+    plane is taken from the first image with the largest number of planes.
 
     Parameters
     ----------
@@ -272,7 +279,7 @@ def slide_places(levels: Sequence[Sequence[TiledImage]]) -> SlidePlaces:
 
 
 def _channels(all_held: Iterable[_Held]) -> list[_SlideChannel]:
-    """Put together what images hold of one channel, in the order of what comes first."""
+    """Group channels of images to channels of the slide, in the order of the first of each."""
     by_identifier: dict[str, list[_SlideChannel]] = {}
     found: list[_SlideChannel] = []
     for held in all_held:
@@ -285,7 +292,7 @@ def _channels(all_held: Iterable[_Held]) -> list[_SlideChannel]:
             raise AmbiguousSlideError(
                 f"{double.image.name} and {held.image.name} both hold channel"
                 f" {held.channel.identifier!r}, focal plane {held.offsets[0]:g} µm, of the level of"
-                f" {held.image.size[0]} × {held.image.size[1]} pixels; open the files wanted only"
+                f" {held.image.size[0]} × {held.image.size[1]} pixels; open only one of them"
             )
         called.append(_SlideChannel(held))
         found.append(called[-1])
@@ -293,9 +300,9 @@ def _channels(all_held: Iterable[_Held]) -> list[_SlideChannel]:
 
 
 def _variables(channels: Iterable[_SlideChannel]) -> list[list[_SlideChannel]]:
-    """Put channels together that can be one array."""
+    """Group channels that can be in one array."""
     variables: list[list[_SlideChannel]] = []
-    # one channel stands for all that are in the same images: a segmentation may have thousands
+    # one channel is compared for all channels of the same images: there may be thousands
     compared: list[dict[tuple[int, ...], _SlideChannel]] = []
     for channel in channels:
         images = tuple(id(held.image) for held in channel.held)
@@ -318,7 +325,7 @@ def _variables(channels: Iterable[_SlideChannel]) -> list[list[_SlideChannel]]:
 def _planes(
     channels: Sequence[_SlideChannel], num_levels: int
 ) -> tuple[tuple[float, ...], tuple[Places, ...]]:
-    """Sort the focal planes of the images' channels into those of the slide."""
+    """Assign the focal planes of the images' channels to focal planes of the slide."""
     entries = [
         (held.level, number, held, plane, offset)
         for number, channel in enumerate(channels)

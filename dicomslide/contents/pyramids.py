@@ -1,7 +1,7 @@
-"""The pyramids that lie on one glass: which images are of which, and which is wanted.
+"""Pyramids on one glass: assignment of images to them, and the choice of one.
 
-A slide reads one pyramid. A glass may hold several: regions that were scanned one by one, or a
-stack of focal planes and the image with an extended depth of field that was made of it.
+A slide reads one pyramid. A glass may have several: regions that were scanned separately, or a
+stack of focal planes and the image with extended depth of field that was computed from it.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class GlassPyramid:
     """One of the pyramids of a glass."""
 
     images: tuple[TiledImage, ...]
-    """VOLUME and THUMBNAIL images, what was derived from them, label and overview."""
+    """VOLUME and THUMBNAIL images, images derived from them, label and overview."""
     levels: tuple[TiledImage, ...]
-    """VOLUME and THUMBNAIL images; derived ones where there are no others."""
+    """VOLUME and THUMBNAIL images; without these, the derived images."""
 
     @property
     def largest(self) -> TiledImage:
-        """The image of its base level."""
+        """The largest image: the base level."""
         return max(self.levels, key=lambda image: math.prod(image.size))
 
     @property
@@ -49,7 +49,7 @@ class GlassPyramid:
 
     @property
     def num_levels(self) -> int:
-        """How many sizes its images have."""
+        """Number of different sizes of its images."""
         return len({image.size for image in self.levels})
 
     @property
@@ -59,7 +59,7 @@ class GlassPyramid:
 
     @property
     def has_extended_depth_of_field(self) -> bool:
-        """Whether Extended Depth of Field (0048,0012) is YES: focal planes were made one."""
+        """Whether Extended Depth of Field (0048,0012) is YES: focal planes are merged to one."""
         return any(map(_has_depth, self.levels))
 
     @property
@@ -67,8 +67,8 @@ class GlassPyramid:
         """File name, URL or SOP Instance UID of the largest image."""
         return self.largest.name
 
-    def _is_called(self, wanted: str) -> bool:
-        """Whether that is its Pyramid UID, or the UID, the path or the file name of an image."""
+    def _has_name(self, wanted: str) -> bool:
+        """Whether a text is its Pyramid UID, or the UID, path or file name of one of its images."""
         path = os.path.abspath(wanted)
         return wanted == self.uid or any(
             wanted == name or path == name or wanted == os.path.basename(name)
@@ -92,10 +92,10 @@ def _names_of(image: TiledImage) -> list[str]:
 
 
 def pyramids_of(glass: SlideGroup, tolerance: float) -> list[GlassPyramid]:
-    """Sort the images of a glass into its pyramids.
+    """Assign the images of a glass to its pyramids.
 
-    Images are of several pyramids when their Extended Depth of Field differs, when those of a
-    series have several Pyramid UIDs for the same channels, or when they show other places: see
+    Images belong to different pyramids if their Extended Depth of Field differs, if images of a
+    series have different Pyramid UIDs for the same channels, or if they show different areas: see
     :func:`dicomslide.pyramid.group_levels`.
 
     Parameters
@@ -103,13 +103,13 @@ def pyramids_of(glass: SlideGroup, tolerance: float) -> list[GlassPyramid]:
     glass : SlideGroup
         Images of one slide: see :func:`dicomslide.contents.collection.group_by_slide`.
     tolerance : float
-        Distance in mm by which centres of levels may differ, if more than a pixel.
+        Distance in mm by which centres of levels may differ; a pixel is always allowed.
 
     Returns
     -------
     list of GlassPyramid
-        From the largest to the smallest; of one size, a stack of planes before an image with an
-        extended depth of field. At least one.
+        At least one, from the largest to the smallest; for equal sizes, a stack of focal planes
+        precedes an image with extended depth of field.
 
     """
     if len(glass.volumes) < 2:
@@ -118,7 +118,7 @@ def pyramids_of(glass: SlideGroup, tolerance: float) -> list[GlassPyramid]:
         part for alike in _of_one_kind(glass.volumes) for part in _of_one_place(alike, tolerance)
     ]
     groups.sort(key=_order)
-    # a thumbnail alone is no pyramid, where there are others
+    # thumbnails alone are a pyramid only if there is no other
     whole = [group for group in groups if not all(map(_is_thumbnail, group))] or groups
     kept = {id(image) for group in whole for image in group}
     whole[0] += [image for image in glass.volumes if id(image) not in kept]
@@ -132,16 +132,16 @@ def pyramids_of(glass: SlideGroup, tolerance: float) -> list[GlassPyramid]:
 
 
 def _of_one_kind(volumes: Sequence[TiledImage]) -> list[list[TiledImage]]:
-    """Part images by what their headers say of their pyramid, wherever they lie."""
+    """Group images by the attributes of their pyramid, regardless of their position."""
     deep, plain = (
         {image.size for image in volumes if _has_depth(image) is has} for has in (True, False)
     )
-    several = bool(deep & plain)  # else some levels just don't say
+    several = bool(deep & plain)  # else some levels only lack the attribute
     kinds: dict[tuple[object, ...], list[TiledImage]] = {}
     for image in volumes:
         kinds.setdefault((several and _has_depth(image), _uid_of(image)), []).append(image)
     joined: list[list[TiledImage]] = []
-    # those without a Pyramid UID last: they are of the only one there is
+    # images without a Pyramid UID come last: they belong to the pyramid if there is only one
     for (depth, uid), images in sorted(kinds.items(), key=lambda item: item[0][1] is None):
         alike = [each for each in joined if (several and _has_depth(each[0])) == depth]
         fitting = [
@@ -152,7 +152,7 @@ def _of_one_kind(volumes: Sequence[TiledImage]) -> list[list[TiledImage]]:
         ]
         if uid is None and len(alike) == 1:
             fitting = alike
-        if fitting:  # in other series, or of other channels: told apart by place alone
+        if fitting:  # other series or other channels: only the position tells pyramids apart
             fitting[0] += images
         else:
             joined.append(images)
@@ -168,7 +168,7 @@ def _channels_of(images: Sequence[TiledImage]) -> set[str]:
 
 
 def _of_one_place(images: Sequence[TiledImage], tolerance: float) -> list[list[TiledImage]]:
-    """Part images by where they lie."""
+    """Group images by the area that they show."""
     found = []
     rest = list(images)
     while rest:
@@ -185,7 +185,7 @@ def _order(images: Sequence[TiledImage]) -> tuple[int, bool]:
 
 
 def _origin_of(image: TiledImage, groups: Sequence[Sequence[TiledImage]]) -> list[int]:
-    """Return the pyramids from which an image was derived; else the first that holds its centre."""
+    """Return the pyramids that an image references, else the first that contains its centre."""
     references = {uid for _, _, uid in image.get_references()}
     named = [
         number
@@ -224,32 +224,32 @@ def _is_thumbnail(image: TiledImage) -> bool:
 
 
 def choose_pyramid(pyramids: Sequence[GlassPyramid], wanted: int | str | None) -> int:
-    """Return the number of the pyramid that is wanted.
+    """Return the index of the chosen pyramid.
 
     Parameters
     ----------
     pyramids : sequence of GlassPyramid
-        Those there are.
+        The pyramids of the glass.
     wanted : int or str or None
-        Its number, from 0, the largest, on; its Pyramid UID; or the SOP Instance UID, the path or
-        the name of a file of it. None is the first; a warning lists them where there are several.
+        Zero-based index, 0 for the largest; Pyramid UID; or SOP Instance UID, path or name of a
+        file. None chooses the first; a warning lists the pyramids if there are several.
 
     Raises
     ------
     NotSlideError
-        When there is none such; the message lists those there are.
+        When there is no such pyramid; the message lists the pyramids.
 
     """
     if wanted is None:
         if len(pyramids) > 1:
             warn(
-                f"{len(pyramids)} pyramids are on this glass; the first is read, others by the"
-                f" argument:\n{_listed(pyramids)}",
+                f"{len(pyramids)} pyramids are on this glass; the first is read, another one with"
+                f" the argument:\n{_listed(pyramids)}",
                 MetadataWarning,
             )
         return 0
     if isinstance(wanted, str):
-        found = [i for i, pyramid in enumerate(pyramids) if pyramid._is_called(wanted)]
+        found = [i for i, pyramid in enumerate(pyramids) if pyramid._has_name(wanted)]
         if len(found) == 1:
             return found[0]
     elif 0 <= operator.index(wanted) < len(pyramids):
@@ -258,5 +258,5 @@ def choose_pyramid(pyramids: Sequence[GlassPyramid], wanted: int | str | None) -
 
 
 def _listed(pyramids: Sequence[GlassPyramid]) -> str:
-    """Say which pyramids there are, a line each."""
+    """Return the list of pyramids as text, one line each."""
     return "\n".join(f"  pyramid={number}: {each}" for number, each in enumerate(pyramids))
