@@ -43,7 +43,7 @@ def test_an_identifier_that_is_not_there_raises_with_those_that_are(files, chunk
     with pytest.raises(
         KeyError,
         match=r"no segment 'tissue'; identifiers are '1' \(tissue\), '2' \(tumour\), '3'"
-        r" \(Tissue\); 'tissue' is what '1', '3' is called",
+        r" \(Tissue\); 'tissue' is the description of '1', '3'",
     ):
         level.segmentation.sel(segment="tissue")
     with pytest.raises(KeyError, match=r"no segment '4'; identifiers are [^;]*$"):
@@ -52,7 +52,9 @@ def test_an_identifier_that_is_not_there_raises_with_those_that_are(files, chunk
         level.segmentation.sel(segment=["1", "tumour"])
     with pytest.raises(KeyError, match=r"no segment 1; identifiers are '1'"):
         level.segmentation.sel(segment=1)
-    with pytest.raises(KeyError, match=r"no parameter 'map b'; .*'b' \(map b\); .* what 'b' is"):
+    with pytest.raises(
+        KeyError, match=r"no parameter 'map b'; .*'b' \(map b\); .* description of 'b'"
+    ):
         level.parametric_map.sel(parameter="map b")
     assert level.segmentation.sel(segment="2").segment_label == "tumour"
     assert level.segmentation.sel(segment=["3", "1"]).segment.values.tolist() == ["3", "1"]

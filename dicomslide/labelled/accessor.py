@@ -1,4 +1,4 @@
-"""The accessor ``slide`` of xarray's arrays, datasets and trees."""
+"""Accessor ``slide`` of xarray's arrays, datasets and trees."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["SlideAccessor", "SlideTreeAccessor"]
 @xr.register_dataset_accessor("slide")  # type: ignore[no-untyped-call]
 @xr.register_dataarray_accessor("slide")  # type: ignore[no-untyped-call]
 class SlideAccessor:
-    """What the coordinates of an array or dataset in mm say: ``array.slide``.
+    """Spacing, extent and index of an array or dataset with coordinates in mm: ``array.slide``.
 
     Parameters
     ----------
     data : xarray.DataArray or xarray.Dataset
-        As the engine opens it, whatever was done with it since: computed, coarsened, saved and
-        opened again.
+        Data opened by the engine, also after it was computed, coarsened, or saved and opened
+        again.
 
     """
 
@@ -32,22 +32,24 @@ class SlideAccessor:
         self._data = data
 
     def restore(self, *, frame_of_reference_uid: str | None = None) -> xr.DataArray | xr.Dataset:
-        """Return the same with the index of millimetres, as the engine gives it.
+        """Return the data with indexes in mm, like those that the engine returns.
 
-        Files hold coordinates, but not what finds values in them: opened again, ``x``, ``y`` and
-        ``z`` have a plain index, in which a slice has a direction and a number has to be exact.
-        ``coarsen`` and ``interp`` make plain indexes, too. An index that is there stays.
+        Files hold coordinates, but no indexes: opened again, ``x``, ``y`` and ``z`` have xarray's
+        default index, for which a slice has a direction and a number has to be exact. ``coarsen``
+        and ``interp`` make default indexes, too. The spacing of an existing
+        :class:`~dicomslide.SlideIndex` is kept.
 
         Parameters
         ----------
         frame_of_reference_uid : str, optional
-            Frame of Reference UID in which ``x`` and ``y`` count, where it isn't the one that they
-            have as an attribute: of an array that was registered onto a slide, say.
+            Frame of Reference UID of ``x`` and ``y``, by default that of their attributes. It is
+            needed, for example, for an array that was registered onto a slide.
 
         Returns
         -------
         xarray.DataArray or xarray.Dataset
-            With a :class:`~dicomslide.SlideIndex` of ``x``, ``y`` and ``z``; no values are read.
+            The data with a :class:`~dicomslide.SlideIndex` of ``x``, ``y`` and ``z``; no pixels
+            are read.
 
         Raises
         ------
@@ -110,17 +112,25 @@ class SlideAccessor:
 
     @property
     def spacing(self) -> tuple[float, float]:
-        """Distance of pixels in mm along (x, y), measured by their coordinates.
+        """Distance between pixels along (x, y) in mm, from their coordinates.
 
-        Raises ValueError where pixels aren't evenly spaced in mm.
+        Raises
+        ------
+        ValueError
+            When there are no coordinates in mm, or pixels aren't evenly spaced.
+
         """
         return abs(step_of(self._data, "x")), abs(step_of(self._data, "y"))
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
-        """(x_min, y_min, x_max, y_max) in mm of the pixels' outer edges.
+        """(x_min, y_min, x_max, y_max) of the outer edges of the pixels, in mm.
 
-        Raises ValueError where there are no pixels, or not evenly spaced in mm.
+        Raises
+        ------
+        ValueError
+            When there are no pixels, no coordinates in mm, or pixels aren't evenly spaced.
+
         """
         (x_min, x_max), (y_min, y_max) = (self._edges(dim) for dim in ("x", "y"))
         return x_min, y_min, x_max, y_max
@@ -133,12 +143,12 @@ class SlideAccessor:
 
 @xr.register_datatree_accessor("slide")  # type: ignore[no-untyped-call]
 class SlideTreeAccessor:
-    """The same for all nodes of a tree: ``tree.slide``.
+    """Indexes in mm of all nodes of a tree: ``tree.slide``.
 
     Parameters
     ----------
     tree : xarray.DataTree
-        As the engine opens it, or opened again from what it was saved to.
+        Tree opened by the engine, also after it was saved and opened again.
 
     """
 
@@ -146,7 +156,7 @@ class SlideTreeAccessor:
         self._tree = tree
 
     def restore(self, *, frame_of_reference_uid: str | None = None) -> xr.DataTree:
-        """Return the same tree with the index of millimetres in each node that has coordinates.
+        """Return the tree with indexes in mm in each node that has coordinates in mm.
 
         Parameters
         ----------
@@ -156,7 +166,7 @@ class SlideTreeAccessor:
         Returns
         -------
         xarray.DataTree
-            No values are read.
+            The tree with new indexes; no pixels are read.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What headers say of a slide and its images, as plain values for the tree's attributes."""
+"""Attributes of the variables of a tree, from the headers of their images."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ __all__ = ["derived_attrs", "image_attrs"]
 def image_attrs(
     image: TiledImage, geometry: SlideGeometry | None, orientation: Orientation | None
 ) -> dict[str, Any]:
-    """Return what a header says of an image and of where it lies.
+    """Return the identifiers, the encoding and the position of an image as attributes.
 
     Parameters
     ----------
     image : TiledImage
         The image.
     geometry : SlideGeometry or None
-        Where it lies on the slide.
+        Geometry of the image on the slide; None if unknown.
     orientation : Orientation or None
-        How it was turned upright; None where its pixels are as stored: then an affine says where.
+        Orientation that turned it upright. None for pixels as stored: then ``affine`` is the
+        transform from (row, column, 1) to (x, y) in mm.
 
     """
     metadata = image.metadata
     attrs: dict[str, Any] = {
-        "long_name": "pixel value",  # what plots write beside a colour bar
+        "long_name": "pixel value",  # the label of colour bars
         "image_flavor": image.flavor.lower(),
         "sop_instance_uid": dicom.text(metadata, "SOPInstanceUID"),
         "series_instance_uid": dicom.text(metadata, "SeriesInstanceUID"),
@@ -70,18 +71,19 @@ def image_attrs(
 def derived_attrs(
     image: TiledImage, channels: Sequence[Channel], *, scaled: bool
 ) -> dict[str, Any]:
-    """Return what the pixels of a segmentation or parametric map mean.
+    """Return the meaning of the pixels of a segmentation or parametric map as attributes.
 
-    Flags are those of the CF conventions: `flag_meanings` are words, parted by blanks.
+    Segments of a label map are flags of the CF conventions: ``flag_meanings`` are words separated
+    by blanks.
 
     Parameters
     ----------
     image : TiledImage
         The image.
     channels : sequence of Channel
-        Those that are there.
+        Channels of the variable.
     scaled : bool
-        Whether pixels are fractions or real world values, rather than what is stored for them.
+        Whether pixels are converted to fractions or real world values; else they are as stored.
 
     """
     metadata = image.metadata

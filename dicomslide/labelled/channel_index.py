@@ -1,4 +1,4 @@
-"""The index of channels, segments and parameters."""
+"""Xarray index of the identifiers of channels, segments and parameters."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 __all__ = ["ChannelIndex"]
 
 MOST_NAMED = 20
-"""Channels that an error lists."""
+"""Upper bound on the channels that an error message lists."""
 
 
 class ChannelIndex(PandasIndex):
-    """Index of identifiers, which says what there is where it doesn't find one.
+    """Index of identifiers whose errors list the identifiers that exist.
 
-    Otherwise it is as any index of xarray's.
+    In other respects it is xarray's ``PandasIndex``.
     """
 
     __slots__ = ("names",)
 
     names: Mapping[str, str]
-    """What a person calls each identifier, also those that aren't there any more."""
+    """Description of each identifier, also of identifiers that were removed by a selection."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class ChannelIndex(PandasIndex):
         dim: Hashable,
         positions: Iterable[Iterable[int]] | None = None,
     ) -> ChannelIndex:
-        """Join indexes one after the other."""
+        """Concatenate indexes."""
         joined = PandasIndex.concat(indexes, dim, positions)
         names = {
             identifier: name
@@ -64,7 +64,7 @@ class ChannelIndex(PandasIndex):
         return cls(joined.index, dim, joined.coord_dtype, names=names)
 
     def join(self, other: PandasIndex, how: str = "inner") -> ChannelIndex:
-        """Join with an index of the same kind, as alignment does."""
+        """Join with another index, for alignment."""
         joined = super().join(other, how)  # type: ignore[arg-type]
         names = {**getattr(other, "names", {}), **self.names}
         return type(self)(joined.index, self.dim, joined.coord_dtype, names=names)
@@ -75,18 +75,18 @@ class ChannelIndex(PandasIndex):
         Raises
         ------
         KeyError
-            When there is no such identifier; the message lists those that there are, and what a
-            person calls them.
+            When there is no such identifier; the message lists the identifiers with their
+            descriptions.
 
         """
         try:
             return super().sel(labels, method, tolerance)
         except KeyError:
             ((name, label),) = labels.items()
-            raise KeyError(f"no {name} {_shown(label)}; {self._there(label)}") from None
+            raise KeyError(f"no {name} {_shown(label)}; {self._known_identifiers(label)}") from None
 
-    def _there(self, label: Any) -> str:
-        """Return what there is, and of which identifiers a label is the name."""
+    def _known_identifiers(self, label: Any) -> str:
+        """Return a list of the identifiers as text, and those whose description is the label."""
         there = [str(identifier) for identifier in self.index]
         named = [
             repr(identifier) + (f" ({self.names[identifier]})" if identifier in self.names else "")
@@ -95,7 +95,7 @@ class ChannelIndex(PandasIndex):
         more = f" and {len(there) - MOST_NAMED} more" if len(there) > MOST_NAMED else ""
         wanted = str(label).casefold()
         meant = [each for each in there if self.names.get(each, "").casefold() == wanted]
-        hint = f"; {label!r} is what {', '.join(map(repr, meant))} is called" if meant else ""
+        hint = f"; {label!r} is the description of {', '.join(map(repr, meant))}" if meant else ""
         return f"identifiers are {', '.join(named) or 'none'}{more}{hint}"
 
 

@@ -1,4 +1,4 @@
-"""Coordinate variables of the labelled datasets: millimetres, focal planes, channels."""
+"""Coordinate variables of labelled datasets: positions in mm, focal planes and channels."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ __all__ = [
 
 
 EVEN = 1e-3
-"""Fraction of the distance of pixels by which one of them may be off."""
+"""Tolerance of evenly spaced pixels, as a fraction of their distance."""
 ONE_PLANE = 0.001
-"""Extent in mm of a focal plane that is alone: half of it is how near an offset has to be."""
+"""Extent in mm of the only focal plane: an offset within half of it selects the plane."""
 
 
 def matrix_coords(
@@ -43,7 +43,20 @@ def matrix_coords(
     size: tuple[int, int],
     frame_of_reference_uid: str | None,
 ) -> xr.Coordinates:
-    """Return y and x in mm of an upright matrix, or row and column where it is as stored."""
+    """Return y and x in mm of an upright matrix, or row and column of a matrix as stored.
+
+    Parameters
+    ----------
+    geometry : SlideGeometry or None
+        Geometry of the matrix on the slide.
+    orientation : Orientation or None
+        Orientation that turns it upright; None for a matrix as stored.
+    size : tuple of int
+        Rows and columns of the matrix.
+    frame_of_reference_uid : str or None
+        Frame of Reference UID, an attribute of y and x.
+
+    """
     if geometry is None or orientation is None:
         return xr.Coordinates(
             {
@@ -55,7 +68,7 @@ def matrix_coords(
     along_x, along_y = geometry.slide_spacing
     coords = xr.Coordinates()
     for name, values, spacing in (("y", y, along_y), ("x", x, along_x)):
-        # plots write "x [mm]" along their axes
+        # xarray labels the axes of plots with these: "x [mm]"
         attrs = {"long_name": name, "units": "mm"}
         if frame_of_reference_uid is not None:
             attrs[FRAME_OF_REFERENCE] = frame_of_reference_uid
@@ -70,29 +83,31 @@ def focal_plane_coords(
     is_dim: bool,
     of_channels: tuple[str, Sequence[Sequence[float]]] | None = None,
 ) -> xr.Coordinates:
-    """Return z in mm of focal planes, with their indices beside it.
+    """Return z of focal planes in mm, with their indices (``focal_plane``).
 
     Parameters
     ----------
     offsets : sequence of float
-        In µm.
+        Offsets of the planes in µm.
     planes : sequence of int
-        Zero-based indices.
+        Zero-based indices of the planes.
     is_dim : bool
-        Whether z is a dim; else both are scalars.
+        Whether z is a dim; else both coordinates are scalars.
     of_channels : tuple of str and sequence of sequence of float, optional
-        Dim of channels, and offsets in µm by channel and plane, where channels lie at heights of
-        their own. Then z runs along that dim; or, if it is a dim itself, a coordinate along both
-        stands beside it: ``channel_z``.
+        Dim of channels, and offsets in µm by channel and plane, where channels have different
+        offsets. If z is a dim, they are a further coordinate along both dims, such as
+        ``channel_z``; else z is along the dim of channels.
 
     """
     values = np.array(offsets) / 1000
     attrs = {"long_name": "focal plane's offset", "units": "mm"}
-    index = xr.Variable("z", np.array(planes), {"long_name": "focal plane's index"}, _one("z"))
+    index = xr.Variable(
+        "z", np.array(planes), {"long_name": "focal plane's index"}, _chunks_of_one("z")
+    )
     beside: dict[Any, xr.Variable] = {}
     if of_channels is not None:
         dim, of_each = of_channels
-        heights = xr.Variable((dim, "z"), np.array(of_each) / 1000, attrs, _one(dim))
+        heights = xr.Variable((dim, "z"), np.array(of_each) / 1000, attrs, _chunks_of_one(dim))
         if is_dim:
             beside[f"{dim}_z"] = heights
         else:
@@ -107,18 +122,18 @@ def focal_plane_coords(
 def slide_coordinate(
     name: str, values: Any, attrs: dict[str, Any], spacing: float | None
 ) -> xr.Coordinates:
-    """Return a coordinate in mm with its index: see :class:`SlideIndex`.
+    """Return a coordinate in mm with its :class:`SlideIndex`.
 
     Parameters
     ----------
     name : str
-        Of the coordinate and its dim.
+        Name of the coordinate and its dim.
     values : array-like
         Centres of pixels in mm.
     attrs : dict
-        Of the coordinate; the frame of reference is one of them, if anything says.
+        Attributes of the coordinate, with the Frame of Reference UID if that is known.
     spacing : float or None
-        Extent of a pixel in mm; None for the distance of centres.
+        Extent of a pixel in mm; None for the distance between centres.
 
     """
     index = SlideIndex(
@@ -134,14 +149,14 @@ def slide_coordinate(
 def restored(
     data: xr.DataArray | xr.Dataset, frame_of_reference_uid: str | None = None
 ) -> xr.Coordinates | None:
-    """Return the coordinates in mm with their indexes, where these are plain ones.
+    """Return the coordinates in mm, each with a :class:`SlideIndex`.
 
     Parameters
     ----------
     data : xarray.DataArray or xarray.Dataset
-        With x, y or z, each along a dim of its own.
+        Data with the dimension coordinates x, y or z.
     frame_of_reference_uid : str, optional
-        In which x and y count, where it isn't the one that is among their attributes.
+        Frame of Reference UID of x and y; by default that of their attributes.
 
     Returns
     -------
@@ -166,32 +181,32 @@ def restored(
 
 
 def _is_in_mm(coordinate: xr.DataArray) -> bool:
-    """Whether a coordinate says that it is in mm, or says nothing but may be: not row numbers."""
+    """Whether the units of a coordinate are mm; without units, whether it has real numbers."""
     units = coordinate.attrs.get("units")
     return coordinate.dtype.kind == "f" if units is None else units == "mm"
 
 
 def step_of(array: xr.DataArray | xr.Dataset, dim: str) -> float:
-    """Measure the distance in mm from one pixel's centre to the next, negative where it descends.
+    """Return the distance in mm from one pixel's centre to the next, negative where it descends.
 
     Parameters
     ----------
     array : xarray.DataArray or xarray.Dataset
-        With the dim, and its coordinate.
+        Array with the dim and its coordinate.
     dim : str
         ``y`` or ``x``.
 
     Returns
     -------
     float
-        What its header has, times a whole number where pixels were left out, as far as
-        coordinates allow for it.
+        A multiple of the pixel's extent (more than one where pixels were left out), if the
+        coordinates agree with that; else their mean distance.
 
     Raises
     ------
     ValueError
-        When there is no such coordinate, its pixels don't follow each other evenly, or nothing
-        says how large the only one is.
+        When there is no such coordinate, its pixels aren't evenly spaced, or the extent of the
+        only pixel is unknown.
 
     """
     if dim not in array.dims or dim not in array.coords:
@@ -201,12 +216,12 @@ def step_of(array: xr.DataArray | xr.Dataset, dim: str) -> float:
     spacing = index.spacing if isinstance(index, SlideIndex) else spacing_of(values)
     if len(values) < 2:
         if not math.isfinite(spacing):
-            raise ValueError(f"nothing says how large {len(values)} pixels along {dim} are")
+            raise ValueError(f"the spacing along {dim} is unknown: it has {len(values)} pixels")
         return -spacing if dim == "y" else spacing
     step = float(values[-1] - values[0]) / (len(values) - 1)
     evenly = values[0] + step * np.arange(len(values))
     if not step or np.abs(values - evenly).max() > EVEN * abs(step):
-        raise ValueError(f"pixels along {dim} don't follow each other evenly")
+        raise ValueError(f"pixels along {dim} aren't evenly spaced")
     whole = math.copysign(spacing * round(abs(step) / spacing), step)
     return whole if math.isclose(step, whole, rel_tol=1e-6) else step
 
@@ -219,22 +234,21 @@ def channel_coords(
     *,
     is_dim: bool,
 ) -> xr.Coordinates:
-    """Return the labels of channels, and beside them what a person knows them by.
+    """Return the labels of channels, with their descriptions, stains, units and so on.
 
     Parameters
     ----------
     dim : str
-        Name of the dim, and of the identifiers: ``channel``, ``segment``, ``parameter``.
+        Name of the dim and of the labels: ``channel``, ``segment`` or ``parameter``.
     channels : sequence of Channel
         Channels of one type.
     labels : sequence of str
-        Identifiers made distinct: see :attr:`ChannelGroup.labels`. Where that changed some, the
-        identifiers, and the series that tell them apart, are coordinates, too.
+        Unique labels: see :attr:`ChannelGroup.labels`. Where they differ from the identifiers, the
+        identifiers and the series are coordinates as well.
     images : sequence of TiledImage
-        An image of each channel: its header names the stains of the specimen, and the series,
-        which tells channels of one identifier apart.
+        An image of each channel, for the stains and the series in its header.
     is_dim : bool
-        Whether there is such a dim; else all are scalars.
+        Whether there is such a dim; else all coordinates are scalars.
 
     """
     kind = channels[0].type
@@ -302,7 +316,7 @@ def channel_coords(
             ),
         }
     found = {
-        name: xr.Variable(dim, _filled(values), attrs, _one(dim))
+        name: xr.Variable(dim, _filled(values), attrs, _chunks_of_one(dim))
         for name, (values, attrs) in columns.items()
         if any(value not in (None, "") for value in values)
     }
@@ -326,18 +340,18 @@ _NAMES = {
 
 
 def _scalar(variable: xr.Variable) -> xr.Variable:
-    """Return the only value of a variable, which has no chunks."""
+    """Return the first value of a variable as a scalar, without an encoding of chunks."""
     scalar = variable[0]
     scalar.encoding = {}
     return scalar
 
 
-def _one(dim: str) -> dict[str, Any]:
-    """Return an encoding with the chunks that the pixels have along a dim: a dataset is one."""
+def _chunks_of_one(dim: str) -> dict[str, Any]:
+    """Return an encoding of chunks of one along a dim, like those of the pixels."""
     return {"preferred_chunks": {dim: 1}}
 
 
 def _filled(values: Sequence[Any]) -> Any:
-    """Return an array of texts, or of numbers, with those that are absent empty or NaN."""
+    """Return an array of texts or numbers; None becomes an empty text or NaN."""
     texts = any(isinstance(value, str) for value in values)
     return np.array([("" if texts else math.nan) if v is None else v for v in values])

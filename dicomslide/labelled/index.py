@@ -1,4 +1,4 @@
-"""The index of coordinates in millimetres."""
+"""Xarray index of coordinates in millimetres."""
 
 from __future__ import annotations
 
@@ -21,35 +21,34 @@ if TYPE_CHECKING:
 __all__ = ["FRAME_OF_REFERENCE", "SlideIndex", "spacing_of"]
 
 FRAME_OF_REFERENCE = "frame_of_reference_uid"
-"""Attribute of a coordinate: the Frame of Reference UID in which its millimetres count."""
+"""Attribute of a coordinate: Frame of Reference UID of its millimetres."""
 NOISE = 1e-9
-"""Fraction of a pixel by which a bound may be off and still meet a pixel's centre."""
+"""Tolerance between a bound and the centre of a pixel, as a fraction of a pixel."""
 SAME = 1e-6
-"""Fraction of a pixel by which positions may differ and still be one; of a spacing, likewise."""
+"""Tolerance of equal positions, as a fraction of a pixel, and relative tolerance of spacings."""
 
 
 class SlideIndex(PandasIndex):
-    """Index of a coordinate in mm, in which every pixel has an extent.
+    """Index of a coordinate in mm whose pixels have an extent.
 
     A slice is an interval without direction: ``slice(20, 22)`` and ``slice(22, 20)`` select
     the pixels whose centres lie in it, whether the coordinate ascends or descends. A number
-    selects the nearest pixel, within half a pixel of its centre.
+    selects the pixel that contains it: the nearest one, within half a pixel of its centre.
 
-    Arrays are aligned by position on their grid: pixels whose centres are within 1e-6 of a pixel
-    are the same pixel. Grids of another spacing, of another phase (whose pixels overlap in part)
-    or in another frame of reference aren't aligned: that is a :class:`GridError`, which says what
-    each of them is. ``reindex_like(other, method="nearest")`` takes for each pixel of the other
-    grid the pixel in which its centre lies.
+    Arrays are aligned by position on their grid: centres within 1e-6 of a pixel are the same pixel.
+    Alignment raises a :class:`GridError` for arrays that differ in spacing, in phase (their pixels
+    overlap in part) or in frame of reference. ``reindex_like(other, method="nearest")`` returns,
+    for each pixel of the other grid, the pixel that contains its centre.
     """
 
     __slots__ = ("frame_of_reference_uid", "is_even", "spacing")
 
     spacing: float
-    """Extent of a pixel in mm; it stays when pixels are left out. Infinite where nothing says."""
+    """Extent of a pixel in mm, also where pixels have been left out; infinite if unknown."""
     frame_of_reference_uid: str | None
-    """Frame of Reference UID in which the coordinate counts; None where nothing says."""
+    """Frame of Reference UID of the coordinate; None if unknown."""
     is_even: bool
-    """Whether pixels lie at multiples of the spacing from each other, as focal planes may not."""
+    """Whether distances between pixels are multiples of the spacing; those of planes may not be."""
 
     def __init__(
         self,
@@ -66,7 +65,7 @@ class SlideIndex(PandasIndex):
         if spacing is None:
             spacing = spacing_of(values)
         if is_even is None:
-            is_even = not len(values) or _lie_evenly(values - values[0], spacing)
+            is_even = not len(values) or _are_multiples(values - values[0], spacing)
         self.spacing = spacing
         self.frame_of_reference_uid = frame_of_reference_uid
         self.is_even = is_even
@@ -98,8 +97,8 @@ class SlideIndex(PandasIndex):
         variables : mapping
             The coordinate, by name.
         options : mapping
-            ``spacing``, the extent of a pixel in mm, by default the distance between centres; and
-            ``frame_of_reference_uid``, by default the coordinate's attribute of this name.
+            ``spacing``: extent of a pixel in mm, by default the distance between centres.
+            ``frame_of_reference_uid``: by default the attribute of the coordinate of this name.
 
         """
         plain = PandasIndex.from_variables(variables, options={})
@@ -123,12 +122,12 @@ class SlideIndex(PandasIndex):
         dim: Hashable,
         positions: Iterable[Iterable[int]] | None = None,
     ) -> SlideIndex:
-        """Join indexes of one grid.
+        """Concatenate indexes of one grid.
 
         Raises
         ------
         GridError
-            When they aren't of one grid: see the class.
+            When they differ in spacing, phase or frame of reference.
 
         """
         joined = PandasIndex.concat(indexes, dim, positions)
@@ -146,30 +145,33 @@ class SlideIndex(PandasIndex):
         )
 
     def equals(self, other: Any, *, exclude: frozenset[Hashable] | None = None) -> bool:
-        """Whether an index has the same pixels, by position: see the class."""
+        """Whether an index has the same pixels: centres within 1e-6 of a pixel."""
         if not isinstance(other, SlideIndex):
             return super().equals(other)
         if self.dim != other.dim or len(self.index) != len(other.index):
             return False
-        if self._other_frame(other) or (len(self.index) == 1 and self._other_spacing(other)):
+        if self._differs_in_frame(other) or (
+            len(self.index) == 1 and self._differs_in_spacing(other)
+        ):
             return False
         apart = np.abs(self._values - other._values)
         return bool((apart <= SAME * self._step(other)).all())
 
     def join(self, other: PandasIndex, how: str = "inner") -> SlideIndex:
-        """Join with an index of the same grid, as alignment does.
+        """Join with an index of the same grid, for alignment.
 
-        Pixels stay in the order in which they are; of an outer join those of both along one line.
+        Pixels keep their order; those of an outer join are sorted, in the direction of the longer
+        index.
 
         Raises
         ------
         GridError
-            When it isn't of one grid: see the class.
+            When they differ in spacing, phase or frame of reference.
 
         """
         assert isinstance(other, SlideIndex)  # alignment joins indexes of one type
         self._check_grid(other)
-        reach = min(self._reach, other._reach)
+        reach = min(self._half_extent, other._half_extent)
         _, apart = other._nearest(self._values)
         shared = apart < reach
         dtype = np.result_type(self.coord_dtype, other.coord_dtype)
@@ -199,24 +201,29 @@ class SlideIndex(PandasIndex):
     def reindex_like(
         self, other: PandasIndex, method: Any = None, tolerance: Any = None
     ) -> dict[Hashable, Any]:
-        """Find the pixels of another index; −1 where there are none.
+        """Return the positions of the pixels of another index; −1 where there are none.
 
         Parameters
         ----------
         other : SlideIndex
-            Of the same grid, unless there is a method.
+            Index of the same grid; of any grid if `method` is given.
         method : {None, "nearest", "pad", "backfill"}
-            "nearest" takes the pixel in which the centre of each of the others lies; where that is
-            the border of two, the later one. The others are those of pandas.
+            "nearest" selects the pixel that contains the centre of the other pixel; at the border
+            of two pixels, the later one. "pad" and "backfill" are those of pandas.
         tolerance : float, optional
-            Largest distance of centres in mm; by default that of a pixel's centre and its border.
+            Largest distance between centres in mm; by default half a pixel.
+
+        Returns
+        -------
+        dict
+            Zero-based positions in this index, by dim.
 
         Raises
         ------
         GridError
-            When it isn't of one grid and there is no method, or in another frame of reference.
+            When the frames of reference differ; without `method`, also when spacing or phase do.
         ValueError
-            When there are pixels of equal positions here.
+            When two pixels of this index have one position.
 
         """
         if not isinstance(other, SlideIndex) or method not in (None, "nearest"):
@@ -225,20 +232,20 @@ class SlideIndex(PandasIndex):
             raise ValueError(f"{self.dim}: an index with equal positions can't be reindexed")
         if method is None:
             self._check_grid(other)
-            reach: Any = min(self._reach, other._reach)
+            reach: Any = min(self._half_extent, other._half_extent)
         else:
             self.check_frame(other)
-            reach = self._reach if tolerance is None else np.asarray(tolerance, np.float64)
+            reach = self._half_extent if tolerance is None else np.asarray(tolerance, np.float64)
         found, apart = self._nearest(other._values)
         return {self.dim: np.where(apart <= reach, found, -1)}
 
     def _nearest(
         self, centres: NDArray[np.float64]
     ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """Return which pixel is the nearest to each centre, and how far off in mm it is.
+        """Return the index of the pixel nearest to each centre, and its distance in mm.
 
-        Halfway between two it is the later one, as everywhere (−1, at no distance that is finite,
-        where there are no pixels).
+        Halfway between two pixels it is the later one. Without pixels, the index is −1 and the
+        distance is infinite.
         """
         values = self._values
         if not len(values):
@@ -253,72 +260,72 @@ class SlideIndex(PandasIndex):
         return np.where(takes_right, order[right], order[left]), np.minimum(to_left, to_right)
 
     def _step(self, other: SlideIndex) -> float:
-        """Return the extent of a pixel of two indexes, or a mm where neither knows it."""
+        """Return the smaller extent of a pixel of two indexes in mm; 1 if both are unknown."""
         step = min(self.spacing, other.spacing)
         return step if math.isfinite(step) else 1.0
 
-    def _other_frame(self, other: SlideIndex) -> bool:
+    def _differs_in_frame(self, other: SlideIndex) -> bool:
         uids = {self.frame_of_reference_uid, other.frame_of_reference_uid} - {None}
         return len(uids) > 1
 
-    def _other_spacing(self, other: SlideIndex) -> bool:
+    def _differs_in_spacing(self, other: SlideIndex) -> bool:
         known = math.isfinite(self.spacing) and math.isfinite(other.spacing)
         return known and not math.isclose(self.spacing, other.spacing, rel_tol=SAME)
 
-    def _other_phase(self, other: SlideIndex) -> bool:
-        """Whether pixels of two indexes of one spacing overlap in part, or would if continued."""
+    def _differs_in_phase(self, other: SlideIndex) -> bool:
+        """Whether the grids of two indexes, continued beyond their ends, overlap in part."""
         if not (len(self.index) and len(other.index)):
             return False
         if not (math.isfinite(self.spacing) or math.isfinite(other.spacing)):
             return False
         step = self._step(other)
         if self.is_even and other.is_even:
-            return not _lie_evenly(other._values - self._values[0], step)
+            return not _are_multiples(other._values - self._values[0], step)
         _, apart = self._nearest(other._values)
         return bool(((apart > SAME * step) & (apart < (1 - SAME) * step)).any())
 
     def check_frame(self, other: SlideIndex) -> None:
-        """Raise a GridError where an index is in another frame of reference."""
-        if self._other_frame(other):
+        """Raise a GridError if an index has another frame of reference."""
+        if self._differs_in_frame(other):
             raise GridError(
                 f"{self.index.name}: the arrays differ in frame of reference,"
                 f" {self.frame_of_reference_uid} and {other.frame_of_reference_uid}: equal"
-                " millimetres aren't equal places. Register one onto the other, and say so:"
-                " array.slide.restore(frame_of_reference_uid=...)"
+                " coordinates aren't equal positions. Register one array onto the other, then set"
+                " its frame of reference: array.slide.restore(frame_of_reference_uid=...)"
             )
 
     def _check_grid(self, other: SlideIndex) -> None:
-        """Raise unless an index is of the same grid."""
+        """Raise a GridError unless an index has the same grid."""
         self.check_frame(other)
-        if self._other_spacing(other):
+        if self._differs_in_spacing(other):
             differ = "spacing"
-        elif self._other_phase(other):
+        elif self._differs_in_phase(other):
             differ = "phase (their pixels overlap in part)"
         else:
             return
         raise GridError(
-            f"{self.index.name}: the arrays differ in {differ}: {self._described()}, and"
-            f" {other._described()}. Take one onto the grid of the other first:"
-            " b.slide.match(a) has for each pixel of a the mean of b's pixels that it covers (or"
+            f"{self.index.name}: the arrays differ in {differ}: {self._grid_text()}, and"
+            f" {other._grid_text()}. Resample one onto the grid of the other first:"
+            " b.slide.match(a) has, for each pixel of a, the mean of b's pixels that it covers (or"
             ' method="nearest", "majority", "linear")'
         )
 
-    def _described(self) -> str:
-        return f"{len(self.index)} pixels of {self.spacing:.9g} mm from {self._ends()} mm"
+    def _grid_text(self) -> str:
+        return f"{len(self.index)} pixels of {self.spacing:.9g} mm from {self._range_text()} mm"
 
-    def _ends(self) -> str:
+    def _range_text(self) -> str:
         values = self.index
         return f"{values.min():.9g} to {values.max():.9g}" if len(values) else "no pixel to none"
 
     # -- selection --
 
     def sel(self, labels: dict[Any, Any], method: Any = None, tolerance: Any = None) -> Any:
-        """Select by mm: see the class.
+        """Select by coordinates in mm: see the class.
 
         Raises
         ------
         KeyError
-            When no pixel's extent holds a number, or a slice lies outside of all pixels.
+            When no pixel contains a number, or a slice lies outside all pixels.
 
         """
         if not (self.index.is_monotonic_increasing or self.index.is_monotonic_decreasing):
@@ -330,15 +337,15 @@ class SlideIndex(PandasIndex):
             with contextlib.suppress(KeyError):
                 return super().sel(labels)
             try:
-                return super().sel(labels, method="nearest", tolerance=self._reach)
-            except (KeyError, ValueError):  # ValueError: equal positions, of which none is meant
-                raise KeyError(self._absence(f"{name} = {label!r}")) from None
+                return super().sel(labels, method="nearest", tolerance=self._half_extent)
+            except (KeyError, ValueError):  # ValueError: several pixels have one position
+                raise KeyError(self._missing_message(f"{name} = {label!r}")) from None
         return super().sel(labels, method, tolerance)
 
     def _sel_in_order(self, labels: dict[Any, Any], method: Any, tolerance: Any) -> Any:
-        """Select in pixels that are in no order, as parts put together may be.
+        """Select from pixels that aren't sorted, as after a concatenation.
 
-        Those of a slice stay in the order in which they are.
+        The pixels of a slice keep their order.
         """
         order = np.argsort(self._values, kind="stable")
         found = self._replace(self.index[order]).sel(labels, method, tolerance)
@@ -352,13 +359,15 @@ class SlideIndex(PandasIndex):
         return dataclasses.replace(found, dim_indexers={self.dim: taken})
 
     @property
-    def _reach(self) -> float:
-        """How far in mm a pixel reaches from its centre, with what rounding takes."""
+    def _half_extent(self) -> float:
+        """Half the extent of a pixel in mm, with a tolerance for rounding."""
         return self.spacing / 2 * (1 + SAME) if math.isfinite(self.spacing) else SAME
 
-    def _absence(self, wanted: str) -> str:
+    def _missing_message(self, wanted: str) -> str:
         known = f"pixels of {self.spacing:g} mm" if math.isfinite(self.spacing) else "one pixel"
-        return f"no pixel at {wanted} mm; the coordinate goes from {self._ends()} mm, in {known}"
+        return (
+            f"no pixel at {wanted} mm; the coordinate goes from {self._range_text()} mm, in {known}"
+        )
 
     def _interval(self, name: Hashable, label: slice) -> slice:
         bounds = [bound for bound in (label.start, label.stop) if bound is not None]
@@ -367,31 +376,37 @@ class SlideIndex(PandasIndex):
         ascending = len(values) < 2 or values[0] < values[-1]
         if len(bounds) == 2:
             low, high = min(bounds), max(bounds)
-        else:  # an open end is that of the array, as with any slice
+        else:  # an open bound is the end of the array, as with any slice
             open_start = label.start is None
             low, high = -math.inf, math.inf
             if bounds:
                 low, high = (low, bounds[0]) if open_start == ascending else (bounds[0], high)
         if len(values) and not (
-            low <= values.max() + self._reach and high >= values.min() - self._reach
+            low <= values.max() + self._half_extent and high >= values.min() - self._half_extent
         ):
-            raise KeyError(self._absence(f"{name} = {label.start} … {label.stop}"))
+            raise KeyError(self._missing_message(f"{name} = {label.start} … {label.stop}"))
         noise = NOISE * self._step(self)
         low, high = low - noise, high + noise
         return slice(low, high, label.step) if ascending else slice(high, low, label.step)
 
 
 def spacing_of(values: NDArray[np.float64]) -> float:
-    """Measure the distance of pixels side by side; infinite where there is one, or none.
+    """Return the distance between neighbouring pixels in mm; infinite for fewer than two pixels.
 
-    It is the shortest number that coordinates allow for, as they are rounded.
+    It is the number with the fewest digits that agrees with the rounded coordinates.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        Centres of the pixels in mm, in any order.
+
     """
     ascending = np.unique(values)
     if len(ascending) < 2:
         return math.inf
     step = float(np.diff(ascending).min())
     whole = float(ascending[-1] - ascending[0])
-    # of the whole rather than of one step, whose last digits are rounding noise
+    # from the whole extent, since the last digits of one step are rounding errors
     count = max(1, round(whole / step))
     if math.isclose(whole / count, step, rel_tol=SAME):
         step = whole / count
@@ -402,8 +417,8 @@ def spacing_of(values: NDArray[np.float64]) -> float:
     return next((each for each in shorter if abs(each - step) <= off), step)
 
 
-def _lie_evenly(offsets: NDArray[np.float64], spacing: float) -> bool:
-    """Whether offsets are multiples of the spacing."""
+def _are_multiples(offsets: NDArray[np.float64], spacing: float) -> bool:
+    """Whether offsets are multiples of the spacing, within 1e-6 of it."""
     steps = offsets / spacing
     return bool((np.abs(steps - np.rint(steps)) <= SAME).all())
 
