@@ -473,8 +473,8 @@ def test_what_a_tree_cannot_have_is_refused_or_named(levels, tmp_path):
     base = tree["level_0"].to_dataset()
     red = base.image.isel(sample=0)
     for changed, message in (
-        (base.assign(labels=red), "called labels"),
-        (base.assign(many=red.expand_dims(a=2, b=2)), "one of the dims a, b is too many"),
+        (base.assign(labels=red), "named 'labels'"),
+        (base.assign(many=red.expand_dims(a=2, b=2)), "has the dims a, b; expected one dim"),
     ):
         tree["level_0"] = changed
         with pytest.raises(ValueError, match=message):

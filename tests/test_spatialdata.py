@@ -54,7 +54,7 @@ def test_one_focal_plane_is_shown(stack_slide):
     assert list(array.c.values) == ["DAPI", "FITC"]
     expected = position_values(np.arange(100), np.arange(140), 1, 2, samples=1, dtype=np.uint16)
     np.testing.assert_array_equal(array[1], np.rot90(expected[..., 0], -1))
-    with pytest.raises(ValueError, match="no focal plane 3; there are 3"):
+    with pytest.raises(ValueError, match="no focal plane 3; expected 0 to 2"):
         dicomslide.to_spatialdata(dicomslide.open_slide(stack_slide), focal_plane_index=3)
 
 

@@ -1,1 +1,1 @@
-"""Slides written in the formats of others."""
+"""Export of slides to other formats: OME-Zarr and SpatialData."""

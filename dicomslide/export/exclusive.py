@@ -1,4 +1,4 @@
-"""One process at a time: what begins an export, or makes an image of it, has a store to itself."""
+"""Mutual exclusion between processes on one store, by a file lock or by claims in the store."""
 
 from __future__ import annotations
 
@@ -13,41 +13,48 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CLAIMS", "LOCK", "alone", "locked"]
+__all__ = ["CLAIMS", "LOCK", "claimed", "locked"]
 
 LOCK = "dicomslide-export.lock"
-"""File in a folder that is locked."""
+"""Name of the lock file in a local folder."""
 CLAIMS = "dicomslide-export.claims"
-"""Where they lie in a store that knows no locks."""
+"""Folder of claims in a store without file locks."""
 LEASE = 30.0
-"""Seconds after which a claim that isn't renewed is that of a process that was killed."""
-LONGEST_WAIT = 2.0
-"""Seconds between two looks at who has a store."""
+"""Seconds without renewal after which a claim is stale: its process was killed."""
+MAX_WAIT = 2.0
+"""Upper bound in seconds on the interval between two attempts to claim a store."""
 
 
 class Store(Protocol):
-    """Anything that shows at once what was written to it, as objects in buckets do."""
+    """Key-value store with read-after-write and list-after-write consistency, such as S3."""
 
     def read(self, key: str) -> bytes | None:
-        """Return what is stored by a name, or None."""
+        """Return the value of a key, or None if absent."""
         ...
 
     def write(self, key: str, value: bytes) -> None:
-        """Store something by a name."""
+        """Set the value of a key."""
         ...
 
     def delete(self, keys: list[str]) -> None:
-        """Delete what is stored by some names."""
+        """Delete keys."""
         ...
 
     def names_in(self, folder: str) -> set[str]:
-        """Return the names that are stored in a folder, as they are now."""
+        """Return the names in a folder, without caching."""
         ...
 
 
 @contextlib.contextmanager
 def locked(folder: str) -> Iterator[bool]:
-    """Have a folder to oneself, by a lock that ends with its process; False where there is none."""
+    """Hold an exclusive file lock on a folder, which the system releases if the process dies.
+
+    Yields
+    ------
+    bool
+        False if the system or the file system has no file locks.
+
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -59,28 +66,29 @@ def locked(folder: str) -> Iterator[bool]:
         with open(path, "ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:  # a file system that knows none
+            except OSError:  # a file system without locks
                 yield False
                 return
             try:
                 if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                     continue
-            except FileNotFoundError:  # deleted by who had it before
+            except FileNotFoundError:  # deleted by the previous holder of the lock
                 continue
             try:
                 yield True
             finally:
-                with contextlib.suppress(FileNotFoundError):  # with the folder
+                with contextlib.suppress(FileNotFoundError):  # deleted together with the folder
                     os.unlink(path)
             return
 
 
 @contextlib.contextmanager
-def alone(store: Store) -> Iterator[None]:
-    """Have a store to oneself that knows no locks.
+def claimed(store: Store) -> Iterator[None]:
+    """Hold an exclusive claim on a store without file locks.
 
-    Who finds no other claim beside the own one has the store: of two that claim it at the same
-    time, the one that looks later sees both, at least. Who sees another withdraws for a while.
+    A process writes its claim, then lists the claims. It holds the store if its claim is the only
+    one; otherwise it deletes its claim, waits, and tries again. Of two processes that claim at the
+    same time, the one that lists last sees both claims, so that never both hold the store.
     """
     claim = uuid.uuid4().hex
     renewals: dict[str, tuple[bytes | None, float]] = {}
@@ -100,7 +108,7 @@ def alone(store: Store) -> Iterator[None]:
             elif renewal != last:
                 renewals[other] = renewal, now
         time.sleep(random.uniform(wait / 2, wait))
-        wait = min(2 * wait, LONGEST_WAIT)
+        wait = min(2 * wait, MAX_WAIT)
     done = threading.Event()
 
     def renew() -> None:

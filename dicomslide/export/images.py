@@ -1,4 +1,4 @@
-"""The images and label images that a slide's tree holds, with the axes that others expect."""
+"""Images and label images of a slide's tree, with the axes of OME-Zarr and SpatialData."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ExportImage", "ExportLevel", "Raster", "blocks", "images_of", "shard_data"]
 
-LARGEST_CHUNK = 1024
-"""Pixels along the edge of a chunk; frames are smaller, but a few images are one frame."""
-USUAL_CHUNK = 512
-"""Likewise, where nothing says how large the frames are."""
+MAX_CHUNK = 1024
+"""Upper bound in pixels on the edge of a chunk; for images of one large frame."""
+DEFAULT_CHUNK = 512
+"""Edge of a chunk in pixels, if the size of frames is unknown."""
 
 _LEVEL = re.compile(r"level_(\d+)$")
 
@@ -40,15 +40,20 @@ def blocks(edge: int, length: int, shard_size: int) -> tuple[int, int]:
     length : int
         Pixels of the axis.
     shard_size : int
-        Pixels that a shard comes near to: it is whole chunks, and no more than the axis has.
+        Pixels of a shard along the axis, rounded to whole chunks, at most those of the axis.
+
+    Returns
+    -------
+    tuple of int
+        Pixels of a chunk and of a shard.
 
     """
-    chunk = min(edge, LARGEST_CHUNK, length)
+    chunk = min(edge, MAX_CHUNK, length)
     return chunk, chunk * min(max(1, round(shard_size / chunk)), math.ceil(length / chunk))
 
 
 def shard_data(shard_size: int) -> Data:
-    """Return what makes a dask array of a reader whose chunks are shards."""
+    """Return a function that makes a dask array of a reader, with shards as chunks."""
 
     def make(reader: StackedReader) -> Any:
         frames = reader.chunk_lengths()
@@ -69,27 +74,28 @@ def _regular(length: int, step: int) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Raster:
-    """Where the pixels of a level lie, along the axes of its own raster.
+    """Spacing and origin of a level along its own axes.
 
-    Both axes begin at the origin of the slide coordinate system: the x of the raster runs with its
-    columns, its y with its rows. Of an upright raster they are x and −y of the slide.
+    The axis y of the raster is the direction of increasing row index, x that of increasing column
+    index; both have the origin of the slide coordinate system. For an upright raster they are −y
+    and x of the slide.
     """
 
     spacing: tuple[float, float]
-    """(between rows, between columns): in mm, or in pixels of the base level."""
+    """(between rows, between columns) in mm, or in pixels of the base level."""
     start: tuple[float, float]
-    """(y, x) of the centre of the first pixel, likewise."""
+    """(y, x) of the centre of the first pixel, in the same unit."""
     to_slide: tuple[tuple[float, float], tuple[float, float]] | None
-    """(x, y) of the slide are this matrix by (y, x) of the raster, in mm; None for pixels."""
+    """2 × 2 matrix from (y, x) of the raster to (x, y) of the slide; None if the unit is pixels."""
 
     @classmethod
     def of(cls, array: xr.DataArray, base: xr.DataArray) -> Raster:
-        """Return the raster of a level, by its coordinates or its affine.
+        """Return the raster of a level from its coordinates, or from its attribute ``affine``.
 
         Raises
         ------
         ValueError
-            When pixels aren't evenly spaced, or in the other direction.
+            When coordinates aren't evenly spaced, x doesn't ascend, or y doesn't descend.
 
         """
         dims = _plane_dims(array)
@@ -99,7 +105,7 @@ class Raster:
         if "affine" in array.attrs:
             affine = np.array(array.attrs["affine"], dtype=float)
             spacing = np.hypot(*affine[:, :2])
-            axes = affine[:, :2] / spacing  # unit vectors along rows' and columns' indices
+            axes = affine[:, :2] / spacing  # unit vectors of increasing row and column index
             start = axes.T @ affine[:, 2] + spacing * (y, x)
             (xy, xx), (yy, yx) = axes.tolist()
             spacing *= (step_y, step_x)
@@ -110,9 +116,9 @@ class Raster:
 
 
 def _first_and_step(array: xr.DataArray, dim: str) -> tuple[float, float]:
-    """Return a dim's first coordinate, and the distance of pixels, along the axis of a raster."""
+    """Return a dim's first coordinate, and the spacing along the axis of the raster."""
     if not array.sizes[dim]:
-        raise ValueError(f"{array.name}: there are no pixels along {dim}")
+        raise ValueError(f"{array.name}: {dim} has no pixels; expected one or more")
     first = float(array[dim][0])
     counts = dim in ("row", "column") and (array.sizes[dim] == 1 or dim not in array.coords)
     upwards = -1 if dim == "y" else 1
@@ -124,8 +130,7 @@ def _first_and_step(array: xr.DataArray, dim: str) -> tuple[float, float]:
     except ValueError as error:
         reason = f": {error}"
     raise ValueError(
-        f"{array.name}: {dim} must {'descend' if dim == 'y' else 'ascend'} in even steps, as the"
-        f" pixels of an image lie{reason}"
+        f"{array.name}: {dim} must {'descend' if dim == 'y' else 'ascend'} in even steps{reason}"
     )
 
 
@@ -134,27 +139,29 @@ class ExportLevel:
     """Pixels of an image at one resolution."""
 
     number: int
+    """Of the node ``level_N``."""
     array: xr.DataArray
-    """Lazy; dims (c, z, y, x), where there are c and z."""
+    """Lazy; dims (c, z, y, x), of which c and z may be absent."""
     frame: tuple[int, int]
-    """(height, width) of a frame as it lies in the array."""
+    """(height, width) of a frame in pixels, along y and x of the array."""
     raster: Raster
+    """Spacing and origin."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ExportImage:
-    """An image, or label image, at one or more resolutions."""
+    """An image or label image at one or more resolutions."""
 
     name: str
-    """That of the variable; label images of a segment have its number, too."""
+    """Name of the variable; followed by the segment number for the label image of a segment."""
     variable: str
-    """That of the arrays."""
+    """Name of the arrays of its levels."""
     levels: tuple[ExportLevel, ...]
     """From the largest to the smallest."""
     labels: dict[int, dict[str, str]] | None = None
-    """What each value means; None where pixels aren't labels."""
+    """Properties (label, category, type) of each label value; None if it isn't a label image."""
     samples: str = ""
-    """Of each channel r, g or b; empty where the channels aren't colours."""
+    """"r", "g" or "b" for each channel, in one string; empty if channels aren't colours."""
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -163,37 +170,45 @@ class ExportImage:
 
     @property
     def in_color(self) -> bool:
-        """Whether each three channels are the red, green and blue of an optical path."""
+        """Whether channels are red, green and blue of each optical path in turn."""
         return self.samples.startswith("rgb")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Found:
-    """A variable of a node."""
+class _Variable:
+    """A variable of a node of the tree."""
 
     number: int
+    """Of the node ``level_N``; 0 for another node."""
     array: xr.DataArray
+    """Lazy."""
     frame: tuple[int, int]
+    """(height, width) of a frame in pixels."""
 
 
 def images_of(tree: xr.DataTree, shard_size: int) -> tuple[ExportImage, ...]:
-    """Return the images of a tree: that of its levels first, by name ``image``.
+    """Return the images of a tree, beginning with ``image`` of its levels.
 
     Parameters
     ----------
     tree : xarray.DataTree
-        As :meth:`Slide.to_datatree` returns it, whatever was done with it since.
+        Tree of :meth:`Slide.to_datatree`, or one derived from it.
     shard_size : int
-        Pixels of a chunk of what isn't a dask array yet.
+        Edge in pixels of the chunks of variables that aren't dask arrays.
+
+    Returns
+    -------
+    tuple of ExportImage
+        A segmentation of type bool gives an image per segment.
 
     Raises
     ------
     ValueError
-        When no node has an image, or one can't be told by the axes that others expect.
+        When no node has an image, or an image has more dims than c, z, y, x.
 
     """
-    images: dict[str, list[_Found]] = {}
-    # levels first: what lies on no level's grid may have the name of what does
+    images: dict[str, list[_Variable]] = {}
+    # levels first: a node with its own grid may have the name of a variable of the levels
     for name, node in sorted(tree.children.items(), key=lambda child: not _LEVEL.match(child[0])):
         level = _LEVEL.match(name)
         arrays = {
@@ -206,15 +221,17 @@ def images_of(tree: xr.DataTree, shard_size: int) -> tuple[ExportImage, ...]:
             if not level:
                 image = name if len(arrays) == 1 else f"{name}_{variable}"
                 image += "_apart" if image in ("image", *images) else ""
-            found = _Found(int(level[1]) if level else 0, *_chunked(array, shard_size))
+            found = _Variable(int(level[1]) if level else 0, *_chunked(array, shard_size))
             images.setdefault(image, []).append(found)
     if not images:
         raise ValueError(
-            "there is no image in this tree; expected nodes such as level_0, with variables such"
-            " as image, as Slide.to_datatree() has them"
+            "the tree has no image; expected nodes such as level_0 with variables such as image, as"
+            " those of Slide.to_datatree()"
         )
     if "labels" in images:
-        raise ValueError("no image may be called labels, as the group of all label images is")
+        raise ValueError(
+            "an image is named 'labels', which is the group of label images in OME-Zarr: rename it"
+        )
     deeper = [
         node.path
         for node in tree.descendants
@@ -222,7 +239,7 @@ def images_of(tree: xr.DataTree, shard_size: int) -> tuple[ExportImage, ...]:
     ]
     if deeper:
         warn(
-            f"images of nodes of nodes are left out: {', '.join(deeper)}",
+            f"images of nodes below the first level of the tree are left out: {', '.join(deeper)}",
             MetadataWarning,
         )
     found_images = [
@@ -242,20 +259,20 @@ def _is_image(array: xr.DataArray) -> bool:
 
 
 def _chunked(array: xr.DataArray, shard_size: int) -> tuple[xr.DataArray, tuple[int, int]]:
-    """Return an array as a lazy one, and the size of its frames."""
+    """Return an array as a dask array, and the (height, width) of its frames."""
     dims = _plane_dims(array)
     preferred = array.encoding.get("preferred_chunks", {})
-    height, width = (int(np.max(preferred.get(dim, USUAL_CHUNK))) for dim in dims)
+    height, width = (int(np.max(preferred.get(dim, DEFAULT_CHUNK))) for dim in dims)
     if array.chunks is None:
         edges = zip(dims, (height, width), strict=True)
         array = array.chunk({d: blocks(edge, array.sizes[d], shard_size)[1] for d, edge in edges})
     return array, (height, width)
 
 
-def _split(name: str, levels: list[_Found]) -> Iterable[ExportImage]:
-    """Return what a variable is: an image, a label image, or a label image a segment.
+def _split(name: str, levels: list[_Variable]) -> Iterable[ExportImage]:
+    """Yield the image or label image of a variable; for segments, one label image each.
 
-    Segments may share pixels, which one label image can't show.
+    Segments may overlap, which one label image can't represent.
     """
     first = levels[0].array
     if first.dtype != np.bool_:
@@ -265,13 +282,13 @@ def _split(name: str, levels: list[_Found]) -> Iterable[ExportImage]:
     if dim not in {*first.dims, *first.coords}:
         yield _image(name, [_labelled(found, 1) for found in levels], {1: {}})
         return
-    segments: dict[str, list[_Found]] = {}
+    segments: dict[str, list[_Variable]] = {}
     for found in levels:
         for index, identifier in enumerate(np.atleast_1d(found.array[dim].values)):
             array = found.array.isel({dim: index}) if dim in found.array.dims else found.array
             segment = dataclasses.replace(found, array=array)
             segments.setdefault(str(identifier), []).append(segment)
-    are_numbers = all(each.isdecimal() and int(each) for each in segments)  # as DICOM's are
+    are_numbers = all(each.isdecimal() and int(each) for each in segments)  # Segment Number
     for position, (identifier, of_segment) in enumerate(segments.items(), 1):
         number = int(identifier) if are_numbers else position
         coords = of_segment[0].array.coords
@@ -285,15 +302,15 @@ def _split(name: str, levels: list[_Found]) -> Iterable[ExportImage]:
         yield _image(f"{name}_segment_{number}", labelled, {number: properties})
 
 
-def _labelled(found: _Found, number: int) -> _Found:
-    """Return a mask as a label image."""
+def _labelled(found: _Variable, number: int) -> _Variable:
+    """Return a mask as a label image whose True pixels have the value `number`."""
     dtype = np.min_scalar_type(number)
     array = found.array.astype(dtype) * dtype.type(number)
     return dataclasses.replace(found, array=array.assign_attrs(found.array.attrs))
 
 
 def _flags(attrs: dict[Any, Any]) -> dict[int, dict[str, str]] | None:
-    """Return what the values of a label map mean; None for any other image."""
+    """Return label and type of each value of a label map; None for any other image."""
     if "flag_values" not in attrs:
         return None
     names = attrs.get("segment_labels") or str(attrs.get("flag_meanings", "")).split()
@@ -306,18 +323,18 @@ def _flags(attrs: dict[Any, Any]) -> dict[int, dict[str, str]] | None:
 
 def _image(
     name: str,
-    levels: Sequence[_Found],
+    levels: Sequence[_Variable],
     labels: dict[int, dict[str, str]] | None,
 ) -> ExportImage:
-    """Return levels as one image, without those that don't fit."""
+    """Return levels as one image, without those that differ in channels, planes or data type."""
     base = levels[0].array
     kept: list[ExportLevel] = []
     for found in levels:
         array = _with_axes(found.array, is_label=labels is not None)
         if kept and _stack(array) != _stack(kept[0].array):
             warn(
-                f"{name}: level {found.number} is left out: it has {_stack(array)}, the largest"
-                f" level {_stack(kept[0].array)}",
+                f"{name}: level {found.number} is left out: it has {_stack(array)}; expected"
+                f" {_stack(kept[0].array)}, as the largest level",
                 MetadataWarning,
             )
             continue
@@ -330,7 +347,7 @@ def _image(
 
 
 def _samples(array: xr.DataArray) -> str:
-    """Return r, g or b for each sample of a pixel; nothing where they aren't colours."""
+    """Return "r", "g" or "b" for each sample, in one string; empty if they aren't colours."""
     dim = "sample" if "sample" in array.dims else "c"
     if dim not in array.coords:
         return "rgb" if array.sizes.get("sample") == 3 else ""
@@ -339,7 +356,7 @@ def _samples(array: xr.DataArray) -> str:
 
 
 def _stack(array: xr.DataArray) -> dict[Hashable, Any]:
-    """Return what the levels of an image must have in common."""
+    """Return sizes other than y and x, and the data type, which all levels must share."""
     sizes = {dim: size for dim, size in array.sizes.items() if dim not in ("y", "x")}
     return sizes | {"dtype": str(array.dtype)}
 
@@ -349,14 +366,17 @@ def _lead_dim(array: xr.DataArray) -> str | None:
     others = {"z", "sample", *_plane_dims(array)}
     found = [str(dim) for dim in array.dims if dim not in others]
     if len(found) > 1:
-        raise ValueError(f"{array.name}: one of the dims {', '.join(found)} is too many")
+        raise ValueError(
+            f"{array.name}: has the dims {', '.join(found)}; expected one dim of channels besides"
+            " z, y, x and sample"
+        )
     return found[0] if found else None
 
 
 def _with_axes(array: xr.DataArray, *, is_label: bool) -> xr.DataArray:
-    """Return an array with the axes c, z, y, x; without z where it is of size one.
+    """Return an array with the axes c, z, y, x; without z if its size is one.
 
-    Samples are channels, red, green and blue, of each optical path.
+    The samples red, green and blue of each optical path are channels.
     """
     array = array.isel({dim: 0 for dim in ("z", "sample") if array.sizes.get(dim) == 1})
     lead = _lead_dim(array)
@@ -374,7 +394,7 @@ def _with_axes(array: xr.DataArray, *, is_label: bool) -> xr.DataArray:
 
 
 def _joined(array: xr.DataArray, lead: str) -> xr.DataArray:
-    """Return optical paths in colour as three channels each."""
+    """Return an array whose optical paths in colour are three channels each."""
     array = array.transpose(lead, "sample", ...)
     names = [f"{path} {sample}" for path in array[lead].values for sample in "rgb"]
     coords = {

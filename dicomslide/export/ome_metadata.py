@@ -22,16 +22,18 @@ __all__ = ["VERSION", "channels", "image_label", "label_color", "multiscales"]
 VERSION = "0.5"
 SAMPLES = {"r": ("red", "FF0000"), "g": ("green", "00FF00"), "b": ("blue", "0000FF")}
 PALETTE = ("0000FF", "00FF00", "FF0000", "00FFFF", "FF00FF", "FFFF00")
-"""Colours of the channels of a slide that isn't in colour; one alone is white."""
+"""Display colours of greyscale channels; a single channel is white."""
 DESCRIPTIONS = ("channel_description", "parameter_description", "segment_label")
+"""Coordinates with names of channels, in order of preference."""
 LABEL_ALPHA = 128
+"""Opacity of labels, 0 to 255."""
 
 
 def multiscales(image: ExportImage) -> list[dict[str, Any]]:
-    """Return the only multiscale of an image: axes, and where the pixels of each level lie.
+    """Return ``multiscales`` of an image: axes, and scale and translation of each level.
 
-    A translation is the centre of the first pixel. Levels keep the spacing and the origin that
-    they have: ratios may be other than integers.
+    The translation is the centre of the first pixel. Each level has its own spacing and origin, so
+    that ratios between levels needn't be integers.
     """
     spatial = {"type": "space"}
     if image.levels[0].raster.to_slide is not None:
@@ -63,7 +65,7 @@ def _transformations(level: ExportLevel) -> list[dict[str, Any]]:
 
 
 def _planes(array: xr.DataArray) -> tuple[float, float]:
-    """Return the distance of focal planes in mm, the mean of all, and where the first one is."""
+    """Return the mean distance between focal planes and the position of the first one, in mm."""
     z = np.asarray(array["z"], dtype=float) if "z" in array.coords else np.arange(array.sizes["z"])
     steps = np.diff(z)
     if (steps <= 0).any():
@@ -80,15 +82,15 @@ def _planes(array: xr.DataArray) -> tuple[float, float]:
 def channels(
     image: ExportImage, windows: Sequence[tuple[float, float, float, float]]
 ) -> list[dict[str, Any]]:
-    """Return how the channels of an image are shown: the samples of colours in their own.
+    """Return ``omero.channels`` of an image: name, display colour and window of each channel.
 
     Parameters
     ----------
     image : ExportImage
         With an axis c.
     windows : sequence of tuple of float
-        Of each channel: the lowest and highest value there may be, and those that are shown
-        darkest and brightest.
+        (min, max, start, end) of each channel: the range of possible values, and the values that
+        are displayed darkest and brightest.
 
     """
     names = _channel_names(image)
@@ -112,7 +114,7 @@ def channels(
 
 
 def _channel_names(image: ExportImage) -> list[str]:
-    """Return what a person calls the channels; of colours, ending in a letter."""
+    """Return the names of channels; those of colours end in r, g or b."""
     array = image.levels[0].array
     described = () if image.samples else DESCRIPTIONS
     for name in (*described, "c"):
@@ -122,7 +124,16 @@ def _channel_names(image: ExportImage) -> list[str]:
 
 
 def image_label(labels: dict[int, dict[str, str]], source: str | None) -> dict[str, Any]:
-    """Return what the values of a label image mean, and how they are shown."""
+    """Return ``image-label``: display colour and properties of each label value.
+
+    Parameters
+    ----------
+    labels : dict of int to dict of str
+        Properties of each value.
+    source : str or None
+        Relative path of the labelled image.
+
+    """
     described: dict[str, Any] = {
         "version": VERSION,
         "colors": [{"label-value": value, "rgba": label_color(value)} for value in labels],
@@ -132,10 +143,10 @@ def image_label(labels: dict[int, dict[str, str]], source: str | None) -> dict[s
 
 
 def label_color(value: int) -> list[int]:
-    """Return red, green, blue and opacity, 0 to 255: far from those of the values before.
+    """Return red, green, blue and opacity, 0 to 255, with hues that differ between near values.
 
-    Zero is the background, which hides nothing.
+    Zero is the background, and transparent.
     """
-    hue = (value * 0.61803398875) % 1  # the golden section: hues spread evenly, however many
+    hue = (value * 0.61803398875) % 1  # golden ratio: an even spread for any number of values
     rgb = [0.5 + 0.5 * math.cos(2 * math.pi * (hue - third / 3)) for third in range(3)]
     return [round(255 * part) for part in rgb] + [LABEL_ALPHA if value else 0]

@@ -1,4 +1,4 @@
-"""Slides as OME-Zarr 0.5."""
+"""Export of slides to OME-Zarr 0.5."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from dicomslide._version import __version__
 from dicomslide.export import ome_metadata
 from dicomslide.export.images import ExportImage, blocks, images_of, shard_data
-from dicomslide.export.target import HOW_TO_GO_ON, ShardedArray, Target, shards_of
+from dicomslide.export.target import RESUME_HINT, ShardedArray, Target, shards_of
 from dicomslide.labelled.coordinates import restored
 from dicomslide.options import check_memory
 from dicomslide.slide.slide import Slide
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 __all__ = ["Compression", "to_ome_zarr"]
 
 Compression = Literal["zstd", "blosc"]
-LARGEST_WINDOW = 4096**2
-"""Pixels of a channel that are looked at for the values which are shown darkest and brightest."""
+MAX_WINDOW_PIXELS = 4096**2
+"""Upper bound on the pixels of a channel whose display window is computed from its values."""
 COMMENT = (
     "for slices of mm: tree.slide.restore(), of dicomslide.accessor. x, y and z are mm of the"
-    " slide, but files don't keep the index in which slices of them have no direction"
+    " slide; files don't store the index for which slices of them have no direction"
 )
-"""What one reads who opens the export with xarray; a representation shows its beginning."""
-SHOWN = (0.5, 99.5)
-"""Percentiles of these values."""
+"""Attribute ``comment`` of exported groups; xarray's representation shows its beginning."""
+WINDOW_PERCENTILES = (0.5, 99.5)
+"""Percentiles of a channel's values that are displayed darkest and brightest."""
 
 
 def to_ome_zarr(
@@ -55,64 +55,64 @@ def to_ome_zarr(
     compression: Compression = "zstd",
     storage_options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a slide as OME-Zarr 0.5, which xarray opens with the same millimetres, too.
+    """Write a slide as OME-Zarr 0.5, which xarray opens with the same coordinates in mm.
 
-    The levels are those of the slide, pixel by pixel; each has its own spacing and origin. Pixels
-    are streamed by dask, on whatever scheduler is current, a shard by a task.
+    All levels of the slide are written without resampling; each has its own spacing and origin.
+    The current dask scheduler writes the pixels, one shard per task.
 
     Parameters
     ----------
     source : Slide or xarray.DataTree
-        A slide; or a tree as :meth:`Slide.to_datatree` returns it, whatever was done with it
-        since. Of a slide each task reads its frames at once, which is faster, and pixels are what
-        is stored; a tree has fractions and real world values, unless ``mask_and_scale=False``.
+        A slide; or a tree of :meth:`Slide.to_datatree`, or one derived from it. A slide is written
+        faster, since each task reads its frames at once, and with stored values. A tree has
+        fractions and real world values, unless it was made with ``mask_and_scale=False``.
     store : path-like, str or zarr.abc.store.Store
-        Folder, URL that fsspec knows, or store of zarr's.
+        Folder, fsspec URL, or zarr store.
     overwrite : bool, default: False
-        Whether a zarr store that is there is deleted first.
+        Whether to delete an existing zarr store first.
     resume : bool, default: False
-        Whether to go on where an interrupted export of the same pixels, with the same options,
-        stopped: shards that are finished aren't read again. One that wasn't begun begins; one
-        that is complete stays as it is.
+        Whether to resume an interrupted export of the same pixels with the same options: only
+        missing shards are read and written. If the store is empty, the export begins; if the
+        export is complete, nothing is done.
     shard_size : int, default: 2048
-        Pixels along the edge of a shard, which is one file or object; whole chunks, each of about
-        a frame, come near to it. A task holds about three times as much.
+        Edge of a shard in pixels, rounded to whole chunks of about a frame. A shard is one file or
+        object. A task needs about three times the memory of a shard.
     compression : {"zstd", "blosc"}, default: "zstd"
-        How chunks are compressed, without loss. "blosc" (Zstandard with shuffled bits) is the
-        smaller for 16 bits.
+        Lossless codec of chunks. "blosc" (Zstandard with bit shuffling) gives smaller files for
+        16 bits.
     storage_options : mapping, optional
-        How a URL is reached: see :func:`register_storage_options`. Credentials don't travel: each
-        worker of a cluster registers its own, or has them in its environment.
+        fsspec options of a URL: see :func:`register_storage_options`. Credentials aren't sent to
+        workers: each worker of a cluster registers its own, or has them in its environment.
 
     Raises
     ------
     StoreExistsError
-        When something is there already, or another export was begun there.
+        When the store isn't empty and neither `overwrite` nor `resume` applies.
     ExportError
-        When a server can't be reached, workers don't see what others write, or another export was
-        begun at the same place meanwhile.
+        When a server can't be reached, workers don't write to the same store, or another export
+        was begun in the same store meanwhile.
     FrameError
-        When a frame can't be read or decoded. As after any interruption, no reader finds an image
-        in the store then; `resume` goes on.
+        When a frame can't be read or decoded.
     MemoryLimitError
-        When a shard would be too large.
+        When a shard exceeds the memory limit.
     ValueError
-        When a tree has no image, or one whose pixels aren't evenly spaced, whose focal planes don't
-        ascend, or that has more dims; or when an option is wrong.
+        When a tree has no image, or an image that isn't evenly spaced, whose focal planes don't
+        ascend, or that has other dims; or when an option is invalid.
 
     Notes
     -----
-    The upright image is the group at the root, its levels ``level_0/image``, ``level_1/image``,
-    ..., with the axes c (the samples of a slide in colour), z and y, x. The y of OME-Zarr points
-    down the raster: x and −y of the slide in mm, of the centre of the first pixel, are its
-    translation; the attribute ``slide_coordinates`` has the matrix that leads back to (x, y) of
-    the slide. The coordinates x, y (and z) beside each array are those of the slide, as in the
-    tree; ``tree.slide.restore()`` gives the opened tree the index in which slices of them have no
-    direction, as the attribute ``comment`` says.
+    After an error or interruption, readers find no image in the store; `resume` completes it.
 
-    A segment, or mask of one's own, on all levels of the image is a label image in ``labels``;
-    others, fractional segmentations, parametric maps, and images on grids of their own are groups
-    beside it.
+    The upright image is the root group. Its levels are ``level_0/image``, ``level_1/image``, ...,
+    with the axes c (the samples, for a slide in colour), z, y and x. The axis y of OME-Zarr points
+    down: the translation is (−y, x) of the slide in mm of the centre of the first pixel. The
+    attribute ``slide_coordinates`` has the matrix from (y, x) of OME-Zarr to (x, y) of the slide.
+    The coordinates x, y (and z) beside each array are those of the slide, as in the tree;
+    ``tree.slide.restore()`` restores the index for which slices of them have no direction.
+
+    A mask or segment that has all levels of the image is a label image in the group ``labels``.
+    Other masks, fractional segmentations, parametric maps, and images with their own grid are
+    groups beside the image.
 
     Examples
     --------
@@ -123,24 +123,24 @@ def to_ome_zarr(
 
     """
     if overwrite and resume:
-        raise ValueError("overwrite starts again, resume goes on: give one of them")
+        raise ValueError("overwrite and resume are both True; expected one of them at most")
     if compression not in get_args(Compression):
-        raise ValueError(f"compression must be one of {get_args(Compression)}: {compression!r}")
+        raise ValueError(f"compression is {compression!r}; expected one of {get_args(Compression)}")
     if not isinstance(shard_size, int) or shard_size < 1:
-        raise ValueError(f"shard_size must be a number of pixels, one or more: {shard_size!r}")
+        raise ValueError(f"shard_size is {shard_size!r}; expected a number of pixels, one or more")
     _check_installed()
     target = Target.at(store, storage_options)
     tree = _tree(source, shard_size)
     export = _Export.of(tree, target, shard_size, compression)
-    there = target.begin(export.identity, overwrite=overwrite, resume=resume)
-    if there is None:
+    existing = target.begin(export.identity, overwrite=overwrite, resume=resume)
+    if existing is None:
         return
-    with _advice(target):
+    with _noting_how_to_resume(target):
         try:
-            export.write_pixels(there)
+            export.write_pixels(existing)
             export.complete()
         except Exception:
-            target.leave(export.identity)  # if another one was begun, that is what is wrong
+            target.leave(export.identity)  # raises if another export has replaced this one
             raise
 
 
@@ -149,7 +149,7 @@ def _check_installed() -> None:
         import zarr  # noqa: F401
     except ImportError:
         raise ImportError(
-            "OME-Zarr takes the package zarr: pip install 'dicomslide[zarr]'"
+            "OME-Zarr needs the package zarr: pip install 'dicomslide[zarr]'"
         ) from None
 
 
@@ -168,16 +168,14 @@ def _tree(source: Slide | xr.DataTree, shard_size: int) -> xr.DataTree:
 
 
 @contextlib.contextmanager
-def _advice(target: Target) -> Iterator[None]:
-    """Say with any error, an interruption too, what is left and how to go on."""
+def _noting_how_to_resume(target: Target) -> Iterator[None]:
+    """Add a note to any exception: the state of the store, and how to resume."""
     try:
         yield
     except BaseException as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         room = "make room; " if full else ""
-        error.add_note(
-            f"{target}: incomplete, so that no reader takes it for an image; {room}{HOW_TO_GO_ON}"
-        )
+        error.add_note(f"{target}: incomplete; readers find no image in it; {room}{RESUME_HINT}")
         raise
 
 
@@ -188,25 +186,27 @@ class _Pixels:
     image: ExportImage
     sharded: ShardedArray
     data: Any
-    """Dask array whose chunks are the shards."""
+    """Dask array with shards as chunks."""
 
     @property
     def indices(self) -> set[tuple[int, ...]]:
-        """Those of the shards."""
+        """Indices of the shards."""
         return set(np.ndindex(*self.data.numblocks))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Export:
-    """What is written: pixels, and in memory all that makes them arrays and groups."""
+    """An export: its pixels, lazily, and its metadata and coordinates, in memory."""
 
     target: Target
     images: dict[str, ExportImage]
-    """By path."""
+    """Images by the path of their group."""
     skeleton: MemoryStore
+    """The zarr store without the pixels: metadata documents and coordinates."""
     pixels: tuple[_Pixels, ...]
+    """Arrays of pixels: each level of each image."""
     identity: dict[str, Any]
-    """What tells this export from others; plain JSON values."""
+    """Slide, options and digest of the pixels, as plain JSON values."""
 
     @classmethod
     def of(
@@ -267,18 +267,18 @@ class _Export:
         )
         return cls(target, images, skeleton, pixels, identity)
 
-    def write_pixels(self, there: set[str]) -> None:
-        """Write the shards that aren't there yet, with the scheduler that is current."""
+    def write_pixels(self, existing: set[str]) -> None:
+        """Write the shards whose keys aren't in `existing`, with the current dask scheduler."""
         import dask.array
         from dask.base import compute_as_if_collection
         from dask.highlevelgraph import HighLevelGraph
 
         graphs, keys = [], []
         for each in self.pixels:
-            pending = each.indices - each.sharded.finished(each.indices, there)
+            pending = each.indices - each.sharded.finished(each.indices, existing)
             written = each.data.map_blocks(
                 functools.partial(_write, each.sharded, self.identity),
-                name=f"write-{uuid.uuid4().hex}",  # its effect is wanted, whoever did it before
+                name=f"write-{uuid.uuid4().hex}",  # unique: a scheduler must not reuse a result
                 chunks=tuple((1,) * n for n in each.data.numblocks),
                 dtype=np.uint8,
                 meta=np.empty((0,) * each.data.ndim, np.uint8),
@@ -288,7 +288,7 @@ class _Export:
         compute_as_if_collection(dask.array.Array, HighLevelGraph.merge(*graphs), keys)  # type: ignore[no-untyped-call]
 
     def complete(self) -> None:
-        """Make an image of what was written."""
+        """Write the metadata documents, which make the shards a readable image."""
         import zarr
 
         for path, image in self.images.items():
@@ -301,18 +301,18 @@ class _Export:
             "version": __version__,
             "export": self.identity,
         }
-        with warnings.catch_warnings():  # that not all libraries read it yet
+        with warnings.catch_warnings():  # zarr warns that other libraries may not read it
             warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
             zarr.consolidate_metadata(self.skeleton)
         shards = {each.sharded.key(index) for each in self.pixels for index in each.indices}
         self.target.complete(self.identity, self.skeleton, shards)
 
     def _windows(self, image: ExportImage) -> Sequence[tuple[float, float, float, float]]:
-        """Return the values that channels may have, and of those of the smallest level most."""
+        """Return (min, max, start, end) of each channel, from the values of the smallest level."""
         *_, smallest = (each for each in self.pixels if each.image is image)
         dtype = smallest.data.dtype
         count = smallest.data.shape[0]
-        if image.in_color or math.prod(smallest.data.shape[1:]) > LARGEST_WINDOW:
+        if image.in_color or math.prod(smallest.data.shape[1:]) > MAX_WINDOW_PIXELS:
             high = float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
             return [(0, high, 0, high)] * count
         return [_window(smallest.sharded.array[index], dtype) for index in range(count)]
@@ -323,7 +323,7 @@ def _window(channel: Any, dtype: np.dtype[Any]) -> tuple[float, float, float, fl
     values = values[np.isfinite(values)]
     if not values.size:
         return 0.0, 1.0, 0.0, 1.0
-    start, end = (float(value) for value in np.percentile(values, SHOWN))
+    start, end = (float(value) for value in np.percentile(values, WINDOW_PERCENTILES))
     low, high = float(values.min()), float(values.max())
     if dtype.kind in "iu":
         low, high = 0.0, float(np.iinfo(dtype).max)
@@ -333,13 +333,13 @@ def _window(channel: Any, dtype: np.dtype[Any]) -> tuple[float, float, float, fl
 
 
 def _by_path(images: Sequence[ExportImage]) -> dict[str, ExportImage]:
-    """Return images by where they go: what labels all levels of the first one beside it."""
+    """Return images by the path of their group, from "" (the root) and "/labels/..." on."""
     first, *others = images
     of_first = [level.number for level in first.levels] if first.name == "image" else None
 
     def path(image: ExportImage) -> str:
-        is_beside = image.labels is not None and of_first == [each.number for each in image.levels]
-        return f"/labels/{image.name}" if is_beside else f"/{image.name}"
+        is_label = image.labels is not None and of_first == [each.number for each in image.levels]
+        return f"/labels/{image.name}" if is_label else f"/{image.name}"
 
     if of_first is None:
         return {path(image): image for image in images}
@@ -347,7 +347,7 @@ def _by_path(images: Sequence[ExportImage]) -> dict[str, ExportImage]:
 
 
 def _describe(images: dict[str, ExportImage], skeleton: MemoryStore) -> None:
-    """Make images of groups, as far as it doesn't take their pixels."""
+    """Write the OME-Zarr attributes of groups that don't depend on pixels."""
     import zarr
 
     labels = []
@@ -356,16 +356,16 @@ def _describe(images: dict[str, ExportImage], skeleton: MemoryStore) -> None:
             "version": ome_metadata.VERSION,
             "multiscales": ome_metadata.multiscales(image),
         }
-        is_beside = path.startswith("/labels/")
+        is_label = path.startswith("/labels/")
         if image.labels is not None:
-            parent = ("../../" if is_beside else "../") if "" in images else None
+            parent = ("../../" if is_label else "../") if "" in images else None
             ome["image-label"] = ome_metadata.image_label(image.labels, parent)
         attributes: dict[str, Any] = {"ome": ome}
         to_slide = image.levels[0].raster.to_slide
         if to_slide is not None:
             attributes["slide_coordinates"] = {"matrix": to_slide, "unit": "millimeter"}
         zarr.open_group(skeleton, path=path[1:]).attrs.update(attributes)
-        labels += [image.name] if is_beside else []
+        labels += [image.name] if is_label else []
     if labels:
         zarr.open_group(skeleton, path="labels").attrs["ome"] = {
             "version": ome_metadata.VERSION,
@@ -374,7 +374,7 @@ def _describe(images: dict[str, ExportImage], skeleton: MemoryStore) -> None:
 
 
 def _digest(skeleton: MemoryStore, names: Sequence[str]) -> str:
-    """Return what tells pixels, their arrays and coordinates from others."""
+    """Return a digest of metadata, coordinates, and the dask names of the pixels."""
     digest = hashlib.sha256()
     for key, buffer in sorted(skeleton._store_dict.items()):
         digest.update(key.encode() + buffer.to_bytes())
@@ -386,7 +386,7 @@ def _digest(skeleton: MemoryStore, names: Sequence[str]) -> str:
 def _blocks(
     image: ExportImage, array: xr.DataArray, frame: tuple[int, int], shard_size: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shape of chunks and of shards: colours together, all else apart."""
+    """Return the shapes of chunks and shards: three for colours, one for channels and planes."""
     of_dim = {
         dim: blocks(edge, array.sizes[dim], shard_size)
         for dim, edge in zip(("y", "x"), frame, strict=True)
@@ -410,14 +410,14 @@ def _compressor(compression: Compression, dtype: np.dtype[Any]) -> Any:
 
 
 def _described(array: xr.DataArray, name: str) -> xr.Dataset:
-    """Return a dataset of which xarray writes what describes an array, without its pixels."""
+    """Return a dataset of an array's coordinates and attributes, with a placeholder as pixels."""
     import dask.array
 
-    never_made = dask.array.empty(array.shape, dtype=array.dtype, chunks=array.shape)
-    texts = {  # as zarr's specification knows them
+    placeholder = dask.array.empty(array.shape, dtype=array.dtype, chunks=array.shape)
+    texts = {  # variable-length strings, which zarr's specification has
         key: coord.astype(object) for key, coord in array.coords.items() if coord.dtype.kind == "U"
     }
-    return array.copy(data=never_made).assign_coords(texts).to_dataset(name=name)
+    return array.copy(data=placeholder).assign_coords(texts).to_dataset(name=name)
 
 
 def _write(

@@ -1,4 +1,4 @@
-"""Slides as SpatialData objects."""
+"""Conversion of slides to SpatialData objects."""
 
 from __future__ import annotations
 
@@ -24,43 +24,47 @@ __all__ = ["to_spatialdata"]
 
 COORDINATE_SYSTEM = "slide"
 CHUNK = 2048
-"""Pixels along the edge of a chunk, which is read by one task."""
+"""Edge in pixels of a chunk, which one dask task reads."""
 
 
 def to_spatialdata(slide: Slide, *, focal_plane_index: int = 0) -> spatialdata.SpatialData:
-    """Return a slide as a SpatialData object, whose pixels are read when they are wanted.
+    """Return a slide as a SpatialData object with lazy pixels.
 
     Parameters
     ----------
     slide : Slide
         The slide.
     focal_plane_index : int, default: 0
-        Zero-based index of the focal plane that is shown.
+        Zero-based index of the focal plane to take.
 
     Returns
     -------
     spatialdata.SpatialData
-        With the multiscale image ``image``, dims (c, y, x), upright; a label image for each
-        segment (``segmentation_segment_1``), or label map; an image for what else was derived;
+        With the upright multiscale image ``image``, dims (c, y, x); a label image for each
+        segment (``segmentation_segment_1``) or label map; an image for each other derived series;
         and shapes or points for each group of annotations (``annotations_1``), with their
         measurements. All have a transformation to the coordinate system ``"slide"``: µm along X
-        and Y of the DICOM slide coordinate system, so that y grows upwards.
+        and Y of the DICOM slide coordinate system, in which y points up.
 
     Raises
     ------
     ImportError
         When spatialdata isn't installed.
     MetadataError
-        When a header doesn't say where an image lies on the slide.
+        When a header has no position of an image on the slide.
     ValueError
-        When there is no such focal plane.
+        When `focal_plane_index` is out of range.
 
     Notes
     -----
-    SpatialData counts pixels from the corner of the first one, so that its centre is at 0.5, and
-    has one transformation for all levels of an image: that of the largest. A level is where their
-    numbers of pixels put it; one that lies more than a pixel of its own from there is left out,
-    with a warning. Polylines are left out, too, since SpatialData has none.
+    In SpatialData, the centre of the first pixel is at 0.5, and all levels of an image have the
+    transformation of the largest one. The position of a level thus follows from the ratio of the
+    numbers of pixels; a level whose own header differs by more than one of its pixels is left out,
+    with a warning. Polylines are left out, with a warning, since SpatialData doesn't have them.
+
+    Examples
+    --------
+    >>> data = dicomslide.to_spatialdata(dicomslide.open_slide("slide/"))
 
     """
     try:
@@ -68,7 +72,7 @@ def to_spatialdata(slide: Slide, *, focal_plane_index: int = 0) -> spatialdata.S
         from spatialdata.models import Image2DModel, Labels2DModel
     except ImportError:
         raise ImportError(
-            "to_spatialdata takes the package spatialdata: pip install 'dicomslide[spatialdata]'"
+            "to_spatialdata needs the package spatialdata: pip install 'dicomslide[spatialdata]'"
         ) from None
     groups = slide_groups(slide, data=shard_data(CHUNK), squeeze=False, mask_and_scale=False)
     tree = xr.DataTree.from_dict(groups)
@@ -95,7 +99,7 @@ def to_spatialdata(slide: Slide, *, focal_plane_index: int = 0) -> spatialdata.S
 
 
 def _multiscale(image: ExportImage, model: Any, focal_plane_index: int) -> xr.DataTree:
-    """Return an image as a tree of its scales."""
+    """Return an image as a tree with the nodes ``scale0``, ``scale1``, ..."""
     from spatialdata import transformations
     from spatialdata.models import Image2DModel
 
@@ -105,10 +109,10 @@ def _multiscale(image: ExportImage, model: Any, focal_plane_index: int) -> xr.Da
     )
     scales: dict[str, xr.Dataset] = {}
     for level in image.levels:
-        if not _is_where_it_counts(level, base):
+        if not _agrees_with_ratio(level, base):
             warn(
-                f"{image.name}: level {level.number} is left out: it isn't where SpatialData would"
-                " put it",
+                f"{image.name}: level {level.number} is left out: its position differs by more than"
+                " a pixel from the one that SpatialData derives from the numbers of pixels",
                 MetadataWarning,
             )
             continue
@@ -116,8 +120,8 @@ def _multiscale(image: ExportImage, model: Any, focal_plane_index: int) -> xr.Da
         if "z" in array.dims:
             if not 0 <= focal_plane_index < array.sizes["z"]:
                 raise ValueError(
-                    f"{image.name}: no focal plane {focal_plane_index}; there are"
-                    f" {array.sizes['z']}"
+                    f"{image.name}: no focal plane {focal_plane_index}; expected 0 to"
+                    f" {array.sizes['z'] - 1}"
                 )
             array = array.isel(z=focal_plane_index)
         plain = xr.DataArray(array.data, dims=array.dims)
@@ -135,9 +139,12 @@ def _multiscale(image: ExportImage, model: Any, focal_plane_index: int) -> xr.Da
 
 
 def _affine(raster: Raster, name: str) -> list[list[float]]:
-    """Return what maps (x, y) in pixels from the corner of the first one to µm on the slide."""
+    """Return the affine from (x, y) in pixels, origin at the first pixel's corner, to µm."""
     if raster.to_slide is None:
-        raise MetadataError(f"{name}: nothing says where it lies on the slide")
+        raise MetadataError(
+            f"{name}: the header has no position on the slide (Total Pixel Matrix Origin Sequence,"
+            " Image Orientation (Slide), Pixel Spacing), which SpatialData needs"
+        )
     matrix = 1000 * np.array(raster.to_slide)
     spacing, start = np.array(raster.spacing), np.array(raster.start)
     steps = matrix * spacing  # columns: a pixel along y, along x
@@ -149,13 +156,13 @@ def _affine(raster: Raster, name: str) -> list[list[float]]:
     ]
 
 
-def _is_where_it_counts(level: ExportLevel, base: ExportLevel) -> bool:
-    """Whether a level's pixels lie where the numbers of pixels put them, within one of them."""
+def _agrees_with_ratio(level: ExportLevel, base: ExportLevel) -> bool:
+    """Whether a level's position follows from the ratio of numbers of pixels, within a pixel."""
     shape, base_shape = (np.array(each.array.shape[-2:]) for each in (level, base))
     spacing, base_spacing = (np.array(each.raster.spacing) for each in (level, base))
-    counted = base_spacing * base_shape / shape
-    first = np.array(base.raster.start) - base_spacing / 2 + counted / 2 - level.raster.start
-    last = first + (counted - spacing) * (shape - 1)
+    derived = base_spacing * base_shape / shape
+    first = np.array(base.raster.start) - base_spacing / 2 + derived / 2 - level.raster.start
+    last = first + (derived - spacing) * (shape - 1)
     return bool((np.maximum(np.abs(first), np.abs(last)) <= spacing).all())
 
 
@@ -183,5 +190,5 @@ def _shapes(group: AnnotationGroup) -> Any:
 
 
 def _named(table: Any) -> Any:
-    """Return a table whose columns have names that can be written."""
+    """Return a table with column names that SpatialData accepts: letters, digits, ``_.-``."""
     return table.rename(columns=lambda name: re.sub(r"[^\w.-]+", "_", str(name)))

@@ -1,11 +1,12 @@
-"""Where an export goes: a store of zarr's, and what tells a finished export from a begun one.
+"""The zarr store that an export writes to, and the transaction of an export.
 
-A file says which export was begun. Its shards are written to a folder of its own, and moved to
-their places when all are there. What makes arrays and groups of them, every ``zarr.json``, comes
-last, that of the root at the very end: until then no reader finds anything.
+1. A marker file with the identity of the export is written (`BEGUN`).
+2. Shards are written to a temporary folder of the export.
+3. When all shards exist, they are moved to their keys.
+4. Every ``zarr.json`` is written, that of the root last. Until then, readers find no zarr group.
 
-Who begins, and who moves, has the store to itself meanwhile: an export that another one replaces,
-at whatever moment, writes to nothing but its own folder.
+Steps 1, 3 and 4 hold an exclusive lock or claim on the store. An export that is replaced by another
+one, at any time, has written to its own temporary folder only.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dicomslide.backends.objects.storage import (
     remembered,
 )
 from dicomslide.errors import ExportError, StoreExistsError
-from dicomslide.export.exclusive import CLAIMS, LOCK, alone, locked
+from dicomslide.export.exclusive import CLAIMS, LOCK, claimed, locked
 from dicomslide.process.parallel import together
 from dicomslide.process.registry import Registry
 
@@ -43,48 +44,48 @@ if TYPE_CHECKING:
     from zarr.core.metadata import ArrayV3Metadata
     from zarr.storage import MemoryStore
 
-__all__ = ["HOW_TO_GO_ON", "ShardedArray", "Target"]
+__all__ = ["RESUME_HINT", "ShardedArray", "Target", "shards_of"]
 
 ROOT = "zarr.json"
 BEGUN = "dicomslide-export.json"
-"""Says which export was begun, or that a store is being deleted; not there when all is done."""
+"""Marker of an incomplete export: its identity as JSON, or ``{}`` while a store is deleted."""
 SHARDS = "dicomslide-export.shards"
-"""Where shards are written: to a folder of their export."""
-OF_EXPORTS = {LOCK, CLAIMS, SHARDS}
-"""Names that say nothing of what is in a store."""
-DOCUMENTS = {ROOT, ".zgroup", ".zarray", ".zmetadata"}
-"""What makes groups and arrays of what is stored, also in zarr's format 2."""
+"""Folder of the temporary folders of exports."""
+TEMPORARY_NAMES = {LOCK, CLAIMS, SHARDS}
+"""Names at the root that aren't content of a zarr store."""
+METADATA_NAMES = {ROOT, ".zgroup", ".zarray", ".zmetadata"}
+"""Metadata documents of zarr's formats 3 and 2."""
 PARTIAL = ".partial"
-"""End of the name that zarr gives a file while it writes it."""
-HOW_TO_GO_ON = (
-    "resume=True (--resume) goes on with what is missing, overwrite=True (--overwrite) starts again"
+"""Suffix of a file that zarr is writing."""
+RESUME_HINT = (
+    "resume=True (--resume) writes the missing shards, overwrite=True (--overwrite) starts again"
 )
-IN_FLIGHT = 16
-"""Shards that are looked at, or moved, at once."""
+CONCURRENCY = 16
+"""Upper bound on shards that are checked or moved at once."""
 ATTEMPTS = 20
-"""How often a folder is deleted that an export fills which was replaced, and doesn't know yet."""
+"""Attempts to delete or list a folder to which a replaced export may still write."""
 
-ELSEWHERE = (
-    "do all workers write to the same place? A store in memory, or a disk that they don't share,"
-    " won't do"
+SHARED_STORE_HINT = (
+    "do all workers write to the same place? A store in memory or a disk that isn't shared can't be"
+    " used"
 )
 
 T = TypeVar("T")
 
 _stores: Registry[str, Any] = Registry(8, "exported stores")
-"""By run of an export: another one may have newer credentials."""
+"""Stores by run, so that a later run may use newer credentials."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A store to write to. Thin: each process opens it by itself, with its own credentials."""
+    """A store to write to. Pickles as its name: each process opens it with its own credentials."""
 
     place: str | Store
-    """Absolute path, URL as it may be shown, or a store."""
+    """Absolute path, URL without credentials, or a store."""
     options: str = "{}"
-    """Those for a URL that may travel, as JSON."""
+    """Storage options of a URL that aren't secret, as JSON."""
     run: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
-    """Names one call of an export."""
+    """Unique identifier of one call of an export."""
 
     @classmethod
     def at(cls, store: Any, storage_options: Mapping[str, Any] | None = None) -> Target:
@@ -95,7 +96,8 @@ class Target:
         TypeError
             When it is none of these.
         ValueError
-            When `storage_options` are given for what isn't a URL, or a store can't be used.
+            When `storage_options` are given without a URL, or the store is read-only or can't
+            list or delete.
 
         """
         from zarr.abc.store import Store
@@ -106,7 +108,10 @@ class Target:
             public = remembered(store)
             return cls(public, harmless_for(public))
         if storage_options is not None:
-            raise ValueError("storage_options are for URLs")
+            raise ValueError(
+                f"storage_options are given with a {type(store).__name__}; expected a URL that"
+                " isn't file://"
+            )
         if isinstance(store, (str, os.PathLike)):
             return cls(os.path.abspath(os.fspath(store).removeprefix("file://")))
         if not isinstance(store, Store):
@@ -115,7 +120,9 @@ class Target:
                 " zarr's"
             )
         if store.read_only or not (store.supports_deletes and store.supports_listing):
-            raise ValueError(f"{store}: a store is needed that can be written, listed and cleared")
+            raise ValueError(
+                f"{store}: can't be used; expected a store that can write, list, delete"
+            )
         return cls(store)
 
     def __str__(self) -> str:
@@ -123,7 +130,7 @@ class Target:
 
     @property
     def store(self) -> Store:
-        """The store, as this process opened it."""
+        """The store, opened once per run and process."""
         if not isinstance(self.place, str):
             return self.place
         place = self.place
@@ -140,7 +147,7 @@ class Target:
         return _stores.get(self.run, make)
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Return what a coroutine of the store gives, run by zarr's own event loop."""
+        """Run a coroutine of the store on zarr's event loop, and return its result."""
         from zarr.core.sync import sync
 
         with self.reached():
@@ -148,7 +155,7 @@ class Target:
 
     @contextlib.contextmanager
     def reached(self) -> Iterator[None]:
-        """Let what the clients of servers raise be errors of the system, as of any store."""
+        """Convert exceptions of server clients to an ExportError without credentials."""
         try:
             yield
         except (OSError, ImportError, MemoryError):
@@ -157,37 +164,37 @@ class Target:
             text = shown = f"{type(error).__name__}: {error}"
             if is_url(self.place):
                 shown = ObjectReach(str(self.place), self.options).public(text)
-            cause = error if shown == text else None  # a traceback would show what is hidden
+            cause = error if shown == text else None  # a traceback would show the credentials
             raise ExportError(f"{self}: {shown}") from cause
 
     # -- keys --
 
     def read(self, key: str) -> bytes | None:
-        """Return what is stored by a name, or None."""
+        """Return the value of a key, or None if absent."""
         from zarr.core.buffer import default_buffer_prototype
 
         found = self.wait(self.store.get(key, default_buffer_prototype()))
         return None if found is None else found.to_bytes()
 
     def write(self, key: str, value: bytes) -> None:
-        """Store something by a name."""
+        """Set the value of a key."""
         from zarr.core.buffer import default_buffer_prototype
 
         self.wait(self.store.set(key, default_buffer_prototype().buffer.from_bytes(value)))
 
     def keys(self) -> set[str]:
-        """Return the names of all that is stored."""
+        """Return all keys, without caching."""
 
         async def listed() -> set[str]:
             return {key async for key in self._fresh().list()}
 
         for _ in range(ATTEMPTS):
-            with contextlib.suppress(FileNotFoundError):  # of a folder that is being deleted
+            with contextlib.suppress(FileNotFoundError):  # a folder that is being deleted
                 return self.wait(listed())
         return self.wait(listed())
 
     def names_in(self, folder: str) -> set[str]:
-        """Return the names in a folder, as they are now."""
+        """Return the names in a folder, without caching."""
 
         async def listed() -> set[str]:
             return {key.rstrip("/") async for key in self._fresh().list_dir(folder)}
@@ -195,31 +202,31 @@ class Target:
         return self.wait(listed())
 
     def _root(self) -> Path | None:
-        """Return the folder that the store is, if it is one."""
+        """Return the folder of a local store; None for another store."""
         from zarr.storage import LocalStore
 
         return self.store.root if isinstance(self.store, LocalStore) else None
 
     def _fresh(self) -> Store:
-        """Return the store, which forgets what others may have changed."""
+        """Return the store, with its cache of listings cleared."""
         fs = getattr(self.store, "fs", None)
         if fs is not None:
             fs.invalidate_cache()
         return self.store
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete what is stored by some names."""
+        """Delete keys."""
         for key in keys:
             self.wait(self.store.delete(key))
 
     def delete_folder(self, folder: str) -> None:
-        """Delete a folder and all in it, though others may still write there."""
+        """Delete a folder and its content, also while another process writes there."""
         for attempt in range(ATTEMPTS):
             try:
                 self.wait(self._fresh().delete_dir(folder))
             except FileNotFoundError:
                 pass
-            except OSError:  # not empty any more
+            except OSError:  # another process has written to it: not empty
                 if attempt == ATTEMPTS - 1:
                     raise
             else:
@@ -227,7 +234,7 @@ class Target:
             time.sleep(0.01 * attempt)
 
     def move(self, key: str, new: str) -> None:
-        """Store by another name what is stored, in the store itself where it can."""
+        """Rename a key; on a server, by a copy on the server."""
         from zarr.storage import FsspecStore
 
         store = self.store
@@ -244,38 +251,38 @@ class Target:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Have the store for oneself: nobody else begins an export here, or completes one."""
+        """Hold the store exclusively: no other process begins or completes an export meanwhile."""
         root = self._root()
         if root is not None and root.exists() and not root.is_dir():
-            raise StoreExistsError(f"{self}: exists, and isn't a folder")
+            raise StoreExistsError(f"{self}: exists, and isn't a folder: choose another path")
         with contextlib.ExitStack() as stack:
             if root is None or not stack.enter_context(locked(str(root))):
-                stack.enter_context(alone(self))
+                stack.enter_context(claimed(self))
             yield
 
-    # -- beginning and end --
+    # -- begin, complete, abandon --
 
     def begin(self, identity: dict[str, Any], *, overwrite: bool, resume: bool) -> set[str] | None:
-        """Make the store ready for an export.
+        """Prepare the store, and mark the export as begun.
 
         Parameters
         ----------
         identity : dict
-            What tells this export from others; plain JSON values.
+            Slide, options and digest of the pixels, as plain JSON values.
         overwrite : bool
-            Whether what is there is deleted, if it is a zarr store.
+            Whether to delete an existing zarr store.
         resume : bool
-            Whether an export that was begun goes on.
+            Whether to resume an interrupted export of the same identity.
 
         Returns
         -------
         set of str or None
-            Keys that an earlier run left; None where the export is complete already.
+            Keys of the shards that an earlier run has written; None if the export is complete.
 
         Raises
         ------
         StoreExistsError
-            When something is there that mustn't be touched.
+            When the store has content that neither option applies to.
 
         """
         with self.alone():
@@ -287,98 +294,107 @@ class Target:
             self._clear(names)
         elif names and not resume:
             raise StoreExistsError(
-                f"{self}: an export that was begun is here: {HOW_TO_GO_ON}"
+                f"{self}: holds an incomplete export: {RESUME_HINT}"
                 if BEGUN in names
                 else f"{self}: exists; overwrite=True (--overwrite) replaces a zarr store"
             )
         elif names:
             self._check_same(identity)
             if ROOT not in names:
-                return self._take_back(identity)
-            self._tidy()
+                return self._collect_shards(identity)
+            self._delete_temporary()
             return None
         self.write(BEGUN, json.dumps(identity).encode())
         return set()
 
     def check_begun(self, identity: dict[str, Any]) -> None:
-        """Raise unless this process sees the export, and nobody began another one since.
+        """Check that the store holds this export, as seen by this process.
 
         Raises
         ------
         ExportError
-            When it doesn't see it, or another one was begun.
+            When the store holds no export (workers see another store), or another one.
 
         """
-        known = self._known()
+        known = self._identity()
         if known is None:
-            raise ExportError(f"{self}: the export that was begun isn't there: {ELSEWHERE}")
+            raise ExportError(f"{self}: the export isn't there: {SHARED_STORE_HINT}")
         if known != identity:
-            raise ExportError(f"{self}: another export was begun here meanwhile")
+            raise ExportError(
+                f"{self}: another export was begun here meanwhile; this one is abandoned"
+            )
 
-    def _known(self) -> Any:
-        """Return what tells which export was begun, or is complete, here; None where none is."""
+    def _identity(self) -> Any:
+        """Return the identity of the incomplete or complete export in the store, or None."""
         if (begun := self.read(BEGUN)) is not None:
             return json.loads(begun)
         root = json.loads(self.read(ROOT) or b"{}")
         return root.get("attributes", {}).get("dicomslide", {}).get("export")
 
     def _first_names(self) -> set[str]:
-        """Return the names at the root, without what exports leave that are killed."""
+        """Return the names at the root, without temporary files of exports."""
         begun = BEGUN.removesuffix("json")
         return {
             name
             for name in self.names_in("")
-            if name not in OF_EXPORTS and not (name.startswith(begun) and name.endswith(PARTIAL))
+            if name not in TEMPORARY_NAMES
+            and not (name.startswith(begun) and name.endswith(PARTIAL))
         }
 
-    def _take_back(self, identity: dict[str, Any]) -> set[str]:
-        """Return the shards that are there, all in the folder of their export.
+    def _collect_shards(self, identity: dict[str, Any]) -> set[str]:
+        """Move the shards of an interrupted export to its temporary folder; return their keys.
 
-        Some are in their places where the export was killed while it moved them.
+        An export that was killed in step 3 has moved some of them to their keys.
         """
         folder = shards_of(identity)
         keys = self.keys()
-        there = {key.removeprefix(folder) for key in keys if key.startswith(folder)}
+        existing = {key.removeprefix(folder) for key in keys if key.startswith(folder)}
         placed = [
             key
             for key in keys
             if "/c/" in key
-            and key.partition("/")[0] not in OF_EXPORTS
+            and key.partition("/")[0] not in TEMPORARY_NAMES
             and not key.endswith(PARTIAL)
         ]
-        together(lambda key: self.move(key, folder + key), placed, IN_FLIGHT)
-        return there.union(placed)
+        together(lambda key: self.move(key, folder + key), placed, CONCURRENCY)
+        return existing.union(placed)
 
-    def _tidy(self) -> None:
-        """Delete what was needed to come to an end."""
+    def _delete_temporary(self) -> None:
+        """Delete the temporary folders, and the marker last."""
         self.delete_folder(SHARDS)
         self.delete([BEGUN])
 
     def _clear(self, names: set[str]) -> None:
-        """Delete a zarr store: first of all what makes arrays and groups of it."""
-        if not names & {BEGUN, *DOCUMENTS}:
-            raise StoreExistsError(f"{self}: exists, and isn't a zarr store: it isn't overwritten")
+        """Delete a zarr store, its metadata documents first."""
+        if not names & {BEGUN, *METADATA_NAMES}:
+            raise StoreExistsError(
+                f"{self}: exists, and isn't a zarr store: it isn't overwritten; choose another"
+                " place, or delete it"
+            )
         self.write(BEGUN, b"{}")
-        keys = {key for key in self.keys() - {BEGUN} if key.partition("/")[0] not in OF_EXPORTS}
-        documents = [key for key in keys if key.rpartition("/")[2] in DOCUMENTS]
+        keys = {
+            key for key in self.keys() - {BEGUN} if key.partition("/")[0] not in TEMPORARY_NAMES
+        }
+        documents = [key for key in keys if key.rpartition("/")[2] in METADATA_NAMES]
         self.delete(sorted(documents, key=lambda key: (key.count("/"), key)))
         self.delete(keys & names)
         for folder in names - keys - {BEGUN} | {SHARDS}:
             self.delete_folder(folder)
 
     def _check_same(self, identity: dict[str, Any]) -> None:
-        """Raise unless it is the same export that was begun, or completed, here."""
-        known = self._known()
+        """Raise a StoreExistsError unless the store holds the export to resume."""
+        known = self._identity()
         if known == identity:
             return
         if known == {}:
             raise StoreExistsError(
-                f"{self}: what was here was being replaced: overwrite=True (--overwrite) goes on"
+                f"{self}: the store was being replaced when the export was interrupted:"
+                " overwrite=True (--overwrite) replaces it"
             )
         if not isinstance(known, dict):
             raise StoreExistsError(
-                f"{self}: exists, and isn't an export that was begun by dicomslide: there is"
-                " nothing to resume"
+                f"{self}: exists, and isn't an export of dicomslide that can be resumed: choose"
+                " another place, or overwrite=True (--overwrite) if it is a zarr store"
             )
         options, wanted = known.get("options", {}), identity["options"]
         differing = [
@@ -389,18 +405,18 @@ class Target:
         if known.get("slide") != identity["slide"]:
             differing.append(f"slide {known.get('slide')!r}, not {identity['slide']!r}")
         raise StoreExistsError(
-            f"{self}: the export that was begun here is another one"
-            f" ({', '.join(differing) or 'other pixels, or files that changed'}): it isn't"
-            " resumed; overwrite=True (--overwrite) starts again"
+            f"{self}: holds another export"
+            f" ({', '.join(differing) or 'other pixels, or files that changed'}), which can't be"
+            " resumed: overwrite=True (--overwrite) starts again"
         )
 
     def complete(self, identity: dict[str, Any], skeleton: MemoryStore, shards: set[str]) -> None:
-        """Make arrays and groups of the shards: what is written last is the root.
+        """Move the shards to their keys, and write the metadata documents, the root's last.
 
         Parameters
         ----------
         identity : dict
-            What tells this export from others.
+            Identity of the export, as for :meth:`begin`.
         skeleton : zarr.storage.MemoryStore
             Coordinates, and every ``zarr.json``.
         shards : set of str
@@ -409,35 +425,35 @@ class Target:
         Raises
         ------
         ExportError
-            When a shard isn't there, or another export was begun.
+            When a shard is missing, or another export was begun.
 
         """
         with self.alone():
             self.check_begun(identity)
-            if self.read(BEGUN) is None:  # somebody else has completed the same
-                self._tidy()
+            if self.read(BEGUN) is None:  # another process has completed the same export
+                self._delete_temporary()
                 return
             folder = shards_of(identity)
             keys = self.keys()
-            there = {key.removeprefix(folder) for key in keys if key.startswith(folder)}
-            if missing := shards - there:
+            existing = {key.removeprefix(folder) for key in keys if key.startswith(folder)}
+            if missing := shards - existing:
                 raise ExportError(
                     f"{self}: {len(missing)} of {len(shards)} shards aren't there after they were"
-                    f" written: {ELSEWHERE}"
+                    f" written: {SHARED_STORE_HINT}"
                 )
-            # what processes left behind that were killed while they wrote
+            # files of processes that were killed while writing
             self.delete(key for key in keys if key.endswith(PARTIAL))
-            together(lambda key: self.move(folder + key, key), sorted(shards), IN_FLIGHT)
+            together(lambda key: self.move(folder + key, key), sorted(shards), CONCURRENCY)
             parts = {key: buffer.to_bytes() for key, buffer in skeleton._store_dict.items()}
             documents = [key for key in parts if key.rpartition("/")[2] == ROOT]
             for key in sorted(parts.keys() - set(documents)):
                 self.write(key, parts[key])
             for key in sorted(documents, key=lambda key: (-key.count("/"), key)):
                 self.write(key, parts[key])
-            self._tidy()
+            self._delete_temporary()
 
     def leave(self, identity: dict[str, Any]) -> None:
-        """Delete what this export has written, if another one was begun.
+        """Delete the temporary folder of this export if another export has replaced it.
 
         Raises
         ------
@@ -451,29 +467,31 @@ class Target:
             with contextlib.suppress(OSError):
                 self.delete_folder(shards_of(identity).rstrip("/"))
                 if (root := self._root()) is not None:
-                    (root / SHARDS).rmdir()  # if nobody else has anything there
+                    (root / SHARDS).rmdir()  # if empty
             raise
 
 
 def shards_of(identity: dict[str, Any]) -> str:
-    """Return what the names of an export's shards begin with, until they are in their places."""
+    """Return the key prefix of an export's temporary folder, with its final slash."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return f"{SHARDS}/{digest[:32]}/"
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardedArray:
-    """An array of a target that is written shard by shard. Thin."""
+    """An array of a target that is written shard by shard. Pickles as a name and metadata."""
 
     target: Target
     path: str
+    """Path of the array in the store."""
     metadata: ArrayV3Metadata
+    """Metadata of the array, which the store gets last."""
     folder: str = ""
-    """What the names of its shards begin with, until they are in their places."""
+    """Key prefix of the temporary folder of its shards."""
 
     @property
     def array(self) -> zarr.Array[ArrayV3Metadata]:
-        """The array; it can be used before anything says that it is there."""
+        """The array in the temporary folder, which can be used without its ``zarr.json``."""
         import zarr
         from zarr.core.array_spec import ArrayConfig
         from zarr.storage import StorePath
@@ -482,37 +500,48 @@ class ShardedArray:
             zarr.AsyncArray(
                 metadata=self.metadata,
                 store_path=StorePath(self.target.store, self.folder + self.path),
-                # a shard that is there is one that was written
+                # write empty shards too: a missing key always means an unwritten shard
                 config=ArrayConfig(order="C", write_empty_chunks=True),
             )
         )
 
     def key(self, index: tuple[int, ...]) -> str:
-        """Return the name by which a shard is stored."""
+        """Return the key of a shard."""
         return f"{self.path}/{self.metadata.encode_chunk_key(index)}"
 
     def write(self, index: tuple[int, ...], pixels: NDArray[np.generic]) -> None:
-        """Write a shard."""
+        """Write the pixels of the shard at an index, in the temporary folder."""
         array = self.array
         corner = [i * edge for i, edge in zip(index, self._shard_shape, strict=True)]
         region = tuple(slice(a, a + n) for a, n in zip(corner, pixels.shape, strict=True))
         with self.target.reached():
             array[region] = pixels
 
-    def finished(self, indices: Iterable[tuple[int, ...]], there: set[str]) -> set[tuple[int, ...]]:
-        """Return which shards are whole, of those whose keys are there; others are deleted."""
+    def finished(
+        self, indices: Iterable[tuple[int, ...]], existing: set[str]
+    ) -> set[tuple[int, ...]]:
+        """Return the indices of intact shards; damaged ones are deleted.
+
+        Parameters
+        ----------
+        indices : iterable of tuple of int
+            Indices of shards.
+        existing : set of str
+            Keys of shards that an earlier run has written.
+
+        """
         array = self.array
 
         def is_whole(index: tuple[int, ...]) -> bool:
-            # the index of a shard, with its checksum, is at its end
+            # reading a pixel checks the index at the end of the shard, which has a checksum
             try:
                 array[tuple(i * edge for i, edge in zip(index, self._shard_shape, strict=True))]
-            except Exception:  # whatever is wrong with it, it is written anew
+            except Exception:  # any damage: the shard is written again
                 return False
             return True
 
-        candidates = [index for index in indices if self.key(index) in there]
-        are_whole = together(is_whole, candidates, IN_FLIGHT)
+        candidates = [index for index in indices if self.key(index) in existing]
+        are_whole = together(is_whole, candidates, CONCURRENCY)
         whole = {index for index, ok in zip(candidates, are_whole, strict=True) if ok}
         damaged = (index for index in candidates if index not in whole)
         self.target.delete(self.folder + self.key(index) for index in damaged)
