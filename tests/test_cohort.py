@@ -132,11 +132,11 @@ def test_patterns_of_urls(written):
 def test_workers_are_sent_no_secret_of_a_url(monkeypatch):
     sent = []
 
-    def everywhere(function, items, *, size):
+    def on_cluster(function, items, *, size):
         sent.extend(items)
         return []
 
-    monkeypatch.setattr(cohort, "_everywhere", everywhere)
+    monkeypatch.setattr(cohort, "_on_cluster", on_cluster)
     with pytest.raises(dicomslide.NotDicomError) as caught:
         dicomslide.open_slides(["https://me:pass@host/a.dcm?sig=secret"])
     assert len(sent) == 1
@@ -325,7 +325,7 @@ def count_headers(monkeypatch, kept):
     monkeypatch.setattr(file.part10, "read_header", counting)
     monkeypatch.setattr(file, "_instances", Registry(kept, "parsed files"))
     # one after the other, however slow: several at once push each other out of so few
-    monkeypatch.setattr(cohort, "PATIENCE", float("inf"))
+    monkeypatch.setattr(cohort, "MIN_WAIT", float("inf"))
     return read
 
 
@@ -348,7 +348,7 @@ def test_several_files_are_opened_at_once_where_that_means_to_wait(written, monk
         return open_source(path)
 
     monkeypatch.setattr(cohort, "open_source", opening)
-    monkeypatch.setattr(cohort, "PATIENCE", 0 if waits else 60)
+    monkeypatch.setattr(cohort, "MIN_WAIT", 0 if waits else 60)
     monkeypatch.setattr(cohort.time, "thread_time", lambda: 0.0)
     slides = dicomslide.open_slides(written)
     assert list(slides) == NAMES
@@ -377,7 +377,7 @@ def test_a_notebook_shows_slides_and_failures_and_asks_no_cluster(folder, monkey
     """Which may be at work for hours."""
     (folder / "S23-1" / "level-1.dcm").write_bytes(bytes(128) + b"DICM<b>")
     slides = dicomslide.open_slides(folder)
-    monkeypatch.setattr(cohort, "_everywhere", None)
+    monkeypatch.setattr(cohort, "_on_cluster", None)
     assert repr(slides) == "<Cohort of 4 slides: S23-1, S23-2, S23-3, S23-4; 1 failure>"
     html = slides._repr_html_()
     for text in (*NAMES, "64 × 96", "4 slides", "1 failure", "level-1.dcm"):

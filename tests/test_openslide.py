@@ -336,7 +336,9 @@ def test_associated_images_have_dicoms_names_and_openslides(files):
         assert "macro" in images
         assert "THUMBNAIL" not in images
         assert images.get("thumbnail") is None
-        with pytest.raises(KeyError, match=r"no associated image 'x'; there are \['LABEL', 'OVER"):
+        with pytest.raises(
+            KeyError, match=r"associated image 'x'; expected one of \['LABEL', 'OVER"
+        ):
             images["x"]
         with pytest.raises(TypeError):
             images["LABEL"] = None

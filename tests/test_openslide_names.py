@@ -278,7 +278,7 @@ def test_what_is_no_cache_is_a_type_error_and_one_of_openslide_python_changes_no
         slide.set_cache(Cache())
         assert slide.read_region((0, 0), 0, (2, 2)).size == (2, 2)
         for wrong in (None, 5, "cache"):
-            with pytest.raises(TypeError, match="no OpenSlideCache"):
+            with pytest.raises(TypeError, match="expected an OpenSlideCache"):
                 slide.set_cache(wrong)
     with pytest.raises(ValueError, match="closed"):
         slide.set_cache(Cache())

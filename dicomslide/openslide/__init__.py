@@ -1,4 +1,4 @@
-"""A slide as openslide-python shows one: what that package has at its top."""
+"""The public names of openslide-python, for programs written for that library."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 __version__ = "1.4.7"
-"""Version of openslide-python whose names these are, for scripts that compare it."""
+"""Version of openslide-python whose interface is implemented, for scripts that compare versions."""
 
 __library_version__ = lowlevel.get_version()
-"""Version of libopenslide that pictures and properties were measured against."""
+"""Version of libopenslide whose images and properties are reproduced."""

@@ -1,4 +1,4 @@
-"""What a slide and an ordinary picture have in common, as openslide-python shows both."""
+"""The base class `AbstractSlide` of slides and ordinary images, as in openslide-python."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["AbstractSlide"]
 
 
 class AbstractSlide(ABC):
-    """A slide, or a picture that is shown as one.
+    """A slide, or an ordinary image with the interface of a slide.
 
-    Sizes and places are (width, height) and (x, y) in pixels as stored.
+    Sizes are (width, height) and locations (x, y), in pixels as stored.
     """
 
     def __enter__(self) -> Self:
@@ -41,11 +41,11 @@ class AbstractSlide(ABC):
     @classmethod
     @abstractmethod
     def detect_format(cls, filename: Filename) -> str | None:
-        """Return the format of a file; None where it can't be opened."""
+        """Return the format of a file; None if it can't be opened."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close the slide: using it further raises a ValueError."""
+        """Close the slide; later use raises a ValueError."""
 
     @property
     @abstractmethod
@@ -70,12 +70,12 @@ class AbstractSlide(ABC):
     @property
     @abstractmethod
     def properties(self) -> Mapping[str, str]:
-        """What is known of the slide, by name."""
+        """Metadata of the slide, by name."""
 
     @property
     @abstractmethod
     def associated_images(self) -> Mapping[str, Image.Image]:
-        """Pictures that belong to the slide, by name."""
+        """Label, overview and other images of the slide, by name."""
 
     @property
     def icc_profile(self) -> bytes | None:
@@ -84,7 +84,7 @@ class AbstractSlide(ABC):
 
     @property
     def color_profile(self) -> ImageCms.ImageCmsProfile | None:
-        """ICC profile of level 0, as Pillow has it; None without one."""
+        """ICC profile of level 0 as an object of Pillow; None without one."""
         from PIL import ImageCms
 
         profile = self.icc_profile
@@ -92,48 +92,50 @@ class AbstractSlide(ABC):
 
     @abstractmethod
     def get_best_level_for_downsample(self, downsample: float) -> int:
-        """Return the level from which to make a picture of lower resolution."""
+        """Return the level to read for an image that is smaller by a factor."""
 
     @abstractmethod
     def read_region(
         self, location: tuple[int, int], level: int, size: tuple[int, int]
     ) -> Image.Image:
-        """Read a region as an RGBA picture of exactly `size`, transparent outside."""
+        """Read a region as an RGBA image of exactly `size`, transparent outside of the slide."""
 
-    def set_cache(self, cache: object) -> None:  # noqa: B027 - as there: a picture needs none
-        """Keep decoded tiles in a cache, where tiles are decoded.
+    def set_cache(self, cache: object) -> None:  # noqa: B027 - optional, as in openslide-python
+        """Use a cache for decoded tiles; no effect for ordinary images.
 
         Parameters
         ----------
         cache : OpenSlideCache
-            Where they are kept.
+            The cache.
 
         """
 
     def get_thumbnail(self, size: tuple[int, int]) -> Image.Image:
-        """Make a picture of the whole slide, on white.
+        """Return an image of the whole slide on a white background.
 
         Parameters
         ----------
         size : tuple of int
-            Largest (width, height) in pixels; the ratio of edges is the slide's.
+            Upper bound on (width, height) in pixels; the aspect ratio is that of the slide.
 
         Returns
         -------
         PIL.Image.Image
-            RGB, with the profile in ``info["icc_profile"]``; no larger than the level that it is
-            made of.
+            RGB, with the ICC profile in ``info["icc_profile"]``; no larger than the level that it
+            is made from.
 
         Raises
         ------
         ValueError
-            When a size is less than one.
+            When width or height is less than one.
 
         """
         from PIL import Image
 
         if min(size) < 1:
-            raise RequestError(f"a thumbnail of {tuple(size)} pixels isn't possible")
+            raise RequestError(
+                f"a thumbnail of {tuple(size)} pixels isn't possible; expected one pixel or more"
+            )
         downsample = max(edge / wanted for edge, wanted in zip(self.dimensions, size, strict=True))
         level = self.get_best_level_for_downsample(downsample)
         region = self.read_region((0, 0), level, self.level_dimensions[level])

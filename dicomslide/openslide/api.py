@@ -1,4 +1,4 @@
-"""A slide as openslide-python shows one: `OpenSlide`, for programs written for that library."""
+"""`OpenSlide` and `open_slide`, with the interface of openslide-python."""
 
 from __future__ import annotations
 
@@ -37,62 +37,63 @@ __all__ = ["OpenSlide", "open_slide"]
 
 
 class OpenSlide(AbstractSlide):
-    """A slide as openslide-python shows one.
+    """A slide with the interface of openslide-python.
 
-    ``dicomslide.OpenSlide(path)`` takes the place of ``openslide.OpenSlide(path)``: same names,
-    same pictures, same properties. Unlike in :class:`dicomslide.Slide`, pictures are
-    :class:`PIL.Image.Image`, and sizes and places are (width, height) and (x, y), in pixels as
-    stored: nothing is turned upright, and no colour is corrected.
+    ``dicomslide.OpenSlide(path)`` replaces ``openslide.OpenSlide(path)``: same names, same images,
+    same properties. Unlike :class:`dicomslide.Slide`, it returns :class:`PIL.Image.Image`; sizes
+    are (width, height) and locations (x, y), in pixels as stored, neither turned upright nor
+    colour-corrected.
 
     Parameters
     ----------
     slide : path-like, list of path-like, FrameStore or Slide
-        A file, which brings the files of its series in its folder with it, and shows its own
-        pyramid where there are several; or anything that :func:`dicomslide.open_slide` takes.
+        A file, with which the files of its series in the same folder are opened (if the series has
+        several pyramids, that of the file is selected); or anything that
+        :func:`dicomslide.open_slide` takes.
     channel_index : int, default: 0
         Zero-based index into the slide's channels.
     focal_plane_index : int, default: 0
         Zero-based index into the slide's focal planes.
     thumbnail_levels : bool, optional
-        Whether a THUMBNAIL image may be a level. By default, of a Slide all levels are shown,
-        a THUMBNAIL among them; of all else the VOLUME images, as libopenslide has it, and the
-        THUMBNAIL is an associated image, unless there is nothing else.
+        Whether a THUMBNAIL image can be a level; by default True if `slide` is a Slide. If False,
+        levels are VOLUME images, as in libopenslide, and the THUMBNAIL is an associated image,
+        unless the slide has no VOLUME image.
 
     Raises
     ------
     FileNotFoundError
         When a path doesn't exist.
     NotDicomError, NotSlideError, AmbiguousSlideError, MetadataError
-        When there is no slide, there are several, or a header can't be understood.
+        When the files hold no slide or several slides, or a header is invalid.
     ValueError
-        When there is no such channel or focal plane, or its pixels are floating-point numbers.
+        When an index is out of range, or the pixels are floating-point numbers.
 
     Notes
     -----
-    Measured against libopenslide 4.0.1 on the same files: pictures, properties and associated
-    images are equal, byte for byte, with these exceptions.
+    Images, properties and associated images equal those of libopenslide 4.0.1 for the same files,
+    byte for byte, with these exceptions:
 
-    * A location between two pixels of a level is the stored pixel that is nearest,
-      floor(x / ``level_downsamples[level]`` + ½), rows likewise. libopenslide interpolates there,
-      so that colours are mixed and outer edges half transparent; of a negative location it drops
-      the fraction.
-    * Where a JPEG's own markers contradict Photometric Interpretation, they are believed.
-    * Greyscale, more than 8 bits, other transfer syntaxes and Image Types, several channels or
-      focal planes: libopenslide refuses them. Here grey becomes RGB; of more than 8 bits the 8
-      most significant of Bits Stored are shown, so that regions and levels match, and of a
-      segment False is black and True white. A greyscale image has no colour profile.
-    * Of several pyramids in one series, that of the file is shown, in which libopenslide has the
-      levels of all, one among the other.
-    * Properties ``dicom.*`` and ``openslide.barcode``: values are without padding, text is decoded
-      by its Specific Character Set, private elements are left out. ``openslide.mpp-*`` is there
-      too where Pixel Spacing is absent but can be derived, and ``openslide.objective-power`` isn't
-      where it is 0.
-    * `associated_images` has DICOM's names LABEL, OVERVIEW and THUMBNAIL, and answers to label,
-      macro and thumbnail as well.
-    * A folder can be opened. Closing twice is allowed. What openslide-python reports as
-      OpenSlideError is one of :mod:`dicomslide.errors` here, all of which
-      ``except dicomslide.openslide.OpenSlideError`` catches, but for that of a path that doesn't
-      exist, a FileNotFoundError; no error keeps the slide from being used further.
+    * A location between two pixels of a level is rounded to the nearest stored pixel,
+      floor(x / ``level_downsamples[level]`` + ½), and likewise for y. libopenslide interpolates,
+      which mixes colours and makes outer edges half transparent, and drops the fraction of a
+      negative location.
+    * If the markers of a JPEG contradict Photometric Interpretation, the markers are used.
+    * Greyscale, more than 8 bits, further transfer syntaxes and Image Types, several channels and
+      several focal planes are supported; libopenslide refuses them. Greyscale is converted to RGB.
+      More than 8 bits are reduced to the 8 most significant of Bits Stored, with the same scale in
+      all regions and levels. In a segment, False is black and True white. A greyscale image has no
+      colour profile.
+    * If a series has several pyramids, the levels are those of the file's pyramid. libopenslide
+      mixes the levels of all pyramids.
+    * In the properties ``dicom.*`` and ``openslide.barcode``, padding is removed, text is decoded
+      by its Specific Character Set, and private elements are left out. ``openslide.mpp-*`` is also
+      given if Pixel Spacing is absent but can be derived; ``openslide.objective-power`` is left
+      out if it is 0.
+    * `associated_images` has the keys LABEL, OVERVIEW and THUMBNAIL of DICOM, and also accepts
+      label, macro and thumbnail.
+    * A folder can be opened. A slide can be closed twice. Errors are those of
+      :mod:`dicomslide.errors`, which ``except dicomslide.openslide.OpenSlideError`` catches, except
+      FileNotFoundError for a path that doesn't exist. A slide can be used after an error.
 
     Examples
     --------
@@ -141,7 +142,7 @@ class OpenSlide(AbstractSlide):
         -------
         str or None
             "dicom" for a DICOM Part 10 file of SOP Class VL Whole Slide Microscopy Image, or a
-            folder that holds one; None for all else, also where nothing is.
+            folder that contains one; None for anything else, and for a path that doesn't exist.
 
         """
         path = Path(os.fsdecode(filename))
@@ -149,16 +150,16 @@ class OpenSlide(AbstractSlide):
         return VENDOR if any(is_slide_image(file) for file in files) else None
 
     def close(self) -> None:
-        """Close the slide: using it further raises a ValueError."""
+        """Close the slide; later use raises a ValueError."""
         self._slide = self._contents = None
 
     def _open_contents(self) -> Contents:
-        contents = self._contents  # another thread may close it meanwhile
+        contents = self._contents  # read once: another thread may close the slide
         if contents is None:
             raise RequestError(f"{self!r} is closed; open the slide again")
         return contents
 
-    # -- what it is --
+    # -- metadata --
 
     @property
     def level_count(self) -> int:
@@ -172,27 +173,27 @@ class OpenSlide(AbstractSlide):
 
     @property
     def level_downsamples(self) -> tuple[float, ...]:
-        """Factor of each level relative to level 0: the mean of those of width and height."""
+        """Factor of each level relative to level 0: the mean of the factors of width and height."""
         return self._open_contents().downsamples
 
     @property
     def properties(self) -> Mapping[str, str]:
-        """What the header of level 0 says, by name; read-only.
+        """Metadata of the slide from the header of level 0, by name; read-only.
 
-        ``openslide.*`` with sizes, ``mpp-x`` and ``mpp-y`` in µm per pixel along the columns
-        and rows as stored, ``objective-power``, and ``quickhash-1``, which names the series; and
-        ``dicom.*``, each element by its keyword, patient's included, but neither the per-frame
-        functional groups nor bulk data.
+        ``openslide.*`` are sizes; ``mpp-x`` and ``mpp-y``, the µm per pixel between columns and
+        between rows as stored; ``objective-power``; and ``quickhash-1``, a hash of the Series
+        Instance UID. ``dicom.*`` are elements by keyword, those of the patient included, without
+        per-frame functional groups and bulk data.
         """
         return self._open_contents().properties
 
     @property
     def associated_images(self) -> Mapping[str, Image.Image]:
-        """Label, overview and thumbnail as RGBA pictures, decoded when asked for; read-only.
+        """Label, overview and thumbnail as RGBA images, decoded on lookup; read-only.
 
-        Its keys are LABEL, OVERVIEW and THUMBNAIL, where the slide has them (value 3 of Image
-        Type); openslide's names label, macro and thumbnail work as well. A THUMBNAIL that is a
-        level isn't among them.
+        Keys are LABEL, OVERVIEW and THUMBNAIL (value 3 of Image Type), as far as the slide has
+        them; the names label, macro and thumbnail of OpenSlide are accepted too. A THUMBNAIL that
+        is a level is not included.
         """
         return _AssociatedImages(self._open_contents().associated)
 
@@ -202,23 +203,23 @@ class OpenSlide(AbstractSlide):
         return self._open_contents().levels[0].icc_profile
 
     def get_best_level_for_downsample(self, downsample: float) -> int:
-        """Return the level from which to make a picture of lower resolution.
+        """Return the level to read for an image that is smaller than level 0 by a factor.
 
         Parameters
         ----------
         downsample : float
-            Factor of the picture relative to level 0.
+            Factor of the image relative to level 0.
 
         Returns
         -------
         int
-            Zero-based index of the smallest level that is no smaller than the picture, or 0.
+            Zero-based index of the smallest level that is at least as large as the image, or 0.
 
         """
         beyond = [i for i, factor in enumerate(self.level_downsamples) if factor > downsample]
         return max(0, beyond[0] - 1) if beyond else self.level_count - 1
 
-    # -- pictures --
+    # -- pixels --
 
     def read_region(
         self, location: tuple[int, int], level: int, size: tuple[int, int]
@@ -228,34 +229,35 @@ class OpenSlide(AbstractSlide):
         Parameters
         ----------
         location : tuple of int
-            (x, y) of its top left pixel in pixels of level 0, whatever `level`; may lie outside.
+            (x, y) of its top left pixel in pixels of level 0, for any `level`; may be outside of
+            the slide.
         level : int
-            Zero-based level that is read.
+            Zero-based index of the level to read.
         size : tuple of int
             (width, height) of the region in pixels of `level`.
 
         Returns
         -------
         PIL.Image.Image
-            RGBA of exactly `size`, with the profile in ``info["icc_profile"]``. Outside of the
-            slide, where a tile is absent, and at a level that isn't there, it is transparent:
+            RGBA of exactly `size`, with the ICC profile in ``info["icc_profile"]``. Pixels outside
+            of the slide, of absent tiles, and of a level that doesn't exist are transparent:
             (0, 0, 0, 0).
 
         Raises
         ------
         ValueError
-            When a size is negative.
+            When width or height is negative.
         FrameError
             When a frame can't be read or decoded.
         MemoryLimitError
-            When the picture would be too large.
+            When the image exceeds the memory limit.
 
         """
         contents = self._open_contents()
         (x, y), (width, height) = map(operator.index, location), map(operator.index, size)
         level = operator.index(level)
         if min(width, height) < 0:
-            raise RequestError(f"size {(width, height)} is negative")
+            raise RequestError(f"size {(width, height)} is negative; expected zero or more pixels")
         profile = self.icc_profile
         if not 0 <= level < len(contents.levels):
             return as_picture(transparent(width, height), profile)
@@ -263,48 +265,48 @@ class OpenSlide(AbstractSlide):
         return as_picture(read_rgba(contents.levels[level], left, top, width, height), profile)
 
     def set_cache(self, cache: object) -> None:
-        """Keep decoded tiles in a cache of this slide's, or of several slides.
+        """Use a cache for decoded tiles, for this slide alone or shared by several slides.
 
         Parameters
         ----------
         cache : OpenSlideCache
-            Where tiles are kept from now on, as many as its capacity holds. One of
-            openslide-python's, which holds tiles of libopenslide only, is accepted and changes
-            nothing: tiles stay in the cache of the process, of ``frame_cache_bytes``
+            The cache to use from now on. An ``openslide.OpenSlideCache`` of openslide-python is
+            accepted without effect, since it caches tiles of libopenslide only: tiles stay in the
+            cache of the process, bounded by ``frame_cache_bytes``
             (:func:`dicomslide.set_options`).
 
         Raises
         ------
         TypeError
-            When it is no such cache.
+            When `cache` is another object.
 
         """
         contents = self._open_contents()
         if isinstance(cache, OpenSlideCache):
             self._contents = contents.kept_in(cache.frames)
         elif not hasattr(cache, "_openslide_cache"):
-            raise TypeError(f"{cache!r} is no OpenSlideCache")
+            raise TypeError(f"cache is {cache!r}; expected an OpenSlideCache")
 
 
 def open_slide(filename: Filename) -> OpenSlide | ImageSlide:
-    """Open a slide, or an ordinary picture.
+    """Open a slide, or an ordinary image.
 
     Parameters
     ----------
     filename : path-like
-        Anything that :class:`dicomslide.OpenSlide` takes; or a file that Pillow reads.
+        Anything that :class:`dicomslide.OpenSlide` takes; or an image file that Pillow reads.
 
     Returns
     -------
     OpenSlide or ImageSlide
-        A slide, or a picture as a slide of one level.
+        A slide, or an image with the interface of a slide of one level.
 
     Raises
     ------
     FileNotFoundError
         When a path doesn't exist.
     NotDicomError, NotSlideError
-        When it is neither.
+        When the file is neither.
 
     """
     try:
@@ -324,7 +326,7 @@ def _rebuild(cls: type[OpenSlide], slide: Slide, choice: dict[str, Any]) -> Open
 
 
 class _AssociatedImages(Mapping[str, "Image.Image"]):
-    """Pictures by flavor, decoded each time that one is asked for."""
+    """Associated images by flavor, decoded at each lookup."""
 
     def __init__(self, readers: Mapping[str, MatrixReader]) -> None:
         self._readers = readers
@@ -336,7 +338,7 @@ class _AssociatedImages(Mapping[str, "Image.Image"]):
     def __getitem__(self, key: str) -> Image.Image:
         reader = self._reader(key)
         if reader is None:
-            raise KeyError(f"no associated image {key!r}; there are {list(self)}")
+            raise KeyError(f"no associated image {key!r}; expected one of {list(self)}")
         rows, columns, _ = reader.shape
         return as_picture(read_rgba(reader, 0, 0, columns, rows), reader.icc_profile)
 

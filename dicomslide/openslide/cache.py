@@ -1,4 +1,4 @@
-"""A cache of decoded tiles that several slides share, as openslide-python has one."""
+"""`OpenSlideCache`: a cache of decoded tiles that several slides can share."""
 
 from __future__ import annotations
 
@@ -14,34 +14,33 @@ __all__ = ["OpenSlideCache"]
 
 
 class OpenSlideCache:
-    """Decoded tiles of the slides that it is given to, bounded in bytes.
+    """LRU cache of decoded tiles, bounded in bytes.
 
-    :meth:`dicomslide.OpenSlide.set_cache` gives it to a slide; the least recently used tile goes
-    first. A slide without one keeps tiles in the cache of the process, of ``frame_cache_bytes``
-    (:func:`dicomslide.set_options`).
+    :meth:`dicomslide.OpenSlide.set_cache` sets the cache of a slide. Other slides use the cache of
+    the process, bounded by ``frame_cache_bytes`` (:func:`dicomslide.set_options`).
 
     Parameters
     ----------
     capacity : int
-        Bytes of decoded tiles that it holds; 0 for none.
+        Upper bound on the bytes of decoded tiles; 0 for no caching.
 
     Raises
     ------
     TypeError
-        When `capacity` is no integer.
+        When `capacity` isn't an integer.
     ValueError
-        When it is negative.
+        When `capacity` is negative.
 
     """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = operator.index(capacity)
         if self._capacity < 0:
-            raise ValueError(f"capacity {capacity} is negative")
+            raise ValueError(f"capacity {capacity} is negative; expected a number of bytes")
         self.frames: FrameCache[np.ndarray] = FrameCache(
             lambda: self._capacity, "tiles of OpenSlide"
         )
-        """The tiles that it holds."""
+        """The cached tiles."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._capacity!r})"

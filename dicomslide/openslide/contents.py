@@ -1,4 +1,4 @@
-"""What an open slide shows: levels and associated images, as libopenslide sorts them."""
+"""Selection of levels and associated images of a slide by the rules of libopenslide."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ __all__ = ["Contents", "contents_of", "downsamples_of", "is_slide_image", "open_
 
 
 def downsamples_of(dimensions: Sequence[tuple[int, int]]) -> tuple[float, ...]:
-    """Return the factor of levels by their (width, height): the mean of both edges' factors."""
+    """Return the factor of each level from (width, height) of all: the mean of both axes."""
     width, height = dimensions[0]
     return tuple((width / w + height / h) / 2 for w, h in dimensions)
 
 
 def pixel_at(location: tuple[int, int], downsample: float) -> tuple[int, int]:
-    """Return the (x, y) of a level's pixel that is nearest to where libopenslide reads.
+    """Return the (x, y) of the level's pixel that is nearest to a location.
 
     Parameters
     ----------
     location : tuple of int
         (x, y) in pixels of level 0.
     downsample : float
-        Factor of the level, which libopenslide divides both by.
+        Factor of the level, the same for both axes, as in libopenslide.
 
     """
     x, y = (math.floor(place / downsample + 0.5) for place in location)
@@ -56,14 +56,14 @@ def pixel_at(location: tuple[int, int], downsample: float) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What an open slide shows."""
+    """Levels, associated images and properties of an open slide."""
 
     base: TiledImage
-    """That of level 0."""
+    """Image of level 0."""
     levels: tuple[MatrixReader, ...]
     """From the largest to the smallest."""
     associated: dict[str, MatrixReader]
-    """By flavor, in the order of :data:`OPENSLIDE_NAMES`."""
+    """Readers of associated images by flavor, in the order of :data:`OPENSLIDE_NAMES`."""
 
     @property
     def dimensions(self) -> tuple[tuple[int, int], ...]:
@@ -76,7 +76,7 @@ class Contents:
         return downsamples_of(self.dimensions)
 
     def kept_in(self, frames: FrameCache[np.ndarray]) -> Contents:
-        """Return the same, with the decoded tiles of its levels in a cache of their own."""
+        """Return a copy whose levels cache decoded tiles in `frames`."""
         levels = tuple(
             dataclasses.replace(reader, max_frame_cache_size=None, frame_cache=frames)
             for reader in self.levels
@@ -85,16 +85,13 @@ class Contents:
 
     @lazy
     def properties(self) -> Mapping[str, str]:
-        """By name, read-only."""
+        """Properties by name, read-only."""
         found = properties_of(self.base, self.levels, self.downsamples, self.associated)
         return MappingProxyType(found)
 
 
 def open_any(slide: Any) -> Slide:
-    """Open what :class:`dicomslide.OpenSlide` takes.
-
-    A file brings its series, of which its own pyramid is shown.
-    """
+    """Open any argument of :class:`dicomslide.OpenSlide`; a file with the pyramid it belongs to."""
     if isinstance(slide, bytes):
         slide = os.fsdecode(slide)
     if not (isinstance(slide, (str, os.PathLike)) and os.path.isfile(slide)):
@@ -105,7 +102,7 @@ def open_any(slide: Any) -> Slide:
 
 
 def _series_of(named: FileSource) -> FileStore:
-    """Open the files of a file's series in its folder, as libopenslide does."""
+    """Open the files in a file's folder that have its Series Instance UID, as libopenslide does."""
     uid = dicom.text(named.metadata, "SeriesInstanceUID")
     sources = {named.sop_instance_uid: named}
     for other in sorted(Path(named.path).parent.iterdir()):
@@ -122,7 +119,7 @@ def _series_of(named: FileSource) -> FileStore:
 
 
 def is_slide_image(path: Path) -> bool:
-    """Whether there is a DICOM file of a whole slide image."""
+    """Whether a path is a DICOM file of SOP Class VL Whole Slide Microscopy Image."""
     if not is_dicom_file(path):
         return False
     try:
@@ -136,7 +133,7 @@ def is_slide_image(path: Path) -> bool:
 def contents_of(
     slide: Slide, channel_index: int, focal_plane_index: int, *, thumbnail_levels: bool
 ) -> Contents:
-    """Sort out the levels and associated images.
+    """Return the levels and associated images of a slide.
 
     Parameters
     ----------
@@ -145,16 +142,16 @@ def contents_of(
     channel_index, focal_plane_index : int
         Zero-based indices into its channels and focal planes.
     thumbnail_levels : bool
-        Whether a THUMBNAIL that is a level of the slide is one here; else it is an associated
-        image, unless there is nothing else.
+        Whether a THUMBNAIL can be a level; else it is an associated image, unless the slide has no
+        VOLUME image.
 
     Raises
     ------
     ValueError
-        When there is no such channel or focal plane, or its pixels are floating-point numbers.
+        When an index is out of range, or the pixels are floating-point numbers.
 
     """
-    slide.get_volume_images(channel_index, focal_plane_index)  # raises where there are none
+    slide.get_volume_images(channel_index, focal_plane_index)  # raises if an index is out of range
     key = channel_index, focal_plane_index
     places = [level._places[key] for level in slide.levels if key in level._places]
     volumes = [place for place in places if place[0].flavor != ImageFlavors.THUMBNAIL.value]
@@ -164,14 +161,14 @@ def contents_of(
         places = volumes
     if not places:
         raise RequestError(
-            f"{slide.name}: channel {channel_index} lies on the grid of no level; its images are"
-            " those of Slide.get_volume_images"
+            f"{slide.name}: the images of channel {channel_index} aren't on the grid of any level;"
+            " read them with Slide.get_volume_images"
         )
     readers = tuple(_as_stored(*place) for place in places)
     if readers[0].dtype.kind == "f":
         raise RequestError(
-            f"{slide.name}: the pixels of channel {channel_index} are floating-point numbers,"
-            " which no picture shows; read them with Slide.get_image_region"
+            f"{slide.name}: the pixels of channel {channel_index} are floating-point numbers;"
+            " expected integers; read them with Slide.get_image_region"
         )
     found = {
         ImageFlavors.LABEL: [(image, 0, 0) for image in slide.label_images],
@@ -188,6 +185,6 @@ def contents_of(
 
 
 def _as_stored(image: TiledImage, channel_index: int, focal_plane_index: int) -> MatrixReader:
-    """Return what reads an image's pixels without colour correction, whatever the slide's."""
+    """Return the reader of an image's pixels without colour correction."""
     matrix = image.get_total_pixel_matrix(channel_index, focal_plane_index)
     return dataclasses.replace(matrix._reader, correct_color=False)

@@ -1,4 +1,4 @@
-"""The errors of openslide-python, by its names: classes of this package that are raised here."""
+"""Exceptions with the names of openslide-python, as aliases of this package's classes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = [
 ]
 
 OpenSlideError = DicomSlideError
-"""What can't be read, or done with a slide."""
+"""Base class of all errors."""
 
 OpenSlideUnsupportedFormatError = NotSlideError
-"""What is no slide."""
+"""A file isn't a slide."""
 
 
 class OpenSlideVersionError(DicomSlideError):
-    """The library is too old. Never raised here, where there is none; scripts catch it."""
+    """libopenslide is too old. Never raised; defined for scripts that catch it."""
 
 
 class RequestError(DicomSlideError, ValueError):
-    """What is asked for can't be: a negative size, or anything of a slide that was closed."""
+    """An invalid request: a negative size, or the use of a closed slide."""

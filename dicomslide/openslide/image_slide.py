@@ -1,4 +1,4 @@
-"""An ordinary picture as a slide of one level."""
+"""`ImageSlide`: an ordinary image with the interface of a slide of one level."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ __all__ = ["ImageSlide"]
 
 
 class ImageSlide(AbstractSlide):
-    """A picture of Pillow as a slide of one level, without properties and associated images.
+    """An image of Pillow with the interface of a slide of one level.
 
-    Pillow holds the whole picture: a cache that it is given isn't used.
+    It has no properties and no associated images. Pillow holds all pixels in memory, so that a
+    cache has no effect.
 
     Parameters
     ----------
     file : path-like or PIL.Image.Image
-        A file of any format that Pillow reads, which is closed with the slide; or a picture,
-        which stays open.
+        A file of any format that Pillow reads, which is closed with the slide; or an image, which
+        stays open.
 
     Raises
     ------
     FileNotFoundError
         When the path doesn't exist.
     PIL.UnidentifiedImageError
-        When Pillow doesn't know the format, an OSError.
+        When Pillow can't identify the format; a subclass of OSError.
 
     """
 
@@ -56,7 +57,7 @@ class ImageSlide(AbstractSlide):
 
     @classmethod
     def detect_format(cls, filename: Filename) -> str | None:
-        """Return Pillow's name of a file's format; None where it knows none.
+        """Return Pillow's name of a file's format; None if Pillow can't open it.
 
         Parameters
         ----------
@@ -73,48 +74,48 @@ class ImageSlide(AbstractSlide):
             return None
 
     def close(self) -> None:
-        """Close the slide: using it further raises a ValueError."""
+        """Close the slide; later use raises a ValueError."""
         if self._image is not None and self._is_own:
             self._image.close()
         self._image = None
 
     def _picture(self) -> Image.Image:
         if self._image is None:
-            raise RequestError(f"{self!r} is closed; open the picture again")
+            raise RequestError(f"{self!r} is closed; open the image again")
         return self._image
 
     @property
     def level_count(self) -> Literal[1]:
-        """One."""
+        """Number of levels: 1."""
         return 1
 
     @property
     def level_dimensions(self) -> tuple[tuple[int, int]]:
-        """(width, height) of the picture in pixels."""
+        """(width, height) of the image in pixels."""
         return (self._picture().size,)
 
     @property
     def level_downsamples(self) -> tuple[float]:
-        """One."""
+        """Factor of the only level: 1.0."""
         return (1.0,)
 
     @property
     def properties(self) -> Mapping[str, str]:
-        """None are known."""
+        """Empty mapping."""
         return MappingProxyType({})
 
     @property
     def associated_images(self) -> Mapping[str, Image.Image]:
-        """There are none."""
+        """Empty mapping."""
         return MappingProxyType({})
 
     @property
     def icc_profile(self) -> bytes | None:
-        """ICC profile of the picture; None without one."""
+        """ICC profile of the image; None without one."""
         return self._picture().info.get("icc_profile")
 
     def get_best_level_for_downsample(self, downsample: float) -> Literal[0]:
-        """Return 0, whatever the factor."""
+        """Return 0, the only level."""
         return 0
 
     def read_region(
@@ -125,7 +126,7 @@ class ImageSlide(AbstractSlide):
         Parameters
         ----------
         location : tuple of int
-            (x, y) of its top left pixel; may lie outside.
+            (x, y) of its top left pixel; may be outside of the image.
         level : int
             0.
         size : tuple of int
@@ -134,15 +135,15 @@ class ImageSlide(AbstractSlide):
         Returns
         -------
         PIL.Image.Image
-            RGBA of exactly `size`, transparent outside of the picture, with its profile in
+            RGBA of exactly `size`, transparent outside of the image, with its ICC profile in
             ``info["icc_profile"]``.
 
         Raises
         ------
         ValueError
-            When a size is negative, or the level isn't 0.
+            When width or height is negative, or `level` isn't 0.
         MemoryLimitError
-            When the region would be too large.
+            When the region exceeds the memory limit.
 
         """
         from PIL import Image
@@ -150,10 +151,10 @@ class ImageSlide(AbstractSlide):
         image = self._picture()
         (x, y), (width, height) = map(operator.index, location), map(operator.index, size)
         if level != 0:
-            raise RequestError(f"there is no level {level} of a picture, which has level 0 only")
+            raise RequestError(f"there is no level {level}; an image has level 0 only")
         if min(width, height) < 0:
-            raise RequestError(f"size {(width, height)} is negative")
-        check_memory(4 * width * height, f"a picture of {width} × {height} pixels")
+            raise RequestError(f"size {(width, height)} is negative; expected zero or more pixels")
+        check_memory(4 * width * height, f"an image of {width} × {height} pixels")
         region = Image.new("RGBA", (width, height))
         left, top = max(x, 0), max(y, 0)
         right, bottom = min(x + width, image.width), min(y + height, image.height)

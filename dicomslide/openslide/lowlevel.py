@@ -1,4 +1,4 @@
-"""The names of ``openslide.lowlevel`` that scripts take from it: its errors and its version."""
+"""The names of ``openslide.lowlevel`` that scripts use: exceptions and the library's version."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = [
 ]
 
 LIBRARY_VERSION = "4.0.1"
-"""Version of libopenslide that pictures and properties were measured against."""
+"""Version of libopenslide whose images and properties are reproduced."""
 
 
 def get_version() -> str:
-    """Return the version of libopenslide whose pictures and properties are shown."""
+    """Return the version of libopenslide whose images and properties are reproduced."""
     return LIBRARY_VERSION

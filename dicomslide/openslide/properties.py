@@ -1,4 +1,4 @@
-"""The properties that openslide-python has of a slide: their names, and what a header says."""
+"""Names and values of the properties of a slide in openslide-python, from its header."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
     "properties_of",
 ]
 
-# for programs that ask by these names; DICOM has no background colour, bounds, comment
+# DICOM has no background colour, bounds and comment; the names are defined for scripts
 PROPERTY_NAME_BACKGROUND_COLOR = "openslide.background-color"
 PROPERTY_NAME_BARCODE = "openslide.barcode"
 PROPERTY_NAME_BOUNDS_HEIGHT = "openslide.bounds-height"
@@ -68,7 +68,7 @@ def properties_of(
     Parameters
     ----------
     image : TiledImage
-        That of level 0, whose header is shown.
+        Image of level 0, whose header gives the values.
     levels : sequence of MatrixReader
         From the largest to the smallest.
     downsamples : sequence of float
@@ -98,7 +98,7 @@ def properties_of(
         found.update(_icc_size(name, reader))
     spacing = _spacing_of(image)
     if spacing is not None:
-        # between rows is along Y, between columns along X
+        # (between rows, between columns) is (y, x)
         found[PROPERTY_NAME_MPP_Y] = _decimal(spacing[0] * MICROMETERS)
         found[PROPERTY_NAME_MPP_X] = _decimal(spacing[1] * MICROMETERS)
     path = base.layout.channels[base.channel_index].item
@@ -107,7 +107,7 @@ def properties_of(
         found[PROPERTY_NAME_OBJECTIVE_POWER] = _decimal(power)
     series = dicom.text(metadata, "SeriesInstanceUID")
     if series is not None:
-        # as libopenslide has it: with the zero byte that ends a string in C
+        # libopenslide hashes the UID with the zero byte that terminates it in C
         found[PROPERTY_NAME_QUICKHASH1] = hashlib.sha256(series.encode() + b"\0").hexdigest()
     return dict(sorted(found.items()))
 
@@ -118,7 +118,7 @@ def _icc_size(name: str, reader: MatrixReader) -> dict[str, str]:
 
 
 def _spacing_of(image: TiledImage) -> tuple[float, float] | None:
-    """Return the spacing between rows and between columns in mm, derived if it must be."""
+    """Return the spacing between rows and between columns in mm, derived if it isn't stated."""
     spacing = pixel_spacing_of(image._source.metadata)
     if spacing is not None:
         return spacing
@@ -129,14 +129,14 @@ def _spacing_of(image: TiledImage) -> tuple[float, float] | None:
 
 
 def _decimal(value: float) -> str:
-    """Write a number as libopenslide does: 17 digits, without zeros at the end."""
+    """Format a number as libopenslide does: 17 significant digits, without trailing zeros."""
     return f"{value:.17g}"
 
 
 def _elements_of(dataset: Iterable[DataElement], prefix: str) -> Iterator[tuple[str, str]]:
-    """Yield (name, value) of the elements that have a keyword, and of those in their items."""
+    """Yield (name, value) of elements that have a keyword, sequence items included."""
     for element in dataset:
-        if not element.keyword or element.tag.element == 0:  # private; a group's length
+        if not element.keyword or element.tag.element == 0:  # private, or a group length
             continue
         name = f"{prefix}.{element.keyword}"
         if element.VR == "SQ":
@@ -152,14 +152,14 @@ def _elements_of(dataset: Iterable[DataElement], prefix: str) -> Iterator[tuple[
 
 
 def _texts_of(element: DataElement) -> list[str]:
-    """Return the values of an element as text; none where they are bytes, or no number is."""
+    """Return the values of an element as text; an empty list for bytes and absent values."""
     value: Any = element.value
     if value is None and element.VR in ("DS", "IS"):
         value = ""
     if value is None or isinstance(value, bytes):
         return []
     values = list(value) if element.VM > 1 else [value]
-    if element.VR == "AT":  # a group and an element number each
+    if element.VR == "AT":  # a tag is written as its group and its element number
         return [str(part) for tag in values for part in (tag >> 16, tag & 0xFFFF)]
     texts = [_decimal(each) if type(each) is float else str(each) for each in values]
     return ["\\".join(texts)] if element.VR in UNSPLIT else texts

@@ -1,4 +1,4 @@
-"""Regions of a total pixel matrix as RGBA pictures, transparent where there is nothing."""
+"""Regions of a total pixel matrix as RGBA images, transparent where no pixels are stored."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["as_picture", "read_rgba", "transparent"]
 
 
 def transparent(width: int, height: int) -> NDArray[np.uint8]:
-    """Return nothing, of so many pixels: shape (height, width, 4).
+    """Return transparent black pixels, shape (height, width, 4), uint8.
 
     Raises
     ------
     MemoryLimitError
-        When it would be too large.
+        When the array exceeds the memory limit.
 
     """
-    check_memory(4 * width * height, f"a picture of {width} × {height} pixels")
+    check_memory(4 * width * height, f"an image of {width} × {height} pixels")
     return np.zeros((height, width, 4), np.uint8)
 
 
@@ -38,17 +38,17 @@ def read_rgba(
     Parameters
     ----------
     reader : MatrixReader
-        Of pixels that aren't floating-point numbers.
+        Reader of integer or bool pixels.
     left, top : int
-        Column and row of its first pixel; may lie outside.
+        Column and row of the region's first pixel; may be outside of the matrix.
     width, height : int
         Columns and rows of the region.
 
     Returns
     -------
     numpy.ndarray
-        Shape (height, width, 4), uint8: grey as RGB, of more than 8 bits the most significant
-        ones of Bits Stored; transparent outside of the matrix and where a tile is absent.
+        Shape (height, width, 4), uint8: greyscale as RGB, more than 8 bits reduced to the 8 most
+        significant of Bits Stored; transparent outside of the matrix and in absent tiles.
 
     """
     rgba = transparent(width, height)
@@ -74,7 +74,7 @@ def read_rgba(
 
 
 def _as_8_bits(pixels: NDArray[Any], bits_stored: int) -> NDArray[np.uint8]:
-    """Return the most significant bits: the same for a value wherever it is."""
+    """Return the 8 most significant of Bits Stored, with the same scale in all regions."""
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == np.bool_:
@@ -85,7 +85,7 @@ def _as_8_bits(pixels: NDArray[Any], bits_stored: int) -> NDArray[np.uint8]:
 
 
 def as_picture(rgba: NDArray[np.uint8], profile: bytes | None) -> Image.Image:
-    """Return pixels of shape (rows, columns, 4) as a picture that knows its ICC profile."""
+    """Return pixels of shape (rows, columns, 4) as an image of Pillow with an ICC profile."""
     from PIL import Image
 
     height, width, _ = rgba.shape

@@ -1,4 +1,4 @@
-"""Many slides at once: found, sorted and opened several at a time, kept as names."""
+"""`open_slides` and `Cohort`: a mapping of names to slides, opened on lookup."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Cohort", "open_slides"]
 
-AT_ONCE = 16
-"""Files, series or slides that are opened at once without a cluster, where that means to wait."""
-PATIENCE = 0.05
-"""Seconds after which it is asked whether it does."""
-FILES, SLIDES = 16, 8
-"""Files, and slides, that are opened one after the other, as one task of a cluster."""
-MOST_NAMED = 5
-"""Slides that a text names."""
+MAX_THREADS = 16
+"""Upper bound on files, series or slides that threads of this process open at once."""
+MIN_WAIT = 0.05
+"""Seconds that items are processed one by one before threads are considered."""
+FILES_PER_TASK, SLIDES_PER_TASK = 16, 8
+"""Batch sizes of tasks on a cluster."""
+MAX_NAMES_SHOWN = 5
+"""Upper bound on names in the representation of a cohort."""
 
 Failures = dict[str, Exception]
 T = TypeVar("T")
@@ -70,27 +70,28 @@ F = TypeVar("F")
 
 
 class Cohort(Identified, Mapping[str, Slide]):
-    """Slides by name, and what couldn't be read.
+    """Mapping of names to slides, with the errors of files that couldn't be read.
 
-    Made by :func:`open_slides`. A slide's name is its Container Identifier. Where several have
-    the same, the Frame of Reference UID follows, after a slash; without one, the name is that of
-    a file. Where several pyramids are on a glass, each is a slide, and its number follows, from 0,
-    the largest, on: ``"S-1/pyramid-0"``. Slides are ordered by name.
+    Returned by :func:`open_slides`. The name of a slide is its Container Identifier. If several
+    slides have the same one, the Frame of Reference UID follows after a slash:
+    ``"S-1/1.2.3"``. A slide without Container Identifier has the name of one of its files. Each
+    pyramid of a glass slide is a slide; if there are several, a number follows, from 0 (the
+    largest): ``"S-1/pyramid-0"``. Slides are ordered by name.
 
-    A cohort holds names only, a kilobyte or two a slide: each lookup opens a slide, whose headers
-    are read unless the process still has them, and raises what :func:`open_slide` raises;
-    :meth:`opened` goes on where one doesn't open. It pickles, and needs no cluster.
+    A cohort is picklable and holds one or two kilobytes per slide. Each lookup opens a slide: its
+    headers are read unless the process has them cached, and errors are those of
+    :func:`open_slide`. :meth:`opened` skips slides that don't open.
 
     Parameters
     ----------
     members : mapping of str to Member
-        The instances of each slide, by its name.
+        Sources of each slide, by its name.
     options : SlideOptions
-        How slides are read.
+        Options of each slide.
     failures : mapping of str to Exception
         See :attr:`failures`.
     warned : iterable of str
-        Warnings that were given when the slides were found: opening one doesn't repeat them.
+        Warnings that were given during the search, which lookups don't repeat.
 
     Examples
     --------
@@ -116,11 +117,11 @@ class Cohort(Identified, Mapping[str, Slide]):
 
     @property
     def failures(self) -> Mapping[str, Exception]:
-        """What failed, and why, by the name of a file, an object, a series or a slide.
+        """Errors by the name of a file, object, series or slide.
 
-        First, what couldn't be read or sorted: a slide that lacks one of its files because of
-        that is here all the same. Then each slide that was found not to open, by
-        :meth:`summaries`, :meth:`to_pandas`, :meth:`opened` or a lookup.
+        Files that couldn't be read or sorted are listed first; a slide that lacks such a file is
+        in the cohort nevertheless. Slides follow that couldn't be opened by :meth:`summaries`,
+        :meth:`to_pandas`, :meth:`opened` or a lookup.
         """
         return MappingProxyType(self._failures)
 
@@ -140,7 +141,7 @@ class Cohort(Identified, Mapping[str, Slide]):
         return len(self._members)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._members  # without opening it
+        return name in self._members  # without opening the slide
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
         options = self._options
@@ -161,41 +162,47 @@ class Cohort(Identified, Mapping[str, Slide]):
         return list(self)
 
     def __repr__(self) -> str:
-        names = ", ".join(itertools.islice(self, MOST_NAMED))
-        more = ", ..." if len(self) > MOST_NAMED else ""
+        names = ", ".join(itertools.islice(self, MAX_NAMES_SHOWN))
+        more = ", ..." if len(self) > MAX_NAMES_SHOWN else ""
         failed = f"; {dicom.counted(len(self._failures), 'failure')}" if self._failures else ""
         return f"<Cohort of {dicom.counted(len(self), 'slide')}: {names}{more}{failed}>"
 
     def _repr_html_(self) -> str:
         from dicomslide.display.html import MOST_SLIDES, cohort_html
 
-        # never by a cluster, which may be at work for hours
+        # in this process: tasks of a cluster may be queued for hours
         shown = self._summaries(itertools.islice(self, MOST_SLIDES), _in_threads)
         return cohort_html(shown, len(self), self._failures)
 
     def opened(self) -> Iterator[tuple[str, Slide]]:
-        """Open one slide after the other; those that don't open are left out.
+        """Iterate over open slides, one at a time; slides that don't open are skipped.
 
         Yields
         ------
         tuple of str and Slide
-            A slide, and its name. What doesn't open is among the :attr:`failures`.
+            Name and slide. Errors of skipped slides are in :attr:`failures`.
 
         """
         for name in self:
             try:
                 slide = self[name]
-            except Exception:  # noted by the lookup
+            except Exception:  # the lookup has added it to the failures
                 continue
             yield name, slide
 
     def summaries(self) -> dict[str, dict[str, Any]]:
-        """Open all slides, and return what each is like, in plain values, by its name.
+        """Return the main properties of each slide.
 
-        As :func:`open_slides` does it: several at a time, on a cluster if there is one. Those
-        that don't open are left out, and are among the :attr:`failures`.
+        Slides are opened in parallel, by the workers of a dask cluster if there is one.
+
+        Returns
+        -------
+        dict of str to dict
+            Plain values by the name of the slide: see :meth:`to_pandas`. Slides that don't open
+            are left out; their errors are in :attr:`failures`.
+
         """
-        return self._summaries(self, functools.partial(_everywhere, size=SLIDES))
+        return self._summaries(self, functools.partial(_on_cluster, size=SLIDES_PER_TASK))
 
     def _summaries(
         self, names: Iterable[str], do: Callable[..., list[_Batch[Any]]]
@@ -208,13 +215,13 @@ class Cohort(Identified, Mapping[str, Slide]):
         return found
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the :meth:`summaries` as a table: a row a slide, by its name.
+        """Return the :meth:`summaries` as a table with a row per slide, indexed by name.
 
         Returns
         -------
         pandas.DataFrame
-            With rows, columns, µm per pixel, numbers of levels, channels and focal planes,
-            stains, scanner, UIDs and file of the base level.
+            Rows and columns of the base level, µm per pixel, numbers of levels, channels and focal
+            planes, stains, scanner, UIDs, and file of the base level.
 
         Raises
         ------
@@ -243,24 +250,23 @@ def open_slides(
 ) -> Cohort:
     """Open all slides of a folder, a bucket or a server.
 
-    Files are sorted into slides by what their headers say, wherever they lie. Headers are read
-    several at once, by the workers of dask's cluster where a client of one is there: what they
-    can't read is read here. What can't be opened is listed in :attr:`Cohort.failures`.
+    Files are sorted into slides by their headers, regardless of folders. Headers are read in
+    parallel, by the workers of a dask cluster if a client is active; files that workers can't
+    reach are read by this process. Errors are collected in :attr:`Cohort.failures`.
 
     Parameters
     ----------
     source : path-like, bytes, file object, iterable of these, DICOMClient or FrameStore
-        Folders (with their folders), files and patterns such as ``"cohort/*/*.dcm"``, on disk or
-        as URLs that fsspec knows (whose patterns have ``*`` only), and what else
-        :func:`open_slide` takes for files; or a ``dicomweb_client.api.DICOMClient``, the URL of a
-        DICOMweb service or study, ``"dicomweb+https://host/.../studies/..."``, or a store of one's
-        own.
+        Folders (searched recursively), files and patterns such as ``"cohort/*/*.dcm"``, as paths
+        or fsspec URLs (whose patterns have ``*`` only), and other inputs of :func:`open_slide`; or
+        a ``dicomweb_client.api.DICOMClient``, the URL of a DICOMweb service or study,
+        ``"dicomweb+https://host/.../studies/..."``, or a store (see :mod:`dicomslide.backends`).
     study_instance_uid : str, optional
-        The only study of a client or a store that is looked at.
+        Study Instance UID that limits the search of a client or a store.
     max_frame_cache_size, pyramid_tolerance, correct_color, on_error, align_levels, storage_options
-        Of each slide: see :func:`open_slide`.
+        Options of each slide: see :func:`open_slide`.
     session : requests.Session or callable, optional
-        What the URL of a DICOMweb service is read by: see :func:`open_slide`.
+        Session for the URL of a DICOMweb service: see :func:`open_slide`.
 
     Returns
     -------
@@ -270,7 +276,14 @@ def open_slides(
     Raises
     ------
     DicomSlideError, OSError
-        When there isn't one slide: the first failure, or what is missing.
+        When no slide is found: the first error, or an error that names the source.
+    TypeError
+        When `study_instance_uid` is given for files.
+
+    Examples
+    --------
+    >>> slides = dicomslide.open_slides("cohort/")
+    >>> slides["S23-1"].plot()
 
     """
     check_access(source, storage_options, session)
@@ -292,7 +305,8 @@ def open_slides(
         store = StoreCatalog(source, study_instance_uid)
     elif study_instance_uid is not None:
         raise TypeError(
-            f"only a client or a store has a study_instance_uid, not a {type(source).__name__}"
+            f"study_instance_uid is given with a {type(source).__name__}; expected a client or a"
+            " store"
         )
     if store is not None:
         given = [source if isinstance(source, str) else type(source).__name__]
@@ -301,7 +315,7 @@ def open_slides(
     else:
         given, streams = paths_and_streams(source)
         paths = _paths_of(given, storage_options, failures)
-        batches = _everywhere(_read_files, paths, size=FILES)
+        batches = _on_cluster(_read_files, paths, size=FILES_PER_TASK)
         batches += _in_threads(_read_streams, streams)
         given += streams
     for batch in batches:
@@ -314,16 +328,16 @@ def open_slides(
         raise next(iter(cohort.failures.values()))
     what = ", ".join(public_url(str(each)) for each in given) or "an empty list"
     if instances:
-        raise NotSlideError(f"{what}: no slide image is among {len(instances)} instances")
+        raise NotSlideError(f"{what}: none of {len(instances)} instances is a slide image")
     kind = "file" if store is None else "slide image"
     raise NotDicomError(f"{what}: no DICOM {kind} is there")
 
 
-# -- what there is ---------------------------------------------------------------------------
+# -- list of files ---------------------------------------------------------------------------
 
 
 Named = tuple[str, bool]
-"""A file or an object, and whether it was named: then it has to be DICOM."""
+"""Path or URL, and whether the caller named it: if so, a file that isn't DICOM is an error."""
 
 
 def _paths_of(given: list[Any], storage_options: Any, failures: Failures) -> list[Named]:
@@ -335,7 +349,7 @@ def _paths_of(given: list[Any], storage_options: Any, failures: Failures) -> lis
             found[path] = is_named or found.get(path, False)
 
     for each in local:
-        path = Path(each).expanduser().absolute()  # workers may be elsewhere
+        path = Path(each).expanduser().absolute()  # workers may have another working directory
         if path.is_dir():
             add(files_of(path), False)
             continue
@@ -344,7 +358,7 @@ def _paths_of(given: list[Any], storage_options: Any, failures: Failures) -> lis
             if match.is_dir():
                 add(files_of(match), False)
         add((match for match in matching if not os.path.isdir(match)), False)
-        if not matching:  # a file, or an error
+        if not matching:  # a file, or a path that doesn't exist, which is an error later
             add([str(path)], True)
     for batch in _in_threads(_list_objects, urls):
         failures |= batch.failures
@@ -353,19 +367,19 @@ def _paths_of(given: list[Any], storage_options: Any, failures: Failures) -> lis
     return list(found.items())
 
 
-# -- done several at a time, also on workers ------------------------------------------------
+# -- parallel processing in threads and on workers ------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Batch(Generic[F]):
-    """What was found at once, and what failed."""
+    """Results and errors of a batch of items."""
 
     found: F
     failures: Failures
 
     @property
     def has_unreached(self) -> bool:
-        """Whether something couldn't be reached, which another process may reach."""
+        """Whether an error is an OSError, which this process may not have."""
         return any(isinstance(error, OSError) for error in self.failures.values())
 
 
@@ -374,7 +388,7 @@ def _list_objects(urls: Sequence[str]) -> _Batch[list[Named]]:
     failures: Failures = {}
     for url in urls:
         with _attempt(failures, public_url(url)):
-            # as it may be shown: workers are sent no credentials
+            # without credentials, which aren't sent to workers
             found += [(remembered(each), is_given) for each, is_given in objects_at(url)]
     return _Batch(found, failures)
 
@@ -442,15 +456,15 @@ def _attempt(failures: Failures, what: str) -> Iterator[None]:
 
 
 def _bare(error: Exception) -> Exception:
-    """Return an error without the frames of its traceback, which keep headers alive."""
+    """Remove traceback, cause and context of an error, which hold references to headers."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
 
-def _everywhere(
+def _on_cluster(
     function: Callable[[list[T]], _Batch[F]], items: Sequence[T], *, size: int
 ) -> list[_Batch[F]]:
-    """Do something with batches of items: on the cluster, if there is one, and else here."""
+    """Apply a function to batches of items on the dask cluster, if any, else in threads."""
     client = _cluster() if len(items) > size else None
     if client is None:
         return _in_threads(function, items)
@@ -459,9 +473,9 @@ def _everywhere(
     for future in client.map(function, batches, pure=False):
         try:
             batch = future.result()
-        except Exception:  # of the cluster: what is wrong with a file is in the batch
+        except Exception:  # an error of the cluster; errors of files are in the batch
             done.append(None)
-        else:  # what a worker doesn't see, this process may
+        else:  # files that a worker can't reach are tried again in this process
             done.append(None if batch.has_unreached else batch)
     missed = [each for b, d in zip(batches, done, strict=True) if d is None for each in b]
     here = iter(_in_threads(function, missed))
@@ -473,7 +487,7 @@ def _everywhere(
 
 
 def _cluster() -> Any:
-    """Return the client of the cluster on which dask computes; None in a task of it."""
+    """Return the current client of a dask cluster; None without one, and within a task."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return None
@@ -482,7 +496,7 @@ def _cluster() -> Any:
     except ValueError:
         pass
     else:
-        return None  # a task that waits for others may keep them from being run
+        return None  # a task that waits for other tasks can deadlock
     try:
         client = distributed.default_client()
     except ValueError:
@@ -491,28 +505,29 @@ def _cluster() -> Any:
 
 
 def _in_threads(function: Callable[[list[T]], _Batch[F]], items: Sequence[T]) -> list[_Batch[F]]:
-    """Do something with each item, with several at once from when that has meant to wait.
+    """Apply a function to each item; in threads, once processing turns out to be I/O-bound.
 
-    Threads help those that wait for a server or a disk; those that parse headers they hinder.
+    Threads speed up waiting for a server or a disk, and slow down the parsing of headers. Items
+    are processed one by one until more than half of the elapsed time was spent waiting.
     """
     done: list[_Batch[F]] = []
     began, worked = time.perf_counter(), time.thread_time()
     for at, item in enumerate(items):
         elapsed = time.perf_counter() - began
-        if elapsed > max(PATIENCE, 2 * (time.thread_time() - worked)):
-            return done + together(lambda each: function([each]), items[at:], AT_ONCE)
+        if elapsed > max(MIN_WAIT, 2 * (time.thread_time() - worked)):
+            return done + together(lambda each: function([each]), items[at:], MAX_THREADS)
         done.append(function([item]))
     return done
 
 
-# -- putting it together ---------------------------------------------------------------------
+# -- sorting and naming ----------------------------------------------------------------------
 
 
 def _sorted(instances: Iterable[Instance], options: SlideOptions, failures: Failures) -> Cohort:
-    """Sort instances into slides, and name these."""
+    """Sort instances into slides, and name the slides."""
     found: list[Member] = []
     separate = functools.partial(_split, options.pyramid_tolerance)
-    # few need more than their few words: no work for a cluster
+    # in this process: few groups need their headers again
     with once() as warned:
         batches = _in_threads(separate, sort_instances(instances))
     for batch in batches:

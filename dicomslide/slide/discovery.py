@@ -1,4 +1,4 @@
-"""Which slides a DICOMweb client or a store has."""
+"""`find_slides`: search for the slides of a DICOMweb client or a store."""
 
 from __future__ import annotations
 
@@ -45,53 +45,57 @@ def find_slides(
     *,
     align_levels: bool = True,
 ) -> list[Slide]:
-    """Find slides.
+    """Find the slides of a DICOMweb server or a store.
 
     Parameters
     ----------
     client : dicomweb_client.api.DICOMClient or FrameStore
-        DICOMweb client, or a store of files or of one's own
+        DICOMweb client, or a store (see :mod:`dicomslide.backends`)
     study_instance_uid : str, optional
-        DICOM Study Instance UID
+        Study Instance UID
     patient_id : str, optional
-        Patient identifier
+        Patient ID
     study_id : str, optional
-        Study identifier
+        Study ID
     container_id : str, optional
-        Specimen container (slide) identifier
+        Container Identifier of the glass slide
     max_frame_cache_size : int or None, default: 6
-        Largest number of decoded frames of each image that the process keeps; None for as
-        many as `frame_cache_bytes` allows where they take long to decode, else none
+        Upper bound on cached decoded frames per image; None caches frames that are slow to
+        decode, bounded by `frame_cache_bytes`
     pyramid_tolerance : float, default: 0.1
-        Distance in mm by which the centres of levels may differ, if more than a pixel
+        Upper bound in mm on the distance between the centres of levels; a pixel if that is larger
     fail_on_error : bool, default: True
-        Whether an error is raised; else what can't be had is left out, with a warning that
-        says why
+        Whether to raise errors; else series, instances and slides that fail are left out, with a
+        warning that gives the reason
     include_derived : bool, default: True
-        Whether segmentations, parametric maps and annotations are included into the slides
-        from which they are derived, if they are in the same study
+        Whether to include segmentations, parametric maps and annotations of the same study in the
+        slides that they are derived from
     specimen_stains : sequence of pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
-        Slide microscopy images with none of these stains are left out
+        Images with none of these stains (Specimen Preparation Sequence) are left out
     optical_path_ids : sequence of str, optional
-        Slide microscopy images with none of these optical paths are left out
+        Images with none of these Optical Path Identifiers are left out
     align_levels : bool, default: True
-        Whether levels that state the base's origin are laid on its corner: see :class:`Slide`
+        Whether to align levels that repeat the origin of the base level: see :class:`Slide`
 
     Returns
     -------
     list of dicomslide.Slide
-        Slides, ordered by container, frame of reference and SOP Instance UIDs; where several
-        pyramids are on a glass, one slide for each, from the largest to the smallest
+        Slides, ordered by container, frame of reference and SOP Instance UIDs; one for each
+        pyramid if a glass slide has several, from the largest to the smallest
 
     Raises
     ------
     TypeError
-        When `client` is none, or what is no list of codes or identifiers is given as one: a bare
-        code or text is none
+        When `client` is neither a client nor a store, or `specimen_stains` or `optical_path_ids`
+        isn't a list: a single code or str is refused
     MetadataError
-        When the server refuses an answer, or a header lacks what is needed
+        When the server refuses a request, or a header lacks a required attribute
     AmbiguousSlideError
-        When two images hold the same place in a slide
+        When two images have the same channel, focal plane and level
+
+    Examples
+    --------
+    >>> slides = dicomslide.find_slides(client, container_id="S23-1")
 
     """
     from dicomslide.annotation.bulk import are_annotations_of
@@ -177,12 +181,12 @@ def _is_text(value: object) -> bool:
 def _listed(
     given: Any, name: str, kind: str, is_one: Callable[[object], bool]
 ) -> tuple[Any, ...] | None:
-    """Return what a list holds. A code or a text is none, though it can be iterated over."""
+    """Return the items of a list; a single code or str, though iterable, is a TypeError."""
     if given is None:
         return None
     items = None if is_one(given) or not isinstance(given, Iterable) else tuple(given)
     if items is None or not all(map(is_one, items)):
-        shown = " ".join(repr(given).split())  # a data set takes several lines
+        shown = " ".join(repr(given).split())  # on one line; a data set has several
         raise TypeError(f"{name} is {shown}; expected a list of {kind}")
     return items
 

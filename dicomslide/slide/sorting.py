@@ -1,4 +1,4 @@
-"""Instances by the thousand, sorted into slides by the few words of a header that tell."""
+"""Sorting of instances into slides, by the few header values that identify a slide."""
 
 from __future__ import annotations
 
@@ -40,29 +40,30 @@ __all__ = ["Instance", "Member", "open_members", "sort_instances", "split"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Instance:
-    """An instance, and what tells its slide: no header."""
+    """An instance with the values that identify its slide, without its header."""
 
     source: FrameSource
+    """Source of the instance, without a cached header."""
     frame_of_reference_uid: str | None
     container: str | None
     study: str | None
     links: tuple[Hashable, ...]
-    """Those that share one of these may be of one slide."""
+    """Identifiers; instances that share one may belong to one slide."""
     rank: int
-    """2 for an image that makes a slide, 1 for a derived one, 0 for another, -1 for no image."""
+    """2 for a VOLUME image, 1 for a derived image, 0 for another image, -1 if it isn't an image."""
     pyramid: tuple[str | None, bool] | None
-    """Pyramid UID, and whether it has an extended depth of field; None for another image."""
+    """Pyramid UID, and whether Extended Depth of Field is YES; None unless the rank is 2."""
     placed: SlideGeometry | None
-    """Where an image that makes a slide lies, as it states; None where it doesn't."""
+    """Position in the slide coordinate system; None if the header has none or the rank isn't 2."""
 
     @classmethod
     def of(cls, source: FrameSource) -> Instance:
-        """Note what the header of an instance says.
+        """Read the values from the header of an instance.
 
         Raises
         ------
         MetadataError
-            When it lacks what an image needs.
+            When the header lacks an attribute that an image needs.
 
         """
         header = source.metadata
@@ -92,12 +93,12 @@ class Instance:
 
     @property
     def is_complete(self) -> bool:
-        """Whether it names both by which a slide is known: then its study says nothing more."""
+        """Whether both Container Identifier and Frame of Reference UID are present."""
         return None not in (self.frame_of_reference_uid, self.container)
 
 
 def _references(header: Dataset) -> set[str]:
-    """Return the UIDs of the instances that a header names."""
+    """Return the UIDs of the instances that a header references."""
     items = [
         each
         for keyword in ("ReferencedImageSequence", "ReferencedSeriesSequence")
@@ -109,7 +110,7 @@ def _references(header: Dataset) -> set[str]:
 
 
 def sort_instances(instances: Iterable[Instance]) -> list[list[Instance]]:
-    """Put instances together that are linked, directly or through others."""
+    """Return the connected components of instances: those linked directly or through others."""
     instances = tuple(instances)
     incomplete = {each.study for each in instances if each.rank >= 0 and not each.is_complete}
     parents: dict[Hashable, Hashable] = {}
@@ -132,33 +133,38 @@ def sort_instances(instances: Iterable[Instance]) -> list[list[Instance]]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Member:
-    """A slide of a cohort: what it is known by, and its instances."""
+    """A slide of a cohort: its identifiers and the sources of its instances."""
 
     container: str | None
     frame_of_reference_uid: str | None
     sources: tuple[FrameSource, ...]
     pyramid: int | None = None
-    """Zero-based index of its pyramid, where several are on the glass."""
+    """Zero-based index of its pyramid, if the glass slide has several."""
 
 
 def split(instances: Sequence[Instance], tolerance: float) -> list[Member]:
-    """Return the slides of linked instances; none where no image is among them.
+    """Return the slides of linked instances; each pyramid of a glass slide is a slide.
 
-    Each pyramid of a glass is a slide. Headers are read again only where few words don't tell.
+    Headers are read again only if the values of the instances don't determine the slides.
 
     Parameters
     ----------
     instances : sequence of Instance
-        What :func:`sort_instances` put together.
+        A group of :func:`sort_instances`.
     tolerance : float
-        Distance in mm by which centres of levels may differ, if more than a pixel.
+        Upper bound in mm on the distance between the centres of levels; a pixel if that is larger.
+
+    Returns
+    -------
+    list of Member
+        Empty if no instance is an image.
 
     Raises
     ------
     NotSlideError
-        When there are images, but none that makes a slide.
+        When no image is a VOLUME image or derived from one.
     MetadataError
-        When the header of one can't be read.
+        When a header can't be read.
 
     """
     rank = max(each.rank for each in instances)
@@ -198,12 +204,12 @@ def split(instances: Sequence[Instance], tolerance: float) -> list[Member]:
 
 
 def _are_of_one_pyramid(roots: Sequence[Instance], tolerance: float) -> bool:
-    """Whether few words suffice to say that images are levels and channels of one pyramid."""
+    """Whether images are certainly of one pyramid; False if headers must be compared."""
     if len({each.pyramid for each in roots}) > 1:
         return False
     placed = [each.placed for each in roots if each.placed is not None]
     if len({each.shape for each in placed}) > len({each.spacing for each in placed}):
-        return False  # perhaps they are of several regions
+        return False  # more sizes than spacings: perhaps pyramids of several regions
     return all(
         math.dist(each.center, placed[0].center) <= max(tolerance, *each.spacing)
         for each in placed[1:]
@@ -212,7 +218,7 @@ def _are_of_one_pyramid(roots: Sequence[Instance], tolerance: float) -> bool:
 
 @once()
 def open_members(sources: Sequence[FrameSource], options: SlideOptions) -> Slide:
-    """Open a slide; an instance whose header can't be read is left out, with a warning."""
+    """Open a slide; instances whose header can't be read are left out, with a warning."""
     kept = []
     for source in _without_copies(sources):
         try:
