@@ -62,10 +62,6 @@ def to_spatialdata(slide: Slide, *, focal_plane_index: int = 0) -> spatialdata.S
     numbers of pixels; a level whose own header differs by more than one of its pixels is left out,
     with a warning. Polylines are left out, with a warning, since SpatialData doesn't have them.
 
-    Examples
-    --------
-    >>> data = dicomslide.to_spatialdata(dicomslide.open_slide("slide/"))
-
     """
     try:
         from spatialdata import SpatialData

@@ -93,10 +93,6 @@ def find_slides(
     AmbiguousSlideError
         When two images have the same channel, focal plane and level
 
-    Examples
-    --------
-    >>> slides = dicomslide.find_slides(client, container_id="S23-1")
-
     """
     from dicomslide.annotation.bulk import are_annotations_of
 

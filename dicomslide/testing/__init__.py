@@ -1,9 +1,8 @@
-"""Writes lawful synthetic slides: for tests, for the demonstration, and for notebooks.
+"""Writer of valid synthetic slides, for tests, the demo and notebooks.
 
-Files are VL Whole Slide Microscopy Images (PS3.3 A.32.8) in any transfer syntax that the
-package reads, with any organisation of frames, orientation and offset table. What they show
-is either positions, so that a test can read off every pixel where it lies, or tissue, or cells
-in fluorescence.
+Files are VL Whole Slide Microscopy Images (PS3.3 A.32.8) in any transfer syntax that the package
+reads, with any organisation of frames, orientation and offset table. Pixels are a drawing of
+tissue, of cells in fluorescence, or values that encode the position of each pixel.
 """
 
 from __future__ import annotations

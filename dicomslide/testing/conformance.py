@@ -1,7 +1,7 @@
-"""Tests for pytest that a source or a store keeps the contract of ``dicomslide.backends``.
+"""Test suites for pytest that check sources and stores against the contract of the backends.
 
-Whoever writes one subclasses these classes in a test module, and gives a fixture. The tests read
-through the methods of the contract alone, and compare with what pydicom makes of the instance.
+A test module subclasses a suite and provides a fixture. The tests call only the methods of the
+contract (``dicomslide.backends``), and compare results with those of pydicom.
 """
 
 from __future__ import annotations
@@ -35,40 +35,41 @@ PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 PER_FRAME_GROUPS = "PerFrameFunctionalGroupsSequence"
 THREADS = 8
 SECONDS = 60
-"""How long another process is waited for."""
+"""Timeout in seconds of another process."""
 
 
 class FrameSourceConformance:
-    """What a ``FrameSource`` has to do, as tests of pytest.
+    """Test suite of a ``FrameSource``.
 
-    A subclass, whose name begins with ``Test``, has a fixture `source`. Its image should have
-    several frames. A fixture `instance` gives what the source should have; by default, what it
-    reads as a whole itself. A fixture `frames` is needed only where that isn't all of it, as of a
-    concatenation. Other fixtures, and the parametrisation of the class, are the subclass's own.
+    The name of a subclass begins with ``Test``. It provides the fixture `source`, an image with
+    several frames. It can override the fixture `instance`, the expected data set, which by default
+    is that of ``source.read_instance()``; and the fixture `frames`, the expected pixels, if they
+    aren't those of `instance`, as for a concatenation. It can have further fixtures and be
+    parametrised.
 
     """
 
     most_pickled_bytes: ClassVar[int] = 4096
-    """Upper bound on a pickle of the source: a name, neither a header nor an offset table."""
+    """Upper bound on the pickle of a source, which has no header and no offset table."""
     pickles: ClassVar[bool] = True
-    """Whether the source pickles; one that doesn't raises a TypeError."""
+    """Whether the source is picklable; if not, pickling raises a TypeError."""
     processes: ClassVar[tuple[Literal["spawn", "fork"], ...]] = ("spawn", "fork")
-    """Start methods of processes that are able to read what the source reads."""
+    """Start methods of processes in which the source can read."""
 
     @pytest.fixture
     def source(self) -> Any:
-        """Return the source to test; to be overridden."""
+        """Return the source to test; a subclass overrides this."""
         raise NotImplementedError("the subclass has no fixture `source`")
 
     @pytest.fixture
     def instance(self, source: Any) -> Dataset:
-        """Return the whole data set as it is expected, with its file meta information."""
+        """Return the expected data set, with file meta information and pixel data."""
         dataset: Dataset = source.read_instance()
         return dataset
 
     @pytest.fixture
     def frames(self, source: Any, instance: Dataset) -> list[NDArray[Any]]:
-        """Return the pixels of each frame as they are expected: rows, columns, samples."""
+        """Return the expected pixels of each frame, shape (rows, columns, samples)."""
         return frames_of(instance)
 
     # -- names --
@@ -95,7 +96,7 @@ class FrameSourceConformance:
             with pytest.raises((TypeError, pickle.PicklingError)):
                 pickle.dumps(source)
             return
-        assert_frames(source, range(len(frames)), frames)  # when all is read that is read late
+        assert_frames(source, range(len(frames)), frames)  # fills lazy attributes before pickling
         data = pickle.dumps(source)
         assert len(data) <= self.most_pickled_bytes
         other = pickle.loads(data)
@@ -234,7 +235,7 @@ class FrameSourceConformance:
         if method not in multiprocessing.get_all_start_methods():
             pytest.skip(f"this system has no {method}")
         if method not in self.processes:
-            pytest.skip(f"what it reads isn't there after a {method}")
+            pytest.skip(f"the source can't read in a process started by {method}")
         indices = [len(frames) - 1, 0]
         assert_frames(source, indices, frames)
         identity, read = read_in_process(source, indices, method)
@@ -243,14 +244,15 @@ class FrameSourceConformance:
 
 
 class FrameStoreConformance:
-    """What a ``FrameStore`` has to do, as tests of pytest.
+    """Test suite of a ``FrameStore``.
 
-    A subclass, whose name begins with ``Test``, has a fixture `store`, which holds some instances.
+    The name of a subclass begins with ``Test``. It provides the fixture `store`, with one or more
+    instances.
     """
 
     @pytest.fixture
     def store(self) -> Any:
-        """Return the store to test; to be overridden."""
+        """Return the store to test; a subclass overrides this."""
         raise NotImplementedError("the subclass has no fixture `store`")
 
     def test_its_metadata_are_headers_without_pixels(self, store: Any) -> None:
@@ -284,7 +286,7 @@ class FrameStoreConformance:
 
     def test_its_series_hold_what_it_holds(self, store: Any) -> None:
         if not (hasattr(store, "series") and hasattr(store, "metadata_of")):
-            pytest.skip("it isn't looked through series by series")
+            pytest.skip("the store has no methods series and metadata_of")
         every = {header.SOPInstanceUID for header in store.metadata}
         found = [each for series in store.series() for each in store.metadata_of(series)]
         assert {header.SOPInstanceUID for header in found} == every
@@ -294,11 +296,11 @@ class FrameStoreConformance:
                 assert {each.StudyInstanceUID for each in store.metadata_of(series)} == {study}
 
 
-# -- what is expected --------------------------------------------------------------------------
+# -- helpers -----------------------------------------------------------------------------------
 
 
 def frames_of(instance: Dataset) -> list[NDArray[Any]]:
-    """Return the pixels of each frame of a whole data set, cut up by pydicom and NumPy.
+    """Return the pixels of each frame of a data set, split into frames by pydicom and NumPy.
 
     Parameters
     ----------
@@ -331,7 +333,7 @@ def frames_of(instance: Dataset) -> list[NDArray[Any]]:
 
 
 def assert_header(header: Dataset) -> None:
-    """Raise an AssertionError where metadata hold what is large, and read otherwise."""
+    """Raise an AssertionError if a header has pixel data or per-frame functional groups."""
     for keyword in (*PIXEL_DATA, PER_FRAME_GROUPS):
         assert keyword not in header
 
@@ -349,19 +351,19 @@ def assert_frames(source: Any, indices: Sequence[int], frames: list[NDArray[Any]
 def read_in_process(
     source: Any, indices: Sequence[int], method: Literal["spawn", "fork"]
 ) -> tuple[tuple[Any, ...], list[bytes]]:
-    """Read frames in another process; return the identity there, and the frames.
+    """Read frames in another process; return the source's identity there, and the frames.
 
     Raises
     ------
     AssertionError
-        Saying what was raised there, or that nothing came.
+        With the error of the process, or when it sent nothing.
 
     """
     context: Any = multiprocessing.get_context(method)
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_send_frames, args=(source, list(indices), there))
     with warnings.catch_warnings():
-        # what Python says, since 3.12, of each fork of a process that has threads
+        # Python 3.12 and later warn of each fork of a process with threads
         warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
         process.start()
     there.close()

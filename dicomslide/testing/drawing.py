@@ -1,4 +1,4 @@
-"""Pictures for synthetic slides: positions that tests can read, tissue that people can."""
+"""Drawings for synthetic slides: encoded positions, H&E tissue, fluorescent cells, a label."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["Drawing", "PositionDrawing", "RasterDrawing", "StackDrawing", "draw_
            "draw_label", "draw_tissue", "position_values"]  # fmt: skip
 
 BLUR = 1.2
-"""Pixels by which a cell is blurred for each µm that it is out of focus."""
+"""Blur radius of a cell in pixels per µm of defocus."""
 
 
 class Drawing(Protocol):
-    """What a synthetic image shows."""
+    """Source of the pixels of a synthetic image."""
 
     def tile(
         self, rows: NDArray[np.int64], columns: NDArray[np.int64], channel: int, plane: int
@@ -40,7 +40,7 @@ def position_values(
     samples: int = 3,
     dtype: Any = np.uint8,
 ) -> NDArray[Any]:
-    """Return pixels whose values tell where they are.
+    """Return pixels whose values encode their positions.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def position_values(
 
 @dataclasses.dataclass(frozen=True)
 class PositionDrawing:
-    """Every pixel's value tells where it is: see :func:`position_values`."""
+    """Pixels that encode their positions: see :func:`position_values`."""
 
     samples: int
     dtype: Any
@@ -94,11 +94,12 @@ class PositionDrawing:
 
 @dataclasses.dataclass(frozen=True)
 class RasterDrawing:
-    """An upright picture, stored as a matrix that lies on the slide in its own way."""
+    """An upright picture, sampled in the orientation of the stored matrix."""
 
     picture: NDArray[Any]
     """Upright: y descending, x ascending, shape (ny, nx, samples)."""
     geometry: SlideGeometry
+    """Orientation and position of the stored matrix."""
 
     def tile(
         self, rows: NDArray[np.int64], columns: NDArray[np.int64], channel: int, plane: int
@@ -106,7 +107,7 @@ class RasterDrawing:
         """Return the pixels at (row, column) of the matrix."""
         height, width = self.picture.shape[:2]
         orientation = self.geometry.orientation
-        if orientation is None:  # oblique: the nearest pixel of the picture, white around it
+        if orientation is None:  # oblique: nearest neighbour, clipped to the picture
             x_min, y_min, x_max, y_max = self.geometry.bounds
             at = self.geometry.to_slide(np.stack(np.meshgrid(rows, columns, indexing="ij"), -1))
             across = np.floor((at[..., 0] - x_min) / (x_max - x_min) * width).astype(int)
@@ -121,16 +122,17 @@ class RasterDrawing:
 
 @dataclasses.dataclass(frozen=True)
 class StackDrawing(RasterDrawing):
-    """A picture of several channels and focal planes, one after the other along its samples."""
+    """A picture whose samples are channels and focal planes, the planes of a channel in a row."""
 
     num_planes: int
+    """Number of focal planes."""
 
     def tile(
         self, rows: NDArray[np.int64], columns: NDArray[np.int64], channel: int, plane: int
     ) -> NDArray[Any]:
         """Return the pixels at (row, column) of the matrix."""
-        all_of_them = super().tile(rows, columns, channel, plane)
-        return all_of_them[..., [channel * self.num_planes + plane]]
+        all_planes = super().tile(rows, columns, channel, plane)
+        return all_planes[..., [channel * self.num_planes + plane]]
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> NDArray[np.float32]:
@@ -157,7 +159,7 @@ def _nuclei(rng: np.random.Generator, edge: int, count: int) -> NDArray[np.uint8
         rng.integers(150, 255, count),
         strict=True,
     ):
-        for dx in (-edge, 0, edge):  # the pattern goes on over its edges
+        for dx in (-edge, 0, edge):  # the texture is periodic
             for dy in (-edge, 0, edge):
                 box = (x + dx - a, y + dy - b, x + dx + a, y + dy + b)
                 draw.ellipse(box, fill=int(shade))
@@ -172,7 +174,7 @@ def draw_tissue(shape: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
     shape : tuple of int
         (rows, columns) of the upright picture.
     seed : int, default: 0
-        Another seed, another section.
+        Seed of the random generator.
 
     Returns
     -------
@@ -250,7 +252,7 @@ def draw_cells(
     planes : sequence of float
         Z offset of each focal plane in µm.
     seed : int, default: 0
-        Another seed, other cells.
+        Seed of the random generator.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Pixels to one frame's bytes, in every transfer syntax that the package reads."""
+"""Encoders of one frame in every transfer syntax that the package reads."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _imagecodecs(name: str, **options: Any) -> Callable[[NDArray[Any], PixelForm
 
 
 def _jpeg_lossless(tile: NDArray[Any], pixel_format: PixelFormat) -> bytes:
-    # libjpeg turns RGB to YCbCr unless told not to, even in its lossless process
+    # by default libjpeg converts RGB to YCbCr, even in its lossless process
     space = "RGB" if pixel_format.samples == 3 else "GRAYSCALE"
     encode = _imagecodecs(
         "jpeg8_encode",
@@ -115,7 +115,7 @@ ENCODERS: dict[str, Callable[[NDArray[Any], PixelFormat], bytes]] = {
     f"{_UID}.4.111": _imagecodecs("jpegxl_encode", level=90, lossless=False, usecontainer=False),
     f"{_UID}.4.112": _imagecodecs("jpegxl_encode", level=90, lossless=False, usecontainer=False),
 }
-"""Encoder of a frame by transfer syntax UID, for every one that the package decodes."""
+"""Encoder of a frame for each transfer syntax UID that the package decodes."""
 
 PHOTOMETRIC = {
     f"{_UID}.4.50": "YBR_FULL_422",
@@ -137,5 +137,21 @@ LOSSY = {
 
 
 def encode_frame(tile: NDArray[Any], pixel_format: PixelFormat, transfer_syntax_uid: str) -> bytes:
-    """Encode a tile of shape (rows, columns, samples) as one frame, without padding."""
+    """Encode a tile as one frame, without padding to an even length.
+
+    Parameters
+    ----------
+    tile : numpy.ndarray
+        Shape (rows, columns, samples).
+    pixel_format : PixelFormat
+        Rows, columns, samples and bits of the frame.
+    transfer_syntax_uid : str
+        Any key of :data:`ENCODERS`.
+
+    Returns
+    -------
+    bytes
+        The encoded frame.
+
+    """
     return ENCODERS[transfer_syntax_uid](tile, pixel_format)

@@ -1,4 +1,4 @@
-"""What one synthetic image is like, and the header that says so."""
+"""Description of a synthetic image, and its DICOM header."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ OffsetTable = Literal["basic", "extended", "empty"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SyntheticImage:
-    """What one synthetic image is like."""
+    """Description of a synthetic image."""
 
     geometry: SlideGeometry
-    """Where it lies on the slide; gives the shape of its total pixel matrix."""
+    """Position on the slide, and shape of the total pixel matrix."""
     drawing: Drawing
-    """What it shows."""
+    """Source of the pixels."""
     pixel_format: PixelFormat
     """Rows, columns, samples and bits of a frame."""
     transfer_syntax_uid: str = EXPLICIT_LITTLE_ENDIAN
@@ -56,18 +56,21 @@ class SyntheticImage:
     planes: tuple[float, ...] = (0.0,)
     """Z offset of each focal plane in µm."""
     fragments: int = 1
-    """Items that each encapsulated frame is cut into."""
+    """Fragments of each encapsulated frame."""
     flavor: str = "VOLUME"
+    """Value 3 of Image Type."""
     resampled: bool = False
-    """Whether it is a level above the base."""
+    """Whether the image is a coarser level than the base."""
     icc_profile: bytes | None = None
-    """ICC Profile of colour images; sRGB if not given."""
+    """ICC Profile of colour images; by default sRGB."""
     container_id: str = "DS-0001"
+    """Container Identifier."""
     slide_number: int = 1
-    """Images of one number share study, series and frame of reference."""
+    """Images with the same number share study, series and frame of reference."""
     instance_number: int = 1
+    """Instance Number."""
     encoded: Callable[[int, int, int], bytes] | None = None
-    """Gives the frame of (channel, plane, tile), instead of encoding what is drawn."""
+    """Returns the encoded frame of (channel, plane, tile), in place of the encoded drawing."""
     share_frames: bool = False
     """Whether equal frames share their bytes on disk (extended offset table only)."""
 
@@ -90,7 +93,7 @@ class SyntheticImage:
         return found[::-1] if self.order == "reversed" else found
 
     def tile(self, channel: int, plane: int, tile: int) -> NDArray[Any]:
-        """Draw a tile; what lies outside of the matrix repeats its last row and column."""
+        """Return the pixels of a tile; beyond the matrix, its last row and column are repeated."""
         grid = self.grid
         row, column = grid.position(tile)
         rows = np.minimum(row * grid.tile_rows + np.arange(grid.tile_rows), grid.rows - 1)
@@ -101,7 +104,7 @@ class SyntheticImage:
 
 
 def uid_of(*parts: object) -> str:
-    """Return the same UID for the same parts, in every process."""
+    """Return a UID that is a hash of the parts: the same for the same parts in every process."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return UID_ROOT + str(int.from_bytes(digest[:12], "big"))
 
@@ -124,7 +127,7 @@ def _item(**elements: Any) -> Dataset:
 
 
 def decimal(value: float) -> str:
-    """Write a number as Decimal String, at most 16 characters."""
+    """Format a number as a Decimal String (DS) of at most 16 characters."""
     for digits in range(16, 0, -1):
         text = f"{value:.{digits}g}"
         if len(text) <= 16:
@@ -320,10 +323,10 @@ def _optical_path(identifier: str, color: bool, image: SyntheticImage) -> Datase
 
 
 def srgb_profile() -> bytes:
-    """Return an sRGB ICC profile, without the time of its making."""
+    """Return an sRGB ICC profile with a fixed creation time."""
     from PIL import ImageCms
 
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     profile[24:36] = struct.pack(">6H", 2026, 1, 2, 12, 0, 0)
-    profile[84:100] = bytes(16)  # the digest of the header, which has changed
+    profile[84:100] = bytes(16)  # no profile ID (MD5), since the creation time has changed
     return bytes(profile) + bytes(len(profile) % 2)

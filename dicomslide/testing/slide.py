@@ -1,4 +1,4 @@
-"""Synthetic slides: a pyramid, a label and an overview."""
+"""`write_slide`: a synthetic slide of a pyramid, a label and an overview."""
 
 from __future__ import annotations
 
@@ -64,19 +64,19 @@ def write_slide(
     Parameters
     ----------
     folder : path-like
-        Folder to write into; it is made if it isn't there.
+        Folder to write to, created if absent.
     shape : tuple of int
         Total pixel matrix (rows, columns) of the base level.
     downsamples : sequence of int
-        Factor of each level; a level is made by averaging boxes of that many pixels squared
-        (tissue and cells), or shows its own positions.
+        Factor of each level. A level of tissue and cells is the mean of boxes of factor × factor
+        pixels; a level of positions encodes its own positions.
     tile_shape : tuple of int
         (rows, columns) of a frame.
     origin : tuple of float
         (x, y) of the centre of the base level's first pixel in mm.
     level_origins : {"own", "base"}
-        Total Pixel Matrix Origin of each coarser level: the centre of its own first pixel, as
-        PS3.3 has it; or that of the base level, as most scanners and converters write.
+        Total Pixel Matrix Origin of coarser levels: the centre of the level's own first pixel, as
+        PS3.3 requires, or the origin of the base level, as most scanners and converters write.
     orientation : sequence of float
         The six cosines of Image Orientation (Slide).
     spacing : tuple of float
@@ -84,39 +84,48 @@ def write_slide(
     transfer_syntax_uid : str
         Any key of :data:`ENCODERS`.
     drawing : {"tissue", "cells", "position"}
-        What the levels show: see :func:`draw_tissue`, :func:`draw_cells`,
+        Pixels of the levels: see :func:`draw_tissue`, :func:`draw_cells`,
         :func:`position_values`.
     samples : {1, 3}
-        Greyscale or colour. Tissue is in colour, cells are in greys of 16 bits.
+        Samples per Pixel: 3 for tissue, 1 for cells.
     bits : {8, 12, 16}
-        Bits Stored, of greyscale.
+        Bits Stored, of greyscale; 16 for cells.
     optical_paths : sequence of str
-        Optical Path Identifiers, all in each image.
+        Optical Path Identifiers; each image has all of them.
     planes : sequence of float
-        Z offset of each focal plane in µm, all in each image.
+        Z offset of each focal plane in µm; each image has all of them.
     sparse : bool
         TILED_SPARSE rather than TILED_FULL.
     absent : sequence of tuple of int
         (row, column) in the tile grid of the base level's tiles without a frame.
     offset_table : {"basic", "extended", "empty"}
-        How encapsulated frames are found.
+        Basic or Extended Offset Table of encapsulated frames, or an empty Basic Offset Table.
     undefined_lengths : bool
         Whether sequences of the per-frame groups have undefined lengths.
     associated : bool
-        Whether a label and an overview are written too.
+        Whether to write a label and an overview.
     icc_profile : bytes, optional
-        Of colour images; sRGB if not given.
+        ICC Profile of colour images; by default sRGB.
     container_id : str
         Container Identifier.
     slide_number : int
-        Images of one number share study, series, and frame of reference.
+        Images with the same number share study, series and frame of reference.
     seed : int
-        Another seed, another section of tissue, or other cells.
+        Seed of the drawing.
 
     Returns
     -------
     list of pathlib.Path
-        The files: levels in order, then label and overview.
+        Files of the levels in order, then label and overview.
+
+    Raises
+    ------
+    ValueError
+        When `drawing` or `level_origins` has another value.
+
+    Examples
+    --------
+    >>> files = write_slide("slide/", shape=(512, 512), downsamples=(1, 4))
 
     """
     folder = Path(folder)
@@ -185,7 +194,7 @@ def write_slide(
 
 
 def averaged(base: SlideGeometry, factor: int) -> SlideGeometry:
-    """Return the geometry of a level made by averaging boxes of `factor` pixels squared."""
+    """Return the geometry of a level whose pixels are boxes of `factor` × `factor` base pixels."""
     middle = (factor - 1) / 2
     x, y = base.to_slide((middle, middle)).tolist()
     return dataclasses.replace(
@@ -197,7 +206,7 @@ def averaged(base: SlideGeometry, factor: int) -> SlideGeometry:
 
 
 def _averaged_picture(picture: NDArray[Any], geometry: SlideGeometry, factor: int) -> NDArray[Any]:
-    """Average an upright picture; pixels left over lie at the end of the stored matrix."""
+    """Average boxes of an upright picture, without incomplete boxes at the stored matrix's end."""
     if factor == 1:
         return picture
     orientation = geometry.orientation
@@ -228,7 +237,7 @@ def _associated(
     from PIL import Image
 
     def image(flavor: str, shown: NDArray[np.uint8], x: float, y: float, step: float) -> Any:
-        # as the slide stands upright: columns along X, rows against Y
+        # upright: column index along X, row index against Y
         geometry = SlideGeometry(
             (x + step / 2, y - step / 2), (1.0, 0.0), (0.0, -1.0), (step, step), shown.shape[:2]
         )

@@ -1,4 +1,4 @@
-"""Synthetic images to Part 10 files."""
+"""Writer of synthetic images as Part 10 files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["write_image"]
 
 @dataclasses.dataclass(frozen=True)
 class _Writer:
-    """Elements and items as bytes, for what would be too slow as data sets."""
+    """Encoder of elements and items, for parts that pydicom would write too slowly."""
 
     little_endian: bool
     implicit_vr: bool
@@ -91,7 +91,7 @@ def _per_frame_groups(image: SyntheticImage, writer: _Writer) -> bytes:
 
 
 def _write_frames(file: Any, image: SyntheticImage, writer: _Writer) -> None:
-    """Write offset tables and frames; the tables are filled in when the frames are known."""
+    """Write offset tables and frames; the tables are filled in after the frames."""
     places = image.places()
     count = len(places)
     extended = image.offset_table == "extended"
@@ -134,7 +134,7 @@ def _write_frames(file: Any, image: SyntheticImage, writer: _Writer) -> None:
 def _write_native(file: Any, image: SyntheticImage, writer: _Writer) -> None:
     fmt = image.pixel_format
     tiles = [image.tile(*place) for place in image.places()]
-    if fmt.bits_allocated == 1:  # frames follow each other to the bit
+    if fmt.bits_allocated == 1:  # frames aren't padded to whole bytes
         data = np.packbits(np.concatenate([t.ravel() for t in tiles]), bitorder="little").tobytes()
     else:
         data = b"".join(encode_frame(t, fmt, image.transfer_syntax_uid) for t in tiles)
@@ -158,11 +158,11 @@ def write_image(
     Parameters
     ----------
     path : path-like
-        Where to write it.
+        File to write.
     image : SyntheticImage
-        What it is like.
+        Description of the image.
     change : callable, optional
-        Changes the header before it is written, for files that aren't lawful any more.
+        Modifies the header, a pydicom data set, before it is written, such as to an invalid one.
 
     Returns
     -------
