@@ -119,7 +119,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
         return image
 
     def _respaced(self, given: Given) -> TiledImage:
-        """Return this image with another spacing, and another origin, than its header states."""
+        """Return a copy of this image with a spacing, or also an origin, of the caller."""
         image = copy.copy(self)
         image._given = given
         return image
@@ -201,7 +201,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
 
     @property
     def _header(self) -> Dataset:
-        """Header of the instance, with the spacing that the caller gave, if any."""
+        """Header of the instance, with the spacing given by the caller, if any."""
         header, given = self._source.metadata, self._given
         return header if given is None else corrected(header, given)
 

@@ -129,14 +129,14 @@ class AnnotationGroup:
         level: int | None = None,
         **options: Any,
     ) -> xr.DataArray:
-        """Return patches around the middles of the annotations' bounding boxes.
+        """Return patches around the centres of the annotations' bounding boxes.
 
         Parameters
         ----------
         size : tuple of int
             Rows and columns of a patch.
         spacing : float or str, optional
-            Distance of pixels, in mm or as text. Either this or a level is given.
+            Pixel spacing, in mm or as text. Either this or `level` is required.
         level : int, optional
             Zero-based index into pyramid levels.
         **options

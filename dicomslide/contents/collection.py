@@ -140,16 +140,17 @@ def is_derived(image: TiledImage) -> bool:
 
 
 def respaced(images: Sequence[TiledImage], spacing: float) -> list[TiledImage]:
-    """Return the images of a slide as if their headers stated spacings in proportion to one.
+    """Return the images of a slide with spacings that replace those of their headers.
 
     Parameters
     ----------
     images : sequence of TiledImage
-        VOLUME, THUMBNAIL and derived images, which are changed; and others.
+        Images of the slide. VOLUME, THUMBNAIL and derived images get new spacings, and volume
+        images the origin of the largest image.
     spacing : float
-        Distance of pixels in mm of the largest VOLUME image; of the largest derived one, where
-        there is none. Others are in proportion by what both state; where they state nothing, or
-        levels state one spacing, they cover what that one covers. Levels lie on its corner.
+        Pixel spacing of the largest VOLUME image in mm; without one, of the largest derived image.
+        Spacings of others keep their proportion to it; where a spacing is absent, or a level has
+        the same one as the largest image, both are assumed to cover one area.
 
     """
     scaled = [image for image in images if is_volume(image) or is_derived(image)]

@@ -23,7 +23,7 @@ class SlideOptions:
     align_levels: bool = True
     pyramid: int | str | None = None
     spacing: float | None = None
-    """Distance of the base level's pixels in mm, instead of what headers say."""
+    """Pixel spacing of the base level in mm, instead of that of the headers."""
 
     def __post_init__(self) -> None:
         _check_from_zero(self.pyramid_tolerance, numbers.Real, "pyramid_tolerance", "mm")

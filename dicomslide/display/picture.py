@@ -61,26 +61,26 @@ def picture_of(
     else:
         pixels, box = _reduced(reader, size, orientation or AS_STORED)
         width, height = max(1, round(box[2] - box[0])), max(1, round(box[3] - box[1]))
-    if geometry is not None:  # pixels needn't be square, millimetres are
+    if geometry is not None:  # pixels of the picture are square, those of the matrix may not be
         width_mm, height_mm = geometry.physical_size
         scale = min(size, max(reader.shape[:2])) / max(width_mm, height_mm)
         width, height = (max(1, round(edge * scale)) for edge in (width_mm, height_mm))
     picture = Image.fromarray(np.ascontiguousarray(as_displayed(pixels)))
     resized = picture.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-    return np.array(resized)  # a copy: what Pillow lends can't be written to
+    return np.array(resized)  # a copy, since an array that shares memory with Pillow is read-only
 
 
 def _reduced(
     reader: MatrixReader, size: int, orientation: Orientation
 ) -> tuple[NDArray[Any], tuple[float, float, float, float]]:
-    """Read a whole matrix, upright, as means of boxes of pixels, more than are wanted.
+    """Read a whole matrix, upright, as means of boxes, with at least `size` pixels if it has them.
 
     Returns
     -------
     pixels : numpy.ndarray
         Shape (rows, columns, samples).
     box : tuple of float
-        (left, top, right, bottom) of the matrix in these pixels: the last may reach out of it.
+        (left, top, right, bottom) of the matrix in these pixels: the last may extend beyond it.
 
     """
     rows, columns = reader.shape[:2]
@@ -96,7 +96,7 @@ def _reduced(
 
 
 def _halved(reader: MatrixReader, times: int) -> NDArray[Any]:
-    """Read a whole matrix whose rows and columns are halved so often; detail is left out early."""
+    """Read a whole matrix with rows and columns halved `times` times, by decoders if they can."""
     windows = (
         Windows.of(0, 1 << times, -(-length >> times), length) for length in reader.shape[:2]
     )

@@ -77,12 +77,12 @@ class ImageLayout:
         return self.frames.nbytes + BESIDE_FRAMES
 
     def halved(self, times: int) -> ImageLayout:
-        """Return the layout of frames whose rows and columns are halved so often.
+        """Return the layout of frames whose rows and columns are halved `times` times.
 
         Parameters
         ----------
         times : int
-            How often; tiles are multiples of 2 to this power, else they wouldn't meet.
+            Number of halvings. Rows and columns of a tile have to be multiples of ``2**times``.
 
         """
         grid = self.grid

@@ -104,18 +104,18 @@ def with_spacing(image: Dataset, spacing: tuple[float, float]) -> Dataset:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Given:
-    """What the caller gives in place of what a header says."""
+    """Spacing and origin given by the caller, in place of those of a header."""
 
     spacing: tuple[float, float]
-    """(between rows, between columns) in mm."""
+    """Spacing (between rows, between columns) in mm."""
     origin: tuple[float, float] | None
     """(x, y) of the Total Pixel Matrix Origin in mm; None for that of the header."""
 
 
 def corrected(image: Dataset, given: Given) -> Dataset:
-    """Return a header, without a copy of its values, with what the caller gave.
+    """Return a header with the spacing and origin of the caller; other values aren't copied.
 
-    Imaged Volume Width and Height, which may contradict the spacing, aren't in it.
+    Imaged Volume Width and Height are removed, since they may contradict the spacing.
 
     Parameters
     ----------
@@ -370,7 +370,7 @@ def _absent_origin(image: Dataset, relative: bool) -> tuple[float, float]:
 
 
 def stated_origin(image: Dataset) -> tuple[float, float] | None:
-    """Return the Total Pixel Matrix Origin, (x, y) in mm; None where the header has none."""
+    """Return the Total Pixel Matrix Origin (x, y) in mm; None where the header lacks it."""
     for item in origin_items(image):
         x = dicom.number(item, "XOffsetInSlideCoordinateSystem")
         y = dicom.number(item, "YOffsetInSlideCoordinateSystem")

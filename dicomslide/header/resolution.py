@@ -1,4 +1,4 @@
-"""Resolutions as people write them, in mm per pixel; and the pixel grids that they make."""
+"""Pixel spacings as numbers, texts or magnifications, and the pixel grids of a spacing."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["Spacing", "coarsened", "grid_at", "magnification_in_mm", "placed_on", "spacing_in_mm"]
 
 Spacing: TypeAlias = float | str
-"""Distance of pixels: a number in mm, or text such as ``"0.5 um"`` or ``"10x"``."""
+"""Pixel spacing: a number in mm, or text such as ``"0.5 um"`` or ``"10x"``."""
 
 SLIVER = 1e-3
-"""Fraction of a pixel that a grid may cover beyond its last pixel without another one."""
+"""Fraction of a pixel that a grid may leave uncovered at its far edge."""
 TEN_TIMES = 0.001
-"""Distance of pixels in mm at a magnification of 10 ×."""
+"""Pixel spacing in mm at a magnification of 10 ×."""
 _UNITS = {"mm": 1.0, "um": 1e-3, "µm": 1e-3, "μm": 1e-3, "micron": 1e-3, "microns": 1e-3,
           "nm": 1e-6}  # fmt: skip
 _TEXT = re.compile(
@@ -32,19 +32,19 @@ _TEXT = re.compile(
 
 
 def spacing_in_mm(spacing: Spacing) -> float:
-    """Return the distance of pixels in mm.
+    """Return a pixel spacing in mm.
 
     Parameters
     ----------
     spacing : float or str
-        A number in mm; or text with a unit, ``"0.5 um"``, ``"0.5 µm"``, ``"500 nm"``,
-        ``"0.0005 mm"``; or a magnification, ``"10x"``, which is 1 µm: ``"20x"`` is 0.5 µm,
-        ``"40x"`` 0.25 µm.
+        Number in mm; text with a unit, such as ``"0.5 um"``, ``"0.5 µm"``, ``"500 nm"`` or
+        ``"0.0005 mm"``; or magnification, such as ``"10x"`` (1 µm), ``"20x"`` (0.5 µm) or
+        ``"40x"`` (0.25 µm).
 
     Raises
     ------
     ValueError
-        When it is none of these, or not above zero.
+        When `spacing` is none of these, or isn't above zero.
 
     """
     value = _from_text(spacing) if isinstance(spacing, str) else _from_number(spacing)
@@ -62,7 +62,7 @@ def _from_number(value: Any) -> float:
 
 
 def _from_text(text: str) -> float:
-    """Return the mm that a text says; NaN where it doesn't."""
+    """Return the pixel spacing of a text in mm; NaN if the text isn't valid."""
     match = _TEXT.fullmatch(text)
     if match is None:
         return math.nan
@@ -73,12 +73,12 @@ def _from_text(text: str) -> float:
 
 
 def magnification_in_mm(magnification: float) -> float:
-    """Return the distance of pixels in mm that is called a magnification: 1 µm is 10 ×.
+    """Return the pixel spacing in mm at a magnification: 1 µm at 10 ×.
 
     Raises
     ------
     ValueError
-        When it isn't above zero.
+        When `magnification` isn't above zero.
 
     """
     if not (math.isfinite(magnification) and magnification > 0):
@@ -87,21 +87,22 @@ def magnification_in_mm(magnification: float) -> float:
 
 
 def grid_at(spacing: float, base: SlideGeometry, source: SlideGeometry) -> SlideGeometry:
-    """Return the grid of square pixels of a size that begins at the base's corner.
+    """Return the grid of square pixels that begins at the corner of the base.
 
     Parameters
     ----------
     spacing : float
-        Distance of pixels in mm.
+        Pixel spacing in mm.
     base : SlideGeometry
-        The base level. The outer corners of pixel (0, 0) of it and of the grid are one.
+        Geometry of the base level. The outer corners of pixel (0, 0) of the base and of the grid
+        coincide.
     source : SlideGeometry
-        The image whose extent the grid covers.
+        Geometry of the image whose extent the grid covers.
 
     Raises
     ------
     ValueError
-        When not a single pixel fits.
+        When the grid has no pixel.
 
     """
     x, y = base.to_slide((np.divide(spacing, base.spacing) - 1) / 2).tolist()
@@ -110,7 +111,7 @@ def grid_at(spacing: float, base: SlideGeometry, source: SlideGeometry) -> Slide
 
 
 def coarsened(source: SlideGeometry, factor: int) -> SlideGeometry:
-    """Return the grid, from the same corner on, whose pixels are boxes of so many pixels squared.
+    """Return the grid with the same corner whose pixels are boxes of `factor` × `factor` pixels.
 
     Parameters
     ----------
@@ -127,7 +128,7 @@ def coarsened(source: SlideGeometry, factor: int) -> SlideGeometry:
 
 
 def _shape_over(grid: SlideGeometry, source: SlideGeometry) -> tuple[int, int]:
-    """Return how many rows and columns of a grid reach the far edges of an image."""
+    """Return the rows and columns with which a grid extends to the far edges of an image."""
     rows, columns = source.shape
     corners = grid.pixels_of(source) @ [
         [-0.5, -0.5, rows - 0.5, rows - 0.5],
@@ -145,20 +146,20 @@ def _shape_over(grid: SlideGeometry, source: SlideGeometry) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlacedGrid:
-    """Where the pixels of a grid lie in the matrix of an image, axis by axis of the matrix."""
+    """Pixels of a grid in the matrix of an image; pairs are in the order of the matrix' axes."""
 
     start: tuple[float, float]
-    """(row, column) of the grid's lowest edge, in pixels from the matrix' own corner."""
+    """(row, column) of the lowest edge of the grid, in pixels from the corner of the matrix."""
     step: tuple[float, float]
-    """Pixels of the matrix that a pixel of the grid covers."""
+    """Number of pixels of the matrix per pixel of the grid."""
     count: tuple[int, int]
-    """Number of the grid's pixels."""
+    """Number of pixels of the grid."""
     orientation: Orientation
-    """How pixels that run along the matrix' axes are turned to run along the grid's."""
+    """Orientation that turns an array along the axes of the matrix to those of the grid."""
 
 
 def placed_on(grid: SlideGeometry, image: SlideGeometry) -> PlacedGrid | None:
-    """Return where the pixels of a grid lie in the matrix of an image.
+    """Return the pixels of a grid in the matrix of an image.
 
     Parameters
     ----------
@@ -170,7 +171,7 @@ def placed_on(grid: SlideGeometry, image: SlideGeometry) -> PlacedGrid | None:
     Returns
     -------
     PlacedGrid or None
-        None where axes of both aren't parallel.
+        None where the axes of both aren't parallel.
 
     """
     affine: NDArray[np.float64] = image.pixels_of(grid)

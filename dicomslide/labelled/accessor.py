@@ -74,34 +74,34 @@ class SlideAccessor:
         *,
         fill_value: Any = None,
     ) -> xr.DataArray:
-        """Return the array on the grid of another one: a mask, scores, another slide's stain.
+        """Resample the array onto the grid of another one, such as a mask onto an image.
 
         Parameters
         ----------
         like : xarray.DataArray or xarray.Dataset
-            Gives the grid: ``y`` and ``x`` in mm, evenly spaced. Its values aren't read.
+            Array with the grid: ``y`` and ``x`` in mm, evenly spaced. Its values aren't read.
         method : {"mean", "nearest", "majority", "linear"}, default: "mean"
-            What a pixel is of the array's pixels: their mean, by area, of those that it covers and
-            that aren't NaN (of True and False a fraction, float32); that in which its centre lies;
-            the value that covers most of it, the lowest of several; or what is interpolated between
-            the four centres around its own, which is no mean where the grid is coarser. Integers
-            are rounded, halves up.
+            ``"mean"``: mean, weighted by area, of the pixels that a new pixel covers, without NaN
+            (for bool a fraction, float32). ``"nearest"``: pixel that contains the centre of the new
+            pixel. ``"majority"``: value that covers the largest part of the new pixel, the lowest
+            one of several. ``"linear"``: interpolation between the four centres around that of the
+            new pixel, which isn't a mean where the new grid is coarser. Integers are rounded,
+            halves up.
         fill_value : scalar, optional
-            What pixels are that lie outside of the array; by default NaN, or 0 of integers and
-            False of bool.
+            Value of pixels outside the array; by default NaN, 0 for integers, False for bool.
 
         Returns
         -------
         xarray.DataArray
-            Of dask arrays, in the chunks of `like`; with its coordinates ``y`` and ``x``, and all
-            other dims as they are. Nothing moves: a pixel's mm stay what they are.
+            Lazy (dask), in the chunks of `like`; with ``y`` and ``x`` of `like`, and all
+            other dims unchanged. Positions in mm are kept: nothing is registered.
 
         Raises
         ------
         GridError
-            When both are in different frames of reference.
+            When the frames of reference differ.
         ValueError
-            When the method isn't one, or there are no evenly spaced coordinates in mm.
+            When `method` isn't one of these, or there are no evenly spaced coordinates in mm.
         TypeError
             When this is a dataset: match its variables.
 

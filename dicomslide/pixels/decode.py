@@ -52,7 +52,7 @@ class Decoder:
     takes_scratch: bool = False
     """Whether `decode` takes an array to decode into."""
     most_reduction: int = 0
-    """How often `decode` can halve rows and columns in less time; see :func:`decode_frame`."""
+    """Number of halvings that `decode` can do to save time; see :func:`decode_frame`."""
 
 
 _UID = "1.2.840.10008.1.2"
@@ -122,8 +122,8 @@ def decode_frame(
     scratch : numpy.ndarray of numpy.uint8, optional
         Memory that the decoder may overwrite, and return a view of: see :func:`scratch_memory`.
     reduction : int, default: 0
-        How often rows and columns are halved, rounded up: by the decoder where it can, whose pixels
-        differ a little from the mean; else by the mean of boxes of pixels.
+        Number of halvings of rows and columns, rounded up: by the decoder if it can, with pixels
+        that differ slightly from the mean; else by the mean of boxes of pixels.
 
     Returns
     -------

@@ -74,7 +74,7 @@ class PixelFormat:
         return allocated - top, top - stored
 
     def halved(self, times: int) -> PixelFormat:
-        """Return the format of frames whose rows and columns were halved so often, rounded up."""
+        """Return the format of frames whose sizes are halved `times` times, rounded up."""
         return dataclasses.replace(
             self, rows=-(-self.rows >> times), columns=-(-self.columns >> times)
         )
@@ -141,16 +141,16 @@ def as_declared(array: Pixels, declared: PixelFormat) -> Pixels:
 
 
 def halved(array: Pixels, times: int) -> Pixels:
-    """Halve rows and columns so often, rounded up, by the mean of boxes of pixels.
+    """Halve rows and columns `times` times, rounded up, by the mean of boxes of pixels.
 
-    Boxes that reach beyond an edge go on with the pixels at that edge.
+    Boxes that extend beyond an edge are filled with the pixels at that edge.
 
     Parameters
     ----------
     array : numpy.ndarray
         Shape (rows, columns, samples).
     times : int
-        How often.
+        Number of halvings.
 
     """
     edge = 1 << times
