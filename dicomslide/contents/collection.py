@@ -81,9 +81,9 @@ def _join_by_places(sources: Iterable[FrameSource]) -> tuple[FrameSource, ...]:
             and dicom.text(metadata, "SOPClassUID") == dicom.VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE
             and dicom.text(metadata, "DimensionOrganizationType") == "TILED_SPARSE"
         ):
-            said = (dicom.text(metadata, keyword) for keyword in _ALIKE)
+            shared = (dicom.text(metadata, keyword) for keyword in _ALIKE)
             flavor, path = dicom.image_flavor(metadata), shared_channel(metadata)
-            key = (*said, flavor, path, *_matrix_of(metadata), source.transfer_syntax_uid)
+            key = (*shared, flavor, path, *_matrix_of(metadata), source.transfer_syntax_uid)
         alike.setdefault(key, []).append(source)
     return tuple(joined for each in alike.values() for joined in _joined_by_places(each))
 

@@ -42,7 +42,7 @@ def annotation_labels(slide: SlideContents) -> list[str]:
     """Return the labels of a slide's annotations; ``["?"]`` where they can't be read."""
     try:
         return list(slide.annotation_labels)
-    except (DicomSlideError, OSError, ValueError):  # reading them says why
+    except (DicomSlideError, OSError, ValueError):  # reading the annotations raises it
         return ["?"]
 
 

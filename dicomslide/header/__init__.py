@@ -1,1 +1,1 @@
-"""What a DICOM header says: no bytes of frames, no pixels."""
+"""Interpretation of DICOM headers: layout and placement of images, without frames or pixels."""

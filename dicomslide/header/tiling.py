@@ -326,14 +326,14 @@ def focal_planes(
         return planes
     if depth == 1:
         return np.zeros(len(z), np.int64)
-    believed = declared if declared is not None and depth <= declared < count else None
+    plausible = declared if declared is not None and depth <= declared < count else None
     gaps = np.sort(np.diff(values))
-    widest = (believed or depth) - 1
+    widest = (plausible or depth) - 1
     if gaps[-widest] > CLEAR_GAP * gaps[-widest - 1]:
         apart = parted(gaps[-widest])
         if not collide(apart):
             return apart
-    if believed is None and 2 * len(z) > count * len(counts):
+    if plausible is None and 2 * len(z) > count * len(counts):
         return planes
     rank = np.empty(len(z), np.int64)
     rank[order] = np.arange(len(z)) - np.repeat(starts, counts)

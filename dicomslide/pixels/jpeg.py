@@ -47,7 +47,7 @@ def jpeg(
     if header.lossless or header.precision != 8:
         array = _jpeg_uncommon(buffer, header, declared)
         return halved(array, reduction) if reduction else array
-    # libjpeg takes the smallest of its scales that gives so many rows and columns; 0 for all
+    # libjpeg uses the smallest of its scales with at least these rows and columns; 0 for full size
     least = tuple(-(-n >> reduction) if reduction else 0 for n in (header.rows, header.columns))
     if declared.samples == 1:
         return _strict_jpeg(buffer, "GRAY", scratch, least)
