@@ -11,11 +11,52 @@ import pytest
 import dicomslide
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.testing import write_slide
+from tests.support import optional
 
 # CI tries the same examples each time; a developer's machine goes on looking for others
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("developer", deadline=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "developer")
+
+
+class Module(pytest.Module):
+    """A file of tests, skipped if it imports an optional package that isn't installed."""
+
+    def collect(self):
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            if reason := optional.reason_of(error.__cause__):
+                pytest.skip(reason, allow_module_level=True)
+            raise
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    return Module.from_parent(parent, path=module_path)
+
+
+def _skipping(item):
+    """Skip a test that imports an optional package that isn't installed."""
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        if reason := optional.reason_of(error):
+            pytest.skip(reason)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    for marker in item.iter_markers("needs"):
+        if reason := optional.reason_to_skip(*marker.args):
+            pytest.skip(reason)
+    return (yield from _skipping(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    return (yield from _skipping(item))
+
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -12,7 +12,6 @@ import pydicom
 import pytest
 from PIL import Image
 
-from dicomslide import demo
 from dicomslide.cli import main
 from dicomslide.testing import write_slide
 from tests.support.faulty_server import FaultyServer
@@ -112,6 +111,7 @@ def test_info_lists_segments_and_annotations_by_label(shared_data, capsys):
     assert described["annotations"] == ["nuclei"]
 
 
+@pytest.mark.needs("requests")
 def test_info_of_a_server(tissue_slide, capsys):
     with FaultyServer(tissue_slide) as server:
         assert main(["info", f"dicomweb+{server.url}"]) == 0
@@ -141,7 +141,11 @@ def test_thumbnail(tissue_slide, tmp_path, capsys):
         (["thumbnail", "{slide}", "{empty}/no/such/folder.png"], "folder.png"),
         (["thumbnail", "{slide}", "{empty}/out.xyz"], "out.xyz"),
         (["thumbnail", "{slide}", "{empty}/out.png", "--channel", "5"], "no channel 5"),
-        (["demo", "absent", "--output", "{empty}/demo"], "absent"),
+        pytest.param(
+            ["demo", "absent", "--output", "{empty}/demo"],
+            "absent",
+            marks=pytest.mark.needs("skimage", "matplotlib"),
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_one(
@@ -171,9 +175,10 @@ def test_wrong_usage_exits_with_two(arguments, capsys):
     assert "usage: dicomslide" in capsys.readouterr().err
 
 
+@pytest.mark.needs("skimage", "matplotlib")
 def test_demo_on_a_slide_of_its_own(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "SYNTHETIC_SHAPE", (1024, 1280))
-    monkeypatch.setattr(demo, "SYNTHETIC_DOWNSAMPLES", (1, 2, 4, 8))
+    monkeypatch.setattr("dicomslide.demo.SYNTHETIC_SHAPE", (1024, 1280))
+    monkeypatch.setattr("dicomslide.demo.SYNTHETIC_DOWNSAMPLES", (1, 2, 4, 8))
     out = tmp_path / "out"
     assert main(["demo", "--output", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -187,12 +192,14 @@ def test_demo_on_a_slide_of_its_own(tmp_path, capsys, monkeypatch):
         assert pixels.std() > 10
 
 
+@pytest.mark.needs("skimage", "matplotlib")
 def test_demo_on_a_tiny_slide(tmp_path, capsys):
     write_slide(tmp_path / "slide", shape=(16, 20), downsamples=(1,), associated=False)
     assert main(["demo", str(tmp_path / "slide"), "--output", str(tmp_path)]) == 0
     assert (tmp_path / "region.png").exists()
 
 
+@pytest.mark.needs("skimage", "matplotlib")
 def test_demo_on_a_grey_slide(stack_slide, tmp_path, capsys):
     assert main(["demo", str(stack_slide), "--output", str(tmp_path)]) == 0
     assert (tmp_path / "tissue.png").exists()

@@ -10,7 +10,6 @@ from importlib.resources import files
 import numpy as np
 import pydicom
 import pytest
-from highdicom.color import ColorManager
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
@@ -50,7 +49,9 @@ def dimmed_profile():
 
 def table_profile():
     """A profile of tables (A2B), which have a look of their own."""
-    return (files("highdicom") / "_icc_profiles" / "sRGB_v4_ICC_preference.icc").read_bytes()
+    import highdicom
+
+    return (files(highdicom) / "_icc_profiles" / "sRGB_v4_ICC_preference.icc").read_bytes()
 
 
 def tags_of(profile):
@@ -99,6 +100,8 @@ def every_color():
 
 @pytest.mark.parametrize("make", [srgb_profile, swapped_profile, dimmed_profile])
 def test_transform_equals_that_of_highdicom(make):
+    from highdicom.color import ColorManager
+
     profile = make()
     transformed = ColorTransform(profile)(RANDOM)
     assert transformed.dtype == np.uint8
@@ -117,6 +120,8 @@ def test_swapped_colorants_swap_red_and_blue():
 
 
 def test_transform_of_a_scanner_profile_equals_that_of_highdicom(shared_data):
+    from highdicom.color import ColorManager
+
     profiles = set()
     for path in sorted(shared_data.glob("*/*.dcm")):
         header = pydicom.dcmread(path, stop_before_pixels=True)
@@ -308,6 +313,8 @@ def test_pixels_stay_as_stored_under_an_unusable_profile(tmp_path):
 
 
 def test_slides_are_seen_through_their_profile(tmp_path):
+    from highdicom.color import ColorManager
+
     import dicomslide
     from dicomslide.testing import position_values, write_slide
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 
-import highdicom.spatial as hds
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -170,6 +169,8 @@ def test_a_mirror_image_is_told_from_a_rotation(ios):
 )
 @settings(deadline=None)
 def test_affine_agrees_with_highdicom(angle, mirror, origin, spacing, pixels):
+    import highdicom.spatial as hds
+
     u = np.array([math.cos(math.radians(angle)), math.sin(math.radians(angle))])
     v = np.array([u[1], -u[0]]) * (-1 if mirror else 1)
     ios = (*u, 0.0, *v, 0.0)
@@ -187,6 +188,8 @@ def test_affine_agrees_with_highdicom(angle, mirror, origin, spacing, pixels):
 
 def test_scoord_has_its_origin_at_the_corner():
     """F4: image-relative coordinates (0, 0) are the top left corner of pixel (0, 0)."""
+    import highdicom.spatial as hds
+
     origin, ios, spacing, shape = WORKED["typical"]["args"]
     geo = geometry(origin, ios, spacing, shape)
     reference = hds.ImageToReferenceTransformer(

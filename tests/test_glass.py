@@ -9,7 +9,6 @@ import numpy as np
 import pydicom
 import pytest
 import xarray as xr
-from highdicom.sr import Scoord3DContentItem
 from pydicom.sr.codedict import codes
 
 import dicomslide
@@ -207,6 +206,8 @@ def test_pyramid_uids_of_channels_dont_part_a_slide(tmp_path):
 @pytest.mark.parametrize("container", [True, False], ids=["container", "no container"])
 @pytest.mark.parametrize("level_origins", ["own", "base"])
 def test_levels_whose_frames_of_reference_differ_are_one_slide(tmp_path, container, level_origins):
+    from highdicom.sr import Scoord3DContentItem
+
     for number, path in enumerate(
         write_slide(tmp_path, **OPTIONS | dict(shape=(128, 96), level_origins=level_origins,
                                                downsamples=(1, 2, 4)))

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 import dask
 import numpy as np
 import pytest
-from highdicom.color import ColorManager
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -489,6 +488,8 @@ def test_another_number_of_frames_than_asked_for_is_an_error(matrices, fault, on
 
 
 def test_each_optical_path_has_its_own_profile(tmp_path):
+    from highdicom.color import ColorManager
+
     profiles = {
         "sRGB": srgb_profile(),
         "swapped": swapped_profile(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-import highdicom
 import numpy as np
 import pydicom
 import pytest
@@ -184,6 +183,8 @@ def test_absent_spacings_come_from_the_field_of_view(levels):
 
 
 def test_centre_is_that_of_all_pixels(levels):
+    import highdicom
+
     for level in levels:
         x, y, z = dicomslide.compute_image_center_position(level)
         origin = level.TotalPixelMatrixOriginSequence[0]

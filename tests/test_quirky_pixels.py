@@ -11,7 +11,6 @@ import logging
 import struct
 from typing import Any
 
-import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
@@ -298,6 +297,8 @@ LABELS = np.random.default_rng(3).integers(0, 3, SHAPE).astype(np.uint8)
 @pytest.mark.parametrize("full", [False, True])
 def test_bit_packed_segments_equal_highdicoms_reading(tmp_path, tile, full):
     """highdicom pads frames of less than a byte, others not: both are known by their length."""
+    import highdicom as hd
+
     shape = (13, 19) if min(tile) == 1 else SHAPE
     source = write(tmp_path / "image.dcm", shape=shape)
     labels = LABELS[: shape[0], : shape[1]]
@@ -343,6 +344,8 @@ def test_frames_padded_to_bytes(tmp_path, tile, uid):
 
 
 def test_a_label_map_with_palette_is_labels(tmp_path):
+    import highdicom as hd
+
     source = write(tmp_path / "image.dcm")
     colors = hd.PaletteColorLUTTransformation.from_colors(["black", "red", "blue"])
     path = write_segmentation(

@@ -6,7 +6,6 @@ import io
 import subprocess
 import sys
 
-import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
@@ -75,6 +74,8 @@ def test_level_equals_highdicoms_reading(cmu, corrected):
     libjpeg's own conversion, to which openslide and Pillow agree, differs from pydicom's by
     one level in a few samples of a million.
     """
+    import highdicom as hd
+
     folder, path = cmu
     expected = hd.imread(path).get_total_pixel_matrix(apply_icc_profile=corrected)
     image = xr.open_dataset(folder, engine="dicomslide", correct_color=corrected).image

@@ -11,7 +11,6 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from highdicom.sr import Scoord3DContentItem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.sr.codedict import codes
@@ -240,6 +239,8 @@ def test_hashes_are_the_same_in_every_process(position_slide):
 
 def test_a_region_around_an_annotation_is_of_its_level_channel_and_plane(tmp_path):
     """Padded pixels of the stored matrix, turned upright by NumPy."""
+    from highdicom.sr import Scoord3DContentItem
+
     write_slide(
         tmp_path,
         shape=(60, 80),

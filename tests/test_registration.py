@@ -6,7 +6,6 @@ import itertools
 import math
 import pickle
 
-import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
@@ -135,6 +134,8 @@ def test_a_level_turned_otherwise_than_the_base_is_taken_as_stated(tmp_path):
 @pytest.mark.parametrize("shape", [(353, 272), (351, 273)])
 def test_levels_of_channels_lie_on_the_base_of_their_own_channel(tmp_path, shape):
     """Of registered channels one has a row more than the other, and another origin."""
+    import highdicom as hd
+
     origins = {"A": (18.0, 32.0), "B": (18.0103, 32.0047)}
     for name, size in (("A", (352, 272)), ("B", shape)):
         paths = write(
@@ -244,6 +245,8 @@ def test_a_part_of_a_level_lies_on_the_grid_of_that_level(tmp_path):
 
 def test_levels_of_a_segmentations_own_pyramid_share_its_corner(tmp_path):
     """As highdicom's create_segmentation_pyramid writes them: the origin of the first on all."""
+    import highdicom as hd
+
     paths = write(tmp_path, level_origins="own", downsamples=(1, 2))
     source = pydicom.dcmread(paths[0])
     written = hd.seg.create_segmentation_pyramid(
@@ -272,6 +275,8 @@ def test_levels_of_a_segmentations_own_pyramid_share_its_corner(tmp_path):
 
 
 def test_annotations_in_pixels_of_a_coarse_level_lie_on_it(tmp_path):
+    import highdicom as hd
+
     paths = write(tmp_path, level_origins="base")
     source = pydicom.dcmread(paths[3])
     # from the corner: (column, row) of the first pixel's centre, and of the corner of the fifth

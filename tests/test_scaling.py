@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 
-import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
@@ -48,6 +47,8 @@ def upright(matrix):
 
 def of_numbers(kind, **how):
     """A mapping of the integers 10 to 900 to metres."""
+    import highdicom as hd
+
     return hd.pm.RealWorldValueMapping(
         lut_label=kind, lut_explanation=kind, unit=Code("m", "UCUM", "metre"),
         value_range=(10, 900), **how,

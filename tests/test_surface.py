@@ -247,6 +247,7 @@ MODULES = {
         area estimate_stains map_tiles segment_statistics separate_stains tissue_mask
         tissue_threshold""",
 }
+NEEDED = {"recipes": pytest.mark.needs("skimage")}
 
 
 @pytest.mark.parametrize("kind", PUBLIC, ids=lambda kind: kind.__name__)
@@ -262,7 +263,9 @@ def test_an_object_has_these_names_and_no_others(tissue_slide, kind):
     assert [name for name in dir(found) if not name.startswith("_")] == PUBLIC[kind].split()
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=NEEDED.get(each, ())) for each in MODULES]
+)
 def test_a_documented_module_offers_these_names(name):
     module = getattr(dicomslide, name)
     assert module is importlib.import_module(f"dicomslide.{name}")
@@ -277,6 +280,7 @@ def test_what_is_public_is_documented(kind):
         assert getattr(kind, name).__doc__, f"{kind.__name__}.{name}"
 
 
+@pytest.mark.needs("skimage")
 def test_modules_are_there_once_the_package_is_imported():
     """Those that need more are imported when they are first used."""
     code = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 
-import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
@@ -72,6 +71,8 @@ def test_every_frame_shows_the_place_that_its_header_gives(tmp_path):
 
 
 def test_highdicom_puts_the_same_matrix_together(tmp_path):
+    import highdicom as hd
+
     (path,) = write_slide(
         tmp_path,
         shape=(70, 90),

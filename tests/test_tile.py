@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 
-import highdicom
 import numpy as np
 import pydicom
 import pytest
@@ -53,6 +52,8 @@ def test_tiles_make_the_matrix_they_were_cut_from(cut):
 
 @pytest.mark.parametrize("samples", [(), (1,)])
 def test_tiles_are_those_of_highdicom(samples):
+    import highdicom
+
     matrix = np.arange(1, 23 * 31 + 1, dtype=np.uint16).reshape(23, 31, *samples)
     positions = np.array([(r, c) for r in range(0, 23, 7) for c in range(0, 31, 10)], np.uint32)
     tiles = disassemble_total_pixel_matrix(matrix, positions, 7, 10)
@@ -182,6 +183,8 @@ STACK = dict(optical_paths=("9", "10"), planes=(5.0, 7.0, 9.0))
 
 def assert_places(dataset, places, image):
     """Compare with the (channel, plane, tile) of each frame, as they were written."""
+    import highdicom
+
     positions, slide, channels, planes = compute_frame_positions(dataset)
     grid = image.grid
     assert positions.dtype == np.uint32
@@ -246,6 +249,8 @@ def test_positions_in_memory_are_read_from_bytes_and_from_items_alike(tmp_path):
 
 
 def test_positions_are_those_that_highdicom_computes(tmp_path):
+    import highdicom
+
     image = image_of(**STACK)
     dataset = pydicom.dcmread(write_image(tmp_path / "image.dcm", image))
     positions, slide, channels, planes = compute_frame_positions(dataset)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pydicom
 import pytest
-from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -128,7 +127,6 @@ def segment():
         (dict(property_category=NUCLEUS), False),
         (dict(property_type=NUCLEUS), True),
         (dict(property_type=codes.SCT.Nucleus), True),
-        (dict(property_type=CodedConcept("84640000", "SCT", "another meaning")), True),
         (dict(property_type=Code("84640000", "DCM", "Nucleus")), False),
         (dict(property_type=Code("84640000", "SCT", "Nucleus", "2024")), False),
         (dict(property_category=TISSUE_BY_ITS_RETIRED_NAME), True),
@@ -146,8 +144,17 @@ def test_segments_match_in_all_that_is_given(segment, criteria, expected):
 def test_retired_codes_of_an_item_equal_their_successors():
     segment = item(SegmentedPropertyCategoryCodeSequence=[coded(TISSUE_BY_ITS_RETIRED_NAME)])
     assert does_segment_item_match(segment, property_category=TISSUE)
-    concept = CodedConcept(*TISSUE[:3])
-    assert does_segment_item_match(segment, property_category=concept)
+
+
+def test_concepts_of_highdicom_match_by_their_codes(segment, specimen):
+    from highdicom.sr import CodedConcept
+
+    nucleus = CodedConcept("84640000", "SCT", "another meaning")
+    assert does_segment_item_match(segment, property_type=nucleus)
+    retired = item(SegmentedPropertyCategoryCodeSequence=[coded(TISSUE_BY_ITS_RETIRED_NAME)])
+    assert does_segment_item_match(retired, property_category=CodedConcept(*TISSUE[:3]))
+    assert does_specimen_description_item_match(specimen, CodedConcept(*EOSIN[:3]))
+    assert not does_specimen_description_item_match(Dataset(), CodedConcept(*EOSIN[:3]))
 
 
 @pytest.mark.parametrize("keyword", ["CodeValue", "LongCodeValue", "URNCodeValue"])
@@ -180,7 +187,6 @@ def specimen(tmp_path):
         (None, True),
         (HEMATOXYLIN, True),
         (EOSIN, True),
-        (CodedConcept(*EOSIN[:3]), True),
         (NUCLEUS, False),
         (Code("127790008", "SCT", "Staining"), False),  # what was done, not with what
     ],

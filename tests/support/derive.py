@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import highdicom as hd
 import pydicom
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 
 def segment(number, label, kind=codes.SCT.Tumor):
+    import highdicom as hd
+
     return hd.seg.SegmentDescription(
         number,
         label,
@@ -24,6 +25,8 @@ SEGMENTS = (segment(1, "tumour"), segment(2, "stroma", codes.SCT.ConnectiveTissu
 
 def write_segmentation(path, source, pixels, kind, *, segments=SEGMENTS, series=None, **options):
     """Let highdicom write a segmentation of an image; pixels (rows, columns[, segments])."""
+    import highdicom as hd
+
     segmentation = hd.seg.Segmentation(
         source_images=[pydicom.dcmread(source)],
         pixel_array=pixels[None],
@@ -46,6 +49,8 @@ def write_segmentation(path, source, pixels, kind, *, segments=SEGMENTS, series=
 
 def mapping(label, slope=1.0, *, kind=float):
     """Return a mapping of 0 to 1000 to percent."""
+    import highdicom as hd
+
     return hd.pm.RealWorldValueMapping(
         lut_label=label,
         lut_explanation=f"map {label}",
@@ -59,6 +64,8 @@ def mapping(label, slope=1.0, *, kind=float):
 
 def write_map(path, source, pixels, mappings, *, tile_size=(32, 48)):
     """Let highdicom write a parametric map; pixels (rows, columns, parameters)."""
+    import highdicom as hd
+
     dataset = hd.pm.ParametricMap(
         [pydicom.dcmread(source)],
         pixels[None],

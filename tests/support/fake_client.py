@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-import requests
 from pydicom.encaps import generate_frames
 
 from dicomslide.header.layout import pixel_format_of
@@ -19,6 +18,8 @@ _numbers = itertools.count()
 
 
 def refused(status):
+    import requests
+
     response = requests.Response()
     response.status_code = status
     return requests.HTTPError(
