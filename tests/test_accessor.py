@@ -43,7 +43,14 @@ def saved_as_ome_zarr(tree, path):
     return xr.open_datatree(path, engine="zarr", chunks={})["level_0"].to_dataset()
 
 
-@pytest.mark.parametrize("save", [saved_as_netcdf, saved_as_zarr, saved_as_ome_zarr])
+@pytest.mark.parametrize(
+    "save",
+    [
+        pytest.param(saved_as_netcdf, marks=pytest.mark.needs("scipy")),
+        pytest.param(saved_as_zarr, marks=pytest.mark.needs("zarr")),
+        pytest.param(saved_as_ome_zarr, marks=pytest.mark.needs("zarr")),
+    ],
+)
 def test_restore_gives_the_index_back_to_what_was_saved(tmp_path, slide, save):
     tree = slide.to_datatree()
     original = tree["level_0"].image
@@ -70,6 +77,7 @@ def test_restore_gives_the_index_back_to_what_was_saved(tmp_path, slide, save):
     assert restored.slide.restore().identical(restored)
 
 
+@pytest.mark.needs("zarr")
 def test_a_tree_is_restored_in_all_its_nodes(tmp_path, slide):
     dicomslide.to_ome_zarr(slide, tmp_path / "out.zarr")
     opened = xr.open_datatree(tmp_path / "out.zarr", engine="zarr", chunks={})
@@ -157,6 +165,7 @@ def test_restore_says_in_which_frame_of_reference_an_array_lies(slide):
     assert not (image - registered).any()
 
 
+@pytest.mark.needs("scipy")
 def test_other_engines_have_the_accessor_and_importing_the_package_costs_no_xarray(tmp_path):
     path = tmp_path / "a.nc"
     xr.Dataset({"a": ("x", [1, 2])}, {"x": [0.5, 1.5]}).to_netcdf(path)

@@ -175,6 +175,7 @@ def test_jpeg_of_pillow_decodes_as_pillow_does(progressive, subsampling):
         (RLE, "rgb", 0),
     ],
 )
+@pytest.mark.needs("pylibjpeg")
 def test_frames_decode_as_pydicom_decodes_them(uid, kind, tolerance):
     array = SOURCES[kind]
     frame, pixel_format = frame_of(uid, kind), format_of(array)

@@ -23,6 +23,7 @@ from dicomslide.testing import write_slide
 from tests.support import own_store
 from tests.support.fake_client import FakeClient
 from tests.support.faulty_server import FaultyServer, Handler
+from tests.support.optional import need
 from tests.support.range_server import serving
 
 pytest.register_assert_rewrite("dicomslide.testing.conformance")
@@ -64,6 +65,7 @@ def header(path):
 
 @pytest.fixture(scope="module")
 def object_server(folders):
+    need("fsspec", "aiohttp")
     with serving(folders["sparse"]) as server:
         yield server.url
 
@@ -88,6 +90,7 @@ class WholeServer(FaultyServer):
 
 @pytest.fixture(scope="module")
 def web_server(folders):
+    need("requests")
     with WholeServer(folders["sparse"]) as server:
         yield server.url
 
@@ -135,7 +138,9 @@ class TestObjectInMemory(OfOneFile):
 
     @pytest.fixture
     def source(self, path):
-        fsspec = pytest.importorskip("fsspec", reason="fsspec isn't installed")
+        need("fsspec")
+        import fsspec
+
         fsspec.filesystem("memory").pipe_file("/conformance.dcm", path.read_bytes())
         yield RemoteSource.open("memory://conformance.dcm")
         fsspec.filesystem("memory").rm("/conformance.dcm")

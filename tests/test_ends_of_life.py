@@ -11,6 +11,7 @@ import pytest
 import dicomslide
 from dicomslide.testing import write_slide
 from tests.support.faulty_server import FaultyServer
+from tests.support.optional import need
 from tests.support.range_server import serving
 
 READING = """
@@ -75,13 +76,14 @@ def test_threads_that_read_files_finish(folder, expected, whose, seconds):
 
 @pytest.mark.parametrize("seconds", [0, 0.1, 0.4])
 def test_threads_that_read_from_a_server_finish(folder, expected, seconds):
-    pytest.importorskip("aiohttp", reason="HTTP takes aiohttp")
+    need("aiohttp")
     with serving(folder) as server:
         all_finish(f"{server.url}/slide/", "own", seconds, expected)
 
 
 @pytest.mark.parametrize("seconds", [0, 0.3])
 def test_threads_that_read_from_a_dicomweb_server_finish(folder, expected, seconds):
+    need("requests")
     with FaultyServer(folder / "slide") as server:
         (study,) = server.archive.search_for_studies()
         uid = study["0020000D"]["Value"][0]

@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 import dicomslide
 from dicomslide.openslide import PROPERTY_NAME_MPP_X, PROPERTY_NAME_MPP_Y, OpenSlide
 from dicomslide.testing import position_values, srgb_profile, write_slide
+from tests.support.optional import need
 
 pytestmark = pytest.mark.filterwarnings("ignore::dicomslide.MetadataWarning")
 
@@ -195,6 +196,7 @@ def add_elements(path):
 @pytest.fixture(scope="module")
 def openslides(files, tmp_path_factory):
     """What openslide says of each slide: requests, answers, arrays."""
+    need("openslide")
     folder = tmp_path_factory.mktemp("openslide")
     requests = {
         name: requests_of(path, exact=name != "odd", between=BETWEEN if name == "pyramid" else ())

@@ -14,6 +14,7 @@ import pytest
 from dicomslide.openslide import OpenSlide
 from dicomslide.openslide.contents import downsamples_of, pixel_at
 from dicomslide.testing import write_slide
+from tests.support.optional import need
 
 pytestmark = pytest.mark.filterwarnings("ignore::dicomslide.MetadataWarning")
 
@@ -41,6 +42,7 @@ np.savez(out, downsamples=slide.level_downsamples, **arrays)
 
 def openslide_reads(path, requests, out):
     """Return libopenslide's regions by number, its levels and its downsamples."""
+    need("openslide")
     command = [sys.executable, "-W", "ignore", "-c", ORACLE, str(path), str(out)]
     subprocess.run(command, input=json.dumps(requests), text=True, check=True)
     return dict(np.load(out))

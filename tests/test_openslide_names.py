@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 import dicomslide
 from dicomslide import openslide
 from dicomslide.testing import srgb_profile, uid_of, write_slide
+from tests.support.optional import need
 
 pytestmark = pytest.mark.filterwarnings("ignore::dicomslide.MetadataWarning")
 
@@ -44,6 +45,7 @@ print(json.dumps({
 
 
 def said_by_openslide(code, *arguments):
+    need("openslide")
     command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 

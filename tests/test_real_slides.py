@@ -37,6 +37,7 @@ def stored(folder):
     return xr.open_datatree(folder, engine="dicomslide", chunks={}, correct_color=False)
 
 
+@pytest.mark.needs("openslide")
 def test_level_equals_openslides_reading(cmu, tmp_path):
     folder, path = cmu
     out = tmp_path / "pixels.npy"
@@ -120,6 +121,7 @@ def small_images():
 
 
 @pytest.mark.parametrize("name", small_images())
+@pytest.mark.needs("pylibjpeg")
 def test_small_images_equal_pydicoms_frames_put_together(shared_data, name):
     path = shared_data / "highdicom" / f"{name}.dcm"
     dataset = pydicom.dcmread(path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parents[1]
 
 EXTRAS = {
@@ -37,6 +39,12 @@ def reason_to_skip(*packages: str) -> str | None:
         if importlib.util.find_spec(package) is None:
             return f"{package} isn't installed: pip install 'dicomslide[{extra}]'"
     return None
+
+
+def need(*packages: str) -> None:
+    """Skip the running test, or the fixture that it uses, if a package isn't installed."""
+    if reason := reason_to_skip(*packages):
+        pytest.skip(reason)
 
 
 def reason_of(error: BaseException | None) -> str | None:
