@@ -260,7 +260,7 @@ def open_slides(
         Folders (searched recursively), files and patterns such as ``"cohort/*/*.dcm"``, as paths
         or fsspec URLs (whose patterns have ``*`` only), and other inputs of :func:`open_slide`; or
         a ``dicomweb_client.api.DICOMClient``, the URL of a DICOMweb service or study,
-        ``"dicomweb+https://host/.../studies/..."``, or a store (see :mod:`dicomslide.backends`).
+        ``"dicomweb+https://host/.../studies/..."``, or a store (see ``dicomslide.backends``).
     study_instance_uid : str, optional
         Study Instance UID that limits the search of a client or a store.
     max_frame_cache_size, pyramid_tolerance, correct_color, on_error, align_levels, storage_options

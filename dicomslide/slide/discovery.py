@@ -50,7 +50,7 @@ def find_slides(
     Parameters
     ----------
     client : dicomweb_client.api.DICOMClient or FrameStore
-        DICOMweb client, or a store (see :mod:`dicomslide.backends`)
+        DICOMweb client, or a store (see ``dicomslide.backends``)
     study_instance_uid : str, optional
         Study Instance UID
     patient_id : str, optional
