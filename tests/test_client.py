@@ -18,16 +18,12 @@ from pydicom.uid import UID
 
 import dicomslide
 from dicomslide import Slide, TiledImage, TotalPixelMatrix
-from dicomslide.backends import base
-from dicomslide.backends.batching import encoded_frames
 from dicomslide.backends.dicomweb import connection
-from dicomslide.backends.dicomweb import source as dicomweb
 from dicomslide.backends.dicomweb.client import frame_source
 from dicomslide.backends.dicomweb.source import DicomWebSource
 from dicomslide.backends.part10.file import FileSource, FileStore
 from dicomslide.header.geometry import SlideGeometry
 from dicomslide.pixels import PixelFormat, decode_frame, transfer_syntax_of
-from dicomslide.readers import frame_reader
 from dicomslide.testing import ENCODERS, SyntheticImage, encode_frame, write_image, write_slide
 from tests.support.fake_client import FakeClient, refused
 
@@ -175,7 +171,7 @@ def test_per_frame_positions_come_from_the_metadata(tmp_path, order):
     again = TiledImage(client, image.metadata)
     assert "PerFrameFunctionalGroupsSequence" not in image.metadata
     assert "PerFrameFunctionalGroupsSequence" in metadata
-    base._layouts.clear()
+    dicomslide.clear_all("layouts")
     np.testing.assert_array_equal(again.get_image_region((0, 0), (60, 70)), expected)
 
 
@@ -354,7 +350,7 @@ def test_many_threads_read_through_one_client(jpeg_slide):
     expected = matrix[...]
     with dask.config.set(scheduler="threads", num_workers=8):
         for _ in range(5):
-            frame_reader._frames.clear()
+            dicomslide.clear_all("decoded frames")
             np.testing.assert_array_equal(matrix.to_dask().compute(), expected)
 
 
@@ -501,7 +497,7 @@ def test_float_pixels_come_with_the_whole_where_frames_are_refused(tmp_path, flo
     assert matrix.dtype == np.float32
     kinds = [call[0] for call in client.calls]
     assert kinds.count("instance") == 1
-    frame_reader._frames.clear()
+    dicomslide.clear_all("decoded frames")
     np.testing.assert_array_equal(matrix[:, :, 0], whole[:60, :70, None])
     assert [call[0] for call in client.calls] == kinds
 
@@ -539,8 +535,7 @@ def test_a_server_that_fails_with_float_frames_is_asked_for_the_whole_for_now(
     asked = len(client.calls)
     assert source.read_frames([2]) == [float_pixels[2].tobytes()]  # it is still here
     assert len(client.calls) == asked
-    dicomweb._wholes.clear()
-    encoded_frames._memory.clear()
+    dicomslide.clear_all("whole instances", "received frames")
     client.failures.clear()
     assert source.read_frames([3]) == [float_pixels[3].tobytes()]
     assert [call[0] for call in client.calls[asked:]] == ["frames"]
@@ -667,7 +662,7 @@ def test_pickles_are_thin_and_read_through_the_client_of_their_server(jpeg_slide
     assert len(pickles["source"]) < 500
     assert len(pickles["matrix"]) < 1000
     arrived = {name: pickle.loads(data) for name, data in pickles.items()}
-    frame_reader._frames.clear()
+    dicomslide.clear_all("decoded frames")
     assert arrived["source"] == image._source
     assert arrived["source"].identity == image._source.identity
     np.testing.assert_array_equal(arrived["matrix"][...], expected)
@@ -681,7 +676,7 @@ def test_a_process_without_a_client_makes_one(jpeg_slide):
     fake = FakeClient(jpeg_slide)
     source = frame_source(Server("http://elsewhere:8042/dicom-web/", fake), fake.all_metadata()[0])
     connection._connections._by_address.clear()
-    dicomweb._headers.clear()
+    dicomslide.clear_all("headers")
     remade = connection.connection_at(pickle.loads(pickle.dumps(source)).address).client
     assert type(remade) is DICOMwebClient
     assert remade.base_url == "http://elsewhere:8042/dicom-web"
@@ -745,7 +740,7 @@ def test_a_forked_child_does_not_talk_through_its_parents_sockets(jpeg_slide):
     context = get_context("fork")
     queue = context.SimpleQueue()
     child = context.Process(target=lambda: queue.put(region_and_session(slide, client)))
-    frame_reader._frames.clear()
+    dicomslide.clear_all("decoded frames")
     child.start()
     found, closed = queue.get()
     child.join(30)

@@ -108,7 +108,7 @@ def _start_counting():
         _frames.extend(indices)
         return _original(self, indices)
 
-    _frames.clear()
+    dicomslide.clear_all("decoded frames")
     FileSource.read_frames = counting
 
 

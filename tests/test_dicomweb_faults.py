@@ -21,7 +21,6 @@ from dicomslide.backends.dicomweb import connection, service
 from dicomslide.backends.dicomweb.client import frame_source, store_at
 from dicomslide.backends.dicomweb.transport import Patience, Transport
 from dicomslide.backends.net import credentials
-from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
 from tests.support.fake_client import FakeClient
 from tests.support.faulty_server import AS_STORED, TOKEN, FaultyServer
@@ -182,11 +181,10 @@ def test_bad_frames_are_never_pixels_nor_kept(
         server.faults.clear()
         np.testing.assert_array_equal(read(), shape)
         asked = len(server.requests)
-        frame_reader._frames.clear()
+        dicomslide.clear_all("decoded frames")
         np.testing.assert_array_equal(read(), shape)
         assert len(server.requests) == asked  # good ones are
-        encoded_frames._memory.clear()
-        frame_reader._frames.clear()
+        dicomslide.clear_all("received frames", "decoded frames")
         np.testing.assert_array_equal(read(), shape)
         assert (len(server.requests) == asked) is folder_of_frames
 
@@ -239,7 +237,7 @@ def test_damaged_frames_that_another_process_kept_leave_the_folder(server, clock
         asked = {number for numbers in server.frames for number in numbers}
         assert asked >= {4, 5}
         assert 6 not in asked
-        encoded_frames._memory.clear()
+        dicomslide.clear_all("received frames")
         assert encoded_frames.kept(source.identity, [3, 5]) == {3: stored[3], 5: stored[5]}
 
 
@@ -349,7 +347,7 @@ def test_bad_frames_are_filled_and_reading_goes_on(server, clock):
     with pytest.warns(dicomslide.FrameWarning, match="404"):
         assert (matrix[64:65, :1] == 255).all()
     server.faults.clear()
-    frame_reader._frames.clear()
+    dicomslide.clear_all("decoded frames")
     slide = dicomslide.open_slide(server.archive.folder, correct_color=False)
     expected = slide.get_volume_images()[0].get_total_pixel_matrix()
     np.testing.assert_array_equal(matrix[64:96, :32], expected[64:96, :32])
@@ -476,8 +474,7 @@ def test_a_token_that_expires_is_refreshed_once(server, tokens):
     secret = TOKEN.encode()
     assert all(secret not in str(path).encode() for path, _ in server.requests)
     server.token = "nobody has it"
-    encoded_frames._memory.clear()
-    frame_reader._frames.clear()
+    dicomslide.clear_all("received frames", "decoded frames")
     with pytest.raises(dicomslide.FrameReadError, match="401 Unauthorized") as info:
         whole(slide)
     assert TOKEN not in str(info.value)

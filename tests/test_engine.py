@@ -87,7 +87,7 @@ def test_scattered_pixels_read_only_their_frames(position_slide, frames_read):
     np.testing.assert_array_equal(image.isel(y=y, x=x).values, UPRIGHT[[0, 169], [129, 0]])
     assert sum(map(len, frames_read)) <= 4
     frames_read.clear()
-    frame_reader._frames.clear()
+    dicomslide.clear_all("decoded frames")
     corners = image.isel(y=[0, 169], x=[0, 129]).values
     np.testing.assert_array_equal(corners, UPRIGHT[np.ix_([0, 169], [0, 129])])
     assert sum(map(len, frames_read)) == 4

@@ -19,7 +19,6 @@ import pytest
 import xarray as xr
 
 import dicomslide
-from dicomslide.backends.part10 import file as file_backend
 from dicomslide.backends.part10 import frame_index, parsed
 from dicomslide.backends.part10.file import FileSource, FileStore, is_dicom_file
 from dicomslide.errors import (
@@ -34,7 +33,6 @@ from dicomslide.errors import (
 )
 from dicomslide.header.geometry import SlideGeometry
 from dicomslide.pixels import PixelFormat
-from dicomslide.readers import frame_reader
 from dicomslide.testing import PositionDrawing, SyntheticImage, position_values, write_image
 
 ROOT = "1.2.840.10008.1.2"
@@ -879,7 +877,7 @@ def test_a_source_pickles_small_and_reads_the_same(tmp_path):
     frames = source.read_frames(range(NUM_FRAMES))
     pickled = pickle.dumps(source)
     assert len(pickled) < 1000
-    file_backend._instances.clear()  # as in another process
+    dicomslide.clear_all("parsed files")  # as in another process
     again = pickle.loads(pickled)
     assert again == source
     assert again.identity == source.identity
@@ -908,10 +906,9 @@ def test_a_file_that_was_changed_is_noticed_when_it_is_opened_again(tmp_path):
     pixels = matrix[...]
     os.remove(path)
     write(path, RLE, shape=(40, 70))
-    frame_reader._frames.clear()
+    dicomslide.clear_all("decoded frames")
     np.testing.assert_array_equal(matrix[...], pixels)  # the open file is still the old one
-    file_backend._instances.clear()
-    frame_reader._frames.clear()
+    dicomslide.clear_all("parsed files", "decoded frames")
     with pytest.raises(SourceChangedError, match=r"image\.dcm.*open the slide again"):
         matrix[...]
     np.testing.assert_array_equal(matrix_of(path)[...], expected((40, 70)))
@@ -946,7 +943,7 @@ def test_a_file_of_other_time_is_another_file(tmp_path):
     source = FileSource.open(path)
     os.utime(path, ns=(0, source.mtime_ns + 10**9))
     assert FileSource.open(path).identity != source.identity
-    file_backend._instances.clear()
+    dicomslide.clear_all("parsed files")
     with pytest.raises(SourceChangedError):
         source.read_frames([0])
 

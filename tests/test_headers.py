@@ -14,11 +14,10 @@ import pydicom
 import pytest
 
 import dicomslide
-from dicomslide.backends import base
 from dicomslide.backends.concatenation import ConcatenatedSource
-from dicomslide.backends.part10 import file, parsed
 from dicomslide.backends.part10 import frame_index as pixel_data
 from dicomslide.backends.part10 import header as part10
+from dicomslide.backends.part10 import parsed
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.errors import MetadataError
 from dicomslide.header import lenient
@@ -227,8 +226,7 @@ def test_threads_that_ask_for_one_value_get_the_same(tmp_path):
     (path,) = write_slide(tmp_path, downsamples=(1,), **SMALL)
     path = with_invalid_values(path)
     for _ in range(10):
-        file._instances.clear()
-        base._layouts.clear()
+        dicomslide.clear_all("parsed files", "layouts")
         metadata = FileSource.open(path).metadata
         found = []
         start = threading.Barrier(4)

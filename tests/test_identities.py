@@ -16,9 +16,7 @@ import xarray as xr
 from dicomweb_client.api import DICOMwebClient
 
 import dicomslide
-from dicomslide.backends.batching import encoded_frames
 from dicomslide.errors import FrameReadError, NotDicomError, SourceDeniedError, SourceReadError
-from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
 from tests.support import orthanc
 from tests.support.faulty_server import TOKEN, FaultyServer
@@ -343,8 +341,7 @@ def test_frames_on_disk_are_only_for_whom_the_server_lets_see_them(ward, tmp_pat
         data = pickle.dumps(hers)
 
         def forget_memory():
-            encoded_frames._memory.clear()
-            frame_reader._frames.clear()
+            dicomslide.clear_all("received frames", "decoded frames")
 
         forget_memory()
         asked = len(ward.gate.requests)
@@ -381,8 +378,7 @@ def test_headers_and_frames_in_memory_are_those_of_who_fetched_them(ward):
         whole(slide)
         assert ward.users_of(asked) == {user}
     ward.gate.rights["bert"].clear()
-    encoded_frames._memory.clear()
-    frame_reader._frames.clear()
+    dicomslide.clear_all("received frames", "decoded frames")
     with pytest.raises(FrameReadError, match="403"):
         whole(slides["bert"])
     assert whole(slides["anna"]).any()

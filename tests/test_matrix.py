@@ -221,7 +221,7 @@ def test_dask_reads_only_the_frames_of_a_region(matrices, frames_read):
     np.testing.assert_array_equal(lazy.compute(scheduler="sync"), array[8:13, 11:19])
     assert frames_read == [5]
     frames_read.clear()
-    frame_reader._frames.clear()
+    dicomslide.clear_all("decoded frames")
     np.testing.assert_array_equal(matrix[[0, 22], [0, 30], :], array[[0, 22], [0, 30], :])
     assert sorted(frames_read) == [0, 15]
 
@@ -586,7 +586,7 @@ def test_reads_of_any_number_of_frames_share_their_threads(matrices):
         matrix[...]
         pool = frame_reader._decoding.get(4, make=lambda: None)
         for tiles in range(1, 10):
-            frame_reader._frames.clear()
+            dicomslide.clear_all("decoded frames")
             matrix[:tiles]
             assert frame_reader._decoding.get(4, make=lambda: None) is pool
 
@@ -631,6 +631,6 @@ def test_a_client_of_another_kind_is_a_type_error(matrices):
 def test_reading_in_threads_gives_the_same(matrices):
     matrix, array = matrices["uint8 RGB"]
     for num_threads in (1, 2, 7):
-        frame_reader._frames.clear()
+        dicomslide.clear_all("decoded frames")
         with dicomslide.set_options(num_threads=num_threads):
             np.testing.assert_array_equal(matrix[:, :], array)

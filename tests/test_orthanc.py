@@ -18,11 +18,9 @@ from dicomweb_client.api import DICOMwebClient
 from pydicom.uid import UID, generate_uid
 
 import dicomslide
-from dicomslide.backends.batching import encoded_frames
 from dicomslide.backends.dicomweb import connection
 from dicomslide.backends.dicomweb.client import frame_source
 from dicomslide.backends.part10.file import FileSource
-from dicomslide.readers import frame_reader
 from dicomslide.testing import ENCODERS, write_image, write_slide
 from tests.support import orthanc
 from tests.support.workers import some_workers
@@ -133,7 +131,7 @@ def test_a_region_is_read_in_few_requests_once(url, large):
     np.testing.assert_array_equal(found, expected[100:2148, 100:2148])
     frames = client._session.frames
     assert [len(each) for each in frames] == [81]
-    frame_reader._frames.clear()
+    dicomslide.clear_all("decoded frames")
     matrix[100:2148, 100:2148]
     assert client._session.frames == frames
 
@@ -142,7 +140,7 @@ def test_every_frame_is_asked_for_once_by_dask(url, large):
     folder, (study, _) = large
     client = DICOMwebClient(url, session=CountingSession())
     slide = dicomslide.open_slide(client, study_instance_uid=study)
-    encoded_frames._memory.clear()
+    dicomslide.clear_all("received frames")
     with dask.config.set(scheduler="threads"):
         found = slide.get_volume_images()[0].get_total_pixel_matrix().to_dask("auto").mean()
         mean = found.compute()

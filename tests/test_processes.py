@@ -14,9 +14,7 @@ import pytest
 import xarray as xr
 
 import dicomslide
-from dicomslide.backends import base
 from dicomslide.backends.part10.file import FileSource
-from dicomslide.readers import frame_reader
 from dicomslide.testing import position_values
 
 UPRIGHT = np.rot90(position_values(np.arange(130), np.arange(170)), -1)
@@ -98,16 +96,13 @@ def test_unpickling_a_reader_touches_no_file(position_slide, tmp_path):
     """A scheduler that sees no files can still unpickle graphs."""
     import shutil
 
-    from dicomslide.backends.part10 import file
-
     copy = tmp_path / "copy.dcm"
     shutil.copy(position_slide / "level-0.dcm", copy)
     slide = dicomslide.open_slide(copy)
     pickled = pickle.dumps((slide.get_volume_images()[0].get_total_pixel_matrix(),
                             slide.to_dataset().image.data))  # fmt: skip
     copy.unlink()
-    file._instances.clear()
-    base._layouts.clear()
+    dicomslide.clear_all("parsed files", "layouts")
     matrix, array = pickle.loads(pickled)
     assert array.shape == (170, 130, 3)
     with pytest.raises(FileNotFoundError):
@@ -117,7 +112,7 @@ def test_unpickling_a_reader_touches_no_file(position_slide, tmp_path):
 def test_threads_read_a_thousand_random_regions(tissue_slide):
     slide = dicomslide.open_slide(tissue_slide)
     whole = slide.get_image_region((0, 0), 0, (600, 900))
-    frame_reader._frames.clear()
+    dicomslide.clear_all("decoded frames")
     rng = np.random.default_rng(1)
     corners = rng.integers((-50, -50), (600, 900), (1000, 2)).tolist()
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 import dicomslide
 from dicomslide.errors import FrameDecodeError, FrameWarning, MetadataError
-from dicomslide.pixels import PixelFormat, jpeg
+from dicomslide.pixels import PixelFormat
 from dicomslide.testing import (
     encode_frame,
     position_values,
@@ -93,7 +93,7 @@ def test_colour_is_that_of_the_frames(tmp_path, claimed, options):
 
 
 def test_a_conflict_of_colours_is_logged_once(tmp_path, caplog):
-    jpeg._conflicts.clear()
+    dicomslide.clear_all("warnings of JPEG headers")
     path = write(
         tmp_path / "image.dcm",
         BASELINE,

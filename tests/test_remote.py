@@ -292,7 +292,7 @@ def test_requests_of_a_read_are_under_way_together(image, server, patient, monke
     monkeypatch.setattr(remote, "GAP", 0)
     spans = [(i * 12_000, i * 12_000 + 100) for i in range(16)]
     blob = image._instance().header.blob
-    remote._heads.clear()
+    dicomslide.clear_all("heads of objects")
     server.forget()
     server.gate = threading.Barrier(16)  # none is answered before all have come
     assert [len(each) for each in blob.read_spans(spans)] == [100] * 16
@@ -305,12 +305,12 @@ def test_a_region_is_one_round_of_requests(server, patient):
     image = slide.get_volume_images()[0]
     matrix = image.get_total_pixel_matrix()
     image._source._instance().frames()  # the offset table
-    remote._heads.clear()
+    dicomslide.clear_all("heads of objects")
     server.forget()
     matrix[:, :600]  # three tiles of each of four rows
     server.gate = threading.Barrier(len(server.requests))
     forget_bytes()
-    remote._gatherers.clear()  # and what would be wanted next
+    dicomslide.clear_all("request batchers")  # and what would be wanted next
     server.forget()
     matrix[:, :600]
     assert 2 <= server.gate.parties <= 4
@@ -338,7 +338,7 @@ def test_small_objects_are_read_once(server, folder):
 def test_an_object_that_changes_is_noticed_and_never_mixed(image, server, folder, tmp_path, by):
     with dicomslide.set_options(frame_folder=str(tmp_path)):
         image.read_frames([0])
-        remote._heads.clear()
+        dicomslide.clear_all("heads of objects")
         server.always = "etag"
         if by == "opening":
             assert RemoteSource.open(image.path).version != image.version
@@ -466,7 +466,7 @@ def test_of_an_archive_no_more_is_read_than_of_an_object(server, folder, tmp_pat
         ):
             source = RemoteSource.open(url)
             frames = source._instance().frames()
-            remote._heads.clear()
+            dicomslide.clear_all("heads of objects")
             counting.forget()
             assert list(map(bytes, source.read_frames([15]))) == frames_on_disk(folder, [15])
             start, stop = frames.span(15)

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import dicomslide
-from dicomslide.backends.objects import ranges, remote, storage
+from dicomslide.backends.objects import ranges, storage
 from dicomslide.backends.objects.remote import RemoteSource
 from dicomslide.errors import FrameReadError, SourceReadError
 from tests.support.range_server import serving
@@ -49,7 +49,7 @@ def test_credentials_are_in_no_pickle_repr_name_encoding_or_message(server):
     assert SECRET not in repr(storage._storage_options.of(url))
     source._instance().frames()
     server.token = f"Bearer another{SECRET}"
-    remote._heads.clear()
+    dicomslide.clear_all("heads of objects")
     with pytest.raises(FrameReadError) as caught:
         source.read_frames([8])
     text = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
@@ -122,7 +122,7 @@ def test_refused_credentials_are_asked_for_again_once(server, folder):
     url = f"{server.url}/slide/level-0.dcm"
     dicomslide.register_storage_options(server.url, options)
     source = RemoteSource.open(url)
-    remote._heads.clear()
+    dicomslide.clear_all("heads of objects")
     last = len(given)
     server.token = f"Bearer {last}"  # the one in use has expired
     assert list(map(bytes, source.read_frames([2]))) == frames_on_disk(folder, [2])
@@ -233,7 +233,7 @@ def test_a_redirect_to_another_server_carries_no_credentials(server, folder):
         dicomslide.register_storage_options(
             server.url, {"headers": {"Authorization": SECRET, "X-Key": SECRET}}
         )
-        remote._heads.clear()
+        dicomslide.clear_all("heads of objects")
         other.forget()
         assert list(map(bytes, source.read_frames([2]))) == frames_on_disk(folder, [2])
         assert server.requests[-1][3]["X-Key"] == SECRET

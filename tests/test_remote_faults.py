@@ -9,7 +9,6 @@ import pytest
 
 import dicomslide
 from dicomslide.backends.net import attempts
-from dicomslide.backends.objects import remote
 from dicomslide.errors import FrameReadError, SourceReadError
 from tests.support.remote_slides import *  # noqa: F403 - fixtures
 from tests.support.remote_slides import (
@@ -25,7 +24,7 @@ pytest.importorskip("aiohttp", reason="HTTP takes aiohttp: dicomslide[remote]")
 @pytest.mark.parametrize("times", [1, 3])
 def test_what_passes_is_tried_again(image, server, folder, fault, times):
     image._instance().frames()
-    remote._heads.clear()
+    dicomslide.clear_all("heads of objects")
     server.forget()
     server.faults = [fault] * times
     assert list(map(bytes, image.read_frames([3, 4]))) == frames_on_disk(folder, [3, 4])
@@ -35,7 +34,7 @@ def test_what_passes_is_tried_again(image, server, folder, fault, times):
 @pytest.mark.parametrize("fault", [503, "reset", "short", "shifted", "cut", "whole"])
 def test_what_does_not_pass_raises_and_names_url_and_frame(image, server, folder, fault):
     image._instance().frames()
-    remote._heads.clear()
+    dicomslide.clear_all("heads of objects")
     server.forget()
     server.always = fault
     with pytest.raises(FrameReadError, match="given up after 4 attempts") as caught:
@@ -53,7 +52,7 @@ def test_what_never_passes_raises_at_once(image, server, status, what, monkeypat
     patience = dataclasses.replace(attempts.PATIENCE, request=5.0)
     monkeypatch.setattr(attempts, "PATIENCE", patience)
     image._instance().frames()
-    remote._heads.clear()
+    dicomslide.clear_all("heads of objects")
     server.forget()
     server.always = status
     with pytest.raises(FrameReadError, match=f"frame 6: .*{what}"):
@@ -83,7 +82,7 @@ def test_a_broken_object_of_a_folder_does_not_vanish_in_silence(server):
 def test_the_wait_that_a_server_asks_for_is_kept(image, server, monkeypatch):
     waits = []
     monkeypatch.setattr(attempts, "_pause", lambda seconds: waits.append(seconds))
-    remote._heads.clear()
+    dicomslide.clear_all("heads of objects")
     server.faults = [(503, {"Retry-After": "2"}), (429, {"Retry-After": "1"})]
     image.read_frames([0])
     assert [wait for wait in waits if wait >= 1] == [2, 1]
@@ -95,7 +94,7 @@ def test_waits_grow_and_the_deadline_holds(image, server, monkeypatch):
     monkeypatch.setattr(
         attempts, "PATIENCE", attempts.Patience(5, 0.5, attempts=5, first_wait=0.01, longest_wait=1)
     )
-    remote._heads.clear()
+    dicomslide.clear_all("heads of objects")
     server.always = 503
     with pytest.raises((FrameReadError, SourceReadError), match="given up after 5 attempts"):
         image.read_frames([0])
@@ -109,7 +108,7 @@ def test_waits_grow_and_the_deadline_holds(image, server, monkeypatch):
 
 def test_a_server_that_does_not_answer_is_not_waited_for(image, server):
     image._instance().frames()
-    remote._heads.clear()
+    dicomslide.clear_all("heads of objects")
     server.forget()
     server.always = "slow"  # 1.5 s; a request has 0.5 s
     with pytest.raises(FrameReadError, match="no answer came in time"):
@@ -119,7 +118,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(image, server):
 
 def test_what_takes_long_because_it_is_much_is_waited_for(image, server, folder, monkeypatch):
     image._instance().frames()
-    remote._heads.clear()
+    dicomslide.clear_all("heads of objects")
     wanted = list(range(16))
     nbytes = sum(map(len, frames_on_disk(folder, wanted)))
     server.always = "slow"  # 1.5 s; a request has 0.5 s, and 2 s for these bytes

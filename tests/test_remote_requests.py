@@ -13,7 +13,6 @@ import pytest
 import dicomslide
 from dicomslide.backends.objects.remote import RemoteSource
 from dicomslide.backends.part10.file import FileSource
-from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
 from tests.support.range_server import serving
 from tests.support.remote_slides import *  # noqa: F403 - fixtures
@@ -54,7 +53,7 @@ def mean_length(folder, count):
 
 
 def forget_decoded():
-    frame_reader._frames.clear()
+    dicomslide.clear_all("decoded frames")
 
 
 class Asked:

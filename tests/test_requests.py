@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import dicomslide
-from dicomslide.backends.batching import encoded_frames, gather
+from dicomslide.backends.batching import gather
 from dicomslide.backends.batching.gather import Gatherer
 from dicomslide.backends.batching.prefetch import ReadAhead
 from dicomslide.header.tiling import FullFrames, TileGrid
@@ -64,7 +64,7 @@ def times_asked_for(server):
 
 
 def forget_decoded():
-    frame_reader._frames.clear()
+    dicomslide.clear_all("decoded frames")
 
 
 # -- frames a request ------------------------------------------------------------------------
@@ -373,6 +373,6 @@ def test_frames_on_disk_are_not_asked_for_again(server, matrix, pixels, tmp_path
             np.testing.assert_array_equal(matrix[...], pixels)
             asked = len(server.frames)
             forget_decoded()
-            encoded_frames._memory.clear()
+            dicomslide.clear_all("received frames")
     assert asked == len(server.frames) == 17
     assert (tmp_path / "kept").stat().st_mode & 0o077 == 0

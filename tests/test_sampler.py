@@ -19,7 +19,6 @@ from dicomslide import TotalPixelMatrixSampler
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.header.geometry import SlideGeometry
 from dicomslide.pixels import PixelFormat
-from dicomslide.readers import frame_reader
 from dicomslide.testing import PositionDrawing, SyntheticImage, position_values, write_image
 
 SHAPE = (23, 31)
@@ -233,7 +232,7 @@ def test_only_the_frames_of_a_region_are_read_and_each_once(matrices, frames_rea
     sampler[0]
     assert frames_read == [0]
     frames_read.clear()
-    frame_reader._frames.clear()
+    dicomslide.clear_all("decoded frames")
     sampler[9]  # (2, 1), and one row of the tile above
     assert sorted(frames_read) == [5, 8]  # tile (1, 2) has no frame
     frames_read.clear()

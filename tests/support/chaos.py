@@ -30,11 +30,8 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 
 import dicomslide
-from dicomslide.backends.batching import encoded_frames
 from dicomslide.backends.dicomweb import connection, service
-from dicomslide.backends.dicomweb import source as dicomweb
 from dicomslide.backends.dicomweb.transport import Patience
-from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
 from tests.support import orthanc
 from tests.support.faulty_server import FaultyServer, Handler
@@ -213,12 +210,12 @@ class Reader:
     def slide(self, path):
         """Open a slide, anew now and then; forget now and then what is kept in memory."""
         if self.random.random() < 0.2:
-            encoded_frames._memory.clear()
+            dicomslide.clear_all("received frames")
         if self.random.random() < 0.3:
-            frame_reader._frames.clear()
+            dicomslide.clear_all("decoded frames")
         if path not in self.opened or self.random.random() < 0.1:
             self.opened.pop(path, None)
-            dicomweb._headers.clear()
+            dicomslide.clear_all("headers")
             if self.random.random() < 0.5:
                 found = dicomslide.open_slide(f"dicomweb+{self.url}{path}")
             else:
@@ -298,9 +295,8 @@ def run(behind, slides, seconds, seed, *, folder, rate=0.25, readers=4, reads=No
         wait_until_quiet()
         for is_another_process in (False, True):
             if is_another_process:
-                encoded_frames._memory.clear()
-                dicomweb._headers.clear()
-            frame_reader._frames.clear()
+                dicomslide.clear_all("received frames", "headers")
+            dicomslide.clear_all("decoded frames")
             for path, file in slides.items():
                 slide = dicomslide.open_slide(f"dicomweb+{proxy.url}{path}")
                 for image, expected in zip(
