@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import io
 import math
+import os
 import shutil
 import struct
 from typing import TYPE_CHECKING, Any, Literal
@@ -176,6 +177,33 @@ class Cohort(Slide):
                 instance.FrameOfReferenceUID = uid_of("frame of reference", number)
                 instance.SOPInstanceUID = uid_of("instance", number, instance.InstanceNumber)
                 instance.save_as(part / name)
+        return unfinished.rename(path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Many(Slide):
+    """One image by many names: a process takes each for another slide."""
+
+    edge: int = 1_600
+    tile: int = 32
+    factors: tuple[int, ...] = (1,)
+    count: int = 2_000
+
+    def quick(self) -> Many:
+        """Return the same image by a few names."""
+        return dataclasses.replace(self, count=20)
+
+    def write(self, folder: Path) -> Path:
+        """Write the image and its links, unless they are there, and return their folder."""
+        path = folder / f"{self.name} {self.count}"
+        if path.exists():
+            return path
+        (level,) = super().write(folder).iterdir()
+        unfinished = folder / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        for number in range(self.count):
+            os.link(level, unfinished / f"{number:04}.dcm")
         return unfinished.rename(path)
 
 
@@ -376,5 +404,10 @@ SLIDES = {
         ),
         Served(name="orthanc", about="like jpeg-256, on an Orthanc server on this machine"),
         Cohort(name="cohort", about="1,000 slides of four files, of which each is small"),
+        Many(
+            name="many-sparse",
+            about="2,000 slides of 2,500 frames of 32², TILED_SPARSE",
+            layout=dict(_SHARED, sparse=True),
+        ),
     )
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import time
 from typing import Any
 
@@ -233,6 +234,19 @@ class Dicomslide(Reader):
         if slides.failures:
             raise next(iter(slides.failures.values()))
         return {"descriptors": process.open_descriptors() - before, "slides": len(slides)}
+
+    def open_many(self, budget: int) -> dict[str, float]:
+        """Open slides one after the other under a budget of memory, and read a tile of each."""
+        import dicomslide
+        from dicomslide.process.registry import cached_bytes
+
+        dicomslide.set_options(memory_budget=budget)
+        peak = 0
+        for entry in os.scandir(self.folder):
+            matrix = self.open_slide(entry.path).get_volume_images()[0].get_total_pixel_matrix()
+            matrix[0]
+            peak = max(peak, sum(cached_bytes().values()))
+        return {"of the budget": peak / budget}
 
 
 def _load_more() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.server import ROUND_TRIP
-from benchmarks.tasks import BOTH_WSIDICOM
+from benchmarks.tasks import BOTH_WSIDICOM, BUDGET
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -347,6 +347,7 @@ def _many() -> list[Target]:
         )
 
     graph, cohort = "large-extended: graph of its tissue, auto", "cohort: open all slides"
+    many = "many-sparse: open each slide and read a tile"
     first = "large-extended: on a LocalCluster, open and read a region of 512²"
     return [
         *(
@@ -377,6 +378,13 @@ def _many() -> list[Target]:
         ),
         _absolute("open 1,000 slides, more memory", 100, "MiB", cohort),
         _absolute("open 1,000 slides, files left open", 128, "descriptors", cohort),
+        Target(
+            "2,000 sparse slides one after the other, peak of cached bytes",
+            f"memory_budget of {BUDGET // 2**20} MiB",
+            1.0,
+            lambda found: found.values(many, "dicomslide", "of the budget"),
+        ),
+        _absolute("2,000 sparse slides one after the other, more memory", 256, "MiB", many),
     ]
 
 

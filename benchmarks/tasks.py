@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["BOTH_WSIDICOM", "FRESH", "WARM", "Draw", "Fresh", "Warm"]
+__all__ = ["BOTH_WSIDICOM", "BUDGET", "FRESH", "WARM", "Draw", "Fresh", "Warm"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,8 @@ class Fresh:
     readers: tuple[str, ...]
     whole: str = ""
     """Name of all of it: from starting the process to its end."""
+    slow: bool = False
+    """Whether half of the rounds are enough, without one beforehand."""
 
     @property
     def key(self) -> str:
@@ -88,6 +90,9 @@ class Fresh:
 
 BOTH_WSIDICOM = ("wsidicom", "wsidicom, 2 threads")
 _PEERS = ("dicomslide", *BOTH_WSIDICOM, "openslide", "decoder")
+
+BUDGET = 128 * 2**20
+"""Bytes of `memory_budget`: a third of what is cached of 2,000 sparse slides without a bound."""
 
 
 def _of(count: int, size: int) -> Callable[[Draw], dict[str, Any]]:
@@ -362,5 +367,14 @@ FRESH = (
         "cohort",
         (("", "load_more", _nothing), ("open all slides", "open_cohort", _nothing)),
         ("dicomslide", "Python"),
+    ),
+    Fresh(
+        "many-sparse",
+        (
+            ("", "load_more", _nothing),
+            ("open each slide and read a tile", "open_many", lambda draw: {"budget": BUDGET}),
+        ),
+        ("dicomslide",),
+        slow=True,
     ),
 )
