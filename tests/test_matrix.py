@@ -18,7 +18,7 @@ import dicomslide
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.header.geometry import SlideGeometry
 from dicomslide.pixels import PixelFormat
-from dicomslide.readers import frame_reader
+from dicomslide.readers import frame_reader, pools
 from dicomslide.readers.arrays import ReaderArray
 from dicomslide.testing import (
     PositionDrawing,
@@ -584,11 +584,11 @@ def test_reads_of_any_number_of_frames_share_their_threads(matrices):
     matrix, _ = matrices["uint8 RGB"]
     with dicomslide.set_options(num_threads=5):
         matrix[...]
-        pool = frame_reader._decoding.get(4, make=lambda: None)
+        pool = pools._decoding.get(4, make=lambda: None)
         for tiles in range(1, 10):
             dicomslide.clear_all("decoded frames")
             matrix[:tiles]
-            assert frame_reader._decoding.get(4, make=lambda: None) is pool
+            assert pools._decoding.get(4, make=lambda: None) is pool
 
 
 def test_frames_that_decode_quickly_are_kept_only_when_asked_for(tissue_slide):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -18,7 +16,8 @@ from dicomslide.options import get_options
 from dicomslide.pixels import DECODERS, decode_frame, scratch_memory, transfer_syntax_of
 from dicomslide.process.parallel import is_exiting
 from dicomslide.process.registry import FrameCache, Registry
-from dicomslide.process.warn import carried, warn
+from dicomslide.process.warn import warn
+from dicomslide.readers.pools import Shared, collect, submit_decoding, submit_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FrameReader", "OnError"]
 
-T = TypeVar("T")
 OnError = Literal["raise", "fill"]
 
 BATCH = 16
@@ -48,17 +46,12 @@ PARTS = 4
 """Batches of each thread of a short read: so that none waits long for the others."""
 REQUESTS = 4
 """Requests that one read has under way, or received and not yet decoded."""
-MOST_REQUESTS = 8
-"""The same, of all reads of a process that take several requests."""
 
 _frames: FrameCache[np.ndarray] = FrameCache(
     lambda: get_options().frame_cache_bytes, "decoded frames"
 )
 _empty: Registry[Hashable, None] = Registry(1024, "warnings of empty frames")
 """Images of which frames without bytes were warned of."""
-_decoding: Registry[int, ThreadPoolExecutor] = Registry(1, "decoding threads")
-_requesting: Registry[int, ThreadPoolExecutor] = Registry(1, "requesting threads")
-"""The pools of all reads, by their threads: readers of many sizes don't make many."""
 
 
 class FrameReader:
@@ -143,14 +136,14 @@ class FrameReader:
         plan = self._plan(frames, use, threads, keep)
         if plan is None:
             return
-        helpers = _helpers(plan, self._run)
+        helpers = submit_decoding(self._run, plan, calls=plan.helpers, pool_size=plan.pool_size)
         try:
             self._run(plan)
         except Exception:
             with contextlib.suppress(Exception):  # the first error is the one to be told
-                _collect(helpers)
+                collect(helpers)
             raise
-        _collect(helpers)  # a KeyboardInterrupt waits for nobody: they may wait for a server
+        collect(helpers)  # a KeyboardInterrupt waits for nobody: they may wait for a server
 
     @property
     def _kept_as(self) -> Hashable:
@@ -182,7 +175,7 @@ class FrameReader:
         step = min(BATCH, -(-len(missing) // (PARTS * (helpers + 1) if helpers else 1)))
         return _Plan(
             image=image,
-            batches=_Shared(self._batches(missing, step)),
+            batches=Shared(self._batches(missing, step)),
             kept=self._to_keep([frame for _, frame in missing]) if keep else (),
             use=use,
             helpers=helpers,
@@ -228,7 +221,6 @@ class FrameReader:
         if len(frames) == 1:
             yield from map(self._fetch, frames)
             return
-        pool = _pool(_requesting, MOST_REQUESTS)
         under_way: deque[tuple[list[int], Future[Sequence[Buffer | None]] | None]] = deque()
 
         def next_answer() -> Sequence[Buffer | None]:
@@ -243,7 +235,7 @@ class FrameReader:
 
         try:
             for wanted in frames:
-                under_way.append((wanted, _submitted(pool, self._fetch, wanted)))
+                under_way.append((wanted, submit_request(self._fetch, wanted)))
                 if len(under_way) == REQUESTS:
                     yield next_answer()
             while under_way:
@@ -387,30 +379,13 @@ class FrameReader:
         return None
 
 
-class _Shared(Generic[T]):
-    """An iterator of which several threads take."""
-
-    def __init__(self, items: Iterator[T]) -> None:
-        self._items: Iterator[T] = items
-        self._lock = threading.Lock()
-
-    def take(self) -> T | None:
-        """Take the next item; None at the end."""
-        with self._lock:
-            return next(self._items, None)
-
-    def close(self) -> None:
-        """Let everybody find the end, without waiting for who takes something now."""
-        self._items = iter(())
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
     """How one read gets the frames that aren't kept."""
 
     image: Hashable
     """By which the process keeps the image's frames."""
-    batches: _Shared[Batch]
+    batches: Shared[Batch]
     """What threads take, until nothing is left."""
     kept: Collection[int]
     """Frames to be kept once they are decoded."""
@@ -420,38 +395,3 @@ class _Plan:
     """Threads that help the one that reads."""
     pool_size: int
     """Threads of the pool from which they are."""
-
-
-def _helpers(plan: _Plan, run: Callable[[_Plan], None]) -> list[Future[None]]:
-    """Let threads of the pool help, as many as there can be."""
-    helpers: list[Future[None]] = []
-    while len(helpers) < plan.helpers:
-        helper = _submitted(_pool(_decoding, plan.pool_size), run, plan)
-        if helper is None:
-            break
-        helpers.append(helper)
-    return helpers
-
-
-def _collect(helpers: list[Future[None]]) -> None:
-    """Wait for those that have begun, and raise what one of them raised."""
-    for helper in helpers:
-        helper.cancel()  # what hasn't begun finds nothing to do: other reads keep the pool busy
-    wait(helpers)
-    for helper in helpers:
-        if not helper.cancelled():
-            helper.result()
-
-
-def _submitted(
-    pool: ThreadPoolExecutor, function: Callable[..., T], *args: Any
-) -> Future[T] | None:
-    """Let a pool call a function; None where it doesn't any more, or can't."""
-    try:
-        return pool.submit(carried(function), *args)
-    except RuntimeError:  # the main thread has ended, or the system has no more threads
-        return None
-
-
-def _pool(pools: Registry[int, ThreadPoolExecutor], threads: int) -> ThreadPoolExecutor:
-    return pools.get(threads, lambda: ThreadPoolExecutor(threads, thread_name_prefix="dicomslide"))
