@@ -272,6 +272,31 @@ def test_a_folder_that_can_only_be_read_gives_frames(monkeypatch, journal):
             os.chmod(database._folder, 0o755)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_database_that_can_only_be_read_is_not_removed_from_a_folder_that_can_be_written(
+    monkeypatch,
+):
+    later = frame_database.time.time() + 2 * frame_database.FRESH
+    with tempfile.TemporaryDirectory() as folder:
+        database = FrameDatabase(os.path.join(folder, "kept"))
+        database.put("a", frames_of([1]), 10**6)
+        for path, mode in ((database._path, 0o444), (database._folder, 0o777), (folder, 0o755)):
+            os.chmod(path, mode)
+
+        def use():
+            if os.getuid() == 0:  # whom nothing is denied
+                os.setuid(65534)
+            monkeypatch.setattr(frame_database.time, "time", lambda: later)  # use is to be noted
+            found = database.get("a", [1])
+            with pytest.warns(dicomslide.CacheWarning, match="no frames are dropped from"):
+                database.drop("a", [1])
+            return found
+
+        assert in_child(use) == frames_of([1])
+        assert database.get("a", [1]) == frames_of([1])
+
+
 def kill_while_it_writes(database):
     """Leave the journal of a process that was killed before it was done."""
 

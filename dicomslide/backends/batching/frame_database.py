@@ -198,10 +198,7 @@ class FrameDatabase:
                 return
             # Python can't decode all messages of SQLite that quote damaged schemas
             except (_DamageError, sqlite3.Error, UnicodeError, OSError, MemoryError) as error:
-                is_of_others = (
-                    isinstance(error, (OSError, MemoryError)) or _code(error) in _OF_OTHERS
-                )
-                if not is_of_others and not is_last:
+                if self._is_damage(error) and not is_last:
                     self._remove()
                     continue
                 _resting[key] = time.monotonic() + REST
