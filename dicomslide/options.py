@@ -147,9 +147,10 @@ class _Current:
 
     def end(self, block: set_options) -> None:
         with self._lock:
-            begun = [change.block() for change in self._changes]
-            if block in begun:
-                at = begun.index(block)
+            # no reference to the other blocks outlives the lock: they would seem to be in use
+            places = (at for at, each in enumerate(self._changes) if each.block() is block)
+            at = next(places, None)
+            if at is not None:
                 ended = self._changes.pop(at)
                 for change in self._changes[at:]:
                     if change.block() is None and change.thread == ended.thread:

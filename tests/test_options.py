@@ -125,6 +125,28 @@ def test_threads_that_open_blocks_all_the_time_leave_nothing():
     assert get_options() == before
 
 
+def test_a_call_ends_with_its_block_while_another_thread_ends_a_block(monkeypatch):
+    before = get_options()
+    is_ending, gate = threading.Event(), threading.Event()
+    other = set_options(num_threads=3)
+
+    def tell():
+        if threading.current_thread() is thread:
+            is_ending.set()
+            assert gate.wait(60)
+
+    monkeypatch.setattr("dicomslide.options.tell_of_changes", tell)
+    thread = threading.Thread(target=lambda: other.__exit__(None, None, None))
+    with set_options(frame_cache_bytes=10**7):
+        call = set_options(frame_cache_bytes=10**6)
+        thread.start()
+        assert is_ending.wait(60)
+        del call
+    gate.set()
+    thread.join()
+    assert get_options() == before
+
+
 # -- caches follow ---------------------------------------------------------------------------
 
 
