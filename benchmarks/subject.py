@@ -246,7 +246,7 @@ class Dicomslide(Reader):
             matrix = self.open_slide(entry.path).get_volume_images()[0].get_total_pixel_matrix()
             matrix[0]
             peak = max(peak, sum(cached_bytes().values()))
-        return {"of the budget": peak / budget}
+        return {"budget_share": peak / budget}
 
 
 def _load_more() -> None:

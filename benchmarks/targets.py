@@ -382,7 +382,7 @@ def _many() -> list[Target]:
             "2,000 sparse slides one after the other, peak of cached bytes",
             f"memory_budget of {BUDGET // 2**20} MiB",
             1.0,
-            lambda found: found.values(many, "dicomslide", "of the budget"),
+            lambda found: found.values(many, "dicomslide", "budget_share"),
         ),
         _absolute("2,000 sparse slides one after the other, more memory", 256, "MiB", many),
     ]
