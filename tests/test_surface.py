@@ -66,7 +66,8 @@ def test_the_old_name_of_orientation_does_with_a_warning(tissue_slide, door, old
     (warning,) = caught
     assert warning.category is FutureWarning
     assert str(warning.message) == (
-        f"frame={old!r} is deprecated, and goes with dicomslide 0.9: write orientation={new!r}"
+        f"frame={old!r} is deprecated and will be removed in dicomslide 0.9;"
+        f" use orientation={new!r}"
     )
     assert warning.filename == __file__
     with pytest.raises(TypeError, match="frame is the old name of orientation"):

@@ -1,1 +1,1 @@
-"""What a process keeps, and how it does several things at once."""
+"""Cached values, threads, forks and warnings of a process."""

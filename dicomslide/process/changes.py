@@ -1,4 +1,4 @@
-"""Functions that are called when the options of the process change."""
+"""Functions that are called after the options of the process have changed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _watching: list[Callable[[], None]] = []
 
 
 def after_changes(function: Callable[[], None]) -> None:
-    """Call a function whenever options were set, for as long as the process lives."""
+    """Call a function after each change of options, for the life of the process."""
     _watching.append(function)
 
 
 def tell_of_changes() -> None:
-    """Call all functions that were registered."""
+    """Call all functions that :func:`after_changes` registered."""
     for function in tuple(_watching):
         function()

@@ -1,7 +1,7 @@
-"""Forks: what a child starts anew, and what a fork waits for.
+"""Forks: locks and state that a child renews, and locks for which a fork waits.
 
-A forked child has one thread. A lock that another thread of the parent held never opens there,
-and what it guarded may be half done.
+A forked child has one thread. A lock that another thread of the parent held is never released
+there, and the state that it guarded may be inconsistent.
 """
 
 from __future__ import annotations
@@ -18,28 +18,25 @@ import weakref
 __all__ = ["ForkBarrier", "ForkLock", "after_fork_in_child"]
 
 PATIENCE = 5.0
-"""Seconds that a fork waits for a module that another thread imports; once for each module."""
+"""Seconds that a fork waits for another thread's import, once for each module."""
 STEP = 0.001
-"""Seconds after which it looks again, at first."""
+"""First polling interval in seconds; it doubles."""
 
 _started: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
 
 
 def after_fork_in_child(instance: object, method: str) -> None:
-    """Call a method in every forked child, for as long as the instance lives."""
+    """Call a method in every forked child, for the life of the instance."""
     _started[instance] = method
 
 
-def _start_anew() -> None:
+def _restart_all() -> None:
     for instance, method in list(_started.items()):
         getattr(instance, method)()
 
 
 class ForkLock:
-    """A lock that is open in a forked child, whoever held it in the parent.
-
-    The thread that holds it may take it again.
-    """
+    """A re-entrant lock that is released in a forked child, whichever thread held it."""
 
     def __init__(self) -> None:
         self._start()
@@ -56,9 +53,9 @@ class ForkLock:
 
 
 class ForkBarrier(ForkLock):
-    """A lock that a fork waits for: for libraries whose own locks a child would inherit held.
+    """A lock for which a fork waits, around libraries whose own locks a child would inherit held.
 
-    It is one for the whole process, and lives as long.
+    An instance belongs to a module and is never freed.
     """
 
     def __init__(self) -> None:
@@ -75,32 +72,33 @@ class ForkBarrier(ForkLock):
         self._waits = True
 
     def _after_in_parent(self) -> None:
-        if self._waits:  # else it was made while this fork waited for the module that makes it
+        if self._waits:  # False where this object was made after `_before` ran, by an import
             self._waits = False
             self._lock.release()
 
 
 class _Imports:
-    """Lets a fork wait for modules that other threads import: a child could never import them.
+    """Delays a fork until no other thread imports a module: a child could never import it.
 
-    Python has a lock for each of them that it doesn't renew in a child, and a first read imports
-    what it needs. All of it is Python's own, and the same in all its versions so far.
+    Python has a lock per module, which it doesn't renew in a child; reading the first slide imports
+    several modules. This uses private names of Python, which are the same in all its versions so
+    far.
     """
 
     def __init__(self) -> None:
         self._given_up: set[tuple[str, int]] = set()
 
     def before(self) -> None:
-        """Wait until no other thread imports anything, and let none begin."""
+        """Wait until no other thread imports a module, and keep others from beginning."""
         began = time.monotonic()
         share = STEP
         while True:
-            # logging's first, as threads have it that import while they hold it; Python takes it
-            # before each fork, when that would be too late
+            # logging's lock first: a thread that holds it may import, and Python itself acquires
+            # it before each fork, but after this function
             logging._lock.acquire()  # type: ignore[attr-defined]
             _imp.acquire_lock()
             until = time.monotonic() + share
-            while under_way := _under_way() - self._given_up:  # what imports nothing else ends
+            while under_way := _under_way() - self._given_up:  # imports of single modules end
                 if time.monotonic() > until:
                     break
                 time.sleep(STEP)
@@ -109,21 +107,21 @@ class _Imports:
             self.after_in_parent()
             if time.monotonic() > began + PATIENCE:
                 self._given_up |= under_way
-            time.sleep(share)  # what imports something else goes on
+            time.sleep(share)  # nested imports go on
             share *= 2
 
     def after_in_parent(self) -> None:
-        """Let others import."""
+        """Let other threads import again."""
         _imp.release_lock()
         logging._lock.release()  # type: ignore[attr-defined]
 
     def after_in_child(self) -> None:
-        """Do the same where logging has renewed its lock already."""
+        """Release the import lock; logging has renewed its own."""
         _imp.release_lock()
 
 
 def _under_way() -> set[tuple[str, int]]:
-    """Return the modules that other threads import at this moment, with the threads."""
+    """Return the (name, thread) of each module that another thread is importing."""
     locks = sys.modules["_frozen_importlib"]._module_locks
     if not locks:
         return set()
@@ -133,7 +131,7 @@ def _under_way() -> set[tuple[str, int]]:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_start_anew)
+    os.register_at_fork(after_in_child=_restart_all)
     if sys.implementation.name == "cpython":
         _imports = _Imports()
         os.register_at_fork(

@@ -1,4 +1,4 @@
-"""Equality and hashes that are the same in every process."""
+"""Equality and hashes that agree in all processes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["Identified"]
 
 
 class Identified:
-    """Base of what is equal, and hashed, by what dask names it by.
+    """Base class: equality and hash by the dask token.
 
-    Python's own hash of text differs from process to process; this one doesn't.
+    Python's own hash of text differs between processes; this one doesn't.
     """
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
-        """Return what tells this object from others: texts, numbers, and tuples of them."""
+        """Return the values that identify this object: texts, numbers and tuples of them."""
         raise NotImplementedError
 
     def __eq__(self, other: object) -> bool:

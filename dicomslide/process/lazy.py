@@ -1,4 +1,4 @@
-"""Attributes that are made when they are first asked for."""
+"""Attributes whose value is made at the first access."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class lazy(Generic[T]):
-    """An attribute that is made by a method when it is first asked for, and then kept.
+    """An attribute that a method makes at the first access, and that is then stored.
 
-    Threads that ask at the same time may each make it, and all get the one that was made first.
-    Until Python 3.12, :class:`functools.cached_property` has a lock for each class instead, which
-    a child that is forked meanwhile finds closed forever.
+    Threads that access it at the same time may each call the method; all get the value that was
+    stored first. Until Python 3.12, :class:`functools.cached_property` has a lock per attribute
+    instead, which is held forever in a child that is forked meanwhile.
 
     Parameters
     ----------
@@ -43,16 +43,16 @@ class lazy(Generic[T]):
     def __get__(self, instance: object | None, owner: type[Any]) -> Self | T:
         if instance is None:
             return self
-        # once it is there, Python finds it without asking here
+        # once it is stored, Python finds it without calling this descriptor
         made: T = instance.__dict__.setdefault(self._name, self._make(instance))
         return made
 
 
 class lazy_once(lazy[T]):
-    """A lazy attribute that one thread makes while others wait: for what warns, or takes long.
+    """A lazy attribute that one thread makes while others wait: for values that warn or take long.
 
-    The lock is the object's own, and a forked child begins with a new one. Objects that are pickled
-    leave it out.
+    The lock belongs to the object and is renewed in a forked child. Objects that are pickled leave
+    it out.
     """
 
     def __get__(self, instance: object | None, owner: type[Any]) -> Any:

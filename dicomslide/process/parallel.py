@@ -1,4 +1,4 @@
-"""Waiting for several things at once, and until the interpreter exits."""
+"""Threads for concurrent calls, and whether the interpreter is exiting."""
 
 from __future__ import annotations
 
@@ -20,9 +20,22 @@ R = TypeVar("R")
 
 
 def together(function: Callable[[T], R], items: Sequence[T], most: int) -> list[R]:
-    """Return what a function gives for each item, at most so many at once.
+    """Return the results of a function for each item, in order.
 
-    The first error is raised as soon as it is there.
+    Parameters
+    ----------
+    function : callable
+        Called with each item.
+    items : sequence
+        Its arguments.
+    most : int
+        Upper bound on concurrent calls.
+
+    Raises
+    ------
+    BaseException
+        The first error of a call, as soon as it occurs; items that haven't begun are left out.
+
     """
     waiting = collections.deque(enumerate(items))
     done: queue.SimpleQueue[tuple[int, R | None, BaseException | None]] = queue.SimpleQueue()
@@ -38,7 +51,7 @@ def together(function: Callable[[T], R], items: Sequence[T], most: int) -> list[
             except BaseException as error:
                 done.put((at, None, error))
 
-    # not those of a pool, which neither Ctrl-C nor the end of the process leaves behind
+    # daemon threads rather than a pool's: Ctrl-C and the exit of the process don't wait for them
     if not all(start(work, "dicomslide") for _ in range(min(most, len(items)))):
         work()
     found: dict[int, Any] = {}
@@ -54,9 +67,9 @@ def together(function: Callable[[T], R], items: Sequence[T], most: int) -> list[
 
 
 def start(function: Callable[[], None], name: str) -> threading.Thread | None:
-    """Call a function in a thread of its own; None where there can be no more threads.
+    """Call a function in a new daemon thread; None where no thread can be started.
 
-    So it is on Python 3.12 once the main thread has ended.
+    From Python 3.12 on, none can be once the main thread has ended.
     """
     thread = threading.Thread(target=carried(function), name=name, daemon=True)
     try:
@@ -67,11 +80,11 @@ def start(function: Callable[[], None], name: str) -> threading.Thread | None:
 
 
 def is_exiting() -> bool:
-    """Whether the main thread has ended: no pool takes anything more, others may still read."""
+    """Whether the main thread has ended: pools accept no more calls, threads may still read."""
     return bool(getattr(sys.modules.get("concurrent.futures.thread"), "_shutdown", False))
 
 
 def is_of_a_pool() -> bool:
-    """Whether this thread is one of a pool's, dask's among them: the interpreter waits for it."""
+    """Whether this is a thread of a pool, such as dask's: the interpreter waits for it."""
     pools = sys.modules.get("concurrent.futures.thread")
     return threading.current_thread() in getattr(pools, "_threads_queues", ())

@@ -1,11 +1,11 @@
 """Cached values of a process: made once, bounded in bytes by one budget, and never pickled.
 
-Readers travel between processes as names. What is expensive to make from a name (an open file, a
-parsed header, a colour transform, a thread pool) is made once in each process and cached here.
+Readers are pickled as names. A value that is expensive to make from a name (an open file, a parsed
+header, a colour transform, a thread pool) is made once in each process and cached here.
 
-All registries and frame caches share one budget. Whenever their values together weigh more, the
-least recently used ones are dropped, of whichever registry they are. A value that someone else
-holds stays alive without being counted.
+All registries and frame caches share one budget. When the sum of their values exceeds it, the least
+recently used ones are dropped, of whichever registry. A dropped value that is still referenced
+elsewhere stays alive without being counted.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ F = TypeVar("F", "np.ndarray", bytes)
 
 
 class _Budget:
-    """Bytes that all cached values may weigh together, and the lock under which they are found.
+    """Upper bound on the bytes of all cached values, and the lock for looking them up.
 
-    Nothing is read, made or freed under the lock.
+    No value is read, made or freed under the lock.
     """
 
     def __init__(self) -> None:
@@ -50,14 +50,14 @@ class _Budget:
     def _start(self) -> None:
         self.lock = threading.Lock()
         self.clock = itertools.count().__next__
-        """Gives the time of a use."""
+        """Counts uses: the larger number is the later use."""
         self.total = 0
-        """Bytes of all values; also, until the next count, of members that are gone."""
+        """Bytes of all values, and of members that were freed since the last count."""
         for member in list(self.members):
             member._start()
 
     def trim(self) -> None:
-        """Drop what the bounds, as they are now, leave no room for."""
+        """Drop the values that exceed the bounds as they are now."""
         dropped: list[Any] = []
         with self.lock:
             for member in list(self.members):
@@ -70,7 +70,7 @@ class _Budget:
         Parameters
         ----------
         dropped : list
-            Takes the values, which the caller frees once the lock is open.
+            List to which the values are added; the caller frees them after releasing the lock.
 
         """
         limit = self.limit()
@@ -91,7 +91,7 @@ def set_budget(limit: Callable[[], int]) -> None:
     Parameters
     ----------
     limit : callable
-        Gives the bound in bytes at each moment.
+        Returns the current bound in bytes.
 
     """
     _budget.limit = limit
@@ -169,7 +169,7 @@ class _Member(Generic[K, V]):
     Parameters
     ----------
     kind : str
-        What the values are, in the plural.
+        Kind of the values, in the plural.
 
     """
 
@@ -198,7 +198,7 @@ class _Member(Generic[K, V]):
         return entry.value
 
     def _after_drop(self, key: K) -> None:
-        """Forget what else is known of a key."""
+        """Update what a subclass stores beside the values; called under the lock."""
 
     def _weigh_more(self, nbytes: int) -> None:
         self.nbytes += nbytes
@@ -211,7 +211,7 @@ class _Member(Generic[K, V]):
         return self._drop(next(iter(self._entries)))
 
     def _trim(self, dropped: list[Any]) -> None:
-        """Drop what a bound of its own leaves no room for."""
+        """Drop the values that exceed a bound of the subclass."""
 
     def _matches(self, key: K, part: str) -> bool:
         return _has(key, part)
@@ -245,16 +245,16 @@ class _Making:
 
 
 class Registry(_Member[K, V]):
-    """A bounded mapping that makes a missing value once, whatever the number of threads.
+    """LRU cache that makes a missing value once, whatever the number of threads.
 
     Parameters
     ----------
     size : int
         Largest number of values; the least recently used one is dropped first.
     kind : str
-        What the values are, in the plural.
+        Kind of the values, in the plural.
     weigh : callable, optional
-        Gives the bytes of a value, which count towards the budget of the process. Without it,
+        Returns the bytes of a value, which count towards the budget of the process. Without it,
         values are bounded by their number alone: files, connections, threads.
 
     """
@@ -350,14 +350,14 @@ class Registry(_Member[K, V]):
 
 
 class FrameCache(_Member[tuple["Hashable", int], F]):
-    """LRU cache of frames, decoded or as received, bounded in bytes and in frames of one image.
+    """LRU cache of frames, decoded or as received, bounded in bytes and in frames per image.
 
     Parameters
     ----------
     max_bytes : callable
-        Gives the bound in bytes at each moment, beside the budget of the process.
+        Returns the current bound in bytes, which applies in addition to the budget.
     kind : str
-        What the frames are, in the plural.
+        Kind of the frames, in the plural.
 
     """
 
@@ -375,7 +375,7 @@ class FrameCache(_Member[tuple["Hashable", int], F]):
         return min(self._max_bytes(), _budget.limit())
 
     def get(self, image: Hashable, frames: Iterable[int]) -> dict[int, F]:
-        """Return those of an image's frames that are cached."""
+        """Return the cached ones among frames of an image."""
         with _budget.lock:
             order = self._images.get(image)
             if order is None:
@@ -396,13 +396,13 @@ class FrameCache(_Member[tuple["Hashable", int], F]):
         Parameters
         ----------
         image : hashable
-            Name of the image.
+            Key of the image.
         frame : int
             Zero-based frame.
         data : numpy.ndarray or bytes
             The frame; an array that is a view, or isn't writeable, is copied.
         max_frames : int, optional
-            Largest number of frames of the image that stay.
+            Upper bound on cached frames of the image.
 
         """
         nbytes = _nbytes(data)
@@ -411,8 +411,8 @@ class FrameCache(_Member[tuple["Hashable", int], F]):
         if not isinstance(data, bytes):
             base = data.base
             is_view = base is not None and getattr(base, "nbytes", -1) != nbytes
-            if is_view or not data.flags.writeable:  # of bytes that were read: maybe of many frames
-                data = data.copy()  # a view would keep alive more than is counted
+            if is_view or not data.flags.writeable:  # views of received bytes, maybe of many frames
+                data = data.copy()  # a view would keep more bytes alive than are counted
         dropped: list[Any] = []
         with _budget.lock:
             if (image, frame) in self._entries or _is_forgotten(image):
@@ -433,7 +433,7 @@ class FrameCache(_Member[tuple["Hashable", int], F]):
             del self._images[image]
 
     def _trim(self, dropped: list[Any]) -> None:
-        limit = self._max_bytes()  # which may have been set meanwhile
+        limit = self._max_bytes()  # the option may have changed
         while self.nbytes > limit:
             dropped.append(self._drop_oldest())
 

@@ -1,4 +1,4 @@
-"""Files in a folder that several users may share: who may read or write it, may do so with them."""
+"""Files in a folder that users may share, with the permissions of the folder."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ __all__ = ["create"]
 
 
 def create(path: str, *, exclusive: bool = False) -> int:
-    """Open a file to read and write, made if it isn't there, and return its descriptor.
+    """Open a file for reading and writing, created if it doesn't exist, and return its descriptor.
 
-    Its permissions are those of its folder, whatever the umask: who shares a folder said so when
-    the folder was made.
+    A new file has the permissions of its folder, whatever the umask.
 
     Parameters
     ----------
     path : str
-        Where; the folder is there.
+        Path of the file, in an existing folder.
     exclusive : bool, default: False
-        Whether it is an error if the file is there.
+        Whether it is an error if the file exists.
 
     Raises
     ------
     OSError
-        When it can't be opened.
+        When the file can't be opened.
 
     """
     mode = stat.S_IMODE(os.stat(os.path.dirname(path) or ".").st_mode) & 0o666

@@ -1,4 +1,4 @@
-"""Warnings at the caller's line, each once; and arguments that have another name now."""
+"""Warnings at the caller's line, each once; and arguments that were renamed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BETWEEN = frozenset(
         "functools", "threading",
     }
 )  # fmt: skip
-"""Packages whose frames stand between what warns and the line of the caller that led there."""
+"""Packages whose stack frames are skipped in the search for the caller's line."""
 
 
 class _Line(NamedTuple):
@@ -43,12 +43,12 @@ class _Line(NamedTuple):
 
 
 class _Thread(threading.local):
-    """What holds for the warnings of a thread."""
+    """State of the warnings of a thread."""
 
     caller: _Line | None = None
-    """Line that started what the thread does, where that is another thread's."""
+    """Line of the caller in the thread that started this one; None for other threads."""
     said: tuple[set[str], ...] = ()
-    """Messages that aren't given again."""
+    """Messages that were given and aren't repeated, one set per block of :func:`once`."""
     is_silent: bool = False
 
 
@@ -56,18 +56,18 @@ _thread = _Thread()
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the line of the caller, whichever way led here.
+    """Warn at the line of the caller.
 
-    That is the nearest one outside of this package and of those through which it is called; in a
-    thread of this package's, that of who started it. A thread that has no such line, a worker of
-    dask's, warns at the line of this package.
+    It is the innermost line outside of this package and of the packages in ``BETWEEN``; in a thread
+    that this package started, the line of the thread that started it. In a thread without such a
+    line, such as one of dask's workers, it is the line of this package.
 
     Parameters
     ----------
     message : str
-        What was found.
+        Text of the warning.
     category : type of Warning
-        Its kind.
+        Category of the warning.
 
     """
     if _thread.is_silent or any(message in said for said in _thread.said):
@@ -95,18 +95,17 @@ def _is_between(frame: FrameType) -> bool:
 
 @contextlib.contextmanager
 def once(said: set[str] | None = None) -> Iterator[set[str]]:
-    """Give each warning once, in this block or in all that share a set of messages.
+    """Give each warning once, in this block or in all blocks that share a set of messages.
 
     Parameters
     ----------
     said : set of str, optional
-        Messages that were given; those of this block are added. One of the block's own if not
-        given.
+        Messages that were given; those of this block are added. A new set by default.
 
     Yields
     ------
     set of str
-        The messages.
+        The messages that were given.
 
     """
     before = _thread.said
@@ -120,7 +119,7 @@ def once(said: set[str] | None = None) -> Iterator[set[str]]:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Give no warning: they were given before, perhaps by another process."""
+    """Give no warnings in this block: they were given before, perhaps by another process."""
     before, _thread.is_silent = _thread.is_silent, True
     try:
         yield
@@ -129,7 +128,7 @@ def silent() -> Iterator[None]:
 
 
 def carried(function: Callable[P, R]) -> Callable[P, R]:
-    """Return a function that, called in another thread, warns as this one would."""
+    """Return a function for another thread, where it warns at this thread's line and as often."""
     its = {"caller": _caller(), "said": _thread.said, "is_silent": _thread.is_silent}
 
     @functools.wraps(function)
@@ -147,22 +146,22 @@ def carried(function: Callable[P, R]) -> Callable[P, R]:
 def renamed_argument(
     old: str, new: str, values: Mapping[str, str], *, until: str
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Return a decorator for functions that take an argument by its old name too, for a while.
+    """Return a decorator for functions that still accept an argument by its old name.
 
     Parameters
     ----------
     old, new : str
-        Names of the argument, which is given by name only.
+        Names of the argument, which is keyword-only.
     values : mapping
-        New values by the old ones; others are taken as they are.
+        Old values to new values; other values are passed on unchanged.
     until : str
-        Version that no longer takes the old name.
+        Version that removes the old name.
 
     Returns
     -------
     callable
-        Gives the function a FutureWarning where the old name is used, and a TypeError where both
-        are.
+        The function warns with a FutureWarning where the old name is used, and raises a TypeError
+        where both are.
 
     """
 
@@ -175,7 +174,7 @@ def renamed_argument(
                 given = kwargs.pop(old)
                 value = values.get(given, given) if isinstance(given, str) else given
                 warn(
-                    f"{old}={given!r} is deprecated, and goes with dicomslide {until}: write"
+                    f"{old}={given!r} is deprecated and will be removed in dicomslide {until}; use"
                     f" {new}={value!r}",
                     FutureWarning,
                 )
