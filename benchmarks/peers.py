@@ -79,6 +79,18 @@ class Wsidicom(Reader):
         """Make a picture of the whole slide."""
         self.slide.read_thumbnail(THUMBNAIL, threads=self.threads, as_array=True)
 
+    def halved_regions(self, at: list[list[int]], size: int) -> None:
+        """Read squares at twice the spacing of the base level."""
+        mm = self.slide.mpp.width / 1000
+        for row, column in at:
+            self.slide.read_region_mpp(
+                (column * mm, row * mm),
+                2000 * mm,
+                (2 * size * mm, 2 * size * mm),
+                threads=self.threads,
+                as_array=True,
+            )
+
 
 class WsidicomByPillow(Wsidicom):
     """wsidicom with the other decoder that it has for JPEG."""

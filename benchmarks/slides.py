@@ -349,6 +349,7 @@ SLIDES = {
     slide.name: slide
     for slide in (
         Slide(name="jpeg-256", about="JPEG 4:2:0, quality 80, frames of 256²"),
+        Slide(name="jpeg-base", about="JPEG, frames of 256², a base level only", factors=(1,)),
         Slide(name="jpeg-512", about="the same, frames of 512²", tile=512),
         Slide(name="jpeg-1024", about="the same, frames of 1,024²", tile=1024),
         Slide(

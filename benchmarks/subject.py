@@ -87,6 +87,32 @@ class Dicomslide(Reader):
         """Make a picture of the whole slide."""
         self.slide.thumbnail(THUMBNAIL)
 
+    @functools.cached_property
+    def spacing(self) -> float:
+        """Twice the distance of the base level's pixels, in mm."""
+        return 2 * self.slide.pixel_spacings[0][0]
+
+    def halved_regions(self, at: list[list[int]], size: int) -> None:
+        """Read squares at twice the spacing of the base level."""
+        from dicomslide import SlideSampler
+
+        middles = [(row + size - 0.5, column + size - 0.5) for row, column in at]
+        centers = [self.slide.get_slide_offset(middle, 0) for middle in middles]
+        sampler = SlideSampler(self.slide, (size, size), spacing=self.spacing, centers=centers)
+        for index in range(len(sampler)):
+            sampler[index]
+
+    def patches(self, at: list[list[int]], size: int) -> None:
+        """Read squares of the base level as one array."""
+        middles = [(row + size / 2 - 0.5, column + size / 2 - 0.5) for row, column in at]
+        centers = [self.slide.get_slide_offset(middle, 0) for middle in middles]
+        self.slide.patches(centers, (size, size), level=0).compute()
+
+    def mean(self, halved: bool) -> None:
+        """Compute the mean of the base level, or of pixels of twice its spacing, through dask."""
+        spacing = self.spacing if halved else None
+        self.slide.to_dataset(chunks="auto", spacing=spacing).image.mean().compute()
+
     # -- dask and xarray --
 
     @functools.cache  # noqa: B019 - the reader lives as long as its process

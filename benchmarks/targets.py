@@ -135,10 +135,57 @@ def _regions() -> list[Target]:
         _against(
             "thumbnail of 512",
             "wsidicom",
-            1.0,
+            0.7,
             "jpeg-256: thumbnail of 512",
             *BOTH_WSIDICOM,
             reader="dicomslide, no cache",
+        ),
+    ]
+
+
+def _resolutions() -> list[Target]:
+    halved = "jpeg-256: region of 512² at twice the spacing"
+    return [
+        _against(
+            "512² region at twice the spacing",
+            "wsidicom's read_region_mpp",
+            0.9,
+            halved,
+            *BOTH_WSIDICOM,
+        ),
+        _between(
+            "512² region at twice the spacing",
+            "the same 1,024² of the finer level",
+            1.5,
+            halved,
+            "jpeg-256: region of 1,024²",
+            "dicomslide",
+        ),
+        _between(
+            "mean of a level at twice the spacing, through dask",
+            "mean of the level",
+            1.2,
+            "jpeg-256: mean of the base level at twice the spacing, through dask",
+            "jpeg-256: mean of the base level, through dask",
+            "dicomslide, 2 threads",
+        ),
+        _between(
+            "500 patches of 224², one thread",
+            "bare decoder, frames as often as patches touch them",
+            1.0,
+            "jpeg-256: 500 patches of 224²",
+            "jpeg-256: the frames of 500 regions of 224², as often as regions touch them",
+            "dicomslide, 1 thread",
+            "decoder",
+        ),
+        _between(
+            "thumbnail of 512 of a base level of 20,480² alone, one thread",
+            "decoding it whole",
+            0.6,
+            "jpeg-base: thumbnail of 512",
+            "jpeg-base: whole level, tile by tile",
+            "dicomslide, 1 thread",
+            "decoder",
         ),
     ]
 
@@ -421,4 +468,12 @@ def _remote() -> list[Target]:
     ]
 
 
-TARGETS = (*_regions(), *_opening(), *_labelled(), *_overhead(), *_many(), *_remote())
+TARGETS = (
+    *_regions(),
+    *_resolutions(),
+    *_opening(),
+    *_labelled(),
+    *_overhead(),
+    *_many(),
+    *_remote(),
+)

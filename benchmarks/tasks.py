@@ -190,6 +190,52 @@ WARM = (
         forget=True,
     ),
     Warm(
+        "region of 512² at twice the spacing",
+        "jpeg-256",
+        "halved_regions",
+        ("dicomslide", *BOTH_WSIDICOM),
+        lambda draw: draw.regions(8, 1_024) | {"size": 512},
+    ),
+    Warm("region of 1,024²", "jpeg-256", "regions", ("dicomslide",), _of(8, 1_024)),
+    *(
+        Warm(
+            f"mean of the base level{how}, through dask",
+            "jpeg-256",
+            "mean",
+            ("dicomslide, 2 threads",),
+            lambda draw, halved=halved: {"halved": halved},
+            slow=True,
+        )
+        for how, halved in (("", False), (" at twice the spacing", True))
+    ),
+    Warm(
+        "500 patches of 224²",
+        "jpeg-256",
+        "patches",
+        ("dicomslide, 1 thread",),
+        _of(500, 224),
+        unit=lambda arguments: 1,
+        slow=True,
+    ),
+    Warm(
+        "the frames of 500 regions of 224², as often as regions touch them",
+        "jpeg-256",
+        "regions",
+        ("decoder",),
+        _of(500, 224),
+        unit=lambda arguments: 1,
+        slow=True,
+    ),
+    Warm(
+        "thumbnail of 512",
+        "jpeg-base",
+        "thumbnail",
+        ("dicomslide, 1 thread",),
+        forget=True,
+        slow=True,
+    ),
+    Warm("whole level, tile by tile", "jpeg-base", "all_tiles", ("decoder",), slow=True),
+    Warm(
         "without decoder, a tile by its index",
         "jpeg-256",
         "tiles",

@@ -26,6 +26,7 @@ NEEDS = {
     "04_dicomweb": ("dicomweb_client",),
     "05_fluorescence": ("skimage", "scipy"),
     "06_openslide": ("openslide",),
+    "07_any_resolution": ("skimage",),
 }
 MACHINE = re.compile(r"/tmp/|/home/|/root/|/Users/|C:\\\\|site-packages|127\.0\.0\.1:(?!8042)")
 

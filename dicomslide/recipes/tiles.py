@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import DTypeLike, NDArray
 
+    from dicomslide.slide.slide import Slide
+
 __all__ = ["map_tiles"]
 
 MIN_OVERLAP = 1e-3
@@ -23,13 +25,15 @@ MIN_OVERLAP = 1e-3
 
 
 def map_tiles(
-    image: xr.DataArray,
+    image: xr.DataArray | Slide,
     model: Callable[[NDArray[Any]], Any],
     *,
     halo: int = 0,
     factor: int | None = 1,
     where: xr.DataArray | None = None,
     dtype: DTypeLike = np.float32,
+    spacing: float | str | None = None,
+    tile: int = 1024,
 ) -> xr.DataArray:
     """Apply a model to a level, tile by tile; a tile is a chunk of the image.
 
@@ -38,10 +42,10 @@ def map_tiles(
 
     Parameters
     ----------
-    image : xarray.DataArray
-        A dask array, dims ``y``, ``x`` and others, such as ``sample``, in any order. Its chunks
-        set the tiles: open the slide with, for instance, ``to_datatree(chunks=1024)``, which makes
-        chunks of whole frames.
+    image : xarray.DataArray or Slide
+        A slide, with a `spacing`; or a dask array, dims ``y``, ``x`` and others, such as
+        ``sample``, in any order. Its chunks set the tiles: open the slide with, for instance,
+        ``to_datatree(chunks=1024)``, which makes chunks of whole frames.
     model : callable
         Takes a tile with its halo, a NumPy array with the dims of the image. Returns an array
         (y, x) with a value per box of `factor` × `factor` pixels, halo included (it is trimmed);
@@ -58,6 +62,11 @@ def map_tiles(
         other tiles are read for halos only; the result there is NaN, or zero for integers.
     dtype : dtype, default: float32
         Data type of the result. Values of the model are never rounded or wrapped to integers.
+    spacing : float or str, optional
+        Distance between pixels at which a slide is read: a number in mm, or text such as
+        ``"0.5 um"`` or ``"10x"`` (1 µm): see :meth:`dicomslide.Slide.to_dataset`.
+    tile : int, default: 1024
+        Least number of pixels along the edge of a tile, where a slide is read.
 
     Returns
     -------
@@ -82,6 +91,13 @@ def map_tiles(
     from dask.delayed import delayed
     from dask.highlevelgraph import HighLevelGraph
 
+    if not isinstance(image, xr.DataArray):
+        if spacing is None:
+            raise TypeError("a slide needs a spacing: map_tiles(slide, model, spacing=...)")
+        opened: xr.DataArray = image.to_dataset(spacing=spacing, chunks=tile).image
+        image = opened
+    elif spacing is not None:
+        raise TypeError("spacing is for a slide; an array has the spacing of its coordinates")
     if image.chunks is None:
         raise ValueError(
             "the image has no chunks, and tiles are chunks: open the slide with chunks, such as"
@@ -118,9 +134,9 @@ def map_tiles(
     for at in np.ndindex(selected.shape):
         block = [0] * data.ndim
         block[axes[0]], block[axes[1]] = at
-        tile = (data.name, *block)
+        source = (data.name, *block)
         place = f"{across[at[1]]}, {down[at[0]]} mm"
-        run = (_run, function.key, tile, place, shape, trim, dtype)
+        run = (_run, function.key, source, place, shape, trim, dtype)
         graph[name, *at] = run if selected[at] else (_fill, shape, dtype)
     whole = da.Array(  # type: ignore[no-untyped-call]
         HighLevelGraph.from_collections(name, graph, dependencies=[data, function]),
