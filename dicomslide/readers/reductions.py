@@ -22,6 +22,8 @@ __all__ = ["Gathered", "Labels", "Means", "Sums", "gathered", "means_of", "modes
 
 Labels = Literal["majority", "any"]
 """What a pixel of labels is of those that it covers."""
+LARGE = 3 * 96**2
+"""Samples from which on Pillow is faster than NumPy."""
 NOISE = 1e-9
 """Fraction of an area by which it may be off."""
 
@@ -124,7 +126,10 @@ def _means(part: Pixels, down: Taps, across: Taps) -> Pixels:
     """Return means of boxes of whole pixels, rounded, halves up."""
     assert isinstance(down, int)
     assert isinstance(across, int)
-    if part.dtype == np.uint8 and (down * across).bit_count() == 1:
+    if down == across == 1:
+        return part
+    is_large = part.size > LARGE
+    if part.dtype == np.uint8 and is_large and (down * across).bit_count() == 1:
         # Pillow is exact where the area is a power of two, and takes half of the time
         from PIL import Image
 
