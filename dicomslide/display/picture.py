@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import unicodedata
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from dicomslide.readers.matrix_reader import MatrixReader
 
 __all__ = ["add_scale_bar", "as_displayed", "picture_of", "plot_picture", "show_picture"]
+
+
+MOST_AT_ONCE = 64 * 2**20
+"""Bytes of pixels from which on a matrix is averaged while it is read."""
 
 
 def picture_of(
@@ -85,7 +90,14 @@ def _reduced(
     """
     rows, columns = reader.shape[:2]
     times = max(0, int(math.log2(max(1.0, max(rows, columns) / size))))
-    pixels = reader.read((slice(None),) * 3) if times == 0 else _halved(reader, times)
+    by_decoder = min(times, reader.most_reduction)
+    nbytes = math.prod(reader.shape) * reader.dtype.itemsize >> 2 * by_decoder
+    if nbytes <= MOST_AT_ONCE:  # then what the decoder gives is enough, and Pillow does the rest
+        times = by_decoder
+        reader = dataclasses.replace(reader, reduction=times)
+        pixels = reader.read((slice(None),) * 3, keep=False)
+    else:
+        pixels = _halved(reader, times)
     height, width = rows / (1 << times), columns / (1 << times)
     if orientation.transpose:
         height, width = width, height

@@ -178,10 +178,10 @@ class ResampledReader:
             See :meth:`MatrixReader.read`.
 
         """
-        for box in boxes:
-            box.out[...] = np.asarray(self.background)
+        background = np.asarray(self.background)
         if self.as_labels:
             for box in boxes:
+                box.out[...] = background
                 self._fill_labels(box, threads, keep)
             return
         means: list[Means] = []
@@ -189,7 +189,11 @@ class ResampledReader:
         for box in boxes:
             tiles, is_whole = self._tiles_of(box)
             down, across = self._pieces(box, tiles)
-            of_box = self._reduction_of(box, down, across, is_whole)
+            covered = self.rows.covered(box.rows), self.columns.covered(box.columns)
+            has_gaps = not is_whole or self.source.on_error == "fill"
+            if has_gaps or not all(lengths.all() for lengths in covered):
+                box.out[...] = background
+            of_box = self._reduction_of(box, (down, across), covered, has_gaps=has_gaps)
             means.append(of_box)
             for tile in tiles.tolist():
                 row, column = self.source.layout.grid.position(tile)
@@ -257,21 +261,20 @@ class ResampledReader:
     def _reduction_of(
         self,
         box: Box,
-        down: dict[int, list[WindowPiece]],
-        across: dict[int, list[WindowPiece]],
-        is_whole: bool,
+        pieces: tuple[dict[int, list[WindowPiece]], dict[int, list[WindowPiece]]],
+        covered: tuple[NDArray[np.float64], NDArray[np.float64]],
+        *,
+        has_gaps: bool,
     ) -> Means:
         """Return what makes the pixels of a box of the pieces of its windows."""
-        covered = self.rows.covered(box.rows), self.columns.covered(box.columns)
         # whether each window lies in one tile, with whole pixels, and none of them can be NaN
         if self.dtype.kind in "ui" and all(
             isinstance(piece.taps, int) and (lengths[piece.target] == piece.taps).all()
-            for of_axis, lengths in zip((down, across), covered, strict=True)
-            for pieces in of_axis.values()
-            for piece in pieces
+            for of_axis, lengths in zip(pieces, covered, strict=True)
+            for of_tile in of_axis.values()
+            for piece in of_tile
         ):
             return Means(box.out)
-        has_gaps = not is_whole or self.source.on_error == "fill"
         return Sums(box.out, covered, self.background, self.labels, has_gaps=has_gaps)
 
     # -- labels --
