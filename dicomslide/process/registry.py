@@ -107,8 +107,7 @@ def clear_all(*kinds: str) -> None:
     Parameters
     ----------
     *kinds : str
-        Kinds of values, such as ``"decoded frames"``: those that :func:`cached_bytes` names; all
-        by default.
+        Kinds of values, such as ``"decoded frames"``; all by default.
 
     """
     for member in list(_budget.members):
