@@ -40,15 +40,15 @@ class DicomSlideError(Exception):
 
 
 class NotSlideError(DicomSlideError, ValueError):
-    """What was opened holds no whole slide image."""
+    """A path, URL or store holds no whole slide image."""
 
 
 class NotDicomError(NotSlideError):
-    """What was opened is not a DICOM Part 10 file."""
+    """A file or object isn't a DICOM Part 10 file."""
 
 
 class AmbiguousSlideError(DicomSlideError, ValueError):
-    """What was opened holds several slides, or several images for one place in a slide."""
+    """A path or store holds several slides, or several images for one place in a slide."""
 
 
 class LevelNotFoundError(DicomSlideError, IndexError):
@@ -60,44 +60,44 @@ class GridError(DicomSlideError, ValueError):
 
 
 class MetadataError(DicomSlideError, ValueError):
-    """A header lacks what is needed, or contradicts itself."""
+    """A header lacks a required attribute, or contradicts itself."""
 
 
 # MemoryError first: the other way round, dask can't take it from one process to another
 class MemoryLimitError(MemoryError, DicomSlideError):
-    """What was asked for, or what a header claims, exceeds the memory limit."""
+    """A requested array, or the size that a header declares, exceeds the memory limit."""
 
 
 class SourceChangedError(DicomSlideError, OSError):
-    """A file is not any more the one that was opened."""
+    """A file or object was replaced or changed since it was opened."""
 
 
 class SourceReadError(DicomSlideError, OSError):
-    """A server doesn't give the bytes of an object, or not those that were asked for."""
+    """A server returns no bytes of an object, or others than those requested."""
 
 
 class SourceNotFoundError(SourceReadError, FileNotFoundError):
-    """There is no such object, or a file that was opened isn't there where it is to be read."""
+    """An object doesn't exist, or an opened file doesn't exist on the machine that reads it."""
 
 
 class SourceDeniedError(SourceReadError, PermissionError):
-    """A server doesn't let an object be read with these credentials, or without any."""
+    """A server denies access to an object with these credentials, or without any."""
 
 
 class NotPicklableError(DicomSlideError, TypeError):
-    """What is read from bytes or a file object can't go to another process."""
+    """A slide that was opened from bytes or a file object can't be pickled."""
 
 
 class ExportError(DicomSlideError, OSError):
-    """What is exported can't be written, or isn't where it was written to."""
+    """An export can't be written, or its files are missing after they were written."""
 
 
 class StoreExistsError(DicomSlideError, FileExistsError):
-    """Something is where an export is to be written, or another export was begun there."""
+    """The path of an export exists, or another export was begun there."""
 
 
 class FrameError(DicomSlideError):
-    """Something is wrong with one frame.
+    """A frame can't be read, decoded or placed.
 
     Parameters
     ----------
@@ -112,13 +112,13 @@ class FrameError(DicomSlideError):
     """
 
     def __init__(self, reason: str, source: str | None = None, frame: int | None = None) -> None:
-        super().__init__(reason, source, frame)  # what pickle rebuilds the error from
+        super().__init__(reason, source, frame)  # pickle calls the class with these
         self.reason = reason
         self.source = source
         self.frame = frame
 
     def located(self, source: str, frame: int | None = None) -> FrameError:
-        """Return this error with the place filled in where it isn't known yet."""
+        """Return this error with source and frame, unless it has them already."""
         known = self.frame is not None
         return type(self)(self.reason, self.source or source, self.frame if known else frame)
 
@@ -138,7 +138,7 @@ class FrameDecodeError(FrameError, ValueError):
 
 
 class FramePositionError(FrameError, ValueError):
-    """A frame lies outside the total pixel matrix, off its grid, or where another one lies."""
+    """A frame lies outside the total pixel matrix, off its tile grid, or on another frame."""
 
 
 class FrameWarning(UserWarning):
@@ -146,7 +146,7 @@ class FrameWarning(UserWarning):
 
 
 class CacheWarning(UserWarning):
-    """What was to be kept on disk couldn't be; it is fetched again when it is wanted again."""
+    """A cache on disk can't be read or written; frames are requested again when needed."""
 
 
 class MetadataWarning(UserWarning):

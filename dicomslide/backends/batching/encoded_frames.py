@@ -1,4 +1,4 @@
-"""Frames as they came from servers and buckets: kept in memory and, where wanted, on disk."""
+"""Cache of frames as received from servers and buckets, in memory and optionally on disk."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["MOST_FRAMES", "drop", "frames_ahead", "frames_per_request", "keep", "kept"]
 
 MOST_FRAMES = 100
-"""Frames a request: what a request costs is shared by many."""
+"""Upper bound on frames per request."""
 MOST_BYTES = 32 * 2**20
-"""Bytes a request, were the frames native."""
+"""Upper bound on bytes per request, computed for native frames."""
 
 _memory: FrameCache[bytes] = FrameCache(
     lambda: get_options().encoded_cache_bytes, "received frames"
@@ -27,19 +27,19 @@ _memory: FrameCache[bytes] = FrameCache(
 
 
 def frames_per_request(pixel_format: PixelFormat) -> int:
-    """Return how many frames a request is to ask for, at most."""
+    """Return the upper bound on frames per request."""
     return max(1, min(MOST_FRAMES, MOST_BYTES // max(1, pixel_format.native_bytes)))
 
 
 def frames_ahead(frame_bytes: int) -> int:
-    """Return how many frames may be asked for before they are wanted: they have to be kept."""
+    """Return the upper bound on prefetched frames, which have to fit into the cache."""
     return get_options().encoded_cache_bytes // 4 // max(1, frame_bytes)
 
 
 def kept(
     image: tuple[Hashable, ...], frames: Sequence[int], *, scope: str = "", on_disk: bool = True
 ) -> dict[int, bytes]:
-    """Return those of an image's frames that are kept.
+    """Return the cached ones among frames of an image.
 
     Parameters
     ----------
@@ -48,9 +48,10 @@ def kept(
     frames : sequence of int
         Zero-based frames.
     scope : str, optional
-        Who reads, where not all may see the same: in memory, each finds what it has put there.
+        Name of the user's connection to a server; in memory, frames of one scope aren't found by
+        another.
     on_disk : bool, default: True
-        Whether who reads may see those on disk, which others may have put there.
+        Whether frames on disk are returned, which other users may have cached.
 
     """
     here = _here(scope, image)
@@ -67,9 +68,9 @@ def kept(
 
 
 def keep(image: tuple[Hashable, ...], frames: Mapping[int, bytes], *, scope: str = "") -> None:
-    """Keep frames of an image, in the place of others that were used less recently.
+    """Cache frames of an image; the least recently used frames are dropped.
 
-    None that is empty: to ask for it again costs little, and to be wrong for good much.
+    Empty frames aren't cached: a server's temporary fault would become permanent.
     """
     frames = {frame: data for frame, data in frames.items() if data}
     for frame, data in frames.items():
@@ -79,7 +80,7 @@ def keep(image: tuple[Hashable, ...], frames: Mapping[int, bytes], *, scope: str
 
 
 def drop(image: tuple[Hashable, ...], frames: Sequence[int], *, scope: str = "") -> None:
-    """Drop frames that turned out to be damaged, in memory and on disk."""
+    """Drop damaged frames from the cache in memory and on disk."""
     _memory.discard(_here(scope, image), frames)
     if (database := _on_disk()) is not None:
         database.drop(_name(image), frames)

@@ -1,4 +1,4 @@
-"""Frames kept on disk, for other processes and later ones: a database of SQLite, bounded."""
+"""Cache of frames on disk, shared by processes: a SQLite database, bounded in bytes."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ __all__ = ["FrameDatabase"]
 
 NAME = "frames-1.sqlite"
 PATIENCE = 0.5
-"""Seconds that are waited for another process that writes."""
+"""Seconds to wait for another process that writes."""
 REST = 60.0
-"""Seconds for which a database that failed isn't asked: others may keep it busy for long."""
+"""Seconds for which a database isn't used after a failure: other processes may keep it busy."""
 AT_ONCE = 500
-"""Frames that one statement names."""
+"""Upper bound on frames per SQL statement."""
 FRESH = 3600
-"""Seconds for which a frame that was used needn't be noted as used again."""
+"""Resolution in seconds of the time of last use."""
 LARGEST = 2**28
-"""Bytes of the largest frame that is kept: a size beyond that is damage."""
+"""Upper bound on the bytes of a cached frame: a larger size is damage."""
 
-# `total` is kept by triggers, so that it is right whatever process writes, and twice, so that
-# damage to it is noticed
+# triggers update `total`, so that it is right whichever process writes; it is stored twice, so that
+# damage to it is detected
 _SCHEMA = (
     """CREATE TABLE frames (
         image TEXT, frame INTEGER, used INTEGER, size INTEGER, digest BLOB, data BLOB,
@@ -69,31 +69,31 @@ _OF_OTHERS = {
     sqlite3.SQLITE_IOERR, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_PROTOCOL,
 }  # fmt: skip
-"""Errors that say nothing of the database."""
+"""Codes of errors that don't mean a damaged database."""
 _NOT_TO_BE_LOCKED = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY}
 
 _in_use = ForkBarrier()
-"""SQLite has locks of the process, which a child would inherit as they are."""
+"""Held while SQLite is used: a forked child would inherit SQLite's own locks as they are."""
 _resting: dict[tuple[str, str], float] = {}
-"""Until when a database that failed isn't asked, by its path and what failed."""
+"""Time until which a failed database isn't used, by its path and the operation."""
 
 
 class _DamageError(Exception):
-    """What SQLite takes for a database isn't one of frames."""
+    """A database has other tables or values than those of frames."""
 
 
 class FrameDatabase:
-    """Frames of many images, of which those go first that were used least recently.
+    """LRU cache of frames of many images in a SQLite database.
 
-    Nothing is open between calls: threads and other processes are SQLite's to keep apart. A
-    database that is damaged is begun anew. One that can't be used otherwise gives no frames, with a
-    warning, and isn't tried again for a while.
+    Nothing is open between calls; SQLite locks out other threads and processes. A damaged database
+    is removed and created again. One that can't be used for another reason gives no frames, with a
+    warning, and isn't used again for ``REST`` seconds.
 
     Parameters
     ----------
     folder : str
-        Where it is; made, for its owner alone, if it isn't there. Who may read or write a folder
-        that is there, may do so with the frames.
+        Folder of the database; created, readable by its owner alone, if it doesn't exist. In an
+        existing folder, the database gets the permissions of the folder.
 
     """
 
@@ -102,7 +102,7 @@ class FrameDatabase:
         self._path = os.path.join(folder, NAME)
 
     def get(self, image: str, frames: Sequence[int]) -> dict[int, bytes]:
-        """Return those of an image's frames that are here; one that is damaged isn't."""
+        """Return the cached ones among frames of an image; damaged frames are dropped."""
         now = int(time.time())
         found: dict[int, bytes] = {}
         used: list[tuple[int, int]] = []
@@ -130,7 +130,7 @@ class FrameDatabase:
             except sqlite3.Error as error:
                 if _code(error) not in _NOT_TO_BE_LOCKED:
                     raise
-                # locks can't be had here, or what a killed writer left can't be undone here
+                # no locks, or no permission to roll back the journal of a killed writer
                 with self._opened(immutable=True) as database:
                     find(database)
 
@@ -145,7 +145,7 @@ class FrameDatabase:
         return found
 
     def put(self, image: str, frames: Mapping[int, bytes], most_bytes: int) -> None:
-        """Keep frames of an image, and at most so many bytes of all."""
+        """Cache frames of an image, within an upper bound on the bytes of all frames."""
         now = int(time.time())
         rows = [
             (image, frame, now, len(data), _digest(image, frame, data), data)
@@ -166,7 +166,7 @@ class FrameDatabase:
                 for row in rows:
                     is_new = database.execute(_KEEP, row).rowcount
                     if not is_new and not database.execute(_FIND.format("?"), row[:2]).fetchall():
-                        raise _DamageError  # an index has what the table hasn't
+                        raise _DamageError  # the index has a row that the table lacks
                 gone = 1
                 while _total(database) > most_bytes:
                     if not gone:
@@ -186,7 +186,7 @@ class FrameDatabase:
             self._try("write", write, "no frames are dropped from")
 
     def _try(self, what: str, use: Callable[[], None], failing: str = "") -> None:
-        """Use the database, once more where it is begun anew."""
+        """Use the database; a damaged one is removed, and used once more."""
         key = self._path, what
         if time.monotonic() < _resting.get(key, -math.inf):
             return
@@ -208,15 +208,15 @@ class FrameDatabase:
                 return
 
     def _is_begun(self) -> bool:
-        """Whether it is there; empty while another thread or process begins it."""
+        """Whether the file has content; it is empty while another thread or process creates it."""
         try:
             return os.path.getsize(self._path) > 0
         except FileNotFoundError:
             return False
 
     def _is_damage(self, error: Exception) -> bool:
-        """Whether it is the database that is wrong, not the system, or others who use it."""
-        if _code(error) == sqlite3.SQLITE_READONLY:  # so says a damaged header, too
+        """Whether an error means a damaged database, not the system or other processes."""
+        if _code(error) == sqlite3.SQLITE_READONLY:  # a damaged header gives this code, too
             return all(os.access(path, os.W_OK) for path in (self._folder, self._path))
         return not isinstance(error, (OSError, MemoryError)) and _code(error) not in _OF_OTHERS
 
@@ -235,7 +235,7 @@ class FrameDatabase:
         ) as database:
             database.text_factory = bytes
             database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2 * LARGEST)
-            # what a power cut damages is noticed, and only a cache
+            # damage by a power cut is detected by the digests
             database.execute("PRAGMA synchronous = OFF")
             yield database
 

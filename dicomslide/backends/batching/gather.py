@@ -1,4 +1,4 @@
-"""Frames of sources that answer requests: kept, or asked for by all threads together."""
+"""Frames of remote sources: from the cache, or requested for several threads together."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["Gatherer", "read_frames"]
 
 SHORTEST_WINDOW, LONGEST_WINDOW = 0.003, 0.05
-"""Seconds between which the first who asks waits for others, if there are any."""
+"""Bounds in seconds of the time that a batch stays open for other threads, if there are any."""
 SHARE = 0.1
-"""How long that is, of what the last request took."""
+"""That time as a fraction of the duration of the last request."""
 LONG = 32
-"""So much is enough for a request of its own: who asks for it waits for nobody."""
+"""Number of frames from which a request is sent at once, without waiting for other threads."""
 STEP = 0.5
-"""Seconds after which who waits can be interrupted, on any system."""
+"""Polling interval in seconds of a waiting thread, so that Ctrl-C works on any system."""
 
 
 def read_frames(
@@ -44,31 +44,33 @@ def read_frames(
     scope: str = "",
     may_see: Callable[[], bool] = lambda: True,
 ) -> list[Buffer]:
-    """Return frames of an image: those that are kept, and others in few requests.
+    """Return frames of an image, from the cache and otherwise in few requests.
 
     Parameters
     ----------
     gatherer : Gatherer
-        Joins what the threads of this process ask of the image.
+        Joins the requests of the threads of this process for the image.
     image : tuple
         Identity of the source.
     indices : sequence of int
         Zero-based frames.
     fetch : callable
-        Gets frames, sorted, in their order; the second argument is what `begin` gave.
+        Requests sorted frames and returns their bytes in order; the second argument is the result
+        of `begin`.
     begin : callable
-        Called when a request begins to be waited for. What it gives goes to all that is tried then,
-        with guesses and without: together they have the time that one has.
+        Called when a thread begins to wait for a request. Its result is passed to all attempts,
+        with prefetched frames and without, which share one deadline.
     most : int
-        Most frames that are asked for at once.
+        Upper bound on frames per request.
     most_ahead : int
-        The same, where some are asked for before they are wanted.
+        Upper bound on frames per request with prefetched ones.
     keeps : bool, default: True
-        Whether frames that came before, or are kept from now on, are those that are there now.
+        Whether frames are cached; False where the bytes of the source may change.
     scope : str, optional
-        Who reads, where not all may see the same.
+        Name of the user's connection to a server: see :func:`encoded_frames.kept`.
     may_see : callable, optional
-        Whether who reads has been let see the image: else what others have kept is not for it.
+        Returns whether the server has given this user access to the image; without it, frames that
+        others cached on disk aren't returned.
 
     """
 
@@ -76,7 +78,7 @@ def read_frames(
         return encoded_frames.kept(image, wanted, scope=scope, on_disk=may_see()) if keeps else {}
 
     def fetch_missing(since: Since, wanted: list[int]) -> dict[int, bytes]:
-        found = recall(wanted)  # since others asked for it, or guesses
+        found = recall(wanted)  # cached meanwhile by another thread, or prefetched
         missing = [index for index in wanted if index not in found]
         if missing:
             fetched = dict(zip(missing, fetch(missing, since), strict=True))
@@ -101,7 +103,7 @@ def read_frames(
 
 
 class _Batch:
-    """What is asked for together."""
+    """Frames that are requested together."""
 
     def __init__(self) -> None:
         self.wanted: frozenset[int] = frozenset()
@@ -112,12 +114,12 @@ class _Batch:
 
 
 class Gatherer:
-    """Joins what several threads ask for within a few milliseconds, and what they will ask for.
+    """Joins requests of several threads within a few milliseconds, and adds prefetched frames.
 
     Parameters
     ----------
     ahead : ReadAhead, optional
-        Guesses what may as well be asked for.
+        Chooses the frames to prefetch; none by default.
 
     """
 
@@ -128,43 +130,42 @@ class Gatherer:
         self._sent: list[_Batch] = []
         self._window = SHORTEST_WINDOW
         self._latest: int | None = None
-        """Thread that has asked last."""
+        """Identifier of the thread that asked last."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory, approximately: those of what guesses need."""
+        """Bytes in memory, approximately: those of the prefetcher."""
         return 0 if self._ahead is None else self._ahead.nbytes
 
     def note(self, indices: Iterable[int]) -> None:
-        """Learn of what was wanted, and needn't be asked for."""
+        """Tell the prefetcher about frames that were wanted and didn't have to be requested."""
         if self._ahead is not None:
             self._ahead.note(indices)
 
     def read(
         self, indices: Sequence[int], fetch: Fetch, *, most: int, most_ahead: int
     ) -> Mapping[int, bytes]:
-        """Return what `fetch` gives, perhaps with what others asked for.
+        """Return frames, requested together with those that other threads want.
 
-        What has been asked for isn't asked for again, but waited for: as long as who has asked
-        waits for it.
+        Frames of a request under way aren't requested again: the thread waits for that request.
 
         Parameters
         ----------
         indices : sequence of int
-            What is wanted.
+            Zero-based frames.
         fetch : callable
-            Gets all that is wanted, sorted. An error is that of who asked alone; else each asks
-            again for what it wants itself.
+            Requests sorted frames. Its error is raised where the request was for one thread alone;
+            otherwise each thread requests its own frames again.
         most : int
-            Most that is asked for at once.
+            Upper bound on frames per request.
         most_ahead : int
-            The same, for who wants little, where guesses are part of it.
+            Upper bound on frames per request with prefetched ones; for short reads.
 
         """
         found: dict[int, bytes] = {}
         while missing := sorted({index for index in indices if index not in found}):
             mine = _Batch()
-            try:  # wherever an interrupt ends this, nobody waits for it
+            try:  # after an interrupt at any place, no other thread waits for this batch
                 batch, has_company = self._join(mine, missing, most)
                 if batch is mine:
                     is_long = len(missing) >= LONG
@@ -177,13 +178,13 @@ class Gatherer:
                         pass
             finally:
                 self._end(mine)
-            if batch.found is None:  # what is wrong may be wrong with what others want
+            if batch.found is None:  # the frames of other threads may be the cause
                 return {**found, **fetch(missing)}
             found.update((index, batch.found[index]) for index in missing if index in batch.found)
         return found
 
     def _join(self, mine: _Batch, missing: list[int], most: int) -> tuple[_Batch, bool]:
-        """Return a batch that has some of it, mine if no other has, and if others may join."""
+        """Return a batch with some of these frames, else `mine`, and whether others may join."""
         me = threading.get_ident()
         with self._lock:
             has_company = self._latest not in (None, me)
@@ -194,7 +195,7 @@ class Gatherer:
                     return batch, True
             joined = self._open
             if joined is None or len(joined.wanted.union(missing)) > most:
-                if joined is not None:  # who began it is about to send it
+                if joined is not None:  # the thread that began it is about to send it
                     self._close(joined)
                     if not joined.wanted.isdisjoint(missing):
                         joined.readers += 1
@@ -210,7 +211,7 @@ class Gatherer:
         with self._lock:
             self._close(batch)
         guesses: set[int] = set()
-        if self._ahead is not None and most_ahead:  # by now nobody adds to what is wanted
+        if self._ahead is not None and most_ahead:  # no thread joins a closed batch
             guesses = self._ahead.guess(batch.wanted, most_ahead)
         with self._lock:
             opened = () if self._open is None else (self._open,)
@@ -229,7 +230,7 @@ class Gatherer:
                     raise
 
     def _close(self, batch: _Batch) -> None:
-        """Let nobody add to what is being sent; who wants the same, waits for it."""
+        """Close a batch that is about to be sent: no thread adds frames to it any more."""
         if self._open is batch:
             self._open = None
             self._sent.append(batch)

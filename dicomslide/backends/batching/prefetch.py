@@ -1,4 +1,4 @@
-"""Which frames will be wanted next: guessed from those that were."""
+"""Prefetch: the frames that will probably be wanted next, judged by those that were."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ Place: TypeAlias = tuple[int, int, int, int]
 """Channel, focal plane, and row and column in the tile grid."""
 
 NEAR = 2
-"""Tiles between which frames are neighbours, or as many as a square is high."""
+"""Largest distance in tiles of neighbours; in larger squares, their height."""
 REMEMBERED = 16
-"""Frames that were wanted last."""
+"""Number of the latest wanted frames that are remembered."""
 TALLEST = 8
-"""Tiles from top to bottom of the largest squares; what is larger is wider only, for frames that
+"""Largest height of a square in tiles. Larger areas are only wider, since frames of a row that
 follow each other are one range of bytes."""
 ENOUGH = 0.2
-"""Share of guesses that have to be right before others are guessed."""
+"""Fraction of guesses that have to be right before more are made."""
 MOST = 0.75
-"""Share of guesses that have to be right for squares to grow though they are far apart."""
+"""Fraction of guesses that have to be right for squares to grow between distant reads."""
 MOST_GUESSES = 4096
 
 
 class ReadAhead:
-    """Guesses the frames around those that somebody wants who goes on to their neighbours.
+    """Guesses frames around the wanted ones, for reads that move on to neighbouring tiles.
 
-    At first nothing is guessed. Once neighbours are wanted one after the other, all frames of the
-    squares of tiles in which they lie are, and of larger squares while guesses turn out to be
-    right. If what is wanted lies elsewhere before they do, squares become smaller. Their edges are
-    powers of two, which is how dask goes through the chunks of an array that it reduces. Where
-    a square is half as wide as the matrix or more, whole rows are guessed if they aren't too many.
+    At first nothing is guessed. Once neighbours are wanted one after the other, the guess is all
+    frames of the square of tiles around each, and of larger squares while guesses are right. When
+    reads move elsewhere before guesses were right, squares become smaller. Their edges are powers
+    of two, the order in which dask processes the chunks of an array that it reduces. Where a square
+    is at least half as wide as the matrix, whole rows are guessed, within the bound on frames.
 
     Parameters
     ----------
     layout : ImageLayout
-        Where the frames lie.
+        Gives the places of frames.
 
     """
 
@@ -59,12 +59,12 @@ class ReadAhead:
         self._lock = ForkLock()
         self._last: deque[int] = deque(maxlen=REMEMBERED)
         self._waiting: OrderedDict[int, None] = OrderedDict()
-        """Guesses that nobody has wanted yet."""
+        """Guessed frames that weren't wanted yet."""
         self._begin_anew()
 
     @classmethod
     def of(cls, source: FrameSource) -> ReadAhead | None:
-        """Return what guesses frames of a source; None for part of an image, which has no place."""
+        """Return the prefetcher of a source; None for part of an image, which has no places."""
         try:
             return cls(layout_of(source))
         except (MetadataError, FrameError):
@@ -72,7 +72,7 @@ class ReadAhead:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the map of frames, which stays in memory with this."""
+        """Bytes of the map of frames, to which this holds a reference."""
         return self._frames.nbytes
 
     def _begin_anew(self) -> None:
@@ -80,7 +80,7 @@ class ReadAhead:
         self._guessed = self._right = 0
 
     def note(self, frames: Iterable[int]) -> None:
-        """Learn that frames were wanted that needn't be asked for."""
+        """Record wanted frames that didn't have to be requested."""
         if not self._waiting:
             return
         with self._lock:
@@ -90,20 +90,20 @@ class ReadAhead:
                     self._right += 1
 
     def guess(self, wanted: Collection[int], most: int) -> set[int]:
-        """Return the frames that will be wanted, from those that are and aren't here.
+        """Return frames to prefetch together with wanted ones that have to be requested.
 
         Parameters
         ----------
         wanted : collection of int
-            Zero-based frames, not many.
+            Zero-based frames, few.
         most : int
-            Largest number of frames to ask for, those wanted among them.
+            Upper bound on frames of the request, including the wanted ones.
 
         """
         with self._lock:
             try:
                 places, last = self._places(wanted), self._places(self._last)
-            except IndexError:  # frames that the header doesn't have: who asks will be told
+            except IndexError:  # frames that the header doesn't have: the request raises the error
                 return set()
             is_enough = self._right >= ENOUGH * self._guessed
             near = max(NEAR, min(self._edge, TALLEST))
@@ -136,7 +136,7 @@ class ReadAhead:
             return guesses
 
     def give_up(self) -> None:
-        """Learn that a request with guesses failed, perhaps because of them."""
+        """Record that a request with guessed frames failed, perhaps because of them."""
         with self._lock:
             self._begin_anew()
             self._waiting.clear()
@@ -159,7 +159,7 @@ class ReadAhead:
 
 
 def _first_of(place: Place, height: int, width: int) -> Place:
-    """Return the first tile of the square, or what is made of it, in which a tile lies."""
+    """Return the first tile of the area of this height and width in which a tile lies."""
     channel, plane, row, column = place
     return channel, plane, row - row % height, column - column % width
 
