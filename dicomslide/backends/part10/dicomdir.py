@@ -19,21 +19,21 @@ __all__ = ["file_ids", "files_listed_by", "is_dicomdir"]
 
 NAME = "DICOMDIR"
 MOST_NAMED = 5
-"""Files that an error names."""
+"""Upper bound on files that an error names."""
 
 
 def is_dicomdir(path: str) -> bool:
-    """Whether a path or URL is that of a directory of a file-set, by its name."""
+    """Whether the last part of a path or URL is DICOMDIR, in any case."""
     return os.path.basename(path).upper() == NAME
 
 
 def file_ids(directory: Dataset) -> Iterator[tuple[str, ...]]:
-    """Yield the Referenced File IDs of all records: folders and a name, below the directory's.
+    """Yield the Referenced File ID of each record: folders and a file name, relative to it.
 
     Raises
     ------
     MetadataError
-        When one leads outside of the file-set.
+        When one leads outside the folder of the file-set.
 
     """
     for record in dicom.items(directory, "DirectoryRecordSequence"):
@@ -49,14 +49,14 @@ def file_ids(directory: Dataset) -> Iterator[tuple[str, ...]]:
 
 
 def files_listed_by(path: str) -> list[str]:
-    """Return the files on disk that a DICOMDIR lists; those that aren't there are warned of.
+    """Return the existing files that a DICOMDIR lists, with a warning for each missing one.
 
     Raises
     ------
     SourceNotFoundError
-        When none is there.
+        When none of the listed files exists.
     NotDicomError, MetadataError
-        When it can't be read.
+        When the DICOMDIR can't be read.
 
     """
     folder = os.path.dirname(path)
@@ -79,7 +79,7 @@ def files_listed_by(path: str) -> list[str]:
 
 
 def _below(folder: str, parts: tuple[str, ...]) -> str:
-    """Return the path of a file, in whatever case a copy of the medium has its name."""
+    """Return the path of a file, in the case of its name on disk: copies of media change it."""
     path = folder
     for part in parts:
         exact = os.path.join(path, part)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["FileSource", "FileStore", "check_opens", "files_of", "is_dicom_file"]
 
 _instances: Registry[Key, ParsedFile] = Registry(1024, "parsed files", lambda parsed: parsed.nbytes)
-"""By path, size and time of change: a file that is opened again isn't parsed again."""
+"""By path, size, and time of change with inode: a file that is opened again isn't parsed again."""
 
 
 def _parsed(key: Key, open_file: Callable[[], ChangingBlob]) -> ParsedFile:
@@ -54,16 +54,16 @@ def _parsed(key: Key, open_file: Callable[[], ChangingBlob]) -> ParsedFile:
 class FileSource(Part10Source):
     """A DICOM Part 10 file.
 
-    Thin: what a process needs to open the same file again, and to notice if it isn't.
+    Holds what a process needs to open the file again, and to detect that it was changed.
     """
 
     path: str
-    """Absolute."""
+    """Absolute path."""
     sop_instance_uid: str
     size: int
     mtime_ns: int
     node: tuple[int, int] = (0, 0)
-    """Device and inode where it was opened."""
+    """Device and inode on the machine that opened it."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> FileSource:
@@ -72,7 +72,7 @@ class FileSource(Part10Source):
         Raises
         ------
         FileNotFoundError, PermissionError, IsADirectoryError
-            As the system has it.
+            When the system raises it.
         NotDicomError
             When it isn't a DICOM Part 10 file.
         MetadataError
@@ -114,13 +114,13 @@ def is_dicom_file(path: str | os.PathLike[str]) -> bool:
         check_is_file(os.fspath(path))
         with open(path, "rb") as file:
             return file.read(part10.PREAMBLE)[128:] == b"DICM"
-    except (OSError, ValueError):  # that it is no file is a ValueError, too
+    except (OSError, ValueError):  # NotDicomError is a ValueError
         return False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileStore:
-    """DICOM Part 10 files, on disk and elsewhere: a store, given where a client is expected."""
+    """A store of DICOM Part 10 files, on disk and elsewhere."""
 
     sources: tuple[Part10Source, ...]
 
@@ -128,15 +128,15 @@ class FileStore:
     def open(cls, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> FileStore:
         """Open a file, the files of a folder (and its folders), or a list of both.
 
-        What isn't DICOM is passed over in a folder, and an error where it was named. A file
-        that is DICOM but can't be read is left out with a warning.
+        Files that aren't DICOM are skipped in a folder, and an error where they are named. A DICOM
+        file of a folder that can't be read is left out with a warning.
 
         Raises
         ------
         FileNotFoundError
             When a path doesn't exist.
         NotDicomError
-            When no DICOM file is there, or a file that was named isn't one.
+            When there is no DICOM file, or a named file isn't one.
 
         """
         if isinstance(paths, (str, os.PathLike)):
@@ -168,7 +168,7 @@ class FileStore:
 
     @classmethod
     def of(cls, sources: Iterable[Part10Source]) -> FileStore:
-        """Keep one source of each instance, with a warning where there are more."""
+        """Return a store with one source per instance, with a warning for each copy."""
         kept: dict[str, list[Part10Source]] = {}
         for source in sources:
             _add(kept, source)
@@ -185,7 +185,7 @@ class FileStore:
         Raises
         ------
         MetadataError
-            When no file has its SOP Instance UID, or several have, and none is its `filename`.
+            When no file has its SOP Instance UID, or several have it and none is its `filename`.
 
         """
         uid = dicom.text(metadata, "SOPInstanceUID")
@@ -199,7 +199,7 @@ class FileStore:
 
 
 def files_of(folder: Path) -> Iterator[str]:
-    """Yield the files of a folder and its folders, in order; what can't be listed is warned of."""
+    """Yield the files of a folder and its folders, in order; warn of folders without access."""
 
     def on_error(error: OSError) -> None:
         warn(f"left out: {error}", MetadataWarning)
@@ -215,7 +215,7 @@ _SORTING = (
     "SOPClassUID", "ImageType", "FrameOfReferenceUID", "ContainerIdentifier", "ConcatenationUID",
     "Rows", "Columns", "TotalPixelMatrixRows", "TotalPixelMatrixColumns",
 )  # fmt: skip
-"""By these, the images of a folder are sorted into slides and levels."""
+"""Attributes by which images are sorted into slides and levels."""
 
 _PLACING = (
     "NumberOfFrames", "ConcatenationFrameOffsetNumber", "DimensionOrganizationType",
@@ -224,7 +224,7 @@ _PLACING = (
     "ImagedVolumeHeight", "ImageOrientationSlide", "TotalPixelMatrixOriginSequence",
     "OpticalPathSequence", "SegmentSequence", "SharedFunctionalGroupsSequence",
 )  # fmt: skip
-"""By these, the pixels of a level are described and placed."""
+"""Attributes that describe and place the pixels of a level."""
 
 _NESTED = (
     "PixelMeasuresSequence", "PixelSpacing", "SpacingBetweenSlices",
@@ -232,13 +232,13 @@ _NESTED = (
     "YOffsetInSlideCoordinateSystem", "ZOffsetInSlideCoordinateSystem", "OpticalPathIdentifier",
     "SegmentNumber",
 )  # fmt: skip
-"""Of what these hold."""
+"""Attributes of the items of these sequences."""
 
 _ASSOCIATED = (ImageFlavors.LABEL.value, ImageFlavors.OVERVIEW.value)
 
 
 def check_opens(header: Dataset) -> None:
-    """Raise a MetadataError where a value can't be converted that opening a slide asks for."""
+    """Raise a MetadataError where a value that opening a slide uses can't be converted."""
     is_associated = dicom.image_flavor(header) in _ASSOCIATED
     _convert(header, _tags_of(_SORTING if is_associated else _SORTING + _PLACING))
 
@@ -262,13 +262,14 @@ _TELLING = (
     "InstanceNumber", "ImageType", "TotalPixelMatrixRows", "TotalPixelMatrixColumns",
     "NumberOfFrames", "ConcatenationFrameOffsetNumber",
 )  # fmt: skip
-"""In these, two files of one instance are alike."""
+"""Attributes that are equal in two copies of one instance."""
 
 
 def _add(sources: dict[str, list[Part10Source]], source: Part10Source) -> None:
-    """Add a source, unless it is there; some writers give all images of a series one UID.
+    """Add a source, unless the same file or a copy was added.
 
-    Of copies of one instance the first is kept that is whole.
+    Of copies of one instance, the first complete one stays. Images with equal UIDs but different
+    headers are all added: some writers give all images of a series one UID.
     """
     others = sources.setdefault(source.sop_instance_uid, [])
     if any(other.path == source.path for other in others):
@@ -291,14 +292,14 @@ def _add(sources: dict[str, list[Part10Source]], source: Part10Source) -> None:
 
 
 def _is_preferred(first: Part10Source, second: Part10Source) -> bool:
-    """Whether the first of two files of one UID is whole, or no less so than the second."""
+    """Whether the first of two files is the one to use: complete, or larger if neither is."""
     return first.is_whole or (not second.is_whole and first.size >= second.size)
 
 
 def _are_copies(kept: Part10Source, left: Part10Source) -> bool:
-    """Whether two files of one UID say the same of themselves, as far as that goes."""
+    """Whether two files of one UID have equal headers, except for attributes lost by truncation."""
     here, there = kept.metadata, left.metadata
-    is_broken = not left.is_whole  # what it lacks, it may have lost
+    is_broken = not left.is_whole  # truncation may have removed what it lacks
     return all(
         here.get(keyword) == there.get(keyword) or (is_broken and keyword not in there)
         for keyword in _TELLING

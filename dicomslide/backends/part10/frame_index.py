@@ -1,6 +1,6 @@
-"""Where the frames of a DICOM Part 10 file are, and how each is got out of its bytes.
+"""Frame index of a DICOM Part 10 file: the span of each frame, and its bytes from that span.
 
-By the offset tables if there are any, else by one scan; nothing here decodes.
+Spans come from the offset tables if there are any, else from one scan. Frames aren't decoded here.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ EXTENDED_OFFSET_TABLE, EXTENDED_OFFSET_TABLE_LENGTHS = 0x7FE00001, 0x7FE00002
 ITEM_HEADER = 8
 _ITEM, _SEQUENCE_END = 0xE000FFFE, 0xE0DDFFFE  # as a little-endian number: element, group
 NEAR = 2048
-"""Bytes within which the next item header is read together with one."""
+"""Item length in bytes below which item headers are read together."""
 WINDOW = 2**16
-"""Bytes of near items that are read at once."""
+"""Bytes that are read together of such items."""
 MOST_AT_ONCE = 4 * 2**20
-"""Bytes of a frame that are read because an extended offset table says so."""
+"""Upper bound on bytes of a frame that are read by the extended offset table alone."""
 
 
 class OffsetTableError(FrameReadError):
-    """No item begins where an offset table says that one does."""
+    """An offset table points at bytes where no item begins."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PixelData:
-    """Where the Pixel Data element is."""
+    """Place of the Pixel Data element, and the extended offset table before it."""
 
     tag: int
     start: int
@@ -69,11 +69,11 @@ def locate_pixel_data(header: Header, rest: int, num_frames: int) -> PixelData:
     Parameters
     ----------
     header : Header
-        What stands before.
+        The data set before the frames.
     rest : int
-        Where reading goes on, behind the per-frame functional groups.
+        Offset of the first byte after the per-frame functional groups.
     num_frames : int
-        Number of Frames; an extended offset table of another length is none.
+        Number of Frames; an extended offset table of another length is ignored.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def locate_pixel_data(header: Header, rest: int, num_frames: int) -> PixelData:
 
 
 def _skip_to_pixel_data(header: Header, at: int) -> int:
-    """Let pydicom read over what is in the way; return where the pixel data begin."""
+    """Skip elements with pydicom; return the offset of the Pixel Data element."""
     from dicomslide.header.lenient import read_dataset
 
     _, found = read_dataset(
@@ -125,7 +125,7 @@ def _skip_to_pixel_data(header: Header, at: int) -> int:
 
 
 class Frames(Protocol):
-    """Where frames are, and how to get one out."""
+    """The span of each frame, and its bytes from that span."""
 
     @property
     def nbytes(self) -> int:
@@ -142,7 +142,7 @@ class Frames(Protocol):
 
 
 def read_frames(frames: Frames, blob: Blob, indices: Sequence[int]) -> list[Buffer]:
-    """Read frames, neighbours at once.
+    """Read frames; neighbouring spans together.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def read_frames(frames: Frames, blob: Blob, indices: Sequence[int]) -> list[Buff
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NativeFrames:
-    """Native frames follow each other, to the bit."""
+    """Native frames, which follow each other without padding, bit by bit."""
 
     start: int
     end: int
@@ -213,12 +213,12 @@ class NativeFrames:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncapsulatedFrames:
-    """Encapsulated frames, each one or several items (fragments)."""
+    """Encapsulated frames of one or several items (fragments) each."""
 
     starts: NDArray[np.int64]
     """Offset of each frame's first item."""
     ends: NDArray[np.int64]
-    """Where its last item ends; with `single`, a guess that its item header corrects."""
+    """Offset of the end of its last item; with `single`, the item header may correct it."""
     limit: int
     """First byte behind the pixel data, as far as the file goes."""
     single: bool
@@ -242,7 +242,7 @@ class EncapsulatedFrames:
                 frame=index,
             )
         if self.single and end - start > MOST_AT_ONCE:
-            end = start  # the item says how long it is, before anything is allocated
+            end = start  # read the item header first, which has the length
         return start, max(min(end, self.limit), start + ITEM_HEADER)
 
     def taken_from(self, data: Buffer, index: int, blob: Blob) -> Buffer:
@@ -283,18 +283,18 @@ def _item_length(data: Buffer, at: int, start: int, index: int) -> int:
 def locate_frames(
     header: Header, pixel_data: PixelData, num_frames: int, pixel_format: PixelFormat
 ) -> Frames:
-    """Find the frames, by the offset tables if there are any, else by one scan.
+    """Return the frame index, by the offset tables if there are any, else by one scan.
 
     Parameters
     ----------
     header : Header
-        What stands before.
+        The data set before the frames.
     pixel_data : PixelData
-        Where the element is.
+        Place of the Pixel Data element.
     num_frames : int
         Number of Frames.
     pixel_format : PixelFormat
-        What the header says of their pixels.
+        Pixel format, by the header.
 
     Raises
     ------
@@ -335,16 +335,16 @@ def locate_frames(
 def scan_frames(
     header: Header, pixel_data: PixelData, num_frames: int, by_table: EncapsulatedFrames
 ) -> EncapsulatedFrames | None:
-    """Find the frames by one scan, where an offset table points at something else.
+    """Return the frame index by one scan, where an offset table doesn't point at items.
 
-    So do tables of pydicom before 2.4.4, which don't count the padding of frames.
+    Tables of pydicom before 2.4.4 are such: they don't count the padding of frames.
 
     Parameters
     ----------
     header, pixel_data, num_frames
         See :func:`locate_frames`.
     by_table : EncapsulatedFrames
-        What the table says.
+        Frame index by the offset table.
 
     Returns
     -------
@@ -366,7 +366,7 @@ def scan_frames(
 
 
 def _first_item(blob: Blob, pixel_data: PixelData) -> tuple[int, int]:
-    """Return where the items begin that hold frames, and the length of the basic offset table."""
+    """Return the offset of the first item of a frame, and the length of the basic offset table."""
     head = blob.read(pixel_data.start, ITEM_HEADER).ljust(ITEM_HEADER, b"\0")
     tag, table_length = struct.unpack("<II", head)
     if tag != _ITEM:
@@ -381,17 +381,17 @@ def _kept_or_by_scan(blob: Blob, base: int, limit: int, num_frames: int) -> Enca
         starts, ends = kept[1:].reshape(2, -1)
         return EncapsulatedFrames(starts, ends, limit, single=bool(kept[0]))
     found = _by_scan(blob, base, limit, num_frames)
-    if blob.version:  # or what was kept might be of other bytes
+    if blob.version:  # without a version, the entry could be of other bytes
         numbers = np.concatenate([[found.single], found.starts, found.ends])
         index_cache.save(blob.name, what, numbers)
     return found
 
 
 def _stored_bits(blob: Blob, pixel_data: PixelData, num_frames: int, native_bits: int) -> int:
-    """Return from how many bits to how many a frame follows a frame.
+    """Return the distance between the beginnings of consecutive frames, in bits.
 
     Frames aren't padded (PS3.5 section 8), but some writers pad each bit-packed one to whole bytes.
-    Where the header describes other pixels than are there, all would be shifted: that raises.
+    Any other length of the pixel data raises a MetadataError: all frames would be shifted.
     """
     for bits in (native_bits, -(-native_bits // 8) * 8):
         expected = -(-num_frames * bits // 8)
@@ -417,14 +417,14 @@ def _by_basic_table(blob: Blob, starts: NDArray[np.int64], limit: int) -> Encaps
 
 
 def _scan_items(blob: Blob, at: int, limit: int) -> tuple[list[int], int | None]:
-    """Touch each item header once.
+    """Read each item header once.
 
     Returns
     -------
     offsets : list of int
-        Where each item begins, and where the last one ends.
+        Offset of each item, and of the end of the last one.
     tag : int or None
-        The tag that stands there instead of an item's; None where the pixel data end.
+        Tag at that end, if it isn't an item's; None where the pixel data end.
 
     """
     unpack = struct.Struct("<II").unpack_from
@@ -436,12 +436,12 @@ def _scan_items(blob: Blob, at: int, limit: int) -> tuple[list[int], int | None]
         if at > behind:
             window, start = read(at, size), at
             behind = start + len(window) - ITEM_HEADER
-            if at > behind:  # shorter than it was: that is noticed as frames are read
+            if at > behind:  # the file was truncated: reading frames will raise
                 break
         tag, length = unpack(window, at - start)
         if tag != _ITEM:
             return offsets, tag
-        # small items come many at once, of large ones the headers alone
+        # small items are read many at once, of large ones the headers alone
         size = WINDOW if length < NEAR else ITEM_HEADER
         at += ITEM_HEADER + length
         add(at)

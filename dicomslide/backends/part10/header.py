@@ -1,7 +1,6 @@
 """The header of a DICOM Part 10 file, from its bytes.
 
-Nothing here reads pixels, and nothing is read before it is wanted: the header first, the
-per-frame functional groups when someone asks for them.
+No function here reads pixels. The header is read first, the per-frame functional groups on demand.
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ __all__ = [
 
 PREAMBLE = 132
 INFLATED_HEAD = 4 * 2**20
-"""Bytes of a deflated data set by which it is known how large it can be."""
+"""Inflated bytes of a deflated data set from which its largest size is computed."""
 PIECE = 2**20
-"""Bytes that are inflated at once."""
+"""Bytes that are inflated in one step."""
 BESIDE_FRAMES = 64 * 2**20
-"""Bytes of a deflated data set beside its frames and what is said of each, at most."""
+"""Upper bound on the bytes of a deflated data set beside frames and per-frame groups."""
 PER_FRAME = 2**16
-"""Bytes of the per-frame functional groups of one frame, at most."""
+"""Upper bound on the bytes of the per-frame functional groups of one frame."""
 PER_FRAME_GROUPS = 0x52009230
 ANNOTATION_GROUPS = 0x006A0002
 _BULK = frozenset({PER_FRAME_GROUPS, ANNOTATION_GROUPS})
@@ -59,17 +58,17 @@ _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"SQ", b"UC", b"UR
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Header:
-    """What stands before the frames."""
+    """The data set before the frames."""
 
     dataset: Dataset
-    """Up to the per-frame functional groups or the pixel data."""
+    """Elements up to the per-frame functional groups or the pixel data."""
     transfer_syntax_uid: str
     decoder: Decoder
     blob: Blob
-    """The bytes to which offsets refer: the file, or what it inflates to."""
+    """Bytes to which offsets refer: the file, or its inflated data set."""
     per_frame: PerFrameSpan | None
     rest: int
-    """Where reading goes on behind `dataset` (and, if its length is known, `per_frame`)."""
+    """Offset of the first byte after `dataset` and, if its length is known, `per_frame`."""
     nbytes: int
     """Bytes in memory, approximately."""
 
@@ -131,7 +130,7 @@ def read_per_frame_groups(header: Header, num_frames: int, frames: Sequence[int]
 
 
 def _is_bulk(tag: BaseTag, vr: str | None, length: int) -> bool:
-    """Whether an element is one before which a header ends: it may be as large as pixels."""
+    """Whether an element ends the header: one that may be as large as pixels."""
     return tag in _BULK or tag >> 16 == 0x7FE0
 
 
@@ -181,7 +180,7 @@ def _read_header(
 
 
 def _inflated(blob: Blob, start: int) -> MemoryBlob:
-    """Inflate a data set: no further than its header says that it goes."""
+    """Inflate a data set, up to the size that its header describes."""
     limit = get_options().memory_limit_bytes
     engine = zlib.decompressobj(-15)
     pieces = (blob.read(at, PIECE) for at in range(start, blob.size, PIECE))
@@ -206,7 +205,7 @@ def _inflated(blob: Blob, start: int) -> MemoryBlob:
 
 
 def _described_size(head: MemoryBlob) -> int:
-    """Return how large the data set can be that begins so."""
+    """Return the largest size of a data set, by its first bytes."""
     from dicomslide.header.lenient import LenientDataset, read_dataset
 
     plain, _ = read_dataset(head, 0, stop_when=_is_bulk)
@@ -219,7 +218,7 @@ def _described_size(head: MemoryBlob) -> int:
 
 
 def element_at(blob: Blob, at: int, decoder: Decoder) -> tuple[int, bytes, int, int]:
-    """Return (tag, VR, length, offset of the value) of the element at a place; tag 0 at the end."""
+    """Return (tag, VR, length, offset of the value) of the element at `at`; tag 0 at the end."""
     head = blob.read(at, 12)
     if len(head) < 8:
         return 0, b"", 0, at

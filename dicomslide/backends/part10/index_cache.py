@@ -1,7 +1,7 @@
-"""Where frames are, kept on disk for files that don't say so themselves.
+"""Cache of frame offsets on disk, for files and objects without an offset table.
 
-Each entry is a file of its own, one for each file it is of: its key, its numbers, and a digest of
-both. One that is damaged, or of another version of the file, counts as none.
+Each entry is a file: a digest, the key and the offsets. An entry that is damaged, or of another
+version of the DICOM file, is ignored.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ["load", "save"]
 
 _FORMAT = "dicomslide index 1"
 PARTIAL = ".partial"
-"""End of the name of an entry while it is written."""
+"""Suffix of an entry while it is written."""
 LONG = 3600
-"""Seconds after which its writer was killed, where there are no locks to tell."""
+"""Age in seconds from which a partial entry is deleted, on systems without file locks."""
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -43,19 +43,19 @@ def _path(name: str) -> str | None:
 
 
 def load(name: str, what: tuple[Any, ...]) -> NDArray[np.int64] | None:
-    """Return the numbers that were kept; None where there are none, or they are damaged.
+    """Return cached numbers; None where there is no entry, or a damaged one.
 
     Parameters
     ----------
     name : str
         Path or URL of the file.
     what : tuple
-        What they are of: texts and numbers, among them the version of the file.
+        Key of the numbers: texts and numbers, including the version of the file.
 
     Returns
     -------
     numpy.ndarray or None
-        Of one dimension.
+        One-dimensional array.
 
     """
     key = _key((name, *what))
@@ -74,11 +74,9 @@ def load(name: str, what: tuple[Any, ...]) -> NDArray[np.int64] | None:
 
 
 def save(name: str, what: tuple[Any, ...], numbers: NDArray[np.int64]) -> None:
-    """Keep numbers for other processes, instead of those of another version of the file.
+    """Cache numbers for other processes, in place of those of another version of the file.
 
-    A folder that can't be written to is no error.
-
-    Others see the whole entry or none, whoever else writes it at the same time.
+    A folder that isn't writable is no error. The entry is replaced atomically.
     """
     key = _key((name, *what))
     path = _path(name)
@@ -90,7 +88,7 @@ def save(name: str, what: tuple[Any, ...], numbers: NDArray[np.int64]) -> None:
         partial = f"{path}.{uuid.uuid4().hex}{PARTIAL}"
         try:
             with os.fdopen(shared_folder.create(partial, exclusive=True), "wb") as file:
-                _is_free(file.fileno())  # and held by this writer from now on
+                _is_free(file.fileno())  # locks it until it is closed
                 file.write(hashlib.sha256(content).digest() + content)
             os.replace(partial, path)
         except BaseException:
@@ -100,7 +98,7 @@ def save(name: str, what: tuple[Any, ...], numbers: NDArray[np.int64]) -> None:
 
 
 def _clear(folder: str) -> None:
-    """Delete what writers left that were killed."""
+    """Delete the partial entries of killed writers."""
     for each in os.scandir(folder):
         if each.name.endswith(PARTIAL):
             with contextlib.suppress(OSError), open(each.path, "rb") as file:
@@ -112,7 +110,7 @@ def _clear(folder: str) -> None:
 
 
 def _is_free(descriptor: int) -> bool | None:
-    """Hold a file until it is closed, unless another process does; None without such locks."""
+    """Lock a file until it is closed; False if another process has the lock, None without locks."""
     try:
         import fcntl  # not on Windows
 

@@ -1,4 +1,4 @@
-"""Files on disk: which one it is, and how its bytes are read, by any number of threads."""
+"""Files on disk: their signature, and reads at an offset by any number of threads."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ __all__ = ["ChangingBlob", "LocalFile", "Signature", "check_is_file", "check_unc
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Signature:
-    """What tells a file from the one that was or will be at the same path."""
+    """Size, time and inode of a file, which detect that another file is at its path."""
 
     size: int
     """In bytes."""
     mtime_ns: int
-    """Time of change."""
+    """Time of the last change of content, in nanoseconds."""
     node: tuple[int, int]
-    """Device and inode, of this machine: two files of one size and time have others."""
+    """Device and inode on this machine: they differ between files of equal size and time."""
 
     @classmethod
     def of(cls, status: os.stat_result) -> Signature:
-        """Return that of a file."""
+        """Return the signature of a file."""
         return cls(status.st_size, status.st_mtime_ns, (status.st_dev, status.st_ino))
 
 
 def check_is_file(path: str) -> None:
-    """Raise a NotDicomError for a pipe, a socket or a device, which would be waited for.
+    """Raise a NotDicomError for a pipe, a socket or a device: reading one may block.
 
-    Whether something is there at all is seen as it is opened.
+    A path that doesn't exist raises nothing; opening it will.
     """
     try:
         mode = os.stat(path).st_mode
@@ -55,7 +55,7 @@ def check_is_file(path: str) -> None:
 
 
 class _OpenFile:
-    """A descriptor that is closed when nobody holds it any more, never under a reader."""
+    """A file descriptor that is closed with the last reference, never during a read."""
 
     def __init__(self, path: str) -> None:
         check_is_file(path)
@@ -67,7 +67,7 @@ class _OpenFile:
 
     @property
     def signature(self) -> Signature:
-        """What it is like now."""
+        """Signature of the open file at this moment."""
         return Signature.of(os.fstat(self._descriptor))
 
     def read(self, offset: int, length: int) -> bytes:
@@ -94,9 +94,9 @@ _open_files: Registry[tuple[str, Signature], _OpenFile] = Registry(128, "open fi
 
 
 class LocalFile:
-    """A file that is read by position, by any number of threads, without a lock.
+    """A file that is read at given offsets, by any number of threads, without a lock.
 
-    A process has few files open at once: one that was closed is opened again when it is read.
+    The number of open files of a process is bounded: a closed file is opened again for a read.
     """
 
     def __init__(self, path: str) -> None:
@@ -112,11 +112,11 @@ class LocalFile:
         return self._opened().read(offset, length)
 
     def read_spans(self, spans: Sequence[Span]) -> list[Buffer]:
-        """Read several ranges of bytes, neighbours at once."""
+        """Read several spans; neighbouring ones together."""
         return read_joined(self.reading(), spans)
 
     def reading(self) -> Callable[[int, int], bytes]:
-        """Return what reads bytes, of a file that stays open meanwhile."""
+        """Return a function that reads bytes; the file stays open while it is referenced."""
         return self._opened().read
 
     def _opened(self) -> _OpenFile:
@@ -124,12 +124,12 @@ class LocalFile:
 
     @classmethod
     def again(cls, path: str) -> LocalFile:
-        """Open a file that was there before, maybe in another process.
+        """Open a file that was opened before, maybe by another process.
 
         Raises
         ------
         SourceNotFoundError
-            When it isn't here.
+            When it doesn't exist on this machine.
 
         """
         with _found_again(path):
@@ -142,7 +142,7 @@ class LocalFile:
         return opened
 
     def check_unchanged(self) -> None:
-        """Raise a SourceChangedError if the file isn't any more what it was."""
+        """Raise a SourceChangedError if the file was changed since it was opened."""
         check_unchanged(self.name, self.signature, self._opened().signature)
 
 
@@ -159,7 +159,7 @@ def _found_again(path: str) -> Iterator[None]:
 
 
 def check_unchanged(path: str, before: Signature, now: Signature) -> None:
-    """Raise a SourceChangedError where a file isn't what it was."""
+    """Raise a SourceChangedError where the signature of a file has changed."""
     if now != before:
         what = "or another time of change" if now.size != before.size else "and was changed since"
         raise SourceChangedError(
@@ -169,8 +169,8 @@ def check_unchanged(path: str, before: Signature, now: Signature) -> None:
 
 
 class ChangingBlob(Blob, Protocol):
-    """Bytes that somebody else may replace by others."""
+    """Bytes of a file or object that others may replace."""
 
     def check_unchanged(self) -> None:
-        """Raise a SourceChangedError if they aren't any more what they were."""
+        """Raise a SourceChangedError if they were replaced."""
         ...

@@ -1,4 +1,4 @@
-"""What a DICOM Part 10 file holds, parsed when it is first wanted, wherever its bytes are."""
+"""The parts of a DICOM Part 10 file, each parsed at the first access."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 
 
 class ParsedFile:
-    """What is expensive about a file, made once per process when it is first wanted.
+    """Header, positions and frame index of a file, each parsed once per process.
 
     Parameters
     ----------
     file : ChangingBlob
-        Its bytes.
+        Bytes of the file.
     grown : callable, optional
-        Called with this object whenever it has become larger.
+        Called with this object after its `nbytes` has increased.
 
     """
 
@@ -49,7 +49,7 @@ class ParsedFile:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory, approximately: of the header, and of each frame as far as they are."""
+        """Bytes in memory, approximately: of the header, and of positions and offsets so far."""
         made = vars(self)
         positions, _ = made.get("_positions_and_rest", (None, 0))
         arrays = (positions, made.get("_frames"), made.get("_scanned"))
@@ -57,11 +57,11 @@ class ParsedFile:
 
     @lazy
     def num_frames(self) -> int:
-        """Number of Frames, or what TILED_FULL has."""
+        """Number of Frames, computed where TILED_FULL lacks it."""
         return num_frames_of(self.header.dataset)
 
     def check_num_frames(self) -> None:
-        """Raise a MetadataError where more frames are declared than there could be bytes for."""
+        """Raise a MetadataError where the file has fewer bytes than its frames need."""
         blob = self.header.blob
         least = 8 * pixel_data.ITEM_HEADER if self.header.decoder.encapsulated else 1
         if self.num_frames * least > 8 * blob.size:
@@ -72,7 +72,7 @@ class ParsedFile:
 
     @lazy
     def pixel_format(self) -> PixelFormat:
-        """What the header says of the pixels."""
+        """Pixel format, by the header."""
         return pixel_format_of(self.header.dataset)
 
     @lazy
@@ -91,7 +91,7 @@ class ParsedFile:
     def _pixel_data(self) -> pixel_data.PixelData:
         span = self.header.per_frame
         rest = self.header.rest
-        self.file.check_unchanged()  # or those of another file were looked for
+        self.file.check_unchanged()  # else offsets would be those of another file
         if span is not None and span.length == UNDEFINED:
             _, rest = self._positions_and_rest
         with errors_of_headers(self.header.blob.name):
@@ -107,7 +107,7 @@ class ParsedFile:
 
     @lazy
     def _scanned(self) -> pixel_data.Frames | None:
-        """The frames where their offset table is wrong; None where a scan doesn't tell either."""
+        """Frame index by a scan, where the offset table is wrong; None where the scan fails."""
         if not isinstance(self._frames, pixel_data.EncapsulatedFrames):
             return None
         found = pixel_data.scan_frames(self.header, self._pixel_data, self.num_frames, self._frames)
@@ -116,12 +116,12 @@ class ParsedFile:
         return found
 
     def positions(self) -> FramePositions | None:
-        """Return what the per-frame functional groups say; None where they say nothing."""
+        """Return frame positions by the per-frame functional groups; None where there are none."""
         with self._growing("_positions_and_rest"):  # one thread scans, the others wait for it
             return self._positions_and_rest[0]
 
     def frames(self) -> pixel_data.Frames:
-        """Return where the frames are, by their offset table if there is one."""
+        """Return the frame index: by the offset table, or by a scan without one."""
         frames: pixel_data.Frames | None = vars(self).get("_frames")
         if frames is None:
             with self._growing("_frames"):
@@ -130,7 +130,7 @@ class ParsedFile:
 
     @contextlib.contextmanager
     def _growing(self, name: str) -> Iterator[None]:
-        """Lock this file while a lazy attribute is made, and tell if it was."""
+        """Lock this file while a lazy attribute is made; call `grown` where it is new."""
         with self._lock:
             was_made = name in vars(self)
             yield
@@ -138,7 +138,7 @@ class ParsedFile:
             self._grown(self)
 
     def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
-        """Read frames: where their offset table is wrong, as a scan finds them.
+        """Read frames, by a scan where their offset table is wrong.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""A DICOM Part 10 file, wherever its bytes are: what its sources have in common."""
+"""Base class of the sources of DICOM Part 10 files, on disk and elsewhere."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _STORAGES_OF_IMAGES = dicom.SEGMENTATION_STORAGES | {
 
 
 class Part10Source(ABC):
-    """A source that answers from a parsed file, which this process keeps by its identity.
+    """A source that reads from a parsed file, which this process caches.
 
-    A subclass says where the bytes are: by its identity, and by what it makes this process parse.
+    A subclass defines where the bytes are, by its identity and its parsed file.
     """
 
     __slots__ = ()
@@ -42,12 +42,12 @@ class Part10Source(ABC):
 
     @abstractmethod
     def _instance(self) -> ParsedFile:
-        """Return what this process has parsed of the file."""
+        """Return the parsed file, from the cache of this process."""
 
     @property
     @abstractmethod
     def identity(self) -> tuple[Hashable, ...]:
-        """Name of these bytes: the same in every process that sees them."""
+        """Name of these bytes: equal in every process that reads them."""
 
     @property
     def name(self) -> str:
@@ -66,11 +66,11 @@ class Part10Source(ABC):
 
     @property
     def frames_per_request(self) -> int | None:
-        """None: reading takes no requests."""
+        """None: frames are read without requests."""
         return None
 
     def frame_positions(self) -> FramePositions | None:
-        """Return what the per-frame functional groups say; None where they say nothing."""
+        """Return frame positions by the per-frame functional groups; None where there are none."""
         instance = self._instance()
         instance.check_num_frames()
         return instance.positions()
@@ -100,7 +100,7 @@ class Part10Source(ABC):
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is there up to its end, unlike a download that broke off."""
+        """Whether the last frame of an image, or else the whole data set, can be read."""
         try:
             if dicom.text(self.metadata, "SOPClassUID") in _STORAGES_OF_IMAGES:
                 self.read_frames([self._instance().num_frames - 1])

@@ -1,4 +1,4 @@
-"""DICOM Part 10 in memory, or in a file object that somebody else has opened."""
+"""DICOM Part 10 files in memory, or in a file object of the caller."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _numbers = itertools.count(1)
 
 
 def is_stream(source: Any) -> bool:
-    """Whether something holds bytes itself: a file object, or bytes."""
+    """Whether an object is bytes-like or a file object."""
     return isinstance(source, _IN_MEMORY) or (hasattr(source, "read") and hasattr(source, "seek"))
 
 
 class Stream:
-    """Bytes of a file object, which one thread at a time moves and reads.
+    """Bytes of a file object, which one thread at a time reads.
 
     Parameters
     ----------
     given : bytes-like or binary file object
-        A file object has to seek, and stays open for as long as it is read; nobody else may move
+        A file object has to be seekable and to stay open while it is read; the caller must not seek
         or read it at the same time.
 
     Raises
@@ -55,19 +55,19 @@ class Stream:
         in_memory = isinstance(given, _IN_MEMORY)
         self._file = io.BytesIO(given) if in_memory else given
         self._lock = ForkLock()
-        # a forked child moves the parent's place in a file, too, but not in its own memory
+        # a forked child shares the position in a file with its parent, but not that in memory
         self._process = None if isinstance(self._file, io.BytesIO) else os.getpid()
         named = getattr(given, "name", None)
         number = next(_numbers)
         self.name = f"{named} ({kind} {number})" if isinstance(named, str) else f"<{kind} {number}>"
         self.version = ""
         self.identity = uuid.uuid4().hex
-        """Tells it from all others, whatever they hold."""
+        """Unique, whatever the bytes."""
         self.size = self._find_size()
 
     @lazy
     def parsed(self) -> ParsedFile:
-        """What is expensive about it; forgotten with it."""
+        """The parsed file, which lives as long as this object."""
         return ParsedFile(self)
 
     def _find_size(self) -> int:
@@ -135,11 +135,11 @@ class Stream:
         return found
 
     def reading(self) -> Callable[[int, int], bytes]:
-        """Return what reads bytes."""
+        """Return the function that reads bytes."""
         return self.read
 
     def check_unchanged(self) -> None:
-        """Raise a SourceChangedError where it hasn't as many bytes as it had."""
+        """Raise a SourceChangedError where its size has changed."""
         if self._process is None:
             return
         self._check_process()
@@ -155,11 +155,11 @@ class Stream:
 class StreamSource(Part10Source):
     """A DICOM Part 10 file in memory, or in a file object.
 
-    It has no name by which another process could open it, and may be large: it doesn't pickle.
+    It can't be pickled: no other process could open it by name, and its bytes may be many.
     """
 
     path: str
-    """What messages call it."""
+    """Name of the file object in messages."""
     sop_instance_uid: str
     size: int
     stream: Stream = dataclasses.field(repr=False, compare=False)
