@@ -1,4 +1,4 @@
-"""Options that hold for a whole process, and the limits they set."""
+"""Options of a process, and checks against its memory limit."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ class Options:
     """
 
     memory_budget: int = dataclasses.field(default_factory=_default_budget)
-    """Upper bound on the bytes of everything that the process caches: decoded and received frames,
+    """Upper bound on the bytes of all cached values of the process: decoded and received frames,
     headers, positions and offsets of frames, bytes that were read ahead, colour tables. The least
     recently used values are dropped first. By default an eighth of the machine's memory, but not
     less than 512 MiB nor more than 1 GiB. It bounds `frame_cache_bytes` and `encoded_cache_bytes`,
-    too. Arrays, and what a slide that is in use holds, aren't counted."""
+    too. Arrays and the values that open slides hold aren't counted."""
 
     frame_cache_bytes: int = 256 * 2**20
     """Upper bound on the bytes of decoded frames that the process caches, over all images."""
 
     memory_limit_bytes: int = dataclasses.field(default_factory=_physical_memory)
-    """No array larger than this is ever allocated; by default the machine's memory."""
+    """Upper bound on the bytes of an array; by default the machine's memory."""
 
     num_threads: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
     """Threads that decode the frames of one eager read."""
@@ -117,7 +117,7 @@ class _Change:
 
 
 class _Current:
-    """The options in force, and the changes that they are made of."""
+    """The options in force, and the changes from which they result."""
 
     def __init__(self) -> None:
         self._lock = ForkLock()
@@ -195,11 +195,11 @@ class set_options:
     Parameters
     ----------
     memory_budget : int, optional
-        Upper bound on the bytes of everything that the process caches.
+        Upper bound on the bytes of all cached values of the process.
     frame_cache_bytes : int, optional
         Upper bound on the bytes of decoded frames among these, over all images.
     memory_limit_bytes : int, optional
-        No array larger than this is ever allocated.
+        Upper bound on the bytes of an array.
     num_threads : int, optional
         Threads that decode the frames of one eager read.
     encoded_cache_bytes : int, optional
@@ -216,9 +216,9 @@ class set_options:
 
     Notes
     -----
-    The options are those of the process, not of the thread: the latest call that is in force
-    decides. Calls without a block last. Those that were made within a block, by the same thread,
-    end with it for the options that the block sets.
+    The options apply to the process, not to the thread: the latest call in force decides. Calls
+    without a block last. A call within a block of the same thread ends with the block, for the
+    options that the block sets.
 
     Examples
     --------
@@ -270,7 +270,7 @@ class set_options:
 
 
 def check_memory(nbytes: int, what: str) -> None:
-    """Raise an error when `nbytes` for `what` is more than may be allocated.
+    """Raise an error when `nbytes` exceeds the memory limit; `what` names the array in the message.
 
     Raises
     ------
@@ -292,21 +292,21 @@ def check_memory(nbytes: int, what: str) -> None:
 
 
 def allocated(shape: tuple[int, ...], dtype: DTypeLike, what: str) -> NDArray[Any]:
-    """Return an array that isn't filled yet.
+    """Return an uninitialised array, within the memory limit.
 
     Parameters
     ----------
     shape : tuple of int
         Shape of the array.
     dtype : data-type
-        Of its values.
+        Data type of the array.
     what : str
-        What a message calls it.
+        Name of the array in messages.
 
     Raises
     ------
     MemoryLimitError
-        When it is more than may be allocated, or than there is.
+        When the array exceeds the memory limit, or the available memory.
 
     """
     import numpy as np
@@ -315,7 +315,7 @@ def allocated(shape: tuple[int, ...], dtype: DTypeLike, what: str) -> NDArray[An
     check_memory(nbytes, what)
     try:
         return np.empty(shape, dtype)
-    except (MemoryError, ValueError):  # of a size that no array has
+    except (MemoryError, ValueError):  # NumPy raises a ValueError for sizes beyond its own limit
         raise MemoryLimitError(
             f"{what} takes {nbytes:,} bytes, more than this process can get; read a smaller region"
             " or use a coarser level"
@@ -323,7 +323,7 @@ def allocated(shape: tuple[int, ...], dtype: DTypeLike, what: str) -> NDArray[An
 
 
 def _worker_limit() -> int | None:
-    """Return the bytes beyond which the dask worker that runs this task is killed, if any is."""
+    """Return the memory limit in bytes of the dask worker that runs this task; None without one."""
     module = sys.modules.get("distributed.worker")
     if module is None:
         return None
