@@ -155,7 +155,7 @@ def test_frames_larger_than_their_tile_raise(tmp_path, rows, columns):
         return cropped(place, rows, columns, JPEG_LS)
 
     slide = open_stored(write(tmp_path / "image.dcm", JPEG_LS, encoded=frame))
-    said = rf"image\.dcm, frame [13]: .* {rows} × {columns} pixels .* declares 16 × 32"
+    said = rf"image\.dcm, frame \d+: .* {rows} × {columns} pixels .* declares 16 × 32"
     with pytest.raises(FrameDecodeError, match=said):
         pixels_of(slide)
 
