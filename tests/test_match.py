@@ -70,6 +70,7 @@ def test_nearest_is_that_of_reindex_like():
         np.testing.assert_array_equal(found.values, expected.values)
 
 
+@pytest.mark.needs("scipy")
 def test_linear_is_that_of_interp_where_there_are_four_centres():
     here = array((40, 50), 0.001, chunks=16)
     like = array((95, 95), 0.0004, (9.9999, 20.00013), chunks=30)
