@@ -534,7 +534,9 @@ def test_a_cluster_reads_from_a_server(server, total):
 def test_an_interrupt_ends_a_process_that_waits(folder, path, answered):
     """Ctrl-C, while a server doesn't answer and much time is left."""
     code = (
-        "import sys, dicomslide\n"
+        "import signal, sys, dicomslide\n"
+        # a shell starts its background jobs with SIGINT ignored, which children inherit
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try:\n"
         "    dicomslide.open_slide(sys.argv[1]).get_image_region((0, 0), 0, (1024, 1024))\n"
         "except KeyboardInterrupt:\n"
@@ -544,10 +546,13 @@ def test_an_interrupt_ends_a_process_that_waits(folder, path, answered):
         server.faults = [None] * answered + ["hang"] * 99
         command = [sys.executable, "-c", code, f"{server.url}/slide/{path}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert server.hangs.wait(60)
-            process.send_signal(signal.SIGINT)
-            out, _ = process.communicate(timeout=20)  # a request has 30 s
-            server.released.set()
+            try:
+                assert server.hangs.wait(60)
+                process.send_signal(signal.SIGINT)
+                out, _ = process.communicate(timeout=20)  # a request has 30 s
+            finally:
+                process.kill()
+                server.released.set()
     assert out.strip() == "interrupted"
 
 
