@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from dicomslide.annotation.group import AnnotationGroup, Measurement
     from dicomslide.backends.dicomweb.connection import register_client
     from dicomslide.backends.net.credentials import forget, register_credentials
-    from dicomslide.backends.objects.storage import register_storage_options
+    from dicomslide.backends.net.storage_options import register_storage_options
     from dicomslide.display.picture import add_scale_bar
     from dicomslide.export.ome_zarr import to_ome_zarr
     from dicomslide.export.spatialdata import to_spatialdata
@@ -116,7 +116,7 @@ _LAZY_MODULES = {
     "open_slides": "slide.cohort",
     "register_client": "backends.dicomweb.connection",
     "register_credentials": "backends.net.credentials",
-    "register_storage_options": "backends.objects.storage",
+    "register_storage_options": "backends.net.storage_options",
     "select_image_at_magnification": "pyramid",
     "select_image_at_pixel_spacing": "pyramid",
     "sort_images_by_pixel_spacing": "pyramid",

@@ -383,7 +383,8 @@ def _finished(
         dataset = dataset.drop_vars(names, errors="ignore")
     source = _as_given(source)
     if isinstance(source, (str, os.PathLike)):
-        from dicomslide.backends.objects.storage import is_url, public_url
+        from dicomslide.backends.net.redaction import public_url
+        from dicomslide.backends.objects.storage import is_url
 
         path = os.fspath(source)
         if is_dicomweb_url(path):

@@ -19,12 +19,12 @@ import dicomslide
 from dicomslide.backends.batching import encoded_frames
 from dicomslide.backends.dicomweb import connection, service
 from dicomslide.backends.dicomweb.client import frame_source, store_at
-from dicomslide.backends.dicomweb.transport import Patience, Transport
+from dicomslide.backends.dicomweb.transport import Transport
 from dicomslide.backends.net import credentials
 from dicomslide.testing import write_slide
 from tests.support.fake_client import FakeClient
+from tests.support.fake_clock import FakeClock
 from tests.support.faulty_server import AS_STORED, TOKEN, FaultyServer
-from tests.test_transport import Clock
 
 UIDS = ("StudyInstanceUID", "SeriesInstanceUID")
 
@@ -47,10 +47,10 @@ def server(folder):
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return FakeClock()
 
 
-def client_of(server, clock=None, **patience):
+def client_of(server, clock=None, **bounds):
     """Return a client, for whose connection the clock runs when it waits."""
     client = DICOMwebClient(server.url)
     if clock is not None:
@@ -58,10 +58,7 @@ def client_of(server, clock=None, **patience):
         found.service.transport = Transport(
             lambda: client._session,
             refresh=found._renew,
-            patience=Patience(**patience),
-            clock=clock,
-            sleep=clock.sleep,
-            jitter=lambda: 1.0,
+            policy=clock.policy(**bounds),
         )
     return client
 
@@ -72,8 +69,8 @@ def url_of(server, series=True):
     return f"dicomweb+{server.url}/studies/{study}" + (f"/series/{its_series}" if series else "")
 
 
-def source_of(server, clock, **patience):
-    client = client_of(server, clock, **patience)
+def source_of(server, clock, **bounds):
+    client = client_of(server, clock, **bounds)
     return frame_source(client, server.archive.all_metadata()[0])
 
 
@@ -488,7 +485,7 @@ def test_threads_whose_token_expires_at_once_renew_it_once(server, tokens):
     server.token = "another"
     together = threading.Barrier(8)
     gone = threading.Event()
-    original = credentials._registered.token(server.url)
+    original = credentials._tokens.of(server.url)
 
     def token(url):
         original(url)
@@ -521,7 +518,7 @@ def test_a_token_may_be_read_from_a_file_with_the_end_of_its_line(server):
 def test_a_token_that_no_header_may_have_is_not_shown(server, bad):
     dicomslide.register_credentials(server.url, token=lambda url: bad)
     try:
-        with pytest.raises(dicomslide.MetadataError, match="a token has characters") as info:
+        with pytest.raises(dicomslide.MetadataError, match="the token has characters") as info:
             dicomslide.open_slide(url_of(server))
     finally:
         dicomslide.register_credentials(server.url)

@@ -26,13 +26,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 import dicomslide
 from dicomslide.backends import base
-from dicomslide.backends.net import attempts
-from dicomslide.backends.objects import ranges, remote, storage
+from dicomslide.backends.net import policy
+from dicomslide.backends.objects import attempts, ranges, remote, storage
 from dicomslide.backends.objects.remote import RemoteSource
 from dicomslide.backends.open import open_store
 from dicomslide.backends.part10 import file as file_backend
 from dicomslide.errors import FrameReadError, NotDicomError, SourceChangedError, SourceReadError
 from dicomslide.testing import write_slide
+from tests.support.fake_clock import FakeClock
 from tests.support.range_server import serving
 from tests.support.remote_slides import *  # noqa: F403 - fixtures
 from tests.support.remote_slides import (
@@ -282,13 +283,7 @@ def test_neighbours_are_one_request_and_little_is_read_in_vain(image, server, fo
     assert server.nbytes <= 1.2 * sum(stop - start for start, stop in spans)
 
 
-@pytest.fixture
-def patient(monkeypatch):
-    """Nobody gives up while requests wait for each other."""
-    monkeypatch.setattr(attempts, "PATIENCE", attempts.Patience())
-
-
-def test_requests_of_a_read_are_under_way_together(image, server, patient, monkeypatch):
+def test_requests_of_a_read_are_under_way_together(image, server, monkeypatch):
     monkeypatch.setattr(remote, "GAP", 0)
     spans = [(i * 12_000, i * 12_000 + 100) for i in range(16)]
     blob = image._instance().header.blob
@@ -299,7 +294,7 @@ def test_requests_of_a_read_are_under_way_together(image, server, patient, monke
     assert len(server.requests) == 16
 
 
-def test_a_region_is_one_round_of_requests(server, patient):
+def test_a_region_is_one_round_of_requests(server):
     """All are under way before any is answered."""
     slide = dicomslide.open_slide(f"{server.url}/slide/level-0.dcm")
     image = slide.get_volume_images()[0]
@@ -317,7 +312,7 @@ def test_a_region_is_one_round_of_requests(server, patient):
     assert not server.gate.broken
 
 
-def test_objects_of_a_list_are_opened_together(server, patient):
+def test_objects_of_a_list_are_opened_together(server):
     server.gate = threading.Barrier(3)  # none is answered before all have come
     urls = [f"{server.url}/slide/level-{level}.dcm" for level in range(3)]
     assert [source.path for source in open_store(urls).sources] == urls
@@ -605,10 +600,12 @@ def test_who_has_no_credentials_is_told_where_to_give_them(monkeypatch):
     def request(place, wanted, left):
         raise botocore.NoCredentialsError
 
-    monkeypatch.setattr(attempts, "_pause", lambda seconds: pytest.fail("it waits"))
+    clock = FakeClock()
+    monkeypatch.setattr(policy, "POLICY", clock.policy())
     with pytest.raises(base.RangeError, match="Unable to locate credentials") as caught:
         attempts.ask(reach, 1, request)
     assert isinstance(remote.error_of("s3://bucket", caught.value), PermissionError)
+    assert clock.waits == []
 
 
 # -- offset tables that aren't there ---------------------------------------------------------

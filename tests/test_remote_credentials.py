@@ -10,7 +10,9 @@ import pytest
 import xarray as xr
 
 import dicomslide
-from dicomslide.backends.objects import ranges, storage
+from dicomslide.backends.net import storage_options
+from dicomslide.backends.net.addresses import is_same_origin
+from dicomslide.backends.objects import storage
 from dicomslide.backends.objects.remote import RemoteSource
 from dicomslide.errors import FrameReadError, SourceReadError
 from tests.support.range_server import serving
@@ -46,7 +48,7 @@ def test_credentials_are_in_no_pickle_repr_name_encoding_or_message(server):
     assert len(pickle.dumps(source)) < 2000
     assert SECRET not in repr(dataset.encoding) + repr(dataset.image.encoding)
     assert SECRET not in str(dict(dataset.image.data.dask))
-    assert SECRET not in repr(storage._storage_options.of(url))
+    assert SECRET not in repr(storage_options.registered(url))
     source._instance().frames()
     server.token = f"Bearer another{SECRET}"
     dicomslide.clear_all("heads of objects")
@@ -87,12 +89,12 @@ def test_harmless_options_travel_and_no_others():
         "endpoint_url": "https://store.example.org", "headers": {"Authorization": SECRET},
         "client_kwargs": {"region_name": "eu-west-1", "aws_session_token": SECRET},
     }  # fmt: skip
-    assert storage.harmless(options) == {
+    assert storage_options.harmless(options) == {
         "anon": False, "requester_pays": True, "endpoint_url": "https://store.example.org",
         "client_kwargs": {"region_name": "eu-west-1"},
     }  # fmt: skip
-    assert not storage.harmless({"endpoint_url": f"https://me:{SECRET}@store.example.org"})
-    assert not storage.harmless({"endpoint_url": f"https://store.example.org/?{SECRET}"})
+    assert not storage_options.harmless({"endpoint_url": f"https://me:{SECRET}@store.example.org"})
+    assert not storage_options.harmless({"endpoint_url": f"https://store.example.org/?{SECRET}"})
 
 
 def test_options_are_those_of_the_longest_beginning(server):
@@ -179,7 +181,7 @@ def test_any_number_of_signed_urls_is_remembered(server):
     url = f"{server.url}/slide/level-2.dcm"
     sources = RemoteSource.open(f"{url}?signature={SECRET}")
     for number in range(5000):
-        storage.remembered(f"{url}?signature={number}")
+        storage_options.remembered(f"{url}?signature={number}")
     forget_everything()
     assert sources.metadata.Rows
     assert SECRET in server.requests[-1][1]
@@ -190,7 +192,7 @@ def test_a_process_that_does_not_know_a_signature_says_so(server):
     source = RemoteSource.open(url)
     assert RemoteSource.open(source.path).identity == source.identity  # what was shown is enough
     forget_everything()
-    storage._storage_options = storage._StorageOptions()  # another process
+    storage_options.forget_all()  # another process
     server.forget()
     with pytest.raises(PermissionError, match="register the whole URL"):
         source.read_frames([0])
@@ -205,12 +207,12 @@ def test_a_process_that_does_not_know_a_signature_says_so(server):
      f"password {SECRET} is wrong", f"ftp://me:p@ss{SECRET}@host/ doesn't answer"],
 )  # fmt: skip
 def test_no_secret_is_in_a_message_whatever_it_says(text):
-    reach = storage.ObjectReach(storage.remembered(f"https://me:{SECRET}@host/x"), "{}")
+    reach = storage.ObjectReach(storage_options.remembered(f"https://me:{SECRET}@host/x"), "{}")
     assert SECRET not in reach.public(text)
     url = "https://host/a.dcm"
     given = {"headers": {"Authorization": f"Bearer {SECRET}"}}
     dicomslide.register_storage_options("https://host", lambda: given)
-    storage._storage_options.of(url).current()
+    storage_options.registered(url).current()
     assert SECRET not in storage.ObjectReach(url, "{}").public(text)
 
 
@@ -225,34 +227,18 @@ def test_redirects_to_another_server_share_connections(server, folder):
         assert len(other.clients) == 1
 
 
-def test_a_redirect_to_another_server_carries_no_credentials(server, folder):
-    with serving(folder) as other:
-        target = f"{other.url}/slide/level-0.dcm"
-        server.always = (302, {"Location": target})
-        source = RemoteSource.open(f"{server.url}/slide/level-0.dcm")
-        dicomslide.register_storage_options(
-            server.url, {"headers": {"Authorization": SECRET, "X-Key": SECRET}}
-        )
-        dicomslide.clear_all("heads of objects")
-        other.forget()
-        assert list(map(bytes, source.read_frames([2]))) == frames_on_disk(folder, [2])
-        assert server.requests[-1][3]["X-Key"] == SECRET
-        assert SECRET not in str(other.requests)
-        assert other.requests[-1][2].startswith("bytes=")
-
-
 @pytest.mark.parametrize(
     ("url", "is_same"),
     [("http://host/b", True), ("http://host:80/b", True), ("https://host/b", True),
      ("https://host:8443/b", False), ("http://other/b", False), ("http://host:81/b", False),
-     ("https://host.other/b", False)],
+     ("https://host.other/b", False), ("http://host:port/b", False)],
 )  # fmt: skip
 def test_credentials_follow_to_the_same_server_and_its_safe_side(url, is_same):
-    assert ranges._is_same_server(url, "http://host/a") is is_same
-    assert not ranges._is_same_server("http://host/b", "https://host/a")
+    assert is_same_origin(url, "http://host/a") is is_same
+    assert not is_same_origin("http://host/b", "https://host/a")
 
 
 def test_redirects_without_end_raise(server):
     server.always = (302, {"Location": "/slide/level-0.dcm"})
-    with pytest.raises(SourceReadError, match="again and again"):
+    with pytest.raises(SourceReadError, match="more than 5 redirects"):
         RemoteSource.open(f"{server.url}/slide/level-0.dcm")

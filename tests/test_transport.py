@@ -10,7 +10,6 @@ import time
 import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from email.utils import formatdate
 from multiprocessing import get_context
 
 import pytest
@@ -18,32 +17,14 @@ import requests
 
 from dicomslide.backends.dicomweb.bodies import decompressed
 from dicomslide.backends.dicomweb.multipart import ReplyError, WrongTypeError
-from dicomslide.backends.dicomweb.transport import (
-    Patience,
-    Transport,
-    TransportError,
-    _stranger,
-    public,
-)
+from dicomslide.backends.dicomweb.transport import Transport, TransportError, _stranger
+from dicomslide.backends.net.policy import Policy
+from dicomslide.backends.net.redaction import public
 from dicomslide.testing import write_slide
+from tests.support.fake_clock import FakeClock
 from tests.support.faulty_server import AS_STORED, FaultyServer
 
 SECRET = "a-secret"
-
-
-class Clock:
-    """Time that passes when somebody sleeps."""
-
-    def __init__(self):
-        self.now = 0.0
-        self.waits = []
-
-    def __call__(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.waits.append(seconds)
-        self.now += seconds
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +42,15 @@ def server(folder):
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return FakeClock()
 
 
-def transport(clock, *, session=None, refresh=None, **patience):
+def transport(clock, *, session=None, refresh=None, **bounds):
     session = session or requests.Session()
     return Transport(
         lambda: session,
         refresh=refresh,
-        patience=Patience(**patience),
-        clock=clock,
-        sleep=clock.sleep,
-        jitter=lambda: 1.0,
+        policy=clock.policy(**bounds),
     )
 
 
@@ -84,68 +62,6 @@ def get(how, server, read=joined, **options):
     uid = next(iter(server.archive.datasets))
     url = f"{server.url}/studies/1/series/2/instances/{uid}/frames/1"
     return how.get(url, AS_STORED, read, **({"most_bytes": 10**6} | options))
-
-
-@pytest.mark.parametrize("fault", [408, 429, 500, 502, 503, 504, "reset", "truncated"])
-def test_what_may_go_well_later_is_tried_again(server, clock, fault):
-    server.play(fault, fault)
-    how = transport(clock)
-    assert server.archive.frames(next(iter(server.archive.datasets)))[0] in get(how, server)
-    assert len(server.requests) == 3
-    assert clock.waits == [0.25, 0.5]
-    get(how, server)
-    assert len(server.requests) == 4
-
-
-@pytest.mark.parametrize("status", [503, 429, 408])
-def test_attempts_are_bounded(server, clock, status):
-    server.play(*[status] * 9)
-    with pytest.raises(TransportError, match=rf"^{status} .* \(4 attempts in 1\.8 s\)$") as info:
-        get(transport(clock, attempts=4), server)
-    assert info.value.status == status
-    assert clock.waits == [0.25, 0.5, 1.0]
-    server.faults.clear()
-    assert get(transport(clock), server)
-
-
-def test_waits_grow_to_a_limit_and_differ_by_chance(server, clock):
-    server.play(*[503] * 8)
-    how = transport(clock, attempts=9, longest_wait=1.0)
-    how._jitter = iter([0.0, 0.5, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0]).__next__
-    assert get(how, server)
-    assert clock.waits == [0.125, 0.375, 1.0, 0.5, 0.5, 1.0, 0.5, 0.5]
-
-
-@pytest.mark.parametrize("status", [400, 403, 404, 406])
-def test_what_will_not_change_is_said_at_once(server, clock, status):
-    server.play(status)
-    with pytest.raises(TransportError, match=f"^{status} [A-Z][A-Za-z ]+$") as info:
-        get(transport(clock), server)
-    assert info.value.status == status
-    assert (len(server.requests), clock.waits) == (1, [])
-
-
-def test_a_server_that_says_how_long_to_wait_is_obeyed(server, clock):
-    server.play((429, {"Retry-After": "7"}), (503, {"Retry-After": formatdate(time.time() + 3600)}))
-    with pytest.raises(TransportError, match="503 Service Unavailable"):
-        get(transport(clock), server)  # an hour is longer than anybody waits
-    assert clock.waits == [7.0]
-
-
-def test_a_server_that_asks_for_no_wait_at_all_gets_one(server, clock):
-    past = formatdate(time.time() - 3600)
-    server.play(
-        (503, {"Retry-After": "0"}), (503, {"Retry-After": past}), (503, {"Retry-After": "soon"})
-    )
-    assert get(transport(clock), server)
-    assert clock.waits == [0.25, 0.5, 1.0]
-
-
-def test_one_deadline_holds_for_all_attempts(server, clock):
-    server.play(*[503] * 99)
-    with pytest.raises(TransportError, match=r"503 .*9 attempts in 19\.8 s"):
-        get(transport(clock, attempts=99, deadline=20.0, longest_wait=4.0), server)
-    assert clock.now <= 20.0
 
 
 def test_several_requests_may_share_a_deadline(server, clock):
@@ -171,14 +87,14 @@ def test_a_server_that_says_nothing_is_not_waited_for(server, clock):
 @pytest.mark.parametrize("what", ["trickle", "dripping_headers"])
 def test_bytes_that_drop_in_one_by_one_do_not_outlast_the_deadline(server, what):
     server.play(what)
-    how = Transport(requests.Session, patience=Patience(deadline=0.3))
+    how = Transport(requests.Session, policy=Policy(deadline=0.3))
     with pytest.raises(TransportError, match="bytes have come by the deadline"):
         get(how, server)
 
 
 def test_a_large_reply_that_comes_steadily_may_take_longer(server):
     server.play("steady")
-    how = Transport(requests.Session, patience=Patience(deadline=0.2, attempts=1))
+    how = Transport(requests.Session, policy=Policy(deadline=0.2, attempts=1))
     assert len(get(how, server)) == 1_000_000
 
 
@@ -190,7 +106,7 @@ def test_a_reply_without_end_is_not_received(server, clock):
 
 def test_a_reply_that_goes_on_and_on_is_waited_for_only_so_long(server):
     server.play("endless")
-    how = Transport(requests.Session, patience=Patience(deadline=0.2, attempts=1))
+    how = Transport(requests.Session, policy=Policy(deadline=0.2, attempts=1))
     began = time.monotonic()
     with pytest.raises(TransportError, match="bytes have come by the deadline"):
         get(how, server, most_bytes=10**9)
@@ -222,7 +138,7 @@ def test_requests_that_are_given_up_close_their_sockets_and_end_their_threads(se
         return [each for each in threading.enumerate() if each.name in names]
 
     session = requests.Session()
-    how = Transport(lambda: session, patience=Patience(deadline=0.05, attempts=1))
+    how = Transport(lambda: session, policy=Policy(deadline=0.05, attempts=1))
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     server.play(*[what] * 24)
     with ThreadPoolExecutor(8) as pool:
@@ -334,28 +250,6 @@ def test_a_forked_child_waits_for_none_of_its_parents_requests(server, clock):
 # -- credentials -----------------------------------------------------------------------------
 
 
-def test_credentials_are_refreshed_once(server, clock):
-    server.token = "new"
-    session = requests.Session()
-    session.headers["Authorization"] = "Bearer old"
-    refused = []
-
-    def refresh(session, auth):
-        refused.append(session)
-        session.headers["Authorization"] = "Bearer new"
-
-    how = transport(clock, session=session, refresh=refresh)
-    assert get(how, server)
-    assert (refused, len(server.requests), clock.waits) == ([session], 2, [])
-    server.token = "another"
-    with pytest.raises(TransportError, match=r"^401 Unauthorized") as info:
-        get(how, server)
-    assert (len(refused), len(server.requests)) == (2, 4)
-    assert "Bearer" not in str(info.value)
-    server.token = "new"
-    assert get(how, server)
-
-
 def test_another_host_gets_no_credentials(server, folder, clock):
     with FaultyServer(folder) as other:
         server.elsewhere = other.url.removesuffix("/dicom-web").replace("127.0.0.1", "localhost")
@@ -380,22 +274,6 @@ def test_the_same_host_gets_them(server, clock):
     session.headers["X-Api-Key"] = SECRET
     assert get(transport(clock, session=session), server)
     assert [headers["X-Api-Key"] for _, headers in server.requests] == [SECRET, SECRET]
-
-
-def test_a_redirection_to_nowhere_is_an_error_at_once(server, clock):
-    server.elsewhere = "http://127.0.0.1:port"
-    server.play("redirect")
-    with pytest.raises(TransportError, match="InvalidURL"):
-        get(transport(clock), server)
-    assert clock.waits == []
-
-
-def test_redirections_have_an_end(server, clock):
-    server.elsewhere = ""
-    server.play(*["redirect"] * 20)
-    with pytest.raises(TransportError, match="6 redirections"):
-        get(transport(clock), server)
-    assert len(server.requests) == 6
 
 
 def test_another_host_is_reached_through_the_same_proxy(monkeypatch):

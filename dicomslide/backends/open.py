@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide.backends.base import RangeError
 from dicomslide.backends.net.addresses import is_dicomweb_url
-from dicomslide.backends.net.attempts import Place, ask, awaited
+from dicomslide.backends.net.redaction import public_url
+from dicomslide.backends.net.storage_options import register_for_all, remembered
+from dicomslide.backends.objects.attempts import Place, ask, awaited
 from dicomslide.backends.objects.remote import RemoteSource, error_of
-from dicomslide.backends.objects.storage import (
-    ObjectReach,
-    is_url,
-    public_url,
-    register_for_all,
-    remembered,
-)
+from dicomslide.backends.objects.storage import ObjectReach, is_url
 from dicomslide.backends.part10.dicomdir import file_ids, files_listed_by, is_dicomdir
 from dicomslide.backends.part10.file import FileSource, FileStore, check_opens
 from dicomslide.backends.part10.header import PREAMBLE
@@ -35,7 +31,7 @@ from dicomslide.process.warn import warn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dicomslide.backends.objects.storage import StorageOptions
+    from dicomslide.backends.net.storage_options import StorageOptions
     from dicomslide.backends.part10.source import Part10Source
 
 __all__ = ["local_paths_and_urls", "objects_at", "open_source", "open_store",

@@ -20,14 +20,13 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dicomslide.backends.objects.storage import (
-    ObjectReach,
+from dicomslide.backends.net.storage_options import (
     harmless_for,
-    is_url,
     options_for,
     register_storage_options,
     remembered,
 )
+from dicomslide.backends.objects.storage import ObjectReach, is_url
 from dicomslide.errors import ExportError, StoreExistsError
 from dicomslide.export.exclusive import CLAIMS, LOCK, claimed, locked
 from dicomslide.process.parallel import together

@@ -24,7 +24,8 @@ from dicomslide.backends.dicomweb.client import (
     is_dicomweb_url,
     store_at,
 )
-from dicomslide.backends.objects.storage import public_url, remembered
+from dicomslide.backends.net.redaction import public_url
+from dicomslide.backends.net.storage_options import remembered
 from dicomslide.backends.open import (
     local_paths_and_urls,
     objects_at,

@@ -31,14 +31,14 @@ from dicomweb_client.api import DICOMwebClient
 
 import dicomslide
 from dicomslide.backends.dicomweb import connection, service
-from dicomslide.backends.dicomweb.transport import Patience
+from dicomslide.backends.net import policy
 from dicomslide.testing import write_slide
 from tests.support import orthanc
 from tests.support.faulty_server import FaultyServer, Handler
 from tests.test_color import swapped_profile
 
-PATIENCE = functools.partial(
-    Patience, deadline=1.0, attempts=4, first_wait=0.01, longest_wait=0.1, connect=0.5, silence=0.3
+SHORT = policy.Policy(
+    deadline=1.0, attempts=4, first_wait=0.01, longest_wait=0.1, connect=0.5, silence=0.3
 )
 OURS = ("dicomslide request", "dicomslide hang up")
 SAID = (dicomslide.FrameWarning, dicomslide.MetadataWarning)
@@ -229,12 +229,12 @@ class Reader:
 @contextlib.contextmanager
 def impatient():
     """Let nobody wait long, and a bomb fill little."""
-    before = service.Patience, service.MOST_JSON_BYTES
-    service.Patience, service.MOST_JSON_BYTES = PATIENCE, 2**24
+    before = policy.POLICY, service.MOST_JSON_BYTES
+    policy.POLICY, service.MOST_JSON_BYTES = SHORT, 2**24
     try:
         yield
     finally:
-        service.Patience, service.MOST_JSON_BYTES = before
+        policy.POLICY, service.MOST_JSON_BYTES = before
 
 
 def run(behind, slides, seconds, seed, *, folder, rate=0.25, readers=4, reads=None):

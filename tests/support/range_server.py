@@ -9,7 +9,6 @@ import re
 import socket
 import struct
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -69,6 +68,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "hang":
             server.hangs.set()
             server.released.wait(60)
+            self.close_connection = True
+            return
         if server.gate is not None:
             server.gate.wait(10)
         if server.token is not None and self.headers.get("Authorization") != server.token:
@@ -104,8 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         body = data[start:stop]
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
-        if fault == "slow":
-            time.sleep(1.5)
+        if fault == "drip":
+            self.drip(headers)
+            return
         if fault == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             os.close(self.connection.detach())
@@ -117,6 +119,17 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "shifted":
             headers["Content-Range"] = f"bytes {start + 1}-{stop}/{len(data)}"
         self.answer(206, headers, body, cut=fault == "cut")
+
+    def drip(self, headers):
+        """Send a body that never ends, a byte now and then."""
+        self.send_response(206)
+        for name, value in (headers | {"Content-Length": "100000"}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            while not self.server.released.wait(0.01):
+                self.wfile.write(b"-")
 
     def answer(self, status, headers=None, body=b"", *, cut=False):
         self.send_response(status)
@@ -143,6 +156,7 @@ def serving(folder):
     try:
         yield server
     finally:
+        server.released.set()
         server.shutdown()
         server.server_close()
         thread.join(10)

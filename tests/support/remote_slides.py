@@ -7,8 +7,8 @@ import zipfile
 import pytest
 
 import dicomslide
-from dicomslide.backends.net import attempts
-from dicomslide.backends.objects import remote, storage
+from dicomslide.backends.net import policy, storage_options
+from dicomslide.backends.objects import remote
 from dicomslide.backends.objects.remote import RemoteSource
 from dicomslide.backends.part10 import file as file_backend
 from dicomslide.testing import write_slide
@@ -43,17 +43,15 @@ def forget_bytes():
 @pytest.fixture(autouse=True)
 def _nothing_known():
     forget_everything()
-    storage._storage_options = storage._StorageOptions()
+    storage_options.forget_all()
     yield
     forget_everything()
 
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch):
-    patience = attempts.Patience(
-        deadline=5, request=0.5, attempts=4, first_wait=0.01, longest_wait=0.05
-    )
-    monkeypatch.setattr(attempts, "PATIENCE", patience)
+    short = policy.Policy(attempts=4, first_wait=0.01, longest_wait=0.05)
+    monkeypatch.setattr(policy, "POLICY", short)
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def store_at(url: str, session: Any = None) -> ClientStore:
 
     """
     from dicomslide.backends.dicomweb.connection import Address, connection_at, connection_with
-    from dicomslide.backends.dicomweb.transport import public
+    from dicomslide.backends.net.redaction import public
 
     if public(url) != url:
         raise NotDicomError(

@@ -19,10 +19,7 @@ from dicomslide.backends.batching.encoded_frames import MOST_FRAMES
 from dicomslide.backends.batching.gather import Gatherer
 from dicomslide.backends.dicomweb.dicom_json import dataset_of_json, frame_groups_of_json
 from dicomslide.backends.dicomweb.failures import (
-    DENIALS,
-    MISSING,
     NotServedError,
-    cause_of,
     hint_for,
     is_refusal,
     kind_of,
@@ -34,10 +31,12 @@ from dicomslide.backends.dicomweb.failures import (
 from dicomslide.backends.dicomweb.multipart import WHETHER_STORED
 from dicomslide.backends.dicomweb.negotiation import AS_STORED, MediaTypes, Negotiation
 from dicomslide.backends.dicomweb.service import FAILURES, REFUSALS, WebService, web_client_class
-from dicomslide.backends.dicomweb.transport import RETRIED, TransportError, is_at_home, public
+from dicomslide.backends.dicomweb.transport import TransportError
 from dicomslide.backends.net import credentials
-from dicomslide.backends.net.addresses import is_within
+from dicomslide.backends.net.addresses import is_same_origin, is_within
 from dicomslide.backends.net.credentials import Credentials
+from dicomslide.backends.net.policy import DENIED, MISSING, TEMPORARY
+from dicomslide.backends.net.redaction import cause_of, public
 from dicomslide.errors import (
     FrameReadError,
     MetadataError,
@@ -154,13 +153,17 @@ class Connection:
         )
         """What asks in the client's stead; None where the client answers in a way of its own."""
 
-    def _renew(self, refused: Any, auth: Any) -> None:
-        """Get another session or token, unless another thread has done so, or they can't be had."""
-        if self._credentials is None:
-            return
+    def _renew(self, refused: Any, auth: Any) -> bool:
+        """Get another session or token, unless another thread has done so.
+
+        False where they don't come of a function.
+        """
+        if self._credentials is None or not self._credentials.is_renewable:
+            return False
         with self._lock:
             if self._client._session is refused and self._credentials.auth is auth:
                 self._client._session = self._credentials.renewed(refused)
+        return True
 
     def sees(self, uid: str) -> bool:
         """Whether the server has let this one see an instance, in this process."""
@@ -266,7 +269,7 @@ class Connection:
                 elif status not in FAILURES:
                     break
             else:
-                failed = bool(statuses & RETRIED)
+                failed = bool(statuses & TEMPORARY)
                 self._negotiation.agree(uids[2], media_types, refused, failed=failed)
                 self.saw(uids[2])
                 return frames
@@ -283,7 +286,7 @@ class Connection:
             self.serves_float_frames = False
         kind = NotServedError if statuses <= NOT_SERVED | FAILURES else FrameReadError
         reason = f"{reason_of(first_error)}: {self.address.url} doesn't give {listed(indices)}"
-        if status_of(first_error) in DENIALS | MISSING:
+        if status_of(first_error) in DENIED | MISSING:
             self.saw_nothing(uids[2])
         raise read_error(reason, uids[2], indices, kind) from cause_of(first_error)
 
@@ -321,7 +324,7 @@ class Connection:
                 frame_bytes=2 * pixel_format.native_bytes,
                 deadline=deadline,
                 # before anything is agreed on, a failure may be that of a media type
-                retried=RETRIED if agreed else RETRIED - FAILURES,
+                retried=TEMPORARY if agreed else TEMPORARY - FAILURES,
             )
             return [_little_endian(part, pixel_format) for part in parts]
 
@@ -379,7 +382,7 @@ class Connection:
         place = uri.find("/studies/")
         if place >= 0:
             uri = (self.address.root if self.service is None else self.service.wado) + uri[place:]
-        elif not is_at_home(uri, self.address.url):
+        elif not is_same_origin(uri, self.address.url):
             raise MetadataError(f"bulk data are at {public(uri)}, not at {self.address.url}")
         what = f"the bulk data {public(uri)}"
         wanted = (("application/octet-stream", "*"),)

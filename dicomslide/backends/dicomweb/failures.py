@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dicomslide.backends.dicomweb.service import REFUSALS
-from dicomslide.backends.dicomweb.transport import TransportError, said
+from dicomslide.backends.dicomweb.transport import TransportError
+from dicomslide.backends.net.policy import DENIED, MISSING
+from dicomslide.backends.net.redaction import said
 from dicomslide.errors import (
     FrameReadError,
     MetadataError,
@@ -17,13 +19,9 @@ from dicomslide.errors import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["DENIALS", "MISSING", "MetadataDeniedError", "MetadataNotFoundError",
-           "MetadataReadError", "NotServedError", "cause_of", "hint_for", "is_refusal", "kind_of",
-           "listed", "read_error", "reason_of", "status_of"]  # fmt: skip
-
-DENIALS = frozenset({401, 403})
-"""HTTP status of what these credentials don't let see."""
-MISSING = frozenset({404, 410})
+__all__ = ["MetadataDeniedError", "MetadataNotFoundError", "MetadataReadError", "NotServedError",
+           "hint_for", "is_refusal", "kind_of", "listed", "read_error", "reason_of",
+           "status_of"]  # fmt: skip
 
 
 class NotServedError(FrameReadError):
@@ -62,7 +60,7 @@ def is_refusal(error: Exception) -> bool:
 def kind_of(error: Exception) -> type[MetadataError]:
     """Return what a failure is: of the server or the way to it, else of what was asked."""
     status = status_of(error)
-    if status in DENIALS:
+    if status in DENIED:
         return MetadataDeniedError
     if status in MISSING:
         return MetadataNotFoundError
@@ -77,19 +75,6 @@ def hint_for(kind: type[Exception]) -> str:
 def reason_of(error: Exception) -> str:
     """Return what an error says, without credentials."""
     return str(error) if isinstance(error, TransportError) else said(error)
-
-
-def cause_of(error: BaseException) -> BaseException | None:
-    """Return an error where it may be shown and sent: neither it nor its causes hold credentials.
-
-    Errors of requests hold the request, with its headers, and dask pickles the causes of errors.
-    """
-    each: BaseException | None = error
-    while each is not None:
-        if getattr(each, "request", None) or not said(each).endswith(str(each)):
-            return None
-        each = each.__cause__ or each.__context__
-    return error
 
 
 def listed(indices: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import sys
@@ -16,7 +17,9 @@ from dicomslide.backends.dicomweb.multipart import (
     parts_of,
 )
 from dicomslide.backends.dicomweb.protocol import DicomWebClient
-from dicomslide.backends.dicomweb.transport import RETRIED, Patience, Transport, TransportError
+from dicomslide.backends.dicomweb.transport import Transport, TransportError
+from dicomslide.backends.net import policy as policies
+from dicomslide.backends.net.policy import TEMPORARY
 from dicomslide.options import get_options
 
 if TYPE_CHECKING:
@@ -88,7 +91,7 @@ class WebService:
         cls,
         client: Any,
         session: Callable[[], Any],
-        refresh: Callable[[Any, Any], None] | None,
+        refresh: Callable[[Any, Any], bool] | None,
         auth: Callable[[], Any],
     ) -> WebService | None:
         """Return the service of a client; None for a client that answers in a way of its own.
@@ -109,13 +112,13 @@ class WebService:
         prefixes = (client.wado_url_prefix, client.qido_url_prefix)
         wado, qido = (f"{url}/{prefix}" if prefix else url for prefix in prefixes)
         timeout = getattr(client, "_timeout", None)
-        patience = Patience()
+        policy = policies.POLICY
         if timeout is not None:
             connect, silence = timeout if isinstance(timeout, tuple) else (timeout, timeout)
-            patience = Patience(
-                connect=connect or patience.connect, silence=silence or patience.silence
+            policy = dataclasses.replace(
+                policy, connect=connect or policy.connect, silence=silence or policy.silence
             )
-        return cls(wado, qido, Transport(session, refresh=refresh, auth=auth, patience=patience))
+        return cls(wado, qido, Transport(session, refresh=refresh, auth=auth, policy=policy))
 
     # -- searching --
 
@@ -227,7 +230,7 @@ class WebService:
         *,
         frame_bytes: int,
         deadline: float,
-        retried: frozenset[int] = RETRIED,
+        retried: frozenset[int] = TEMPORARY,
     ) -> list[Part]:
         """Retrieve frames.
 

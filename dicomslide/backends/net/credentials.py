@@ -1,4 +1,4 @@
-"""Who this process is to a DICOMweb server: sessions and tokens, which are never written down."""
+"""Sessions and tokens of this process for DICOMweb servers; they are never pickled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from dicomslide.backends.net.addresses import is_within, service_of
+from dicomslide.backends.net import storage_options
+from dicomslide.backends.net.addresses import services_above
+from dicomslide.backends.net.register import Register
 from dicomslide.process.forks import ForkLock
 
 if TYPE_CHECKING:
@@ -17,62 +19,9 @@ __all__ = ["Credentials", "forget", "on_change", "register_credentials", "regist
 SESSION_VARIABLE = "DICOMSLIDE_DICOMWEB_SESSION"
 TOKEN_VARIABLE = "DICOMSLIDE_DICOMWEB_TOKEN"
 
-
-class _Registered:
-    """Functions that give sessions or tokens, by the URL of the server they are for."""
-
-    def __init__(self) -> None:
-        self._lock = ForkLock()
-        self._session: dict[str, Callable[[str], Any]] = {}
-        self._token: dict[str, Callable[[str], str | None]] = {}
-        self.on_change: list[Callable[[str], None]] = []
-        """Called with the URL for which something else is registered now, or nothing."""
-
-    def put(
-        self,
-        url: str,
-        session: Callable[[str], Any] | None,
-        token: Callable[[str], str | None] | None,
-    ) -> None:
-        key = service_of(url)
-        with self._lock:
-            self._session.pop(key, None)
-            self._token.pop(key, None)
-            if session is not None:
-                self._session[key] = session
-            if token is not None:
-                self._token[key] = token
-        self._tell(url)
-
-    def drop(self, url: str) -> None:
-        """Drop what is registered for a URL, and for those that begin with it."""
-        with self._lock:
-            for functions in (self._session, self._token):
-                for key in [key for key in functions if is_within(key, url)]:
-                    del functions[key]
-        self._tell(url)
-
-    def _tell(self, url: str) -> None:
-        for changed in self.on_change:
-            changed(url)
-
-    def session(self, url: str) -> Callable[[str], Any] | None:
-        return self._of(self._session, url, SESSION_VARIABLE)
-
-    def token(self, url: str) -> Callable[[str], str | None] | None:
-        return self._of(self._token, url, TOKEN_VARIABLE)
-
-    def _of(self, functions: dict[str, Any], url: str, variable: str) -> Any:
-        """Return the function for the longest URL that `url` begins with, else the variable's."""
-        with self._lock:
-            keys = [key for key in functions if is_within(url, key)]
-            if keys:
-                return functions[max(keys, key=len)]
-        name = os.environ.get(variable)
-        return _imported(name, variable) if name else None
-
-
-_registered = _Registered()
+_sessions: Register[Callable[[str], Any]] = Register(services_above)
+_tokens: Register[Callable[[str], str | None]] = Register(services_above)
+_listeners: list[Callable[[str], None]] = []
 
 
 def register_credentials(
@@ -81,54 +30,71 @@ def register_credentials(
     session: Callable[[str], Any] | None = None,
     token: Callable[[str], str | None] | None = None,
 ) -> None:
-    """Say how this process makes itself known to a DICOMweb server.
+    """Register the credentials of this process for a DICOMweb server.
 
-    For slides that are opened by URL or arrive pickled, which hold no credentials; never for
-    those of a client of the caller's, which keeps its own. In each process of a cluster either
+    They are used by slides that were opened by URL or arrived pickled, which hold none; never by
+    slides of a client that was passed in, which keeps its own. In each process of a cluster either
     this is called, or an environment variable names a function of an importable module:
     ``DICOMSLIDE_DICOMWEB_SESSION=package.module:function``, or ``DICOMSLIDE_DICOMWEB_TOKEN``.
-    Else a plain session is used, to which a ``.netrc`` file may give a user and password.
+    Otherwise a plain session is used, for which a ``.netrc`` file may hold a user and password.
 
-    It takes effect with the next request, also of slides that are open: what the process has kept
-    of the service until then (connections, headers, frames in memory) is dropped, as by
-    :func:`forget`.
+    They take effect with the next request, also of slides that are open: the connections, headers
+    and frames of the service that are in memory are dropped, as by :func:`forget`.
 
     Parameters
     ----------
     url : str
-        URL of the service, or what it begins with; as slides are opened by it, or without
-        ``dicomweb+``.
+        URL of the service, or the beginning of it up to a ``/``; with or without ``dicomweb+``.
     session : callable, optional
-        Called with the URL of the service; returns a ``requests.Session``, of which nothing is
-        changed. Called again when the server has refused what the last one sent.
+        Called with the URL of the service; returns a ``requests.Session``, which isn't changed.
+        Called again when the server has refused a request of the last one (401, 403).
     token : callable, optional
         Called with the URL of the service; returns a bearer token, or None. Called again when
         the server has refused the last one.
 
     """
-    _registered.put(url, session, token)
+    for register, function in ((_sessions, session), (_tokens, token)):
+        if function is None:
+            register.discard(url)
+        else:
+            register.put(url, function)
+    _tell(url)
 
 
 def forget(url: str) -> None:
-    """Undo :func:`register_credentials` and :func:`register_client`, and drop what came of them.
+    """Undo the registrations for a server, and drop the data that were read with them.
 
-    Nothing that the process has kept of the service is used any more: connections, sessions,
-    headers and frames in memory. Frames on disk (`frame_folder`) stay there, for whom the server
-    lets see the instance that they are of. What is open by URL asks the server again when pixels
-    are read, as somebody without credentials; what was opened with a client asks as that client.
+    Undone are :func:`register_credentials`, :func:`register_client` and
+    :func:`register_storage_options`. Connections, sessions, headers and frames in memory are
+    dropped. Frames on disk (`frame_folder`) stay, for those whom the server lets read the instance.
+    An open slide asks the server again when pixels are read: without credentials if it was opened
+    by URL, through its client if it was opened with one.
 
     Parameters
     ----------
     url : str
-        URL of the service, or what it begins with; with or without ``dicomweb+``, a study and a
-        series.
+        URL of the service or of objects, or the beginning of it up to a ``/``; with or without
+        ``dicomweb+``, a study and a series.
 
     """
-    _registered.drop(url)
+    _sessions.drop(url)
+    _tokens.drop(url)
+    storage_options.forget(url)
+    _tell(url)
+
+
+def _tell(url: str) -> None:
+    for changed in _listeners:
+        changed(url)
+
+
+def on_change(call: Callable[[str], None]) -> None:
+    """Call a function with each URL whose registration changes from now on."""
+    _listeners.append(call)
 
 
 class _BearerToken:
-    """Authorises requests by a token, which is asked for once."""
+    """Authorises requests with a bearer token, whose function is called once."""
 
     def __init__(self, token: Callable[[str], str | None], url: str) -> None:
         self._get = token
@@ -150,23 +116,23 @@ class _BearerToken:
 
 
 def _checked(token: str) -> str:
-    token = token.strip()  # who reads it from a file gets the end of the line, too
+    token = token.strip()  # of a token that was read from a file, the end of the line
     if not (token.isascii() and token.isprintable()):
-        raise ValueError("a token has characters that no header may have")
+        raise ValueError("the token has characters that aren't allowed in a header")
     return token
 
 
 class Credentials:
-    """By what one connection makes itself known to a service.
+    """Credentials of one connection to a service.
 
     Parameters
     ----------
     url : str
         URL of the service.
     session : requests.Session or callable, optional
-        A session, or what gives one when called with the URL.
+        A session, or a function that returns one for the URL.
     token : callable, optional
-        Gives a bearer token when called with the URL.
+        Returns a bearer token for the URL.
 
     """
 
@@ -180,18 +146,18 @@ class Credentials:
         self._session = session
         self._token = token
         self.auth = self._new_auth()
-        """What authorises each request; None where the session does."""
+        """Adds the token to each request; None where there is none."""
 
     @property
     def makes_session(self) -> bool:
-        """Whether the session is made here, and not the caller's."""
+        """Whether the session is made here rather than passed in."""
         return self._session is None
 
     def _new_auth(self) -> _BearerToken | None:
         return None if self._token is None else _BearerToken(self._token, self._url)
 
     def session(self) -> Any:
-        """Return the session to send through: what the caller gives, else a new one."""
+        """Return the session to send through: the one passed in or returned, else a new one."""
         if callable(self._session):
             return self._given()
         if self._session is not None:
@@ -204,27 +170,32 @@ class Credentials:
         session = self._session(self._url)
         if not callable(getattr(session, "get", None)):  # else a plain one would be used
             kind = type(session).__name__
-            raise TypeError(f"a {kind} came as session for {self._url}, not a requests.Session")
+            raise TypeError(f"the session for {self._url} must be a requests.Session, not a {kind}")
         return session
 
     def renewed(self, refused: Any) -> Any:
-        """Get other credentials where there is a way to; return the session to go on with."""
+        """Get new credentials where they come of a function; return the session to go on with."""
         self.auth = self._new_auth()
         return self._given() if callable(self._session) else refused
 
+    @property
+    def is_renewable(self) -> bool:
+        """Whether they come of a function, which may return newer ones."""
+        return self._token is not None or callable(self._session)
+
 
 def registered(url: str) -> Credentials | None:
-    """Return new credentials as they are registered for a service; None where nothing is."""
-    session, token = _registered.session(url), _registered.token(url)
+    """Return new credentials as they are registered for a service; None where none are."""
+    session = _sessions.of(url) or _named_by(SESSION_VARIABLE)
+    token = _tokens.of(url) or _named_by(TOKEN_VARIABLE)
     return None if session is None and token is None else Credentials(url, session, token)
 
 
-def on_change(call: Callable[[str], None]) -> None:
-    """Call a function with the URL for which something else is registered from now on."""
-    _registered.on_change.append(call)
-
-
-def _imported(name: str, variable: str) -> Any:
+def _named_by(variable: str) -> Any:
+    """Return the function that an environment variable names; None where it isn't set."""
+    name = os.environ.get(variable)
+    if not name:
+        return None
     module, _, function = name.partition(":")
     try:
         return getattr(importlib.import_module(module), function)

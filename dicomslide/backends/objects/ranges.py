@@ -1,6 +1,6 @@
-"""Ranges of bytes of an object on a server, every answer checked.
+"""Ranges of bytes of an object on a server.
 
-An answer that isn't exactly what was asked for never gets further than this.
+Every answer is checked; one that isn't exactly what was asked for is a failure.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
-from dicomslide.backends.net import attempts
-from dicomslide.backends.net.attempts import Fault, Place, Reach, ask, awaited
+from dicomslide.backends.net import policy
+from dicomslide.backends.net.addresses import MOST_REDIRECTS, is_same_origin, redirect_of
+from dicomslide.backends.net.policy import retry_after, status_text
+from dicomslide.backends.objects.attempts import Fault, Place, Reach, ask, awaited
 from dicomslide.process.forks import ForkLock
 from dicomslide.process.registry import Registry
 
@@ -26,19 +28,18 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "read_ranges", "version_of"]
 
 IN_FLIGHT = 16
-"""Requests of one read that are under way at once."""
-MOST_REDIRECTS = 5
+"""Upper bound on requests of one read that are under way at once."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """Bytes of an object, and which object they are of."""
+    """Bytes of an object, with its size and version."""
 
     data: bytes
     size: int | None
-    """Bytes of the whole object; None where the server doesn't tell."""
+    """Bytes of the whole object; None where the server doesn't say."""
     version: str
-    """What tells this object from another one at the same place: its ETag, or time of change."""
+    """ETag of the object, or its time of change; empty where the server says neither."""
 
 
 def read_ranges(reach: Reach, spans: Sequence[Span], *, is_known: bool = True) -> list[Answer]:
@@ -51,32 +52,33 @@ def read_ranges(reach: Reach, spans: Sequence[Span], *, is_known: bool = True) -
     spans : sequence of Span
         The ranges.
     is_known : bool, default: True
-        Whether the caller knows which version answers must be of. All answers of an object that
-        isn't known yet are of one version, too.
+        Whether the caller knows the version of the object and compares it. If not, an object that
+        changes while it is read is a failure.
 
     Returns
     -------
     list of Answer
-        Of each range; shorter only where the object ends.
+        One for each range; shorter than it only where the object ends.
 
     Raises
     ------
     RangeError
-        When one can't be read.
+        When a range can't be read.
 
     """
+    bounds = policy.POLICY
     nbytes = sum(stop - start for start, stop in spans)
 
     def request(place: Place, wanted: Sequence[int], left: float) -> list[Any]:
-        limit = min(attempts.PATIENCE.request + nbytes / attempts.PATIENCE.slowest, left)
+        limit = min(bounds.silence + bounds.extra(nbytes), left)
         return _request(place, [spans[item] for item in wanted], limit, left, is_known)
 
     return ask(reach, len(spans), request, nbytes=nbytes)
 
 
 def version_of(place: Place) -> str:
-    """Return what tells an object from others that were or will be at the same place."""
-    limit = attempts.PATIENCE.request
+    """Return a text that differs from that of any other object at the same place."""
+    limit = policy.POLICY.silence
     (answer,) = _request(place, [(0, 1)], limit, limit, is_known=False)
     if isinstance(answer, Exception):
         raise answer
@@ -114,7 +116,7 @@ async def _gathered(
     limit: float,
     left: float,
 ) -> list[Any]:
-    """Have several ranges under way, each within the time of a request and of the whole read."""
+    """Request several ranges at once, each within the limits of a request and of the read."""
     import asyncio
 
     slots = asyncio.Semaphore(IN_FLIGHT)
@@ -131,10 +133,8 @@ async def _gathered(
 async def _http_range(filesystem: Any, url: str, start: int, stop: int) -> Answer:
     """Ask an HTTP server for a range, in fsspec's session.
 
-    fsspec's own request takes the whole object for a range of it, if that is what the server sends.
+    fsspec's own request accepts the whole object as the answer to a request for a range.
     """
-    from urllib.parse import urljoin
-
     options = {**filesystem.kwargs, "allow_redirects": False}
     wanted = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     headers = {**options.pop("headers", {}), **wanted}
@@ -142,40 +142,24 @@ async def _http_range(filesystem: Any, url: str, start: int, stop: int) -> Answe
     at = str(filesystem.encode_url(url))
 
     first = at
-    for _ in range(MOST_REDIRECTS):
-        if not _is_same_server(at, first):  # credentials are for the server they were given for
+    for _ in range(MOST_REDIRECTS + 1):
+        if not is_same_origin(at, first):
             return await _elsewhere(filesystem, at, wanted, start, stop)
         async with session.get(filesystem.encode_url(at), headers=headers, **options) as response:
-            if response.status in (301, 302, 303, 307, 308) and "Location" in response.headers:
-                at = urljoin(at, response.headers["Location"])
-                continue
-            return await _http_answer(response, start, stop)
-    raise Fault("it redirects again and again", 400)
-
-
-def _is_same_server(url: str, first: str) -> bool:
-    """Whether a URL is of the server of another one, or of that server's safe side."""
-    from urllib.parse import urlsplit
-
-    def server(url: str) -> tuple[str, str | None, int | None]:
-        parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-        return parts.scheme, parts.hostname, port
-
-    own = server(first)
-    return server(url) == own or (own, server(url)) == (
-        ("http", own[1], 80),
-        ("https", own[1], 443),
-    )
+            target = redirect_of(at, response.status, response.headers.get("Location"))
+            if target is None:
+                return await _http_answer(response, start, stop)
+        at = target
+    raise Fault(f"more than {MOST_REDIRECTS} redirects", is_lasting=True)
 
 
 async def _elsewhere(
     filesystem: Any, url: str, headers: dict[str, str], start: int, stop: int
 ) -> Answer:
-    """Follow a redirect to another server, without what was meant for the first one."""
+    """Follow a redirect to another origin, without the credentials and headers for the first."""
     from fsspec.implementations.http import HTTPFileSystem
 
-    # one for all, kept by fsspec with its connections: some archives redirect each request
+    # one file system, cached by fsspec with its connections: some archives redirect each request
     proxies = bool(filesystem.client_kwargs.get("trust_env"))
     session = await HTTPFileSystem(client_kwargs={"trust_env": proxies}).set_session()
     async with session.get(url, headers=headers, max_redirects=MOST_REDIRECTS) as response:
@@ -199,31 +183,18 @@ async def _http_answer(response: Any, start: int, stop: int) -> Answer:
             )
         content_range = f"bytes 0-{int(length) - 1}/{length}"
     elif status != 206:
-        raise Fault(f"HTTP status {status}", status, _retry_after(headers.get("Retry-After")))
+        wait = retry_after(headers.get("Retry-After"), policy.POLICY.clock)
+        raise Fault(status_text(status), status, wait=wait)
     if headers.get("Content-Encoding", "identity") != "identity":
-        raise Fault(f"it came compressed: {headers['Content-Encoding']}", 400)
+        raise Fault(f"it came compressed: {headers['Content-Encoding']}", is_lasting=True)
     return _checked(await response.read(), start, stop, content_range, version)
 
 
-def _retry_after(value: str | None) -> float:
-    """Return the seconds that a server wants to be left alone."""
-    if not value:
-        return 0.0
-    if value.strip().isdecimal():
-        return float(value)
-    from email.utils import parsedate_to_datetime
-
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return 0.0
-
-
 async def _s3_range(filesystem: Any, path: str, start: int, stop: int) -> Answer:
-    """Ask S3 for a range: unlike s3fs' own way, with the ETag of the object it is of."""
+    """Ask S3 for a range; unlike the method of s3fs, this returns the ETag of the object."""
     bucket, key, version = filesystem.split_path(path)
     wanted = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{stop - 1}"}
-    wanted |= filesystem.req_kw  # who pays; not every s3fs adds it by itself
+    wanted |= filesystem.req_kw  # RequestPayer, which not every version of s3fs adds
     if version:
         wanted["VersionId"] = version
     answer = await filesystem._call_s3("get_object", **wanted)
@@ -262,9 +233,9 @@ _TIMES = (
 
 
 def _any_ranges(place: Place, spans: Sequence[Span], limit: float, is_known: bool) -> list[Any]:
-    """Read by what every file system has; which object it was is asked afterwards.
+    """Read with the methods that every file system has, and ask for the version afterwards.
 
-    An object that is afterwards what it was before was it meanwhile.
+    If size and version are the same before and after, the bytes in between are of that version.
     """
     filesystem = place.filesystem
     paths = [place.path] * len(spans)
@@ -318,27 +289,27 @@ _ZIP_HEADER = struct.Struct("<4s22xHH")
 _TAR_HEADER = 512
 """Bytes of a tar's member before its own."""
 _starts: Registry[ZipInfo | TarInfo, int] = Registry(1024, "places in archives")
-"""Where the bytes of members begin in their archives."""
+"""Offset of the bytes of members in their archives."""
 _one_by_one = ForkLock()
-"""What fsspec reads of a compressed tar: threads would move each other's place in it."""
+"""Held while fsspec reads a compressed tar, in which all threads share one position."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Member:
-    """A member of an archive whose bytes are there as they are."""
+    """A member of an archive that is stored without compression."""
 
     entry: ZipInfo | TarInfo
-    """Of the archive's directory."""
+    """Entry of the archive's directory."""
     at: int
-    """Where its header begins."""
+    """Offset of its header."""
     header: int
-    """Bytes of that."""
+    """Bytes of the header."""
     size: int
     tag: str
-    """What tells it from others of that name."""
+    """Text that differs between members of one name."""
 
     def start(self, header: bytes) -> int | None:
-        """Return where its bytes begin; None where its header isn't one."""
+        """Return the offset of its bytes; None where `header` isn't the header of a member."""
         if self.header == _TAR_HEADER:
             return self.at + _TAR_HEADER if _is_tar_header(header, self.size) else None
         signature, *lengths = _ZIP_HEADER.unpack(header.ljust(self.header, b"\0"))
@@ -355,7 +326,7 @@ def _is_tar_header(block: bytes, size: int) -> bool:
 
 
 def _stored_member(place: Place) -> _Member | None:
-    """Return a member of an archive whose bytes are there as they are; None for any other."""
+    """Return a member that is stored without compression; None for any other."""
     filesystem = place.filesystem
     if filesystem.protocol == "tar":
         return _member_of_tar(place)
@@ -375,7 +346,7 @@ def _member_of_tar(place: Place) -> _Member | None:
         return None
     try:
         member: TarInfo = place.filesystem.tar.getmember(place.path)
-    except KeyError:  # of a name that fsspec has mended
+    except KeyError:  # fsspec has changed the name
         return None
     if not member.isreg() or member.issparse() or not member.size:
         return None
@@ -386,7 +357,7 @@ def _member_of_tar(place: Place) -> _Member | None:
 def _stored_ranges(
     place: Place, member: _Member, spans: Sequence[Span], limit: float, left: float, is_known: bool
 ) -> list[Any]:
-    """Read ranges of the archive itself: zipfile would read all that comes before."""
+    """Read ranges of the archive itself: zipfile would read all bytes before them."""
     (archive,) = place.inside
     size = member.size
 
@@ -395,7 +366,7 @@ def _stored_ranges(
         for each in answers:
             is_answer = isinstance(each, Answer) and not archive.inside
             if is_answer and not is_known and _version(each) != place.archive:
-                raise Fault("the archive was changed while it was opened", 400)
+                raise Fault("the archive was changed while it was opened", is_lasting=True)
         return answers
 
     def find() -> int:

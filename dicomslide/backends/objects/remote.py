@@ -1,7 +1,7 @@
-"""Objects in buckets, on HTTP servers and in archives: whatever fsspec reaches.
+"""Objects in buckets, on HTTP servers and in archives, read with fsspec.
 
-What travels to other processes names an object and its version. How this process reaches it, and
-with which credentials, is registered here and never leaves the process.
+A pickled source names an object and its version. The storage options, with the credentials, are
+registered in each process (:mod:`dicomslide.backends.net.storage_options`).
 """
 
 from __future__ import annotations
@@ -10,22 +10,20 @@ import dataclasses
 import hashlib
 import itertools
 import os
-import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from dicomslide.backends.base import RangeError
 from dicomslide.backends.batching import encoded_frames, gather
 from dicomslide.backends.batching.gather import Gatherer
 from dicomslide.backends.batching.prefetch import ReadAhead
 from dicomslide.backends.coalesce import joined, place
-from dicomslide.backends.net.attempts import FORBIDDEN, MISSING, UNAUTHORIZED, waiting_since
+from dicomslide.backends.net import policy
+from dicomslide.backends.net.policy import DENIED, MISSING
+from dicomslide.backends.net.storage_options import harmless_for, remembered, scope_of
 from dicomslide.backends.objects import ranges
-from dicomslide.backends.objects.storage import (
-    ObjectReach,
-    harmless_for,
-    remembered,
-)
+from dicomslide.backends.objects.attempts import deadline_of
+from dicomslide.backends.objects.storage import ObjectReach
 from dicomslide.backends.part10.parsed import ParsedFile
 from dicomslide.backends.part10.source import Part10Source
 from dicomslide.errors import (
@@ -46,34 +44,34 @@ if TYPE_CHECKING:
 __all__ = ["RemoteFile", "RemoteSource", "error_of"]
 
 HEAD = 2**17
-"""Bytes that are read first: most headers are shorter."""
+"""Bytes of the first request of an object: most headers are shorter."""
 OF_HEAD = "head-"
-"""Where the version of an object that has none begins."""
+"""Prefix of the version of an object whose server names none."""
 MOST_AHEAD = 8 * 2**20
-"""Bytes that are read ahead, at most, by who reads on and on."""
+"""Upper bound on the bytes that a sequential read reads ahead."""
 SKIPPED = 2**20
-"""Bytes that somebody who reads on may skip: reading them costs no more than a round trip."""
+"""Bytes that a sequential read may skip: reading them costs no more than a round trip."""
 KEPT = 2**20
-"""Bytes of a read that are kept for the next one, with what was read ahead."""
+"""Bytes at the end of a read that are kept for the next one, with those read ahead."""
 PIECE = 2 * 2**20
-"""A long read is several requests of so many bytes or more."""
+"""Lower bound on the bytes of each request of a long read."""
 GAP = 2**17
-"""Bytes that are read in vain rather than in another request, as a round trip costs as much."""
+"""Unwanted bytes between two ranges that are read in one request: a round trip costs as much."""
 WASTE = 0.15
-"""Most of them, as a share of what is wanted."""
+"""Upper bound on the unwanted bytes, as a share of the wanted ones."""
 MOST_BYTES = 64 * 2**20
-"""Bytes that one read has under way at once."""
+"""Upper bound on the bytes of one read that are under way at once."""
 MOST_OBJECTS = 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Window:
-    """Bytes of an object that were read before they were wanted."""
+    """Bytes of an object that were read ahead."""
 
     start: int
     data: bytes
     step: int
-    """Bytes that were read beyond what was asked for."""
+    """Bytes that were read ahead of the last read."""
 
     @property
     def stop(self) -> int:
@@ -81,24 +79,23 @@ class _Window:
         return self.start + len(self.data)
 
     def take(self, offset: int, length: int) -> bytes:
-        """Return what is here from an offset on."""
+        """Return the bytes of a range, as far as they are in the window."""
         if not self.start <= offset < self.stop:
             return b""
         return self.data[offset - self.start : offset - self.start + length]
 
 
 _NOTHING = _Window(0, b"", HEAD)
-_heads: Registry[tuple[str, str], _Window] = Registry(
-    256, "heads of objects", lambda window: len(window.data)
-)
-"""The first bytes of objects, by URL and version."""
-_ahead: Registry[tuple[str, str], _Window] = Registry(
+_Key: TypeAlias = tuple[str, str, str]
+"""URL, version, and the scope of the storage options with which the object was read."""
+_heads: Registry[_Key, _Window] = Registry(256, "heads of objects", lambda window: len(window.data))
+"""First bytes of objects."""
+_ahead: Registry[_Key, _Window] = Registry(
     8, "bytes of objects read ahead", lambda window: len(window.data)
 )
-"""The bytes behind them that were read last: one window, replaced as a whole."""
-
+"""The last window read of each object; it is replaced as a whole."""
 _latest: Registry[str, list[str]] = Registry(MOST_OBJECTS, "versions of objects")
-"""The version of an object that came last, by URL: what is kept of another one isn't given."""
+"""Version of the last answer, by URL: cached bytes of another version aren't used."""
 
 
 class RemoteFile:
@@ -107,14 +104,14 @@ class RemoteFile:
     Parameters
     ----------
     url : str
-        As it may be shown.
+        URL without credentials.
     options : str
         Harmless storage options, as JSON.
 
     Raises
     ------
     SourceNotFoundError, SourceDeniedError
-        When it isn't there, or isn't to be read.
+        When the object isn't there, or the server refuses to give it.
     SourceReadError
         When it can't be read for another reason.
 
@@ -123,17 +120,18 @@ class RemoteFile:
     def __init__(self, url: str, options: str) -> None:
         self.name = url
         self._reach = ObjectReach(url, options)
+        scope = scope_of(url)
         try:
             (answer,) = ranges.read_ranges(self._reach, [(0, HEAD)], is_known=False)
         except RangeError as error:
             raise error_of(url, error) from None
         if answer.size is None:
-            raise SourceReadError(f"{url}: the server doesn't tell how many bytes it has")
+            raise SourceReadError(f"{url}: the server doesn't say how many bytes it has")
         self.size: int = answer.size
         self._etag = answer.version
-        # where the server tells no version, another object is at least noticed by its head
+        # where the server names no version, a digest of the head shows most changes
         self.version = self._etag or f"{OF_HEAD}{hashlib.sha256(answer.data).hexdigest()[:16]}"
-        self._key = url, self.version
+        self._key = url, self.version, scope
         self._latest = _latest.get(url, lambda: [self.version])
         self._latest[0] = self.version
         head = _Window(0, answer.data, HEAD)
@@ -141,7 +139,7 @@ class RemoteFile:
 
     @property
     def is_current(self) -> bool:
-        """Whether no other version of the object came since this one."""
+        """Whether the last answer was of this version of the object."""
         return self._latest[0] == self.version
 
     def read(self, offset: int, length: int) -> bytes:
@@ -181,7 +179,7 @@ class RemoteFile:
         spans = [(start, max(start, min(stop, self.size))) for start, stop in spans]
         found: list[Buffer] = [b""] * len(spans)
         head = _heads.get(self._key, lambda: _NOTHING)
-        if self.is_current and all(stop <= head.stop for _, stop in spans):  # nothing to ask for
+        if self.is_current and all(stop <= head.stop for _, stop in spans):
             return [head.take(start, stop - start) for start, stop in spans]
         batch: list[tuple[int, int, list[int]]] = []
         under_way = 0
@@ -207,11 +205,11 @@ class RemoteFile:
             place(data, start, members, spans, found)
 
     def reading(self) -> Callable[[int, int], bytes]:
-        """Return what reads bytes."""
+        """Return a function that reads bytes."""
         return self.read
 
     def check_unchanged(self) -> None:
-        """Do nothing: every answer says which version it is of."""
+        """Do nothing: every answer names its version."""
 
     def _fetch(self, spans: list[Span]) -> list[bytes]:
         if not spans:
@@ -230,24 +228,23 @@ def _changed(url: str, expected: int, found: int | None) -> SourceChangedError:
     if found not in (None, expected):
         other = f"has {found} bytes, expected {expected}"
     return SourceChangedError(
-        f"{url}: the object isn't any more the one that was opened, it {other}; open the slide"
-        " again"
+        f"{url}: the object has changed since it was opened, it {other}; open the slide again"
     )
 
 
 def error_of(url: str, error: RangeError) -> SourceReadError:
-    """Return what to raise where an object couldn't be reached."""
+    """Return the error to raise for an object that couldn't be read."""
     if error.status in MISSING:
         return SourceNotFoundError(f"{url}: {error.reason}")
-    if error.status in (UNAUTHORIZED, FORBIDDEN):
+    if error.status in DENIED:
         return SourceDeniedError(f"{url}: {error.reason}; see dicomslide.register_storage_options")
     return SourceReadError(f"{url}: {error.reason}")
 
 
 # -- sources ---------------------------------------------------------------------------------
 
-_objects: Registry[tuple[str, str], RemoteFile] = Registry(MOST_OBJECTS, "objects")
-_parsed: Registry[tuple[str, str], ParsedFile] = Registry(
+_objects: Registry[_Key, RemoteFile] = Registry(MOST_OBJECTS, "objects")
+_parsed: Registry[_Key, ParsedFile] = Registry(
     MOST_OBJECTS, "parsed files", lambda parsed: parsed.nbytes
 )
 _gatherers: Registry[tuple[Hashable, ...], Gatherer] = Registry(
@@ -259,27 +256,27 @@ _gatherers: Registry[tuple[Hashable, ...], Gatherer] = Registry(
 class RemoteSource(Part10Source):
     """A DICOM Part 10 file that is an object in a bucket, on an HTTP server or in an archive.
 
-    Thin: where it is and which version, and no credentials.
+    Its pickle holds the URL and the version, and no credentials.
     """
 
     path: str
-    """URL as it may be shown."""
+    """URL without credentials."""
     sop_instance_uid: str
     size: int
     version: str
-    """Its ETag, or time of change, or a digest of its first bytes where the server tells neither:
-    then a change in mid-read isn't noticed."""
+    """ETag of the object, or its time of change; a digest of its first bytes where the server says
+    neither, in which case a change behind these bytes isn't noticed."""
     options: str = "{}"
     """Storage options that hold no credentials, as JSON."""
 
     @classmethod
     def open(cls, url: str | os.PathLike[str]) -> RemoteSource:
-        """Open an object and read its header, unless this process has done so.
+        """Open an object and read its header.
 
         Raises
         ------
         SourceNotFoundError, SourceDeniedError
-            When it isn't there, or isn't to be read.
+            When it isn't there, or the server refuses to give it.
         SourceReadError
             When it can't be read for another reason.
         NotDicomError
@@ -291,8 +288,8 @@ class RemoteSource(Part10Source):
         public = remembered(os.fspath(url))
         options = harmless_for(public)
         file = RemoteFile(public, options)
-        _objects.get((public, file.version), lambda: file)
         source = cls(public, "", file.size, file.version, options)
+        _objects.get(source._key, lambda: file)
         dataset = source.metadata
         uid = dicom.text(dataset, "SOPInstanceUID") or dicom.text(
             dataset.file_meta, "MediaStorageSOPInstanceUID"
@@ -304,32 +301,41 @@ class RemoteSource(Part10Source):
         """Name of these bytes: the same in every process."""
         return ("remote", self.path, self.sop_instance_uid, self.size, self.version)
 
+    def kept_as(self) -> tuple[Hashable, ...]:
+        """Key of what this process caches of it: other storage options have another one."""
+        return (scope_of(self.path), *self.identity)
+
+    @property
+    def _key(self) -> _Key:
+        return self.path, self.version, scope_of(self.path)
+
     @property
     def frames_per_request(self) -> int:
-        """Frames that are asked for at once, in several requests where they aren't neighbours."""
+        """Upper bound on frames per batch, which is several requests where frames lie apart."""
         return encoded_frames.frames_per_request(self._instance().pixel_format)
 
     def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
-        """Read frames that aren't kept yet: neighbours at once, several requests under way.
+        """Read frames that aren't cached: neighbours in one request, several requests at once.
 
-        What several threads ask for within milliseconds is asked for together, and so are the
-        neighbours of single frames that are wanted one after the other. Nothing is kept of an
-        object that has no version, for nothing tells that it is still the same.
+        Frames that several threads ask for within milliseconds are read in one batch; single frames
+        that are read one after the other make neighbours be prefetched. Frames of an object without
+        a version aren't cached, since a change wouldn't be noticed.
         """
         instance = self._instance()
         return gather.read_frames(
-            _gatherers.get(self.identity, lambda: Gatherer(ReadAhead.of(self))),
+            _gatherers.get(self.kept_as(), lambda: Gatherer(ReadAhead.of(self))),
             self.identity,
             indices,
             self._fetch,
-            begin=time.monotonic,
+            begin=policy.POLICY.begin,
             most=self.frames_per_request,
             most_ahead=encoded_frames.frames_ahead(self.size // max(1, instance.num_frames)),
             keeps=self._keeps,
+            scope=scope_of(self.path),
         )
 
-    def _fetch(self, wanted: list[int], since: float | None) -> list[bytes]:
-        with waiting_since(since):
+    def _fetch(self, wanted: list[int], deadline: float | None) -> list[bytes]:
+        with deadline_of(deadline):
             return list(map(bytes, self._instance().read_frames(wanted)))
 
     def may_read_anew(self) -> bool:
@@ -337,26 +343,26 @@ class RemoteSource(Part10Source):
         return True
 
     def drop_frame(self, index: int) -> None:
-        """Drop what was kept of a frame."""
-        encoded_frames.drop(self.identity, [index])
-        _heads.discard((self.path, self.version))
-        _ahead.discard((self.path, self.version))
+        """Remove a frame from the caches."""
+        encoded_frames.drop(self.identity, [index], scope=scope_of(self.path))
+        _heads.discard(self._key)
+        _ahead.discard(self._key)
 
     def read_anew(self, index: int) -> Buffer:
-        """Read a frame from where it is, whatever was kept of it."""
+        """Read a frame from the server, also where it is cached."""
         self.drop_frame(index)
         (frame,) = map(bytes, self._instance().read_frames([index]))
         if self._keeps:
-            encoded_frames.keep(self.identity, {index: frame})
+            encoded_frames.keep(self.identity, {index: frame}, scope=scope_of(self.path))
         return frame
 
     @property
     def _keeps(self) -> bool:
-        """Whether frames that are kept are those that are there now."""
+        """Whether cached frames are of the version that the server has now."""
         return not self.version.startswith(OF_HEAD) and self._file().is_current
 
     def _instance(self) -> ParsedFile:
-        key = self.path, self.version
+        key = self._key
         return _parsed.get(key, lambda: ParsedFile(self._file(), partial(_parsed.reweigh, key)))
 
     def _file(self) -> RemoteFile:
@@ -366,4 +372,4 @@ class RemoteSource(Part10Source):
                 raise _changed(self.path, self.size, file.size)
             return file
 
-        return _objects.get((self.path, self.version), reopen)
+        return _objects.get(self._key, reopen)
