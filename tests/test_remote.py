@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread
 import json
 import multiprocessing
 import os
@@ -549,6 +550,20 @@ def test_an_interrupt_ends_a_process_that_waits(folder, path, answered):
                 process.kill()
                 server.released.set()
     assert out.strip() == "interrupted"
+
+
+def test_a_thread_that_its_pool_does_not_list_is_abandoned_when_the_interpreter_exits(monkeypatch):
+    """Ctrl-C between the start of a thread and its entry in the list of the pool."""
+
+    class Unlisted(dict):
+        def __setitem__(self, thread, queue):
+            pass
+
+    monkeypatch.setattr(concurrent.futures.thread, "_threads_queues", Unlisted())
+    monkeypatch.setattr(policy, "is_exiting", lambda: True)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(policy.is_abandoned).result()
+    assert not policy.is_abandoned()  # the main thread
 
 
 # -- S3 --------------------------------------------------------------------------------------

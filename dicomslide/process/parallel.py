@@ -85,6 +85,11 @@ def is_exiting() -> bool:
 
 
 def is_of_a_pool() -> bool:
-    """Whether this is a thread of a pool, such as dask's: the interpreter waits for it."""
-    pools = sys.modules.get("concurrent.futures.thread")
-    return threading.current_thread() in getattr(pools, "_threads_queues", ())
+    """Whether this is a thread of a pool, such as dask's: the interpreter waits for it.
+
+    A pool lists its threads only after it has started them, and never those whose start Ctrl-C
+    interrupted. So the function that the thread runs decides.
+    """
+    worker = getattr(sys.modules.get("concurrent.futures.thread"), "_worker", None)
+    # Thread._target: there is no public attribute for it
+    return worker is not None and getattr(threading.current_thread(), "_target", None) is worker
