@@ -33,6 +33,7 @@ from dicomslide.backends.objects.remote import RemoteSource
 from dicomslide.backends.open import open_store
 from dicomslide.backends.part10 import file as file_backend
 from dicomslide.errors import FrameReadError, NotDicomError, SourceChangedError, SourceReadError
+from dicomslide.readers import pools
 from dicomslide.testing import write_slide
 from tests.support.fake_clock import FakeClock
 from tests.support.range_server import serving
@@ -564,6 +565,24 @@ def test_a_thread_that_its_pool_does_not_list_is_abandoned_when_the_interpreter_
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(policy.is_abandoned).result()
     assert not policy.is_abandoned()  # the main thread
+
+
+def test_a_thread_whose_start_is_interrupted_ends(monkeypatch):
+    dicomslide.clear_all("requesting threads")
+    start, started = threading.Thread.start, []
+
+    def interrupted(thread):
+        start(thread)
+        started.append(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pools.submit_request(int)
+    started[0].join(20)
+    assert not started[0].is_alive()
+    assert pools.submit_request(int).result() == 0  # a new pool
 
 
 # -- S3 --------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def submit_decoding(
     """
     calling: list[Future[None]] = []
     while len(calling) < calls:
-        future = _submitted(_pool(_decoding, pool_size), function, *args)
+        future = _submitted(_decoding, pool_size, function, *args)
         if future is None:
             break
         calling.append(future)
@@ -81,17 +81,24 @@ def collect(calling: list[Future[None]]) -> None:
 
 def submit_request(function: Callable[..., T], *args: Any) -> Future[T] | None:
     """Call a function in a thread of the pool of requests; None where the pool accepts no more."""
-    return _submitted(_pool(_requesting, MOST_REQUESTS), function, *args)
+    return _submitted(_requesting, MOST_REQUESTS, function, *args)
 
 
 def _submitted(
-    pool: ThreadPoolExecutor, function: Callable[..., T], *args: Any
+    pools: Registry[int, ThreadPoolExecutor],
+    threads: int,
+    function: Callable[..., T],
+    *args: Any,
 ) -> Future[T] | None:
+    pool = pools.get(threads, lambda: ThreadPoolExecutor(threads, thread_name_prefix="dicomslide"))
     try:
         return pool.submit(carried(function), *args)
     except RuntimeError:  # the main thread has ended, or the system has no more threads
         return None
-
-
-def _pool(pools: Registry[int, ThreadPoolExecutor], threads: int) -> ThreadPoolExecutor:
-    return pools.get(threads, lambda: ThreadPoolExecutor(threads, thread_name_prefix="dicomslide"))
+    except BaseException:
+        # Ctrl-C while a thread starts: the pool may not have listed it, and the interpreter, when
+        # it exits, waits for all threads but ends listed ones only. A pool that is shut down ends
+        # every thread, after the calls that it has accepted.
+        pools.discard(threads)
+        pool.shutdown(wait=False)
+        raise
