@@ -98,6 +98,17 @@ def test_patches_are_lazy_and_take_any_key(slide):
     assert patches.data.chunks[1:] == ((6,), (8,), (3,))
 
 
+def test_patches_are_chunks_of_their_own(slide, monkeypatch):
+    monkeypatch.setattr("dicomslide.labelled.patches.CHUNK", 10 * 4 * 4 * 3)
+    x_min, y_min, x_max, y_max = slide.physical_bounds
+    centers = np.random.default_rng(1).uniform((x_min, y_min), (x_max, y_max), (3000, 2))
+    patches = slide.patches(centers, (4, 4), level=0)
+    assert patches.data.numblocks[0] == 300
+    np.testing.assert_array_equal(
+        patches[70:80].values, slide.patches(centers[70:80], (4, 4), level=0).values
+    )
+
+
 def test_no_patches_are_an_array_without_any(slide):
     assert slide.patches([], (4, 4), level=0).compute().shape == (0, 4, 4, 3)
 

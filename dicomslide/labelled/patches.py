@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import dask.array
 import numpy as np
 import xarray as xr
 
@@ -190,7 +191,16 @@ def labelled_patches(patches: Patches) -> xr.DataArray:
     reader = patches.reader
     _, rows, columns, samples = reader.shape
     at_once = max(1, CHUNK // max(1, rows * columns * samples * reader.dtype.itemsize))
-    data = dask_array(reader, (at_once, rows, columns, samples), name="patches")
+    # each task is sent the positions of its own patches only
+    parts = [
+        dask_array(
+            dataclasses.replace(reader, first=reader.first[start : start + at_once]),
+            (at_once, rows, columns, samples),
+            name="patches",
+        )
+        for start in range(0, max(len(reader.first), 1), at_once)
+    ]
+    data = dask.array.concatenate(parts)  # type: ignore[no-untyped-call]
     coords: dict[str, Any] = {
         f"center_{name}": ("patch", values, {"long_name": f"{name} of the centre", "units": "mm"})
         for name, values in zip("xy", patches.centers.T, strict=True)
