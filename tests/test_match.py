@@ -157,3 +157,11 @@ def test_levels_are_registered_by_content(tmp_path):
     apart = [np.abs(np.roll(found, shift, 0) - level.values).mean() for shift in (-1, 0, 1)]
     assert apart[1] < apart[0] / 4
     assert apart[1] < apart[2] / 4
+
+
+def test_only_the_grid_of_the_other_array_is_taken():
+    here = array((8, 8), 0.001, values=np.random.default_rng(1).random((8, 8, 2)))
+    like = array((4, 4), 0.002, (9.9995, 20.0005)).assign_coords(a=1, z=0.0)
+    found = here.slide.match(like)
+    assert found.dims == ("y", "x", "a")
+    assert set(found.coords) == {"y", "x"}

@@ -198,3 +198,28 @@ def overlapping_slide():
                     transfer_syntax_uid="1.2.840.10008.1.2.1", associated=False)  # fmt: skip
         _SLIDES.append(open_slide(folder))
     return _SLIDES[0]
+
+
+@pytest.mark.parametrize("spacing", [0.0003, 0.0002, 0.00031])
+def test_what_lies_beyond_the_last_pixel_is_background(tmp_path, spacing):
+    """A window that rounding lets begin before the edge covers nothing."""
+    write_slide(tmp_path, shape=(200, 150), downsamples=(1,), tile_shape=(64, 64),
+                transfer_syntax_uid="1.2.840.10008.1.2.1", associated=False)  # fmt: skip
+    sampler = SlideSampler(open_slide(tmp_path), (64, 64), spacing=spacing)
+    assert not (sampler.read(range(len(sampler))) == 0).all(axis=-1).any()
+
+
+def test_what_is_no_region_is_refused(slide):
+    x_min, y_min, x_max, y_max = slide.physical_bounds
+    sampler = SlideSampler(slide, (64, 64), level=0)
+    for wrong in ([0.7], np.array([True])):
+        with pytest.raises(IndexError):
+            sampler.read(wrong)
+    with pytest.raises(ValueError, match="four finite numbers"):
+        SlideSampler(slide, (64, 64), level=0, bounds=(np.nan, 0, 1, 1))
+    with pytest.raises(ValueError, match='"majority" or "any"'):
+        slide.patches([(x_min, y_min)], (4, 4), level=0, labels="mode")
+    with pytest.raises(KeyError, match="no pixel"):
+        slide.region((x_min, x_min), (y_min, y_min), spacing="1 um")
+    with pytest.raises(TypeError, match="x in mm"):
+        slide.region((None, x_max), (y_min, y_max), spacing="1 um")

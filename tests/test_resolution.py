@@ -468,3 +468,10 @@ def test_regions_are_boxes_of_the_grid(tmp_path):
 
 def test_dicomslide_offers_the_sampler():
     assert "SlideSampler" in dir(dicomslide)
+
+
+@pytest.mark.parametrize("spacing", [0.00051, 0.0005 * 50 / 23, 0.001, 0.00075])
+def test_chunks_are_of_about_the_size_of_frames(tmp_path, spacing):
+    slide = written(tmp_path, shape=(3000, 2600), downsamples=(1,), tile_shape=(256, 256))
+    assert max(slide.to_dataset(spacing=spacing).image.chunks[0]) <= 1024
+    assert max(slide.to_dataset(spacing=spacing, chunks="auto").image.chunks[0]) <= 3072

@@ -81,9 +81,10 @@ def magnification_in_mm(magnification: float) -> float:
         When `magnification` isn't above zero.
 
     """
-    if not (math.isfinite(magnification) and magnification > 0):
+    value = _from_number(magnification)
+    if not (math.isfinite(value) and value > 0):
         raise ValueError(f"magnification {magnification!r}: expected a number above zero")
-    return 10 * TEN_TIMES / magnification
+    return 10 * TEN_TIMES / value
 
 
 def grid_at(spacing: float, base: SlideGeometry, source: SlideGeometry) -> SlideGeometry:

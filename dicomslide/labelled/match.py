@@ -78,7 +78,8 @@ def match(
     coords = {key: each for key, each in source.coords.items() if not set(PLANE) & set(each.dims)}
     result = xr.DataArray(matched, coords, source.dims, source.name, source.attrs)
     for dim in PLANE:
-        result = result.assign_coords(like[dim].coords)
+        alone = xr.Coordinates({dim: like[dim].variable}, indexes={dim: like.xindexes[dim]})
+        result = result.assign_coords(alone)
     return result.transpose(*array.dims)
 
 

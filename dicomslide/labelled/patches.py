@@ -11,7 +11,13 @@ import xarray as xr
 
 from dicomslide.errors import MetadataError
 from dicomslide.header.geometry import AS_STORED
-from dicomslide.labelled.resolution import grid_of_level, grid_of_spacing, place_at, windows_on
+from dicomslide.labelled.resolution import (
+    check_labels,
+    grid_of_level,
+    grid_of_spacing,
+    place_at,
+    windows_on,
+)
 from dicomslide.readers.arrays import dask_array
 from dicomslide.readers.patch_reader import PatchReader
 from dicomslide.readers.resampled_reader import ResampledReader
@@ -120,6 +126,7 @@ def patches_of(
         When the header doesn't say where the image lies on the slide.
 
     """
+    check_labels(labels)
     if level is not None:
         image, channel, plane = slide._place(level, channel_index, focal_plane_index)
         grid = grid_of_level(slide, level, "upright")

@@ -118,6 +118,8 @@ def slide_groups(
     """
     if levels not in ("stored", "virtual"):
         raise ValueError(f'levels must be "stored" or "virtual", not {levels!r}')
+    if isinstance(spacings, (str, float, int)) or (spacings is not None and not len(spacings)):
+        raise ValueError(f"spacings {spacings!r}: expected a sequence of at least one")
     if spacings is not None and levels == "virtual":
         raise ValueError("either virtual levels or spacings can be had, not both")
     check_labels(labels)

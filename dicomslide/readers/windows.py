@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -84,9 +85,10 @@ class Windows:
 
     def edges(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return where windows begin and end, within the matrix."""
-        low = self.start + self.step * indices
-        high = self.start + self.step * (indices + 1)
-        return low.clip(0, self.extent), high.clip(0, self.extent)
+        low: NDArray[Any] = (self.start + self.step * indices).clip(0, self.extent)
+        high: NDArray[Any] = (self.start + self.step * (indices + 1)).clip(0, self.extent)
+        high[high - low < NOISE] = low[high - low < NOISE]  # what rounding leaves is nothing
+        return low, high
 
     def covered(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the length of each window within the matrix, in stored pixels."""
@@ -98,9 +100,11 @@ class Windows:
         per_tile = tile_size / self.step
         for tiles in range(1, 65):
             windows = tiles * per_tile
+            if tiles > 1 and windows > 4 * least:
+                break
             if windows >= least and abs(windows - round(windows)) < NOISE:
                 return round(windows)
-        return max(1, least)
+        return max(1, round(math.ceil(least / per_tile) * per_tile))  # tiles are cut at one border
 
     def tiles(self, indices: NDArray[np.int64], tile_size: int) -> range:
         """Return the tiles of the axis, as many pixels each, from the first to the last touched."""

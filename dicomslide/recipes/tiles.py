@@ -66,7 +66,7 @@ def map_tiles(
         Distance between pixels at which a slide is read: a number in mm, or text such as
         ``"0.5 um"`` or ``"10x"`` (1 µm): see :meth:`dicomslide.Slide.to_dataset`.
     tile : int, default: 1024
-        Least number of pixels along the edge of a tile, where a slide is read.
+        Pixels along the edge of a tile, where a slide is read.
 
     Returns
     -------
@@ -95,7 +95,7 @@ def map_tiles(
         if spacing is None:
             raise TypeError("a slide needs a spacing: map_tiles(slide, model, spacing=...)")
         opened: xr.DataArray = image.to_dataset(spacing=spacing, chunks=tile).image
-        image = opened
+        image = opened.chunk(y=tile, x=tile)
     elif spacing is not None:
         raise TypeError("spacing is for a slide; an array has the spacing of its coordinates")
     if image.chunks is None:

@@ -230,7 +230,10 @@ class SlideArrays(SlideContents):
             raise MetadataError(
                 f"{self.name}: it has no upright array to take a box in mm of; see SlideSampler"
             )
-        found: xr.DataArray = dataset[variable].sel(x=slice(*x), y=slice(*y))
+        ends = {dim: dicom.two_numbers(pair, f"{dim} in mm") for dim, pair in (("x", x), ("y", y))}
+        found: xr.DataArray = dataset[variable].sel({dim: slice(*of) for dim, of in ends.items()})
+        if not (found.sizes["x"] and found.sizes["y"]):
+            raise KeyError(f"no pixel's centre lies in the box x = {ends['x']}, y = {ends['y']} mm")
         return found
 
     def patches(

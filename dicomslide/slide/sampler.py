@@ -169,7 +169,9 @@ class SlideSampler(Sequence["NDArray[Any]"]):
             When there is no such region.
 
         """
-        at = np.asarray(Axis.of(np.asarray(indices, dtype=np.int64), len(self)).indices)
+        given = np.asarray(indices)
+        given = given if given.size else given.astype(np.int64)
+        at = np.asarray(Axis.of(given, len(self)).indices, np.int64)
         return self._patches.reader.read((self._wanted[at], *_WHOLE))
 
     __getitems__ = read
@@ -182,7 +184,10 @@ def _side_by_side(
     bounds: tuple[float, float, float, float], spacing: tuple[float, float], size: tuple[int, int]
 ) -> NDArray[np.float64]:
     """Return the (x, y) of the middles of regions that cover a box, row by row from above."""
-    x_min, y_min, x_max, y_max = (float(edge) for edge in bounds)
+    edges = np.asarray(bounds, np.float64)
+    if edges.shape != (4,) or not np.isfinite(edges).all():
+        raise ValueError(f"bounds {bounds}: expected four finite numbers in mm")
+    (x_min, y_min), (x_max, y_max) = np.sort(edges.reshape(2, 2), axis=0).tolist()
     width, height = (length * each for length, each in zip(size[::-1], spacing, strict=True))
     across, down = (
         max(1, int(np.ceil(round((high - low) / extent, 6))))
