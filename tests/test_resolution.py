@@ -180,6 +180,17 @@ def test_nan_is_left_out_and_stays_where_there_is_nothing_else():
     assert not np.isnan(found[2:]).any()
 
 
+def test_an_infinite_pixel_is_in_the_mean_of_its_own_window_only():
+    pixels = np.ones((12, 12, 1), np.float32)
+    pixels[4, 4] = np.inf
+    windows = Windows.of(0, 1.7, 8, 12)
+    found = means_of(pixels, windows, windows, (np.nan,))[..., 0]
+    low = 1.7 * np.arange(8)
+    touches = (low < 5) & (low + 1.7 > 4)
+    np.testing.assert_array_equal(np.isinf(found), np.logical_and.outer(touches, touches))
+    np.testing.assert_allclose(found[~np.isinf(found)], 1, rtol=1e-6)
+
+
 @pytest.mark.parametrize("factor", [2, 3.7])
 def test_absent_tiles_are_background(tmp_path, factor):
     slide = written(
@@ -352,11 +363,12 @@ def test_fast_is_near_to_the_mean_and_says_so(tmp_path, syntax):
         assert "decoded" not in exact.attrs["resampling"]
         apart = np.abs(exact.values.astype(int) - fast.values)
         assert apart.mean() < (1 if syntax != HTJ2K else 12)
-        assert (
-            slide.to_datatree(levels="virtual")["level_1"]
-            .image.attrs["resampling"]
-            .endswith("decoded at 1/2 of their size")
-        )
+    virtual, exact = (
+        slide.to_datatree(levels="virtual", fast=fast)["level_1"].image for fast in (None, False)
+    )
+    assert virtual.attrs["resampling"].endswith("decoded at 1/2 of their size")
+    assert exact.attrs["resampling"] == "mean by area"
+    xr.testing.assert_equal(exact, slide.to_dataset(spacing=2 * BASE).image)
 
 
 # -- spacings ----------------------------------------------------------------------------------
@@ -365,7 +377,9 @@ def test_fast_is_near_to_the_mean_and_says_so(tmp_path, syntax):
 @pytest.mark.parametrize(
     ("text", "mm"),
     [
-        (0.0005, 0.0005), ("0.5 um", 0.0005), ("0.5um", 0.0005), ("0.5 µm", 0.0005),
+        (0.0005, 0.0005),
+        ("1. um", 0.001),
+        (".5 um", 0.0005), ("0.5 um", 0.0005), ("0.5um", 0.0005), ("0.5 µm", 0.0005),
         ("500 nm", 0.0005), ("0.0005 mm", 0.0005), ("10x", 0.001), ("40X", 0.00025),
         ("2.5 ×", 0.004), ("1e-3 mm", 0.001), (np.float32(0.5), 0.5), (1, 1.0),
     ],

@@ -27,7 +27,7 @@ TEN_TIMES = 0.001
 _UNITS = {"mm": 1.0, "um": 1e-3, "µm": 1e-3, "μm": 1e-3, "micron": 1e-3, "microns": 1e-3,
           "nm": 1e-6}  # fmt: skip
 _TEXT = re.compile(
-    r"\s*(?P<number>[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>[a-zµμ×]+)\s*", re.I
+    r"\s*(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)\s*(?P<unit>[a-zµμ×]+)\s*", re.I
 )
 
 

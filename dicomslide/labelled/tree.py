@@ -137,7 +137,10 @@ def slide_groups(
             datasets.append(level_dataset(slide, level, **common))
             factors = virtual_factors(slide, level) if levels == "virtual" else []
             datasets += [
-                virtual_dataset(slide, level, factor, labels=labels, **common) for factor in factors
+                virtual_dataset(
+                    slide, level, factor, labels=labels, fast=fast is not False, **common
+                )
+                for factor in factors
             ]
     groups = {"/": xr.Dataset(attrs=slide_attrs(slide, include_patient=include_patient))}
     for number, dataset in enumerate(datasets):

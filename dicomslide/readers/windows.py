@@ -175,7 +175,7 @@ def summed(pixels: NDArray[Any], rows: Taps, columns: Taps) -> NDArray[Any]:
     Parameters
     ----------
     pixels : numpy.ndarray
-        Shape (rows, columns, samples), finite.
+        Shape (rows, columns, samples), without NaN.
     rows, columns : Taps
         The windows of each axis.
 
@@ -221,10 +221,13 @@ def _weighted(
 ) -> NDArray[np.float64]:
     """Add up weighted pixels, tap by tap."""
     shape = [1] * pixels.ndim
-    shape[axis] = -1
+    shape[axis] = indices.shape[1]
     total: NDArray[np.float64] | None = None
-    for tap, weight in zip(indices, weights, strict=True):
-        values = pixels.take(tap, axis=axis) * weight.reshape(shape)
+    for tap, weight in zip(indices, weights.reshape(-1, *shape), strict=True):
+        values = pixels.take(tap, axis=axis)
+        if pixels.dtype.kind == "f":  # an infinite pixel beside the window is no part of it
+            values = np.where(weight > 0, values, 0)
+        values = values * weight
         total = values if total is None else np.add(total, values, out=total)
     assert total is not None  # a window has a pixel
     return total
