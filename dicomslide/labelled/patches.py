@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import dask.array
 import numpy as np
 import xarray as xr
 
@@ -16,9 +15,10 @@ from dicomslide.labelled.resolution import (
     grid_of_level,
     grid_of_spacing,
     place_at,
+    wanted_spacing,
     windows_on,
 )
-from dicomslide.readers.arrays import dask_array
+from dicomslide.readers.arrays import dask_joined
 from dicomslide.readers.patch_reader import PatchReader
 from dicomslide.readers.resampled_reader import ResampledReader
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from dicomslide.contents.contents import SlideContents
+    from dicomslide.header.resolution import Spacing
     from dicomslide.labelled.variables import Grid
     from dicomslide.readers.reductions import Labels
 
@@ -89,7 +90,7 @@ def patches_of(
     centers: ArrayLike,
     size: tuple[int, int],
     *,
-    spacing: float | None,
+    spacing: Spacing | None,
     level: int | None,
     channel_index: int = 0,
     focal_plane_index: int = 0,
@@ -107,8 +108,8 @@ def patches_of(
         its own centre is up to half a pixel off.
     size : tuple of int
         Rows and columns of a patch.
-    spacing : float or None
-        Distance of pixels in mm; None where a level is given.
+    spacing : float, str or None
+        Distance of pixels: see :func:`spacing_in_mm`; None where a level is given.
     level : int or None
         Zero-based index into pyramid levels; None where a spacing is given.
     channel_index, focal_plane_index : int
@@ -118,6 +119,8 @@ def patches_of(
 
     Raises
     ------
+    TypeError
+        When not exactly one of `spacing` and `level` is given.
     LevelNotFoundError
         When there is no such level.
     ValueError
@@ -127,13 +130,14 @@ def patches_of(
 
     """
     check_labels(labels)
+    wanted = wanted_spacing(spacing, level)
     if level is not None:
         image, channel, plane = slide._place(level, channel_index, focal_plane_index)
         grid = grid_of_level(slide, level, "upright")
     else:
-        assert spacing is not None
-        image, channel, plane = place_at(slide, channel_index, focal_plane_index, spacing)
-        grid = grid_of_spacing(slide, spacing, "upright", image)
+        assert wanted is not None
+        image, channel, plane = place_at(slide, channel_index, focal_plane_index, wanted)
+        grid = grid_of_spacing(slide, wanted, "upright", image)
     matrix = image.get_total_pixel_matrix(channel, plane)
     found = windows_on(grid, image)
     if found is None:
@@ -199,15 +203,13 @@ def labelled_patches(patches: Patches) -> xr.DataArray:
     _, rows, columns, samples = reader.shape
     at_once = max(1, CHUNK // max(1, rows * columns * samples * reader.dtype.itemsize))
     # each task is sent the positions of its own patches only
-    parts = [
-        dask_array(
-            dataclasses.replace(reader, first=reader.first[start : start + at_once]),
-            (at_once, rows, columns, samples),
-            name="patches",
-        )
-        for start in range(0, max(len(reader.first), 1), at_once)
-    ]
-    data = dask.array.concatenate(parts)  # type: ignore[no-untyped-call]
+    data = dask_joined(
+        [
+            dataclasses.replace(reader, first=reader.first[start : start + at_once])
+            for start in range(0, max(len(reader.first), 1), at_once)
+        ],
+        name="patches",
+    )
     coords: dict[str, Any] = {
         f"center_{name}": ("patch", values, {"long_name": f"{name} of the centre", "units": "mm"})
         for name, values in zip("xy", patches.centers.T, strict=True)

@@ -11,7 +11,7 @@ import numpy as np
 from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.header.geometry import AS_STORED
 from dicomslide.header.placement import SAME_SPACING, geometry_of
-from dicomslide.header.resolution import coarsened, grid_at, placed_on
+from dicomslide.header.resolution import coarsened, grid_at, placed_on, spacing_in_mm
 from dicomslide.labelled.variables import Grid, Stack, deepest_of
 from dicomslide.process.warn import warn
 from dicomslide.readers.matrix_reader import MatrixReader
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from dicomslide.contents.contents import SlideContents
     from dicomslide.contents.places import ChannelGroup, Place
     from dicomslide.header.geometry import Orientation, OrientationName
+    from dicomslide.header.resolution import Spacing
     from dicomslide.image import TiledImage
     from dicomslide.readers.reductions import Labels
     from dicomslide.readers.stacked_reader import PlaneReader
 
 __all__ = ["check_labels", "grid_of_level", "grid_of_spacing", "place_at", "resampled", "stacks_at",
-           "virtual_factors", "virtual_grid", "windows_on"]  # fmt: skip
+           "virtual_factors", "virtual_grid", "wanted_spacing", "windows_on"]  # fmt: skip
 
 T = TypeVar("T", bound="tuple[Any, ...]")
 
@@ -43,6 +44,22 @@ def check_labels(labels: str) -> None:
     """Raise a ValueError unless the value is one of :data:`Labels`."""
     if labels not in ("majority", "any"):
         raise ValueError(f'labels must be "majority" or "any", not {labels!r}')
+
+
+def wanted_spacing(spacing: Spacing | None, level: int | None) -> float | None:
+    """Return the spacing in mm that is wanted; None where a level is.
+
+    Raises
+    ------
+    TypeError
+        When not exactly one of both is given.
+    ValueError
+        When the spacing isn't one.
+
+    """
+    if (spacing is None) == (level is None):
+        raise TypeError("either a spacing or a level must be given, and not both")
+    return None if spacing is None else spacing_in_mm(spacing)
 
 
 def grid_of_spacing(

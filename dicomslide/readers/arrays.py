@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dicomslide.readers.patch_reader import PatchReader
     from dicomslide.readers.stacked_reader import Data, StackedReader
 
-__all__ = ["ReaderArray", "chunk_multiple", "dask_array", "dask_data"]
+__all__ = ["ReaderArray", "chunk_multiple", "dask_array", "dask_data", "dask_joined"]
 
 AUTO_CHUNK = 2048
 """Pixels along an edge that ``chunks="auto"`` comes near to."""
@@ -96,7 +96,7 @@ def chunk_multiple(chunks: str | int, tile_shape: tuple[int, int]) -> tuple[int,
 
 
 def dask_array(
-    reader: MatrixReader | StackedReader | PatchReader,
+    reader: MatrixReader | StackedReader,
     chunks: Sequence[int | tuple[int, ...]],
     *,
     name: str = "slide",
@@ -108,7 +108,7 @@ def dask_array(
 
     Parameters
     ----------
-    reader : MatrixReader, StackedReader or PatchReader
+    reader : MatrixReader or StackedReader
         What the tasks read from.
     chunks : sequence of int or tuple of int
         Length of the chunks along each dim, or their lengths.
@@ -128,6 +128,36 @@ def dask_array(
         meta=np.empty((0,) * len(reader.shape), reader.dtype),
         inline_array=True,
     )
+
+
+def dask_joined(readers: Sequence[PatchReader], *, name: str) -> Any:
+    """Return readers, one after the other along the first dim, as a dask array.
+
+    Each is a chunk and read by one task, as of :func:`dask_array`; a task holds its reader only.
+
+    Parameters
+    ----------
+    readers : sequence of PatchReader
+        Readers of shapes that differ in the first dim only.
+    name : str
+        Prefix of the names of tasks.
+
+    """
+    import dask.array
+    from dask.base import tokenize
+
+    key = f"{name}-{tokenize(*readers)}"
+    _, *rest = readers[0].shape
+    graph = {
+        (key, number, *(0 for _ in rest)): (_whole, ReaderArray(reader, threads=1, keep=False))
+        for number, reader in enumerate(readers)
+    }
+    chunks = (tuple(len(reader.first) for reader in readers), *((length,) for length in rest))
+    return dask.array.Array(graph, key, chunks, readers[0].dtype)  # type: ignore[no-untyped-call]
+
+
+def _whole(array: ReaderArray) -> NDArray[Any]:
+    return array.read([slice(None)] * array.ndim)
 
 
 def dask_data(chunks: Literal["frames", "auto"] | int) -> Data:

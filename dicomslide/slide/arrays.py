@@ -219,8 +219,9 @@ class SlideArrays(SlideContents):
             When the slide lies obliquely, or nowhere: it has no upright array.
 
         """
-        if (spacing is None) == (level is None):
-            raise TypeError("either a spacing or a level must be given")
+        from dicomslide.labelled.resolution import wanted_spacing
+
+        spacing = wanted_spacing(spacing, level)
         dataset = self.to_dataset(
             level or 0, spacing=spacing, chunks=chunks, labels=labels, fast=fast
         )
@@ -290,14 +291,12 @@ class SlideArrays(SlideContents):
         """
         from dicomslide.labelled.patches import centers_of, labelled_patches, patches_of
 
-        if (spacing is None) == (level is None):
-            raise TypeError("either a spacing or a level must be given")
         return labelled_patches(
             patches_of(
                 self,
                 centers_of(centers),
                 dicom.two_integers(size, "size", least=1),
-                spacing=None if spacing is None else spacing_in_mm(spacing),
+                spacing=spacing,
                 level=level,
                 channel_index=channel_index,
                 focal_plane_index=focal_plane_index,

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from dicomslide.header import dicom
-from dicomslide.header.resolution import Spacing, spacing_in_mm
 from dicomslide.labelled.patches import centers_of, patches_of
+from dicomslide.labelled.resolution import wanted_spacing
 from dicomslide.readers.indexing import Axis
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+    from dicomslide.header.resolution import Spacing
     from dicomslide.slide.slide import Slide
 
 __all__ = ["SlideSampler"]
@@ -92,21 +93,20 @@ class SlideSampler(Sequence["NDArray[Any]"]):
         focal_plane_index: int = 0,
         fast: bool = False,
     ) -> None:
-        if (spacing is None) == (level is None):
-            raise TypeError("either a spacing or a level must be given")
+        wanted = wanted_spacing(spacing, level)
         if centers is not None and bounds is not None:
             raise TypeError("centers say where regions are: bounds are for those side by side")
         size = dicom.two_integers(region_dimensions, "region_dimensions", least=1)
-        wanted = None if spacing is None else spacing_in_mm(spacing)
         if centers is not None:
             middles = centers_of(centers)
         else:
-            pixel = slide.level(level).image.geometry.slide_spacing if level is not None else None
-            middles = _side_by_side(
-                slide.physical_bounds if bounds is None else bounds,
-                pixel or (wanted, wanted),  # type: ignore[arg-type]
-                size,
-            )
+            box = slide.physical_bounds if bounds is None else bounds
+            if wanted is not None:
+                pixel = wanted, wanted
+            else:
+                assert level is not None
+                pixel = slide.level(level).image.geometry.slide_spacing
+            middles = _side_by_side(box, pixel, size)
         self._patches = patches_of(
             slide,
             middles,
