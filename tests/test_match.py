@@ -159,6 +159,13 @@ def test_levels_are_registered_by_content(tmp_path):
     assert apart[1] < apart[2] / 4
 
 
+def test_what_is_empty_gives_or_takes_nothing():
+    here, like = array((8, 8), 0.001), array((4, 4), 0.002)
+    for method in ("mean", "nearest", "majority", "linear"):
+        assert here.slide.match(like[:0], method).compute().shape == (0, 4)
+        assert np.isnan(here[:0].slide.match(like, method).values).all()
+
+
 def test_only_the_grid_of_the_other_array_is_taken():
     here = array((8, 8), 0.001, values=np.random.default_rng(1).random((8, 8, 2)))
     like = array((4, 4), 0.002, (9.9995, 20.0005)).assign_coords(a=1, z=0.0)

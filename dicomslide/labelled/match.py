@@ -43,12 +43,12 @@ def match(
     _check_frames(array, like)
     if array.dtype.kind == "b" and method in ("mean", "linear"):
         array = array.astype(np.float32)
+    axes = [_Axis.of(array, like, dim) for dim in PLANE]
     lead = [dim for dim in array.dims if dim not in PLANE]
     source = array.transpose(*lead, *PLANE)
     source = source if source.chunks is not None else source.chunk({})
     if fill_value is None:
         fill_value = np.nan if source.dtype.kind == "f" else 0
-    axes = [_Axis.of(source, like, dim) for dim in PLANE]
     chunks = [_chunks_of(like, dim) for dim in PLANE]
     borders = [_borders(each) for each in chunks]
     data = source.data
@@ -115,6 +115,8 @@ class _Axis:
         """
         here, there = step_of(array, dim), step_of(like, dim)
         values = like[dim].values
+        if not (len(values) and array.sizes[dim]):
+            return cls(Windows(0.0, 1.0, len(values), 0), reverse=False)
         first = float(values[0] if here * there > 0 else values[-1])
         # where the first window begins, in pixels from the edge of the array's first one
         middle = (first - float(array[dim].values[0])) / here + 0.5
@@ -229,7 +231,7 @@ def _chunks_of(like: xr.DataArray | xr.Dataset, dim: str) -> tuple[int, ...]:
     if known is not None:
         return tuple(known)
     whole, rest = divmod(like.sizes[dim], CHUNK)
-    return (CHUNK,) * whole + ((rest,) if rest else ())
+    return (CHUNK,) * whole + ((rest,) if rest or not whole else ())
 
 
 def _borders(chunks: tuple[int, ...]) -> list[int]:
