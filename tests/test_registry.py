@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -150,3 +152,25 @@ def test_nothing_is_cached_any_more_under_a_name_that_was_forgotten(values):
     assert len(frames) == 0
     frames.put(("another", "image"), 0, b"frame")
     assert len(frames) == 1
+
+
+KINDS_OF_THE_PACKAGE = """
+import importlib, pkgutil, dicomslide
+for module in pkgutil.walk_packages(dicomslide.__path__, "dicomslide."):
+    if not module.name.endswith("__main__"):
+        try:
+            importlib.import_module(module.name)
+        except ImportError:  # without the extra that it needs
+            pass
+from dicomslide.process import registry
+print(sorted({member.kind for member in registry._budget.members} - registry.KINDS))
+"""
+
+
+def test_kinds_are_those_of_the_package_and_no_others_are_cleared():
+    done = subprocess.run(
+        [sys.executable, "-c", KINDS_OF_THE_PACKAGE], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+    with pytest.raises(ValueError, match=r"decoded frame'\].*'decoded frames'"):
+        dicomslide.clear_all("decoded frame")

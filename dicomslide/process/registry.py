@@ -32,6 +32,17 @@ V = TypeVar("V")
 F = TypeVar("F", "np.ndarray", bytes)
 
 
+KINDS = frozenset({
+    "ICC profiles", "bytes of objects read ahead", "colour tables", "colour transforms",
+    "decoded frames", "decoding threads", "exported stores", "file systems", "folders of clients",
+    "headers", "heads of objects", "layouts", "objects", "open files", "parsed files",
+    "places in archives", "received frames", "request batchers", "requesting threads",
+    "tiles of OpenSlide", "versions of objects", "warnings of JPEG headers",
+    "warnings of empty frames", "whole instances",
+})  # fmt: skip
+"""Kinds of values that the package caches."""
+
+
 class _Budget:
     """Upper bound on the bytes of all cached values, and the lock for looking them up.
 
@@ -107,9 +118,18 @@ def clear_all(*kinds: str) -> None:
     Parameters
     ----------
     *kinds : str
-        Kinds of values, such as ``"decoded frames"``; all by default.
+        Kinds of values, such as ``"decoded frames"`` or ``"headers"``; all by default. The message
+        of the error lists them.
+
+    Raises
+    ------
+    ValueError
+        When there is no such kind.
 
     """
+    unknown = set(kinds) - KINDS - {member.kind for member in list(_budget.members)}
+    if unknown:
+        raise ValueError(f"no kind of cached values {sorted(unknown)}; there are {sorted(KINDS)}")
     for member in list(_budget.members):
         if not kinds or member.kind in kinds:
             member.clear()
