@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     Meeting: TypeAlias = tuple[Any, Any]
     """Where pixels of a tile go, and which: keys of the result and of the tile."""
 
-__all__ = ["MatrixReader", "OnError", "as_contiguous", "check_on_error", "picked"]
+__all__ = ["MatrixReader", "OnError", "as_contiguous", "check_on_error", "picked",
+           "pixel_assignment"]  # fmt: skip
 
 
 def check_on_error(on_error: str) -> None:
@@ -280,7 +281,7 @@ class MatrixReader:
 
     def _placing(self, places: list[Meeting], out: Pixels) -> Callable[[int, Pixels | None], None]:
         """Return what puts each frame's pixels into an array whose axes run as stored."""
-        assign = _assignment(out)
+        assign = pixel_assignment(out)
 
         def place(at: int, tile: Pixels | None) -> None:
             target, source = places[at]
@@ -470,7 +471,7 @@ def _turned(array: Pixels, rows: Axis, columns: Axis) -> Pixels:
     return array[:: -1 if rows.reverse else 1, :: -1 if columns.reverse else 1]
 
 
-def _assignment(out: Pixels) -> Callable[[Any, Pixels], None]:
+def pixel_assignment(out: Pixels) -> Callable[[Any, Pixels], None]:
     """Return what assigns pixels to parts of an array, as wholes where that is faster.
 
     Where rows and columns are stored the other way round, NumPy copies sample by sample, which

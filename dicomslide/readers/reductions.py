@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from dicomslide.options import check_memory
+from dicomslide.readers.matrix_reader import pixel_assignment
 from dicomslide.readers.windows import Taps, WindowPiece, Windows, summed
 
 if TYPE_CHECKING:
@@ -33,10 +34,11 @@ class Means:
 
     def __init__(self, out: Pixels) -> None:
         self._out = out
+        self._assign = pixel_assignment(out)
 
     def add(self, row: WindowPiece, column: WindowPiece, part: Pixels) -> None:
         """Add the pixels of a tile that windows cover."""
-        self._out[row.target, column.target] = _means(part, row.taps, column.taps)
+        self._assign((row.target, column.target), _means(part, row.taps, column.taps))
 
     def finish(self) -> None:
         """Do what remains to be done when all tiles were added."""
