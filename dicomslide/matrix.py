@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -14,8 +15,9 @@ from dicomslide.header import dicom
 from dicomslide.header.geometry import SlideGrid
 from dicomslide.process.identity import Identified
 from dicomslide.readers.arrays import chunk_multiple, dask_array
-from dicomslide.readers.indexing import Axis, expand_key
+from dicomslide.readers.indexing import Axis, expand_key, plain_key
 from dicomslide.readers.matrix_reader import MatrixReader, OnError, check_on_error
+from dicomslide.readers.regions import RegionGrid, read_boxes
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -376,8 +378,9 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
     The regions have one size and lie side by side on a regular grid, in row-major order. The grid
     starts at the first pixel of the matrix, whichever regions are sampled; the last regions may
     extend beyond the matrix. An integer index reads a region, and only the frames of that region. A
-    slice returns a sampler of the selected regions. A sampler can be pickled, and is a map-style
-    data set for PyTorch's ``DataLoader``.
+    slice, a list or an array of integers or booleans returns a sampler of the selected regions, and
+    :meth:`read` reads several at once. A sampler can be pickled, and is a map-style data set for
+    PyTorch's ``DataLoader``.
 
     Parameters
     ----------
@@ -429,60 +432,15 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
         self._matrix = matrix
         self._dimensions = dicom.two_integers(region_dimensions, "region_dimensions", least=1)
         self._padding = _four_paddings(padding)
-        down, self._across = (
-            -(-n // edge) for n, edge in zip(matrix.shape, self._dimensions, strict=False)
-        )
+        self._grid = RegionGrid(matrix.shape[:2], self._dimensions)
         # row-major numbers, in the whole grid, of the sampled regions
-        self._regions: range | NDArray[np.int64] = range(down * self._across)
+        self._regions: range | NDArray[np.int64] = range(math.prod(self._grid.shape))
         if bounding_box is not None:
-            self._regions = self._regions_in(*self._pixels_of_box(*bounding_box))
+            self._regions = self._grid.in_box(*bounding_box)
         elif tile_grid_positions is not None:
-            self._regions = self._regions_in(*self._pixels_of(np.asarray(tile_grid_positions)))
-
-    def _pixels_of_box(
-        self, offset: tuple[int, int], size: tuple[int, int]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the first and the last pixel of a box within the matrix, shape (1, 2)."""
-        first = np.array([dicom.two_integers(offset, "offset of the bounding box", least=0)])
-        rows_columns = dicom.two_integers(size, "size of the bounding box", least=1)
-        shape = self.matrix.shape[:2]
-        if (first >= shape).any():
-            raise ValueError(
-                f"a bounding box at {tuple(first[0].tolist())} lies outside the matrix of"
-                f" {shape[0]} × {shape[1]} pixels"
+            self._regions = self._grid.in_tiles(
+                np.asarray(tile_grid_positions), matrix.tile_shape[:2], matrix.tile_grid_shape
             )
-        return first, np.minimum(first + rows_columns, shape) - 1
-
-    def _pixels_of(self, tiles: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the first and the last pixel of tiles within the matrix, shape (tiles, 2)."""
-        if not tiles.size:
-            return np.empty((0, 2), np.int64), np.empty((0, 2), np.int64)
-        grid_shape = self.matrix.tile_grid_shape
-        if tiles.ndim != 2 or tiles.shape[1] != 2 or tiles.dtype.kind not in "iu":
-            raise ValueError(
-                "tile_grid_positions: expected integers (row, column) of shape (tiles, 2), not"
-                f" {tiles.dtype} of shape {tiles.shape}"
-            )
-        tiles = np.unique(tiles.astype(np.int64), axis=0)
-        outside = tiles[((tiles < 0) | (tiles >= grid_shape)).any(axis=1)]
-        if outside.size:
-            raise ValueError(
-                f"no tile at {tuple(outside[0].tolist())} in a grid of {grid_shape[0]} ×"
-                f" {grid_shape[1]} tiles"
-            )
-        first = tiles * self.matrix.tile_shape[:2]
-        return first, np.minimum(first + self.matrix.tile_shape[:2], self.matrix.shape[:2]) - 1
-
-    def _regions_in(self, first: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the numbers of the regions that intersect boxes, given by first and last pixel."""
-        if not len(first):
-            return np.empty(0, np.int64)
-        first, last = first // self._dimensions, last // self._dimensions
-        rows, columns = (
-            first[:, axis, None] + np.arange((last - first)[:, axis].max() + 1) for axis in (0, 1)
-        )
-        inside = (rows <= last[:, :1])[:, :, None] & (columns <= last[:, 1:])[:, None, :]
-        return np.unique((rows[:, :, None] * self._across + columns[:, None, :])[inside])
 
     @property
     def matrix(self) -> TotalPixelMatrix:
@@ -533,28 +491,75 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
 
         """
         number = int(self._regions[Axis.of(operator.index(index), len(self)).indices[0]])
-        return divmod(number, self._across)
+        return divmod(number, self._grid.shape[1])
+
+    @property
+    def region_grid_positions(self) -> NDArray[np.int64]:
+        """Zero-based (row, column) of each region in the grid of the whole matrix, shape (n, 2)."""
+        return self._grid.positions(self._regions)
+
+    @property
+    def region_positions(self) -> NDArray[np.int64]:
+        """Zero-based (row, column) of each region's first pixel without padding, shape (n, 2)."""
+        return self.region_grid_positions * np.array(self._dimensions)
 
     @overload
     def __getitem__(self, index: int) -> Pixels: ...
 
     @overload
-    def __getitem__(self, index: slice) -> TotalPixelMatrixSampler: ...
+    def __getitem__(
+        self, index: slice | Sequence[int] | NDArray[Any]
+    ) -> TotalPixelMatrixSampler: ...
 
-    def __getitem__(self, index: int | slice) -> Pixels | TotalPixelMatrixSampler:
-        if isinstance(index, slice):
+    def __getitem__(
+        self, index: int | slice | Sequence[int] | NDArray[Any]
+    ) -> Pixels | TotalPixelMatrixSampler:
+        key = plain_key(index)
+        if isinstance(key, (slice, np.ndarray)):
             fewer = copy.copy(self)
-            fewer._regions = self._regions[index]
+            fewer._regions = self._selected(key)
             return fewer
         left, top, _, _ = self.padding
         row, column = (
             position * dimension - before
             for position, dimension, before in zip(
-                self.get_region_grid_position(index), self._dimensions, (top, left), strict=True
+                self.get_region_grid_position(key), self._dimensions, (top, left), strict=True
             )
         )
         rows, columns, _ = self.padded_region_shape
         return self.matrix._reader.read_grid(SlideGrid.box((row, column), (rows, columns)))
+
+    def _selected(self, key: Any) -> range | NDArray[np.int64]:
+        """Return the numbers of the regions that a key picks."""
+        if isinstance(key, slice):
+            return self._regions[key]
+        return np.asarray(self._regions)[Axis.of(key, len(self)).indices]
+
+    def read(self, indices: Sequence[int] | NDArray[Any]) -> Pixels:
+        """Read several regions at once; each of their frames is decoded once.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            Zero-based indices of sampled regions, in any order.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (regions, rows, columns, samples), with padding.
+
+        Raises
+        ------
+        IndexError
+            When there is no such region.
+
+        """
+        left, top, _, _ = self.padding
+        positions = self._grid.positions(self._selected(plain_key(indices)))
+        first = positions * np.array(self._dimensions) - (top, left)
+        return read_boxes(self.matrix._reader, first, self.padded_region_shape[:2])
+
+    __getitems__ = read
 
 
 def _four_paddings(padding: Padding) -> tuple[int, int, int, int]:

@@ -164,6 +164,12 @@ def test_a_sampler_is_a_sequence_that_pickles_and_reads_several_at_once(slide):
     np.testing.assert_array_equal(sampler[2:5][-1], sampler[4])
     np.testing.assert_array_equal(sampler[2:5].centers, sampler.centers[2:5])
     np.testing.assert_array_equal(sampler.__getitems__([1, 2]), sampler.read([1, 2]))
+    some = sampler[[4, -1, 4]]
+    assert isinstance(some, SlideSampler)
+    np.testing.assert_array_equal(some.read(range(3)), sampler.read([4, len(sampler) - 1, 4]))
+    odd = sampler[np.arange(len(sampler)) % 2 == 1]
+    np.testing.assert_array_equal(odd.centers, sampler.centers[1::2])
+    assert len(sampler[[]]) == 0
     with pytest.raises(IndexError):
         sampler[len(sampler)]
     with pytest.raises(IndexError):

@@ -215,6 +215,52 @@ def test_a_sampler_is_a_sequence(matrices):
     assert repr(sampler) == "<TotalPixelMatrixSampler of 20 regions of 7 × 10 × 1>"
 
 
+@given(
+    size=dimensions.filter(lambda size: size[0] * size[1] > 20),
+    padding=paddings,
+    wanted=st.lists(st.integers(-10, 9), max_size=6),
+)
+@settings(max_examples=40)
+@pytest.mark.parametrize("samples", [1, 3])
+def test_several_regions_are_read_together_as_one_by_one(matrices, samples, size, padding, wanted):
+    matrix, array = matrices[samples]
+    sampler = TotalPixelMatrixSampler(matrix, size, padding=padding)
+    wanted = [each % len(sampler) - (len(sampler) if each < 0 else 0) for each in wanted]
+    left, top, right, bottom = borders(padding)
+    shape = top + size[0] + bottom, left + size[1] + right
+    positions = sampler.region_positions
+    grid = sampler.region_grid_positions
+    together = sampler.read(wanted)
+    assert together.shape == (len(wanted), *shape, samples)
+    assert together.dtype == array.dtype
+    for region, at in zip(together, wanted, strict=True):
+        row, column = sampler.get_region_grid_position(at)
+        assert grid[at].tolist() == [row, column]
+        assert positions[at].tolist() == [row * size[0], column * size[1]]
+        at = row * size[0] - top, column * size[1] - left
+        np.testing.assert_array_equal(region, cut(array, at, shape))
+    np.testing.assert_array_equal(sampler.__getitems__(wanted), together)
+    some = sampler[wanted]
+    assert isinstance(some, TotalPixelMatrixSampler)
+    np.testing.assert_array_equal(some.region_positions, positions[wanted])
+    np.testing.assert_array_equal(some.read(range(len(some))), together)
+
+
+def test_regions_that_are_read_together_share_their_frames(matrices, frames_read):
+    matrix, _ = matrices[3]
+    with dicomslide.set_options(frame_cache_bytes=0):
+        TotalPixelMatrixSampler(matrix, (5, 8), padding=2).read(range(20))
+    assert sorted(frames_read) == list(range(15))  # one tile has no frame
+
+
+@pytest.mark.parametrize("wrong", [[20], [0, -21], [0.5], [[0, 1]], [True, False]])
+def test_what_is_no_list_of_regions_is_an_index_error(matrices, wrong):
+    sampler = TotalPixelMatrixSampler(matrices[1][0], (5, 8))
+    for read in (sampler.read, sampler.__getitem__):
+        with pytest.raises(IndexError):
+            read(wrong)
+
+
 def test_iterators_are_independent(matrices):
     matrix, _ = matrices[1]
     sampler = TotalPixelMatrixSampler(matrix, (12, 16))

@@ -224,7 +224,8 @@ PUBLIC = {
         ndim num_tiles shape size tile_grid_positions tile_grid_shape tile_positions tile_shape
         tile_size to_dask""",
     dicomslide.TotalPixelMatrixSampler: """
-        count get_region_grid_position index matrix padded_region_shape padding region_shape""",
+        count get_region_grid_position index matrix padded_region_shape padding read
+        region_grid_positions region_positions region_shape""",
     dicomslide.Cohort: "failures get items keys opened summaries to_pandas values",
     Level: "image images size",
     GlassPyramid: """

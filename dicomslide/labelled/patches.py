@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from dicomslide.contents.contents import SlideContents
+    from dicomslide.header.geometry import Orientation
     from dicomslide.header.resolution import Spacing
     from dicomslide.labelled.variables import Grid
     from dicomslide.readers.reductions import Labels
 
-__all__ = ["Patches", "centers_of", "labelled_patches", "patches_of"]
+__all__ = ["PatchGrid", "Patches", "centers_of", "labelled_patches", "patch_grid"]
 
 CHUNK = 64 * 2**20
 """Bytes of patches that are read together."""
@@ -85,29 +86,76 @@ def centers_of(boxes: Any) -> NDArray[np.float64]:
     return centers
 
 
-def patches_of(
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class PatchGrid:
+    """The pixels of a level or of a spacing, of which patches are cut."""
+
+    reader: ResampledReader
+    """Gives the pixels, in the order in which the matrix stores them."""
+    grid: Grid
+    """Where they lie: upright; as stored where the slide lies obliquely."""
+    orientation: Orientation
+    """How they are turned onto the grid."""
+
+    @property
+    def spacing(self) -> tuple[float, float]:
+        """Distance of pixels in mm along the rows' direction y, and along x."""
+        down, across = self.grid.placed.spacing
+        turn = self.grid.orientation or AS_STORED
+        return (across, down) if turn.transpose else (down, across)
+
+    def patches(self, centers: ArrayLike, size: tuple[int, int]) -> Patches:
+        """Lay patches of rows and columns around centres (x, y) in mm, shape (patches, 2)."""
+        first = self._first_pixels(np.asarray(centers, np.float64), size)
+        reader = PatchReader(self.reader, self.orientation, first, size)
+        return Patches(reader, self.centers(first, size), self.spacing)
+
+    def _first_pixels(
+        self, centers: NDArray[np.float64], size: tuple[int, int]
+    ) -> NDArray[np.int64]:
+        """Return the (y, x) index of each patch's first pixel."""
+        middle = self._turned(self.grid.placed.to_matrix(centers) + 0.5)
+        return np.floor(middle - np.divide(size, 2) + 0.5 + 1e-9).astype(np.int64)
+
+    def centers(self, first: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.float64]:
+        """Return the (x, y) in mm of the middles of patches with these first pixels (y, x)."""
+        middles = first.astype(np.float64) + np.divide(size, 2)
+        return self.grid.placed.to_slide(self._stored(middles) - 0.5)
+
+    def _turned(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (y, x) of the grid of (row, column) as stored, both from the outer corner."""
+        turn = self.grid.orientation or AS_STORED
+        return self._flipped(points[:, ::-1] if turn.transpose else points)
+
+    def _stored(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (row, column) as stored of (y, x) of the grid, both from the outer corner."""
+        turn = self.grid.orientation or AS_STORED
+        points = self._flipped(points)
+        return points[:, ::-1] if turn.transpose else points
+
+    def _flipped(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        turn = self.grid.orientation or AS_STORED
+        height, width = self.grid.plane_shape
+        y, x = points.T
+        return np.stack([height - y if turn.flip_y else y, width - x if turn.flip_x else x], axis=1)
+
+
+def patch_grid(
     slide: SlideContents,
-    centers: ArrayLike,
-    size: tuple[int, int],
     *,
     spacing: Spacing | None,
-    level: int | None,
+    level: int | None = None,
     channel_index: int = 0,
     focal_plane_index: int = 0,
     labels: Labels = "majority",
     fast: bool = False,
-) -> Patches:
-    """Lay patches onto the grid of a level or a spacing.
+) -> PatchGrid:
+    """Return the pixels of a level or a spacing, of which patches are cut.
 
     Parameters
     ----------
     slide : SlideContents
         The slide.
-    centers : array-like
-        (x, y) in mm, shape (patches, 2); each patch begins with a whole pixel of the grid, so that
-        its own centre is up to half a pixel off.
-    size : tuple of int
-        Rows and columns of a patch.
     spacing : float, str or None
         Distance of pixels: see :func:`spacing_in_mm`; None where a level is given.
     level : int or None
@@ -144,44 +192,7 @@ def patches_of(
         raise MetadataError(f"{image.name}: its rows run obliquely to those of the base level")
     windows, orientation = found
     reader = ResampledReader.of(matrix._reader.as_meant(), windows, labels, fast=fast)
-    first = _first_pixels(grid, np.asarray(centers, np.float64), size)
-    down, across = grid.placed.spacing
-    turn = grid.orientation or AS_STORED
-    return Patches(
-        PatchReader(reader, orientation, first, size),
-        _centers(grid, first, size),
-        (across, down) if turn.transpose else (down, across),
-    )
-
-
-def _first_pixels(
-    grid: Grid, centers: NDArray[np.float64], size: tuple[int, int]
-) -> NDArray[np.int64]:
-    """Return the (y, x) index of each patch's first pixel, upright; as stored where oblique."""
-    middle = grid.placed.to_matrix(centers) + 0.5  # from the corner of the matrix
-    turn = grid.orientation or AS_STORED
-    if turn.transpose:
-        middle = middle[:, ::-1]
-    height, width = grid.plane_shape
-    if turn.flip_y:
-        middle[:, 0] = height - middle[:, 0]
-    if turn.flip_x:
-        middle[:, 1] = width - middle[:, 1]
-    return np.floor(middle - np.divide(size, 2) + 0.5 + 1e-9).astype(np.int64)
-
-
-def _centers(grid: Grid, first: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Return the (x, y) in mm of the middles of patches."""
-    middle = first + np.divide(size, 2)
-    turn = grid.orientation or AS_STORED
-    height, width = grid.plane_shape
-    if turn.flip_y:
-        middle[:, 0] = height - middle[:, 0]
-    if turn.flip_x:
-        middle[:, 1] = width - middle[:, 1]
-    if turn.transpose:
-        middle = middle[:, ::-1]
-    return grid.placed.to_slide(middle - 0.5)
+    return PatchGrid(reader, grid, orientation)
 
 
 def labelled_patches(patches: Patches) -> xr.DataArray:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Part: TypeAlias = slice | NDArray[np.int64]
 
-__all__ = ["Axis", "Piece", "expand_key", "points"]
+__all__ = ["Axis", "Piece", "expand_key", "plain_key", "points"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def expand_key(key: tuple[Any, ...], ndim: int) -> list[Any]:
         When there are too many indices, two Ellipses, or a new axis.
 
     """
-    parts = [_plain(part) for part in key]
+    parts = [plain_key(part) for part in key]
     if any(part is None for part in parts):
         raise IndexError("a new axis can't be made by indexing; use to_dask() or NumPy's own")
     if any(isinstance(part, (bool, np.bool_)) for part in parts):
@@ -142,7 +142,8 @@ def expand_key(key: tuple[Any, ...], ndim: int) -> list[Any]:
     return [*parts[:at], *missing, *parts[at + len(dots) :]]
 
 
-def _plain(part: Any) -> Any:
+def plain_key(part: Any) -> Any:
+    """Return a sequence as an array, an array without dimensions as a number, else the same."""
     if isinstance(part, (list, tuple, range)):
         part = np.asarray(part) if len(part) else np.empty(0, np.int64)
     return part.item() if isinstance(part, np.ndarray) and not part.ndim else part

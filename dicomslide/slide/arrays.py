@@ -289,21 +289,19 @@ class SlideArrays(SlideContents):
             When the header doesn't say where the image lies on the slide.
 
         """
-        from dicomslide.labelled.patches import centers_of, labelled_patches, patches_of
+        from dicomslide.labelled.patches import centers_of, labelled_patches, patch_grid
 
-        return labelled_patches(
-            patches_of(
-                self,
-                centers_of(centers),
-                dicom.two_integers(size, "size", least=1),
-                spacing=spacing,
-                level=level,
-                channel_index=channel_index,
-                focal_plane_index=focal_plane_index,
-                labels=labels,
-                fast=fast,
-            )
+        middles, shape = centers_of(centers), dicom.two_integers(size, "size", least=1)
+        grid = patch_grid(
+            self,
+            spacing=spacing,
+            level=level,
+            channel_index=channel_index,
+            focal_plane_index=focal_plane_index,
+            labels=labels,
+            fast=fast,
         )
+        return labelled_patches(grid.patches(middles, shape))
 
     def level_at(
         self, spacing: Spacing | None = None, *, magnification: float | None = None

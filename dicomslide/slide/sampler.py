@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from dicomslide.header import dicom
-from dicomslide.labelled.patches import centers_of, patches_of
+from dicomslide.labelled.patches import centers_of, patch_grid
 from dicomslide.labelled.resolution import wanted_spacing
-from dicomslide.readers.indexing import Axis
+from dicomslide.readers.indexing import Axis, plain_key
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -28,9 +28,9 @@ class SlideSampler(Sequence["NDArray[Any]"]):
 
     The sibling of :class:`TotalPixelMatrixSampler`: a sequence of regions of one size, upright,
     around given centres or side by side. Each is read when it is asked for, the frames that it
-    touches and no others; a slice is a sampler of fewer regions, and :meth:`read` reads several at
-    once, whose frames are decoded once. It pickles, and serves as a map-style data set to
-    PyTorch's ``DataLoader``.
+    touches and no others; a slice, a list or an array of integers or booleans is a sampler of fewer
+    regions, and :meth:`read` reads several at once, whose frames are decoded once. It pickles, and
+    serves as a map-style data set to PyTorch's ``DataLoader``.
 
     Parameters
     ----------
@@ -107,16 +107,15 @@ class SlideSampler(Sequence["NDArray[Any]"]):
                 assert level is not None
                 pixel = slide.level(level).image.geometry.slide_spacing
             middles = _side_by_side(box, pixel, size)
-        self._patches = patches_of(
+        grid = patch_grid(
             slide,
-            middles,
-            size,
             spacing=wanted,
             level=level,
             channel_index=channel_index,
             focal_plane_index=focal_plane_index,
             fast=fast,
         )
+        self._patches = grid.patches(middles, size)
         self._wanted = np.arange(len(middles))
 
     @property
@@ -140,15 +139,21 @@ class SlideSampler(Sequence["NDArray[Any]"]):
     def __getitem__(self, index: int) -> NDArray[Any]: ...
 
     @overload
-    def __getitem__(self, index: slice) -> SlideSampler: ...
+    def __getitem__(self, index: slice | Sequence[int] | NDArray[Any]) -> SlideSampler: ...
 
-    def __getitem__(self, index: int | slice) -> NDArray[Any] | SlideSampler:
-        if isinstance(index, slice):
+    def __getitem__(
+        self, index: int | slice | Sequence[int] | NDArray[Any]
+    ) -> NDArray[Any] | SlideSampler:
+        key = plain_key(index)
+        if isinstance(key, (slice, np.ndarray)):
             fewer = copy.copy(self)
-            fewer._wanted = self._wanted[index]
+            fewer._wanted = self._wanted[self._checked(key)]
             return fewer
-        at = Axis.of(operator.index(index), len(self)).indices[0]
+        at = Axis.of(operator.index(key), len(self)).indices[0]
         return self._patches.reader.read((int(self._wanted[at]), *_WHOLE))
+
+    def _checked(self, key: Any) -> Any:
+        return key if isinstance(key, slice) else Axis.of(key, len(self)).indices
 
     def read(self, indices: Sequence[int] | NDArray[Any]) -> NDArray[Any]:
         """Read several regions at once; each of their frames is decoded once.
@@ -169,10 +174,8 @@ class SlideSampler(Sequence["NDArray[Any]"]):
             When there is no such region.
 
         """
-        given = np.asarray(indices)
-        given = given if given.size else given.astype(np.int64)
-        at = np.asarray(Axis.of(given, len(self)).indices, np.int64)
-        return self._patches.reader.read((self._wanted[at], *_WHOLE))
+        wanted = self._wanted[self._checked(plain_key(indices))]
+        return self._patches.reader.read((wanted, *_WHOLE))
 
     __getitems__ = read
 
