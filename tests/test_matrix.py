@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
@@ -589,6 +590,19 @@ def test_reads_of_any_number_of_frames_share_their_threads(matrices):
             dicomslide.clear_all("decoded frames")
             matrix[:tiles]
             assert pools._decoding.get(4, make=lambda: None) is pool
+
+
+def test_threads_are_named_by_their_pool():
+    names: list[str] = []
+
+    def note():
+        names.append(threading.current_thread().name)
+
+    pools.submit_decoding(note, calls=1, pool_size=1)[0].result()
+    pools.submit_request(note).result()
+    decoding, requesting = names
+    assert decoding.startswith("dicomslide-decode_")
+    assert requesting.startswith("dicomslide-fetch_")
 
 
 def test_frames_that_decode_quickly_are_kept_only_when_asked_for(tissue_slide):

@@ -1,4 +1,4 @@
-"""Readers as arrays: the one adapter by which dask and xarray read, and arrays of dask."""
+"""Adapter of readers to the array interface of xarray and dask, and dask arrays of readers."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 __all__ = ["ReaderArray", "chunk_multiple", "dask_array", "dask_data", "dask_joined"]
 
 AUTO_CHUNK = 2048
-"""Pixels along an edge that ``chunks="auto"`` comes near to."""
+"""Approximate number of pixels along an edge of a chunk with ``chunks="auto"``."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class ReaderArray:
-    """A reader that is indexed like an array, each axis by its own key.
+    """Reader with the array interface; each axis takes an independent key.
 
-    What it returns is contiguous: whoever reads through it joins it with others.
+    Returned arrays are contiguous, because callers concatenate them.
     """
 
     reader: MatrixReader | StackedReader | PatchReader
-    """Gives the pixels."""
+    """Reader of the pixels."""
     threads: int | None = None
-    """Threads that decode a region, the calling one included; None for as many as the option
-    ``num_threads`` says."""
+    """Number of threads that decode a region, including the calling one; None for the option
+    ``num_threads``."""
     keep: bool = True
-    """Whether decoded frames may be kept for the next region."""
+    """Whether decoded frames may be cached for later reads."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -57,7 +57,7 @@ class ReaderArray:
 
     @property
     def read(self) -> Callable[[Sequence[Any]], NDArray[Any]]:
-        """What reads by a key for each dim."""
+        """Function that reads by one key for each dim."""
         return functools.partial(
             self.reader.read, threads=self.threads, keep=self.keep, contiguous=True
         )
@@ -70,13 +70,13 @@ class ReaderArray:
 
 
 def chunk_multiple(chunks: str | int, tile_shape: tuple[int, int]) -> tuple[int, int]:
-    """Return how many tiles, down and across, make a chunk.
+    """Return the number of tiles of a chunk, down and across.
 
     Parameters
     ----------
     chunks : {"frames", "auto"} or int
-        One frame; whole frames of about 2,048² pixels; or whole frames of at least so many
-        pixels along an edge.
+        One frame; whole frames of about 2,048² pixels; or whole frames of at least this number
+        of pixels along an edge.
     tile_shape : tuple of int
         (rows, columns) of a tile.
 
@@ -101,19 +101,19 @@ def dask_array(
     *,
     name: str = "slide",
 ) -> Any:
-    """Return a reader as a dask array, whatever its chunks.
+    """Return a reader as a dask array with the given chunks.
 
-    Each is read by one task, in the task's own thread, and keeps no frames, which other tasks
-    don't need.
+    One task reads one chunk, in its own thread only. It caches no frames, as other tasks read
+    other frames.
 
     Parameters
     ----------
     reader : MatrixReader or StackedReader
-        What the tasks read from.
+        Reader of the pixels.
     chunks : sequence of int or tuple of int
-        Length of the chunks along each dim, or their lengths.
+        For each dim, the common length of its chunks, or the length of each chunk.
     name : str, default: "slide"
-        What names of tasks begin with.
+        Prefix of the names of tasks.
 
     """
     import dask.array
@@ -131,14 +131,15 @@ def dask_array(
 
 
 def dask_joined(readers: Sequence[PatchReader], *, name: str) -> Any:
-    """Return readers, one after the other along the first dim, as a dask array.
+    """Return the concatenation of readers along the first dim as a dask array.
 
-    Each is a chunk and read by one task, as of :func:`dask_array`; a task holds its reader only.
+    Each reader is one chunk, read by one task as in :func:`dask_array`. A task holds no reader
+    but its own.
 
     Parameters
     ----------
     readers : sequence of PatchReader
-        Readers of shapes that differ in the first dim only.
+        Readers whose shapes differ in the first dim only.
     name : str
         Prefix of the names of tasks.
 
@@ -161,7 +162,7 @@ def _whole(array: ReaderArray) -> NDArray[Any]:
 
 
 def dask_data(chunks: Literal["frames", "auto"] | int) -> Data:
-    """Return what makes a dask array of whole frames of a reader."""
+    """Return a function that makes a dask array of a reader, with chunks of whole frames."""
     return lambda reader: dask_array(
         reader, reader.chunk_lengths(chunk_multiple(chunks, reader.tile_shape))
     )

@@ -1,4 +1,4 @@
-"""Decoded frames of an image: kept, or fetched in batches and decoded by several threads."""
+"""Decoded frames of an image: from the cache, or fetched in batches and decoded by threads."""
 
 from __future__ import annotations
 
@@ -32,46 +32,48 @@ if TYPE_CHECKING:
 
     Pixels: TypeAlias = NDArray[Any]
     Wanted: TypeAlias = tuple[int, int]
-    """A place in what is read, and the frame that belongs there."""
+    """Position in the list of requested frames, and the frame."""
     Batch: TypeAlias = tuple[list[Wanted], Sequence[Buffer | None] | None]
-    """What a thread takes at once, and its bytes if they have come already."""
+    """Frames that a thread processes together, and their bytes if already received."""
 
 __all__ = ["FrameReader", "OnError"]
 
 OnError = Literal["raise", "fill"]
 
 BATCH = 16
-"""Most frames that a thread fetches or decodes at once."""
+"""Upper bound on the frames that a thread fetches or decodes together."""
 PARTS = 4
-"""Batches of each thread of a short read: so that none waits long for the others."""
+"""Batches per thread of a short read, so that all threads finish at about the same time."""
 REQUESTS = 4
-"""Requests that one read has under way, or received and not yet decoded."""
+"""Upper bound on the requests of one read that are under way, or received but not decoded."""
 
 _frames: FrameCache[np.ndarray] = FrameCache(
     lambda: get_options().frame_cache_bytes, "decoded frames"
 )
 _empty: Registry[Hashable, None] = Registry(1024, "warnings of empty frames")
-"""Images of which frames without bytes were warned of."""
+"""Images whose frames without bytes have been reported in a warning."""
 
 
 class FrameReader:
-    """Gives an image's frames as pixels, in the colours in which they are stored.
+    """Reader of the decoded frames of an image, in the colours as stored.
 
     Parameters
     ----------
     source : FrameSource
-        Where the frames are.
+        Source of the encoded frames.
     layout : ImageLayout
-        What the header says of them.
+        Layout of the image.
     max_frame_cache_size : int or None
-        Largest number of the image's decoded frames that the process keeps; None for as many as
-        it may keep of all images, where they take long to decode, else none.
+        Upper bound on the decoded frames of the image that the process caches. With None, frames
+        that take long to decode are bounded by ``frame_cache_bytes`` only, and others aren't
+        cached.
     on_error : {"raise", "fill"}
-        Whether a bad frame raises, or is None with a warning.
+        Whether a bad frame raises, or gives a warning and None as its pixels.
     reduction : int, default: 0
-        How often rows and columns of frames are halved: see :func:`dicomslide.pixels.decode_frame`.
+        Number of times that rows and columns of frames are halved: see
+        :func:`dicomslide.pixels.decode_frame`.
     cache : FrameCache, optional
-        Where decoded frames are kept, as many as it holds; that of the process if not given.
+        Cache of decoded frames, used up to its own bound; by default that of the process.
 
     """
 
@@ -93,13 +95,13 @@ class FrameReader:
         self._layout = layout
         self._tile_bytes = math.prod(layout.pixel_format.shape) * layout.pixel_format.dtype.itemsize
         decoder = DECODERS.get(layout.transfer_syntax_uid or "")
-        if max_frame_cache_size is None and cache is not None:  # who gives one wants it used
+        if max_frame_cache_size is None and cache is not None:  # a given cache is to be used
             max_frame_cache_size = cache.max_bytes // self._tile_bytes
         if max_frame_cache_size is None and decoder is not None and decoder.is_quick:
             max_frame_cache_size = 0
         self._most = max_frame_cache_size
         self.batch = source.frames_per_request or BATCH
-        """Frames that are best asked for at once."""
+        """Preferred number of frames per request."""
         self.keeps_frames = max_frame_cache_size != 0
         self._on_error = on_error
 
@@ -111,21 +113,22 @@ class FrameReader:
         threads: int | None = None,
         keep: bool = True,
     ) -> None:
-        """Call ``use(i, pixels)`` for each frame, from several threads and in any order.
+        """Call ``use(i, pixels)`` for each frame, in several threads and in any order.
 
         Parameters
         ----------
         frames : sequence of int
             Zero-based frames, −1 for an absent one.
         use : callable
-            Gets the index into `frames`, and pixels of shape (rows, columns, samples), to be copied
-            but neither written nor kept: others have them too, or the next frame will. A codestream
-            may hold fewer rows and columns than the header declares. None stands for background.
+            Receives the index into `frames` and pixels of shape (rows, columns, samples), which it
+            copies, and neither changes nor stores: they may be shared, or overwritten by the next
+            frame. A codestream may hold fewer rows and columns than the header declares. None
+            stands for background.
         threads : int, optional
-            Threads that fetch and decode, this one included; as many as the options say by
-            default.
+            Number of threads that fetch and decode, including the calling one; by default the
+            option ``num_threads``.
         keep : bool, default: True
-            Whether frames may be kept for the next read.
+            Whether decoded frames may be cached for later reads.
 
         Raises
         ------
@@ -140,14 +143,14 @@ class FrameReader:
         try:
             self._run(plan)
         except Exception:
-            with contextlib.suppress(Exception):  # the first error is the one to be told
+            with contextlib.suppress(Exception):  # the first error is raised, not one of these
                 collect(helpers)
             raise
-        collect(helpers)  # a KeyboardInterrupt waits for nobody: they may wait for a server
+        collect(helpers)  # not after a KeyboardInterrupt: the threads may wait for a server
 
     @property
     def _kept_as(self) -> Hashable:
-        """By what decoded frames are known: those of another size are others."""
+        """Key of the decoded frames in the cache, which depends on their size."""
         image = kept_as(self._source)
         return (image, self._reduction) if self._reduction else image
 
@@ -158,7 +161,7 @@ class FrameReader:
         threads: int | None,
         keep: bool,
     ) -> _Plan | None:
-        """Hand out what is absent or kept; return how the rest is read, None if there is none."""
+        """Call `use` for absent and cached frames; return a plan of the others, None if none."""
         image = self._kept_as
         held = self._cache.get(image, frames)
         missing = []
@@ -183,7 +186,7 @@ class FrameReader:
         )
 
     def _run(self, plan: _Plan) -> None:
-        """Fetch and decode batch by batch what nobody else has taken, and hand it out."""
+        """Take batches until none is left; fetch and decode each, and call `use` for its frames."""
         scratch = scratch_memory(self._stored_format)
         kept = plan.kept
         try:
@@ -196,15 +199,15 @@ class FrameReader:
                     if frame in kept and tile is not None and self._is_worth_keeping(buffer, tile):
                         self._cache.put(plan.image, frame, tile, self._most)
                     plan.use(at, tile)
-        except BaseException:  # the other threads needn't go on
+        except BaseException:  # so that the other threads stop
             plan.batches.close()
             raise
 
     def _batches(self, frames: list[Wanted], step: int) -> Iterator[Batch]:
-        """Yield what a thread does at once: batches yet to be fetched, or parts of what arrives.
+        """Yield batches: frames to be fetched, or frames with their received bytes.
 
-        A source that answers requests is asked for many frames by each, while what it has given
-        is decoded.
+        With a source that answers requests, each request asks for `frames_per_request` frames, and
+        the next requests are under way while received frames are decoded.
         """
         size = self._source.frames_per_request
         if size is None:
@@ -216,7 +219,7 @@ class FrameReader:
                 yield wanted[i : i + step], buffers[i : i + step]
 
     def _received(self, requests: list[list[Wanted]]) -> Iterator[Sequence[Buffer | None]]:
-        """Yield what each request gives, in their order, while the next ones are under way."""
+        """Yield the reply to each request, in order, while the next ones are under way."""
         frames = [[frame for _, frame in wanted] for wanted in requests]
         if len(frames) == 1:
             yield from map(self._fetch, frames)
@@ -231,7 +234,7 @@ class FrameReader:
             except Exception:
                 if not is_exiting():
                     raise
-            return self._fetch(wanted)  # by whoever is left
+            return self._fetch(wanted)  # in the calling thread
 
         try:
             for wanted in frames:
@@ -246,7 +249,7 @@ class FrameReader:
                     answer.cancel()
 
     def stream(self, frames: Sequence[int]) -> Iterator[Pixels | None]:
-        """Yield the pixels of frames in their order, to be owned by who gets them.
+        """Yield the pixels of frames in order, as arrays that the caller may change.
 
         Parameters
         ----------
@@ -273,17 +276,19 @@ class FrameReader:
                 yield tile
 
     def _to_keep(self, frames: list[int]) -> Collection[int]:
-        """Return those frames of one read that it pays to keep: only such as would stay."""
+        """Return the frames of one read to be cached: those that would remain in the cache."""
         most = self._most
         if most is not None:
             return set(frames[-most:]) if most else ()
         is_stream = len(frames) * self._tile_bytes > self._cache.max_bytes // 4
-        return () if is_stream else set(frames)  # a stream would push out all else
+        return () if is_stream else set(frames)  # a stream would evict all other frames
 
     def _is_worth_keeping(self, buffer: Buffer | None, tile: Pixels) -> bool:
-        """Whether it takes long to decode: of frames of which only their own bytes tell how.
+        """Whether a decoded frame is to be cached.
 
-        One that may be cropped by a fault of a server's is read anew the next time.
+        Where the transfer syntax is known from the frame's bytes only, the frame is cached if it
+        takes long to decode. A frame that a server may have cropped is not cached, so that it is
+        read again.
         """
         layout = self._layout
         if tile.shape != layout.pixel_format.shape and may_read_anew(self._source):
@@ -292,11 +297,11 @@ class FrameReader:
             return True
         try:
             return not DECODERS[transfer_syntax_of(buffer, self._stored_format)].is_quick
-        except FrameError:  # it was read anew
+        except FrameError:  # the bytes are bad; the frame was read again
             return True
 
     def _fetch(self, frames: list[int]) -> Sequence[Buffer | None]:
-        """Read frames; with ``on_error="fill"``, one by one if it must be, None for a bad one."""
+        """Read frames; with ``on_error="fill"``, one by one after an error, None for bad ones."""
         try:
             buffers = self._source.read_frames(frames)
         except (FrameReadError, MetadataError) as error:
@@ -321,7 +326,7 @@ class FrameReader:
         *,
         is_anew: bool = False,
     ) -> Pixels | None:
-        """Return the pixels of a frame; one that came over a network may have to be read anew."""
+        """Return the pixels of a frame; a bad one that came over a network is read again once."""
         if buffer is None:
             return None
         if not buffer:
@@ -335,7 +340,7 @@ class FrameReader:
                 buffer, self._stored_format, layout.transfer_syntax_uid, scratch, self._reduction
             )
         except FrameError as error:
-            drop_frame(self._source, frame)  # nobody is to have it again
+            drop_frame(self._source, frame)  # no other read is to use it
             anew = None if is_anew else self._read_anew(frame)
             if anew is not None:
                 return self._decode(frame, anew, scratch, is_anew=True)
@@ -345,7 +350,7 @@ class FrameReader:
             self._warn(located)
             return None
         if tile.shape != layout.pixel_format.shape and (lost := self._lost(frame, tile.shape[:2])):
-            drop_frame(self._source, frame)  # a file's own, or what a server makes of it
+            drop_frame(self._source, frame)  # as stored, or damaged by the server
             anew = None if is_anew else self._read_anew(frame)
             if anew is not None:
                 return self._decode(frame, anew, scratch, is_anew=True)
@@ -353,7 +358,7 @@ class FrameReader:
         return tile
 
     def _read_anew(self, frame: int) -> Buffer | None:
-        """Read a frame once more; None where that is of no use, or fails and isn't to raise."""
+        """Read a frame again; None for a local source, or after a failure that doesn't raise."""
         try:
             return read_anew(self._source, frame)
         except (FrameReadError, MetadataError):
@@ -365,7 +370,7 @@ class FrameReader:
         warn(f"filled with background: {error}", FrameWarning)
 
     def _lost(self, frame: int, shape: tuple[int, ...]) -> FrameReadError | None:
-        """Return what is wrong where a cropped frame doesn't reach to the edge of the matrix."""
+        """Return an error if a frame lacks pixels within the matrix, else None."""
         grid = self._layout.grid
         (tile,) = self._layout.frames.places(np.array([frame]))[2].tolist()
         row, column = grid.position(tile)
@@ -381,17 +386,17 @@ class FrameReader:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """How one read gets the frames that aren't kept."""
+    """Plan of one read for the frames that aren't cached."""
 
     image: Hashable
-    """By which the process keeps the image's frames."""
+    """Key of the image's frames in the cache."""
     batches: Shared[Batch]
-    """What threads take, until nothing is left."""
+    """Batches, each taken by one thread."""
     kept: Collection[int]
-    """Frames to be kept once they are decoded."""
+    """Frames to be cached after decoding."""
     use: Callable[[int, Pixels | None], None]
-    """Gets the pixels: see :meth:`FrameReader.visit`."""
+    """Receives the pixels: see :meth:`FrameReader.visit`."""
     helpers: int
-    """Threads that help the one that reads."""
+    """Number of threads that decode in addition to the calling one."""
     pool_size: int
-    """Threads of the pool from which they are."""
+    """Number of threads of the pool."""

@@ -1,4 +1,4 @@
-"""What a NumPy key asks of an array that is stored in tiles."""
+"""Keys of NumPy, resolved for an array that is stored in tiles."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ __all__ = ["Axis", "Piece", "expand_key", "plain_key", "points"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Piece:
-    """What one tile contributes to one axis of the result."""
+    """Part of one axis of the result that lies in one tile."""
 
     tile: int
     """Index of the tile along the axis."""
     source: Part
-    """Which of the tile's pixels."""
+    """Indices of the pixels in the tile."""
     target: Part
-    """Where they go."""
+    """Their indices in the result."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Axis:
-    """A key of one axis, checked against its length."""
+    """Key of one axis, checked against its length."""
 
     indices: range | NDArray[np.int64]
     """The wanted indices, ascending if a range."""
     reverse: bool = False
-    """Whether the result is turned around after reading."""
+    """Whether the order is reversed after reading."""
     drop: bool = False
-    """Whether the key was an integer, so that the axis goes."""
+    """Whether the key was an integer, which removes the axis."""
 
     @classmethod
     def of(cls, key: Any, length: int) -> Axis:
@@ -73,7 +73,7 @@ class Axis:
         return len(self.indices)
 
     def pieces(self, size: int) -> Iterator[Piece]:
-        """Cut the wanted indices at the borders of tiles of `size` pixels."""
+        """Split the indices at the borders of tiles of `size` pixels."""
         wanted = self.indices
         if isinstance(wanted, range):
             if not len(wanted):
@@ -113,7 +113,7 @@ def _check_array(key: NDArray[Any], length: int) -> NDArray[np.int64]:
 
 
 def expand_key(key: tuple[Any, ...], ndim: int) -> list[Any]:
-    """Write out Ellipsis and missing axes; turn sequences into arrays.
+    """Return one key for each axis: without Ellipsis, and with sequences as arrays.
 
     Raises
     ------
@@ -150,10 +150,10 @@ def plain_key(part: Any) -> Any:
 
 
 def points(key: list[Any], shape: tuple[int, ...]) -> list[NDArray[np.int64]]:
-    """Return the index along each axis of every element that NumPy would pick.
+    """Return the index along each axis of every element that NumPy would select.
 
-    NumPy itself says which: the key is applied to views, of no size in memory, that hold each
-    element's index.
+    The key is applied by NumPy to broadcast views, which hold each element's index and take no
+    memory.
     """
     return [
         np.broadcast_to(

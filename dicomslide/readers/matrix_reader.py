@@ -1,4 +1,4 @@
-"""Reads the pixels of one channel and focal plane: tiles found, shown as they should be, placed."""
+"""Pixels of one channel and focal plane of an image, read by index from its frames."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Pixels: TypeAlias = NDArray[Any]
     Meeting: TypeAlias = tuple[Any, Any]
-    """Where pixels of a tile go, and which: keys of the result and of the tile."""
+    """Keys of the same pixels in the result and in a tile."""
 
 __all__ = ["MatrixReader", "OnError", "as_contiguous", "check_on_error", "picked",
            "pixel_assignment"]  # fmt: skip
@@ -44,35 +44,35 @@ def check_on_error(on_error: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MatrixReader:
-    """Reads pixels of one channel and focal plane of an image.
+    """Reader of one channel and focal plane of an image.
 
-    Thin: its pickle holds what is given here. The layout is looked up, once a process, where
-    pixels are read.
+    Its pickle holds its parameters only. The layout is read from the header once in each process,
+    when it is first needed.
     """
 
     source: FrameSource
     channel_index: int = 0
     focal_plane_index: int = 0
     max_frame_cache_size: int | None = None
-    """Largest number of the image's decoded frames that the process keeps; None for as many
-    as it may keep of all images where they take long to decode, else none."""
+    """Upper bound on the decoded frames of the image that the process caches. With None, frames
+    that take long to decode are bounded by ``frame_cache_bytes`` only, and others aren't cached."""
     correct_color: bool = True
     """Whether colours are mapped to sRGB by the ICC profile of the optical path."""
     on_error: OnError = "raise"
-    """Whether a bad frame raises, or is background with a warning."""
+    """Whether a bad frame raises, or is replaced by background with a warning."""
     as_labels: bool = False
-    """Whether a label map gives its segment numbers, whatever the channel; else the pixels of
-    the channel's segment are True."""
+    """Whether pixels of a label map are segment numbers, independently of the channel; else they
+    are True where the segment of the channel is."""
     frame_cache: FrameCache[np.ndarray] | None = dataclasses.field(
         default=None, compare=False, repr=False
     )
-    """Where decoded frames are kept, as many as it holds; None for that of the process, and in any
-    other process."""
+    """Cache of decoded frames, used up to its own bound; None for that of the process. It isn't
+    pickled."""
 
     scaled: bool = False
-    """Whether pixels are what they mean, fractions or real world values; else what is stored."""
+    """Whether pixels are fractions or real world values; else they are as stored."""
     reduction: int = 0
-    """How often the decoder halves rows and columns, of the matrix and of its tiles."""
+    """Number of times that the decoder halves rows and columns of the matrix and its tiles."""
 
     def __getstate__(self) -> dict[str, Any]:
         state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -80,7 +80,7 @@ class MatrixReader:
 
     @lazy
     def layout(self) -> ImageLayout:
-        """What the header says of the pixels."""
+        """Layout of the image, at the reduction."""
         layout = layout_of(self.source)
         return layout.halved(self.reduction) if self.reduction else layout
 
@@ -104,7 +104,7 @@ class MatrixReader:
 
     @lazy
     def background(self) -> tuple[float, ...]:
-        """Value of pixels of absent tiles, one number a sample."""
+        """Value of pixels of absent tiles, one number per sample."""
         background, label = self.layout.background, self._label
         if self.scaling is not None:
             return (self.scaling.absent,)
@@ -112,7 +112,7 @@ class MatrixReader:
 
     @lazy
     def scaling(self) -> Scaling | None:
-        """What stored values mean, if pixels are to be that and stored values aren't."""
+        """Map from stored values to fractions or real world values; None for stored values."""
         if not self.scaled:
             return None
         layout = self.layout
@@ -121,13 +121,13 @@ class MatrixReader:
 
     @lazy
     def _label(self) -> int | None:
-        """The value of the pixels that are the channel's segment, in a label map."""
+        """Value of the channel's segment in a label map; None for other images."""
         values = self.layout.label_values
         return None if self.as_labels or values is None else values[self.channel_index]
 
     @lazy
     def frames(self) -> FrameReader:
-        """Gives the frames."""
+        """Reader of the frames."""
         return FrameReader(
             self.source,
             layout_of(self.source),
@@ -139,7 +139,7 @@ class MatrixReader:
 
     @property
     def icc_profile(self) -> bytes | None:
-        """ICC Profile of the optical path, or of the image; None where it isn't in colour."""
+        """ICC Profile of the optical path, or of the image; None without one, or without colour."""
         layout = self.layout
         if not layout.pixel_format.is_color:
             return None
@@ -169,9 +169,9 @@ class MatrixReader:
 
     @property
     def most_reduction(self) -> int:
-        """How often the decoder can halve rows and columns in less time, and tiles still meet.
+        """Largest reduction that saves time and divides the size of tiles without a remainder.
 
-        Not of labels, nor where stored values mean something else.
+        It is 0 for labels, and where pixels are fractions or real world values.
         """
         layout = layout_of(self.source)
         if layout.pixel_format.dtype.kind != "u" or self.as_labels or self.scaling is not None:
@@ -182,11 +182,11 @@ class MatrixReader:
         return min(most, (edges & -edges).bit_length() - 1)
 
     def of_channel(self, further: int) -> MatrixReader:
-        """Return the reader of a channel so many further on in the same image."""
+        """Return the reader of the channel `further` positions after this one, in this image."""
         return dataclasses.replace(self, channel_index=self.channel_index + further)
 
     def as_meant(self) -> MatrixReader:
-        """Return the reader of fractions or real world values, where other values are stored."""
+        """Return the reader of fractions or real world values instead of stored values."""
         return dataclasses.replace(self, scaled=True)
 
     def frames_of(self, tiles: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -196,7 +196,7 @@ class MatrixReader:
         return layout.frames.frames(channel, self.focal_plane_index, tiles)
 
     def tiles_with_frames(self) -> NDArray[np.int64]:
-        """Return the tiles that have frames, ascending; it takes as long as there are frames."""
+        """Return the tiles that have frames, ascending, in time proportional to the frames."""
         layout = self.layout
         channel, plane, tile = layout.frames.places(np.arange(layout.num_frames))
         of_channel = channel == (0 if layout.shares_frames else self.channel_index)
@@ -211,7 +211,7 @@ class MatrixReader:
         keep: bool = True,
         contiguous: bool = False,
     ) -> Pixels:
-        """Read the pixels that a key for each axis picks, each independently of the others.
+        """Read the pixels that a key for each axis selects, independently of the others.
 
         Parameters
         ----------
@@ -221,14 +221,13 @@ class MatrixReader:
         transpose : bool, default: False
             Whether columns come before rows in the result.
         threads : int, optional
-            Threads that fetch and decode, the calling one included; by default as many as the
-            option ``num_threads`` says.
+            Number of threads that fetch and decode, including the calling one; by default the
+            option ``num_threads``.
         keep : bool, default: True
-            Whether decoded frames may be kept for the next read.
+            Whether decoded frames may be cached for later reads.
         contiguous : bool, default: False
-            Whether the result is contiguous in memory, as what will be joined with others, or
-            given to code that takes no other (PyTorch); else it may be a view, turned around
-            without a copy.
+            Whether the result is contiguous in memory, for callers that concatenate it or pass it
+            to code that requires that (PyTorch). Otherwise it may be a transposed or flipped view.
 
         Returns
         -------
@@ -269,7 +268,7 @@ class MatrixReader:
         return picked(out, (rows, columns, samples), transpose=transpose, contiguous=contiguous)
 
     def _meetings(self, rows: Axis, columns: Axis) -> tuple[list[int], list[Meeting]]:
-        """Return the frames where rows and columns meet, and which pixels of each go where."""
+        """Return the frames of rows and columns, and keys of the pixels of each."""
         grid = self.layout.grid
         down = list(rows.pieces(grid.tile_rows))
         right = list(columns.pieces(grid.tile_columns))
@@ -280,7 +279,7 @@ class MatrixReader:
         return self.frames_of(tiles).tolist(), [_meeting(r, c) for r in down for c in right]
 
     def _placing(self, places: list[Meeting], out: Pixels) -> Callable[[int, Pixels | None], None]:
-        """Return what puts each frame's pixels into an array whose axes run as stored."""
+        """Return a function that copies pixels of a frame to an array in stored orientation."""
         assign = pixel_assignment(out)
 
         def place(at: int, tile: Pixels | None) -> None:
@@ -293,9 +292,9 @@ class MatrixReader:
         return place
 
     def read_points(self, parts: list[Any]) -> Pixels:
-        """Read scattered pixels as NumPy would pick them: only the tiles in which they lie."""
+        """Read scattered pixels, selected as by NumPy; only the tiles that hold them are read."""
         for part, length in zip(parts, self.shape, strict=True):
-            if not isinstance(part, slice):  # checked here, for messages that name the length
+            if not isinstance(part, slice):  # so that messages name the length
                 Axis.of(part.ravel() if isinstance(part, np.ndarray) else part, length)
         indices = points(parts, self.shape)
         shape = indices[0].shape
@@ -320,7 +319,7 @@ class MatrixReader:
         return out.reshape(shape)
 
     def read_tiles(self, key: Any) -> Pixels:
-        """Read whole tiles: one, or a stack of them."""
+        """Read one whole tile, or a stack of tiles."""
         if isinstance(key, (list, range)):
             key = np.asarray(key) if len(key) else np.empty(0, np.int64)
         if isinstance(key, (bool, np.bool_)):
@@ -343,7 +342,7 @@ class MatrixReader:
         return out[0] if wanted.drop else out
 
     def iterate(self) -> Iterator[Pixels]:
-        """Yield each tile, in order: a few are fetched at once, and none is kept."""
+        """Yield each tile in order; tiles are fetched in batches and not cached."""
         num_tiles = self.layout.grid.num_tiles
         batch = self.frames.batch
         for start in range(0, num_tiles, batch):
@@ -352,12 +351,12 @@ class MatrixReader:
                 yield self._owned(tile)
 
     def read_grid(self, grid: SlideGrid) -> Pixels:
-        """Read the pixels of a grid, which may reach outside of the matrix: there is background.
+        """Read the pixels of a grid, with background outside the matrix.
 
         Parameters
         ----------
         grid : SlideGrid
-            Which pixels; along an axis, those inside of the matrix have to be one run.
+            The pixels; along an axis, those within the matrix must be consecutive.
 
         Returns
         -------
@@ -392,7 +391,7 @@ class MatrixReader:
         return self.layout.pixel_format.shape
 
     def _owned(self, tile: Pixels | None) -> Pixels:
-        """Return a whole tile of a stream as it should look."""
+        """Return a whole tile of a stream, in the form that users see; background if absent."""
         if tile is not None:
             return self.part(tile, ...)
         background = allocated(self._tile_shape, self.dtype, f"{self.source.name}: a tile")
@@ -400,13 +399,13 @@ class MatrixReader:
         return background
 
     def part(self, tile: Pixels, where: Any) -> Pixels:
-        """Return pixels of a decoded tile as they should look: corrected, or of a segment."""
+        """Return pixels of a decoded tile in the form that users see: see :attr:`_shown`."""
         shown = self._shown
         if tile.shape == self._tile_shape:
             return tile[where] if shown is None else shown(tile[where])
         if shown is not None:
             tile = shown(tile)
-        # cropped at the edge of the matrix, or claimed to be larger than it is
+        # cropped at the edge of the matrix, or smaller than the header says
         if where is ...:
             where = slice(None), slice(None)
         rows, columns = (
@@ -425,7 +424,7 @@ class MatrixReader:
 
     @lazy
     def _shown(self) -> Callable[[Pixels], Pixels] | None:
-        """What makes pixels look as they should, or be what they mean; None where they do."""
+        """Map to sRGB, to real world values or to a segment's mask; None for stored values."""
         if self.scaling is not None:
             return self.scaling.apply
         label = self._label
@@ -433,14 +432,14 @@ class MatrixReader:
 
 
 def picked(out: Pixels, axes: Sequence[Axis], *, transpose: bool, contiguous: bool) -> Pixels:
-    """Return the wanted samples of a region in its final form.
+    """Return the selected samples of a region, in the order and type of memory of the result.
 
     Parameters
     ----------
     out : numpy.ndarray
-        Shape (rows, columns, samples): the wanted rows and columns in their order, and all samples.
+        Shape (rows, columns, samples): the selected rows and columns in order, and all samples.
     axes : sequence of Axis
-        The key of rows, columns and samples.
+        Keys of rows, columns and samples.
     transpose, contiguous : bool
         See :meth:`MatrixReader.read`.
 
@@ -459,9 +458,9 @@ def picked(out: Pixels, axes: Sequence[Axis], *, transpose: bool, contiguous: bo
 
 
 def as_contiguous(array: Pixels) -> Pixels:
-    """Return an array whose rows follow each other, copied where they don't.
+    """Return a C-contiguous array without negative strides, copied if necessary.
 
-    A reversed axis of length one counts as contiguous for NumPy, but not for PyTorch.
+    NumPy counts a reversed axis of length one as contiguous, PyTorch doesn't.
     """
     fits = array.flags.c_contiguous and all(stride >= 0 for stride in array.strides)
     return array if fits else array.copy()
@@ -472,10 +471,9 @@ def _turned(array: Pixels, rows: Axis, columns: Axis) -> Pixels:
 
 
 def pixel_assignment(out: Pixels) -> Callable[[Any, Pixels], None]:
-    """Return what assigns pixels to parts of an array, as wholes where that is faster.
+    """Return a function that assigns pixels to parts of an array, as whole pixels if faster.
 
-    Where rows and columns are stored the other way round, NumPy copies sample by sample, which
-    takes three times as long.
+    For a transposed array, NumPy copies sample by sample, which takes three times as long.
     """
     samples, itemsize = out.shape[2], out.itemsize
     pixel = samples * itemsize
@@ -494,7 +492,7 @@ def pixel_assignment(out: Pixels) -> Callable[[Any, Pixels], None]:
 
 
 def _meeting(row: Piece, column: Piece) -> Meeting:
-    """Return where pixels of a tile go, and which: where rows and columns meet."""
+    """Return the keys of pixels of a tile, in the result and in the tile."""
     if isinstance(row.target, slice) and isinstance(column.target, slice):
         return (row.target, column.target), (row.source, column.source)
     return (
@@ -508,7 +506,7 @@ def _whole(part: slice | NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _as_slice(indices: NDArray[np.int64]) -> slice | NDArray[np.int64]:
-    """Return evenly spaced indices as a slice, which reads without a copy."""
+    """Return evenly spaced indices as a slice, for which NumPy makes no copy."""
     if not indices.size:
         return slice(0)
     step = int(indices[1] - indices[0]) if len(indices) > 1 else 1

@@ -1,4 +1,4 @@
-"""Reads patches: boxes of one size, wherever they lie, of one channel and focal plane."""
+"""Patches of one channel and focal plane: boxes of one size at any positions."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ __all__ = ["PatchReader"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PatchReader:
-    """Reads patches as one array, dims (patch, y, x, sample).
+    """Reader of patches as one array with dims (patch, y, x, sample).
 
-    Patches that are read together share their frames: each is decoded once. What reaches out of
-    the grid is background.
+    A frame of several patches that are read together is decoded once. Pixels outside the grid are
+    background.
     """
 
     reader: ResampledReader
-    """Gives the pixels of the grid, in the order in which the matrix stores them."""
+    """Reader of the pixels of the grid, in stored orientation."""
     orientation: Orientation
-    """How they are turned in a patch."""
+    """Transposition and flips from the grid to a patch."""
     first: NDArray[np.int64]
-    """(y, x) of each patch's first pixel in the turned grid, shape (patches, 2)."""
+    """(y, x) of the first pixel of each patch in the upright grid, shape (patches, 2)."""
     size: tuple[int, int]
     """Rows and columns of a patch."""
 
     @lazy
     def shape(self) -> tuple[int, int, int, int]:
-        """Number of patches; rows, columns and samples of each."""
+        """Number of patches, and rows, columns and samples of a patch."""
         return len(self.first), *self.size, self.reader.shape[2]
 
     @property
@@ -68,9 +68,9 @@ class PatchReader:
         keep: bool = True,
         contiguous: bool = False,
     ) -> NDArray[Any]:
-        """Read what a key for each dim picks: see :meth:`MatrixReader.read`.
+        """Read the pixels that a key for each dim selects: see :meth:`MatrixReader.read`.
 
-        Patches are read whole, whatever is picked of them.
+        Selected patches are read as a whole.
         """
         patches = Axis.of(key[0], len(self.first))
         wanted = np.asarray(patches.indices, np.int64)
@@ -93,7 +93,7 @@ class PatchReader:
         return as_contiguous(out) if contiguous else out
 
     def _box(self, y: int, x: int, out: NDArray[Any]) -> Box:
-        """Return the box of a patch in the order in which the matrix stores its pixels."""
+        """Return the box of a patch, in stored orientation."""
         turn = self.orientation
         rows, columns = (
             first + np.arange(length) for first, length in zip((y, x), self.size, strict=True)

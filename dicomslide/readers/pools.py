@@ -1,4 +1,4 @@
-"""Pools of threads that decode frames and send requests: one of each for all reads of a process."""
+"""Thread pools of a process: one that decodes frames, and one that sends requests."""
 
 from __future__ import annotations
 
@@ -18,28 +18,31 @@ __all__ = ["Shared", "collect", "submit_decoding", "submit_request"]
 T = TypeVar("T")
 
 MOST_REQUESTS = 8
-"""Threads of the pool of requests."""
+"""Number of threads of the pool of requests."""
+
+DECODING, REQUESTING = "dicomslide-decode", "dicomslide-fetch"
+"""Prefixes of the names of the threads."""
 
 _decoding: Registry[int, ThreadPoolExecutor] = Registry(1, "decoding threads")
-"""The pool by its number of threads."""
+"""The pool, by its number of threads."""
 _requesting: Registry[int, ThreadPoolExecutor] = Registry(1, "requesting threads")
-"""The pool by its number of threads."""
+"""The pool, by its number of threads."""
 
 
 class Shared(Generic[T]):
-    """An iterator from which several threads take items."""
+    """Iterator from which several threads take items, each item once."""
 
     def __init__(self, items: Iterator[T]) -> None:
         self._items: Iterator[T] = items
         self._lock = threading.Lock()
 
     def take(self) -> T | None:
-        """Take the next item; None at the end."""
+        """Return the next item; None at the end."""
         with self._lock:
             return next(self._items, None)
 
     def close(self) -> None:
-        """End the iteration for all threads, without waiting for one that takes an item now."""
+        """End the iteration for all threads, without waiting for a call of :meth:`take`."""
         self._items = iter(())
 
 
@@ -51,18 +54,18 @@ def submit_decoding(
     Parameters
     ----------
     function : callable
-        Called once in each thread.
+        Called `calls` times.
     *args
         Its arguments.
     calls : int
-        Number of calls; fewer are made where the pool accepts no more.
+        Number of calls; fewer if the pool refuses more.
     pool_size : int
         Number of threads of the pool.
 
     """
     calling: list[Future[None]] = []
     while len(calling) < calls:
-        future = _submitted(_decoding, pool_size, function, *args)
+        future = _submitted(_decoding, DECODING, pool_size, function, *args)
         if future is None:
             break
         calling.append(future)
@@ -70,9 +73,9 @@ def submit_decoding(
 
 
 def collect(calling: list[Future[None]]) -> None:
-    """Cancel calls that haven't begun, wait for the others, and raise the first of their errors."""
+    """Cancel calls that haven't begun, wait for the others, and raise the first error, if any."""
     for future in calling:
-        future.cancel()  # what hasn't begun finds nothing to do: other reads keep the pool busy
+        future.cancel()  # the pool is busy with other reads, and no batch is left
     wait(calling)
     for future in calling:
         if not future.cancelled():
@@ -80,25 +83,26 @@ def collect(calling: list[Future[None]]) -> None:
 
 
 def submit_request(function: Callable[..., T], *args: Any) -> Future[T] | None:
-    """Call a function in a thread of the pool of requests; None where the pool accepts no more."""
-    return _submitted(_requesting, MOST_REQUESTS, function, *args)
+    """Call a function in a thread of the pool of requests; None if the pool refuses it."""
+    return _submitted(_requesting, REQUESTING, MOST_REQUESTS, function, *args)
 
 
 def _submitted(
     pools: Registry[int, ThreadPoolExecutor],
+    prefix: str,
     threads: int,
     function: Callable[..., T],
     *args: Any,
 ) -> Future[T] | None:
-    pool = pools.get(threads, lambda: ThreadPoolExecutor(threads, thread_name_prefix="dicomslide"))
+    pool = pools.get(threads, lambda: ThreadPoolExecutor(threads, thread_name_prefix=prefix))
     try:
         return pool.submit(carried(function), *args)
     except RuntimeError:  # the main thread has ended, or the system has no more threads
         return None
     except BaseException:
-        # Ctrl-C while a thread starts: the pool may not have listed it, and the interpreter, when
-        # it exits, waits for all threads but ends listed ones only. A pool that is shut down ends
-        # every thread, after the calls that it has accepted.
+        # Ctrl-C while a thread starts: the pool may not have listed the thread. On exit, the
+        # interpreter waits for all threads of pools, but ends listed ones only. A pool that is shut
+        # down ends every thread, after the calls that it has accepted.
         pools.discard(threads)
         pool.shutdown(wait=False)
         raise

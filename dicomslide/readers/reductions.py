@@ -1,4 +1,4 @@
-"""From stored pixels to those of other windows: means by area, and labels of the largest area."""
+"""Reduction of stored pixels to windows: means by area, and labels of the largest area."""
 
 from __future__ import annotations
 
@@ -22,43 +22,43 @@ if TYPE_CHECKING:
 __all__ = ["Gathered", "Labels", "Means", "Sums", "gathered", "means_of", "modes_of"]
 
 Labels = Literal["majority", "any"]
-"""What a pixel of labels is of those that it covers."""
+"""Rule for the label of a pixel, from the labels that it covers."""
 LARGE = 3 * 96**2
-"""Samples from which on Pillow is faster than NumPy."""
+"""Number of samples above which Pillow is faster than NumPy."""
 NOISE = 1e-9
-"""Fraction of an area by which it may be off."""
+"""Relative tolerance of areas."""
 
 
 class Means:
-    """The means of windows that each lie in one tile."""
+    """Means of windows, each within one tile."""
 
     def __init__(self, out: Pixels) -> None:
         self._out = out
         self._assign = pixel_assignment(out)
 
     def add(self, row: WindowPiece, column: WindowPiece, part: Pixels) -> None:
-        """Add the pixels of a tile that windows cover."""
+        """Add pixels of a tile, those that the windows of a piece of rows and columns cover."""
         self._assign((row.target, column.target), _means(part, row.taps, column.taps))
 
     def finish(self) -> None:
-        """Do what remains to be done when all tiles were added."""
+        """Complete the result after all tiles have been added."""
 
 
 class Sums(Means):
-    """Sums over windows, to which tiles add their shares from several threads; then means.
+    """Means of windows that lie in several tiles, from sums to which threads add.
 
     Parameters
     ----------
     out : numpy.ndarray
-        Gets the means; background where windows cover nothing.
+        Array for the means; it holds background, which remains where windows cover nothing.
     covered : tuple of numpy.ndarray
-        Length of each window within the matrix, of rows and of columns.
+        Length of each window within the matrix, for rows and for columns.
     background : tuple of float
-        Value of the tiles that aren't added.
+        Value of tiles that aren't added.
     labels : {"majority", "any"}
-        What True among the pixels makes a window.
+        For boolean pixels, whether at least half or any part of a window must be True.
     has_gaps : bool
-        Whether there may be tiles that aren't added.
+        Whether tiles may be absent, and so not be added.
 
     """
 
@@ -78,13 +78,13 @@ class Sums(Means):
         self._labels = labels
         self._sums = np.zeros(out.shape, np.float64)
         self._added = np.zeros((*out.shape[:2], 1)) if has_gaps else None
-        """Area of each window that was added."""
+        """Area of each window that has been added."""
         self._nan: NDArray[np.float64] | None = None
-        """Area of each window that was NaN."""
+        """Area of NaN in each window."""
         self._lock = threading.Lock()
 
     def add(self, row: WindowPiece, column: WindowPiece, part: Pixels) -> None:
-        """Add the pixels of a tile that windows cover."""
+        """Add pixels of a tile: see :meth:`Means.add`."""
         nan: NDArray[np.float64] | None = None
         if part.dtype.kind == "f" and (is_nan := np.isnan(part)).any():
             part = np.where(is_nan, 0, part)
@@ -101,7 +101,7 @@ class Sums(Means):
                 self._nan[target] += nan
 
     def finish(self) -> None:
-        """Put the means of windows that cover anything into the result."""
+        """Write the means of windows that cover any part of the matrix."""
         area = np.multiply.outer(*self._covered)[..., None]
         reached = area > 0
         sums = self._sums
@@ -118,21 +118,21 @@ class Sums(Means):
                 least = area * (0.5 - NOISE) if self._labels == "majority" else area * NOISE
                 means = sums >= least
             else:
-                means = np.where(area > NOISE, sums / area, math.nan)  # NaN where all is
+                means = np.where(area > NOISE, sums / area, math.nan)  # NaN if all is NaN
                 if kind in "ui":
                     means = np.floor(means + 0.5)
         np.copyto(self._out, means, where=reached, casting="unsafe")
 
 
 def _means(part: Pixels, down: Taps, across: Taps) -> Pixels:
-    """Return means of boxes of whole pixels, rounded, halves up."""
+    """Return means of boxes of whole pixels, rounded half up."""
     assert isinstance(down, int)
     assert isinstance(across, int)
     if down == across == 1:
         return part
     is_large = part.size > LARGE
     if part.dtype == np.uint8 and is_large and (down * across).bit_count() == 1:
-        # Pillow is exact where the area is a power of two, and takes half of the time
+        # Pillow is exact if the area is a power of two, and takes half the time
         from PIL import Image
 
         samples = part.shape[2]
@@ -146,20 +146,20 @@ def _means(part: Pixels, down: Taps, across: Taps) -> Pixels:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Gathered:
-    """The stored pixels of some windows of one axis."""
+    """Stored pixels and weights of some windows of one axis."""
 
     wanted: NDArray[np.intp]
-    """Which windows cover anything."""
+    """Positions of the windows that cover any stored pixel."""
     pixels: slice
-    """The stored pixels that they cover, and those between them."""
+    """Stored pixels from the first window to the last."""
     taps: NDArray[np.intp]
-    """Indices of each window's pixels, from the first on; shape (windows, pixels)."""
+    """Indices of each window's pixels within `pixels`; shape (windows, pixels)."""
     weights: NDArray[np.float64]
-    """Length of each pixel in its window, likewise."""
+    """Length of each of these pixels within the window; the same shape."""
 
 
 def gathered(windows: Windows, indices: NDArray[np.int64]) -> Gathered:
-    """Return the stored pixels of some windows of one axis."""
+    """Return the stored pixels and weights of some windows of one axis."""
     low, high = windows.edges(indices)
     wanted = np.flatnonzero(high > low)
     if not len(wanted):
@@ -174,16 +174,16 @@ def gathered(windows: Windows, indices: NDArray[np.int64]) -> Gathered:
 
 
 def modes_of(stored: Pixels, down: Gathered, right: Gathered, background: int | None) -> Pixels:
-    """Return the value of the largest area in each window; the lowest of several.
+    """Return the value of the largest area in each window; of equal areas, the lowest value.
 
     Parameters
     ----------
     stored : numpy.ndarray
-        Shape (rows, columns), what the windows cover.
+        Shape (rows, columns), the pixels from the first window to the last.
     down, right : Gathered
         The windows.
     background : int or None
-        The value that gives way to any other; None for none.
+        Value that is chosen only if a window has no other; None for no such value.
 
     """
     shape = len(down.wanted), len(right.wanted)
@@ -201,7 +201,7 @@ def modes_of(stored: Pixels, down: Gathered, right: Gathered, background: int | 
     areas = np.take_along_axis(weights, order, -1).cumsum(-1)
     ends = np.ones(values.shape, bool)
     ends[..., :-1] = values[..., 1:] != values[..., :-1]
-    # the area up to the end of the value before: that of each value is the difference
+    # area of each value: its cumulative area less that at the end of the value before
     before = np.zeros_like(areas)
     before[..., 1:] = np.maximum.accumulate(np.where(ends, areas, 0.0), axis=-1)[..., :-1]
     own = np.where(ends, areas - before, -1.0)
@@ -222,7 +222,7 @@ def means_of(
     rows, columns : Windows
         The windows of each axis.
     background : tuple of float
-        Value of windows that cover nothing, one a sample.
+        Value of windows that cover nothing, one number per sample.
 
     Returns
     -------

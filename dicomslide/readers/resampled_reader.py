@@ -1,4 +1,4 @@
-"""Reads a total pixel matrix on another grid of pixels: means, or majorities of labels."""
+"""Pixels of a total pixel matrix at another spacing: means, or majorities of labels."""
 
 from __future__ import annotations
 
@@ -27,40 +27,40 @@ if TYPE_CHECKING:
 __all__ = ["Box", "Labels", "ResampledReader"]
 
 LEAST_CHUNK = 256
-"""Pixels along an edge of a chunk, at least."""
+"""Lower bound on pixels along an edge of a chunk."""
 FEW_TILES = 4096
-"""Tiles that are looked up one by one, however few of them have frames."""
+"""Tiles of a region up to which the frame of each is looked up, even if few have frames."""
 BLOCK = 2048
-"""Stored pixels along an edge of what is read at once of a label map."""
+"""Stored pixels along an edge of the blocks in which a label map is read."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Box:
-    """Pixels that are read together, and the array that they go to."""
+    """Pixels that are read together, and the array that receives them."""
 
     rows: NDArray[np.int64]
-    """Ascending, each once; those outside of the grid are background."""
+    """Ascending and unique; those outside the grid are background."""
     columns: NDArray[np.int64]
     out: Pixels
-    """Shape (rows, columns, samples); a view turned around is possible."""
+    """Shape (rows, columns, samples); a view is possible."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ResampledReader:
-    """Reads one channel and focal plane of an image as pixels of another size.
+    """Reader of one channel and focal plane of an image, with pixels of another size.
 
-    A pixel is the mean of what it covers, by area; of what it covers of the matrix, where it
-    reaches out of it, and of what isn't NaN. Integers are rounded, halves up. A pixel of labels is
-    the label of the largest area, the lowest of those that are equal; True where True has at least
-    half. What covers nothing of the matrix is background.
+    A pixel is the mean, by area, of the stored pixels that it covers, without NaN and without the
+    area outside the matrix. Integers are rounded half up. A pixel of a label map is the label of
+    the largest area, or the lowest of labels with equal areas. A boolean pixel is True if at least
+    half of its area is True. A pixel that covers nothing of the matrix is background.
     """
 
     source: MatrixReader
-    """Gives the stored pixels."""
+    """Reader of the stored pixels."""
     rows: Windows
     columns: Windows
     labels: Labels = "majority"
-    """Labels by majority; or any label before background: True where any of what is covered is."""
+    """Rule for labels: the majority, or any label before background."""
 
     @classmethod
     def of(
@@ -71,20 +71,20 @@ class ResampledReader:
         *,
         fast: bool = False,
     ) -> ResampledReader:
-        """Return a reader that leaves a part of the work to the decoder, if it is to be fast.
+        """Return a reader of windows; with `fast`, decoders reduce frames where that is possible.
 
         Parameters
         ----------
         source : MatrixReader
-            Gives the stored pixels.
+            Reader of the stored pixels.
         windows : tuple of Windows
-            Of rows and of columns.
+            Windows of rows and of columns.
         labels : {"majority", "any"}
             See the class.
         fast : bool, default: False
             Whether frames are decoded at half, quarter, ... size where that takes less time. Pixels
-            then aren't exactly means: of JPEG they differ by few grey levels, at sharp edges by up
-            to 25 or so; of HTJ2K by more, for its low-pass is another one.
+            then differ from means: with JPEG by a few grey levels, at sharp edges by up to about
+            25; with HTJ2K by more, because its low-pass filter isn't a mean.
 
         """
         most = int(math.log2(max(1.0, min(each.step for each in windows) * (1 + 1e-9))))
@@ -106,7 +106,7 @@ class ResampledReader:
 
     @property
     def background(self) -> tuple[float, ...]:
-        """Value of pixels of absent tiles, one number a sample."""
+        """Value of pixels of absent tiles, one number per sample."""
         return self.source.background
 
     @property
@@ -121,12 +121,12 @@ class ResampledReader:
 
     @property
     def tile_shape(self) -> tuple[int, int]:
-        """Rows and columns of a chunk: those of whole tiles of the matrix, if that is possible."""
+        """Rows and columns of a chunk; a chunk covers whole tiles of the matrix if possible."""
         down, across = self.source.tile_shape
         return self.rows.unit(down, LEAST_CHUNK), self.columns.unit(across, LEAST_CHUNK)
 
     def of_channel(self, further: int) -> ResampledReader:
-        """Return the reader of a channel so many further on in the same image."""
+        """See :meth:`MatrixReader.of_channel`."""
         return dataclasses.replace(self, source=self.source.of_channel(further))
 
     def as_meant(self) -> ResampledReader:
@@ -151,9 +151,9 @@ class ResampledReader:
         keep: bool = True,
         contiguous: bool = False,
     ) -> Pixels:
-        """Read what a key for each axis picks: see :meth:`MatrixReader.read`.
+        """Read the pixels that a key for each axis selects: see :meth:`MatrixReader.read`.
 
-        Each frame is decoded once, whatever the number of pixels that cover it.
+        Each frame is decoded once.
         """
         axes = [Axis.of(part, length) for part, length in zip(key, self.shape, strict=True)]
         (rows, at_row), (columns, at_column) = (_each_once(axis) for axis in axes[:2])
@@ -166,14 +166,15 @@ class ResampledReader:
         return picked(out, axes, transpose=transpose, contiguous=contiguous)
 
     def fill(self, boxes: Sequence[Box], *, threads: int | None = None, keep: bool = True) -> None:
-        """Read the pixels of boxes; each frame is decoded once, whatever the boxes that share it.
+        """Read the pixels of boxes.
 
-        Label maps are read box by box.
+        Each frame is decoded once, also if it is part of several boxes, except for label maps,
+        which are read box by box.
 
         Parameters
         ----------
         boxes : sequence of Box
-            Which pixels, and where they go.
+            The pixels, and the arrays that receive them.
         threads, keep
             See :meth:`MatrixReader.read`.
 
@@ -215,7 +216,7 @@ class ResampledReader:
             of_box.finish()
 
     def _tiles_of(self, box: Box) -> tuple[NDArray[np.int64], bool]:
-        """Return the tiles that a box touches and that have frames; and whether all have."""
+        """Return the tiles of a box that have frames, and whether these are all of its tiles."""
         rows, columns = (
             windows.tiles(indices, size)
             for windows, indices, size in zip(
@@ -232,7 +233,7 @@ class ResampledReader:
             tiles = np.add.outer(np.array(rows) * grid.shape[1], np.array(columns, np.int64))
             tiles = tiles.ravel().astype(np.int64)
             present = tiles[self.source.frames_of(tiles) >= 0]
-        else:  # most of it isn't there
+        else:  # most tiles are absent
             present = self.source.tiles_with_frames()
             row, column = np.divmod(present, grid.shape[1])
             within = (row >= rows.start) & (row < rows.stop)
@@ -243,7 +244,7 @@ class ResampledReader:
     def _pieces(
         self, box: Box, tiles: NDArray[np.int64]
     ) -> tuple[dict[int, list[WindowPiece]], dict[int, list[WindowPiece]]]:
-        """Return the windows of the rows and columns of a box by tile."""
+        """Return the windows of the rows and of the columns of a box, by tile."""
         found: list[dict[int, list[WindowPiece]]] = []
         for windows, indices, size, of_axis in zip(
             (self.rows, self.columns),
@@ -266,8 +267,8 @@ class ResampledReader:
         *,
         has_gaps: bool,
     ) -> Means:
-        """Return what makes the pixels of a box of the pieces of its windows."""
-        # whether each window lies in one tile, with whole pixels, and none of them can be NaN
+        """Return the reduction from stored pixels to the pixels of a box."""
+        # if each window lies in one tile and holds whole pixels, none of which can be NaN
         if self.dtype.kind in "ui" and all(
             isinstance(piece.taps, int) and (lengths[piece.target] == piece.taps).all()
             for of_axis, lengths in zip(pieces, covered, strict=True)
@@ -280,7 +281,7 @@ class ResampledReader:
     # -- labels --
 
     def _fill_labels(self, box: Box, threads: int | None, keep: bool) -> None:
-        """Read blocks of whole windows, and find the label of each window."""
+        """Read blocks of whole windows, and determine the label of each window."""
         background = int(self.background[0]) if self.labels == "any" else None
         rows, columns = box.rows, box.columns
         steps = [max(1, int(BLOCK // windows.step)) for windows in (self.rows, self.columns)]
@@ -302,7 +303,7 @@ class ResampledReader:
 
 
 def _each_once(axis: Axis) -> tuple[NDArray[np.int64], NDArray[np.intp] | None]:
-    """Return the indices of a key, ascending, each once; and where each of the key's is in them."""
+    """Return the unique indices of a key, ascending, and the position of each of its indices."""
     if isinstance(axis.indices, range):
         return np.arange(axis.indices.start, axis.indices.stop, axis.indices.step), None
     return np.unique(axis.indices, return_inverse=True)

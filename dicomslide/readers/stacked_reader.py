@@ -1,4 +1,4 @@
-"""Channels and focal planes as one array, upright: what the labelled datasets read from."""
+"""Channels and focal planes as one upright array, from which labelled datasets are read."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ __all__ = ["Data", "Row", "StackedReader", "runs_of"]
 
 Data: TypeAlias = "Callable[[StackedReader], Any]"
 PlaneReader: TypeAlias = MatrixReader | ResampledReader
-"""Reads the pixels of one channel and focal plane."""
+"""Reader of one channel and focal plane."""
 Row: TypeAlias = tuple[PlaneReader | None, ...]
-"""The readers of a channel by focal plane; None where there are no pixels."""
+"""Readers of a channel by focal plane; None for planes without pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StackedReader:
-    """Pixels of several channels and focal planes as one array in the order of the tree's dims.
+    """Reader of several channels and focal planes as one array, with the dims of the tree.
 
-    Each axis takes a key of its own (an integer, a slice or an array). Thin, like the readers
-    of which it is made.
+    Each axis takes an independent key: an integer, a slice or an array. The pickle holds readers
+    and the parameters below.
     """
 
     runs: tuple[tuple[Row, int], ...]
-    """Readers by focal plane of a channel, and how many channels of the same images follow each
-    other from it on: see :func:`runs_of`."""
+    """Runs of consecutive channels of the same images: the readers of the first channel, and the
+    number of channels (see :func:`runs_of`)."""
     orientation: Orientation
-    """How the matrix is turned."""
+    """Transposition and flips from the matrix to the upright array."""
     kept: tuple[bool, bool, bool]
-    """Whether the dims channel, z and sample are there."""
+    """Whether there are the dims channel, z and sample."""
     matrix_shape: tuple[int, int, int]
     """Rows, columns and samples of each matrix."""
     tile_shape: tuple[int, int]
@@ -58,7 +58,7 @@ class StackedReader:
         return sum(count for _, count in self.runs), len(self.runs[0][0])
 
     def reader(self, channel: int, plane: int) -> PlaneReader | None:
-        """Return the reader of a channel and focal plane; None where there are no pixels."""
+        """Return the reader of a channel and focal plane; None without pixels."""
         for row, count in self.runs:
             if channel < count:
                 return _moved(row[plane], channel)
@@ -67,7 +67,7 @@ class StackedReader:
 
     @property
     def plane_shape(self) -> tuple[int, int]:
-        """Length of the last dims but the samples."""
+        """Lengths of the dims y and x."""
         rows, columns, _ = self.matrix_shape
         return (columns, rows) if self.orientation.transpose else (rows, columns)
 
@@ -97,7 +97,7 @@ class StackedReader:
         keep: bool = True,
         contiguous: bool = False,
     ) -> NDArray[Any]:
-        """Read what a key for each dim picks, each independently of the others.
+        """Read the pixels that a key for each dim selects, independently of the others.
 
         See :meth:`MatrixReader.read`.
         """
@@ -145,7 +145,7 @@ class StackedReader:
         return as_contiguous(stack) if contiguous else stack
 
     def chunk_lengths(self, multiple: tuple[int, int] = (1, 1)) -> tuple[tuple[int, ...], ...]:
-        """Return the chunks of each dim: whole frames, `multiple` of them down and across."""
+        """Return the lengths of chunks, which hold `multiple` whole frames down and across."""
         rows, columns, samples = self.matrix_shape
         down = _lengths(rows, self.tile_shape[0] * multiple[0])
         right = _lengths(columns, self.tile_shape[1] * multiple[1])
@@ -161,9 +161,9 @@ class StackedReader:
 
 
 def runs_of(rows: Sequence[Row]) -> tuple[tuple[Row, int], ...]:
-    """Put channels together that are the next ones of the same images.
+    """Group channels that are consecutive in the same images.
 
-    A segmentation may have thousands; each dask task carries its reader.
+    A segmentation may have thousands of channels, and each dask task holds a reader of all.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def runs_of(rows: Sequence[Row]) -> tuple[tuple[Row, int], ...]:
 
 
 def _moved(reader: PlaneReader | None, channels: int) -> PlaneReader | None:
-    """Return the reader of a channel so many further on in the same image."""
+    """Return the reader of the channel `channels` positions after this one, in this image."""
     if reader is None or channels == 0:
         return reader
     return reader.of_channel(channels)
@@ -203,7 +203,7 @@ def _ordered(axis: Axis) -> list[int]:
 
 
 def _turned(key: Any, length: int, flip: bool) -> Any:
-    """Return the key of the axis as stored that picks what `key` picks of it turned around."""
+    """Return the key that selects from the stored axis what `key` selects from the flipped one."""
     if not flip:
         return key
     if isinstance(key, slice):

@@ -1,4 +1,4 @@
-"""Windows of stored pixels that the pixels of another grid cover, and sums over them."""
+"""Windows of stored pixels, one for each pixel of another grid, and sums over windows."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
 __all__ = ["Taps", "WindowPiece", "Windows", "summed"]
 
 NOISE = 1e-6
-"""Stored pixels by which a window may be off, over the whole axis, and still count as whole."""
+"""Tolerance in stored pixels, over the whole axis, within which windows hold whole pixels."""
 MOST_SLICES = 16
-"""Pixels of a window that are added slice by slice; longer windows are added along an axis."""
+"""Length in pixels up to which windows are summed slice by slice; longer ones along an axis."""
 
 Taps: TypeAlias = "int | tuple[NDArray[np.intp], NDArray[np.float64]]"
-"""The pixels of each window: their number, where windows of whole pixels follow each other; else
-indices and weights, each of shape (pixels, windows)."""
+"""Pixels of each window: their number, if windows are adjacent and hold whole pixels; else indices
+and weights, each of shape (pixels, windows)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WindowPiece:
-    """The part of some windows that lies in one tile."""
+    """Part of consecutive windows that lies in one tile."""
 
     tile: int
     """Index of the tile along the axis."""
     source: slice
-    """The tile's pixels that the windows cover."""
+    """Pixels of the tile that the windows cover."""
     target: slice
-    """Which of the wanted windows."""
+    """Positions of the windows among the requested ones."""
     taps: Taps
-    """The pixels of each window, counted from the first of `source`."""
+    """Pixels of each window, relative to the first of `source`."""
 
     @property
     def lengths(self) -> NDArray[np.float64]:
-        """How much of each window lies in the tile, in stored pixels."""
+        """Length of each window within the tile, in stored pixels."""
         if isinstance(self.taps, int):
             return np.full(self.target.stop - self.target.start, float(self.taps))
         lengths: NDArray[np.float64] = self.taps[1].sum(axis=0)
@@ -50,13 +50,13 @@ class WindowPiece:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Windows:
-    """Windows of one axis: evenly spaced, side by side, each one pixel of another grid.
+    """Adjacent windows of equal length along one axis, one for each pixel of another grid.
 
-    Positions are in stored pixels, and 0 is the outer edge of the first of them.
+    Positions are in stored pixels from the outer edge of the first stored pixel.
     """
 
     start: float
-    """Where the first window begins; below zero where it reaches out of the matrix."""
+    """Start of the first window; negative outside the matrix."""
     step: float
     """Length of a window."""
     count: int
@@ -66,7 +66,7 @@ class Windows:
 
     @classmethod
     def of(cls, start: float, step: float, count: int, extent: int) -> Windows:
-        """Return windows, of whole pixels where only rounding keeps them from that."""
+        """Return windows, rounded to whole pixels where the difference is within tolerance."""
         if abs(step - round(step)) * count < NOISE and round(step) > 0:
             step = float(round(step))
         if abs(start - round(start)) < NOISE:
@@ -74,7 +74,7 @@ class Windows:
         return cls(start, step, count, extent)
 
     def halved(self, times: int) -> Windows:
-        """Return the same windows of pixels whose number is halved so often, rounded up."""
+        """Return the same windows in pixels of an axis halved `times` times, rounded up."""
         edge = 1 << times
         return Windows.of(self.start / edge, self.step / edge, self.count, -(-self.extent >> times))
 
@@ -84,10 +84,10 @@ class Windows:
         return self.start.is_integer() and self.step.is_integer()
 
     def edges(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return where windows begin and end, within the matrix."""
+        """Return start and end of windows, clipped to the matrix."""
         low: NDArray[Any] = (self.start + self.step * indices).clip(0, self.extent)
         high: NDArray[Any] = (self.start + self.step * (indices + 1)).clip(0, self.extent)
-        high[high - low < NOISE] = low[high - low < NOISE]  # what rounding leaves is nothing
+        high[high - low < NOISE] = low[high - low < NOISE]  # a remainder of rounding is empty
         return low, high
 
     def covered(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -96,7 +96,7 @@ class Windows:
         return high - low
 
     def unit(self, tile_size: int, least: int) -> int:
-        """Return how many windows make a chunk of at least so many, of whole tiles if possible."""
+        """Return the number of windows of a chunk: at least `least`, whole tiles if possible."""
         per_tile = tile_size / self.step
         for tiles in range(1, 65):
             windows = tiles * per_tile
@@ -104,10 +104,10 @@ class Windows:
                 break
             if windows >= least and abs(windows - round(windows)) < NOISE:
                 return round(windows)
-        return max(1, round(math.ceil(least / per_tile) * per_tile))  # tiles are cut at one border
+        return max(1, round(math.ceil(least / per_tile) * per_tile))  # chunks share tiles
 
     def tiles(self, indices: NDArray[np.int64], tile_size: int) -> range:
-        """Return the tiles of the axis, as many pixels each, from the first to the last touched."""
+        """Return the tiles of the axis from the first to the last that windows overlap."""
         low, high = self.edges(indices)
         inside = np.flatnonzero(high > low)
         if not len(inside):
@@ -118,16 +118,16 @@ class Windows:
     def pieces(
         self, indices: NDArray[np.int64], tile_size: int, tiles: Iterable[int]
     ) -> Iterator[WindowPiece]:
-        """Cut windows at the borders of tiles.
+        """Split windows at the borders of tiles.
 
         Parameters
         ----------
         indices : numpy.ndarray
-            Which windows, ascending, each once.
+            Indices of windows, ascending and unique.
         tile_size : int
             Pixels of a tile along the axis.
         tiles : iterable of int
-            The tiles that matter; the parts of windows in others are left out.
+            Tiles of which pieces are returned.
 
         """
         low, high = self.edges(indices)
@@ -136,7 +136,7 @@ class Windows:
             here = tile * tile_size
             begin = int(np.searchsorted(high, here, side="right"))
             end = int(np.searchsorted(low, min(here + tile_size, self.extent), side="left"))
-            if begin >= end:  # between windows that are apart
+            if begin >= end:  # in a gap between the windows
                 continue
             starts = (low[begin:end] - here).clip(0)
             stops = (high[begin:end] - here).clip(None, tile_size)
@@ -152,7 +152,7 @@ class Windows:
 def _runs(
     tile: int, begin: int, starts: NDArray[np.intp], stops: NDArray[np.intp]
 ) -> Iterator[WindowPiece]:
-    """Yield windows side by side that are of one length together."""
+    """Yield adjacent windows, grouped by length."""
     lengths = stops - starts
     borders = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
     for a, b in itertools.pairwise(borders):
@@ -161,7 +161,7 @@ def _runs(
 
 
 def _taps(starts: NDArray[np.float64], stops: NDArray[np.float64], length: int) -> Taps:
-    """Return the pixels that windows touch, and how much of each lies in them."""
+    """Return indices of the pixels that windows overlap, and the length of each overlap."""
     first = np.floor(starts).astype(np.intp)
     count = int((np.ceil(stops).astype(np.intp) - first).max())
     pixels = first + np.arange(count)[:, None]
@@ -170,7 +170,7 @@ def _taps(starts: NDArray[np.float64], stops: NDArray[np.float64], length: int) 
 
 
 def summed(pixels: NDArray[Any], rows: Taps, columns: Taps) -> NDArray[Any]:
-    """Add up the pixels of windows of rows and columns, each by its area within the window.
+    """Return sums over windows of pixels, weighted by area within the window.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ def _along(pixels: NDArray[Any], axis: int, taps: Taps) -> NDArray[Any]:
 
 
 def _sum_type(dtype: np.dtype[Any], count: int) -> np.dtype[Any]:
-    """Return a type that holds the sum of so many values."""
+    """Return a type that holds the sum of `count` values."""
     if dtype.kind == "f":
         return np.dtype(np.float64)
     if dtype.kind == "b":
@@ -219,15 +219,15 @@ def _sum_type(dtype: np.dtype[Any], count: int) -> np.dtype[Any]:
 def _weighted(
     pixels: NDArray[Any], axis: int, indices: NDArray[np.intp], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Add up weighted pixels, tap by tap."""
+    """Return weighted sums, computed tap by tap."""
     shape = [1] * pixels.ndim
     shape[axis] = indices.shape[1]
     total: NDArray[np.float64] | None = None
     for tap, weight in zip(indices, weights.reshape(-1, *shape), strict=True):
         values = pixels.take(tap, axis=axis)
-        if pixels.dtype.kind == "f":  # an infinite pixel beside the window is no part of it
+        if pixels.dtype.kind == "f":  # 0 · ∞ would be NaN
             values = np.where(weight > 0, values, 0)
         values = values * weight
         total = values if total is None else np.add(total, values, out=total)
-    assert total is not None  # a window has a pixel
+    assert total is not None  # each window has at least one pixel
     return total
