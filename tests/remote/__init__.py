@@ -1,0 +1,1 @@
+"""Tests of slides in buckets, on HTTP servers and in archives."""
