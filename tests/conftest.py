@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import dicomslide
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.testing import write_slide
 from tests.support import optional
+from tests.support.buckets import serving_bucket
 
 # CI tries the same examples each time; a developer's machine goes on looking for others
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
@@ -120,6 +122,15 @@ def exported(position_slide, tmp_path_factory) -> Path:
     store = tmp_path_factory.mktemp("exported") / "slide.zarr"
     dicomslide.to_ome_zarr(dicomslide.open_slide(position_slide), store, shard_size=64)
     return store
+
+
+@pytest.fixture
+def exports_bucket():
+    """Options to reach an empty bucket named exports, on this machine."""
+    with serving_bucket("exports") as (options, _):
+        yield options
+    dicomslide.clear_all("exported stores")
+    gc.collect()  # sessions of s3fs say here, where it is expected, that nobody closed them
 
 
 @pytest.fixture(scope="session")

@@ -13,14 +13,13 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from highdicom.ann import AnnotationGroup as Written
-from highdicom.ann import Measurements, MicroscopyBulkSimpleAnnotations
+from highdicom.ann import Measurements
 from highdicom.sr import Scoord3DContentItem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import ExplicitVRBigEndian, generate_uid
+from pydicom.uid import ExplicitVRBigEndian
 
 from dicomslide import open_slide
 from dicomslide.annotation.bulk import find_annotation_groups, read_annotation_groups
@@ -31,9 +30,8 @@ from dicomslide.contents.collection import join_concatenations
 from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.image import TiledImage
 from dicomslide.testing import write_slide
+from tests.support.derive import annotations_of, group_of
 
-NUCLEUS = codes.SCT.Nucleus
-CATEGORY = codes.SCT.BodyStructure
 AREA = codes.SCT.Area
 SQUARE_MICROMETER = codes.UCUM.SquareMicrometer
 
@@ -70,37 +68,6 @@ def image(paths):
 def opened(path):
     source = FileSource.open(path)
     return TiledImage(source, source.metadata)
-
-
-def group_of(graphics, graphic_type="POLYGON", *, number=1, measurements=None, **options):
-    return Written(
-        number=number,
-        uid=generate_uid(),
-        label="nuclei",
-        annotated_property_category=CATEGORY,
-        annotated_property_type=NUCLEUS,
-        graphic_type=graphic_type,
-        graphic_data=graphics,
-        algorithm_type="MANUAL",
-        measurements=measurements,
-        **options,
-    )
-
-
-def annotations_of(path, groups, kind="2D"):
-    return MicroscopyBulkSimpleAnnotations(
-        source_images=[pydicom.dcmread(path)],
-        annotation_coordinate_type=kind,
-        annotation_groups=groups,
-        series_instance_uid=generate_uid(),
-        series_number=2,
-        sop_instance_uid=generate_uid(),
-        instance_number=1,
-        manufacturer="M",
-        manufacturer_model_name="M",
-        software_versions="1",
-        device_serial_number="1",
-    )
 
 
 def reread(dataset):

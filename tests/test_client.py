@@ -22,13 +22,13 @@ from dicomslide.backends.dicomweb import connection
 from dicomslide.backends.dicomweb.client import frame_source
 from dicomslide.backends.dicomweb.source import DicomWebSource
 from dicomslide.backends.part10.file import FileSource, FileStore
-from dicomslide.header.geometry import SlideGeometry
 from dicomslide.pixels import PixelFormat, decode_frame, transfer_syntax_of
-from dicomslide.testing import ENCODERS, SyntheticImage, encode_frame, write_image, write_slide
+from dicomslide.testing import ENCODERS, encode_frame, write_image, write_slide
 from tests.support.fake_client import FakeClient, refused
+from tests.support.quirky import BASELINE as JPEG
+from tests.support.quirky import EXTENDED, J2K, JPEG_LS, RLE, bit_packed, twelve_bits
+from tests.support.quirky import NATIVE as EXPLICIT
 
-EXPLICIT, JPEG, EXTENDED = (f"1.2.840.10008.1.2{end}" for end in (".1", ".4.50", ".4.51"))
-RLE, J2K, JPEG_LS = (f"1.2.840.10008.1.2{end}" for end in (".5", ".4.90", ".4.80"))
 DEFLATED_FRAME = "1.2.840.10008.1.2.8.1"
 AS_STORED = (("application/octet-stream", "*"),)
 SMALL = dict(shape=(60, 70), downsamples=(1,), tile_shape=(32, 32), associated=False)
@@ -40,22 +40,6 @@ def pixels(slide):
 
 def frame_calls(client):
     return [call for call in client.calls if call[0] == "frames"]
-
-
-class Ramp:
-    """Something to draw in 12 bits."""
-
-    def tile(self, rows, columns, channel, plane):
-        return (rows[:, None] * 31 + columns * 23)[:, :, None].astype(np.uint16)
-
-
-def twelve_bits():
-    return SyntheticImage(
-        geometry=SlideGeometry((10.0, 20.0), (0.0, -1.0), (-1.0, 0.0), (0.001, 0.001), (60, 70)),
-        drawing=Ramp(),
-        pixel_format=PixelFormat(rows=32, columns=32, bits_allocated=16, bits_stored=12),
-        transfer_syntax_uid=EXTENDED,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -413,29 +397,6 @@ def test_frames_of_odd_length_may_be_padded():
 
 
 # -- what frames can't be asked for ----------------------------------------------------------
-
-
-def bit_packed(folder, rows=10, columns=10, count=5):
-    """Write a segmentation whose frames don't begin with a byte; return its pixels."""
-    write_slide(folder, shape=(rows, columns * count), downsamples=(1,),
-                tile_shape=(rows, columns), samples=1, transfer_syntax_uid=EXPLICIT,
-                drawing="position", associated=False)  # fmt: skip
-    path = folder / "level-0.dcm"
-    dataset = pydicom.dcmread(path)
-    bits = np.random.default_rng(3).integers(0, 2, (count, rows, columns), np.uint8)
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = UID(
-        "1.2.840.10008.5.1.4.1.1.66.4"
-    )
-    dataset.SegmentationType = "BINARY"
-    segment = pydicom.Dataset()
-    segment.SegmentNumber, segment.SegmentLabel = 1, "Nuclei"
-    dataset.SegmentSequence = [segment]
-    dataset.BitsAllocated = dataset.BitsStored = 1
-    dataset.HighBit = 0
-    dataset.PixelData = np.packbits(bits.ravel(), bitorder="little").tobytes()
-    dataset.PixelData += b"\0" * (len(dataset.PixelData) % 2)
-    dataset.save_as(path)
-    return np.concatenate(list(bits), axis=1)[:, :, None].astype(bool)
 
 
 def test_bit_packed_frames_that_begin_within_a_byte_are_cut_from_the_whole(tmp_path):

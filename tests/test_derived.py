@@ -23,7 +23,7 @@ from dicomslide.header.geometry import SlideGeometry
 from dicomslide.pixels import PixelFormat
 from dicomslide.testing import PositionDrawing, SyntheticImage, position_values, write_image
 from dicomslide.testing import write_slide as write
-from tests.support.derive import SEGMENTS, mapping, segment, write_map, write_segmentation
+from tests.support.derive import mapping, segment, tumour, write_map, write_segmentation
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 SHAPE = (70, 110)
@@ -551,9 +551,7 @@ def test_a_part_of_the_base_of_a_levels_size_keeps_its_spacing(tmp_path, levels)
     """As many pixels as level 1, but as small as those of level 0: a quarter of the slide."""
     part = np.zeros((35, 55), np.uint8)
     part[3, 7] = 1
-    path = write_segmentation(
-        tmp_path / "seg.dcm", levels[1], part, "BINARY", segments=SEGMENTS[:1]
-    )
+    path = write_segmentation(tmp_path / "seg.dcm", levels[1], part, "BINARY", segments=[tumour()])
     dataset, base = pydicom.dcmread(path), pydicom.dcmread(levels[0])
     here, there = (
         each.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0] for each in (dataset, base)

@@ -24,9 +24,7 @@ from dicomslide.backends.net import credentials
 from dicomslide.testing import write_slide
 from tests.support.fake_client import FakeClient
 from tests.support.fake_clock import FakeClock
-from tests.support.faulty_server import AS_STORED, TOKEN, FaultyServer
-
-UIDS = ("StudyInstanceUID", "SeriesInstanceUID")
+from tests.support.faulty_server import AS_STORED, TOKEN, FaultyServer, url_of
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +59,6 @@ def client_of(server, clock=None, **bounds):
             policy=clock.policy(**bounds),
         )
     return client
-
-
-def url_of(server, series=True):
-    dataset = next(iter(server.archive.datasets.values()))
-    study, its_series = (str(dataset.get(keyword)) for keyword in UIDS)
-    return f"dicomweb+{server.url}/studies/{study}" + (f"/series/{its_series}" if series else "")
 
 
 def source_of(server, clock, **bounds):

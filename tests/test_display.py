@@ -20,7 +20,7 @@ import dicomslide
 from dicomslide import add_scale_bar, open_slide
 from dicomslide.display.picture import as_displayed
 from dicomslide.testing import write_slide
-from tests.support.derive import SEGMENTS, write_segmentation
+from tests.support.derive import tumour, write_segmentation
 
 mpl.use("Agg")
 
@@ -238,7 +238,7 @@ def test_plot_of_a_channel_takes_a_level_that_has_it(tmp_path, tissue_slide):
     mask = np.zeros((600, 900), np.uint8)
     mask[100:200, 300:400] = 1
     path = write_segmentation(
-        tmp_path / "seg.dcm", tissue_slide / "level-0.dcm", mask, "BINARY", segments=SEGMENTS[:1]
+        tmp_path / "seg.dcm", tissue_slide / "level-0.dcm", mask, "BINARY", segments=[tumour()]
     )
     slide = open_slide([*tissue_slide.glob("*.dcm"), path])
     picture = slide.thumbnail(90, channel_index=1)
@@ -365,9 +365,9 @@ def test_segments_and_annotations_are_mentioned_by_label(tmp_path, tissue_slide,
     mask = np.zeros((600, 900), np.uint8)
     mask[100:200, 300:400] = 1
     path = write_segmentation(
-        tmp_path / "seg.dcm", tissue_slide / "level-0.dcm", mask, "BINARY", segments=SEGMENTS[:1]
+        tmp_path / "seg.dcm", tissue_slide / "level-0.dcm", mask, "BINARY", segments=[tumour()]
     )
-    label = str(SEGMENTS[0].segment_label)
+    label = str(tumour().segment_label)
     slide = open_slide([*tissue_slide.glob("*.dcm"), path])
     assert repr(slide).endswith(f"2 channels, 1 focal plane, segments '{label}'>")
     assert f"Segments: '{label}'" in read(slide._repr_html_()).text

@@ -31,8 +31,9 @@ import dicomslide
 from dicomslide.cli import _parser
 from dicomslide.testing import write_slide
 from tests.support import derive, orthanc
+from tests.support.buckets import serving_bucket
+from tests.support.derive import annotations_of, group_of
 from tests.support.range_server import serving
-from tests.test_annotation import annotations_of, group_of
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -107,25 +108,15 @@ def cluster(bucket, tmp_path_factory):
 @pytest.fixture(scope="module")
 def bucket(folder, tmp_path_factory):
     """A bucket of moto's server; S3's environment variables lead to it."""
-    pytest.importorskip("s3fs", reason="buckets of S3 take s3fs")
-    moto = pytest.importorskip("moto.server", reason="no S3 server: moto isn't installed")
-    import boto3
-
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="bucket")
+    with serving_bucket("bucket") as (options, client), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", options["client_kwargs"]["endpoint_url"])
+        patch.setenv("AWS_ACCESS_KEY_ID", options["key"])
+        patch.setenv("AWS_SECRET_ACCESS_KEY", options["secret"])
+        patch.setenv("AWS_DEFAULT_REGION", options["client_kwargs"]["region_name"])
         for path in [*(folder / "slide").iterdir(), *(folder / "cohort").rglob("*.dcm")]:
             name = str(path.relative_to(folder))
             client.upload_file(str(path), "bucket", name, ExtraArgs={"ACL": "public-read"})
         yield "s3://bucket"
-    server.stop()
 
 
 ADDRESSES = {  # as pages have them, and the fixtures that stand for them

@@ -20,7 +20,7 @@ from dicomslide.labelled.index import SlideIndex
 from dicomslide.readers import frame_reader
 from dicomslide.testing import position_values, write_slide
 from dicomslide.xarray_plugin import DicomSlideBackendEntrypoint
-from tests.test_color import swapped_profile
+from tests.support.profiles import swapped_profile
 
 UPRIGHT = np.rot90(position_values(np.arange(130), np.arange(170)), -1)
 OPTIONS = dict(engine="dicomslide", correct_color=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import json
 import os
 import pickle
@@ -445,39 +444,18 @@ def test_workers_killed_while_they_write_do_not_change_the_result(
 # -- buckets ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def bucket():
-    """Options to reach a bucket of moto's server on this machine."""
-    pytest.importorskip("s3fs", reason="buckets of S3 take s3fs")
-    moto_server = pytest.importorskip("moto.server", reason="no S3 server: moto isn't installed")
-    import boto3
-
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    kwargs = {"endpoint_url": f"http://{host}:{port}", "region_name": "us-east-1"}
-    client = boto3.client(
-        "s3", aws_access_key_id="someone", aws_secret_access_key="SECRET", **kwargs
-    )
-    client.create_bucket(Bucket="exports")
-    yield {"key": "someone", "secret": "SECRET", "client_kwargs": kwargs}
-    server.stop()
-    dicomslide.clear_all("exported stores")
-    gc.collect()  # sessions of s3fs say here, where it is expected, that nobody closed them
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_a_bucket_is_written_once_it_is_reached(position_slide, exported, bucket):
+def test_a_bucket_is_written_once_it_is_reached(position_slide, exported, exports_bucket):
     slide = dicomslide.open_slide(position_slide)
     url = "s3://exports/slide.zarr"
-    nowhere = bucket["client_kwargs"] | {"endpoint_url": "nowhere"}
+    nowhere = exports_bucket["client_kwargs"] | {"endpoint_url": "nowhere"}
     with pytest.raises(dicomslide.ExportError, match=f"{url}: .*Invalid endpoint"):
-        to_ome_zarr(slide, url, storage_options=bucket | {"client_kwargs": nowhere})
+        to_ome_zarr(slide, url, storage_options=exports_bucket | {"client_kwargs": nowhere})
     for options in ({}, {"overwrite": True}):  # with the new options, not with the old ones
-        to_ome_zarr(slide, url, shard_size=SHARD, storage_options=bucket, **options)
+        to_ome_zarr(slide, url, shard_size=SHARD, storage_options=exports_bucket, **options)
         there = Target.at(url)
         assert {key: there.read(key) for key in sorted(there.keys())} == files(exported)
-    tree = xr.open_datatree(url, engine="zarr", chunks={}, storage_options=bucket)
+    tree = xr.open_datatree(url, engine="zarr", chunks={}, storage_options=exports_bucket)
     np.testing.assert_array_equal(
         tree["level_1"].image.transpose("y", "x", "c"), expected((65, 85))
     )

@@ -20,7 +20,6 @@ from dicomslide.export import exclusive
 from dicomslide.export.target import BEGUN, SHARDS, ShardedArray, Target
 from dicomslide.testing import write_slide
 from tests.support.exports import EXPLICIT, files
-from tests.test_export import bucket  # noqa: F401 - a fixture
 
 OPTIONS = dict(shard_size=32, overwrite=True)
 
@@ -98,9 +97,10 @@ def test_two_exports_to_one_url_leave_one_whole(slides, seed):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_two_exports_to_one_bucket_leave_one_whole(slides, bucket):  # noqa: F811
+def test_two_exports_to_one_bucket_leave_one_whole(slides, exports_bucket):
     for seed in range(3):
-        race(slides, f"s3://exports/race-{seed}.zarr", seed, options={"storage_options": bucket})
+        options = {"storage_options": exports_bucket}
+        race(slides, f"s3://exports/race-{seed}.zarr", seed, options=options)
 
 
 def export_in_a_process(slide, store, seconds, queue):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from dicomslide import options
 from dicomslide.header import lenient
 from dicomslide.process import forks, registry
 from dicomslide.testing import position_values
+from tests.support.forks import in_child
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked"),
@@ -136,21 +136,6 @@ def hold(lock, holding, release):
     with lock:
         holding.set()
         release.wait(30)
-
-
-def in_child(function):
-    """Return what a function gives in a forked child."""
-    context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    child = context.Process(target=lambda: queue.put(function()))
-    child.start()
-    child.join(30)
-    stuck = child.is_alive()
-    if stuck:
-        child.kill()
-    assert not stuck
-    assert child.exitcode == 0
-    return queue.get()
 
 
 def test_a_lock_held_while_the_process_forks_does_not_stop_the_child(position_slide):

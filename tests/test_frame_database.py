@@ -18,7 +18,7 @@ import pytest
 import dicomslide
 from dicomslide.backends.batching import encoded_frames, frame_database
 from dicomslide.backends.batching.frame_database import NAME, FrameDatabase
-from tests.test_forks import in_child
+from tests.support.forks import in_child
 
 IMAGE = ("dicomweb", "https://host", "1.2.3")
 

@@ -29,7 +29,7 @@ from dicomslide.testing import (
     write_slide,
 )
 from dicomslide.testing.image import srgb_profile
-from tests.test_color import swapped_profile
+from tests.support.profiles import swapped_profile
 
 SHAPE = (23, 31)
 TILE = (7, 10)

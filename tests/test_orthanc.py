@@ -23,8 +23,9 @@ from dicomslide.backends.dicomweb.client import frame_source
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.testing import ENCODERS, write_image, write_slide
 from tests.support import orthanc
+from tests.support.quirky import EXTENDED, J2K, JPEG_LS, RLE, bit_packed, twelve_bits
+from tests.support.quirky import NATIVE as EXPLICIT
 from tests.support.workers import some_workers
-from tests.test_client import EXPLICIT, EXTENDED, J2K, JPEG_LS, RLE, bit_packed, twelve_bits
 
 pytestmark = pytest.mark.skipif(
     bool(orthanc.reason_to_skip()), reason=str(orthanc.reason_to_skip())

@@ -19,8 +19,7 @@ from dicomslide.backends.batching.prefetch import ReadAhead
 from dicomslide.header.tiling import FullFrames, TileGrid
 from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
-from tests.support.faulty_server import FaultyServer
-from tests.test_dicomweb_faults import url_of
+from tests.support.faulty_server import FaultyServer, url_of
 
 TILE = 16
 NUM_FRAMES = 42 * 40

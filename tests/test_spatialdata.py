@@ -9,7 +9,7 @@ import xarray as xr
 
 import dicomslide
 from dicomslide.testing import position_values
-from tests.support.derive import write_segmentation
+from tests.support.derive import annotations_of, group_of, write_segmentation
 
 spatialdata = pytest.importorskip(
     "spatialdata",
@@ -19,8 +19,6 @@ spatialdata = pytest.importorskip(
     " tests/test_spatialdata.py",
 )
 from spatialdata.transformations import get_transformation  # noqa: E402
-
-from tests.test_annotation import annotations_of, group_of  # noqa: E402
 
 
 def to_um(element, x, y):

@@ -16,7 +16,6 @@ from dicomslide.backends.objects import storage
 from dicomslide.backends.objects.remote import RemoteSource
 from dicomslide.errors import FrameReadError, SourceReadError
 from tests.support.range_server import serving
-from tests.support.remote_slides import *  # noqa: F403 - fixtures
 from tests.support.remote_slides import (
     REGION,
     SECRET,

@@ -9,7 +9,6 @@ from dicomslide.backends.net import policy
 from dicomslide.backends.objects import ranges, remote
 from dicomslide.errors import FrameReadError, SourceReadError
 from tests.support.fake_clock import FakeClock
-from tests.support.remote_slides import *  # noqa: F403 - fixtures
 from tests.support.remote_slides import (
     frames_on_disk,
 )

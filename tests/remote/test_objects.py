@@ -37,7 +37,6 @@ from dicomslide.readers import pools
 from dicomslide.testing import write_slide
 from tests.support.fake_clock import FakeClock
 from tests.support.range_server import serving
-from tests.support.remote_slides import *  # noqa: F403 - fixtures
 from tests.support.remote_slides import (
     REGION,
     SECRET,

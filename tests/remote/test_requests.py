@@ -15,7 +15,6 @@ from dicomslide.backends.objects.remote import RemoteSource
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.testing import write_slide
 from tests.support.range_server import serving
-from tests.support.remote_slides import *  # noqa: F403 - fixtures
 from tests.support.remote_slides import SECRET, forget_bytes, forget_everything, frames_on_disk
 
 pytest.importorskip("aiohttp", reason="HTTP takes aiohttp: dicomslide[remote]")

@@ -35,7 +35,7 @@ from dicomslide.backends.net import policy
 from dicomslide.testing import write_slide
 from tests.support import orthanc
 from tests.support.faulty_server import FaultyServer, Handler
-from tests.test_color import swapped_profile
+from tests.support.profiles import swapped_profile
 
 SHORT = policy.Policy(
     deadline=1.0, attempts=4, first_wait=0.01, longest_wait=0.1, connect=0.5, silence=0.3

@@ -1,4 +1,4 @@
-"""Segmentations of synthetic slides, as highdicom writes them."""
+"""What is derived of synthetic slides, as highdicom writes it: segmentations, maps, annotations."""
 
 from __future__ import annotations
 
@@ -20,18 +20,26 @@ def segment(number, label, kind=codes.SCT.Tumor):
     )
 
 
-SEGMENTS = (segment(1, "tumour"), segment(2, "stroma", codes.SCT.ConnectiveTissue))
+def tumour():
+    return segment(1, "tumour")
 
 
-def write_segmentation(path, source, pixels, kind, *, segments=SEGMENTS, series=None, **options):
-    """Let highdicom write a segmentation of an image; pixels (rows, columns[, segments])."""
+def tumour_and_stroma():
+    return tumour(), segment(2, "stroma", codes.SCT.ConnectiveTissue)
+
+
+def write_segmentation(path, source, pixels, kind, *, segments=None, series=None, **options):
+    """Let highdicom write a segmentation of an image; pixels (rows, columns[, segments]).
+
+    Its segments are a tumour and stroma, unless others are given.
+    """
     import highdicom as hd
 
     segmentation = hd.seg.Segmentation(
         source_images=[pydicom.dcmread(source)],
         pixel_array=pixels[None],
         segmentation_type=kind,
-        segment_descriptions=list(segments),
+        segment_descriptions=list(segments or tumour_and_stroma()),
         series_instance_uid=series or hd.UID(),
         series_number=5,
         sop_instance_uid=hd.UID(),
@@ -85,3 +93,40 @@ def write_map(path, source, pixels, mappings, *, tile_size=(32, 48)):
     )
     dataset.save_as(path)
     return path
+
+
+def group_of(graphics, graphic_type="POLYGON", *, number=1, measurements=None, **options):
+    """Describe graphics: an array (points, 2 or 3) for each annotation."""
+    import highdicom as hd
+
+    return hd.ann.AnnotationGroup(
+        number=number,
+        uid=hd.UID(),
+        label="nuclei",
+        annotated_property_category=codes.SCT.BodyStructure,
+        annotated_property_type=codes.SCT.Nucleus,
+        graphic_type=graphic_type,
+        graphic_data=graphics,
+        algorithm_type="MANUAL",
+        measurements=measurements,
+        **options,
+    )
+
+
+def annotations_of(path, groups, kind="2D"):
+    """Let highdicom make bulk annotations of an image."""
+    import highdicom as hd
+
+    return hd.ann.MicroscopyBulkSimpleAnnotations(
+        source_images=[pydicom.dcmread(path)],
+        annotation_coordinate_type=kind,
+        annotation_groups=groups,
+        series_instance_uid=hd.UID(),
+        series_number=2,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="M",
+        manufacturer_model_name="M",
+        software_versions="1",
+        device_serial_number="1",
+    )

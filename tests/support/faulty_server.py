@@ -373,3 +373,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 FaultyServer.handler = Handler
+
+
+def url_of(server, series=True):
+    """Return the URL of a server's study, or of its series, as `open_slide` takes it."""
+    dataset = next(iter(server.archive.datasets.values()))
+    study, its_series = dataset.StudyInstanceUID, dataset.SeriesInstanceUID
+    return f"dicomweb+{server.url}/studies/{study}" + (f"/series/{its_series}" if series else "")

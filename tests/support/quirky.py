@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pydicom
+from pydicom.uid import UID
 
 import dicomslide
 from dicomslide.header.geometry import SlideGeometry
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 ROOT = "1.2.840.10008.1.2"
 NATIVE, BIG_ENDIAN, RLE = f"{ROOT}.1", f"{ROOT}.2", f"{ROOT}.5"
-BASELINE, JPEG_LS = f"{ROOT}.4.50", f"{ROOT}.4.80"
+BASELINE, EXTENDED = f"{ROOT}.4.50", f"{ROOT}.4.51"
+JPEG_LS, J2K = f"{ROOT}.4.80", f"{ROOT}.4.90"
 SHAPE, TILE = (50, 70), (16, 32)  # 4 × 3 tiles
 TYPICAL = (0.0, -1.0, 0.0, -1.0, 0.0, 0.0)
 
@@ -129,3 +131,42 @@ def pyramid(folder: Path, **options: Any) -> list[Path]:
 
 def pixels_of_image(image: dicomslide.TiledImage) -> np.ndarray:
     return image.get_total_pixel_matrix()[...]
+
+
+class Ramp:
+    """Something to draw in 12 bits."""
+
+    def tile(self, rows, columns, channel, plane):
+        return (rows[:, None] * 31 + columns * 23)[:, :, None].astype(np.uint16)
+
+
+def twelve_bits():
+    return SyntheticImage(
+        geometry=SlideGeometry((10.0, 20.0), (0.0, -1.0), (-1.0, 0.0), (0.001, 0.001), (60, 70)),
+        drawing=Ramp(),
+        pixel_format=PixelFormat(rows=32, columns=32, bits_allocated=16, bits_stored=12),
+        transfer_syntax_uid=EXTENDED,
+    )
+
+
+def bit_packed(folder, rows=10, columns=10, count=5):
+    """Write a segmentation whose frames don't begin with a byte; return its pixels."""
+    write_slide(folder, shape=(rows, columns * count), downsamples=(1,),
+                tile_shape=(rows, columns), samples=1, transfer_syntax_uid=NATIVE,
+                drawing="position", associated=False)  # fmt: skip
+    path = folder / "level-0.dcm"
+    dataset = pydicom.dcmread(path)
+    bits = np.random.default_rng(3).integers(0, 2, (count, rows, columns), np.uint8)
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = UID(
+        "1.2.840.10008.5.1.4.1.1.66.4"
+    )
+    dataset.SegmentationType = "BINARY"
+    segment = pydicom.Dataset()
+    segment.SegmentNumber, segment.SegmentLabel = 1, "Nuclei"
+    dataset.SegmentSequence = [segment]
+    dataset.BitsAllocated = dataset.BitsStored = 1
+    dataset.HighBit = 0
+    dataset.PixelData = np.packbits(bits.ravel(), bitorder="little").tobytes()
+    dataset.PixelData += b"\0" * (len(dataset.PixelData) % 2)
+    dataset.save_as(path)
+    return np.concatenate(list(bits), axis=1)[:, :, None].astype(bool)
