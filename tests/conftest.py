@@ -102,6 +102,14 @@ def tissue_slide(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def jpeg_slide(tmp_path_factory) -> Path:
+    """A colour slide of one small JPEG level."""
+    folder = tmp_path_factory.mktemp("jpeg")
+    write_slide(folder, shape=(60, 70), downsamples=(1,), tile_shape=(32, 32), associated=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def position_slide(tmp_path_factory) -> Path:
     """A colour slide of two native levels whose values tell positions."""
     folder = tmp_path_factory.mktemp("position")

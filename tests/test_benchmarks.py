@@ -103,6 +103,7 @@ def test_a_server_that_is_not_installed_is_the_reason(
     assert all(re.match(r"– \(.+: Orthanc isn't installed", row[2]) for row in rows)
 
 
+@pytest.mark.needs("pylibjpeg")
 @pytest.mark.parametrize(
     ("name", "tolerance"),
     [("jpeg-256", 4), ("jpeg-ls-16", 0), ("htj2k-lossless", 0), ("large-empty", 4)],
@@ -117,7 +118,7 @@ def test_bare_decoder_returns_the_pixels_that_pydicom_finds(
     decoder.load()
     decoder.open()
     assert len(decoder.frames) == 16 * 16
-    frame = pixel_array(folder / "level-0.dcm", index=3 * 16 + 5)  # pylibjpeg: another decoder
+    frame = pixel_array(folder / "level-0.dcm", index=3 * 16 + 5)  # by pylibjpeg: another decoder
     region = decoder.region(3 * 256 - 10, 5 * 256 - 20, 300)
     found = region[10 : 10 + 256, 20 : 20 + 256].reshape(frame.shape)
     assert np.abs(found.astype(int) - frame).max() <= tolerance

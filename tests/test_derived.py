@@ -7,14 +7,13 @@ import dataclasses
 import pickle
 
 import dask
-import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
 import xarray as xr
-from highdicom.sr import Scoord3DContentItem
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
+from pydicom.uid import generate_uid
 
 import dicomslide
 from dicomslide import ChannelTypes, TiledImage, open_slide
@@ -245,6 +244,8 @@ def test_references_are_those_that_highdicom_wrote(tmp_path, levels, masks):
 
 
 def test_segments_are_found(tmp_path, levels, masks):
+    import highdicom as hd
+
     path = write_segmentation(tmp_path / "seg.dcm", levels[0], masks.astype(np.uint8), "BINARY")
     slide = open_slide([levels[0], path])
     assert slide.find_segments() == (1, 2)
@@ -364,7 +365,7 @@ def test_each_of_many_segments_reads_from_its_frames(levels, cells):
 
 def test_runs_of_channels_end_where_another_image_begins(tmp_path, levels, masks):
     """Segments 1 and 3 in one instance of a series, 2 and 4 in another one, none in a third."""
-    series = hd.UID()
+    series = generate_uid()
     numbers = ((1, 3), (2, 4))
     pixels = [masks.astype(np.uint8), (~masks).astype(np.uint8)]
     paths = []
@@ -431,7 +432,7 @@ def test_equal_numbers_of_two_series_are_different_channels(tmp_path, levels, ma
 
 
 def test_a_series_with_an_instance_for_each_level_is_one_variable(tmp_path, levels, masks):
-    series = hd.UID()
+    series = generate_uid()
     small = masks[:70:2, :110:2]
     paths = [
         write_segmentation(
@@ -451,7 +452,7 @@ def test_a_series_with_an_instance_for_each_level_is_one_variable(tmp_path, leve
 
 
 def test_segments_in_instances_of_their_own_are_one_variable(tmp_path, levels, masks):
-    series = hd.UID()
+    series = generate_uid()
     paths = [
         write_segmentation(
             tmp_path / f"{k}.dcm", levels[0], masks[..., k].astype(np.uint8), "BINARY",
@@ -471,7 +472,7 @@ def test_segments_in_instances_of_their_own_are_one_variable(tmp_path, levels, m
 
 
 def test_images_of_a_series_that_hold_the_same_are_variables_of_their_own(tmp_path, levels, masks):
-    series = hd.UID()
+    series = generate_uid()
     paths = [
         write_segmentation(
             tmp_path / f"{k}.dcm", levels[0], masks[..., [k, 1 - k]].astype(np.uint8), "BINARY",
@@ -561,6 +562,8 @@ def test_a_part_of_the_base_of_a_levels_size_keeps_its_spacing(tmp_path, levels)
     dataset.save_as(path)
     slide = open_slide([*levels, path])
     (image,) = slide.derived_images
+    import highdicom as hd
+
     expected = hd.spatial.PixelToReferenceTransformer.for_image(
         dataset, for_total_pixel_matrix=True
     )(np.array([[7, 3]]))
@@ -783,7 +786,9 @@ def test_a_region_around_an_annotation_is_of_the_nearest_plane_of_its_channel(
     slide = open_slide([*stack, path])
     x, y = slide.get_slide_offset((20, 30), 0)
     h = 0.00025
-    item = Scoord3DContentItem(
+    import highdicom as hd
+
+    item = hd.sr.Scoord3DContentItem(
         name=codes.DCM.ImageRegion,
         graphic_type="POLYLINE",
         # from edge to edge of 11 × 21 pixels
@@ -961,6 +966,8 @@ REAL = [
 @pytest.mark.parametrize("name", REAL)
 def test_real_segmentations_equal_highdicoms_reading(shared_data, name):
     path = shared_data / "highdicom" / f"seg_image_sm_{name}.dcm"
+    import highdicom as hd
+
     expected = hd.seg.segread(path)
     numbers = list(expected.segment_numbers)
     matrices = expected.get_total_pixel_matrix(segment_numbers=numbers)

@@ -9,11 +9,9 @@ import re
 import sys
 from html.parser import HTMLParser
 
-import matplotlib as mpl
 import numpy as np
 import pydicom
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 import dicomslide
@@ -22,7 +20,21 @@ from dicomslide.display.picture import as_displayed
 from dicomslide.testing import write_slide
 from tests.support.derive import tumour, write_segmentation
 
-mpl.use("Agg")
+
+def pyplot():
+    """Return pyplot, which draws without a screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def some_axes():
+    from matplotlib.figure import Figure
+
+    return Figure().subplots()
 
 
 class Page(HTMLParser):
@@ -136,7 +148,7 @@ def test_html_of_an_image_without_millimetres(shared_data):
 
 def test_plot_has_axes_in_millimetres_and_a_scale_bar(tissue_slide):
     slide = open_slide(tissue_slide)
-    axes = Figure().subplots()
+    axes = some_axes()
     assert slide.plot(ax=axes, size=200) is axes
     x_min, y_min, x_max, y_max = slide.physical_bounds
     assert axes.get_xlim() == pytest.approx((x_min, x_max))
@@ -148,13 +160,12 @@ def test_plot_has_axes_in_millimetres_and_a_scale_bar(tissue_slide):
     (bar,) = axes.lines
     assert np.diff(bar.get_xdata())[0] == pytest.approx(0.05)
     assert [text.get_text() for text in axes.texts] == ["50 µm"]
-    without = slide.plot(ax=Figure().subplots(), size=50, scale_bar=False)
+    without = slide.plot(ax=some_axes(), size=50, scale_bar=False)
     assert not list(without.lines)
 
 
 def test_a_region_is_plotted_by_xarray_in_millimetres_and_with_a_scale_bar(stack_slide):
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     image = open_slide(stack_slide).to_dataset().image.isel(channel=0, z=0)
     _, axes = plt.subplots()
     plot = image.sel(x=slice(17.955, 18), y=slice(31.95, 31.98)).plot.imshow(ax=axes)
@@ -177,8 +188,7 @@ def test_a_region_is_plotted_by_xarray_in_millimetres_and_with_a_scale_bar(stack
 )  # fmt: skip
 @pytest.mark.parametrize("said", ["by xarray", "in brackets", "by the caller"])
 def test_a_scale_bar_is_in_the_unit_of_its_axes(tissue_slide, unit, mm, said):
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     image = open_slide(tissue_slide).to_dataset(2).image
     image = image.assign_coords(
         {dim: image[dim].variable.to_base_variable() / mm for dim in ("y", "x")}
@@ -199,7 +209,7 @@ def test_a_scale_bar_is_in_the_unit_of_its_axes(tissue_slide, unit, mm, said):
 
 
 def test_a_scale_bar_of_no_length_is_an_error():
-    axes = Figure().subplots()
+    axes = some_axes()
     axes.set_xlabel("x [pixel]")
     with pytest.raises(ValueError, match="'pixel' is no length"):
         add_scale_bar(axes)
@@ -213,8 +223,7 @@ def test_a_scale_bar_of_no_length_is_an_error():
 
 
 def test_plot_takes_the_current_axes(stack_slide):
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     _, axes = plt.subplots()
     try:
         slide = open_slide(stack_slide)
@@ -332,7 +341,7 @@ def test_grey_of_8_bits_is_stretched_as_that_of_16_and_colour_is_not():
 
 def test_plot_and_html_say_which_channel_and_plane_they_show(stack_slide, tissue_slide):
     slide = open_slide(stack_slide)
-    title = slide.plot(ax=Figure().subplots(), channel_index=1, focal_plane_index=2).get_title()
+    title = slide.plot(ax=some_axes(), channel_index=1, focal_plane_index=2).get_title()
     assert title == "DS-0001\nchannel 1: optical path FITC (Fluorescence FITC), focal plane 2: 9 µm"
     html = slide._repr_html_()
     assert (

@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 import xarray as xr
+from pydicom.sr.coding import Code
 
 import dicomslide
 from dicomslide import FramePositionError, MetadataWarning, OpenSlide, open_slide
@@ -552,7 +553,7 @@ def test_cycles_are_found_by_their_own_stain(tmp_path):
         write(path, channel=number, series=meaning, samples=3, bits=8)
         changed(path, change)
     slide = open_slide(tmp_path, correct_color=False)
-    stain = pydicom.sr.coding.Code("2", "99TEST", "anti-CD8")
+    stain = Code("2", "99TEST", "anti-CD8")
     assert slide.find_optical_paths(specimen_stain=stain) == (1,)
     assert slide.to_dataset().image.channel_stain.values.tolist()[1].startswith("anti-CD8")
 

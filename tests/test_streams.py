@@ -14,7 +14,6 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
-import fsspec
 import numpy as np
 import pytest
 import xarray as xr
@@ -45,6 +44,12 @@ def gzipped(path):
     return gzip.open(packed)
 
 
+def opened_by_fsspec(path):
+    import fsspec
+
+    return fsspec.open(f"local://{path}", "rb").open()
+
+
 KINDS = {
     "bytes": lambda path: path.read_bytes(),
     "bytearray": lambda path: bytearray(path.read_bytes()),
@@ -53,7 +58,7 @@ KINDS = {
     "file": lambda path: path.open("rb"),
     "raw file": lambda path: path.open("rb", buffering=0),
     "gzip": gzipped,
-    "fsspec": lambda path: fsspec.open(f"local://{path}", "rb").open(),
+    "fsspec": opened_by_fsspec,
 }
 
 

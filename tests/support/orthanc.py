@@ -15,7 +15,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pydicom
-import requests
+
+from tests.support import optional
 
 PLUGINS = sorted(glob.glob("/usr/lib/orthanc/libOrthancDicomWeb.so*"))
 PROGRAM = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
@@ -25,7 +26,7 @@ def reason_to_skip():
     """Return why there is no Orthanc; None where there is one."""
     if PROGRAM is None or not PLUGINS:
         return "Orthanc isn't installed: apt-get install orthanc orthanc-dicomweb"
-    return None
+    return optional.reason_to_skip("requests", "dicomweb_client")
 
 
 @contextlib.contextmanager
@@ -81,6 +82,8 @@ def running(folder, users=None):
 
 
 def _wait_for(url, process, log):
+    import requests
+
     for _ in range(300):
         if process.poll() is not None:
             break
@@ -94,6 +97,8 @@ def _wait_for(url, process, log):
 
 def store(url, paths, auth=None):
     """Store files by STOW, byte for byte; return the UIDs of study and series of the last one."""
+    import requests
+
     for path in paths:
         part = b"--b-b\r\nContent-Type: application/dicom\r\n\r\n%s\r\n--b-b--"
         kind = 'multipart/related; type="application/dicom"; boundary=b-b'
@@ -178,6 +183,8 @@ class Gate:
         if user is not None and study is not None and study[1] not in allowed:
             status, kind, body = 403, "text/plain", b"not for you"
         else:
+            import requests
+
             answer = requests.get(self._behind + path, headers=headers, timeout=60)
             status, kind = answer.status_code, answer.headers.get("Content-Type", "")
             body = answer.content
