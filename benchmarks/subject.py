@@ -264,7 +264,7 @@ class Dicomslide(Reader):
     def open_many(self, budget: int) -> dict[str, float]:
         """Open slides one after the other under a budget of memory, and read a tile of each."""
         import dicomslide
-        from dicomslide.process.registry import cached_bytes
+        from dicomslide.process.budget import cached_bytes
 
         dicomslide.set_options(memory_budget=budget)
         peak = 0

@@ -36,7 +36,7 @@ from dicomslide.errors import (
     StoreExistsError,
 )
 from dicomslide.options import Options, get_options, set_options
-from dicomslide.process.registry import clear_all
+from dicomslide.process.budget import clear_all
 from dicomslide.utils import (
     does_optical_path_item_match,
     does_segment_item_match,

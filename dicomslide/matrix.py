@@ -52,7 +52,7 @@ class TotalPixelMatrix(Identified):
         Zero-based index into focal planes, from the glass slide towards the coverslip.
     max_frame_cache_size : int or None, default: 9
         Upper bound on the decoded frames of this image in the process' cache. None: as many as
-        the option `frame_cache_bytes` allows, for frames that take long to decode; no others.
+        the option `frame_cache_bytes` allows.
     correct_color : bool, default: True
         Whether colours are converted to sRGB by the ICC profile of the optical path.
     on_error : {"raise", "fill"}, default: "raise"

@@ -11,9 +11,9 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.errors import MemoryLimitError
+from dicomslide.process.budget import set_budget
 from dicomslide.process.changes import tell_of_changes
 from dicomslide.process.forks import ForkLock
-from dicomslide.process.registry import set_budget
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -54,7 +54,9 @@ class Options:
     too. Arrays and the values that open slides hold aren't counted."""
 
     frame_cache_bytes: int = 256 * 2**20
-    """Upper bound on the bytes of decoded frames that the process caches, over all images."""
+    """Upper bound on the bytes of decoded frames that the process caches, over all images; 0 for
+    none. Frames of JPEG are cached where the border of a region cuts them, or when they are read
+    again; those that take longer to decode, always; native ones, never."""
 
     memory_limit_bytes: int = dataclasses.field(default_factory=_physical_memory)
     """Upper bound on the bytes of an array; by default the machine's memory."""
@@ -197,7 +199,7 @@ class set_options:
     memory_budget : int, optional
         Upper bound on the bytes of all cached values of the process.
     frame_cache_bytes : int, optional
-        Upper bound on the bytes of decoded frames among these, over all images.
+        Upper bound on the bytes of decoded frames among these, over all images; 0 for none.
     memory_limit_bytes : int, optional
         Upper bound on the bytes of an array.
     num_threads : int, optional

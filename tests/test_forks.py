@@ -13,7 +13,7 @@ import pytest
 import dicomslide
 from dicomslide import options
 from dicomslide.header import lenient
-from dicomslide.process import forks, registry
+from dicomslide.process import budget, forks
 from dicomslide.testing import position_values
 from tests.support.forks import in_child
 
@@ -141,7 +141,7 @@ def hold(lock, holding, release):
 def test_a_lock_held_while_the_process_forks_does_not_stop_the_child(position_slide):
     slide = dicomslide.open_slide(position_slide, correct_color=False)
     image = slide.get_volume_images()[0]
-    locks = [registry._budget.lock, image._source._instance()._lock, lenient._reading,
+    locks = [budget.BUDGET.lock, image._source._instance()._lock, lenient._reading,
              options._current._lock]  # fmt: skip
     release = threading.Event()
     holders = []

@@ -13,7 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 import dicomslide
 from dicomslide.backends.batching.gather import Gatherer
 from dicomslide.options import get_options
-from dicomslide.process.registry import FrameCache, Registry, cached_bytes
+from dicomslide.process.budget import cached_bytes
+from dicomslide.process.frame_cache import FrameCache
+from dicomslide.process.registry import Registry
 
 KEYS = st.integers(0, 7)
 SIZES = st.integers(0, 400)

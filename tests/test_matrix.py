@@ -605,13 +605,12 @@ def test_threads_are_named_by_their_pool():
     assert requesting.startswith("dicomslide-fetch_")
 
 
-def test_frames_that_decode_quickly_are_kept_only_when_asked_for(tissue_slide):
-    for size, kept in ((None, 0), (2, 2)):
-        slide = dicomslide.open_slide(tissue_slide, max_frame_cache_size=size)
-        pixels = slide.get_image_region((0, 0), 0, (600, 900))
-        assert frame_reader._frames.nbytes == kept * 256 * 256 * 3
-        slide.get_image_region((600, 0), 0, (600, 900))  # in memory that frames share by turns
-        np.testing.assert_array_equal(slide.get_image_region((0, 0), 0, (600, 900)), pixels)
+def test_at_most_so_many_frames_are_kept_as_asked_for(tissue_slide):
+    slide = dicomslide.open_slide(tissue_slide, max_frame_cache_size=2)
+    pixels = slide.get_image_region((0, 0), 0, (600, 900))
+    assert frame_reader._frames.nbytes == 2 * 256 * 256 * 3
+    slide.get_image_region((600, 0), 0, (600, 900))  # in memory that frames share by turns
+    np.testing.assert_array_equal(slide.get_image_region((0, 0), 0, (600, 900)), pixels)
 
 
 def test_tasks_and_iteration_keep_no_frames(matrices):

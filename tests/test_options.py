@@ -12,7 +12,8 @@ import pytest
 import dicomslide
 from dicomslide import get_options, set_options
 from dicomslide.backends.batching import encoded_frames
-from dicomslide.process.registry import FrameCache, cached_bytes
+from dicomslide.process.budget import cached_bytes
+from dicomslide.process.frame_cache import FrameCache
 from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
 

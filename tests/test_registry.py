@@ -10,8 +10,9 @@ import threading
 import pytest
 
 import dicomslide
-from dicomslide.process import registry
-from dicomslide.process.registry import FrameCache, Registry
+from dicomslide.process import budget
+from dicomslide.process.frame_cache import FrameCache
+from dicomslide.process.registry import Registry
 
 LONG = 60
 
@@ -143,7 +144,7 @@ def test_nothing_is_cached_any_more_under_a_name_that_was_forgotten(values):
     frames.put((scope, "image"), 0, b"before")
 
     def make():
-        registry.forget(scope)
+        budget.forget(scope)
         frames.put((scope, "image"), 1, b"frame under way")
         return "value"
 
@@ -162,8 +163,8 @@ for module in pkgutil.walk_packages(dicomslide.__path__, "dicomslide."):
             importlib.import_module(module.name)
         except ImportError:  # without the extra that it needs
             pass
-from dicomslide.process import registry
-print(sorted({member.kind for member in registry._budget.members} - registry.KINDS))
+from dicomslide.process import budget
+print(sorted({member.kind for member in budget.BUDGET.members} - budget.KINDS))
 """
 
 

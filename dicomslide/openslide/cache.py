@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING
 
-from dicomslide.process.registry import FrameCache
+from dicomslide.process.frame_cache import FrameCache
 
 if TYPE_CHECKING:
     import numpy as np

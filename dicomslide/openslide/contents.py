@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dicomslide.image import TiledImage
-    from dicomslide.process.registry import FrameCache
+    from dicomslide.process.frame_cache import FrameCache
     from dicomslide.readers.matrix_reader import MatrixReader
     from dicomslide.slide.slide import Slide
 

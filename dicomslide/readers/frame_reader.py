@@ -14,8 +14,9 @@ from dicomslide.backends.base import drop_frame, kept_as, may_read_anew, read_an
 from dicomslide.errors import FrameError, FrameReadError, FrameWarning, MetadataError
 from dicomslide.options import get_options
 from dicomslide.pixels import DECODERS, decode_frame, scratch_memory, transfer_syntax_of
+from dicomslide.process.frame_cache import FrameCache
 from dicomslide.process.parallel import is_exiting
-from dicomslide.process.registry import FrameCache, Registry
+from dicomslide.process.registry import Registry
 from dicomslide.process.warn import warn
 from dicomslide.readers.pools import Shared, collect, submit_decoding, submit_request
 
@@ -64,9 +65,8 @@ class FrameReader:
     layout : ImageLayout
         Layout of the image.
     max_frame_cache_size : int or None
-        Upper bound on the decoded frames of the image that the process caches. With None, frames
-        that take long to decode are bounded by ``frame_cache_bytes`` only, and others aren't
-        cached.
+        Upper bound on the decoded frames of the image that the process caches. With None,
+        frames are bounded by ``frame_cache_bytes`` only.
     on_error : {"raise", "fill"}
         Whether a bad frame raises, or gives a warning and None as its pixels.
     reduction : int, default: 0
@@ -95,14 +95,12 @@ class FrameReader:
         self._layout = layout
         self._tile_bytes = math.prod(layout.pixel_format.shape) * layout.pixel_format.dtype.itemsize
         decoder = DECODERS.get(layout.transfer_syntax_uid or "")
-        if max_frame_cache_size is None and cache is not None:  # a given cache is to be used
-            max_frame_cache_size = cache.max_bytes // self._tile_bytes
-        if max_frame_cache_size is None and decoder is not None and decoder.is_quick:
-            max_frame_cache_size = 0
+        self._caching = "maybe" if decoder is None else decoder.caching
+        if max_frame_cache_size is None and cache is None and self._caching == "never":
+            max_frame_cache_size = 0  # a given cache is to be used
         self._most = max_frame_cache_size
         self.batch = source.frames_per_request or BATCH
         """Preferred number of frames per request."""
-        self.keeps_frames = max_frame_cache_size != 0
         self._on_error = on_error
 
     def visit(
@@ -112,6 +110,7 @@ class FrameReader:
         *,
         threads: int | None = None,
         keep: bool = True,
+        cut: Collection[int] = (),
     ) -> None:
         """Call ``use(i, pixels)`` for each frame, in several threads and in any order.
 
@@ -129,6 +128,8 @@ class FrameReader:
             option ``num_threads``.
         keep : bool, default: True
             Whether decoded frames may be cached for later reads.
+        cut : collection of int, optional
+            Frames of which the border of the region leaves out a part.
 
         Raises
         ------
@@ -136,7 +137,7 @@ class FrameReader:
             When a frame can't be read or decoded, unless bad frames are to be filled.
 
         """
-        plan = self._plan(frames, use, threads, keep)
+        plan = self._plan(frames, use, threads, keep, cut)
         if plan is None:
             return
         helpers = submit_decoding(self._run, plan, calls=plan.helpers, pool_size=plan.pool_size)
@@ -160,10 +161,12 @@ class FrameReader:
         use: Callable[[int, Pixels | None], None],
         threads: int | None,
         keep: bool,
+        cut: Collection[int],
     ) -> _Plan | None:
         """Call `use` for absent and cached frames; return a plan of the others, None if none."""
         image = self._kept_as
-        held = self._cache.get(image, frames)
+        keep = keep and (self._most is not None or not self._is_stream(len(frames)))
+        held = self._cache.get(image, frames, in_passing=not keep)
         missing = []
         for at, frame in enumerate(frames):
             tile = held.get(frame)
@@ -179,7 +182,7 @@ class FrameReader:
         return _Plan(
             image=image,
             batches=Shared(self._batches(missing, step)),
-            kept=self._to_keep([frame for _, frame in missing]) if keep else (),
+            kept=self._to_keep(image, [frame for _, frame in missing], cut) if keep else (),
             use=use,
             helpers=helpers,
             pool_size=threads - 1,
@@ -264,7 +267,7 @@ class FrameReader:
         """
         for start in range(0, len(frames), self.batch):
             batch = frames[start : start + self.batch]
-            held = self._cache.get(self._kept_as, batch)
+            held = self._cache.get(self._kept_as, batch, in_passing=True)
             missing = [frame for frame in batch if frame >= 0 and frame not in held]
             buffers = iter(self._fetch(missing) if missing else ())
             for frame in batch:
@@ -275,13 +278,56 @@ class FrameReader:
                     tile = tile.copy()
                 yield tile
 
-    def _to_keep(self, frames: list[int]) -> Collection[int]:
-        """Return the frames of one read to be cached: those that would remain in the cache."""
+    def single(self, frame: int, *, keep: bool = True) -> Pixels | None:
+        """Return the pixels of one frame, to be owned by who gets them.
+
+        Decoding into the memory that is returned saves a copy, so that a frame is kept only where
+        it is wanted a second time.
+
+        Parameters
+        ----------
+        frame : int
+            Zero-based frame, −1 for an absent one.
+        keep : bool, default: True
+            Whether it may be kept for the next read.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            See :meth:`visit`.
+
+        """
+        if frame < 0:
+            return None
+        image = self._kept_as
+        tile = self._cache.get(image, (frame,), in_passing=not keep).get(frame)
+        if tile is not None:
+            return tile.copy()
+        (buffer,) = self._fetch([frame])
+        tile = self._decode(frame, buffer)
+        if tile is None:
+            return None
+        if keep and self._to_keep(image, [frame]):
+            if self._is_worth_keeping(buffer, tile):
+                self._cache.put(image, frame, tile, self._most)
+            return tile.copy()
+        return tile if tile.flags.writeable else tile.copy()
+
+    def _is_stream(self, frames: int) -> bool:
+        """Whether so many frames, read at once, would evict much of the cache."""
+        limit = self._cache.max_bytes
+        return frames * self._tile_bytes > (limit // 4 if self._cache is _frames else limit)
+
+    def _to_keep(
+        self, image: Hashable, frames: list[int], cut: Collection[int] = ()
+    ) -> Collection[int]:
+        """Return the frames of one read that are worth caching."""
         most = self._most
         if most is not None:
             return set(frames[-most:]) if most else ()
-        is_stream = len(frames) * self._tile_bytes > self._cache.max_bytes // 4
-        return () if is_stream else set(frames)  # a stream would evict all other frames
+        wanted = set(frames)
+        known = self._cache.worth_caching(image, wanted, self._tile_bytes, cut)
+        return wanted if self._caching == "always" else known
 
     def _is_worth_keeping(self, buffer: Buffer | None, tile: Pixels) -> bool:
         """Whether a decoded frame is to be cached.
@@ -296,7 +342,7 @@ class FrameReader:
         if buffer is None or self._most is not None or layout.transfer_syntax_uid is not None:
             return True
         try:
-            return not DECODERS[transfer_syntax_of(buffer, self._stored_format)].is_quick
+            return DECODERS[transfer_syntax_of(buffer, self._stored_format)].caching != "never"
         except FrameError:  # the bytes are bad; the frame was read again
             return True
 

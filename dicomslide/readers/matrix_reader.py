@@ -18,7 +18,7 @@ from dicomslide.readers.frame_reader import FrameReader, OnError
 from dicomslide.readers.indexing import Axis, Piece, points
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
     from typing import TypeAlias
 
     from numpy.typing import NDArray
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dicomslide.backends.base import FrameSource
     from dicomslide.header.geometry import SlideGrid
     from dicomslide.header.layout import ImageLayout
-    from dicomslide.process.registry import FrameCache
+    from dicomslide.process.frame_cache import FrameCache
 
     Pixels: TypeAlias = NDArray[Any]
     Meeting: TypeAlias = tuple[Any, Any]
@@ -54,8 +54,8 @@ class MatrixReader:
     channel_index: int = 0
     focal_plane_index: int = 0
     max_frame_cache_size: int | None = None
-    """Upper bound on the decoded frames of the image that the process caches. With None, frames
-    that take long to decode are bounded by ``frame_cache_bytes`` only, and others aren't cached."""
+    """Upper bound on the decoded frames of the image that the process caches. With None,
+    frames are bounded by ``frame_cache_bytes`` only."""
     correct_color: bool = True
     """Whether colours are mapped to sRGB by the ICC profile of the optical path."""
     on_error: OnError = "raise"
@@ -250,13 +250,12 @@ class MatrixReader:
         shape = len(rows), len(columns), self.shape[2]
         what = f"{self.source.name}: a region of {shape[0]} × {shape[1]} pixels"
         check_memory(math.prod(shape) * self.dtype.itemsize, what)
-        frames, places = self._meetings(rows, columns)
+        frames, places, cut = self._meetings(rows, columns)
         turns = transpose or rows.reverse or columns.reverse
         slices = isinstance(rows.indices, range) and isinstance(columns.indices, range)
         is_tile = slices and len(frames) == 1 and shape == self._tile_shape
-        is_kept = keep and self.frames.keeps_frames
-        if is_tile and not is_kept and not (contiguous and turns):
-            out = _turned(self._owned(*self.frames.stream(frames)), rows, columns)  # no copy
+        if is_tile and not (contiguous and turns):  # no copy
+            out = _turned(self._owned(self.frames.single(frames[0], keep=keep)), rows, columns)
         else:
             if contiguous and transpose:
                 memory = allocated((shape[1], shape[0], shape[2]), self.dtype, what).swapaxes(0, 1)
@@ -264,19 +263,32 @@ class MatrixReader:
                 memory = allocated(shape, self.dtype, what)
             turned = _turned(memory, rows, columns)
             stored, out = (turned, memory) if contiguous else (memory, turned)
-            self.frames.visit(frames, self._placing(places, stored), threads=threads, keep=keep)
+            place = self._placing(places, stored)
+            self.frames.visit(frames, place, threads=threads, keep=keep, cut=cut)
         return picked(out, (rows, columns, samples), transpose=transpose, contiguous=contiguous)
 
-    def _meetings(self, rows: Axis, columns: Axis) -> tuple[list[int], list[Meeting]]:
-        """Return the frames of rows and columns, and keys of the pixels of each."""
+    def _meetings(
+        self, rows: Axis, columns: Axis
+    ) -> tuple[list[int], list[Meeting], Collection[int]]:
+        """Return the frames of rows and columns, keys of the pixels of each, and cut frames.
+
+        The border of the region leaves out a part of the cut frames.
+        """
         grid = self.layout.grid
         down = list(rows.pieces(grid.tile_rows))
         right = list(columns.pieces(grid.tile_columns))
         tiles = np.add.outer(
             np.array([piece.tile for piece in down], np.int64) * grid.shape[1],
             np.array([piece.tile for piece in right], np.int64),
-        ).ravel()
-        return self.frames_of(tiles).tolist(), [_meeting(r, c) for r in down for c in right]
+        )
+        frames = self.frames_of(tiles.ravel())
+        square = frames.reshape(tiles.shape)
+        cut: set[int] = set()
+        for at in rows.cuts(grid.tile_rows, grid.rows):
+            cut.update(square[at].tolist())
+        for at in columns.cuts(grid.tile_columns, grid.columns):
+            cut.update(square[:, at].tolist())
+        return frames.tolist(), [_meeting(r, c) for r in down for c in right], cut
 
     def _placing(self, places: list[Meeting], out: Pixels) -> Callable[[int, Pixels | None], None]:
         """Return a function that copies pixels of a frame to an array in stored orientation."""
@@ -331,15 +343,15 @@ class MatrixReader:
         what = f"{self.source.name}: a stack of {len(indices)} tiles"
         check_memory(math.prod(shape) * self.dtype.itemsize, what)
         frames = self.frames_of(indices).tolist()
-        if wanted.drop and not self.frames.keeps_frames:
-            return self._owned(*self.frames.stream(frames))
+        if wanted.drop:
+            return self._owned(self.frames.single(frames[0]))
         out = allocated(shape, self.dtype, what)
 
         def place(at: int, tile: Pixels | None) -> None:
             out[at] = self.background if tile is None else self.part(tile, ...)
 
         self.frames.visit(frames, place)
-        return out[0] if wanted.drop else out
+        return out
 
     def iterate(self) -> Iterator[Pixels]:
         """Yield each tile in order; tiles are fetched in batches and not cached."""
@@ -382,8 +394,8 @@ class MatrixReader:
             top, left = int(np.argmax(in_rows)), int(np.argmax(in_columns))
             stored = out.swapaxes(0, 1) if grid.transpose else out
             inner = stored[top : top + len(down), left : left + len(right)]
-            frames, places = self._meetings(down, right)
-            self.frames.visit(frames, self._placing(places, _turned(inner, down, right)))
+            frames, places, cut = self._meetings(down, right)
+            self.frames.visit(frames, self._placing(places, _turned(inner, down, right)), cut=cut)
         return out
 
     @property

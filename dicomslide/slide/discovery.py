@@ -60,8 +60,8 @@ def find_slides(
     container_id : str, optional
         Container Identifier of the glass slide
     max_frame_cache_size : int or None, default: 6
-        Upper bound on cached decoded frames per image; None caches frames that are slow to
-        decode, bounded by `frame_cache_bytes`
+        Upper bound on cached decoded frames per image; None bounds them by `frame_cache_bytes`
+        only
     pyramid_tolerance : float, default: 0.1
         Upper bound in mm on the distance between the centres of levels; a pixel if that is larger
     fail_on_error : bool, default: True

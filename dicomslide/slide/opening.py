@@ -75,7 +75,7 @@ def open_slide(
         Which pyramid is read, where several are on the glass: see :class:`Slide`.
     max_frame_cache_size : int, optional
         Largest number of decoded frames of each image that the process keeps; by default as
-        many as the option `frame_cache_bytes` allows where they take long to decode, else none.
+        many as the option `frame_cache_bytes` allows.
     pyramid_tolerance, correct_color, on_error, align_levels, spacing
         See :class:`Slide`, which has the defaults. A Slide that is opened again keeps what isn't
         given; what is given holds for the slide returned, which has the same instances.

@@ -54,7 +54,7 @@ class Slide(SlideArrays):
         from them.
     max_frame_cache_size : int or None, default: 6
         Largest number of decoded frames of each image that the process keeps; None for as
-        many as `frame_cache_bytes` allows where they take long to decode, else none.
+        many as the option `frame_cache_bytes` allows.
     pyramid_tolerance : float, default: 0.1
         Distance in mm by which the centres of levels may differ, if more than a pixel.
     correct_color : bool, default: True

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dicomslide.backends.batching.frame_database import FrameDatabase
 from dicomslide.options import get_options
-from dicomslide.process.registry import FrameCache
+from dicomslide.process.frame_cache import FrameCache
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence

@@ -45,7 +45,7 @@ from dicomslide.errors import (
 )
 from dicomslide.header import dicom
 from dicomslide.pixels.codestream import is_lossy
-from dicomslide.process import registry as cache
+from dicomslide.process import budget as cache
 from dicomslide.process.forks import ForkLock
 from dicomslide.process.registry import Registry
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dicomslide.backends.net.redaction import public_url
 from dicomslide.backends.net.register import Register
-from dicomslide.process import registry as cache
+from dicomslide.process import budget as cache
 from dicomslide.process.forks import ForkLock
 
 if TYPE_CHECKING:
