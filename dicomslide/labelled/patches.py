@@ -104,34 +104,45 @@ class PatchGrid:
         turn = self.grid.orientation or AS_STORED
         return (across, down) if turn.transpose else (down, across)
 
+    @property
+    def covered(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """First and last edge of the image along y and along x, in pixels of the grid."""
+        ends = [
+            (-each.start / each.step, (each.extent - each.start) / each.step)
+            for each in (self.reader.rows, self.reader.columns)
+        ]
+        turn = self.orientation
+        y, x = ends[::-1] if turn.transpose else ends
+        height, width = self.grid.plane_shape
+        y = (height - y[1], height - y[0]) if turn.flip_y else y
+        x = (width - x[1], width - x[0]) if turn.flip_x else x
+        return y, x
+
     def patches(self, centers: ArrayLike, size: tuple[int, int]) -> Patches:
         """Lay patches of rows and columns around centres (x, y) in mm, shape (patches, 2)."""
-        first = self._first_pixels(np.asarray(centers, np.float64), size)
-        reader = PatchReader(self.reader, self.orientation, first, size)
-        return Patches(reader, self.centers(first, size), self.spacing)
+        reader = self.patch_reader(np.asarray(centers, np.float64), size)
+        return Patches(reader, self.centers(reader.first, size), self.spacing)
 
-    def _first_pixels(
-        self, centers: NDArray[np.float64], size: tuple[int, int]
-    ) -> NDArray[np.int64]:
-        """Return the (y, x) index of each patch's first pixel."""
-        middle = self._turned(self.grid.placed.to_matrix(centers) + 0.5)
-        return np.floor(middle - np.divide(size, 2) + 0.5 + 1e-9).astype(np.int64)
+    def patch_reader(self, centers: NDArray[np.float64], size: tuple[int, int]) -> PatchReader:
+        """Return what reads patches of rows and columns around centres (x, y) in mm.
+
+        Each begins with a whole pixel.
+        """
+        corners = self.pixels(centers) - np.divide(size, 2)
+        first = np.floor(corners + 0.5 + 1e-9).astype(np.int64)
+        return PatchReader(self.reader, self.orientation, first, size)
+
+    def pixels(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the (y, x) of points (x, y) in mm, in pixels from the outer corner of the grid."""
+        stored = self.grid.placed.to_matrix(points) + 0.5
+        turn = self.grid.orientation or AS_STORED
+        return self._flipped(stored[:, ::-1] if turn.transpose else stored)
 
     def centers(self, first: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.float64]:
         """Return the (x, y) in mm of the middles of patches with these first pixels (y, x)."""
-        middles = first.astype(np.float64) + np.divide(size, 2)
-        return self.grid.placed.to_slide(self._stored(middles) - 0.5)
-
-    def _turned(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return (y, x) of the grid of (row, column) as stored, both from the outer corner."""
         turn = self.grid.orientation or AS_STORED
-        return self._flipped(points[:, ::-1] if turn.transpose else points)
-
-    def _stored(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return (row, column) as stored of (y, x) of the grid, both from the outer corner."""
-        turn = self.grid.orientation or AS_STORED
-        points = self._flipped(points)
-        return points[:, ::-1] if turn.transpose else points
+        middles = self._flipped(first.astype(np.float64) + np.divide(size, 2))
+        return self.grid.placed.to_slide((middles[:, ::-1] if turn.transpose else middles) - 0.5)
 
     def _flipped(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         turn = self.grid.orientation or AS_STORED

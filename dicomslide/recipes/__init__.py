@@ -21,6 +21,7 @@ except ImportError:
 
 from dicomslide.recipes.stains import estimate_stains, separate_stains
 from dicomslide.recipes.statistics import segment_statistics
+from dicomslide.recipes.tile_table import tile_grid
 from dicomslide.recipes.tiles import map_tiles
 from dicomslide.recipes.tissue import area, tissue_mask, tissue_threshold
 
@@ -30,6 +31,7 @@ __all__ = [
     "map_tiles",
     "segment_statistics",
     "separate_stains",
+    "tile_grid",
     "tissue_mask",
     "tissue_threshold",
 ]
