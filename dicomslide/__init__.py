@@ -84,6 +84,8 @@ if TYPE_CHECKING:
     from dicomslide.slide import Slide, find_slides, open_slide
     from dicomslide.slide.cohort import Cohort, open_slides
     from dicomslide.slide.sampler import SlideSampler
+    from dicomslide.slide.tile_dataset import TileDataset
+    from dicomslide.slide.tile_order import BlockShuffle, TileStream
     from dicomslide.tile import (
         assemble_total_pixel_matrix,
         compute_frame_positions,
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
 
 _LAZY_MODULES = {
     "AnnotationGroup": "annotation.group",
+    "BlockShuffle": "slide.tile_order",
     "Cohort": "slide.cohort",
     "Measurement": "annotation.group",
     "OpenSlide": "openslide",
@@ -100,6 +103,8 @@ _LAZY_MODULES = {
     "Slide": "slide",
     "SlideIndex": "labelled.index",
     "SlideSampler": "slide.sampler",
+    "TileDataset": "slide.tile_dataset",
+    "TileStream": "slide.tile_order",
     "TiledImage": "image",
     "TotalPixelMatrix": "matrix",
     "TotalPixelMatrixSampler": "matrix",
@@ -134,6 +139,7 @@ _SUBMODULES = {
 __all__ = [
     "AmbiguousSlideError",
     "AnnotationGroup",
+    "BlockShuffle",
     "ChannelTypes",
     "Cohort",
     "DicomSlideError",
@@ -166,6 +172,8 @@ __all__ = [
     "SourceNotFoundError",
     "SourceReadError",
     "StoreExistsError",
+    "TileDataset",
+    "TileStream",
     "TiledImage",
     "TotalPixelMatrix",
     "TotalPixelMatrixSampler",

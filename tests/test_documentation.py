@@ -157,7 +157,7 @@ def names(request, addressed, monkeypatch):
     if "@dataclass" in text:
         # which look their module up; else functions would be pickled by a name that no worker knows
         monkeypatch.setitem(sys.modules, "page", page)
-    if "DataLoader(sampler" in text:
+    if "torch.utils.data.DataLoader(" in text:
         names["torch"] = pytest.importorskip("torch", reason="PyTorch isn't installed")
     with contextlib.ExitStack() as stack:
         if "client.register_worker_callbacks(" in text and "client = " not in text:

@@ -227,6 +227,10 @@ PUBLIC = {
         count get_region_grid_position index matrix padded_region_shape padding read
         region_grid_positions region_positions region_shape""",
     dicomslide.Cohort: "failures get items keys opened summaries to_pandas values",
+    dicomslide.TileDataset: """
+        centers count get_position index read size slide_indices slide_names spacing""",
+    dicomslide.BlockShuffle: "dataset epoch indices set_epoch",
+    dicomslide.TileStream: "set_epoch",
     Level: "image images size",
     GlassPyramid: """
         has_extended_depth_of_field images largest levels name num_levels size uid""",
@@ -257,9 +261,11 @@ def test_an_object_has_these_names_and_no_others(tissue_slide, kind):
     slide = dicomslide.open_slide(tissue_slide)
     image = slide.levels[0].image
     matrix = image.get_total_pixel_matrix()
+    tiles = dicomslide.TileDataset({"x": [1.0], "y": [1.0]}, slide, size=8, spacing=0.001)
     objects = [
         slide, image, matrix, dicomslide.TotalPixelMatrixSampler(matrix, (32, 32)),
         dicomslide.open_slides(tissue_slide), slide.levels[0], slide.pyramids[0],
+        tiles, dicomslide.BlockShuffle(tiles), dicomslide.TileStream(tiles),
     ]  # fmt: skip
     (found,) = (each for each in objects if type(each) is kind)
     assert [name for name in dir(found) if not name.startswith("_")] == PUBLIC[kind].split()

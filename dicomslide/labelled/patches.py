@@ -18,6 +18,7 @@ from dicomslide.labelled.resolution import (
     wanted_spacing,
     windows_on,
 )
+from dicomslide.process.warn import once
 from dicomslide.readers.arrays import dask_joined
 from dicomslide.readers.patch_reader import PatchReader
 from dicomslide.readers.resampled_reader import ResampledReader
@@ -190,13 +191,14 @@ def patch_grid(
     """
     check_labels(labels)
     wanted = wanted_spacing(spacing, level)
-    if level is not None:
-        image, channel, plane = slide._place(level, channel_index, focal_plane_index)
-        grid = grid_of_level(slide, level, "upright")
-    else:
-        assert wanted is not None
-        image, channel, plane = place_at(slide, channel_index, focal_plane_index, wanted)
-        grid = grid_of_spacing(slide, wanted, "upright", image)
+    with once(slide._warned):
+        if level is not None:
+            image, channel, plane = slide._place(level, channel_index, focal_plane_index)
+            grid = grid_of_level(slide, level, "upright")
+        else:
+            assert wanted is not None
+            image, channel, plane = place_at(slide, channel_index, focal_plane_index, wanted)
+            grid = grid_of_spacing(slide, wanted, "upright", image)
     matrix = image.get_total_pixel_matrix(channel, plane)
     found = windows_on(grid, image)
     if found is None:

@@ -33,9 +33,9 @@ V = TypeVar("V")
 KINDS = frozenset({
     "ICC profiles", "bytes of objects read ahead", "colour tables", "colour transforms",
     "decoded frames", "decoding threads", "exported stores", "file systems", "folders of clients",
-    "headers", "heads of objects", "layouts", "objects", "open files", "parsed files",
-    "places in archives", "received frames", "request batchers", "requesting threads",
-    "tiles of OpenSlide", "versions of objects", "warnings of JPEG headers",
+    "headers", "heads of objects", "layouts", "objects", "open files", "open slides",
+    "parsed files", "places in archives", "received frames", "request batchers",
+    "requesting threads", "tiles of OpenSlide", "versions of objects", "warnings of JPEG headers",
     "warnings of empty frames", "whole instances",
 })  # fmt: skip
 """Kinds of values that the package caches."""

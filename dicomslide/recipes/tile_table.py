@@ -121,6 +121,8 @@ def tile_grid(
             raise ValueError(f"two slides have the name {name!r}: give a mapping of names")
         try:
             mask = where(slide) if callable(where) else where
+            if where is not None and not isinstance(mask, xr.DataArray):
+                raise TypeError(f"where is a {type(mask).__name__}; expected a DataArray of bool")
             tiles, covered = _tiles_of(slide, pixel, shape, step, mask, at_least)
         except Exception as error:
             error.add_note(f"in the slide {name!r}")
@@ -224,10 +226,6 @@ def _even(edges: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 def _mask_on(grid: PatchGrid, mask: xr.DataArray) -> tuple[Any, list[_Edges]]:
     """Return the pixels of a mask, from the upper left on, and where they lie on a grid."""
-    import xarray as xr
-
-    if not isinstance(mask, xr.DataArray):
-        raise TypeError(f"where gives a {type(mask).__name__}; expected a DataArray of bool")
     if mask.dtype != np.bool_:  # NaN would be True
         raise ValueError(
             f"where is {mask.dtype}; expected a mask of bool: compare it, such as where > 0"

@@ -1,0 +1,251 @@
+"""Orders in which tiles are read: shuffled by blocks, shared out to ranks and workers."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from dicomslide.slide.workers import Share, rank_of, worker_share
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from dicomslide.slide.tile_dataset import TileDataset
+
+__all__ = ["BlockShuffle", "TileStream"]
+
+
+class BlockShuffle:
+    """A random order of tiles in which neighbours follow each other: a sampler for PyTorch.
+
+    Each slide is cut into square blocks of tiles. Blocks come in random order, from all slides;
+    within a block, so do its tiles. A batch then holds a few blocks, and the frames that the tiles
+    of a block share are decoded once for it. Each epoch has other blocks: they begin elsewhere.
+
+    Pass it to a ``DataLoader`` as `sampler`. It has the same order in all processes, and each rank
+    of a distributed run gets a part of it, of whole blocks but for those at its ends.
+
+    Parameters
+    ----------
+    dataset : TileDataset
+        The tiles.
+    block : float, default: 4
+        Edge of a block, in edges of a tile: 4 for up to 16 tiles that lie side by side. Larger ones
+        decode fewer frames for a tile, and make the tiles of a batch more alike.
+    mixed : int, default: 1
+        Number of blocks whose tiles are shuffled together. With more than one, the tiles of a block
+        are spread over several batches, whose frames are decoded once only if the process keeps
+        them: see the option `frame_cache_bytes`.
+    slides_at_once : int, optional
+        Number of slides from which blocks come at a time, chosen at random; by default all. With
+        it, no more slides need to be open: see the argument `max_open_slides` of
+        :class:`TileDataset`.
+    shuffle : bool, default: True
+        False for the order of the table.
+    seed : int, default: 0
+        Seed of the order, together with the epoch: the same in all ranks.
+    rank, world_size : int, optional
+        Number of this process, from 0 on, and number of processes; by default those of the
+        environment variables ``RANK`` and ``WORLD_SIZE``, which torchrun sets, else 0 and 1.
+    uneven : {"keep", "repeat", "drop"}, default: "keep"
+        What happens where tiles can't be shared out evenly. ``"keep"``: each tile comes once, and
+        some ranks have one more than others. ``"repeat"`` and ``"drop"``: all have equally many,
+        since some tiles come twice, or are left out, others in each epoch.
+
+    Raises
+    ------
+    TypeError
+        When just one of `rank` and `world_size` is given.
+    ValueError
+        When a number is out of its range.
+
+    Examples
+    --------
+    >>> x, y = np.add(slide.physical_bounds[:2], 0.1)
+    >>> table = {"x": [x, x + 0.1], "y": [y, y]}
+    >>> tiles = dicomslide.TileDataset(table, slide, size=100, spacing="1 um")
+    >>> order = dicomslide.BlockShuffle(tiles, seed=1)
+    >>> order.set_epoch(1)
+    >>> sorted(order)
+    [0, 1]
+
+    """
+
+    def __init__(
+        self,
+        dataset: TileDataset,
+        block: float = 4,
+        *,
+        mixed: int = 1,
+        slides_at_once: int | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        uneven: Literal["keep", "repeat", "drop"] = "keep",
+    ) -> None:
+        if not (np.isfinite(block) and block > 0):
+            raise ValueError(f"block {block}: expected a number above zero, in edges of a tile")
+        for name, value in (("mixed", mixed), ("slides_at_once", slides_at_once)):
+            if value is not None and operator.index(value) < 1:
+                raise ValueError(f"{name} {value}: expected 1 or more")
+        if operator.index(seed) < 0:
+            raise ValueError(f"seed {seed}: expected 0 or more")
+        if uneven not in ("keep", "repeat", "drop"):
+            raise ValueError(f'uneven must be "keep", "repeat" or "drop", not {uneven!r}')
+        self._dataset = dataset
+        self._block = float(block)
+        self._mixed = mixed
+        self._slides_at_once = slides_at_once
+        self._shuffle = bool(shuffle)
+        self._seed = seed
+        self._rank = rank_of(rank, world_size)
+        self._uneven = uneven
+        self._epoch = 0
+
+    @property
+    def dataset(self) -> TileDataset:
+        """The tiles."""
+        return self._dataset
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch."""
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, from 0 on; each has an order of its own."""
+        if operator.index(epoch) < 0:
+            raise ValueError(f"epoch {epoch}: expected 0 or more")
+        self._epoch = operator.index(epoch)
+
+    def __repr__(self) -> str:
+        number, of = self._rank
+        return f"<BlockShuffle of {len(self):,} tiles, rank {number} of {of}, epoch {self._epoch}>"
+
+    def __len__(self) -> int:
+        start, stop = self._part()
+        return stop - start
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices().tolist())
+
+    def indices(self, epoch: int | None = None) -> NDArray[np.int64]:
+        """Return the indices of this rank's tiles in the order of an epoch, by default this one."""
+        epoch = self._epoch if epoch is None else epoch
+        random = np.random.default_rng((self._seed, epoch))
+        order = self._shuffled(random) if self._shuffle else np.arange(len(self._dataset))
+        start, stop = self._part()
+        if stop > len(order):  # the first tiles once more
+            order = np.resize(order, stop)
+        return order[start:stop]
+
+    def _part(self) -> tuple[int, int]:
+        """Return where the tiles of this rank begin and end in the order."""
+        number, of = self._rank
+        tiles = len(self._dataset)
+        if self._uneven == "drop":
+            tiles -= tiles % of
+        elif self._uneven == "repeat":
+            tiles += -tiles % of if tiles else 0
+        return number * tiles // of, (number + 1) * tiles // of
+
+    def _shuffled(self, random: np.random.Generator) -> NDArray[np.int64]:
+        tiles, slides = self._dataset.centers, self._dataset.slide_indices
+        rows, columns = self._dataset.size
+        edges = self._block * self._dataset.spacing * np.array([columns, rows])
+        num_slides = len(self._dataset.slide_names)
+        shift = random.random((num_slides, 2))
+        cells = np.floor(tiles / edges + shift[slides]).astype(np.int64)
+        by_block = np.lexsort((cells[:, 0], cells[:, 1], slides))
+        keys = np.column_stack([slides, cells])[by_block]
+        is_first = np.ones(len(keys), np.bool_)
+        is_first[1:] = (keys[1:] != keys[:-1]).any(axis=1)
+        block = np.empty(len(keys), np.int64)
+        block[by_block] = np.cumsum(is_first) - 1
+        turn = random.permutation(np.count_nonzero(is_first))
+        if self._slides_at_once is not None:
+            together = random.permutation(num_slides) // self._slides_at_once
+            in_order = np.lexsort((turn, together[keys[is_first, 0]]))
+            turn[in_order] = np.arange(len(turn))
+        return np.lexsort((random.random(len(tiles)), turn[block] // self._mixed))
+
+
+class TileStream(Iterable[Any]):
+    """Tiles in an order, read some at a time: an iterable data set for PyTorch.
+
+    Each worker of a ``DataLoader`` gets its share, so that each tile comes once. ``import torch``
+    has to come before a stream is made that a ``DataLoader`` reads, which then knows it as an
+    ``IterableDataset``; without PyTorch, iterate over it.
+
+    Parameters
+    ----------
+    dataset : TileDataset
+        The tiles.
+    order : BlockShuffle, optional
+        The order, and the part of this rank; by default the order of the table, shared out to the
+        ranks of the environment.
+    at_once : int, default: 64
+        Tiles that are read together, whose shared frames are decoded once.
+
+    Raises
+    ------
+    ValueError
+        When the order is one of another data set, or `at_once` is less than one.
+
+    Notes
+    -----
+    Workers that outlive an epoch (``persistent_workers=True``) don't see :meth:`set_epoch`: they go
+    on to the next epoch by themselves.
+
+    Examples
+    --------
+    >>> x, y = np.add(slide.physical_bounds[:2], 0.1)
+    >>> table = {"x": [x, x + 0.1], "y": [y, y]}
+    >>> tiles = dicomslide.TileDataset(table, slide, size=100, spacing="1 um")
+    >>> stream = dicomslide.TileStream(tiles, dicomslide.BlockShuffle(tiles), at_once=32)
+    >>> next(iter(stream)).shape
+    (100, 100, 3)
+
+    """
+
+    def __init__(
+        self, dataset: TileDataset, order: BlockShuffle | None = None, *, at_once: int = 64
+    ) -> None:
+        if order is not None and order.dataset is not dataset:
+            raise ValueError("the order is one of another data set")
+        if operator.index(at_once) < 1:
+            raise ValueError(f"at_once {at_once}: expected 1 or more")
+        self._order = BlockShuffle(dataset, shuffle=False) if order is None else order
+        self._at_once = operator.index(at_once)
+        self._passes = 0
+        """How often this worker has begun an epoch."""
+        module = sys.modules.get("torch.utils.data")
+        if module is not None:
+            module.IterableDataset.register(TileStream)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, from 0 on: see :meth:`BlockShuffle.set_epoch`."""
+        self._order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        """Return the number of tiles of this rank, of all workers together."""
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = self._order.epoch
+        share = worker_share()
+        if share is not None:
+            epoch += self._passes
+            self._passes += 1
+        return self._tiles(self._order.indices(epoch), *(share or Share(0, 1)))
+
+    def _tiles(self, indices: NDArray[np.int64], number: int, of: int) -> Iterator[Any]:
+        for start in range(number * self._at_once, len(indices), of * self._at_once):
+            yield from self._order.dataset.__getitems__(indices[start : start + self._at_once])
