@@ -8,7 +8,14 @@ from typing import Any
 from benchmarks.reader import THUMBNAIL, Reader
 from benchmarks.server import place_of
 
-__all__ = ["Highdicom", "OpenSlide", "Wsidicom", "WsidicomByPillow", "WsidicomOnServer"]
+__all__ = [
+    "Highdicom",
+    "OpenSlide",
+    "OpenSlideOfDicomslide",
+    "Wsidicom",
+    "WsidicomByPillow",
+    "WsidicomOnServer",
+]
 
 
 class OpenSlide(Reader):
@@ -32,6 +39,11 @@ class OpenSlide(Reader):
     def region(self, row: int, column: int, size: int) -> Any:
         return self.as_array(self.slide.read_region((column, row), 0, (size, size)))
 
+    def pictures(self, at: list[list[int]], size: int) -> None:
+        """Read a square at each (row, column) as a picture of Pillow."""
+        for row, column in at:
+            self.slide.read_region((column, row), 0, (size, size))
+
     def tiles(self, start: int, stop: int) -> None:
         """Read whole tiles one by one, in the order of the matrix."""
         across = -(-self.across // self.tile)
@@ -42,6 +54,18 @@ class OpenSlide(Reader):
     def thumbnail(self) -> None:
         """Make a picture of the whole slide."""
         self.slide.get_thumbnail((THUMBNAIL, THUMBNAIL))
+
+
+class OpenSlideOfDicomslide(OpenSlide):
+    """dicomslide with the names of openslide-python."""
+
+    def load(self) -> None:
+        import numpy as np
+
+        import dicomslide.openslide
+
+        self.module = dicomslide.openslide
+        self.as_array = np.asarray
 
 
 class Wsidicom(Reader):

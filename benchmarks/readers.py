@@ -17,10 +17,18 @@ from benchmarks.limit import (
     PlacingDecoderInProcesses,
     Python,
 )
-from benchmarks.peers import Highdicom, OpenSlide, Wsidicom, WsidicomByPillow, WsidicomOnServer
+from benchmarks.peers import (
+    Highdicom,
+    OpenSlide,
+    OpenSlideOfDicomslide,
+    Wsidicom,
+    WsidicomByPillow,
+    WsidicomOnServer,
+)
 from benchmarks.subject import (
     CorrectedDicomslide,
     Dicomslide,
+    DicomslideByMatrix,
     DicomslideFarAway,
     DicomslideNearby,
     DicomslideOnServer,
@@ -42,6 +50,8 @@ READERS: dict[str, Callable[[str], Reader]] = {
     "dicomslide, corrected, 1 thread": functools.partial(CorrectedDicomslide, threads=1),
     "dicomslide, no cache": DicomslideWithoutCache,
     "dicomslide, no decoder, 1 thread": functools.partial(DicomslideWithoutDecoder, threads=1),
+    "dicomslide, matrix": DicomslideByMatrix,
+    "dicomslide, OpenSlide": OpenSlideOfDicomslide,
     "dicomslide, server": DicomslideOnServer,
     "dicomslide, server nearby": DicomslideNearby,
     "dicomslide, server far away": DicomslideFarAway,

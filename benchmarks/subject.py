@@ -15,6 +15,7 @@ from benchmarks.server import place_of
 __all__ = [
     "CorrectedDicomslide",
     "Dicomslide",
+    "DicomslideByMatrix",
     "DicomslideFarAway",
     "DicomslideNearby",
     "DicomslideOnServer",
@@ -277,6 +278,17 @@ class Dicomslide(Reader):
 
 def _load_more() -> None:
     Dicomslide("").load_more()
+
+
+class DicomslideByMatrix(Dicomslide):
+    """dicomslide, whose regions are slices of a matrix."""
+
+    def region(self, row: int, column: int, size: int) -> Any:
+        return self.matrix[row : row + size, column : column + size]
+
+    def pictures(self, at: list[list[int]], size: int) -> None:
+        """Read a square at each (row, column), to compare pictures of Pillow with."""
+        self.regions(at, size)
 
 
 class CorrectedDicomslide(Dicomslide):

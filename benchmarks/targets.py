@@ -143,6 +143,25 @@ def _regions() -> list[Target]:
     ]
 
 
+def _pictures() -> list[Target]:
+    return [
+        _against(
+            f"OpenSlide, {size}² region, frames of {tile}²",
+            beside,
+            limit,
+            f"{slide}: region of {size}² as a picture",
+            other,
+            reader="dicomslide, OpenSlide",
+        )
+        for slide, tile in (("jpeg-256", "256"), ("jpeg-512", "512"), ("jpeg-1024", "1,024"))
+        for size in ("256", "512", "1,024")
+        for beside, limit, other in (
+            ("slice of the matrix", 1.3, "dicomslide, matrix"),
+            ("openslide", 0.4, "openslide"),
+        )
+    ]
+
+
 def _resolutions() -> list[Target]:
     halved = "jpeg-256: region of 512² at twice the spacing"
     return [
@@ -470,6 +489,7 @@ def _remote() -> list[Target]:
 
 TARGETS = (
     *_regions(),
+    *_pictures(),
     *_resolutions(),
     *_opening(),
     *_labelled(),

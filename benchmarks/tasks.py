@@ -151,6 +151,14 @@ def _aligned(draw: Draw, tiles: int) -> dict[str, Any]:
     return {"at": at.tolist(), "size": tiles * draw.tile}
 
 
+def _as_pictures(slide: str) -> list[Warm]:
+    readers = ("dicomslide, OpenSlide", "dicomslide, matrix", "openslide")
+    return [
+        Warm(f"region of {size:,}² as a picture", slide, "pictures", readers, _of(count, size))
+        for size, count in ((256, 32), (512, 16), (1_024, 8))
+    ]
+
+
 WARM = (
     *_regions("jpeg-256", "dicomslide, 1 thread", "wsidicom, Pillow", "highdicom"),
     Warm(
@@ -313,6 +321,7 @@ WARM = (
         for slide in ("jpeg-512", "jpeg-1024", "jpeg-2000", "jpeg-ls-8", "jpeg-ls-16")
         for task in _regions(slide)
     ),
+    *(task for slide in ("jpeg-256", "jpeg-512", "jpeg-1024") for task in _as_pictures(slide)),
     *_regions("htj2k-lossless"),
     *_regions("htj2k"),
     *(

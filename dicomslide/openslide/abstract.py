@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Filename: TypeAlias = str | bytes | os.PathLike[str]
 
-__all__ = ["AbstractSlide"]
+__all__ = ["AbstractSlide", "shrunk"]
 
 
 class AbstractSlide(ABC):
@@ -130,18 +130,25 @@ class AbstractSlide(ABC):
             When width or height is less than one.
 
         """
-        from PIL import Image
+        level = self._level_of_thumbnail(size)
+        return shrunk(self.read_region((0, 0), level, self.level_dimensions[level]), size)
 
+    def _level_of_thumbnail(self, size: tuple[int, int]) -> int:
         if min(size) < 1:
             raise RequestError(
                 f"a thumbnail of {tuple(size)} pixels isn't possible; expected one pixel or more"
             )
         downsample = max(edge / wanted for edge, wanted in zip(self.dimensions, size, strict=True))
-        level = self.get_best_level_for_downsample(downsample)
-        region = self.read_region((0, 0), level, self.level_dimensions[level])
-        thumbnail = Image.new("RGB", region.size, "white")
-        thumbnail.paste(region, mask=region)
-        thumbnail.thumbnail(size, Image.Resampling.LANCZOS)
-        if "icc_profile" in region.info:
-            thumbnail.info["icc_profile"] = region.info["icc_profile"]
-        return thumbnail
+        return self.get_best_level_for_downsample(downsample)
+
+
+def shrunk(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return an RGBA image on white, shrunk to at most (width, height), with its ICC profile."""
+    from PIL import Image
+
+    thumbnail = Image.new("RGB", picture.size, "white")
+    thumbnail.paste(picture, mask=picture)
+    thumbnail.thumbnail(size, Image.Resampling.LANCZOS)
+    if "icc_profile" in picture.info:
+        thumbnail.info["icc_profile"] = picture.info["icc_profile"]
+    return thumbnail

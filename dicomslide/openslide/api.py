@@ -6,9 +6,9 @@ import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from dicomslide.openslide.abstract import AbstractSlide
+from dicomslide.openslide.abstract import AbstractSlide, shrunk
 from dicomslide.openslide.cache import OpenSlideCache
 from dicomslide.openslide.contents import (
     Contents,
@@ -23,10 +23,11 @@ from dicomslide.openslide.properties import (
     OPENSLIDE_NAMES,
     VENDOR,
 )
-from dicomslide.openslide.rgba import as_picture, read_rgba, transparent
+from dicomslide.openslide.rgba import Box, read_array, read_picture
 from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL import Image
 
     from dicomslide.backends.base import FrameStore
@@ -200,7 +201,7 @@ class OpenSlide(AbstractSlide):
     @property
     def icc_profile(self) -> bytes | None:
         """ICC profile of the optical path at level 0; None without one, and for greyscale."""
-        return self._open_contents().levels[0].icc_profile
+        return self._open_contents().icc_profile
 
     def get_best_level_for_downsample(self, downsample: float) -> int:
         """Return the level to read for an image that is smaller than level 0 by a factor.
@@ -221,9 +222,37 @@ class OpenSlide(AbstractSlide):
 
     # -- pixels --
 
+    @overload
     def read_region(
-        self, location: tuple[int, int], level: int, size: tuple[int, int]
-    ) -> Image.Image:
+        self,
+        location: tuple[int, int],
+        level: int,
+        size: tuple[int, int],
+        *,
+        as_array: Literal[False] = False,
+        padding: bool = True,
+    ) -> Image.Image: ...
+
+    @overload
+    def read_region(
+        self,
+        location: tuple[int, int],
+        level: int,
+        size: tuple[int, int],
+        *,
+        as_array: Literal[True],
+        padding: bool = True,
+    ) -> NDArray[Any]: ...
+
+    def read_region(
+        self,
+        location: tuple[int, int],
+        level: int,
+        size: tuple[int, int],
+        *,
+        as_array: bool = False,
+        padding: bool = True,
+    ) -> Image.Image | NDArray[Any]:
         """Read a region.
 
         Parameters
@@ -235,22 +264,31 @@ class OpenSlide(AbstractSlide):
             Zero-based index of the level to read.
         size : tuple of int
             (width, height) of the region in pixels of `level`.
+        as_array : bool, default: False
+            Whether to return an array of the stored samples, as tiffslide does: without the cost
+            of an RGBA image, and with all bits.
+        padding : bool, default: True
+            Whether the result has exactly `size`; else it ends where the slide ends, as in
+            tiffslide.
 
         Returns
         -------
-        PIL.Image.Image
-            RGBA of exactly `size`, with the ICC profile in ``info["icc_profile"]``. Pixels outside
-            of the slide, of absent tiles, and of a level that doesn't exist are transparent:
-            (0, 0, 0, 0).
+        PIL.Image.Image or numpy.ndarray
+            RGBA, with the ICC profile in ``info["icc_profile"]``. Pixels outside of the slide, of
+            absent tiles, and of a level that doesn't exist are transparent: (0, 0, 0, 0). An array
+            has the shape (rows, columns, samples) and the data type of the stored pixels, RGB if
+            they are in colour; it is 0 where the image is transparent.
 
         Raises
         ------
         ValueError
             When width or height is negative.
+        IndexError
+            When the level doesn't exist, without `padding`.
         FrameError
             When a frame can't be read or decoded.
         MemoryLimitError
-            When the image exceeds the memory limit.
+            When the region exceeds the memory limit.
 
         """
         contents = self._open_contents()
@@ -258,11 +296,55 @@ class OpenSlide(AbstractSlide):
         level = operator.index(level)
         if min(width, height) < 0:
             raise RequestError(f"size {(width, height)} is negative; expected zero or more pixels")
-        profile = self.icc_profile
-        if not 0 <= level < len(contents.levels):
-            return as_picture(transparent(width, height), profile)
-        left, top = pixel_at((x, y), contents.downsamples[level])
-        return as_picture(read_rgba(contents.levels[level], left, top, width, height), profile)
+        exists = 0 <= level < len(contents.levels)
+        if not (exists or padding):
+            raise IndexError(f"no level {level}; there are {len(contents.levels)}, from 0 on")
+        reader = contents.levels[level if exists else 0]
+        if exists:
+            left, top = pixel_at((x, y), contents.downsamples[level])
+        else:
+            left, top = reader.shape[1::-1]  # nothing is there
+        box = Box(left, top, width, height)
+        if not padding:
+            box = box.within(reader)
+        if as_array:
+            return read_array(reader, box)
+        return read_picture(reader, box, contents.icc_profile)
+
+    def get_thumbnail(self, size: tuple[int, int], *, use_embedded: bool = False) -> Image.Image:
+        """Return an image of the whole slide on a white background.
+
+        Parameters
+        ----------
+        size : tuple of int
+            Upper bound on (width, height) in pixels; the aspect ratio is that of the slide.
+        use_embedded : bool, default: False
+            Whether to make it from the associated THUMBNAIL, as tiffslide does: where that is at
+            least as large as `size` and has fewer pixels than the level that is read otherwise.
+
+        Returns
+        -------
+        PIL.Image.Image
+            RGB, with the ICC profile in ``info["icc_profile"]``; no larger than the image that it
+            is made from.
+
+        Raises
+        ------
+        ValueError
+            When width or height is less than one.
+        FrameError
+            When a frame can't be read or decoded.
+
+        """
+        embedded = self._open_contents().associated.get("THUMBNAIL") if use_embedded else None
+        if embedded is None:
+            return super().get_thumbnail(size)
+        width, height = self.level_dimensions[self._level_of_thumbnail(size)]
+        rows, columns, _ = embedded.shape
+        is_large = columns >= size[0] and rows >= size[1]
+        if not is_large or rows * columns >= width * height:
+            return super().get_thumbnail(size)
+        return shrunk(self.associated_images["THUMBNAIL"], size)
 
     def set_cache(self, cache: object) -> None:
         """Use a cache for decoded tiles, for this slide alone or shared by several slides.
@@ -340,7 +422,7 @@ class _AssociatedImages(Mapping[str, "Image.Image"]):
         if reader is None:
             raise KeyError(f"no associated image {key!r}; expected one of {list(self)}")
         rows, columns, _ = reader.shape
-        return as_picture(read_rgba(reader, 0, 0, columns, rows), reader.icc_profile)
+        return read_picture(reader, Box(0, 0, columns, rows), reader.icc_profile)
 
     def __contains__(self, key: object) -> bool:
         return self._reader(key) is not None

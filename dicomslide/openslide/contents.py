@@ -65,15 +65,20 @@ class Contents:
     associated: dict[str, MatrixReader]
     """Readers of associated images by flavor, in the order of :data:`OPENSLIDE_NAMES`."""
 
-    @property
+    @lazy
     def dimensions(self) -> tuple[tuple[int, int], ...]:
         """(width, height) of each level."""
         return tuple((reader.shape[1], reader.shape[0]) for reader in self.levels)
 
-    @property
+    @lazy
     def downsamples(self) -> tuple[float, ...]:
         """Factor of each level."""
         return downsamples_of(self.dimensions)
+
+    @lazy
+    def icc_profile(self) -> bytes | None:
+        """ICC profile of the optical path at level 0; None without one, and for greyscale."""
+        return self.levels[0].icc_profile
 
     def kept_in(self, frames: FrameCache[np.ndarray]) -> Contents:
         """Return a copy whose levels cache decoded tiles in `frames`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from dicomslide.openslide.abstract import AbstractSlide
 from dicomslide.openslide.errors import RequestError
@@ -13,8 +13,9 @@ from dicomslide.options import check_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Literal
 
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL import Image
 
     from dicomslide.openslide.abstract import Filename
@@ -118,9 +119,37 @@ class ImageSlide(AbstractSlide):
         """Return 0, the only level."""
         return 0
 
+    @overload
     def read_region(
-        self, location: tuple[int, int], level: int, size: tuple[int, int]
-    ) -> Image.Image:
+        self,
+        location: tuple[int, int],
+        level: int,
+        size: tuple[int, int],
+        *,
+        as_array: Literal[False] = False,
+        padding: bool = True,
+    ) -> Image.Image: ...
+
+    @overload
+    def read_region(
+        self,
+        location: tuple[int, int],
+        level: int,
+        size: tuple[int, int],
+        *,
+        as_array: Literal[True],
+        padding: bool = True,
+    ) -> NDArray[np.uint8]: ...
+
+    def read_region(
+        self,
+        location: tuple[int, int],
+        level: int,
+        size: tuple[int, int],
+        *,
+        as_array: bool = False,
+        padding: bool = True,
+    ) -> Image.Image | NDArray[np.uint8]:
         """Read a region.
 
         Parameters
@@ -131,12 +160,16 @@ class ImageSlide(AbstractSlide):
             0.
         size : tuple of int
             (width, height) of the region in pixels.
+        as_array : bool, default: False
+            Whether to return an array.
+        padding : bool, default: True
+            Whether the result has exactly `size`; else it ends where the image ends.
 
         Returns
         -------
-        PIL.Image.Image
-            RGBA of exactly `size`, transparent outside of the image, with its ICC profile in
-            ``info["icc_profile"]``.
+        PIL.Image.Image or numpy.ndarray
+            RGBA, transparent outside of the image, with its ICC profile in
+            ``info["icc_profile"]``. An array has the shape (rows, columns, 4) and the type uint8.
 
         Raises
         ------
@@ -146,6 +179,7 @@ class ImageSlide(AbstractSlide):
             When the region exceeds the memory limit.
 
         """
+        import numpy as np
         from PIL import Image
 
         image = self._picture()
@@ -154,13 +188,16 @@ class ImageSlide(AbstractSlide):
             raise RequestError(f"there is no level {level}; an image has level 0 only")
         if min(width, height) < 0:
             raise RequestError(f"size {(width, height)} is negative; expected zero or more pixels")
+        left, top = min(max(x, 0), image.width), min(max(y, 0), image.height)
+        right = max(left, min(x + width, image.width))
+        bottom = max(top, min(y + height, image.height))
+        if not padding:
+            x, y, width, height = left, top, right - left, bottom - top
         check_memory(4 * width * height, f"an image of {width} × {height} pixels")
         region = Image.new("RGBA", (width, height))
-        left, top = max(x, 0), max(y, 0)
-        right, bottom = min(x + width, image.width), min(y + height, image.height)
         if left < right and top < bottom:
             region.paste(image.crop((left, top, right, bottom)), (left - x, top - y))
         profile = image.info.get("icc_profile")
         if profile is not None:
             region.info["icc_profile"] = profile
-        return region
+        return np.array(region) if as_array else region
