@@ -83,7 +83,12 @@ class Contents:
     def kept_in(self, frames: FrameCache[np.ndarray]) -> Contents:
         """Return a copy whose levels cache decoded tiles in `frames`."""
         levels = tuple(
-            dataclasses.replace(reader, max_frame_cache_size=None, frame_cache=frames)
+            dataclasses.replace(
+                reader,
+                # a bound on frames lets them be cached at once: this cache was asked for
+                max_frame_cache_size=frames.max_bytes // _frame_bytes(reader),
+                frame_cache=frames,
+            )
             for reader in self.levels
         )
         return dataclasses.replace(self, levels=levels)
@@ -93,6 +98,11 @@ class Contents:
         """Properties by name, read-only."""
         found = properties_of(self.base, self.levels, self.downsamples, self.associated)
         return MappingProxyType(found)
+
+
+def _frame_bytes(reader: MatrixReader) -> int:
+    pixel_format = reader.layout.pixel_format
+    return math.prod(pixel_format.shape) * pixel_format.dtype.itemsize
 
 
 def open_any(slide: Any) -> Slide:
