@@ -11,10 +11,12 @@ from pydicom.uid import UID
 import dicomslide
 from dicomslide import Slide, TiledImage, TotalPixelMatrix
 from dicomslide.backends.dicomweb.client import frame_source
+from dicomslide.backends.net import policy
 from dicomslide.backends.part10.file import FileSource, FileStore
 from dicomslide.pixels import PixelFormat, decode_frame, transfer_syntax_of
 from dicomslide.testing import ENCODERS, encode_frame, write_image, write_slide
 from tests.support.fake_client import FakeClient, refused
+from tests.support.fake_clock import FakeClock
 from tests.support.quirky import BASELINE as JPEG
 from tests.support.quirky import EXTENDED, J2K, JPEG_LS, RLE, bit_packed, twelve_bits
 from tests.support.quirky import NATIVE as EXPLICIT
@@ -164,6 +166,31 @@ def test_media_types_that_are_refused_are_not_asked_for_again(jpeg_slide):
     assert len(frame_calls(client)) == 3
     frame_source(client, metadata).read_frames([1])
     assert len(frame_calls(client)) == 4
+
+
+@pytest.mark.needs("requests")
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("refused", "406"), ("empty", "no time is left"), ("too many", "no time is left")],
+)
+def test_a_client_with_ways_of_its_own_is_not_asked_again_after_the_deadline(
+    jpeg_slide, monkeypatch, fault, reason
+):
+    clock = FakeClock()
+    monkeypatch.setattr(policy, "POLICY", clock.policy(deadline=10.0))
+
+    def respond(frames, indices):
+        clock.now += 11.0
+        if fault != "empty":
+            raise refused(406 if fault == "refused" else 413)
+        return [b"" for _ in frames]
+
+    client = FakeClient(jpeg_slide, send=respond)
+    (uid, *_) = client.datasets
+    source = frame_source(client, client.metadata(uid))
+    with pytest.raises(dicomslide.FrameReadError, match=reason):
+        source.read_frames([0, 1])
+    assert [call[0] for call in client.calls].count("frames") == 1
 
 
 @pytest.mark.needs("requests")

@@ -1,27 +1,27 @@
-"""Where bytes come from: the contract of sources and stores, and the sources of this package.
+"""Sources of bytes: the contract of sources and stores, and the implementations of this package.
 
 ``base``
-    The contract: `FrameSource` (one instance), `FrameStore` (many), and what is optional of both.
+    The contract: `FrameSource` (one instance), `FrameStore` (many), and optional protocols.
 ``open``
-    What paths and URLs stand for.
+    Sources of paths and URLs.
 ``concatenation``
-    Several instances as one source.
+    The instances of a concatenation as one source.
 ``search``
-    What a store holds, series by series.
+    Series and metadata of a store.
 ``part10``
     DICOM Part 10 files on disk and in memory: header, offset tables, index cache.
 ``objects``
-    The same in buckets, on HTTP servers and in archives, by fsspec.
+    Part 10 files in buckets, on HTTP servers and in archives, by fsspec.
 ``dicomweb``
-    Servers: metadata, search, negotiation of media types, transport.
+    DICOMweb servers: metadata, search, negotiation of media types, transport.
 ``batching``
-    Requests of several threads joined, prefetch, and the cache of encoded frames.
+    Joining of requests of several threads, prefetch, and the cache of encoded frames.
 ``net``
-    Retries, credentials and addresses, for objects and servers alike.
+    Retries, credentials and addresses, for objects and DICOMweb servers.
 ``coalesce``
-    Spans that are read together.
+    Joining of neighbouring spans to one read.
 
-A store of one's own has the methods of `FrameStore`, and its sources those of `FrameSource`;
+A store of another package implements `FrameStore`, and its sources `FrameSource`;
 `dicomslide.testing.conformance` tests both.
 """
 

@@ -1,7 +1,7 @@
-"""The contract between the arrays and where their bytes come from.
+"""Contract between arrays and the sources of their bytes.
 
-`FrameSource` and `FrameStore` are what a source and a store must have. The other protocols are
-optional: a source or store has their methods where what they are for applies to it.
+Each source implements `FrameSource`, each store `FrameStore`. The other protocols are optional: a
+source or store implements those that apply to it.
 """
 
 from __future__ import annotations
@@ -37,60 +37,60 @@ _layouts: Registry[tuple[Hashable, ...], ImageLayout] = Registry(
 
 @runtime_checkable
 class FrameSource(Protocol):
-    """One DICOM instance (or concatenation) whose frames can be read, by any number of threads.
+    """One DICOM instance (or concatenation) whose frames any number of threads can read.
 
-    A source is a name: its pickle holds where the bytes are and what else another process needs to
-    find them, never pixels, offset tables, handles, sessions or tokens. Keep what is expensive once
-    per process, by :attr:`identity`: sources are made, copied, compared and pickled often. All
-    attributes but the identity and the name may read, and raise a :class:`DicomSlideError
-    <dicomslide.DicomSlideError>` or an :class:`OSError` where that fails.
+    A source is a name: its pickle holds the location of the bytes and whatever another process
+    needs to find them, but no pixels, offset tables, handles, sessions or tokens. Sources are made,
+    copied, compared and pickled often; cache expensive values once per process, by
+    :attr:`identity`. All members except `identity` and `name` may read, and raise a
+    :class:`DicomSlideError <dicomslide.DicomSlideError>` or an :class:`OSError` on failure.
     """
 
     @property
     def identity(self) -> tuple[Hashable, ...]:
         """Name of these bytes: hashable, and the same in every process.
 
-        Other bytes have another identity, also those that replace these in the same place: what is
-        kept in memory and on disk, and dask's names of tasks, go by it. It reads nothing, and holds
-        nothing secret.
+        Other bytes have another identity, also if they replace these at the same location. It is
+        the key of caches in memory and on disk, and part of the names of dask tasks. It is known
+        without reading, and holds no secrets.
         """
         ...
 
     @property
     def name(self) -> str:
-        """Name in messages: of a file, an URL without credentials, or the SOP Instance UID."""
+        """Name in messages: a path, a URL without credentials, or the SOP Instance UID."""
         ...
 
     @property
     def metadata(self) -> Dataset:
         """The header, without pixel data and per-frame functional groups.
 
-        Asked for often: keep it. Number of Frames is that of :meth:`read_frames`.
+        Used often, so implementations cache it. Number of Frames is that of :meth:`read_frames`.
         """
         ...
 
     @property
     def transfer_syntax_uid(self) -> str | None:
-        """Transfer Syntax UID of the frames; None where each frame's own bytes tell."""
+        """Transfer Syntax UID of the frames; None if each frame's bytes are examined for it."""
         ...
 
     @property
     def frames_per_request(self) -> int | None:
-        """Upper bound on frames per call of :meth:`read_frames`, where a call costs a round trip.
+        """Upper bound on frames per call of :meth:`read_frames`, if a call costs a round trip.
 
-        Callers then collect as many frames for each call. None where reading takes no requests: few
-        frames per call cost no more for each.
+        Callers then collect this number of frames for a call. None for sources without requests,
+        where the time per frame doesn't depend on the number of frames in a call.
         """
         ...
 
     def frame_positions(self) -> FramePositions | None:
-        """Return what the per-frame functional groups say of where frames lie.
+        """Return the positions of frames, by the per-frame functional groups.
 
         Returns
         -------
         FramePositions or None
-            :func:`dicomslide.backends.positions_of_dataset` makes them of a data set; None where
-            there are no such groups, as in TILED_FULL, or they have no positions.
+            Made of a data set by :func:`dicomslide.backends.positions_of_dataset`; None if there
+            are no such groups, as in TILED_FULL, or they hold no positions.
 
         """
         ...
@@ -106,30 +106,30 @@ class FrameSource(Protocol):
         Returns
         -------
         list of pydicom.dataset.Dataset
-            An item of the Per-Frame Functional Groups Sequence for each, in the same order; an
-            empty list where there is no such sequence.
+            One item of the Per-Frame Functional Groups Sequence per frame, in the same order; an
+            empty list without this sequence.
 
         """
         ...
 
     def icc_profile(self, item: Dataset) -> bytes | None:
-        """Return the ICC Profile of an item of the metadata, which may hold it elsewhere.
+        """Return the ICC Profile of an item of the metadata, retrieved if it is bulk data.
 
         Parameters
         ----------
         item : pydicom.dataset.Dataset
-            Item of the Optical Path Sequence, or the metadata themselves.
+            Item of the Optical Path Sequence, or the whole metadata.
 
         Returns
         -------
         bytes or None
-            None where there is none, or, with a warning, where it can't be had.
+            None without a profile or, with a warning, if it can't be retrieved.
 
         """
         ...
 
     def read_instance(self) -> Dataset:
-        """Read the whole data set, whatever its size: for what isn't pixels, like annotations."""
+        """Read the whole data set; used for annotations and other data that aren't pixels."""
         ...
 
     def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
@@ -138,19 +138,20 @@ class FrameSource(Protocol):
         Parameters
         ----------
         indices : sequence of int
-            Zero-based frames, in any order, any of them more than once; may be empty.
+            Zero-based frames, in any order, also repeated; may be empty.
 
         Returns
         -------
         list of bytes-like
-            One buffer for each index, in the same order, from the frame's first bit; empty where an
-            empty frame is stored. Encapsulated frames come as their codestream, without items;
-            native ones as Rows × Columns × Samples per Pixel × Bits Allocated say (PS3.5 8.1.1).
+            One buffer for each index, in the same order, which begins with the first bit of the
+            frame; empty if an empty frame is stored. For encapsulated frames it is the codestream
+            without items; for native frames it has Rows × Columns × Samples per Pixel × Bits
+            Allocated bits (PS3.5 8.1.1).
 
         Raises
         ------
         FrameReadError
-            Naming the source and the frame: where it can't be read, or isn't one of the image's.
+            When a frame can't be read or doesn't exist; it names source and frame.
 
         """
         ...
@@ -158,47 +159,47 @@ class FrameSource(Protocol):
 
 @runtime_checkable
 class RereadableSource(Protocol):
-    """Optional: a source whose frames come over a network, or are kept on their way.
+    """Optional: a source whose frames come over a network, or are cached as received.
 
-    A frame that doesn't decode is dropped, and read once more from where it is stored, before it is
-    an error.
+    A frame that fails to decode is dropped from caches and read once more; a second failure is an
+    error.
     """
 
     def may_read_anew(self) -> bool:
-        """Whether a frame may come otherwise the next time; where not, none is read anew."""
+        """Whether reading a frame again may give other bytes; if not, none is read again."""
         ...
 
     def drop_frame(self, index: int) -> None:
-        """Drop what this process, or a cache on disk, keeps of a frame (zero-based)."""
+        """Drop a zero-based frame from the caches in memory and on disk."""
         ...
 
     def read_anew(self, index: int) -> Buffer | None:
-        """Read a frame from where it is stored, whatever is kept of it or is under way.
+        """Read a frame from its origin, without caches and without requests under way.
 
-        None where :meth:`may_read_anew` is false of it.
+        None if :meth:`may_read_anew` returns False for it.
         """
         ...
 
 
 @runtime_checkable
 class ScopedSource(Protocol):
-    """Optional: a source of which one user may see what another may not."""
+    """Optional: a source to which users have different access rights."""
 
     def kept_as(self) -> tuple[Hashable, ...]:
-        """Name of what this process keeps of it, instead of the identity.
+        """Key of its values in the caches of this process, used instead of the identity.
 
-        It tells apart the credentials by which the source is read, holds none of them, and needn't
-        be the same in other processes.
+        Keys differ between credentials, and contain none. A key need not be the same in other
+        processes.
         """
         ...
 
 
 @runtime_checkable
 class HeaderedSource(Protocol):
-    """Optional: a source that holds the header that it was made with."""
+    """Optional: a source that holds the header with which it was made."""
 
     def without_header(self) -> FrameSource:
-        """Return the same source without it, to be kept among many; it is read when wanted."""
+        """Return the same source without the header, which is read again when it is needed."""
         ...
 
 
@@ -207,7 +208,7 @@ class HeaderedSource(Protocol):
 
 @dataclasses.dataclass(frozen=True, order=True, slots=True)
 class Series:
-    """A series that a search has found."""
+    """Series found by a search."""
 
     study_instance_uid: str
     series_instance_uid: str
@@ -215,27 +216,27 @@ class Series:
 
 @runtime_checkable
 class FrameStore(Protocol):
-    """Where several instances are: what stands in for paths or a DICOMweb client.
+    """Collection of instances, given to the package instead of paths or a DICOMweb client.
 
-    It needs to pickle only where a caller pickles it: slides hold sources.
+    It need not be picklable, because slides hold sources only.
     """
 
     @property
     def metadata(self) -> Sequence[Dataset]:
-        """The metadata of all instances, each as :attr:`FrameSource.metadata` has them.
+        """Metadata of all instances, in the form of :attr:`FrameSource.metadata`.
 
-        Those of images, and of what is derived from them, like segmentations and annotations; the
-        package sorts them into slides.
+        They describe images, segmentations, parametric maps and annotations; the package sorts them
+        into slides.
         """
         ...
 
     def source(self, metadata: Dataset) -> FrameSource:
-        """Return the source of the instance that the metadata describe.
+        """Return the source of the instance with the given metadata.
 
         Raises
         ------
         MetadataError
-            When the instance isn't there, as far as the store can tell without a request.
+            When the store knows, without a request, that it doesn't hold the instance.
 
         """
         ...
@@ -243,15 +244,14 @@ class FrameStore(Protocol):
 
 @runtime_checkable
 class SearchableStore(Protocol):
-    """Optional: a store that is looked through series by series.
+    """Optional: a store that is searched series by series.
 
-    :func:`dicomslide.find_slides` and :func:`dicomslide.open_slides` then read no more metadata at
-    once than those of a series, and an error is that of one series. Of another store they read all
-    metadata.
+    :func:`dicomslide.find_slides` and :func:`dicomslide.open_slides` then read the metadata of one
+    series at a time, and an error affects one series. Of other stores they read all metadata.
     """
 
     def series(self, study_instance_uid: str | None = None) -> Iterable[Series]:
-        """Return the series that are there, of a study or of all."""
+        """Return the series of a study, or of all studies."""
         ...
 
     def metadata_of(self, series: Series) -> Sequence[Dataset]:
@@ -263,27 +263,27 @@ class SearchableStore(Protocol):
 
 
 def provides(value: object, *methods: Callable[..., Any]) -> bool:
-    """Whether an object has methods of a protocol, its own or those that it passes on.
+    """Whether an object has methods of a protocol, also by ``__getattr__``.
 
-    Not by isinstance: with a Protocol it asks, before Python 3.12, for properties too, and the
-    metadata of a store may be a thousand requests; since then it passes over ``__getattr__``, by
-    which proxies are made.
+    `isinstance` with a Protocol isn't used: before Python 3.12 it evaluates properties, and the
+    metadata of a store may take a thousand requests; since 3.12 it ignores ``__getattr__``, which
+    proxies use.
     """
     return all(callable(getattr(value, method.__name__, None)) for method in methods)
 
 
 def is_source(value: object) -> TypeGuard[FrameSource]:
-    """Whether something is a source: whether it reads frames."""
+    """Whether an object is a source, by its method `read_frames`."""
     return provides(value, FrameSource.read_frames)
 
 
 def is_store(value: object) -> TypeGuard[FrameStore]:
-    """Whether something is a store: whether it has sources."""
+    """Whether an object is a store, by its method `source`."""
     return provides(value, FrameStore.source)
 
 
 def is_searchable(store: object) -> TypeGuard[SearchableStore]:
-    """Whether a store is looked through series by series."""
+    """Whether a store is searched series by series."""
     return provides(store, SearchableStore.series, SearchableStore.metadata_of)
 
 
@@ -304,11 +304,11 @@ def _has_header(source: object) -> TypeGuard[HeaderedSource]:
     return provides(source, HeaderedSource.without_header)
 
 
-# -- what holds for every source --------------------------------------------------------------
+# -- functions for all sources ----------------------------------------------------------------
 
 
 def layout_of(source: FrameSource) -> ImageLayout:
-    """Return this process's layout of an image, worked out once."""
+    """Return the layout of an image, computed once per process."""
 
     def read() -> ImageLayout:
         return read_layout(
@@ -323,50 +323,50 @@ def layout_of(source: FrameSource) -> ImageLayout:
 
 
 def kept_as(source: FrameSource) -> tuple[Hashable, ...]:
-    """Return by what this process keeps what it has read of a source.
+    """Return the key of a source in the caches of this process.
 
-    Its identity; of a :class:`ScopedSource`, its own name of it.
+    The identity; for a :class:`ScopedSource`, the result of its method.
     """
     return source.kept_as() if _is_scoped(source) else source.identity
 
 
 def drop_frame(source: FrameSource, index: int) -> None:
-    """Drop what was kept of a frame that doesn't decode, where frames are kept of a source."""
+    """Drop a frame that fails to decode from the caches of a source, if it has any."""
     if _is_rereadable(source):
         source.drop_frame(index)
 
 
 def may_read_anew(source: FrameSource) -> bool:
-    """Whether frames of a source come over a network, and may come otherwise the next time."""
+    """Whether reading a frame of a source again may give other bytes."""
     return _is_rereadable(source) and source.may_read_anew()
 
 
 def read_anew(source: FrameSource, index: int) -> Buffer | None:
-    """Read a frame that doesn't decode from where it is, whatever was kept or is under way.
+    """Read a frame that fails to decode again from its origin, without caches.
 
-    What came over a network may come whole the next time. None for other sources.
+    None for sources that aren't a :class:`RereadableSource`.
     """
     return source.read_anew(index) if _is_rereadable(source) else None
 
 
 def without_header(source: FrameSource) -> FrameSource:
-    """Return a source that holds no header, to be kept among many."""
+    """Return a source that holds no header."""
     return source.without_header() if _has_header(source) else source
 
 
 class RangeError(SourceReadError):
-    """A range that can't be had.
+    """A range that can't be read.
 
     Parameters
     ----------
     reason : str
-        What happened; without credentials.
+        Cause, without credentials.
     item : int
-        Which of the ranges asked for.
+        Index of the range among those requested.
     status : int, optional
-        HTTP status, or the one that means the same.
+        HTTP status, or an equivalent one.
     source : str, optional
-        URL of the object, as it may be shown.
+        URL of the object, without credentials.
 
     """
 

@@ -1,4 +1,4 @@
-"""Which bytes are read together: ranges that lie next to each other are one read."""
+"""Joining of neighbouring ranges of bytes to one read."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
 __all__ = ["joined", "place", "read_joined"]
 
 GAP = 4096
-"""Bytes that are read in vain rather than read separately."""
+"""Largest gap between two ranges of one read; reading it is faster than another read."""
 LONGEST = 4 * 2**20
-"""Bytes of several ranges that are read at once."""
+"""Upper bound on the bytes of a read of several ranges."""
 
 
 def joined(
     spans: Sequence[Span], *, gap: int = GAP, waste: float = math.inf
 ) -> Iterator[tuple[int, int, list[int]]]:
-    """Yield which ranges of bytes are read at once, in the order of the file.
+    """Yield the reads that cover ranges of bytes, in the order of the file.
 
     Parameters
     ----------
     spans : sequence of Span
         The ranges, in any order.
     gap : int
-        Bytes between two ranges that are read too rather than read separately.
+        Largest gap in bytes between two ranges of one read.
     waste : float
-        Most bytes of a read that nobody asked for, as a share of those that somebody did.
+        Upper bound on the bytes of gaps in a read, as a fraction of the bytes of its ranges.
 
     Yields
     ------
     start, stop : int
-        First byte, and the one behind the last.
+        First byte of the read, and the byte after its last.
     members : list of int
-        Which of the ranges lie there.
+        Indices of its ranges.
 
     """
     order = sorted(range(len(spans)), key=spans.__getitem__)
@@ -65,19 +65,19 @@ def joined(
 
 
 def read_joined(read: Callable[[int, int], bytes], spans: Sequence[Span]) -> list[Buffer]:
-    """Read ranges of bytes in the order of the file, neighbours at once.
+    """Read ranges of bytes, in the order of the file and neighbours together.
 
     Parameters
     ----------
     read : callable
-        Reads from an offset so many bytes, fewer at the end.
+        Given an offset and a number of bytes, reads them; fewer at the end of the file.
     spans : sequence of Span
         The ranges, in any order.
 
     Returns
     -------
     list of bytes-like
-        Of each range, in the order given; shorter where the file ends.
+        Bytes of each range, in the given order; shorter at the end of the file.
 
     """
     found: list[Buffer] = [b""] * len(spans)
@@ -89,7 +89,7 @@ def read_joined(read: Callable[[int, int], bytes], spans: Sequence[Span]) -> lis
 def place(
     data: bytes, start: int, members: Sequence[int], spans: Sequence[Span], found: list[Buffer]
 ) -> None:
-    """Cut what was read at once into its ranges."""
+    """Divide the bytes of one read into its ranges."""
     if len(members) == 1:
         found[members[0]] = data
         return

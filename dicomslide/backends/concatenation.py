@@ -1,4 +1,4 @@
-"""An image in several instances, read as one (PS3.3 C.7.6.16.2.2.4)."""
+"""Images in several instances, read as one image (PS3.3 C.7.6.16.2.2.4)."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class ConcatenatedSource:
     """The parts of a concatenation as one image (PS3.3 C.7.6.16.2.2.4)."""
 
     parts: tuple[FrameSource, ...]
-    """In the order of their frames."""
+    """Parts, in the order of their frames."""
     firsts: tuple[int, ...]
-    """Concatenation Frame Offset Number of each."""
+    """Concatenation Frame Offset Number of each part."""
     counts: tuple[int, ...]
-    """Number of Frames of each."""
+    """Number of Frames of each part."""
 
     @classmethod
     def of(cls, parts: Sequence[FrameSource]) -> ConcatenatedSource:
-        """Put parts in order.
+        """Return the source of the given parts, in any order.
 
         Raises
         ------
@@ -70,17 +70,17 @@ class ConcatenatedSource:
         return ("concatenation", *(part.identity for part in self.parts))
 
     def kept_as(self) -> tuple[Hashable, ...]:
-        """Name of what this process keeps of the parts."""
+        """Key of its values in the caches of this process."""
         return ("concatenation", *map(kept_as, self.parts))
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name in messages: that of the first part."""
         return self.parts[0].name
 
     @property
     def metadata(self) -> Dataset:
-        """The first part's header, with the frames of all."""
+        """Header of the first part, with the Number of Frames of all parts."""
         return _joined.get(self.kept_as(), self._joined_metadata)
 
     def _joined_metadata(self) -> Dataset:
@@ -89,32 +89,32 @@ class ConcatenatedSource:
         from dicomslide.header.lenient import LenientDataset
 
         first = self.parts[0].metadata
-        # elements as they are: converting a broken one that nobody needs would fail
+        # unconverted: a broken element that isn't needed must not fail
         elements = Dataset({tag: first.get_item(tag) for tag in first.keys()})  # noqa: SIM118
         implicit_vr, little_endian = first.original_encoding
         elements.set_original_encoding(implicit_vr, little_endian, first.original_character_set)
         joined = LenientDataset(elements, self.name)
         if hasattr(first, "file_meta"):
             joined.file_meta = first.file_meta
-        # new elements, for those of the part are shared with it
+        # new elements, because those of the part are shared
         joined.add_new("NumberOfFrames", "IS", self.firsts[-1] + self.counts[-1])
         joined.add_new("ConcatenationFrameOffsetNumber", "UL", 0)
         return joined
 
     @property
     def transfer_syntax_uid(self) -> str | None:
-        """Transfer syntax of the frames; None where parts differ, so that each one's bytes tell."""
+        """Transfer syntax of the frames; None if parts differ, so that it is detected per frame."""
         uids = {part.transfer_syntax_uid for part in self.parts}
         return uids.pop() if len(uids) == 1 else None
 
     @property
     def frames_per_request(self) -> int | None:
-        """Most frames that a request to any part asks for; None where there are no requests."""
+        """Upper bound on frames per request, for all parts; None without requests."""
         each = [part.frames_per_request for part in self.parts]
         return min((most for most in each if most is not None), default=None)
 
     def frame_positions(self) -> FramePositions | None:
-        """Return what the per-frame functional groups of all parts say."""
+        """Return the positions of the frames of all parts."""
         found = [part.frame_positions() for part in self.parts]
         given = [each for each in found if each is not None]
         if len(given) < len(found):
@@ -136,7 +136,7 @@ class ConcatenatedSource:
         )
 
     def frame_groups(self, indices: Sequence[int]) -> list[Dataset]:
-        """Read the per-frame functional groups of some frames; none where there are none."""
+        """Read the per-frame functional groups of some frames; none if there are none."""
         found: dict[int, Dataset] = {}
         for part, places in self._places(indices).items():
             local = [indices[at] - self.firsts[part] for at in places]
@@ -152,7 +152,7 @@ class ConcatenatedSource:
         return self.parts[0].read_instance()
 
     def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
-        """Read frames, in one batch a part."""
+        """Read frames, in one batch per part."""
         frames: list[Buffer] = [b""] * len(indices)
         for part, places in self._places(indices).items():
             local = [indices[at] - self.firsts[part] for at in places]
@@ -161,21 +161,21 @@ class ConcatenatedSource:
         return frames
 
     def may_read_anew(self) -> bool:
-        """Whether frames of any part come over a network."""
+        """Whether reading a frame of any part again may give other bytes."""
         return any(map(may_read_anew, self.parts))
 
     def drop_frame(self, index: int) -> None:
-        """Drop what was kept of a frame."""
+        """Drop a frame from the caches of its part."""
         part = self._part_of(index)
         drop_frame(self.parts[part], index - self.firsts[part])
 
     def read_anew(self, index: int) -> Buffer | None:
-        """Read a frame from where it is; None where nothing is ever kept."""
+        """Read a frame again from its origin; None for sources that are always read directly."""
         part = self._part_of(index)
         return read_anew(self.parts[part], index - self.firsts[part])
 
     def _places(self, indices: Sequence[int]) -> dict[int, list[int]]:
-        """Return which of the indices are of frames of which part."""
+        """Return the positions of the indices by part."""
         places: dict[int, list[int]] = {}
         for at, index in enumerate(indices):
             places.setdefault(self._part_of(index), []).append(at)

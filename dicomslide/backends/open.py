@@ -1,4 +1,4 @@
-"""What paths and URLs stand for: files, objects, and all that is in a folder of either."""
+"""Sources of paths and URLs: files, objects, and all files or objects of a folder."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ __all__ = ["local_paths_and_urls", "objects_at", "open_source", "open_store",
            "paths_and_streams"]  # fmt: skip
 
 OPENED_AT_ONCE = 16
+"""Upper bound on objects and folders that are opened at the same time."""
 _ARCHIVES = {".zip": "zip"} | dict.fromkeys((".tar", ".tar.gz", ".tar.bz2", ".tar.xz"), "tar")
-"""How a file on disk ends that is read as a folder, and what fsspec calls it."""
+"""Suffixes of archives, which are read as folders, and the protocol of fsspec for each."""
 
 
 def open_source(path: str | os.PathLike[str]) -> Part10Source:
@@ -57,21 +58,21 @@ def open_store(source: Any, storage_options: StorageOptions | None = None) -> Fi
     Parameters
     ----------
     source : path-like, bytes-like, binary file object, or collection of these
-        ``file://`` is a file on disk; any other URL is what fsspec makes of it. See
-        :func:`local_paths_and_urls` for what stands for several files.
+        ``file://`` is a file on disk; other URLs are opened by fsspec. See
+        :func:`local_paths_and_urls` for archives and DICOMDIR files.
     storage_options : mapping or callable, optional
-        See :func:`register_storage_options`; they are registered for the URLs given.
+        See :func:`register_storage_options`; they are registered for the given URLs.
 
     Raises
     ------
     SourceNotFoundError, SourceDeniedError
-        When something isn't there, or isn't to be read.
+        When a file or object doesn't exist, or access is denied.
     SourceReadError
         When an object can't be read for another reason.
     NotDicomError
-        When no DICOM file is there, or a file that was named isn't one.
+        When there is no DICOM file, or a named file isn't one.
     TypeError
-        When it is something else.
+        When `source` is of another type.
     ValueError
         When there are storage options but no URL.
 
@@ -89,12 +90,12 @@ def open_store(source: Any, storage_options: StorageOptions | None = None) -> Fi
 
 
 def paths_and_streams(source: Any) -> tuple[list[str | os.PathLike[str]], list[Any]]:
-    """Return paths and URLs, and what holds bytes itself, of one of these or a collection.
+    """Return paths with URLs, and bytes-like with file objects, of one of these or a collection.
 
     Raises
     ------
     TypeError
-        When it is, or holds, something else.
+        When `source`, or an item of it, is of another type.
 
     """
     is_one = isinstance(source, (str, os.PathLike)) or is_stream(source)
@@ -124,14 +125,14 @@ def local_paths_and_urls(
 ) -> tuple[list[str | os.PathLike[str]], list[str]]:
     """Return paths on disk, and URLs, for which storage options are registered.
 
-    An archive on disk is a URL, too: that of all that is in it. A DICOMDIR on disk stands for the
+    An archive on disk becomes the URL of all of its members. A DICOMDIR on disk is replaced by the
     files that it lists.
 
     Raises
     ------
     NotDicomError
-        When a path is empty, which would be the folder that the process happens to be in; or is
-        the URL of a DICOMweb server.
+        When a path is empty (which would mean the current folder), or is the URL of a DICOMweb
+        server.
     ValueError
         When there are storage options but no URL.
 
@@ -150,7 +151,7 @@ def local_paths_and_urls(
     if storage_options is not None:
         if not urls:
             raise ValueError("storage_options are for URLs, and there is none")
-        # all objects of an archive are reached alike
+        # all members of an archive share its options
         reached = [url.partition("::")[2] or _before_pattern(url) for url in urls]
         register_for_all(reached, storage_options)
     local: list[str | os.PathLike[str]] = []
@@ -169,7 +170,7 @@ def _files_for(path: str | os.PathLike[str]) -> Sequence[str | os.PathLike[str]]
 
 
 def _archive_at(path: str | os.PathLike[str]) -> str | None:
-    """Return the URL of all that is in an archive on disk; None where a path is of none."""
+    """Return the URL of all members of an archive on disk; None for other paths."""
     full = os.path.abspath(os.path.expanduser(os.fspath(path)))
     scheme = next((each for end, each in _ARCHIVES.items() if full.lower().endswith(end)), None)
     return f"{scheme}://::{full}" if scheme and os.path.isfile(full) else None
@@ -180,7 +181,7 @@ def _is_local_url(path: Any) -> bool:
 
 
 def _local_path(url: str) -> str:
-    """Return the path of a URL as fsspec writes it, else of one that is encoded as URLs should."""
+    """Return the path of a file URL, which is percent-encoded unless fsspec wrote it."""
     from urllib.request import url2pathname
 
     path = url.removeprefix("file://")
@@ -190,7 +191,7 @@ def _local_path(url: str) -> str:
 
 
 def _sources_at(urls: Sequence[str]) -> list[Part10Source]:
-    """Open objects, and all objects of folders, several at once."""
+    """Open objects and all objects of folders, several at the same time."""
     objects = [each for there in together(objects_at, urls, OPENED_AT_ONCE) for each in there]
     sources = []
     for found in together(_opened, objects, OPENED_AT_ONCE):
@@ -202,10 +203,10 @@ def _sources_at(urls: Sequence[str]) -> list[Part10Source]:
 
 
 def _opened(where: tuple[str, bool]) -> Part10Source | DicomSlideError | None:
-    """Open an object, by its URL and whether that was given.
+    """Open an object, given its URL and whether the caller named it.
 
-    Of one in a folder, None where it isn't DICOM, the error where it is broken, or isn't there
-    though it is listed.
+    For an object of a folder: None if it isn't DICOM, and the error if it is damaged, or is listed
+    but doesn't exist.
     """
     url, is_given = where
     try:
@@ -226,15 +227,15 @@ def _opened(where: tuple[str, bool]) -> Part10Source | DicomSlideError | None:
 
 
 def objects_at(url: str) -> list[tuple[str, bool]]:
-    """Return the URLs of the objects that a URL stands for, and whether each is the one given.
+    """Return the URLs of the objects of a URL, and whether each is the given URL itself.
 
-    It stands for an object, for all in a folder, for those that a pattern with ``*`` fits, or for
-    those that a DICOMDIR lists.
+    A URL is that of an object, of a folder with all its objects, of a DICOMDIR with the objects
+    that it lists, or a pattern with ``*``.
 
     Raises
     ------
     SourceNotFoundError, SourceDeniedError, SourceReadError
-        When there is none, or the server doesn't tell.
+        When there is none, or the server doesn't list them.
 
     """
     first = url.partition("::")[0].partition("?")[0]
@@ -260,7 +261,7 @@ def objects_at(url: str) -> list[tuple[str, bool]]:
 
 
 def _objects_in(url: str) -> list[str] | None:
-    """Return the URLs of the objects in a folder; None where the URL is of an object itself."""
+    """Return the URLs of the objects in a folder; None for the URL of an object."""
     public = remembered(url)
     reach = ObjectReach(public, "{}")
     first, chained, rest = url.partition("::")
@@ -282,7 +283,7 @@ def _objects_in(url: str) -> list[str] | None:
     if list(found) == [path]:
         return None
     folder = _before_pattern(path)
-    is_http = first.startswith(("http://", "https://"))  # a page also links to elsewhere
+    is_http = first.startswith(("http://", "https://"))  # a page may link to other folders
     found = {
         name: info
         for name, info in found.items()
@@ -290,7 +291,7 @@ def _objects_in(url: str) -> list[str] | None:
     }
     if not found:
         raise SourceNotFoundError(f"{public}: no object is there")
-    # what a file system calls an object may lack the server that its URL names
+    # names of a file system may lack the server of the URL
     scheme, mark, inside = first.partition("://")
     named = _before_pattern(inside)
     base = scheme + mark + (named.rstrip("/") + "/" if named or inside.startswith("/") else "")
@@ -302,5 +303,5 @@ def _objects_in(url: str) -> list[str] | None:
 
 
 def _before_pattern(url: str) -> str:
-    """Return the folder of what a pattern fits; any other URL as it is."""
+    """Return the folder above a pattern; other URLs unchanged."""
     return url.partition("*")[0].rpartition("/")[0] if "*" in url else url

@@ -1,4 +1,4 @@
-"""What a store holds, series by series."""
+"""Series and metadata of a store."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["DERIVED_MODALITIES", "SLIDE_MODALITY", "Catalog", "StoreCatalog", "s
 
 SLIDE_MODALITY = "SM"
 DERIVED_MODALITIES = ("SEG", "OT", "ANN")
-"""Of segmentations, parametric maps (which have none of their own) and annotations."""
+"""Modality of segmentations, parametric maps (which have no value of their own) and annotations."""
 
 
 class Catalog(Protocol):
-    """Instances of a store or a server: slide images, and what is derived from them."""
+    """Instances of a store or server: slide images, derived images and annotations."""
 
     def source(self, metadata: Dataset) -> FrameSource:
         """Return the source of an instance."""
@@ -36,15 +36,15 @@ class Catalog(Protocol):
         include_derived: bool = True,
         attempt: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> list[Series]:
-        """Return the series of slides, and those of what may be derived from them.
+        """Return the series of slides, and series that may be derived from them.
 
         Parameters
         ----------
         include_derived : bool, default: True
             Whether derived images and annotations are included.
         attempt : callable, optional
-            Makes of what is searched for a context for the search, which may suppress its
-            failure; by default a failure is raised.
+            Given a description of a search, returns a context manager for it, which may suppress
+            its errors; by default errors are raised.
 
         """
         ...
@@ -55,16 +55,17 @@ class Catalog(Protocol):
 
 
 class StoreCatalog:
-    """The instances of a :class:`FrameStore`.
+    """Instances of a :class:`FrameStore`.
 
-    Of a :class:`SearchableStore` the metadata are read series by series, else all at once.
+    The metadata of a :class:`SearchableStore` are read series by series, those of other stores
+    together.
 
     Parameters
     ----------
     store : FrameStore
         Store.
     study_instance_uid, patient_id, study_id : str, optional
-        Which studies; all of them if not given.
+        Values that the studies have; by default any.
 
     """
 
@@ -120,7 +121,7 @@ class StoreCatalog:
 
 
 def selected(metadata: Iterable[Dataset], wanted: dict[str, str | None]) -> list[Dataset]:
-    """Return those metadata that have the values wanted, ordered by Instance Number and UID.
+    """Return the metadata with the given values, ordered by Instance Number and UID.
 
     Parameters
     ----------

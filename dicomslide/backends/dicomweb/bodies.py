@@ -1,4 +1,4 @@
-"""Replies that mean no good: decompressed within bounds, and their sockets closed when left."""
+"""Bodies of replies: decompression within bounds, and closing of sockets of abandoned requests."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ if TYPE_CHECKING:
 __all__ = ["decompressed", "hang_up"]
 
 CHUNK = 2**18
-"""Most bytes that are decompressed at once."""
+"""Upper bound on the bytes of one decompressed chunk."""
 GZIP, ZLIB, RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
-"""How zlib is told the format."""
+"""Values of `wbits` of zlib for each format."""
 STEP = 0.05
-"""Seconds after which it is looked again whether a thread has ended."""
+"""Polling interval in seconds at which abandoned threads are checked."""
 
 
 # -- decompressing ---------------------------------------------------------------------------
 
 
 def decompressed(pieces: Iterable[bytes], encoding: str) -> Iterator[bytes]:
-    """Yield a body as it was before it was compressed, a bounded number of bytes at a time.
+    """Yield the decompressed body in chunks of bounded size.
 
-    Whoever counts them can stop before a few megabytes have become gigabytes.
+    A caller that counts bytes can stop before a few megabytes have become gigabytes.
 
     Parameters
     ----------
     pieces : iterable of bytes
-        The body as it comes.
+        The body as received.
     encoding : str
-        Its Content-Encoding, in lower case; empty where it has none.
+        Its Content-Encoding, in lower case; empty if it has none.
 
     Raises
     ------
     ReplyError
-        When it is damaged.
+        When the body is damaged.
     WrongTypeError
-        When it is compressed in a way that wasn't asked for.
+        When the encoding wasn't requested.
 
     """
     if encoding in ("", "identity"):
         yield from pieces
     elif encoding in ("gzip", "x-gzip"):
         yield from _inflated(pieces, GZIP)
-    elif encoding == "deflate":  # as the standard has it, or as some servers have it
+    elif encoding == "deflate":  # zlib as in the standard, or raw as some servers send
         begun = iter(pieces)
         first = b""
         while len(first) < 2 and (piece := next(begun, b"")):
@@ -74,7 +74,7 @@ def _inflated(pieces: Iterable[bytes], how: int) -> Iterator[bytes]:
         for piece in pieces:
             rest = piece
             while rest:
-                if inflating.eof:  # what was compressed in several parts
+                if inflating.eof:  # a body of several compressed members
                     inflating = zlib.decompressobj(how)
                 is_begun = True
                 yield inflating.decompress(rest, CHUNK)
@@ -91,7 +91,7 @@ def _inflated(pieces: Iterable[bytes], how: int) -> Iterator[bytes]:
 
 
 class _Left:
-    """Threads that nobody waits for any more, but which a server may keep busy for hours."""
+    """Threads of abandoned requests, which would end only when the server closes the socket."""
 
     def __init__(self) -> None:
         self._start()
@@ -106,7 +106,7 @@ class _Left:
             self._threads.append(thread)
             if len(self._threads) > 1:
                 return
-        if start(self._end_all, "dicomslide hang up") is None:  # the process ends anyway
+        if start(self._end_all, "dicomslide hang up") is None:  # the process is ending
             self._threads.clear()
 
     def _end_all(self) -> None:
@@ -119,7 +119,7 @@ class _Left:
             frames = sys._current_frames()
             for thread in threads:
                 _shut_down(frames.get(thread.ident or 0))
-            del frames  # which keep alive what runs in all threads
+            del frames  # they reference the objects of all threads
             time.sleep(STEP)
 
 
@@ -127,23 +127,23 @@ _left = _Left()
 
 
 def hang_up(thread: threading.Thread) -> None:
-    """Close the socket on which a thread waits, so that it ends.
+    """Close the socket on which a thread waits, so that the thread ends.
 
-    The socket is found where the thread is, whatever session or adapter has made it: a session of
-    a caller's has no place to ask for it, and is left as it is.
+    The socket is found in the stack frames of the thread, because a caller's session has no
+    interface for it. The session is not modified.
     """
     _left.add(thread)
 
 
 def _shut_down(frame: object) -> None:
-    """Shut down the socket of the connection that is in use at a frame of a thread, or below."""
+    """Shut down the first socket that a stack frame, or one below it, uses."""
     while frame is not None:
         owner = getattr(frame, "f_locals", {}).get("self")
         found = owner.sock if isinstance(owner, http.client.HTTPConnection) else owner
         if isinstance(found, socket.SocketIO):
             found = getattr(found, "_sock", None)
         if isinstance(found, socket.socket):
-            with contextlib.suppress(OSError):  # that of a TLS socket would end the encryption only
+            with contextlib.suppress(OSError):  # that of a TLS socket ends encryption only
                 socket.socket.shutdown(found, socket.SHUT_RDWR)
             return
         frame = getattr(frame, "f_back", None)

@@ -1,4 +1,4 @@
-"""What a caller may give as client, and what it finds."""
+"""Clients that a caller gives, and searches with them."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ __all__ = ["ClientStore", "check_access", "frame_source", "is_client", "is_dicom
 
 SOP_INSTANCE_UID = 0x00080018
 PAGE = 200
-"""Results that are asked for at once: as many as the strictest servers allow."""
+"""Results per page of a search: the number that the strictest servers allow."""
 MOST_RESULTS = 10**6
-"""Results after which a search is one without end."""
+"""Upper bound on the results of a search, which ends searches that repeat forever."""
 
 
 def frame_source(client: Any, metadata: Dataset) -> FrameSource:
-    """Return the source of an instance from what a caller gave as client.
+    """Return the source of an instance, by the client that a caller gave.
 
     Parameters
     ----------
     client : dicomweb_client.api.DICOMClient, FrameStore or FrameSource
-        Where the instance is. A client of files is passed by: they are read directly.
+        Client or store of the instance. Files of a ``DICOMfileClient`` are read directly.
     metadata : pydicom.dataset.Dataset
         Metadata of the instance.
 
     Raises
     ------
     TypeError
-        When the client is none of the kinds that are known.
+        When the client is of another type.
     MetadataError
-        When it doesn't have the instance, or can't be asked for it.
+        When it doesn't have the instance, or the metadata lack UIDs.
 
     """
     if is_source(client):
@@ -70,7 +70,7 @@ def frame_source(client: Any, metadata: Dataset) -> FrameSource:
     folder = _folder_of(client)
     if folder is None:
         from dicomslide.backends.dicomweb.source import (
-            DicomWebSource,  # who reads files needs none of it
+            DicomWebSource,  # imported here, because files don't need it
         )
 
         return DicomWebSource.of(client, metadata)
@@ -81,7 +81,7 @@ def frame_source(client: Any, metadata: Dataset) -> FrameSource:
 
 
 def check_access(source: Any, storage_options: Any, session: Any) -> None:
-    """Raise a ValueError when what is given to reach a source by is for other sources."""
+    """Raise a ValueError for a session or storage options that don't apply to the source."""
     is_web = isinstance(source, str) and is_dicomweb_url(source)
     if session is not None and not is_web:
         raise ValueError(
@@ -96,19 +96,19 @@ def check_access(source: Any, storage_options: Any, session: Any) -> None:
 
 
 def store_at(url: str, session: Any = None) -> ClientStore:
-    """Return what is at ``dicomweb+https://host/.../studies/.../series/...``.
+    """Return the instances at ``dicomweb+https://host/.../studies/.../series/...``.
 
     Parameters
     ----------
     url : str
         URL of a service, a study or a series.
     session : requests.Session or callable, optional
-        What it is read by; what is registered for the server if not given.
+        Session for all requests; by default what is registered for the server.
 
     Raises
     ------
     NotDicomError
-        When it isn't such a URL, or holds credentials.
+        When it isn't such a URL, or contains credentials.
 
     """
     from dicomslide.backends.dicomweb.connection import Address, connection_at, connection_with
@@ -132,7 +132,7 @@ def store_at(url: str, session: Any = None) -> ClientStore:
 
 
 class _Folder:
-    """Which file of a folder holds which instance; looked into as far as needed."""
+    """Files of a folder by SOP Instance UID, examined as far as needed."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -157,7 +157,7 @@ class _Folder:
                         source = FileSource.open(file)
                         if source.sop_instance_uid == uid:
                             return source
-                self._files.clear()  # files may have been changed since they were looked at
+                self._files.clear()  # files may have changed since they were examined
                 self._seen.clear()
         raise MetadataError(f"{self._path}: no file holds the instance {uid or 'without UID'}")
 
@@ -177,7 +177,7 @@ _folders: Registry[str, _Folder] = Registry(16, "folders of clients")
 
 
 def _folder_of(client: Any) -> _Folder | None:
-    """Return the folder that a client of files serves, else None."""
+    """Return the folder of a ``DICOMfileClient``; None for other clients."""
     if getattr(client, "scheme", None) != "file":
         return None
     path = os.path.abspath(client.url_prefix)
@@ -185,7 +185,7 @@ def _folder_of(client: Any) -> _Folder | None:
 
 
 def _uid_in(file: str) -> str | None:
-    """Read SOP Instance UID, and no more of a file."""
+    """Read the SOP Instance UID of a file, and nothing after it."""
     from pydicom.errors import InvalidDicomError
     from pydicom.filereader import read_partial
 
@@ -204,18 +204,19 @@ def _uid_in(file: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class ClientStore:
-    """Instances that a client finds: slide images, and what is derived from them.
+    """Instances that a client finds: slide images, derived images and annotations.
 
     Parameters
     ----------
     client : dicomweb_client.api.DICOMClient
         Client.
     study_instance_uid, patient_id, study_id : str, optional
-        Which studies; all of them if not given.
+        Values that the studies have; by default any.
     series_instance_uid : str, optional
-        The only series of the study that is looked at.
+        Restricts the store to one series of the study.
     link : Connection or Address, optional
-        What is read through instead of the client; or where, for what is read as is registered.
+        Connection to read through instead of the client; or an address, for sources that are read
+        with what is registered for it.
 
     """
 
@@ -244,7 +245,7 @@ class ClientStore:
 
     @property
     def metadata(self) -> list[Dataset]:
-        """The metadata of all instances, in a fixed order."""
+        """Metadata of all instances, ordered by series, Instance Number and UID."""
         return [each for series in self.series() for each in self.metadata_of(series)]
 
     def series(
@@ -253,7 +254,7 @@ class ClientStore:
         include_derived: bool = True,
         attempt: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> list[Series]:
-        """Search for slides' series, and in their studies for what may be derived from them.
+        """Search for series of slides, and in their studies for series derived from them.
 
         Parameters
         ----------
@@ -277,7 +278,7 @@ class ClientStore:
         for study in studies:
             by_modality: dict[str, set[Series]] = {}
             where = "" if study is None else f" of study {study}"
-            # the series of a study that is asked for are found by one search
+            # one search finds all series of a given study
             for modality in wanted if self.study_instance_uid is None else (None,):
                 what = "" if modality is None else f" of modality {modality}"
                 with attempt(f"the series{what}{where}"):
@@ -297,10 +298,10 @@ class ClientStore:
         return sorted(found)
 
     def metadata_of(self, series: Series) -> list[Dataset]:
-        """Retrieve the metadata of a series at once, ordered by Instance Number and UID.
+        """Retrieve the metadata of a series in one request, ordered by Instance Number and UID.
 
-        Instances of other patients or studies than were asked for are left out, whatever a
-        server's search makes of it.
+        Instances with another PatientID or StudyID than requested are left out, because some
+        servers ignore filters.
 
         Raises
         ------
@@ -346,7 +347,7 @@ class ClientStore:
         return [*sorted(uid for uid in uids if uid)]
 
     def _search(self, study: str | None, modality: str | None) -> Iterator[tuple[Series, str]]:
-        """Search for series; yield each with its modality, that of slides where it isn't said."""
+        """Search for series; yield each with its modality, which defaults to that of slides."""
         where: dict[str, Any] = {} if study is None else {"study_instance_uid": study}
         if modality is not None:
             where["search_filters"] = {"Modality": modality}
@@ -360,25 +361,26 @@ class ClientStore:
                 _value(found, "SeriesInstanceUID"),
             )
             its = _value(found, "Modality") or modality or SLIDE_MODALITY
-            # servers that don't know the filter pass over it
+            # some servers ignore the filter
             if None not in uids and modality in (None, its):
                 yield Series(str(uids[0]), str(uids[1])), its
 
     def _pages(
         self, kind: str, key: str, search: Callable[[int, Answering], Sequence[Json]]
     ) -> list[Json]:
-        """Search page by page, until a page has nothing new: some servers know no offset.
+        """Search page by page, until a page has no new result.
 
-        Of these, results of which there may be more come with a warning.
+        Servers that ignore the offset repeat the first page; if it is full, there is a warning that
+        results may be missing.
 
         Parameters
         ----------
         kind : str
-            What is searched for.
+            Name of the results, in the plural.
         key : str
-            Keyword of the UID by which results differ.
+            Keyword of the UID that identifies a result.
         search : callable
-            Given an offset, and what to ask: searches for :data:`PAGE` results from there on.
+            Given an offset and a client, searches for :data:`PAGE` results from this offset.
 
         """
         connection = self._connection

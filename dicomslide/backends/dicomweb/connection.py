@@ -1,4 +1,4 @@
-"""A DICOMweb client and its server: what it is asked, and what was learnt of it."""
+"""Connections of this process to DICOMweb servers: requests, access, and supported media types."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from dicomslide.backends.dicomweb.negotiation import AS_STORED, MediaTypes, Nego
 from dicomslide.backends.dicomweb.service import FAILURES, REFUSALS, WebService, web_client_class
 from dicomslide.backends.dicomweb.transport import TransportError
 from dicomslide.backends.net import credentials
+from dicomslide.backends.net import policy as policies
 from dicomslide.backends.net.addresses import is_same_origin, is_within
 from dicomslide.backends.net.credentials import Credentials
 from dicomslide.backends.net.policy import DENIED, MISSING, TEMPORARY
@@ -66,9 +67,9 @@ T = TypeVar("T")
 
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 NOT_SERVED = REFUSALS | {HTTPStatus.OK, HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED}
-"""HTTP status of what a server doesn't do, or of a reply that nobody can read."""
+"""HTTP status of an unsupported request, or of a reply that can't be used."""
 TOO_MUCH = frozenset({413, 414})
-"""HTTP status of servers that are asked for too many frames at once."""
+"""HTTP status of a request for too many frames."""
 MOST_CLIENTS = 32
 MOST_INSTANCES = 1024
 MOST_SEEN = 2**17
@@ -79,7 +80,7 @@ MOST_SEEN = 2**17
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Address:
-    """Where a client's server is, without credentials: the same in every process."""
+    """Address of a client's server, without credentials: the same in every process."""
 
     kind: str
     """Class of the client."""
@@ -113,32 +114,37 @@ class Address:
 
 
 class Connection:
-    """One who is known to a server in some way, and what was learnt of the server.
+    """Access to a server with one client, and what is known about the server.
 
-    There is one for each client of a process, one for each server of which slides are opened by
-    URL or arrive pickled, and one for each slide that was opened with a session of its own.
+    There is one for each client of a process, one for each server whose slides are opened by URL or
+    unpickled, and one for each slide that was opened with its own session.
+
+    A plain ``DICOMwebClient`` is replaced by a :class:`WebService`, which sends requests with its
+    session by the policy of the package. Other clients are called: their requests have their own
+    timeouts, and aren't repeated after failures. Only further attempts to get frames, with other
+    media types, fewer frames or after empty ones, end at the deadline of the policy.
 
     Parameters
     ----------
     client : dicomweb_client.api.DICOMClient
-        Any object with the methods of the protocol that are used. Nothing of it is changed.
+        Any object with the methods of :class:`DicomWebClient`. It isn't modified.
     credentials : Credentials, optional
-        What its session came of, where it was made here: these are renewed when the server refuses
-        them. A client of the caller's has its own, for better or worse.
+        Credentials from which the session was made in this package; they are renewed when the
+        server refuses them. None for a client of the caller.
 
     """
 
     def __init__(self, client: DicomWebClient, credentials: Credentials | None = None) -> None:
-        self._client: Any = client  # that of one whose session is renewed has it, too
+        self._client: Any = client  # its session is replaced when credentials are renewed
         self._credentials = credentials
         self.address = Address.of(client)
         self.scope = secrets.token_hex(8)
-        """Part of the name of whatever is kept in memory of what came this way."""
+        """Part of the keys of all values that this process caches of this connection."""
         self._seen: OrderedDict[str, None] = OrderedDict()
         self.most_frames = MOST_FRAMES
-        """Frames a request: fewer once the server has found a request too long."""
+        """Upper bound on frames per request, reduced when the server refuses a longer request."""
         self.serves_float_frames = True
-        """False once the server has refused a frame of Float Pixel Data."""
+        """False after the server has refused frames of Float Pixel Data."""
         self._negotiation = Negotiation(lambda: time.monotonic())
         self._process = os.getpid()
         self._lock = ForkLock()
@@ -151,12 +157,12 @@ class Connection:
             None if credentials is None else self._renew,
             lambda: None if self._credentials is None else self._credentials.auth,
         )
-        """What asks in the client's stead; None where the client answers in a way of its own."""
+        """Sends requests instead of the client; None for a client with its own methods."""
 
     def _renew(self, refused: Any, auth: Any) -> bool:
-        """Get another session or token, unless another thread has done so.
+        """Get a new session or token, unless another thread has done so.
 
-        False where they don't come of a function.
+        Returns False if no function returns them.
         """
         if self._credentials is None or not self._credentials.is_renewable:
             return False
@@ -166,11 +172,11 @@ class Connection:
         return True
 
     def sees(self, uid: str) -> bool:
-        """Whether the server has let this one see an instance, in this process."""
+        """Whether the server has granted access to an instance, in this process."""
         return uid in self._seen
 
     def saw(self, uid: str) -> None:
-        """Note that the server has let this one see an instance."""
+        """Record that the server has granted access to an instance."""
         with self._lock:
             self._seen[uid] = None
             self._seen.move_to_end(uid)
@@ -178,12 +184,12 @@ class Connection:
                 self._seen.popitem(last=False)
 
     def saw_nothing(self, uid: str) -> None:
-        """Note that the server doesn't let this one see an instance, or not any more."""
+        """Record that the server has denied access to an instance."""
         with self._lock:
             self._seen.pop(uid, None)
 
     def forget(self) -> None:
-        """Use nothing any more of what was kept; hang up, where the session is our own."""
+        """Drop all cached values of this connection; close the session if it was made here."""
         if self._credentials is not None and self._credentials.makes_session:
             self._client._session.close()
         before, self.scope = self.scope, secrets.token_hex(8)
@@ -195,7 +201,7 @@ class Connection:
     def client(self) -> DicomWebClient:
         """The client, safe to use in this process."""
         if self._process != os.getpid():
-            # a forked child must not talk through sockets that the parent talks through
+            # a forked child must not use the sockets of its parent
             with self._lock:
                 if self._process != os.getpid():
                     close = getattr(getattr(self._client, "_session", None), "close", None)
@@ -204,12 +210,13 @@ class Connection:
                     self._process = os.getpid()
         return self._client
 
-    def deadline(self) -> float | None:
-        """Return when that ends which begins now; None for a client with ways of its own."""
-        return None if self.service is None else self.service.transport.deadline()
+    def deadline(self) -> float:
+        """Return the deadline, by the clock of the policy, of a read that begins now."""
+        service = self.service
+        return policies.POLICY.begin() if service is None else service.transport.deadline()
 
     def gatherer(self, uid: str, make: Callable[[], ReadAhead | None]) -> Gatherer:
-        """Return what joins the requests for frames of an instance."""
+        """Return the object that joins the requests for frames of an instance."""
         return self._gatherers.get(uid, lambda: Gatherer(make()))
 
     def frames(
@@ -221,7 +228,11 @@ class Connection:
         lossy: bool,
         deadline: float | None = None,
     ) -> list[bytes]:
-        """Retrieve frames in one request, as what was agreed on before, else as what will do.
+        """Retrieve frames in one request, in the media type that the server accepted before.
+
+        If there is none, media types are requested one after the other. If the server refuses the
+        number of frames, each half of them is requested.
+
 
         Parameters
         ----------
@@ -230,26 +241,26 @@ class Connection:
         indices : sequence of int
             Zero-based frames.
         pixel_format : PixelFormat
-            What the header says of them.
+            Pixel format by the header.
         lossy : bool
-            Whether they may come in a lossy compression.
+            Whether a lossy compression is accepted.
         deadline : float, optional
-            When to give up; from now on, what is usual, if not given.
+            When to give up, by the clock of the policy; by default :meth:`deadline`.
 
         Raises
         ------
         NotServedError
-            When the server doesn't give them as anything that it was asked for.
+            When the server doesn't send them in any requested media type.
         FrameReadError
-            Naming the frames.
+            When they can't be retrieved for another reason; it names the frames.
 
         """
-        agreed = self._negotiation.agreed_on(uids[2])  # before: other threads may agree meanwhile
+        agreed = self._negotiation.agreed_on(uids[2])  # other threads may change it meanwhile
         refused: set[MediaTypes] = set()
         statuses: set[int | None] = set()
         first_error: Exception | None = None
         if deadline is None:
-            deadline = self.deadline()  # one, whatever has to be tried
+            deadline = self.deadline()  # of all attempts together
         is_agreed = agreed is not None
         retrieve = self._retriever(uids, indices, pixel_format, deadline, agreed=is_agreed)
         for media_types in self._negotiation.media_types(agreed, lossy=lossy):
@@ -282,7 +293,7 @@ class Connection:
                 pixel_format=pixel_format, lossy=lossy, deadline=deadline
             )
             return [frame for each in parts for frame in self.frames(uids, each, **options)]
-        if pixel_format.floating and statuses <= NOT_SERVED:  # else it may have been a bad moment
+        if pixel_format.floating and statuses <= NOT_SERVED:  # else it may be temporary
             self.serves_float_frames = False
         kind = NotServedError if statuses <= NOT_SERVED | FAILURES else FrameReadError
         reason = f"{reason_of(first_error)}: {self.address.url} doesn't give {listed(indices)}"
@@ -295,18 +306,20 @@ class Connection:
         uids: tuple[str, str, str],
         indices: Sequence[int],
         pixel_format: PixelFormat,
-        deadline: float | None,
+        deadline: float,
         *,
         agreed: bool,
     ) -> Callable[[MediaTypes], list[bytes]]:
-        """Return what retrieves frames as a media type."""
+        """Return a function that retrieves frames in a media type."""
         numbers = [index + 1 for index in indices]
         service = self.service
-        if service is None or deadline is None:
+        if service is None:
 
             def of_client(media_types: MediaTypes) -> list[bytes]:
                 options = {} if media_types is None else {"media_types": media_types}
-                for _ in range(2):  # what is empty may be a fault, and is asked for once more
+                for _ in range(2):  # an empty frame may be a fault, and is requested again
+                    if policies.POLICY.left(deadline) <= 0:
+                        raise TransportError("no time is left for another request")
                     found = self.client.retrieve_instance_frames(*uids, numbers, **options)
                     frames = [bytes(frame) for frame in found]
                     if all(frames):
@@ -323,7 +336,7 @@ class Connection:
                 media_types,
                 frame_bytes=2 * pixel_format.native_bytes,
                 deadline=deadline,
-                # before anything is agreed on, a failure may be that of a media type
+                # without an agreement, the media type may be the cause of a failure
                 retried=TEMPORARY if agreed else TEMPORARY - FAILURES,
             )
             return [_little_endian(part, pixel_format) for part in parts]
@@ -335,7 +348,7 @@ class Connection:
         return dataset_of_json(self._metadata(uids))
 
     def frame_groups(self, uids: tuple[str, str, str], indices: Sequence[int]) -> list[Dataset]:
-        """Retrieve the per-frame functional groups of some frames; none where there are none."""
+        """Retrieve the per-frame functional groups of some frames; none if there are none."""
         return frame_groups_of_json(self._metadata(uids), indices)
 
     def _metadata(self, uids: tuple[str, str, str]) -> Mapping[str, Any]:
@@ -365,7 +378,7 @@ class Connection:
 
     @contextlib.contextmanager
     def _seeing(self, uid: str) -> Iterator[None]:
-        """Note what a request says of whether an instance may be seen."""
+        """Record whether a request for an instance was granted or denied."""
         try:
             yield
         except (SourceDeniedError, SourceNotFoundError):
@@ -374,10 +387,11 @@ class Connection:
         self.saw(uid)
 
     def bulk_data(self, uri: str) -> bytes:
-        """Retrieve what a BulkDataURI leads to.
+        """Retrieve the bulk data of a BulkDataURI.
 
-        Servers behind a proxy give URIs that only they can reach, and a client's credentials
-        are for its own server: what lies among the studies is looked for there.
+        A server behind a proxy may give URIs with its internal host. Therefore a URI with a path of
+        studies is resolved against the address of this connection. Other URIs must have the same
+        origin, because credentials are for this origin only.
         """
         place = uri.find("/studies/")
         if place >= 0:
@@ -389,7 +403,7 @@ class Connection:
         try:
             parts = self.ask(what, lambda asked: asked.retrieve_bulkdata(uri, media_types=wanted))
         except MetadataError:
-            if self.service is not None:  # it has tried what there is
+            if self.service is not None:  # it has tried all media types
                 raise
             parts = self.ask(what, lambda asked: asked.retrieve_bulkdata(uri))
         data = b"".join(bytes(part) for part in parts)
@@ -398,26 +412,26 @@ class Connection:
         return data
 
     def ask(self, what: str, question: Callable[[Answering], T]) -> T:
-        """Ask the client, or the service in its stead, with errors that say what it was for.
+        """Call the service or, without one, the client; errors name the request.
 
         Parameters
         ----------
         what : str
-            What is asked for.
+            Name of the requested data, for messages.
         question : callable
-            Calls a method of what it is given.
+            Calls a method of its argument.
 
         Raises
         ------
         MetadataError
-            When it fails.
+            When the request fails.
 
         """
         try:
             return question(self.client if self.service is None else self.service)
         except Exception as error:  # each client has error types of its own
             reason, cause, kind = reason_of(error), cause_of(error), kind_of(error)
-        # not in the handler, for the error, whatever it holds, would be this one's context
+        # outside the handler: otherwise the error, with its request, would be the context
         raise kind(f"{reason}: {self.address.url} doesn't give {what}{hint_for(kind)}") from cause
 
 
@@ -427,22 +441,22 @@ def _session_of(client: Any) -> Any:
 
 
 class _Connections:
-    """The connections that this process has used last."""
+    """Connections of this process."""
 
     def __init__(self) -> None:
         self._lock = ForkLock()
-        # none is forgotten in a forked child: it goes on with the parent's clients
+        # also used in forked children, which continue with their parent's clients
         self._of_clients: OrderedDict[int, Connection] = OrderedDict()
-        """By the id of the client, which each holds: of callers' clients."""
+        """Connections of callers' clients, by the id of the client, which each holds."""
         self._by_address: OrderedDict[Address, Connection] = OrderedDict()
-        """What slides are read through that are opened by URL, or arrive pickled."""
+        """Connections of slides that are opened by URL or unpickled."""
         self._clients: dict[Address, Connection] = {}
-        """The same, of clients that were registered: they stay until they are forgotten."""
+        """Connections of registered clients, which stay until they are forgotten."""
         self._by_scope: weakref.WeakValueDictionary[str, Connection] = weakref.WeakValueDictionary()
-        """All of those through which slides may have been opened."""
+        """All connections with which slides may have been opened."""
 
     def of(self, client: DicomWebClient) -> Connection:
-        """Return the connection of a caller's client: the same each time."""
+        """Return the connection of a caller's client, one for each client."""
         with self._lock:
             found = self._of_clients.get(id(client))
             if found is None:
@@ -452,7 +466,7 @@ class _Connections:
             return found
 
     def using(self, address: Address, session: Any) -> Connection:
-        """Return a new connection with a session of its own."""
+        """Return a new connection with the given session."""
         found = _connection(address, Credentials(address.url, session))
         with self._lock:
             self._by_scope[found.scope] = found
@@ -461,7 +475,8 @@ class _Connections:
     def at(self, address: Address, scope: str | None = None) -> Connection:
         """Return the connection that is registered for an address, else a plain one.
 
-        Where nothing is registered, what was pickled in this process goes on as it was opened.
+        If nothing is registered, a source that was pickled in this process is read with the
+        connection with which it was opened.
         """
         with self._lock:
             if address in self._clients:
@@ -478,7 +493,7 @@ class _Connections:
             return known
 
     def register(self, client: DicomWebClient) -> None:
-        """Let slides at the address of a client be read through it."""
+        """Use a client for slides at its address."""
         found = self.of(client)
         with self._lock:
             before = self._by_address.pop(found.address, None)
@@ -488,7 +503,7 @@ class _Connections:
             before.forget()
 
     def forget(self, url: str) -> None:
-        """Drop the connections of a service, and of all what was kept in memory."""
+        """Drop the connections of a service, and all their cached values in memory."""
         with self._lock:
             for connections in (self._by_address, self._clients):
                 for address in [each for each in connections if is_within(each.url, url)]:
@@ -523,16 +538,15 @@ credentials.on_change(_connections.forget)
 
 
 def register_client(client: Any) -> None:
-    """Let slides of a server that are opened by URL, or arrive pickled, be read through a client.
+    """Use a client for slides of its server that are opened by URL or unpickled.
 
-    What is pickled names a server, but holds neither a client nor its credentials. A worker
-    process that got it reads through the client that was registered for that server last, else
-    with the credentials that :func:`register_credentials` knows. Where nothing is registered, the
-    process that has pickled it reads it through the client or session that it was opened with, and
-    any other through a plain session.
+    A pickled slide names a server, but holds neither a client nor credentials. A worker process
+    that unpickles it uses the client that was registered last for this server, else the credentials
+    of :func:`register_credentials`. If nothing is registered, the process that pickled it uses the
+    client or session with which it was opened, and other processes use a plain session.
 
-    Whichever of this and :func:`register_credentials` is called last counts; :func:`forget` undoes
-    both.
+    The last call of this function or :func:`register_credentials` applies; :func:`forget` removes
+    the registrations of both.
 
     Parameters
     ----------
@@ -549,30 +563,30 @@ def connection_of(client: DicomWebClient) -> Connection:
 
 
 def connection_at(address: Address, scope: str | None = None) -> Connection:
-    """Return what this process reads through what is opened by URL, or arrives pickled.
+    """Return this process's connection for sources that are opened by URL or unpickled.
 
     Parameters
     ----------
     address : Address
-        Where the server is.
+        Address of the server.
     scope : str, optional
-        Scope of the connection that it was opened through, where it arrived pickled.
+        For an unpickled source, the scope of the connection with which it was opened.
 
     """
     return _connections.at(address, scope)
 
 
 def connection_with(address: Address, session: Any) -> Connection:
-    """Return a connection to a server, with a session, or what gives one, of its own."""
+    """Return a new connection to a server, with a session or a function that returns one."""
     return _connections.using(address, session)
 
 
 class _LossyError(TransportError):
-    """Frames came in a lossy compression, and the image isn't lossy."""
+    """Frames in a lossy compression were received for an image that isn't lossy."""
 
 
 def _check_lossless(frames: Sequence[bytes], pixel_format: PixelFormat) -> None:
-    """Refuse what a server has compressed with loss: the pixels wouldn't be those of the image."""
+    """Raise an error for frames that a server has compressed with loss, which changes pixels."""
     for frame in frames:
         if len(frame) != pixel_format.native_bytes and is_lossy(memoryview(frame)):
             raise _LossyError(
@@ -583,9 +597,10 @@ def _check_lossless(frames: Sequence[bytes], pixel_format: PixelFormat) -> None:
 
 
 def _little_endian(part: Part, pixel_format: PixelFormat) -> bytes:
-    """Return the bytes of a frame, little endian: the only thing that its header is believed for.
+    """Return the bytes of a frame in little-endian order.
 
-    Bytes tell all else of themselves; in which order those of a native frame are, they can't.
+    The transfer syntax in the header of the part is used for byte order only, which the bytes of a
+    native frame don't show. Everything else is detected from the bytes.
     """
     is_native = len(part.data) == pixel_format.native_bytes
     if part.transfer_syntax_uid != BIG_ENDIAN or not is_native or pixel_format.bits_allocated <= 8:

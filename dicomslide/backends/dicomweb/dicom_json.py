@@ -1,4 +1,4 @@
-"""DICOM JSON (PS3.18 annex F) to data sets: what is bulk data stays where it is."""
+"""Conversion of DICOM JSON (PS3.18 annex F) to data sets; bulk data aren't retrieved."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NUMBER_OF_FRAMES = "00280008"
 
 
 class BulkData(bytes):
-    """An empty value that knows where the bulk data are."""
+    """Empty value with the URI of the bulk data."""
 
     uri: str = ""
 
@@ -35,26 +35,26 @@ class BulkData(bytes):
 def dataset_of_json(json: Mapping[str, Any]) -> Dataset:
     """Return the data set that DICOM JSON describes, without pixel data and per-frame groups.
 
-    Bulk data become :class:`BulkData`, which are retrieved when they are wanted. What the
-    per-frame functional groups say of positions is the data set's `frame_positions`: a data set
-    for each frame would take longer than all the rest.
+    Bulk data become :class:`BulkData`, with the URI to retrieve them. Positions of the per-frame
+    functional groups become the attribute `frame_positions` of the data set, because a data set for
+    each frame would take most of the time.
 
     Raises
     ------
     MetadataError
-        When it isn't DICOM JSON.
+        When the argument isn't DICOM JSON.
 
     """
     if not isinstance(json, dict):
         raise MetadataError(f"what should be an instance's DICOM JSON is a {type(json).__name__}")
-    # some servers cut float pixels off behind their first number: better none at all
+    # some servers send the first number of float pixels only
     kept = {tag: element for tag, element in json.items() if not tag.startswith("7FE0")}
     groups = (kept.get(PER_FRAME_GROUPS) or {}).get("Value") or []
     try:
         count = (json.get(NUMBER_OF_FRAMES) or {}).get("Value") or [1]
         positions = positions_of_json(groups, int(count[0])) if groups else None
     except (MetadataError, AttributeError, IndexError, KeyError, TypeError, ValueError):
-        return _dataset(kept)  # whoever needs them will say what is wrong with them
+        return _dataset(kept)  # an error is raised when they are needed
     kept.pop(PER_FRAME_GROUPS, None)
     dataset = _dataset(kept)
     dataset.frame_positions = positions
@@ -62,12 +62,12 @@ def dataset_of_json(json: Mapping[str, Any]) -> Dataset:
 
 
 def frame_groups_of_json(json: Mapping[str, Any], indices: Sequence[int]) -> list[Dataset]:
-    """Return the per-frame functional groups of some frames; none where there are none.
+    """Return the per-frame functional groups of some frames; none if there are none.
 
     Raises
     ------
     MetadataError
-        When they aren't DICOM JSON.
+        When the groups aren't DICOM JSON.
 
     """
     groups = (json.get(PER_FRAME_GROUPS) or {}).get("Value") or []
@@ -80,7 +80,7 @@ def _dataset(json: dict[str, Any]) -> Dataset:
     from dicomslide.header.lenient import no_validation
 
     def bulk_data(tag: str, vr: str, uri: str) -> BulkData | None:
-        if vr == "SQ":  # some servers cut off long sequences so; the standard has no such thing
+        if vr == "SQ":  # not in the standard; some servers do it with long sequences
             warn(
                 f"{_name_of(json)}: the sequence {tag} is left out, for it comes as bulk data",
                 MetadataWarning,
@@ -101,9 +101,9 @@ def _dataset(json: dict[str, Any]) -> Dataset:
 def _element_by_element(
     json: dict[str, Any], bulk_data: Callable[[str, str, str], Any], name: str
 ) -> Dataset:
-    """Keep what doesn't convert as the text that it is, as pydicom does of a file.
+    """Return a data set in which values that don't convert are kept as text, as of a file.
 
-    Nobody needs most elements; whoever needs this one will say what is wrong with it.
+    An error is raised when such an element is used; most aren't.
     """
     from pydicom.dataset import Dataset
 
@@ -128,7 +128,7 @@ def _element_by_element(
 def _kept(
     tag: str, element: dict[str, Any], bulk_data: Callable[[str, str, str], Any], name: str
 ) -> DataElement | RawDataElement | None:
-    """Return an element as it would be in a file; None where that can't be."""
+    """Return an element as read from a file; None if that isn't possible."""
     from pydicom.dataelem import DataElement, RawDataElement
     from pydicom.tag import Tag
 
@@ -138,7 +138,7 @@ def _kept(
     if vr == "SQ":
         items = [_element_by_element(item or {}, bulk_data, name) for item in values]
         return DataElement(number, vr, items)
-    if vr in NUMBER_VRS:  # in a file they are no text
+    if vr in NUMBER_VRS:  # binary in a file
         vr = "DS"
     if vr not in TEXT_VRS:
         return None

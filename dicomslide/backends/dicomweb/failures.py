@@ -1,4 +1,4 @@
-"""What the failures of a DICOMweb server are raised as: errors that say why first, then of what."""
+"""Errors for failures of DICOMweb servers; messages give the cause first, then the request."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ __all__ = ["MetadataDeniedError", "MetadataNotFoundError", "MetadataReadError", 
 
 
 class NotServedError(FrameReadError):
-    """A server doesn't give frames as anything that it was asked for."""
+    """A server doesn't send frames in any requested media type."""
 
 
-# who catches errors of sources catches these, and who catches those of metadata, too
+# subclasses of the errors of sources and of those of metadata
 
 
 class MetadataReadError(SourceReadError, MetadataError):
-    """A server can't be reached, or doesn't give metadata."""
+    """A server can't be reached, or doesn't send metadata."""
 
 
 class MetadataDeniedError(SourceDeniedError, MetadataError):
-    """A server doesn't let metadata be had with these credentials, or without any."""
+    """A server denies access to metadata with these credentials, or without any."""
 
 
 class MetadataNotFoundError(SourceNotFoundError, MetadataError):
-    """A server doesn't have what was asked for."""
+    """A server doesn't have the requested metadata."""
 
 
 def status_of(error: Exception) -> int | None:
-    """Return the HTTP status of an error; None where there was no answer."""
+    """Return the HTTP status of an error; None without a reply."""
     if isinstance(error, TransportError):
         return error.status
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether an error is about the media type; clients check it too, and some take none."""
-    if status_of(error) is None:  # TransportError isn't among these
+    """Whether a server or client refuses the media type; some clients have no such parameter."""
+    if status_of(error) is None:  # TransportError is none of these
         return isinstance(error, (NotImplementedError, TypeError, ValueError))
     return status_of(error) in REFUSALS
 
 
 def kind_of(error: Exception) -> type[MetadataError]:
-    """Return what a failure is: of the server or the way to it, else of what was asked."""
+    """Return the type of error for a failure of the server or network, or of the request."""
     status = status_of(error)
     if status in DENIED:
         return MetadataDeniedError
@@ -68,17 +68,17 @@ def kind_of(error: Exception) -> type[MetadataError]:
 
 
 def hint_for(kind: type[Exception]) -> str:
-    """Return what may be added to a message: what to do."""
+    """Return a remedy to append to the message; empty if there is none."""
     return "; see dicomslide.register_credentials" if kind is MetadataDeniedError else ""
 
 
 def reason_of(error: Exception) -> str:
-    """Return what an error says, without credentials."""
+    """Return the message of an error, without credentials."""
     return str(error) if isinstance(error, TransportError) else said(error)
 
 
 def listed(indices: Sequence[int]) -> str:
-    """Name frames by number, those that follow each other as a range."""
+    """Return the numbers of frames as text, with ranges for consecutive numbers."""
     ranges: list[list[int]] = []
     for number in sorted(index + 1 for index in indices):
         if ranges and number <= ranges[-1][1] + 1:

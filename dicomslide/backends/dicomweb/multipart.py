@@ -1,4 +1,4 @@
-"""Replies of several parts (multipart/related, RFC 2387), read while they arrive."""
+"""Replies of several parts (multipart/related, RFC 2387), parsed while they arrive."""
 
 from __future__ import annotations
 
@@ -13,63 +13,64 @@ if TYPE_CHECKING:
 __all__ = ["Part", "ReplyError", "WrongTypeError", "parts_of"]
 
 LONGEST_HEADERS = 16384
-"""Bytes of a part's headers; more are no headers."""
+"""Upper bound on the bytes of a part's headers."""
 MOST_DIGITS = 18
-"""Of a number in a header."""
+"""Upper bound on the digits of a number in a header."""
 WHETHER_STORED = "a fault, or what is stored so, which a reply doesn't tell"
-"""Said of what has no bytes: on disk, an empty frame is one of background."""
+"""Appended to messages about empty parts: an empty frame may be stored, as background."""
 END_OF_LINE = b"\r\n"
 END_OF_HEADERS = b"\r\n\r\n"
 
 
 class ReplyError(ValueError):
-    """A reply is damaged: what was asked for once more may come whole."""
+    """A reply is damaged; another attempt may succeed."""
 
 
 class WrongTypeError(ReplyError):
-    """A reply is whole, but not of the kind that was asked for."""
+    """A reply is complete, but not what was requested; another attempt has no prospect."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a reply."""
+    """Part of a reply."""
 
     headers: Mapping[str, str]
-    """By name in lower case."""
+    """Values by name in lower case."""
     data: bytes
 
     @property
     def media_type(self) -> str:
-        """Media type, in lower case; empty where the part doesn't say."""
+        """Media type, in lower case; empty if the part has none."""
         return _parsed(self.headers.get("content-type", ""))[0]
 
     @property
     def transfer_syntax_uid(self) -> str | None:
-        """Transfer syntax that the part claims; None where it doesn't say."""
+        """Transfer syntax that the part declares; None if it doesn't."""
         return _parsed(self.headers.get("content-type", ""))[1].get("transfer-syntax")
 
     @property
     def frame_number(self) -> int | None:
-        """One-based frame that the part's Content-Location names; None where it names none."""
+        """One-based frame number in the Content-Location; None without one."""
         before, found, number = self.headers.get("content-location", "").rpartition("/frames/")
         return _number(number) if found and before else None
 
 
 def parts_of(content_type: str, chunks: Iterable[bytes]) -> Iterator[Part]:
-    """Yield the parts of a reply, each as soon as all of it has arrived.
+    """Yield the parts of a reply, each as soon as it is complete.
 
     Parameters
     ----------
     content_type : str
-        Of the reply. One that isn't multipart is itself its only part: some servers send a single
-        frame so.
+        Content-Type of the reply. A reply that isn't multipart is returned as one part, because
+        some servers send a single frame in this way.
     chunks : iterable of bytes
-        The body, cut anywhere.
+        The body, divided at any position.
 
     Raises
     ------
     ReplyError
-        When it ends before its closing delimiter, or a part isn't as long as it says.
+        When the reply ends before its closing delimiter, or a part has another length than it
+        declares.
 
     """
     media_type, parameters = _parsed(content_type)
@@ -93,7 +94,7 @@ def parts_of(content_type: str, chunks: Iterable[bytes]) -> Iterator[Part]:
         headers = _headers(body.take_to(END_OF_HEADERS, what, most=LONGEST_HEADERS))
         length = _number(headers.get("content-length", ""))
         if length is not None:
-            # the bytes of a frame may hold the delimiter: its length is the better witness
+            # not by the delimiter, which the bytes of a frame may contain
             data = body.take(length, what)
             if not body.starts_with(delimiter):
                 raise ReplyError(f"part {count} isn't the {length} bytes long that it says")
@@ -105,11 +106,11 @@ def parts_of(content_type: str, chunks: Iterable[bytes]) -> Iterator[Part]:
 
 
 class _Body:
-    """A body of which only what isn't used yet is held."""
+    """Body of a reply, of which only unused bytes are held."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
-        # the first delimiter may stand at the very start, where no end of line is before it
+        # the first delimiter may begin the body, without an end of line before it
         self._held = bytearray(END_OF_LINE)
 
     def _receive(self) -> bool:
@@ -126,11 +127,11 @@ class _Body:
         return True
 
     def starts_with(self, text: bytes) -> bool:
-        """Whether the rest starts with a text."""
+        """Whether the remaining body starts with a text."""
         return self._expect(len(text)) and self._held.startswith(text)
 
     def take(self, size: int, what: str) -> bytes:
-        """Take the next bytes."""
+        """Return the next bytes."""
         if not self._expect(size):
             raise ReplyError(f"the reply ends before {what}")
         with memoryview(self._held) as held:
@@ -139,7 +140,7 @@ class _Body:
         return taken
 
     def take_to(self, mark: bytes, what: str, most: int | None = None) -> bytes:
-        """Take what stands before a mark, and pass the mark."""
+        """Return the bytes before a mark, and skip the mark."""
         start = 0
         while (at := self._held.find(mark, start)) < 0:
             start = max(0, len(self._held) - len(mark) + 1)
@@ -152,7 +153,7 @@ class _Body:
         return taken
 
     def finish(self) -> None:
-        """Receive what follows, which means nothing: only then can a connection be used again."""
+        """Receive and ignore the rest, after which the connection can be reused."""
         for _ in self._chunks:
             pass
 
@@ -166,7 +167,7 @@ def _number(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
 
 
-@functools.lru_cache(64)  # the parts of a reply mostly say the same
+@functools.lru_cache(64)  # parts of a reply mostly have equal types
 def _parsed(content_type: str) -> tuple[str, Mapping[str, str]]:
     """Return media type and parameters of a Content-Type."""
     message = Message()

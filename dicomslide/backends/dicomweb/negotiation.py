@@ -1,4 +1,4 @@
-"""What frames are asked for as: agreed on with each server, instance by instance."""
+"""Media types in which frames are requested, determined for each server and instance."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ MEDIA_TYPES: tuple[MediaTypes, ...] = (
     (("image/jpeg", f"{_UID}.4.70"),),
     (("image/dicom-rle", f"{_UID}.5"),),
 )
-"""What frames are asked for as, one after the other, until a server agrees: nothing lossy."""
+"""Lossless media types, requested one after the other until the server sends frames."""
 LOSSY_MEDIA_TYPES: tuple[MediaTypes, ...] = (("image/jpeg",), ("image/jls",), ("image/jp2",))
-"""What frames of images that are lossy anyway are asked for as."""
+"""Further media types for images that are lossy already."""
 DEFAULT: tuple[MediaTypes, ...] = (("*/*",), None)
-"""At last, what server and client like best, unless they like to lose something."""
+"""Last media types: the default of the server or client; lossy frames are refused afterwards."""
 LONGEST_DOUBT = 12
-"""Failures after which the pause isn't doubled any more until it is tried whether they passed."""
+"""Number of failures after which the pause before the next trial isn't doubled any more."""
 MOST_INSTANCES = 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Agreement:
-    """What frames of an instance are asked for as."""
+    """Media type in which frames of an instance are requested."""
 
     media_types: MediaTypes
     doubts: int
-    """How often something better was refused only by a failure, which may have passed."""
+    """Number of times that a better media type failed for a reason that may be temporary."""
     until: float
-    """When the better is tried again, by a clock that runs."""
+    """Time at which the better one is tried again, by a monotonic clock."""
 
 
 class Negotiation:
-    """What a server gives frames as, learnt from what it accepts and refuses.
+    """Media types that a server accepts, by its replies.
 
     Parameters
     ----------
     clock : callable
-        Seconds that run.
+        Returns the seconds of a monotonic clock.
 
     """
 
@@ -65,13 +65,13 @@ class Negotiation:
         self._lock = ForkLock()
 
     def agreed_on(self, uid: str) -> Agreement | None:
-        """Return what was agreed on for an instance, if that still holds."""
+        """Return the agreement on an instance; None if there is none, or it has expired."""
         with self._lock:
             found = self._agreed.get(uid)
             return None if found is None or self._clock() >= found.until else found
 
     def media_types(self, agreed: Agreement | None, *, lossy: bool) -> list[MediaTypes]:
-        """Return what to ask for, what is most likely to be given first."""
+        """Return media types to request, the most likely to be accepted first."""
         known = (*MEDIA_TYPES, *(LOSSY_MEDIA_TYPES if lossy else ()), *DEFAULT)
         with self._lock:
             hopeful = [each for each in known if each not in self._refused]
@@ -81,10 +81,10 @@ class Negotiation:
     def agree(
         self, uid: str, media_types: MediaTypes, refused: set[MediaTypes], *, failed: bool
     ) -> None:
-        """Agree on a media type: for a while only, if the server `failed` to give a better one."""
+        """Record an accepted media type; it expires if a better one `failed` temporarily."""
         with self._lock:
             known = self._agreed.get(uid, Agreement(media_types, 0, math.inf))
-            if failed:  # the better is tried again with the next request, then after 1, 3, 7 ... s
+            if failed:  # the better one is tried again at once, then after 1, 3, 7 ... s
                 doubts = min(known.doubts + 1, LONGEST_DOUBT)
                 until = self._clock() + 2 ** (doubts - 1) - 1
                 known = Agreement(media_types, doubts, until)

@@ -1,4 +1,4 @@
-"""What is called of a DICOMweb client."""
+"""Interface of DICOMweb clients: the methods that are called."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Json: TypeAlias = "Mapping[str, Any]"
 
 
 class Answering(Protocol):
-    """Searches, and retrieval of all but frames: what a client is asked, or a service in its stead.
+    """Searches, and retrieval of everything except frames; of a client or of `WebService`.
 
-    Of what ``dicomweb_client.api.DICOMClient`` has, the parameters that are given.
+    Signatures contain the parameters of ``dicomweb_client.api.DICOMClient`` that are used.
     """
 
     def search_for_studies(
@@ -50,11 +50,11 @@ class Answering(Protocol):
     def retrieve_instance_metadata(
         self, study: str, series: str, instance: str, /
     ) -> Json | list[Json]:
-        """Retrieve the metadata of an instance: some give a list of one."""
+        """Retrieve the metadata of an instance; some clients return a list with one item."""
         ...
 
     def retrieve_instance(self, study: str, series: str, instance: str, /) -> Dataset:
-        """Retrieve an instance as a whole."""
+        """Retrieve the whole data set of an instance."""
         ...
 
     def retrieve_bulkdata(
@@ -65,16 +65,16 @@ class Answering(Protocol):
 
 
 class DicomWebClient(Answering, Protocol):
-    """What is called of a client: ``dicomweb_client.api.DICOMClient``, or one like it.
+    """A client: ``dicomweb_client.api.DICOMClient``, or another with these methods.
 
-    Beside these methods, its ``base_url``, ``wado_url_prefix``, ``scheme`` and ``url_prefix`` are
-    looked at where it has them.
+    The attributes ``base_url``, ``wado_url_prefix``, ``scheme`` and ``url_prefix`` are used if the
+    client has them.
     """
 
     def search_for_instances(
         self, *, study_instance_uid: str, series_instance_uid: str, limit: int, offset: int
     ) -> Sequence[Json]:
-        """Search for the instances of a series; a client of files alone is asked for them."""
+        """Search for the instances of a series; used with a ``DICOMfileClient`` only."""
         ...
 
     def retrieve_instance_frames(
@@ -86,10 +86,10 @@ class DicomWebClient(Answering, Protocol):
         /,
         media_types: tuple[str | tuple[str, str], ...] = ...,
     ) -> Iterable[Buffer]:
-        """Retrieve frames by their numbers, which count from 1."""
+        """Retrieve frames by their one-based numbers."""
         ...
 
 
 def is_client(value: object) -> TypeGuard[DicomWebClient]:
-    """Whether something is a DICOMweb client: whether it retrieves frames."""
+    """Whether an object is a DICOMweb client, by its method `retrieve_instance_frames`."""
     return provides(value, DicomWebClient.retrieve_instance_frames)

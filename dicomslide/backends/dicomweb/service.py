@@ -1,4 +1,4 @@
-"""A DICOMweb service, asked through a session of requests: robust where networks aren't."""
+"""Requests to a DICOMweb service through a session of requests, with checks of replies."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ANSWERED = tuple(
         DicomWebClient.search_for_studies,
     )
 )
-"""Methods of a client that a service has, too."""
+"""Methods of a client that `WebService` replaces."""
 JSON_TYPES = ("application/dicom+json", "application/json")
 FRAME_TYPES = ("application/octet-stream", "image/")
 DICOM_TYPES = (
@@ -53,36 +53,36 @@ DICOM_TYPES = (
     'multipart/related; type="application/dicom"',
 )
 REFUSALS = frozenset({400, 406, 415})
-"""HTTP status that may mean that a server never gives this media type."""
+"""HTTP status that may mean that a server doesn't support this media type."""
 FAILURES = frozenset({500, 501})
-"""HTTP status of servers that can't give an instance as this media type."""
+"""HTTP status of servers that can't convert an instance to this media type."""
 MOST_RESULT_BYTES = 16 * 2**20
-"""Longest page of search results."""
+"""Upper bound on a page of search results."""
 MOST_JSON_BYTES = 256 * 2**20
-"""Longest metadata, of an instance or a series: 200,000 frames with 1.2 kB of functional groups."""
+"""Upper bound on metadata of an instance or series: 200,000 frames with 1.2 kB of groups each."""
 MOST_BULK_BYTES = 64 * 2**20
-"""Longest bulk data; of these, ICC profiles are retrieved."""
+"""Upper bound on bulk data, which are ICC profiles."""
 MOST_INSTANCE_BYTES = 2 * 2**30
-"""Longest instance that is retrieved as a whole: one of annotations."""
+"""Upper bound on an instance that is retrieved as a whole, such as annotations."""
 HEADERS = 2**16
-"""Bytes that may surround a frame in a reply."""
+"""Upper bound on the bytes around a frame in a reply."""
 
 
 class WebService:
-    """Answers as a ``DICOMwebClient`` does, by requests of its own.
+    """Sends the requests of a ``DICOMwebClient``, with the policy of this package.
 
     Parameters
     ----------
     wado, qido : str
-        URL of the service, for what is retrieved and for what is searched.
+        URLs of the service, for retrieval and for searches.
     transport : Transport
-        What sends the requests.
+        Sender of the requests.
 
     """
 
     def __init__(self, wado: str, qido: str, transport: Transport) -> None:
         self.wado = wado
-        """URL of what is retrieved; a user and password may be part of it."""
+        """URL for retrieval, which may contain a user and a password."""
         self._qido = qido
         self.transport = transport
 
@@ -94,14 +94,14 @@ class WebService:
         refresh: Callable[[Any, Any], bool] | None,
         auth: Callable[[], Any],
     ) -> WebService | None:
-        """Return the service of a client; None for a client that answers in a way of its own.
+        """Return the service of a client; None for a client with its own methods.
 
         Parameters
         ----------
         client : dicomweb_client.api.DICOMClient
             Client.
         session : callable
-            Gives the session to send through.
+            Returns the session.
         refresh, auth : callable
             See :class:`Transport`.
 
@@ -140,7 +140,7 @@ class WebService:
         study_instance_uid: str | None = None,
         search_filters: dict[str, Any] | None = None,
     ) -> list[Mapping[str, Any]]:
-        """Search for series, of one study if it is given."""
+        """Search for series, of a study if it is given."""
         where = f"/studies/{study_instance_uid}" if study_instance_uid else ""
         return self._search(f"{where}/series", limit, offset, search_filters)
 
@@ -176,8 +176,8 @@ class WebService:
         refusals: frozenset[int] = REFUSALS,
         nothing: T | None = None,
     ) -> T:
-        """Get what the server gives as the first media type that it doesn't refuse."""
-        deadline = self.transport.deadline()  # one, whatever has to be tried
+        """Get the reply in the first media type that the server doesn't refuse."""
+        deadline = self.transport.deadline()  # of all attempts together
         *others, last = media_types
         get = functools.partial(
             self.transport.get, read=read, most_bytes=most_bytes, deadline=deadline, nothing=nothing
@@ -195,7 +195,7 @@ class WebService:
     def retrieve_instance(
         self, study: str, series: str, instance: str, *, most_bytes: int | None = None
     ) -> Dataset:
-        """Retrieve a whole instance, as it is stored where the server lets have it so."""
+        """Retrieve a whole instance, in the stored transfer syntax if the server supports that."""
         from io import BytesIO
 
         from pydicom import dcmread
@@ -211,7 +211,7 @@ class WebService:
     def retrieve_bulkdata(
         self, url: str, media_types: tuple[str | tuple[str, str], ...] = ("*/*",)
     ) -> list[bytes]:
-        """Retrieve bulk data, as whatever the server likes if it refuses a media type."""
+        """Retrieve bulk data; in any media type if the server refuses the given one."""
         parts = self._get(
             url,
             (_accept(media_types[0]), "*/*"),
@@ -239,20 +239,20 @@ class WebService:
         study, series, instance : str
             UIDs.
         frame_numbers : sequence of int
-            One-based.
+            One-based numbers.
         media_types : tuple, optional
-            What they are asked for as: one media type, perhaps with a transfer syntax.
+            One media type, with a transfer syntax or without.
         frame_bytes : int
-            Largest size of a frame.
+            Upper bound on the bytes of a frame.
         deadline : float
             When to give up; see :meth:`Transport.deadline`.
         retried : frozenset of int
-            HTTP status after which is tried again.
+            HTTP status that is followed by another attempt.
 
         Returns
         -------
         list of Part
-            One a frame, in the order of `frame_numbers`.
+            One part per frame, in the order of `frame_numbers`.
 
         """
         url = self._instance(study, series, instance)
@@ -275,13 +275,13 @@ class WebService:
 
 
 def web_client_class() -> type | None:
-    """Return dicomweb_client's class if it is imported: else no client can be one."""
+    """Return the class ``DICOMwebClient`` if it is imported, else None."""
     module = sys.modules.get("dicomweb_client.api")
     return getattr(module, "DICOMwebClient", None)
 
 
 def _is_plain(client: Any) -> bool:
-    """Whether a client does nothing but send requests through its session."""
+    """Whether a client is a ``DICOMwebClient`` without overridden methods."""
     known = web_client_class()
     if known is None or not isinstance(client, known):
         return False
@@ -297,7 +297,7 @@ def _is_plain(client: Any) -> bool:
 
 
 def _accept(media_type: str | tuple[str, str]) -> str:
-    """Return an Accept header: one media type, for some servers look at the last only."""
+    """Return an Accept header with one media type, because some servers use only the last."""
     kind, syntax = (media_type, None) if isinstance(media_type, str) else media_type
     return f'multipart/related; type="{kind}"' + (f"; transfer-syntax={syntax}" if syntax else "")
 
@@ -308,9 +308,9 @@ def _most_json() -> int:
 
 def _read_json(kind: str, chunks: Iterator[bytes]) -> list[Mapping[str, Any]]:
     data = bytearray()
-    for chunk in chunks:  # not joined at the end, when all of it would be there twice
+    for chunk in chunks:  # not joined at the end, which would double the memory
         data += chunk
-    if not data:  # that there is nothing, 204 says
+    if not data:  # a result without items has status 204
         raise ReplyError("the reply is empty")
     if "json" not in kind:
         raise WrongTypeError(f"the reply is {kind or 'of no type'}, not DICOM JSON")
@@ -325,7 +325,7 @@ def _read_json(kind: str, chunks: Iterator[bytes]) -> list[Mapping[str, Any]]:
 
 
 def _read_parts(kind: str, chunks: Iterator[bytes], count: int, *media_types: str) -> list[Part]:
-    """Read as many parts as were asked for, of the media types that they may have."""
+    """Read the requested number of parts; check their number and media types."""
     parts: list[Part] = []
     for part in parts_of(kind, chunks):
         if part.media_type and not part.media_type.startswith(media_types):
@@ -341,11 +341,11 @@ def _read_parts(kind: str, chunks: Iterator[bytes], count: int, *media_types: st
 
 
 def _in_order(parts: list[Part], numbers: list[int]) -> list[Part]:
-    """Return parts in the order of frames, where they say which frames they are."""
+    """Return parts in the order of frames, if they declare frame numbers."""
     found = {part.frame_number: part for part in parts}
     if found.keys() == set(numbers):
         return [found[number] for number in numbers]
-    # those that don't say it can't have been moved past those that do
+    # parts without a number are in order if all declared numbers are at their positions
     said = [part.frame_number for part in parts]
     if any(each not in (None, number) for each, number in zip(said, numbers, strict=True)):
         strange = sorted(each for each in found if each is not None and each not in numbers)

@@ -1,4 +1,4 @@
-"""Instances behind a DICOMweb client: their metadata, frames and colour profiles."""
+"""Instances on a DICOMweb server: metadata, frames and colour profiles."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
 def _header_of(image: Dataset) -> Dataset:
-    """Return metadata without pixel data and per-frame groups, which are read once.
+    """Return metadata without pixel data and per-frame functional groups.
 
-    What they say goes with the header as `frame_positions`: whoever gives it back as metadata,
-    gives them too.
+    Positions of the groups become the attribute `frame_positions` of the header, so that the header
+    can be passed as metadata again.
     """
     from pydicom.dataset import Dataset
 
@@ -76,14 +76,14 @@ def _uids_of(image: Dataset) -> tuple[str, str, str]:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Here:
-    """What this process knows of an instance beside its name."""
+    """Values of a source that aren't part of its name."""
 
     connection: Connection | None = None
-    """Through which it was opened; None for what is read as is registered for its address."""
+    """Connection with which it was opened; None to use what is registered for its address."""
     header: Dataset | None = None
-    """Metadata that it was opened with; None for those of the server."""
+    """Metadata with which it was opened; None to retrieve them."""
     scope: str | None = None
-    """Scope of the connection through which it was opened before it was pickled."""
+    """For an unpickled source, the scope of the connection with which it was opened."""
 
 
 _headers: Registry[tuple[Hashable, ...], Dataset] = Registry(1024, "headers", dicom.nbytes)
@@ -97,11 +97,12 @@ _wholes: Registry[tuple[Hashable, ...], _WholeFrames] = Registry(
 
 @dataclasses.dataclass(frozen=True)
 class DicomWebSource:
-    """An instance that a DICOMweb client gives.
+    """An instance on a DICOMweb server.
 
-    Its pickle holds the address of the server and the UIDs: neither metadata nor a client. Opened
-    through a client or a session, it is read through no other. Opened by URL or arrived pickled, it
-    is read by whoever is registered for the server at the time.
+    Its pickle holds the address of the server (class of the client, URL and WADO-RS prefix), the
+    UIDs, and the scope of its connection (a random name, valid in the process that pickled it); but
+    neither metadata nor a client. If opened with a client or session, it is read with that one. If
+    opened by URL or unpickled, it is read with what is registered for the server at the time.
     """
 
     address: Address
@@ -112,7 +113,7 @@ class DicomWebSource:
 
     @classmethod
     def of(cls, client: Any, metadata: Dataset) -> DicomWebSource:
-        """Return the source of an instance from its metadata, read through a caller's client."""
+        """Return the source of an instance from its metadata, read with a caller's client."""
         return cls.through(connection_of(client), metadata)
 
     @classmethod
@@ -122,14 +123,14 @@ class DicomWebSource:
         Parameters
         ----------
         link : Connection or Address
-            What it is read through; or where, for what is read as is registered.
+            Connection to read with; or an address, to read with what is registered for it.
         metadata : pydicom.dataset.Dataset
             Metadata of the instance.
 
         Raises
         ------
         MetadataError
-            When they lack UIDs, or the positions of some frames.
+            When the metadata lack UIDs, or positions of some frames.
 
         """
         connection = link if isinstance(link, Connection) else None
@@ -155,7 +156,7 @@ class DicomWebSource:
         return self
 
     def without_header(self) -> DicomWebSource:
-        """Return the same source, thin: the header is retrieved again when it is wanted."""
+        """Return the same source without the header, which is retrieved when it is needed."""
         return dataclasses.replace(self, _here=dataclasses.replace(self._here, header=None))
 
     @property
@@ -164,7 +165,7 @@ class DicomWebSource:
         return ("dicomweb", *dataclasses.astuple(self.address), self.sop_instance_uid)
 
     def kept_as(self) -> tuple[Hashable, ...]:
-        """Name of what this process keeps of it: for those only through whose eyes it was read."""
+        """Key of its values in the caches of this process, for one connection only."""
         return self._kept_as(self._connection)
 
     def _kept_as(self, connection: Connection) -> tuple[Hashable, ...]:
@@ -182,14 +183,14 @@ class DicomWebSource:
 
     @property
     def _connection(self) -> Connection:
-        # looked up each time: tokens expire, and then another client is registered
+        # looked up each time, because another client may have been registered
         if self._here.connection is not None:
             return self._here.connection
         return connection_at(self.address, self._here.scope)
 
     @property
     def metadata(self) -> Dataset:
-        """The metadata, without pixel data and per-frame functional groups."""
+        """Metadata, without pixel data and per-frame functional groups."""
         if self._here.header is not None:
             return self._here.header
         connection = self._connection
@@ -199,26 +200,26 @@ class DicomWebSource:
 
     @property
     def transfer_syntax_uid(self) -> None:
-        """None: metadata don't have it, and servers transcode; each frame's bytes tell."""
+        """None: servers transcode, and metadata lack it; it is detected from each frame."""
         return None
 
     def frame_positions(self) -> FramePositions | None:
-        """Return what the per-frame functional groups say; None where they say nothing."""
+        """Return the positions of frames by the per-frame functional groups; None without any."""
         return self.metadata.frame_positions
 
     def frame_groups(self, indices: Sequence[int]) -> list[Dataset]:
-        """Retrieve the per-frame functional groups of some frames; none where there are none."""
+        """Retrieve the per-frame functional groups of some frames; none if there are none."""
         return self._connection.frame_groups(self.uids, indices)
 
     def icc_profile(self, item: Dataset) -> bytes | None:
-        """Return the ICC Profile of an item of the metadata, retrieved where it is bulk data."""
+        """Return the ICC Profile of an item of the metadata, retrieved if it is bulk data."""
         if "ICCProfile" not in item:
             return None
         if item.ICCProfile:
             return bytes(item.ICCProfile)
         path = dicom.text(item, "OpticalPathIdentifier")
         try:
-            # a failure isn't kept: it may go better next time
+            # a failure isn't cached, because it may be temporary
             return _profiles.get((self.kept_as(), path), lambda: self._retrieve_profile(item, path))
         except MetadataError as error:
             warn(
@@ -230,7 +231,7 @@ class DicomWebSource:
     def _retrieve_profile(self, item: Dataset, path: str | None) -> bytes | None:
         connection = self._connection
         value = item.ICCProfile
-        if not isinstance(value, BulkData):  # whoever read the JSON has lost where it is
+        if not isinstance(value, BulkData):  # the caller's metadata lack the URI
             metadata = connection.metadata(self.uids)
             candidates = (*dicom.items(metadata, "OpticalPathSequence"), metadata)
             value = next(
@@ -251,22 +252,22 @@ class DicomWebSource:
         Raises
         ------
         MetadataError
-            When the server doesn't give it.
+            When the server doesn't send it.
 
         """
         return self._connection.instance(self.uids)
 
     @property
     def frames_per_request(self) -> int:
-        """Most frames that a request asks for: it costs more than some frames do."""
+        """Upper bound on frames per request."""
         wished = encoded_frames.frames_per_request(pixel_format_of(self.metadata))
         return min(wished, self._connection.most_frames)
 
     def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
-        """Retrieve frames that aren't kept yet, in few requests.
+        """Retrieve frames that aren't cached, in few requests.
 
-        What several threads ask for within milliseconds goes into one, and so do the neighbours
-        of single frames that are wanted one after the other.
+        One request holds the frames that several threads need within milliseconds. When frames are
+        read one after the other, their neighbours are prefetched.
         """
         header = self.metadata
         count = num_frames_of(header)
@@ -293,36 +294,36 @@ class DicomWebSource:
         return True
 
     def drop_frame(self, index: int) -> None:
-        """Drop what was kept of a frame."""
+        """Drop a frame from the caches."""
         _wholes.discard(self.kept_as())
         encoded_frames.drop(self.identity, [index], scope=self._connection.scope)
 
     def read_anew(self, index: int) -> Buffer:
-        """Retrieve a frame, whatever was kept of it or is under way."""
+        """Retrieve a frame again, without caches and requests under way."""
         scope = self._connection.scope
         self.drop_frame(index)
         (frame,) = self._fetch([index])
-        encoded_frames.drop(self.identity, [index], scope=scope)  # of who was slower
+        encoded_frames.drop(self.identity, [index], scope=scope)  # of slower requests
         encoded_frames.keep(self.identity, {index: frame}, scope=scope)
         return frame
 
     def _fetch(self, wanted: list[int], deadline: float | None = None) -> list[bytes]:
-        """Retrieve some frames, in one request.
+        """Retrieve some frames in one request.
 
-        In ascending order: some servers sort them.
+        They are ascending, because some servers sort them.
 
         Parameters
         ----------
         wanted : list of int
             Zero-based frames.
         deadline : float, optional
-            When to give up: see :meth:`Connection.deadline`.
+            When to give up, see :meth:`Connection.deadline`.
 
         """
         header, connection = self.metadata, self._connection
         pixel_format = pixel_format_of(header)
-        # Bit-packed frames don't begin with a byte each: whether a server moves their bits there,
-        # nothing tells.
+        # Bit-packed frames may begin within a byte. Servers may shift their bits to the start of a
+        # byte or not, and replies don't show which.
         whole = pixel_format.native_bits % 8 != 0
         if pixel_format.floating and not whole:
             whole = not connection.serves_float_frames or self.kept_as() in _wholes
@@ -356,12 +357,12 @@ class DicomWebSource:
 def _arrived(
     address: Address, study: str, series: str, instance: str, scope: str | None
 ) -> DicomWebSource:
-    """Return a source that was pickled."""
+    """Return an unpickled source."""
     return DicomWebSource(address, study, series, instance, _Here(scope=scope))
 
 
 class _WholeFrames:
-    """The frames of an instance of which the server gives the whole only."""
+    """Frames of an instance that was retrieved as a whole."""
 
     def __init__(self, dataset: Dataset, pixel_format: PixelFormat, count: int) -> None:
         from pydicom.encaps import generate_frames

@@ -127,8 +127,8 @@ class Transport:
         accept : str
             The one media type that is accepted: of several, some servers use only the last.
         read : callable
-            Makes the result of the Content-Type and the chunks of a body; called in a thread of
-            its own.
+            Returns the result, given the Content-Type and the chunks of a body; called in a
+            separate thread.
         most_bytes : int
             Upper bound on the length of the body after decompression.
         retried : frozenset of int
@@ -141,7 +141,7 @@ class Transport:
         Raises
         ------
         TransportError
-            When it doesn't succeed in time.
+            When the request doesn't succeed in time.
 
         """
         deadline = self.deadline() if deadline is None else deadline
@@ -219,10 +219,10 @@ def _result_of(
 
 
 class _Exchange(Generic[T]):
-    """A request and the reading of its reply, in a thread of its own that can be abandoned.
+    """A request and the reading of its reply, in a separate thread that can be abandoned.
 
-    A socket limits the time until the next byte, but not that of a reply that comes byte by byte;
-    the resolution of a host name has no limit at all.
+    The timeout of a socket limits the time until the next byte, but not that of a reply that is
+    sent byte by byte. The resolution of a host name has no timeout.
 
     Parameters
     ----------
@@ -231,9 +231,9 @@ class _Exchange(Generic[T]):
     read : callable
         See :meth:`Transport.get`.
     most_bytes : int
-        Longest body that is read, as it is when nothing of it is compressed.
+        Upper bound on the length of the body after decompression.
     policy : Policy
-        Says by how much bytes that have come extend the deadline.
+        Determines how much received bytes extend the deadline.
 
     """
 
@@ -257,7 +257,7 @@ class _Exchange(Generic[T]):
         Raises
         ------
         TimeoutError
-            When it isn't read in time, or the interpreter exits.
+            When the reply isn't read in time, or the interpreter exits.
 
         """
         if seconds <= 0:
@@ -351,7 +351,7 @@ def _stranger(session: Any, url: str) -> Any:
 
     settings = session.merge_environment_settings(url, {}, None, None, None)
     stranger = requests.Session()
-    stranger.trust_env = False  # nor those of a .netrc
+    stranger.trust_env = False  # which excludes credentials of a .netrc
     stranger.proxies = settings["proxies"]
     stranger.verify = settings["verify"]
     return stranger
