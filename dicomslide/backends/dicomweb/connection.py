@@ -13,8 +13,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from dicomslide.backends.batching.encoded_frames import MOST_FRAMES
 from dicomslide.backends.batching.gather import Gatherer
 from dicomslide.backends.dicomweb.dicom_json import dataset_of_json, frame_groups_of_json
@@ -30,7 +28,13 @@ from dicomslide.backends.dicomweb.failures import (
 )
 from dicomslide.backends.dicomweb.multipart import WHETHER_STORED
 from dicomslide.backends.dicomweb.negotiation import AS_STORED, MediaTypes, Negotiation
-from dicomslide.backends.dicomweb.service import FAILURES, REFUSALS, WebService, web_client_class
+from dicomslide.backends.dicomweb.service import (
+    FAILURES,
+    REFUSALS,
+    WebService,
+    little_endian,
+    web_client_class,
+)
 from dicomslide.backends.dicomweb.transport import TransportError
 from dicomslide.backends.net import credentials
 from dicomslide.backends.net import policy as policies
@@ -56,7 +60,6 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.batching.prefetch import ReadAhead
-    from dicomslide.backends.dicomweb.multipart import Part
     from dicomslide.backends.dicomweb.protocol import Answering, DicomWebClient
     from dicomslide.pixels import PixelFormat
 
@@ -65,7 +68,6 @@ __all__ = ["Address", "Connection", "connection_at", "connection_of", "connectio
 
 T = TypeVar("T")
 
-BIG_ENDIAN = "1.2.840.10008.1.2.2"
 NOT_SERVED = REFUSALS | {HTTPStatus.OK, HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED}
 """HTTP status of an unsupported request, or of a reply that can't be used."""
 TOO_MUCH = frozenset({413, 414})
@@ -233,7 +235,6 @@ class Connection:
         If there is none, media types are requested one after the other. If the server refuses the
         number of frames, each half of them is requested.
 
-
         Parameters
         ----------
         uids : tuple of str
@@ -339,7 +340,7 @@ class Connection:
                 # without an agreement, the media type may be the cause of a failure
                 retried=TEMPORARY if agreed else TEMPORARY - FAILURES,
             )
-            return [_little_endian(part, pixel_format) for part in parts]
+            return [little_endian(part, pixel_format) for part in parts]
 
         return of_service
 
@@ -594,16 +595,3 @@ def _check_lossless(frames: Sequence[bytes], pixel_format: PixelFormat) -> None:
                 " lossy (LossyImageCompression)",
                 HTTPStatus.NOT_ACCEPTABLE,
             )
-
-
-def _little_endian(part: Part, pixel_format: PixelFormat) -> bytes:
-    """Return the bytes of a frame in little-endian order.
-
-    The transfer syntax in the header of the part is used for byte order only, which the bytes of a
-    native frame don't show. Everything else is detected from the bytes.
-    """
-    is_native = len(part.data) == pixel_format.native_bytes
-    if part.transfer_syntax_uid != BIG_ENDIAN or not is_native or pixel_format.bits_allocated <= 8:
-        return part.data
-    width = pixel_format.bits_allocated // 8
-    return np.frombuffer(part.data, f">u{width}").astype(f"<u{width}").tobytes()

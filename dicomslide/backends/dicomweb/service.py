@@ -9,6 +9,8 @@ import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
+import numpy as np
+
 from dicomslide.backends.dicomweb.multipart import (
     WHETHER_STORED,
     Part,
@@ -28,11 +30,13 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.dicomweb.transport import Read
+    from dicomslide.pixels import PixelFormat
 
-__all__ = ["FAILURES", "REFUSALS", "WebService", "web_client_class"]
+__all__ = ["FAILURES", "REFUSALS", "WebService", "little_endian", "web_client_class"]
 
 T = TypeVar("T")
 
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
 ANSWERED = tuple(
     method.__name__
     for method in (
@@ -351,3 +355,16 @@ def _in_order(parts: list[Part], numbers: list[int]) -> list[Part]:
         strange = sorted(each for each in found if each is not None and each not in numbers)
         raise ReplyError(f"parts came that say they are frames {strange or said}")
     return parts
+
+
+def little_endian(part: Part, pixel_format: PixelFormat) -> bytes:
+    """Return the bytes of a frame in little-endian order.
+
+    The transfer syntax in the header of the part is used for byte order only, which the bytes of a
+    native frame don't show. Everything else is detected from the bytes.
+    """
+    is_native = len(part.data) == pixel_format.native_bytes
+    if part.transfer_syntax_uid != BIG_ENDIAN or not is_native or pixel_format.bits_allocated <= 8:
+        return part.data
+    width = pixel_format.bits_allocated // 8
+    return np.frombuffer(part.data, f">u{width}").astype(f"<u{width}").tobytes()
