@@ -22,11 +22,13 @@ except ImportError:
 from dicomslide.recipes.stains import estimate_stains, separate_stains
 from dicomslide.recipes.statistics import segment_statistics
 from dicomslide.recipes.tile_table import tile_grid
-from dicomslide.recipes.tiles import map_tiles
+from dicomslide.recipes.tiles import TileOutput, embed_tiles, map_tiles
 from dicomslide.recipes.tissue import area, tissue_mask, tissue_threshold
 
 __all__ = [
+    "TileOutput",
     "area",
+    "embed_tiles",
     "estimate_stains",
     "map_tiles",
     "segment_statistics",
