@@ -389,9 +389,8 @@ def test_what_a_model_may_not_do_is_said(tree):
         recipes.map_tiles(image.compute(), smoothed)
     with pytest.raises(ValueError, match="expected equal ones"):
         recipes.map_tiles(image.chunk(x=(100, 200, 250, 150)), smoothed)
-    wrong = [dict(halo=257), dict(halo=-1), dict(factor=0), dict(factor=5), dict(factor=4, halo=6)]
-    for options in wrong:
-        with pytest.raises(ValueError, match="expected multiples of the factor, and a halo no"):
+    for options in (dict(halo=-1), dict(factor=5), dict(factor=4, halo=6)):
+        with pytest.raises(ValueError, match="expected multiples of the factor"):
             recipes.map_tiles(image, pooled, **options)
     with pytest.raises(ValueError, match=r"shape \(64, 64\) for a tile .* expected \(256, 256\)"):
         recipes.map_tiles(image, pooled).compute()

@@ -105,7 +105,7 @@ class _ChunkLayer(Layer):
         """Return a layer of all tasks."""
         tasks: dict[Key, GraphNode] = {**self.beside}
         down, across = map(range, self.shape)
-        keys = itertools.product((self.name,), *([(0,)] * self.lead), down, across)
+        keys: Any = itertools.product((self.name,), *([(0,)] * self.lead), down, across)
         with _uncollected():
             for number, key in enumerate(keys):
                 tasks[key] = self.task(key, number)
@@ -197,11 +197,11 @@ class _PartLayer(_ChunkLayer):
 
 def _optimize(graph: Any, keys: Any, **options: Any) -> Any:
     """Return all tasks, where nothing but tiles is computed; else those that dask leaves."""
-    if isinstance(graph, HighLevelGraph) and all(
-        isinstance(layer, _ChunkLayer) for layer in graph.layers.values()
-    ):
-        layers = {name: layer.materialized() for name, layer in graph.layers.items()}
-        return HighLevelGraph(layers, graph.dependencies)
+    if isinstance(graph, HighLevelGraph):
+        own = {n: each for n, each in graph.layers.items() if isinstance(each, _ChunkLayer)}
+        if len(own) == len(graph.layers):
+            layers = {name: layer.materialized() for name, layer in own.items()}
+            return HighLevelGraph(layers, graph.dependencies)
     return da.optimize(graph, keys, **options)  # type: ignore[no-untyped-call]
 
 

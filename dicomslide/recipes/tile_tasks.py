@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+
+from dicomslide.process.lazy import lazy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -62,7 +63,7 @@ class TileOutput:
         """Lengths of the dims before ``y`` and ``x``."""
         return tuple(n if isinstance(n, int) else len(n) for n in self.dims.values())
 
-    @functools.cached_property
+    @lazy
     def fill(self) -> NDArray[Any]:
         """The value where no tile is processed, of the data type, without a dim."""
         dtype = np.dtype(self.dtype)

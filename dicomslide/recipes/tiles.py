@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from dicomslide.errors import MetadataError
 from dicomslide.header.dicom import two_integers
 from dicomslide.labelled.coordinates import step_of
 from dicomslide.labelled.resolution import wanted_spacing
@@ -279,6 +280,11 @@ def _image_of(
     if not isinstance(image, xr.DataArray):
         wanted = wanted_spacing(spacing, level)
         pixels: xr.DataArray = image.to_dataset(level or 0, spacing=wanted, chunks="auto").image
+        if not {"y", "x"} <= set(pixels.dims):
+            raise MetadataError(
+                f"{image.name}: it has no upright array; give map_tiles one, with its dims renamed"
+                " to y and x: slide.to_dataset().image.rename(row='y', column='x')"
+            )
         return pixels
     if spacing is not None or level is not None:
         raise TypeError(
@@ -364,6 +370,7 @@ def _computed(
         Whether results are those of the processed tiles, one after the other; else of the image.
 
     """
+    import dask.array as da
     from dask.base import tokenize
 
     from dicomslide.recipes.tile_graph import tile_arrays
@@ -392,7 +399,9 @@ def _computed(
         numbers = np.flatnonzero(wanted).astype(np.int32)
         at_once = batch or 1
         tiles = [numbers[start : start + at_once] for start in range(0, len(numbers), at_once)]
-        lengths = tuple(map(len, tiles)) or (0,)
+        if not tiles:
+            return [da.zeros((0, *output.lead), output.dtype) for output in outputs]
+        lengths = tuple(map(len, tiles))
         chunks = [(lengths, output.lead) for output in outputs]
     else:
         if not wanted.all():
