@@ -12,7 +12,6 @@ from dicomslide.errors import MetadataError
 from dicomslide.header import dicom
 from dicomslide.header.channels import Channels
 from dicomslide.header.description import describe_image
-from dicomslide.header.geometry import SlideGrid
 from dicomslide.header.layout import ImageLayout, grid_of
 from dicomslide.header.lookup import ChannelsAndPlanes
 from dicomslide.header.placed_image import PlacedImage
@@ -402,7 +401,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
         offset = dicom.two_integers(offset, "offset")
         size = dicom.two_integers(size, "size", least=0)
         matrix = self.get_total_pixel_matrix(channel_index, focal_plane_index)
-        return matrix._reader.read_grid(SlideGrid.box(offset, size))
+        return matrix._reader.read_box(offset, size)
 
     def get_slide_region(
         self,

@@ -12,7 +12,6 @@ import numpy as np
 
 from dicomslide.backends.dicomweb.client import frame_source
 from dicomslide.header import dicom
-from dicomslide.header.geometry import SlideGrid
 from dicomslide.process.identity import Identified
 from dicomslide.readers.arrays import chunk_multiple, dask_array
 from dicomslide.readers.indexing import Axis, expand_key, plain_key
@@ -527,7 +526,7 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
             )
         )
         rows, columns, _ = self.padded_region_shape
-        return self.matrix._reader.read_grid(SlideGrid.box((row, column), (rows, columns)))
+        return self.matrix._reader.read_box((row, column), (rows, columns))
 
     def _selected(self, key: Any) -> range | NDArray[np.int64]:
         """Return the numbers of the regions that a key picks."""

@@ -196,11 +196,13 @@ class Slide(SlideArrays):
         """
         image, channel, plane = self._place(level, channel_index, focal_plane_index)
         at_level = self._offset_at(level, dicom.two_integers(offset, "offset"))
-        grid = SlideGrid.box(at_level, dicom.two_integers(size, "size", least=0))
+        size = dicom.two_integers(size, "size", least=0)
+        reader = image.get_total_pixel_matrix(channel, plane)._reader
         shown = self.levels[level].image
-        if image is not shown:
-            grid = grid.of_turned(turned_onto(image, shown) or AS_STORED, image.size)
-        return image.get_total_pixel_matrix(channel, plane)._reader.read_grid(grid)
+        if image is shown:
+            return reader.read_box(at_level, size)
+        orientation = turned_onto(image, shown) or AS_STORED
+        return reader.read_grid(SlideGrid.box(at_level, size).of_turned(orientation, image.size))
 
     def get_slide_region(
         self,
