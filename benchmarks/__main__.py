@@ -7,10 +7,10 @@ import contextlib
 import tempfile
 from pathlib import Path
 
+from benchmarks.catalogue import TASKS
 from benchmarks.report import report, write
 from benchmarks.run import run
 from benchmarks.slides import SLIDES
-from benchmarks.tasks import FRESH, WARM
 
 QUICK = ("jpeg-256", "large-extended")
 """Slides of a quick run."""
@@ -33,7 +33,7 @@ def main() -> None:
     slides = {name: slide.quick() if options.quick else slide for name, slide in SLIDES.items()}
     tasks = [
         task
-        for task in (*WARM, *FRESH)
+        for task in TASKS
         if options.only in task.key and (not options.quick or task.slide in QUICK)
     ]
     with contextlib.ExitStack() as stack:

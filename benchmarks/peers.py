@@ -9,6 +9,7 @@ from benchmarks.reader import THUMBNAIL, Reader
 from benchmarks.server import place_of
 
 __all__ = [
+    "Fastslide",
     "Highdicom",
     "OpenSlide",
     "OpenSlideOfDicomslide",
@@ -66,6 +67,25 @@ class OpenSlideOfDicomslide(OpenSlide):
 
         self.module = dicomslide.openslide
         self.as_array = np.asarray
+
+
+class Fastslide(Reader):
+    """fastslide, with its global cache."""
+
+    def load(self) -> None:
+        import fastslide
+
+        self.module = fastslide
+
+    def open(self) -> None:
+        self.slide = self.module.FastSlide.from_file_path(self.folder)
+        self.slide.use_global_cache()
+
+    def forget(self) -> None:
+        self.slide.clear_cache()
+
+    def region(self, row: int, column: int, size: int) -> Any:
+        return self.slide.read_region((column, row), 0, (size, size)).numpy()
 
 
 class Wsidicom(Reader):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,3 +71,30 @@ class Reader:
         """Read a square at each (row, column)."""
         for row, column in at:
             self.region(row, column, size)
+
+    def regions_again(self, at: list[list[int]], size: int) -> dict[str, float]:
+        """Read squares twice; the second time counts."""
+        self.regions(at, size)
+        cpu, start = time.process_time(), time.perf_counter()
+        self.regions(at, size)
+        return {
+            "ms": (time.perf_counter() - start) * 1000,
+            "cpu_ms": (time.process_time() - cpu) * 1000,
+        }
+
+    def scaled_regions(self, at: list[list[int]], size: int) -> None:
+        """Read squares, and halve their rows and columns."""
+        for picture in self._pictures_of(at, size):
+            picture.reduce(2)
+
+    def written_regions(self, at: list[list[int]], size: int) -> None:
+        """Read squares, and write each as JPEG."""
+        for picture in self._pictures_of(at, size):
+            picture.save(io.BytesIO(), "JPEG", quality=80)
+
+    def _pictures_of(self, at: list[list[int]], size: int) -> Iterator[Any]:
+        from PIL import Image
+
+        for row, column in at:
+            pixels = self.region(row, column, size)
+            yield Image.fromarray(pixels[:, :, :3] if pixels.shape[2] == 4 else pixels)

@@ -18,6 +18,7 @@ from benchmarks.limit import (
     Python,
 )
 from benchmarks.peers import (
+    Fastslide,
     Highdicom,
     OpenSlide,
     OpenSlideOfDicomslide,
@@ -61,6 +62,7 @@ READERS: dict[str, Callable[[str], Reader]] = {
     "wsidicom, server": WsidicomOnServer,
     "wsidicom, server, 2 threads": functools.partial(WsidicomOnServer, threads=2),
     "openslide": OpenSlide,
+    "fastslide": Fastslide,
     "highdicom": Highdicom,
     "decoder": Decoder,
     "decoder, 2 threads": functools.partial(Decoder, threads=2),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.targets import TARGETS
+from benchmarks.catalogue import TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,7 +25,8 @@ README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->"
 PACKAGES = (
     "dicomslide", "numpy", "pydicom", "simplejpeg", "imagecodecs", "pillow", "dask", "distributed",
-    "xarray", "wsidicom", "openslide-python", "openslide-bin", "highdicom",
+    "xarray", "wsidicom", "openslide-python", "openslide-bin", "fastslide",
+    "highdicom",
 )  # fmt: skip
 
 

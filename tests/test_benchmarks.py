@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.catalogue import TARGETS, TASKS
 from benchmarks.limit import Decoder
 from benchmarks.report import BEGIN, END, README, report
 from benchmarks.run import Results, run
 from benchmarks.slides import SLIDES, camera_profile
-from benchmarks.targets import TARGETS
-from benchmarks.tasks import FRESH, WARM
+from benchmarks.tasks import Fresh
 from tests.support import orthanc
 
 ROOT = Path(__file__).parent.parent
@@ -51,14 +51,11 @@ def test_quick_run_gives_a_number_or_a_reason_for_every_target(tmp_path: Path) -
 
 def test_every_target_is_of_tasks_that_are_run() -> None:
     results = Results()
-    for task in WARM:
+    for task in TASKS:
         for reader in task.readers:
+            for name, *_ in task.steps if isinstance(task, Fresh) else ():
+                results.add(f"{task.slide}: {name}", reader, measure())
             results.add(task.key, reader, measure())
-    for fresh in FRESH:
-        for reader in fresh.readers:
-            for name, *_ in fresh.steps:
-                results.add(f"{fresh.slide}: {name}", reader, measure())
-            results.add(fresh.key, reader, measure())
     rows = rows_of(report(results, SLIDES, 1))
     assert [row[0] for row in rows if not row[4]] == []
 
@@ -81,7 +78,7 @@ def test_reason_of_a_missing_peer_stands_in_its_row() -> None:
 @pytest.mark.skipif(bool(orthanc.reason_to_skip()), reason=str(orthanc.reason_to_skip()))
 def test_slide_on_a_server_is_measured(tmp_path: Path) -> None:
     slide = dataclasses.replace(SLIDES["orthanc"], edge=1024, factors=(1,))
-    tasks = [task for task in WARM if task.slide == "orthanc"]
+    tasks = [task for task in TASKS if task.slide == "orthanc"]
     results = run(tasks, {"orthanc": slide}, tmp_path, 1)
     trips = next(target for target in TARGETS if "round trips" in target.name)
     assert trips.value(results) > 0.5
@@ -96,7 +93,7 @@ def test_a_server_that_is_not_installed_is_the_reason(
 ) -> None:
     monkeypatch.setattr(orthanc, "PROGRAM", None)
     slide = dataclasses.replace(SLIDES["orthanc"], edge=256, factors=(1,))
-    tasks = [task for task in WARM if task.slide == "orthanc"]
+    tasks = [task for task in TASKS if task.slide == "orthanc"]
     results = run(tasks, {"orthanc": slide}, tmp_path, 1)
     rows = [row for row in rows_of(report(results, SLIDES, 1)) if "Orthanc" in row[0]]
     assert len(rows) == 3

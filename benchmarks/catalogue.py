@@ -1,0 +1,10 @@
+"""All that is measured, and all that is wanted of it."""
+
+from benchmarks.targets import TARGETS as OTHER_TARGETS
+from benchmarks.tasks import FRESH, WARM
+from benchmarks.tiles import TILE_TARGETS, TILE_TASKS
+
+__all__ = ["TARGETS", "TASKS"]
+
+TASKS = (*WARM, *TILE_TASKS, *FRESH)
+TARGETS = (*TILE_TARGETS, *OTHER_TARGETS)

@@ -1,0 +1,100 @@
+"""Tiles as pipelines read them: in raster order, shuffled, again, scaled, written as files.
+
+Each reader does so by its plainest call, with the cache that it has if nothing is said (fastslide:
+its global one).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.targets import Target
+from benchmarks.tasks import BOTH_WSIDICOM, Draw, Warm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.run import Results
+
+__all__ = ["TILE_TARGETS", "TILE_TASKS"]
+
+SIZE = 448
+"""Rows and columns of a tile: twice those that models take."""
+ROWS = 3
+"""Rows of tiles that are read one after the other."""
+STEPS, STEP = 64, 128
+"""Positions of a window, and the pixels from one to the next."""
+WINDOW = 512
+AGAIN = 2_048
+
+SLIDES = (("jpeg-256", "256"), ("jpeg-512", "512"), ("jpeg-1024", "1,024"))
+PEERS = (*BOTH_WSIDICOM, "openslide", "fastslide")
+READERS = ("dicomslide", "dicomslide, 1 thread", *PEERS)
+
+HOW = (
+    ("tiles of 448² in raster order", "regions", 0.65),
+    ("tiles of 448² in raster order, scaled to 224²", "scaled_regions", 0.75),
+    ("tiles of 448² in raster order, written as JPEG", "written_regions", 0.85),
+)
+
+
+def _raster(draw: Draw) -> dict[str, Any]:
+    """Return some rows of tiles, from one edge of the level to the other."""
+    size = min(SIZE, draw.edge // 2)
+    rows = min(ROWS, draw.edge // size)
+    top = int(draw.rng.integers(0, draw.edge - rows * size + 1))
+    at = [
+        [row, column]
+        for row in range(top, top + rows * size, size)
+        for column in range(0, draw.edge - size + 1, size)
+    ]
+    return {"at": at, "size": size}
+
+
+def _shuffled(draw: Draw) -> dict[str, Any]:
+    arguments = _raster(draw)
+    draw.rng.shuffle(arguments["at"])
+    return arguments
+
+
+def _moving(draw: Draw) -> dict[str, Any]:
+    """Return a window that moves along a row."""
+    size = min(WINDOW, draw.edge // 4)
+    steps = min(STEPS, (draw.edge - size) // STEP)
+    row, first = draw.rng.integers(0, draw.edge - size - steps * STEP + 1, 2).tolist()
+    return {"at": [[row, first + step * STEP] for step in range(steps)], "size": size}
+
+
+def _box(draw: Draw) -> dict[str, Any]:
+    return draw.regions(1, AGAIN)
+
+
+def _tasks(slide: str) -> list[Warm]:
+    return [
+        *(Warm(name, slide, operation, READERS, _raster) for name, operation, _ in HOW),
+        Warm("tiles of 448², shuffled", slide, "regions", READERS, _shuffled),
+        Warm("region of 2,048², again", slide, "regions_again", READERS, _box),
+        Warm("window of 512² that moves by 128", slide, "regions", READERS, _moving),
+    ]
+
+
+def _beside(task: str, *others: str) -> Callable[[Results], Any]:
+    return lambda found: found.values(task, "dicomslide") / found.best(task, others)
+
+
+def _targets(slide: str, tile: str) -> list[Target]:
+    best = "the best of wsidicom, openslide, fastslide"
+    rows = [
+        *((name, best, limit, PEERS) for name, _, limit in HOW),
+        ("tiles of 448², shuffled", best, 0.95, PEERS),
+        ("region of 2,048², again", "wsidicom with its cache", 0.15, BOTH_WSIDICOM),
+        ("window of 512² that moves by 128", "wsidicom with its cache", 0.5, BOTH_WSIDICOM),
+    ]
+    return [
+        Target(f"{name}, frames of {tile}²", beside, limit, _beside(f"{slide}: {name}", *others))
+        for name, beside, limit, others in rows
+    ]
+
+
+TILE_TASKS = tuple(task for slide, _ in SLIDES for task in _tasks(slide))
+TILE_TARGETS = tuple(target for slide, tile in SLIDES for target in _targets(slide, tile))
