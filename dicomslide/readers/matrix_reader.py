@@ -383,17 +383,17 @@ class MatrixReader:
         last = min(offset[0] + size[0], self.shape[0]), min(offset[1] + size[1], self.shape[1])
         inside = max(0, last[0] - first[0]), max(0, last[1] - first[1])
         down, right = (Axis(range(*ends)) for ends in zip(first, last, strict=True))
-        if inside == size == self._tile_shape[:2]:
-            frames, _, cut = self._meetings(down, right)
-            if not cut:
-                return self._owned(self.frames.single(frames[0]))  # no copy
+        frames, places, cut = self._meetings(down, right)
+        if inside == size == self._tile_shape[:2] and len(frames) == 1:
+            return self._owned(self.frames.single(frames[0]))  # no copy
         what = f"{self.source.name}: a region of {size[0]} × {size[1]} pixels"
         out = allocated(shape, self.dtype, what)
         if inside != size:
             out[...] = self.layout.background
         if all(inside):
             top, left = first[0] - offset[0], first[1] - offset[1]
-            self._fill(out[top : top + inside[0], left : left + inside[1]], down, right)
+            stored = out[top : top + inside[0], left : left + inside[1]]
+            self.frames.visit(frames, self._placing(places, stored), cut=cut)
         return out
 
     def read_grid(self, grid: SlideGrid) -> Pixels:
@@ -428,13 +428,9 @@ class MatrixReader:
             top, left = int(np.argmax(in_rows)), int(np.argmax(in_columns))
             stored = out.swapaxes(0, 1) if grid.transpose else out
             inner = stored[top : top + len(down), left : left + len(right)]
-            self._fill(_turned(inner, down, right), down, right)
+            frames, places, cut = self._meetings(down, right)
+            self.frames.visit(frames, self._placing(places, _turned(inner, down, right)), cut=cut)
         return out
-
-    def _fill(self, out: Pixels, rows: Axis, columns: Axis) -> None:
-        """Read rows and columns into an array whose axes run as stored."""
-        frames, places, cut = self._meetings(rows, columns)
-        self.frames.visit(frames, self._placing(places, out), cut=cut)
 
     @property
     def _tile_shape(self) -> tuple[int, int, int]:
