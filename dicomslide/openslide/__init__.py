@@ -12,6 +12,7 @@ from dicomslide.openslide.errors import (
     OpenSlideVersionError,
 )
 from dicomslide.openslide.image_slide import ImageSlide
+from dicomslide.openslide.installation import install, uninstall
 from dicomslide.openslide.properties import (
     PROPERTY_NAME_BACKGROUND_COLOR,
     PROPERTY_NAME_BARCODE,
@@ -47,8 +48,10 @@ __all__ = [
     "PROPERTY_NAME_OBJECTIVE_POWER",
     "PROPERTY_NAME_QUICKHASH1",
     "PROPERTY_NAME_VENDOR",
+    "install",
     "lowlevel",
     "open_slide",
+    "uninstall",
 ]
 
 __version__ = "1.4.7"

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from dicomslide.backends.objects.storage import is_url
+from dicomslide.errors import DicomSlideError
 from dicomslide.openslide.abstract import AbstractSlide, shrunk
 from dicomslide.openslide.cache import OpenSlideCache
 from dicomslide.openslide.contents import (
@@ -137,16 +139,24 @@ class OpenSlide(AbstractSlide):
         Parameters
         ----------
         filename : path-like
-            A file, or a folder.
+            A file, a folder, or a URL, whose headers are read.
 
         Returns
         -------
         str or None
             "dicom" for a DICOM Part 10 file of SOP Class VL Whole Slide Microscopy Image, or a
-            folder that contains one; None for anything else, and for a path that doesn't exist.
+            folder that contains one, or a URL that can be opened; None for anything else, and for
+            a path that doesn't exist.
 
         """
-        path = Path(os.fsdecode(filename))
+        name = os.fsdecode(filename)
+        if is_url(name):
+            try:
+                cls(name)
+            except (DicomSlideError, OSError):
+                return None
+            return VENDOR
+        path = Path(name)
         files = path.rglob("*") if path.is_dir() else [path]
         return VENDOR if any(is_slide_image(file) for file in files) else None
 

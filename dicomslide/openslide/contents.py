@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dicomslide import utils
 from dicomslide.backends.part10.file import FileSource, FileStore, is_dicom_file
 from dicomslide.enum import ImageFlavors
-from dicomslide.errors import DicomSlideError, MetadataWarning
+from dicomslide.errors import DicomSlideError, MetadataWarning, NotDicomError
 from dicomslide.header import dicom
 from dicomslide.openslide.errors import RequestError
 from dicomslide.openslide.properties import properties_of
@@ -111,7 +111,10 @@ def open_any(slide: Any) -> Slide:
         slide = os.fsdecode(slide)
     if not (isinstance(slide, (str, os.PathLike)) and os.path.isfile(slide)):
         return open_slide(slide)
-    named = FileSource.open(slide)
+    try:
+        named = FileSource.open(slide)
+    except NotDicomError as error:
+        raise NotDicomError(f"{error}; slides in other formats need openslide-python") from None
     is_level = utils.is_volume_image(named.metadata)
     return open_slide(_series_of(named), pyramid=named.sop_instance_uid if is_level else None)
 
