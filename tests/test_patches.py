@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dicomslide import MetadataWarning, SlideSampler, open_slide
 from dicomslide.testing import write_slide
+from tests.support.derive import mapping, write_map, write_segmentation
 
 ORIENTATIONS = [
     (0, -1, 0, -1, 0, 0), (0, 1, 0, 1, 0, 0), (1, 0, 0, 0, -1, 0), (-1, 0, 0, 0, 1, 0),
@@ -224,3 +225,34 @@ def test_what_is_no_region_is_refused(slide):
         slide.region((x_min, x_min), (y_min, y_min), spacing="1 um")
     with pytest.raises(TypeError, match="x in mm"):
         slide.region((None, x_max), (y_min, y_max), spacing="1 um")
+
+
+@pytest.mark.needs("highdicom")
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP", "map"])
+def test_stored_pixels_of_segments_and_maps_are_copied(tmp_path, kind):
+    """Also those of labels, which have no mean, and infinities; none lies beyond the matrix."""
+    shape = (70, 110)
+    (path,) = write_slide(tmp_path, shape=shape, downsamples=(1,), tile_shape=(32, 48),
+                          drawing="position", associated=False,
+                          transfer_syntax_uid="1.2.840.10008.1.2.1")  # fmt: skip
+    random = np.random.default_rng(5)
+    if kind == "map":
+        values = random.normal(size=shape).astype(np.float32)
+        values[3, 5], values[40, 60], values[50, 70] = np.nan, np.inf, -np.inf
+        write_map(tmp_path / "map.dcm", path, values, [mapping("p")])
+        background = np.nan
+    else:
+        labels = random.integers(0, 3, shape).astype(np.uint8)
+        values, background = labels == 2, False
+        pixels = labels if kind == "LABELMAP" else np.stack([labels == 1, values], -1)
+        write_segmentation(tmp_path / "seg.dcm", path, pixels.astype(np.uint8), kind)
+    slide = open_slide(tmp_path)
+    channel = len(slide.channels) - 1  # of the second segment, or of the map
+    wide = np.pad(np.rot90(values, -1), 150, constant_values=background)
+    x_min, _, _, y_max = slide.physical_bounds
+    first = random.integers(-20, 100, (12, 2))
+    centers = np.stack([x_min + (first[:, 1] + 10) * 0.0005, y_max - (first[:, 0] + 8) * 0.0005], 1)
+    found = slide.patches(centers, (16, 20), level=0, channel_index=channel).values
+    expected = [wide[y + 150 :, x + 150 :][:16, :20] for y, x in first.tolist()]
+    for patch, box in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(patch, box)

@@ -256,6 +256,22 @@ def test_frames_that_tiles_share_are_decoded_once(neighbours, frames_read):
         np.testing.assert_array_equal(tile, array[MARGIN + row :, MARGIN + column :][:32, :32])
 
 
+@pytest.mark.parametrize("spacing", [SPACING, 0.0007])
+def test_rows_of_tiles_one_by_one_decode_each_frame_once(tmp_path, frames_read, spacing):
+    """What a tile leaves of a frame is kept for its neighbours."""
+    write_slide(tmp_path, shape=(256, 256), tile_shape=(32, 32), downsamples=(1,), associated=False)
+    slide = dicomslide.open_slide(tmp_path)
+    x_min, y_min, x_max, y_max = slide.physical_bounds
+    x, y = np.meshgrid(
+        np.arange(x_min + 10 * spacing, x_max, 20 * spacing),
+        np.arange(y_max - 10 * spacing, y_min, -20 * spacing),
+    )
+    tiles = TileDataset({"x": x.ravel(), "y": y.ravel()}, slide, size=20, spacing=spacing)
+    for at in range(len(tiles)):
+        tiles[at]
+    assert sorted(frames_read) == list(range(64))
+
+
 def test_a_server_is_asked_for_the_frames_of_a_batch_together(neighbours):
     need("fsspec", "aiohttp")
     folder, _, _, table = neighbours

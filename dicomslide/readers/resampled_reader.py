@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from dicomslide.options import allocated, check_memory
+from dicomslide.process.lazy import lazy
 from dicomslide.readers.indexing import Axis
-from dicomslide.readers.matrix_reader import MatrixReader, picked
+from dicomslide.readers.matrix_reader import MatrixReader, picked, pixel_assignment
 from dicomslide.readers.reductions import Labels, Means, Sums, gathered, modes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from numpy.typing import NDArray
 
     from dicomslide.header.scaling import Scaling
+    from dicomslide.readers.matrix_reader import Meeting
     from dicomslide.readers.windows import WindowPiece, Windows
 
     Pixels: TypeAlias = NDArray[Any]
@@ -43,6 +45,20 @@ class Box:
     columns: NDArray[np.int64]
     out: Pixels
     """Shape (rows, columns, samples); a view is possible."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Copy:
+    """Stored pixels that are read together, and the array that receives them."""
+
+    rows: Axis
+    columns: Axis
+    out: Pixels
+
+    @lazy
+    def assign(self) -> Callable[[Any, Pixels], None]:
+        """Assigns pixels to a part of the array."""
+        return pixel_assignment(self.out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +195,10 @@ class ResampledReader:
             See :meth:`MatrixReader.read`.
 
         """
+        copies = self._copies(boxes)
+        if copies is not None:
+            self._copy(copies, threads, keep)
+            return
         background = np.asarray(self.background)
         if self.as_labels:
             for box in boxes:
@@ -210,10 +230,76 @@ class ResampledReader:
                     part = self.source.part(tile, (row.source, column.source))
                     of_box.add(row, column, part)
 
-        frames = self.source.frames_of(np.fromiter(shares, np.int64)).tolist()
-        self.source.frames.visit(frames, use, threads=threads, keep=keep)
+        areas = {
+            tile: sum(_length(row.source) * _length(column.source) for _, row, column in of_tile)
+            for tile, of_tile in shares.items()
+        }
+        self._visit(areas, use, threads, keep)
         for of_box in means:
             of_box.finish()
+
+    def _visit(
+        self,
+        areas: dict[int, int],
+        use: Callable[[int, Pixels | None], None],
+        threads: int | None,
+        keep: bool,
+    ) -> None:
+        """Call `use` for tiles, of each of which so many pixels are wanted."""
+        frames = self.source.frames_of(np.fromiter(areas, np.int64)).tolist()
+        grid = self.source.layout.grid
+        cut: set[int] = set()
+        for (tile, area), frame in zip(areas.items(), frames, strict=True):
+            row, column = grid.position(tile)
+            height = min(grid.tile_rows, grid.rows - row * grid.tile_rows)
+            width = min(grid.tile_columns, grid.columns - column * grid.tile_columns)
+            if area < height * width:
+                cut.add(frame)
+        self.source.frames.visit(frames, use, threads=threads, keep=keep, cut=cut)
+
+    def _copies(self, boxes: Sequence[Box]) -> list[_Copy] | None:
+        """Return boxes of stored pixels; None if one has pixels of another size, or many tiles."""
+        copies: list[_Copy] = []
+        grid = self.source.layout.grid
+        most = max(FEW_TILES, 4 * self.source.layout.num_frames)
+        for box in boxes:
+            rows = self.rows.stored(box.rows)
+            columns = self.columns.stored(box.columns)
+            if rows is None or columns is None:
+                return None
+            down, across = Axis(rows[0]), Axis(columns[0])
+            if (len(down) // grid.tile_rows) * (len(across) // grid.tile_columns) > most:
+                return None
+            if (len(down), len(across)) != box.out.shape[:2]:
+                box.out[...] = self.background
+            inner = box.out[rows[1] : rows[1] + len(down), columns[1] : columns[1] + len(across)]
+            copies.append(_Copy(down, across, inner))
+        return copies
+
+    def _copy(self, copies: Sequence[_Copy], threads: int | None, keep: bool) -> None:
+        """Read boxes of stored pixels, which are neither added up nor rounded."""
+        grid = self.source.layout.grid
+        shares: dict[int, list[tuple[_Copy, Meeting]]] = {}
+        areas: dict[int, int] = {}
+        for copy in copies:
+            across = list(copy.columns.pieces(grid.tile_columns))
+            for row in copy.rows.pieces(grid.tile_rows):
+                for column in across:
+                    tile = row.tile * grid.shape[1] + column.tile
+                    meeting = (row.target, column.target), (row.source, column.source)
+                    shares.setdefault(tile, []).append((copy, meeting))
+                    area = _length(row.source) * _length(column.source)
+                    areas[tile] = areas.get(tile, 0) + area
+        in_order = list(shares.values())
+
+        def use(at: int, tile: Pixels | None) -> None:
+            for copy, (target, source) in in_order[at]:
+                if tile is None:
+                    copy.out[target] = self.background
+                else:
+                    copy.assign(target, self.source.part(tile, source))
+
+        self._visit(areas, use, threads, keep)
 
     def _tiles_of(self, box: Box) -> tuple[NDArray[np.int64], bool]:
         """Return the tiles of a box that have frames, and whether these are all of its tiles."""
@@ -300,6 +386,10 @@ class ResampledReader:
                 box.out[top + down.wanted[:, None], left + right.wanted, 0] = modes_of(
                     stored, down, right, background
                 )
+
+
+def _length(part: Any) -> int:
+    return int(part.stop - part.start)
 
 
 def _each_once(axis: Axis) -> tuple[NDArray[np.int64], NDArray[np.intp] | None]:

@@ -83,6 +83,34 @@ class Windows:
         """Whether each window holds whole pixels only."""
         return self.start.is_integer() and self.step.is_integer()
 
+    def stored(self, indices: NDArray[np.int64]) -> tuple[range, int] | None:
+        """Return the stored pixels that consecutive windows are, and the first such window.
+
+        Parameters
+        ----------
+        indices : numpy.ndarray
+            Windows, ascending, without repetition; those outside of the matrix are left out.
+
+        Returns
+        -------
+        pixels : range
+            The stored pixels.
+        first : int
+            Index into `indices` of the window that is the first of them.
+        None
+            If windows are of another size, lie between pixels, or aren't consecutive.
+
+        """
+        if not (self.step == 1 and self.start.is_integer() and len(indices)):
+            return None
+        begin, end = int(indices[0]), int(indices[-1]) + 1
+        if end - begin != len(indices):
+            return None
+        shift = int(self.start)
+        low = min(max(begin + shift, 0), self.extent)
+        high = max(min(end + shift, self.extent), low)
+        return range(low, high), low - begin - shift if high > low else 0
+
     def edges(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return start and end of windows, clipped to the matrix."""
         low: NDArray[Any] = (self.start + self.step * indices).clip(0, self.extent)
