@@ -61,9 +61,13 @@ class OpenSlide(AbstractSlide):
         Whether a THUMBNAIL image can be a level; by default True if `slide` is a Slide. If False,
         levels are VOLUME images, as in libopenslide, and the THUMBNAIL is an associated image,
         unless the slide has no VOLUME image.
+    filename : path-like, optional
+        Name of the first parameter in openslide-python: ``OpenSlide(filename=path)``.
 
     Raises
     ------
+    TypeError
+        When not exactly one of `slide` and `filename` is given.
     FileNotFoundError
         When a path doesn't exist.
     NotDicomError, NotSlideError, AmbiguousSlideError, MetadataError
@@ -108,13 +112,19 @@ class OpenSlide(AbstractSlide):
 
     def __init__(
         self,
-        slide: Filename | Iterable[str | os.PathLike[str]] | FrameStore | Slide,
+        slide: Filename | Iterable[str | os.PathLike[str]] | FrameStore | Slide | None = None,
         *,
         channel_index: int = 0,
         focal_plane_index: int = 0,
         thumbnail_levels: bool | None = None,
+        filename: Filename | None = None,
     ) -> None:
+        if (slide is None) == (filename is None):
+            raise TypeError("either slide or filename must be given")
+        slide = filename if slide is None else slide
         self._given = repr(slide)
+        # as in openslide-python: MONAI reads it
+        self._filename = slide if isinstance(slide, (str, bytes, os.PathLike)) else None
         self._choice: dict[str, Any] = {
             "channel_index": operator.index(channel_index),
             "focal_plane_index": operator.index(focal_plane_index),
