@@ -1,4 +1,4 @@
-"""An array in mm on the grid of another one, lazily, chunk by chunk."""
+"""Resampling of an array in mm onto the grid of another array, lazily and chunk by chunk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Method", "match"]
 Method = Literal["mean", "nearest", "majority", "linear"]
 METHODS = ("mean", "nearest", "majority", "linear")
 CHUNK = 1024
-"""Pixels along an edge of a chunk, where the other array has none."""
+"""Pixels along an edge of a chunk if the other array has no chunks."""
 PLANE = ("y", "x")
 
 
@@ -85,32 +85,32 @@ def match(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Part:
-    """What one chunk needs of one axis."""
+    """Input of one chunk of the result, along one axis."""
 
     windows: Windows
-    """In pixels of the source's chunks that are put together."""
+    """Windows in pixels of `source`."""
     source: slice
-    """The pixels of these that the windows cover."""
+    """Pixels that the windows cover, within the concatenated chunks of the source."""
     reverse: bool
-    """Whether the windows run against the source."""
+    """Whether the order of the windows is opposite to that of the source."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Axis:
-    """The pixels of the other grid along one dim, in pixels of the array."""
+    """Pixels of the other grid along one dim, in pixels of the array."""
 
     windows: Windows
     reverse: bool
-    """Whether coordinates run the other way."""
+    """Whether the two coordinates have opposite directions."""
 
     @classmethod
     def of(cls, array: xr.DataArray, like: xr.DataArray | xr.Dataset, dim: str) -> _Axis:
-        """Compare the coordinates of two arrays.
+        """Return the windows of a dim, by the coordinates of two arrays.
 
         Raises
         ------
         ValueError
-            When one of them has no evenly spaced coordinate in mm.
+            When an array has no evenly spaced coordinate in mm.
 
         """
         here, there = step_of(array, dim), step_of(like, dim)
@@ -118,7 +118,7 @@ class _Axis:
         if not (len(values) and array.sizes[dim]):
             return cls(Windows(0.0, 1.0, len(values), 0), reverse=False)
         first = float(values[0] if here * there > 0 else values[-1])
-        # where the first window begins, in pixels from the edge of the array's first one
+        # centre of the first window, in pixels from the edge of the array's first pixel
         middle = (first - float(array[dim].values[0])) / here + 0.5
         step = abs(there / here)
         windows = Windows.of(middle - step / 2, step, len(values), array.sizes[dim])
@@ -127,12 +127,12 @@ class _Axis:
     def part(
         self, start: int, stop: int, chunks: tuple[int, ...], method: str
     ) -> tuple[_Part, range]:
-        """Return what some of the windows need, and the chunks of the source that have it."""
+        """Return the input of some of the windows, and the chunks of the source that hold it."""
         whole = self.windows
         if self.reverse:
             start, stop = whole.count - stop, whole.count - start
         begin = whole.start + whole.step * start
-        wide = 1.0 if method in ("linear", "nearest") else 0.0  # neighbours of a window's middle
+        wide = 1.0 if method in ("linear", "nearest") else 0.0  # neighbours of a window's centre
         low = math.floor(min(max(begin - wide, 0), whole.extent))
         high = math.ceil(min(max(begin + whole.step * (stop - start) + wide, 0), whole.extent))
         if high <= low:
@@ -155,7 +155,7 @@ def _resampled(
     fill_value: Any,
     dtype: np.dtype[Any],
 ) -> NDArray[Any]:
-    """Return a chunk of the result, of the chunks of the source that it needs."""
+    """Return a chunk of the result, computed from chunks of the source."""
     count = math.prod(lead)
     shape = (*lead, rows.windows.count, columns.windows.count)
     if not blocks or not blocks[0]:
@@ -185,7 +185,7 @@ def _majority(
 
 
 def _middles(windows: Windows) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Return where the middles of windows lie, in pixels from the edge, and which lie within."""
+    """Return the centres of windows, in pixels from the edge, and whether they are inside."""
     middles: NDArray[Any] = windows.start + windows.step * (np.arange(windows.count) + 0.5)
     return middles, (middles > -1e-9) & (middles < windows.extent + 1e-9)
 
@@ -204,7 +204,7 @@ def _nearest(
 
 
 def _linear(planes: NDArray[Any], rows: Windows, columns: Windows, fill_value: Any) -> NDArray[Any]:
-    """Interpolate between the four centres around each middle; beyond the last, it is the last."""
+    """Interpolate between the centres of four pixels; beyond the last centre, use its pixel."""
     values = planes.astype(np.float64)
     within = []
     for axis, windows in enumerate((rows, columns)):
@@ -239,7 +239,7 @@ def _borders(chunks: tuple[int, ...]) -> list[int]:
 
 
 def _check_frames(array: xr.DataArray, like: xr.DataArray | xr.Dataset) -> None:
-    """Raise a GridError where both are in different frames of reference."""
+    """Raise a GridError if both are in different frames of reference."""
     for dim in PLANE:
         here, there = array.xindexes.get(dim), like.xindexes.get(dim)
         if isinstance(here, SlideIndex) and isinstance(there, SlideIndex):

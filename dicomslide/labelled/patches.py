@@ -1,4 +1,4 @@
-"""Patches of a slide: boxes of one size at any resolution, with the mm of their centres."""
+"""Patches of a slide: boxes of one size at any spacing, with their centres in mm."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ class Patches:
 
     reader: PatchReader
     centers: NDArray[np.float64]
-    """(x, y) of the middle of each patch in mm, shape (patches, 2)."""
+    """(x, y) of the centre of each patch in mm, shape (patches, 2)."""
     spacing: tuple[float, float]
-    """Distance of pixels in mm along the rows' direction y, and along x."""
+    """Spacing in mm along y and along x."""
 
 
 def centers_of(boxes: Any) -> NDArray[np.float64]:
-    """Return the middles of boxes, annotations or geometries in mm.
+    """Return the centres of boxes, annotations or geometries in mm.
 
     Parameters
     ----------
     boxes : array-like, AnnotationGroup, geopandas.GeoDataFrame or GeoSeries
-        (x, y) in mm, shape (n, 2); or what has ``bounds`` in mm, of which the middles are taken.
+        (x, y) in mm, shape (n, 2); or an object with ``bounds`` in mm, whose centres are used.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def centers_of(boxes: Any) -> NDArray[np.float64]:
     Raises
     ------
     ValueError
-        When they are of another shape, or not finite.
+        When the array has another shape, or values that aren't finite.
 
     """
     bounds = getattr(boxes, "bounds", None)
@@ -89,18 +89,18 @@ def centers_of(boxes: Any) -> NDArray[np.float64]:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class PatchGrid:
-    """The pixels of a level or of a spacing, of which patches are cut."""
+    """Grid of a level or a spacing, from which patches are read."""
 
     reader: ResampledReader
-    """Gives the pixels, in the order in which the matrix stores them."""
+    """Reader of the pixels, in stored orientation."""
     grid: Grid
-    """Where they lie: upright; as stored where the slide lies obliquely."""
+    """Geometry of the pixels: upright, or as stored if the slide lies obliquely."""
     orientation: Orientation
-    """How they are turned onto the grid."""
+    """Transposition and flips from the reader to the grid."""
 
     @property
     def spacing(self) -> tuple[float, float]:
-        """Distance of pixels in mm along the rows' direction y, and along x."""
+        """Spacing in mm along y and along x."""
         down, across = self.grid.placed.spacing
         turn = self.grid.orientation or AS_STORED
         return (across, down) if turn.transpose else (down, across)
@@ -120,7 +120,7 @@ class PatchGrid:
         return y, x
 
     def patches(self, centers: ArrayLike, size: tuple[int, int]) -> Patches:
-        """Lay patches of rows and columns around centres (x, y) in mm, shape (patches, 2)."""
+        """Return patches of (rows, columns) around centres (x, y) in mm, shape (patches, 2)."""
         reader = self.patch_reader(np.asarray(centers, np.float64), size)
         return Patches(reader, self.centers(reader.first, size), self.spacing)
 
@@ -140,7 +140,7 @@ class PatchGrid:
         return self._flipped(stored[:, ::-1] if turn.transpose else stored)
 
     def centers(self, first: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.float64]:
-        """Return the (x, y) in mm of the middles of patches with these first pixels (y, x)."""
+        """Return the centres (x, y) in mm of patches with the given first pixels (y, x)."""
         turn = self.grid.orientation or AS_STORED
         middles = self._flipped(first.astype(np.float64) + np.divide(size, 2))
         return self.grid.placed.to_slide((middles[:, ::-1] if turn.transpose else middles) - 0.5)
@@ -162,16 +162,16 @@ def patch_grid(
     labels: Labels = "majority",
     fast: bool = False,
 ) -> PatchGrid:
-    """Return the pixels of a level or a spacing, of which patches are cut.
+    """Return the grid of a level or a spacing, from which patches are read.
 
     Parameters
     ----------
     slide : SlideContents
         The slide.
     spacing : float, str or None
-        Distance of pixels: see :func:`spacing_in_mm`; None where a level is given.
+        Spacing of pixels: see :func:`spacing_in_mm`; None if a level is given.
     level : int or None
-        Zero-based index into pyramid levels; None where a spacing is given.
+        Zero-based index into pyramid levels; None if a spacing is given.
     channel_index, focal_plane_index : int
         Zero-based indices into channels and focal planes of the slide.
     labels, fast
@@ -186,7 +186,7 @@ def patch_grid(
     ValueError
         When there is no such channel or focal plane.
     MetadataError
-        When the header doesn't say where the image lies on the slide.
+        When the header doesn't place the image on the slide.
 
     """
     check_labels(labels)
@@ -209,17 +209,17 @@ def patch_grid(
 
 
 def labelled_patches(patches: Patches) -> xr.DataArray:
-    """Return patches as a lazy array with the mm of their centres.
+    """Return patches as a lazy array with their centres in mm.
 
     Parameters
     ----------
     patches : Patches
-        What is read.
+        The patches.
 
     Returns
     -------
     xarray.DataArray
-        Dims (patch, y, x, sample), without the last where there is one sample; with the coordinates
+        Dims (patch, y, x, sample), without the last for one sample; with the coordinates
         ``center_x`` and ``center_y`` in mm along ``patch``.
 
     """

@@ -1,4 +1,4 @@
-"""A slide at a resolution that is wanted: its variables on one grid of pixels of that size."""
+"""A slide at any spacing: grids of this spacing, and the variables of the slide on them."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ __all__ = ["check_labels", "grid_of_level", "grid_of_spacing", "place_at", "resa
 T = TypeVar("T", bound="tuple[Any, ...]")
 
 APART = 1.5
-"""Factor by which a virtual level has to be finer than the next stored one."""
+"""Lower bound on the ratio of spacings of the next stored level and a virtual level."""
 SMALL = 512
-"""Pixels along the longer edge of a level behind which there needn't be another."""
+"""Pixels along the longer edge up to which a level is the last one of virtual levels."""
 
 
 def check_labels(labels: str) -> None:
@@ -47,14 +47,14 @@ def check_labels(labels: str) -> None:
 
 
 def wanted_spacing(spacing: Spacing | None, level: int | None) -> float | None:
-    """Return the spacing in mm that is wanted; None where a level is.
+    """Return a spacing in mm; None if a level is given instead.
 
     Raises
     ------
     TypeError
         When not exactly one of both is given.
     ValueError
-        When the spacing isn't one.
+        When the spacing is invalid.
 
     """
     if (spacing is None) == (level is None):
@@ -68,26 +68,26 @@ def grid_of_spacing(
     orientation: OrientationName,
     image: TiledImage | None = None,
 ) -> Grid:
-    """Return the grid of square pixels of a size, from the corner of the base level on.
+    """Return the grid of square pixels of a spacing, from the corner of the base level.
 
     Parameters
     ----------
     slide : SlideContents
         The slide.
     spacing : float
-        Distance of pixels in mm.
+        Spacing in mm.
     orientation : {"upright", "stored"}
-        Upright in mm, or rows and columns that run as those of the base level.
+        Upright in mm, or with rows and columns in the directions of the base level.
     image : TiledImage, optional
-        The image whose extent the grid covers; by default that of which the slide's first channels
-        are made.
+        Image whose extent the grid covers; by default the image from which the slide's first
+        channels are computed.
 
     Raises
     ------
     MetadataError
-        When the base level has no place on the slide.
+        When the header doesn't place the base level on the slide.
     ValueError
-        When pixels of that size are larger than the slide.
+        When pixels of this spacing are larger than the slide.
 
     """
     grid = grid_of_level(slide, 0, orientation)
@@ -100,7 +100,7 @@ def grid_of_spacing(
 def virtual_grid(
     slide: SlideContents, level: int, factor: int, orientation: OrientationName
 ) -> Grid:
-    """Return the grid whose pixels are boxes of a stored level's pixels.
+    """Return the grid of a virtual level: each pixel is a box of pixels of a stored level.
 
     Parameters
     ----------
@@ -109,14 +109,14 @@ def virtual_grid(
     level : int
         Zero-based index of the stored level.
     factor : int
-        Pixels of it along an edge of a box.
+        Number of its pixels along an edge of a box.
     orientation : {"upright", "stored"}
         See :func:`grid_of_spacing`.
 
     Raises
     ------
     MetadataError
-        When the level has no place on the slide.
+        When the header doesn't place the level on the slide.
 
     """
     grid = grid_of_level(slide, level, orientation)
@@ -131,7 +131,7 @@ def grid_of_level(slide: SlideContents, level: int, orientation: OrientationName
     LevelNotFoundError
         When there is no such level.
     MetadataError
-        When it has no place on the slide.
+        When the header doesn't place it on the slide.
 
     """
     image = slide.level(level).image
@@ -146,9 +146,9 @@ def grid_of_level(slide: SlideContents, level: int, orientation: OrientationName
 
 
 def virtual_factors(slide: SlideContents, level: int) -> list[int]:
-    """Return the factors of two between a stored level and the next one.
+    """Return the factors of virtual levels between a stored level and the next one.
 
-    Behind the last level, those that follow until a picture of it is small.
+    For the last stored level, factors until the longer edge has at most :data:`SMALL` pixels.
 
     Parameters
     ----------
@@ -178,16 +178,17 @@ def stacks_at(
 ) -> list[Stack]:
     """Return the variables of a slide on a grid.
 
-    Each is made of the coarsest of its levels that is finer than the grid; of its finest level,
-    where none is. A variable with several focal planes of its own is left out. So are derived
-    images that lie on no level's grid, where a series has several: they are places of their own.
+    A variable is computed from the coarsest of its levels that is finer than the grid, or from its
+    finest level if none is. Two kinds are left out: variables with several focal planes that differ
+    from those of the others, and series of several derived images on different grids, none of them
+    that of a level.
 
     Parameters
     ----------
     slide : SlideContents
         The slide.
     spacing : float
-        Distance of the grid's pixels in mm.
+        Spacing of the grid in mm.
     grid : Grid
         The grid.
     labels : {"majority", "any"}
@@ -195,7 +196,7 @@ def stacks_at(
     fast : bool
         See :meth:`ResampledReader.of`.
     as_wanted : callable
-        Gives a stack with what its pixels mean, or with what is stored.
+        Returns a stack with stored values, or with fractions or real world values.
 
     """
     stacks = []
@@ -218,9 +219,9 @@ def stacks_at(
 def _source_of(
     slide: SlideContents, group: ChannelGroup, spacing: float
 ) -> tuple[TiledImage, int | None]:
-    """Return the image, and its level, from which pixels of a size are made.
+    """Return the image, and its level, from which pixels of a spacing are computed.
 
-    The coarsest one whose pixels are no larger; the finest one where all are.
+    This is the coarsest one with pixels that aren't larger, or the finest one if all are.
     """
 
     def candidates() -> Iterator[tuple[float, TiledImage, int | None]]:
@@ -235,7 +236,7 @@ def _source_of(
 def place_at(
     slide: SlideContents, channel_index: int, focal_plane_index: int, spacing: float
 ) -> Place:
-    """Return the image, channel and focal plane of which pixels of a size are made.
+    """Return image, channel and focal plane from which pixels of a spacing are computed.
 
     Raises
     ------
@@ -245,15 +246,15 @@ def place_at(
     """
     key = (channel_index, focal_plane_index)
     levels = [number for number, level in enumerate(slide.levels) if key in level._places]
-    places = [slide._place(level, *key) for level in levels or [0]]  # which says what is there
+    places = [slide._place(level, *key) for level in levels or [0]]  # an error lists what exists
     _, place = _coarsest_finer(((max(each[0].pixel_spacing), each) for each in places), spacing)
     return place
 
 
 def _coarsest_finer(candidates: Iterable[T], spacing: float) -> T:
-    """Return the candidate of the largest spacing, its first item, up to the one that is wanted.
+    """Return the candidate with the largest spacing (its first item) up to a given one.
 
-    The one of the smallest spacing, where all are larger.
+    If all are larger, the candidate with the smallest spacing is returned.
     """
     by_spacing = sorted(candidates, key=lambda each: each[0])
     finer = [each for each in by_spacing if each[0] <= spacing * (1 + SAME_SPACING)]
@@ -266,11 +267,11 @@ def windows_on(grid: Grid, image: TiledImage) -> tuple[tuple[Windows, Windows], 
     Returns
     -------
     windows : tuple of Windows
-        Of rows and of columns.
+        Windows of rows and of columns.
     orientation : Orientation
-        How their pixels are turned onto the grid.
+        Transposition and flips from the windows to the grid.
     None
-        Where rows and columns aren't parallel to those of the grid.
+        If rows and columns aren't parallel to those of the grid.
 
     """
     source = geometry_of(image.metadata, image._placement, relative=True)
@@ -287,16 +288,16 @@ def windows_on(grid: Grid, image: TiledImage) -> tuple[tuple[Windows, Windows], 
 
 
 def resampled(stack: Stack, grid: Grid, labels: Labels, *, fast: bool = False) -> Stack | None:
-    """Return a stack with the pixels of another grid.
+    """Return a stack on another grid.
 
-    None, with a warning, where its rows and columns aren't parallel to those of the grid.
+    None, with a warning, if its rows and columns aren't parallel to those of the grid.
 
     Parameters
     ----------
     stack : Stack
         Channels and focal planes of an image.
     grid : Grid
-        With a geometry.
+        Grid with a geometry.
     labels : {"majority", "any"}
         See :class:`ResampledReader`.
     fast : bool, default: False
@@ -314,7 +315,7 @@ def resampled(stack: Stack, grid: Grid, labels: Labels, *, fast: bool = False) -
     windows, orientation = found
 
     def moved(reader: PlaneReader) -> ResampledReader:
-        assert isinstance(reader, MatrixReader)  # of an image, in its own pixels
+        assert isinstance(reader, MatrixReader)  # not resampled yet
         return ResampledReader.of(reader, windows, labels, fast=fast)
 
     readers = tuple(
@@ -332,7 +333,7 @@ def resampled(stack: Stack, grid: Grid, labels: Labels, *, fast: bool = False) -
 def _described(
     readers: Sequence[Sequence[ResampledReader | None]], source_spacing: tuple[float, float]
 ) -> dict[str, object]:
-    """Return attributes that say what pixels are made of."""
+    """Return attributes that describe how pixels are computed."""
     first = next(reader for row in readers for reader in row if reader is not None)
     if first.as_labels or first.dtype == np.bool_:
         way = "majority by area" if first.labels == "majority" else "any label before background"

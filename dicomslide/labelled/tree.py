@@ -1,4 +1,4 @@
-"""A slide as xarray objects: its levels, associated and derived images as labelled datasets."""
+"""Labelled datasets of a slide: of its levels, and of associated and derived images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dicomslide.header import dicom
 from dicomslide.header.resolution import spacing_in_mm
 from dicomslide.header.tiling import match_planes
 from dicomslide.labelled import (
-    accessor as accessor,  # registered, wherever there are labelled arrays
+    accessor as accessor,  # registers the accessor
 )
 from dicomslide.labelled.resolution import (
     check_labels,
@@ -48,9 +48,9 @@ __all__ = [
 ]
 
 Levels = Literal["stored", "virtual"]
-"""Which levels a tree has."""
+"""Levels of a tree."""
 MaskAndScale: TypeAlias = bool | Mapping[str, bool]
-"""Whether pixels are what they mean, fractions or real world values; by the variable's name."""
+"""Whether pixels are fractions or real world values, for all variables or by name."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,7 +59,7 @@ R = TypeVar("R")
 def _warning_once(
     function: Callable[Concatenate[SlideContents, P], R],
 ) -> Callable[Concatenate[SlideContents, P], R]:
-    """Return a function of a slide that gives no warning again that the slide has given."""
+    """Return a function that suppresses warnings which the slide has given before."""
 
     @functools.wraps(function)
     def call(slide: SlideContents, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -90,30 +90,31 @@ def slide_groups(
     slide : SlideContents
         The slide.
     data : callable
-        Makes a variable's data of a :class:`StackedReader`.
+        Returns the data of a variable, given a :class:`StackedReader`.
     orientation : {"upright", "stored"}
         Upright in mm, or rows and columns as stored.
     squeeze : bool
         Whether dims of size one become scalar coordinates.
     mask_and_scale : bool or mapping
-        Whether pixels of derived images are what they mean; by the name of the variable.
+        Whether pixels of derived images are fractions or real world values; for all variables, or
+        by name.
     associated : bool
         Whether label, overview and thumbnail are nodes beside the levels.
     include_patient : bool
-        Whether attributes that identify the patient are among those of the root.
+        Whether the attributes of the root include those that identify the patient.
     levels : {"stored", "virtual"}
-        Whether levels that the slide doesn't store are among its levels, by factors of two.
+        Whether there are virtual levels between stored ones, by factors of two.
     spacings : sequence of float or str, optional
-        Distances of pixels; then levels are those, from the finest to the coarsest.
+        Spacings that replace the levels, sorted from the finest to the coarsest.
     labels : {"majority", "any"}
         See :func:`spacing_dataset`.
     fast : bool, optional
-        See :meth:`ResampledReader.of`; by default, of virtual levels only.
+        See :meth:`ResampledReader.of`; by default True for virtual levels only.
 
     Raises
     ------
     ValueError
-        When both virtual levels and spacings are wanted, or one of them isn't what it should be.
+        When virtual levels and spacings are both given, or a value is invalid.
 
     """
     if levels not in ("stored", "virtual"):
@@ -159,11 +160,11 @@ def other_groups(
     mask_and_scale: MaskAndScale = True,
     associated: bool = True,
 ) -> dict[str, xr.Dataset]:
-    """Return the datasets beside the levels by name; see :func:`slide_groups`.
+    """Return the datasets beside the levels, by name; see :func:`slide_groups`.
 
-    What has pixels at other millimetres than its level's first image, or focal planes of its own,
-    each by the name of its variable; and label, overview and thumbnail, the first of each without
-    a number.
+    These are images that aren't on the grid of their level's first image, or have other focal
+    planes, by the name of the variable; and label, overview and thumbnail, the first of each
+    without a number.
     """
     groups: dict[str, xr.Dataset] = {}
     uid = slide._said("FrameOfReferenceUID")
@@ -195,7 +196,7 @@ def level_dataset(
     squeeze: bool = True,
     mask_and_scale: MaskAndScale = True,
 ) -> xr.Dataset:
-    """Return a level of a slide, with the derived images whose pixels are its own.
+    """Return the dataset of a level, with the derived images on its grid.
 
     Parameters
     ----------
@@ -246,7 +247,7 @@ def virtual_dataset(
     labels: Labels = "majority",
     fast: bool = True,
 ) -> xr.Dataset:
-    """Return a level that a slide doesn't store, made of one that it does.
+    """Return the dataset of a virtual level, computed from a stored level.
 
     Parameters
     ----------
@@ -255,7 +256,7 @@ def virtual_dataset(
     level : int
         Zero-based index of the stored level.
     factor : int
-        Pixels of it along an edge of a pixel.
+        Number of its pixels along an edge of a virtual pixel.
     data, orientation, squeeze, mask_and_scale
         See :func:`slide_groups`.
     labels, fast
@@ -264,7 +265,7 @@ def virtual_dataset(
     Raises
     ------
     MetadataError
-        When the level has no place on the slide.
+        When the header doesn't place the level on the slide.
 
     """
     grid = virtual_grid(slide, level, factor, orientation)
@@ -291,27 +292,27 @@ def spacing_dataset(
     labels: Labels = "majority",
     fast: bool = False,
 ) -> xr.Dataset:
-    """Return a slide with pixels of a size; see :mod:`dicomslide.labelled.resolution`.
+    """Return the dataset of a slide at a spacing; see :mod:`dicomslide.labelled.resolution`.
 
     Parameters
     ----------
     slide : SlideContents
         The slide.
     spacing : float or str
-        Distance of pixels: see :func:`spacing_in_mm`.
+        Spacing of pixels: see :func:`spacing_in_mm`.
     data, orientation, squeeze, mask_and_scale
         See :func:`slide_groups`.
     labels : {"majority", "any"}
-        What a pixel of labels is of those that it covers.
+        Rule for the label of a pixel, from the labels that it covers.
     fast : bool
         See :meth:`ResampledReader.of`.
 
     Raises
     ------
     MetadataError
-        When the base level has no place on the slide.
+        When the header doesn't place the base level on the slide.
     ValueError
-        When the spacing isn't one, or pixels are larger than the slide.
+        When the spacing is invalid, or pixels are larger than the slide.
 
     """
     check_labels(labels)
@@ -335,7 +336,7 @@ def spacing_dataset(
 
 def _assembled(stacks: Sequence[Stack], grid: Grid, data: Data, squeeze: bool) -> xr.Dataset:
     """Return the dataset of variables on one grid."""
-    # z is that of the first image that has several planes: one beside it has one of them
+    # z is that of the first image with several planes; other images have one of these
     deepest = deepest_of(stacks)
     has_colors = any(stack.image._layout.pixel_format.is_color for stack in stacks)
     dataset = xr.Dataset(coords=grid.coords()).assign_coords(deepest.plane_coords(squeeze))
@@ -352,7 +353,7 @@ def _assembled(stacks: Sequence[Stack], grid: Grid, data: Data, squeeze: bool) -
 
 
 def _as_wanted(stack: Stack, mask_and_scale: MaskAndScale) -> Stack:
-    """Return a stack with what its pixels mean, or with what is stored."""
+    """Return a stack with fractions or real world values if `mask_and_scale` asks for them."""
     if isinstance(mask_and_scale, Mapping):
         mask_and_scale = mask_and_scale.get(stack.name, True)
     return stack.as_meant() if mask_and_scale else stack
@@ -365,20 +366,20 @@ def _dataset(
     squeeze: bool,
     frame_of_reference_uid: str | None,
 ) -> xr.Dataset:
-    """Return the dataset of one variable that has a grid of its own."""
+    """Return the dataset of one variable on its own grid."""
     grid = Grid.of(stack.image, orientation, frame_of_reference_uid)
     dataset = xr.Dataset(coords=grid.coords()).assign_coords(stack.plane_coords(squeeze))
     return stack.add_to(dataset, grid, data, squeeze)
 
 
 def _stacks_apart(slide: SlideContents, group: ChannelGroup) -> list[Stack]:
-    """Return what a group has that is in no level's dataset, from the largest to the smallest."""
+    """Return stacks of a group that are in no dataset of a level, from the largest."""
     apart = [
         (image, level)
         for image, level in group.images
         if level is None or not _is_beside(slide, group, level)
     ]
-    if not group.is_image:  # a derived image may lie apart from others of its series
+    if not group.is_image:  # derived images of a series may have different grids
         return [Stack.of_image(group, image) for image, _ in apart]
     levels = dict.fromkeys(level for _, level in apart if level is not None)
     stacks = (Stack.at_level(slide.levels[level], group) for level in levels)
@@ -386,7 +387,7 @@ def _stacks_apart(slide: SlideContents, group: ChannelGroup) -> list[Stack]:
 
 
 def _is_beside(slide: SlideContents, group: ChannelGroup, level: int) -> bool:
-    """Whether what a level has of a group is a variable of its dataset, not nodes of its own."""
+    """Whether images of a group at a level are a variable of the level's dataset."""
     here = slide.levels[level]
     first = next(each for each in slide._groups if here._images_of(each.indices))
     if group is first:
@@ -399,7 +400,7 @@ def _is_beside(slide: SlideContents, group: ChannelGroup, level: int) -> bool:
     own = here._planes_of(group.indices)
     if len(own) < 2 or not on_grid:
         return on_grid
-    # the level's z are those of its first image that has several planes
+    # z of the level is that of its first image with several planes
     of_images = (each for each in slide._groups if each.is_image)
     deep = (planes for each in of_images if len(planes := here._planes_of(each.indices)) > 1)
     planes = next(deep, here._planes_of(first.indices))

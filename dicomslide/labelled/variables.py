@@ -1,4 +1,4 @@
-"""The channels and focal planes of a slide, on one grid of pixels, as a variable."""
+"""Channels and focal planes of a slide as one variable on a grid of pixels."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ DIMS = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Grid:
-    """The pixels of a dataset: those of an image, upright or as stored."""
+    """Pixels of a dataset: those of an image, upright or as stored."""
 
     image: TiledImage
     geometry: SlideGeometry | None
     orientation: Orientation | None
-    """How the matrix is turned; None where it is as stored."""
+    """Transposition and flips of the matrix; None if it is as stored."""
     frame_of_reference_uid: str | None
-    """In which millimetres count; None where nothing says."""
+    """Frame of Reference UID of the millimetres; None if headers have none."""
 
     @classmethod
     def of(
         cls, image: TiledImage, orientation: OrientationName, frame_of_reference_uid: str | None
     ) -> Grid:
-        """Return the grid of an image; a warning says where it can't be upright in mm."""
+        """Return the grid of an image, with a warning if it can't be upright in mm."""
         if orientation not in ("upright", "stored"):
             raise ValueError(f'orientation must be "upright" or "stored", not {orientation!r}')
         check_memory(8 * sum(image.size), f"{image.name}: coordinates")
@@ -81,13 +81,13 @@ class Grid:
 
     @property
     def placed(self) -> SlideGeometry:
-        """Where the pixels lie, of a grid that has a place on the slide."""
+        """Geometry of a grid that has one."""
         assert self.geometry is not None
         return self.geometry
 
     @property
     def plane_shape(self) -> tuple[int, int]:
-        """Length of the dims, of a grid that has a place on the slide."""
+        """Lengths of the dims of a grid that has a geometry."""
         rows, columns = self.placed.shape
         is_transposed = self.orientation is not None and self.orientation.transpose
         return (columns, rows) if is_transposed else (rows, columns)
@@ -103,46 +103,46 @@ class Grid:
         return matrix_coords(self.geometry, self.orientation, size, self.frame_of_reference_uid)
 
     def turn(self, image: TiledImage) -> Orientation:
-        """Return how the matrix of an image of the same pixels is turned."""
+        """Return the transposition and flips of an image on this grid."""
         onto = turned_onto(image, self.image) or AS_STORED
         return onto.then(self.orientation or AS_STORED)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stack:
-    """Channels and focal planes that are one variable."""
+    """Channels and focal planes of one variable."""
 
     name: str
     """``image``, ``image_2``, ``segmentation``, ``parametric_map``, ..."""
     image: TiledImage
-    """The image whose header stands for all."""
+    """Image whose header describes the variable."""
     readers: tuple[Row, ...]
-    """By channel, then by focal plane; None where there are no pixels. A label map is one."""
+    """Readers by channel and focal plane; None without pixels. A label map is one channel."""
     channels: tuple[Channel, ...] = ()
     labels: tuple[str, ...] = ()
-    """Of each channel, by which it is selected."""
+    """Label of each channel, by which it is selected."""
     images: tuple[TiledImage, ...] = ()
-    """The first image of each channel."""
+    """First image of each channel."""
     planes: tuple[int, ...] = ()
     """Zero-based index of each focal plane in the slide."""
     offsets: tuple[float, ...] = ()
-    """Offset of each focal plane in µm: that of the first channel that has it."""
+    """Offset of each focal plane in µm, by the first channel that has it."""
     spans: tuple[tuple[float, float], ...] = ()
-    """Lowest and highest offset of the frames of each focal plane in µm, where one isn't flat; else
-    empty."""
+    """Lowest and highest offset of the frames of each focal plane in µm; empty if all planes are
+    flat."""
     heights: tuple[tuple[float, ...], ...] = ()
-    """Offset of each focal plane by channel in µm, where channels differ; else empty. NaN where a
-    channel lacks one."""
+    """Offset of each focal plane by channel in µm, NaN for missing planes; empty if channels don't
+    differ."""
     orientation: Orientation | None = None
-    """How what the readers give is turned onto the grid; None where the image says."""
+    """Transposition and flips from readers to the grid; None for those of the image."""
     resampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Attributes that say what the pixels of another grid are made of."""
+    """Attributes that describe how pixels of another grid were computed."""
 
     @classmethod
     def at_level(cls, level: Level, group: ChannelGroup) -> Stack | None:
-        """Return what a level has of a group of channels; None if nothing.
+        """Return the stack of a group of channels at a level; None if the level has none of them.
 
-        Channels lack some focal planes, with a warning, where a level has no pixels of them.
+        If the level lacks some combinations of channels and focal planes, there is a warning.
         """
         places = {key: place for key, place in level._places.items() if key[0] in group.indices}
         if not places:
@@ -152,7 +152,7 @@ class Stack:
         image, *others = level._images_of(group.indices)
         for other in others:
             _warn_if_apart(image, other)
-        is_label_map = image._layout.label_values is not None  # whose segments share their pixels
+        is_label_map = image._layout.label_values is not None  # all segments are in the same pixels
         if not is_label_map and len(places) < len(channels) * len(planes):
             warn(
                 f"{image.name}: its level has pixels for {len(places)} of {len(channels)} ×"
@@ -170,7 +170,7 @@ class Stack:
 
     @classmethod
     def of_image(cls, group: ChannelGroup, image: TiledImage) -> Stack:
-        """Return all that is in an image of a group whose identifiers are distinct."""
+        """Return the stack of one image of a group with distinct identifiers of channels."""
         planes = tuple(range(image.num_focal_planes))
         channels = range(image.num_channels)
         places: list[list[Place | None]] = [[(image, c, p) for p in planes] for c in channels]
@@ -180,7 +180,7 @@ class Stack:
 
     @classmethod
     def of_associated(cls, image: TiledImage) -> Stack:
-        """Return the first matrix of a label, overview or thumbnail, without its channels."""
+        """Return the stack of a label, overview or thumbnail: its first matrix."""
         return cls("image", image, _readers([[(image, 0, 0)]]))
 
     @classmethod
@@ -192,7 +192,7 @@ class Stack:
         planes: tuple[int, ...],
         places: list[list[Place | None]],
     ) -> Stack:
-        """Return what is at places by channel and focal plane; channels count in their group."""
+        """Return the stack of places by channel and plane; channels are indices in `group`."""
         labels = group.labels
         holders = [[place for place in row if place is not None] for row in places]
         of_plane = [
@@ -221,7 +221,7 @@ class Stack:
 
     @property
     def is_image(self) -> bool:
-        """Whether it shows the slide, and isn't derived."""
+        """Whether it isn't derived from other images."""
         return self.image.channel_type is ChannelTypes.OPTICAL_PATH
 
     @property
@@ -230,8 +230,8 @@ class Stack:
         return DIMS[self.image.channel_type] + self.name[len(_plain(self.name)) :]
 
     def has_planes_of(self, other: Stack) -> bool:
-        """Whether focal planes are those of another stack of the level."""
-        if self is other or len(self.planes) > 1:  # else they are nodes of their own
+        """Whether the focal planes are those of another stack of the level."""
+        if self is other or len(self.planes) > 1:  # otherwise it would be a separate node
             return True
         return (
             self.planes == other.planes
@@ -241,7 +241,7 @@ class Stack:
         )
 
     def as_meant(self) -> Stack:
-        """Return the same with fractions and real world values, where other values are stored."""
+        """Return the stack with fractions or real world values instead of stored values."""
         readers = tuple(
             tuple(reader and reader.as_meant() for reader in row) for row in self.readers
         )
@@ -271,17 +271,17 @@ class Stack:
         Parameters
         ----------
         dataset : xarray.Dataset
-            Has the coordinates of the grid and of the focal planes.
+            Dataset with the coordinates of the grid and of the focal planes.
         grid : Grid
-            The pixels.
+            The grid of the dataset.
         data : callable
-            Makes a variable's data of a :class:`StackedReader`.
+            Returns the data of the variable, given a :class:`StackedReader`.
         squeeze : bool
             Whether dims of size one become scalar coordinates.
         has_planes : bool
-            Whether its focal planes are those of the dataset; else its only one is an attribute.
+            Whether its focal planes are those of the dataset; else its only plane is an attribute.
         has_samples : bool
-            Whether the dim of samples may be of size one, where dims of that size are kept.
+            Whether a dim of samples of size one is kept when `squeeze` is False.
 
         """
         image = self.image
@@ -320,7 +320,7 @@ class Stack:
         return dataset.assign({self.name: variable})
 
     def _attrs(self, grid: Grid, has_planes: bool) -> dict[str, Any]:
-        """Return what headers say of the variable."""
+        """Return the attributes of the variable."""
         attrs = image_attrs(self.image, grid.geometry, grid.orientation)
         if not self.is_image:
             scaled = any(reader and reader.scaling for row in self.readers for reader in row)
@@ -346,7 +346,7 @@ class Stack:
 
 
 def deepest_of(stacks: Sequence[Stack]) -> Stack:
-    """Return the one whose focal planes are those of a dataset: the first image with several."""
+    """Return the stack whose focal planes are those of a dataset: the first with several."""
     return next((each for each in stacks if each.is_image and len(each.planes) > 1), stacks[0])
 
 
@@ -363,7 +363,7 @@ def _offset(place: Place) -> float:
 def _readers(
     places: Sequence[Sequence[Place | None]],
 ) -> tuple[Row, ...]:
-    """Return the readers of places by channel and plane; one of each plane of a label map."""
+    """Return the readers of places by channel and plane; of a label map, one channel."""
     readers = tuple(
         tuple(
             None if place is None else place[0].get_total_pixel_matrix(*place[1:])._reader
@@ -379,14 +379,14 @@ def _readers(
 
 
 def _regular(lengths: tuple[int, ...]) -> int | tuple[int, ...]:
-    """Return one number for chunks that are all of one length but the last."""
+    """Return the lengths of chunks, as one number if all but the last are equal."""
     first = lengths[0]
     regular = all(length == first for length in lengths[:-1]) and lengths[-1] <= first
     return first if regular else lengths
 
 
 def _warn_if_apart(first: TiledImage, other: TiledImage) -> None:
-    """Warn where images that are one array lie apart."""
+    """Warn if images of one array have different positions on the slide."""
     if not lies_on(other, first):
         warn(
             f"{other.name} lies apart from {first.name}, by more than half a pixel; coordinates"

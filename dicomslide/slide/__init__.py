@@ -1,4 +1,16 @@
-"""Slides: what they consist of, and how they are found and opened."""
+"""Slides: opening, discovery and the class `Slide`.
+
+``slide``, ``arrays``
+    `Slide`: pixels, pictures, annotations and coordinates; and labelled arrays.
+``opening``, ``discovery``
+    `open_slide` and `find_slides`.
+``sorting``
+    Instances sorted into slides by their headers.
+``cohort``
+    `open_slides`: a mapping of names to slides.
+``sampler``, ``tile_dataset``, ``tile_order``, ``workers``
+    Map-style data sets of regions and tiles, orders of reading, and shares of processes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A slide's pixels as labelled arrays of dask's."""
+"""A slide's pixels as labelled dask arrays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["SlideArrays"]
 
 
 class SlideArrays(SlideContents):
-    """A slide's contents, and what makes xarray's objects of them."""
+    """Contents of a slide, and methods that return xarray objects."""
 
     @renamed_frame
     def to_dataset(
@@ -40,7 +40,7 @@ class SlideArrays(SlideContents):
         labels: Labels = "majority",
         fast: bool = False,
     ) -> xr.Dataset:
-        """Return a level, or the slide at any other resolution, as a dataset of dask arrays.
+        """Return a level, or the slide at any spacing, as a dataset of dask arrays.
 
         Parameters
         ----------
@@ -53,49 +53,49 @@ class SlideArrays(SlideContents):
         squeeze : bool, default: True
             Whether dims of size one, other than rows and columns, become scalar coordinates.
         mask_and_scale : bool or mapping, default: True
-            Whether fractional segmentations are fractions, 0 to 1 (float32), and parametric maps
-            of integers real world values by their mapping (float64; NaN where a value isn't
-            mapped); else what is stored, as in all other methods. A mapping says it by the name
-            of the variable.
+            Whether fractional segmentations are converted to fractions from 0 to 1 (float32), and
+            parametric maps of integers to real world values by their mapping (float64; NaN for
+            values without a mapping); otherwise values are as stored, as in all other methods. A
+            mapping gives a value for each variable by name.
         spacing : float or str, optional
-            Distance of pixels, instead of a level: a number in mm; a text with a unit, such as
-            ``"0.5 um"``; or a magnification, ``"10x"``, which is 1 µm. See the notes.
+            Spacing of pixels, instead of a level: a number in mm; a text with a unit, such as
+            ``"0.5 um"``; or a magnification, where ``"10x"`` is 1 µm. See the notes.
         labels : {"majority", "any"}, default: "majority"
-            What a pixel of labels (segments, label maps) is of those that it covers, where there is
-            a spacing: the label of the largest area; or any label before background.
+            With a spacing, rule for pixels of segments and label maps: the label of the largest
+            area, or any label before background.
         fast : bool, default: False
-            Whether the decoder may leave out detail, where there is a spacing: JPEG frames decode
-            at 1/2, 1/4 or 1/8 of their size in down to half of the time, and pixels differ from
-            means by few grey levels, at sharp edges by up to 25 or so; HTJ2K in a fraction of the
-            time, with another low-pass.
+            With a spacing, whether frames may be decoded at reduced size. JPEG frames are decoded
+            at 1/2, 1/4 or 1/8 of their size in as little as half the time; pixels differ from
+            means by a few grey levels, at sharp edges by up to about 25. HTJ2K takes a fraction of
+            the time, with larger differences, because its low-pass filter isn't a mean.
 
         Returns
         -------
         xarray.Dataset
-            With the variables ``image``, dims (channel, z, y, x, sample); ``segmentation``, dims
-            (segment, z, y, x); and ``parametric_map``, dims (parameter, z, y, x): what the level
-            has of them. Optical paths whose pixels are of another kind are ``image_2``, dims
-            (channel_2, z, y, x, sample).
+            Those of the following variables that the level has: ``image``, dims (channel, z, y, x,
+            sample); ``segmentation``, dims (segment, z, y, x); ``parametric_map``, dims (parameter,
+            z, y, x). Optical paths with another type of pixels are ``image_2``, dims (channel_2, z,
+            y, x, sample).
 
         Raises
         ------
         LevelNotFoundError
             When there is no such level.
         MetadataError
-            When there is a spacing, but the header doesn't say where the base level lies.
+            When there is a spacing, but the header doesn't place the base level on the slide.
         TypeError
             When both a level and a spacing are given.
         ValueError
-            When the spacing isn't one, or pixels are larger than the slide.
+            When the spacing is invalid, or pixels are larger than the slide.
 
         Notes
         -----
-        The grid of a spacing begins at the outer corner of the base level's pixel (0, 0), so that
-        the first centre lies half a pixel from it, and ends where the images do: the last pixel may
-        reach beyond. A pixel is the mean, by area, of the stored pixels that it covers and that
-        aren't NaN; integers are rounded, halves up. These are pixels of the coarsest level that is
-        finer than the spacing, or of the base level where none is. Each frame is decoded once for a
-        chunk.
+        The grid of a spacing begins at the outer corner of pixel (0, 0) of the base level, so that
+        the first centre is half a pixel from the corner. It covers the images; the last pixel may
+        extend beyond them. A pixel is the mean, by area, of the stored pixels that it covers,
+        without NaN; integers are rounded half up. Stored pixels are those of the coarsest level
+        that is finer than the spacing, or of the base level if none is. A task decodes each frame
+        of its chunk once.
 
         """
         from dicomslide.labelled.tree import level_dataset, spacing_dataset
@@ -137,21 +137,21 @@ class SlideArrays(SlideContents):
         associated : bool, default: False
             Whether label, overview and thumbnail are nodes beside the levels.
         include_patient : bool, default: False
-            Whether attributes that identify the patient are among the attributes.
+            Whether the attributes include those that identify the patient.
         levels : {"stored", "virtual"}, default: "stored"
-            Whether levels that the slide doesn't store are among its levels: by factors of two,
-            down to a small one, each made of the next finer one that is stored.
+            Whether there are virtual levels in addition, by factors of two down to a small one.
+            Each is computed from the next finer stored level.
         spacings : sequence of float or str, optional
-            Distances of pixels, instead of levels, as :meth:`to_dataset` takes them; the levels of
-            the tree are these, from the finest to the coarsest.
+            Spacings of the levels of the tree, instead of those stored; see :meth:`to_dataset`.
+            They are sorted from the finest to the coarsest.
         labels, fast
-            See :meth:`to_dataset`; `fast` is the default of virtual levels only.
+            See :meth:`to_dataset`; by default `fast` is True for virtual levels only.
 
         Returns
         -------
         xarray.DataTree
-            With the nodes ``level_0``, ``level_1``, ...; and one for each image that lies on no
-            level's grid, derived or of channels apart, by the name of its variable.
+            With the nodes ``level_0``, ``level_1``, ...; and a node for each derived image or group
+            of channels that isn't on the grid of its level, by the name of its variable.
 
         """
         import xarray as xr
@@ -191,21 +191,21 @@ class SlideArrays(SlideContents):
         Parameters
         ----------
         x, y : tuple of float
-            The box in mm: both ends, in any order.
+            Both ends of the box in mm, in any order.
         spacing : float or str, optional
-            Distance of pixels: see :meth:`to_dataset`. Either this or a level is given.
+            Spacing of pixels: see :meth:`to_dataset`. Either this or a level is given.
         level : int, optional
             Zero-based index into pyramid levels.
         variable : str, default: "image"
-            Which variable of the dataset.
+            Name of a variable of the dataset.
         chunks, labels, fast
             See :meth:`to_dataset`.
 
         Returns
         -------
         xarray.DataArray
-            The pixels whose centres lie in the box, on the grid of the level or of the spacing:
-            regions of one spacing align. Dims as in :meth:`to_dataset`.
+            The pixels with centres in the box, on the grid of the level or spacing, so that regions
+            of one spacing have a common grid. Dims as in :meth:`to_dataset`.
 
         Raises
         ------
@@ -216,7 +216,8 @@ class SlideArrays(SlideContents):
         LevelNotFoundError
             When there is no such level.
         MetadataError
-            When the slide lies obliquely, or nowhere: it has no upright array.
+            When there is no upright array, because the slide lies obliquely, or the header doesn't
+            place it.
 
         """
         from dicomslide.labelled.resolution import wanted_spacing
@@ -251,17 +252,17 @@ class SlideArrays(SlideContents):
     ) -> xr.DataArray:
         """Return patches of one size, around given centres, as one lazy array.
 
-        Patches are read some at a time, and share their frames: each is decoded once for them.
+        A chunk holds several patches, and each frame is decoded once per chunk.
 
         Parameters
         ----------
         centers : array-like, AnnotationGroup or geopandas.GeoDataFrame
-            (x, y) of the middle of each patch in mm, shape (patches, 2); or what has ``bounds`` in
-            mm, whose middles are taken.
+            (x, y) of the centre of each patch in mm, shape (patches, 2); or an object with
+            ``bounds`` in mm, whose centres are used.
         size : tuple of int
             Rows and columns of a patch.
         spacing : float or str, optional
-            Distance of pixels: see :meth:`to_dataset`. Either this or a level is given.
+            Spacing of pixels: see :meth:`to_dataset`. Either this or a level is given.
         level : int, optional
             Zero-based index into pyramid levels.
         channel_index, focal_plane_index : int, default: 0
@@ -272,21 +273,21 @@ class SlideArrays(SlideContents):
         Returns
         -------
         xarray.DataArray
-            Dims (patch, y, x, sample), upright; without the last where pixels have one sample. The
-            coordinates ``center_x`` and ``center_y`` along ``patch`` are the mm of the patches'
-            own middles: a patch begins with a whole pixel of the grid of the level or the spacing.
-            What reaches out of the matrix is background.
+            Dims (patch, y, x, sample), upright; without the last if pixels have one sample. The
+            coordinates ``center_x`` and ``center_y`` along ``patch`` are the centres of the patches
+            in mm, which may differ from the given ones by half a pixel, because patches consist of
+            whole pixels of the grid. Pixels outside the matrix are background.
 
         Raises
         ------
         TypeError
             When not exactly one of `spacing` and `level` is given.
         ValueError
-            When centres aren't finite pairs, or there is no such channel or focal plane.
+            When centres aren't pairs of finite numbers, or there is no such channel or focal plane.
         LevelNotFoundError
             When there is no such level.
         MetadataError
-            When the header doesn't say where the image lies on the slide.
+            When the header doesn't place the image on the slide.
 
         """
         from dicomslide.labelled.patches import centers_of, labelled_patches, patch_grid
@@ -306,29 +307,29 @@ class SlideArrays(SlideContents):
     def level_at(
         self, spacing: Spacing | None = None, *, magnification: float | None = None
     ) -> LevelAt:
-        """Find the stored level that is nearest to a resolution.
+        """Find the stored level with the nearest spacing.
 
         Parameters
         ----------
         spacing : float or str, optional
-            Distance of pixels: see :meth:`to_dataset`.
+            Spacing of pixels: see :meth:`to_dataset`.
         magnification : float, optional
-            10 is 1 µm. Either this or a spacing is given.
+            Magnification, where 10 is 1 µm. Either this or a spacing is given.
 
         Returns
         -------
         LevelAt
-            The level, its spacing in mm (the mean of both axes), and how many of its pixels make
-            one of those that are wanted, along an edge: 1 where it is just that.
+            The level, its spacing in mm (the mean of both axes), and the requested spacing divided
+            by it.
 
         Raises
         ------
         TypeError
             When not exactly one of both is given.
         ValueError
-            When it isn't above zero.
+            When the value isn't above zero.
         MetadataError
-            When a header has no spacing, nor anything to derive it from.
+            When a header has no spacing, and no attributes from which it can be derived.
 
         """
         if (spacing is None) == (magnification is None):
@@ -343,11 +344,11 @@ class SlideArrays(SlideContents):
 
 
 class LevelAt(NamedTuple):
-    """The stored level that is nearest to a resolution."""
+    """Stored level with the spacing nearest to a requested one."""
 
     level: int
     """Zero-based index into pyramid levels."""
     spacing: float
-    """Distance of its pixels in mm."""
+    """Spacing of the level in mm."""
     factor: float
-    """How many of its pixels make one of those that are wanted, along an edge."""
+    """Requested spacing divided by that of the level."""

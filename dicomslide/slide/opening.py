@@ -1,4 +1,4 @@
-"""The short way in: from a path or a client to a slide."""
+"""Opening of a slide from a path, a URL, a client or a store."""
 
 from __future__ import annotations
 
@@ -56,36 +56,41 @@ def open_slide(
     Parameters
     ----------
     source : path-like, bytes, file object, list of these, DICOMClient, FrameStore or Slide
-        A DICOM file, a folder of them, or a list of both, on disk or as URLs that fsspec knows
-        (``s3://``, ``gs://``, ``https://``, ``zip://…::…``), or a zip or tar file, which is read
-        as a folder is, or a DICOMDIR, for the files that it lists; what is in such files, as bytes
-        or as binary file objects that seek, which stay open and are read by nobody else; or a
-        ``dicomweb_client.api.DICOMClient``, of which all slides are looked at, unless a study is
-        given: see :func:`find_slides`; or the URL of a series or study,
-        ``"dicomweb+https://host/.../studies/.../series/..."`` (known without ``dicomweb+``, too),
-        or of a service, ``"dicomweb+https://host/..."``. It holds no credentials: see `session`
-        and :func:`register_credentials`.
+        One of these:
+
+        * a DICOM file, a folder, or a list of both, on disk or as URLs of fsspec (``s3://``,
+          ``gs://``, ``https://``, ``zip://…::…``); a zip or tar file is read as a folder, a
+          DICOMDIR as the files that it lists;
+        * the content of files, as bytes or as seekable binary file objects, which must stay open
+          and must not be used otherwise;
+        * the URL of a series or study on a DICOMweb server,
+          ``"dicomweb+https://host/.../studies/.../series/..."`` (``dicomweb+`` is optional), or of
+          a service, ``"dicomweb+https://host/..."``, without credentials: see `session` and
+          :func:`register_credentials`;
+        * a ``dicomweb_client.api.DICOMClient``, of which all slides are examined unless a study is
+          given: see :func:`find_slides`;
+        * a :class:`FrameStore`, or a :class:`Slide` to be opened with other options.
     study_instance_uid : str, optional
-        Study Instance UID of the slide wanted, where several studies are there.
+        Study Instance UID of the slide, to choose among several studies.
     container_id : str, optional
-        Container Identifier of the slide wanted, where several are there.
+        Container Identifier of the slide, to choose among several slides.
     frame_of_reference_uid : str, optional
-        Frame of Reference UID of the slide wanted, where several are there.
+        Frame of Reference UID of the slide, to choose among several slides.
     pyramid : int, str or path-like, optional
-        Which pyramid is read, where several are on the glass: see :class:`Slide`.
+        Pyramid to read if the glass has several: see :class:`Slide`.
     max_frame_cache_size : int, optional
-        Largest number of decoded frames of each image that the process keeps; by default as
-        many as the option `frame_cache_bytes` allows.
+        Upper bound on the decoded frames of each image that the process caches; by default they
+        are bounded by the option `frame_cache_bytes` only.
     pyramid_tolerance, correct_color, on_error, align_levels, spacing
-        See :class:`Slide`, which has the defaults. A Slide that is opened again keeps what isn't
-        given; what is given holds for the slide returned, which has the same instances.
+        See :class:`Slide`, also for the defaults. If `source` is a Slide, options that aren't given
+        are those of this slide; the returned slide has the same instances.
     storage_options : mapping or callable, optional
-        How URLs are reached, credentials included, which never leave the process: see
+        Options of fsspec for URLs, including credentials, which never leave the process: see
         :func:`register_storage_options`.
     session : requests.Session or callable, optional
-        What the URL of a DICOMweb service is read by, instead of what is registered: a session,
-        or what returns one when called with the URL of the service, as
-        :func:`register_credentials` takes it. It is this slide's alone, and stays in the process.
+        For the URL of a DICOMweb server, a session to use instead of what is registered, or a
+        function that returns one when called with the URL of the service, as in
+        :func:`register_credentials`. It is used for this slide only, and isn't pickled.
 
     Returns
     -------
@@ -97,16 +102,16 @@ def open_slide(
     FileNotFoundError
         When a path or an object doesn't exist.
     SourceDeniedError
-        When a server doesn't let what is there be seen with these credentials, or without any.
+        When a server denies access with these credentials, or without any.
     SourceReadError
-        When a server can't be reached, or doesn't give what is there.
+        When a server can't be reached, or fails to send data.
     NotDicomError, NotSlideError
-        When there is no DICOM file, or none with a slide image; when a URL isn't one, or there is
-        no slide or pyramid such as is wanted.
+        When there is no DICOM file, or none with a slide image; when a URL is invalid, or there is
+        no such slide or pyramid.
     ValueError
-        When `storage_options` or a `session` are given, but no URL that they are for.
+        When `storage_options` or a `session` are given, but no URL to which they apply.
     AmbiguousSlideError
-        When several slides are there; the message lists them.
+        When there are several slides; the message lists them.
 
     """
     check_access(source, storage_options, session)
@@ -152,7 +157,7 @@ def open_slide(
 
 
 def _check_is(slide: Slide, study: str | None, container: str | None, frame: str | None) -> None:
-    """Raise where an open slide is another one than that which is wanted."""
+    """Raise a NotSlideError if an open slide isn't the requested one."""
     for keyword, wanted in (
         ("StudyInstanceUID", study),
         ("ContainerIdentifier", container),
@@ -167,7 +172,7 @@ def _check_is(slide: Slide, study: str | None, container: str | None, frame: str
 def _choose(
     store: FrameStore, metadata: Sequence[Dataset], container: str | None, frame: str | None
 ) -> list[Dataset]:
-    """Return the metadata of one slide of several, with what isn't an image of another one."""
+    """Return the metadata of one slide of several, without annotations of other slides."""
     from dicomslide.annotation.bulk import are_annotations_of
 
     images = [TiledImage(store, each) for each in metadata if dicom.is_tiled_image(each)]

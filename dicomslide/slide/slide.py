@@ -35,53 +35,55 @@ __all__ = ["Slide"]
 class Slide(SlideArrays):
     """A digital slide.
 
-    The images that share a Frame of Reference UID and a Container Identifier: those of one or
-    more channels and focal planes, at one or more resolutions (levels), with label, overview,
-    and the segmentations and parametric maps that were derived from them. Where there are
-    derived images only, their own sizes are the levels.
+    It consists of the images with one Frame of Reference UID and one Container Identifier: images
+    of one or more channels and focal planes at one or more resolutions (levels), label and
+    overview, and the segmentations and parametric maps derived from them. If there are derived
+    images only, the levels are the sizes of these.
 
-    Channels are counted through: optical paths first, then the segments and parameters of each
-    derived series. Rows and columns are those of the total pixel matrices as stored, x and y
-    millimetres of the slide (PS3.3 C.8.12.2.1).
+    Indices of channels are consecutive: optical paths first, then the segments and parameters of
+    each derived series. Rows and columns are those of the total pixel matrices as stored; x and y
+    are millimetres on the slide (PS3.3 C.8.12.2.1).
 
     Parameters
     ----------
     client : dicomweb_client.api.DICOMClient or FrameStore
-        Where the frames are.
+        Source of the frames.
     image_metadata : sequence of pydicom.dataset.Dataset
         Metadata of the VL Whole Slide Microscopy Image instances of the slide, and of
         Segmentation, Parametric Map and Microscopy Bulk Simple Annotations instances derived
         from them.
     max_frame_cache_size : int or None, default: 6
-        Largest number of decoded frames of each image that the process keeps; None for as
-        many as the option `frame_cache_bytes` allows.
+        Upper bound on the decoded frames of each image that the process caches; None bounds them
+        by the option `frame_cache_bytes` only.
     pyramid_tolerance : float, default: 0.1
-        Distance in mm by which the centres of levels may differ, if more than a pixel.
+        Largest distance in mm between the centres of levels, if larger than a pixel.
     correct_color : bool, default: True
         Whether colours are mapped to sRGB by the ICC profile of the optical path.
     on_error : {"raise", "fill"}, default: "raise"
-        Whether a frame that can't be read or decoded raises, or is background with a warning.
+        Whether a frame that can't be read or decoded raises, or is replaced by background with a
+        warning.
     align_levels : bool, default: True
-        Whether levels that state the Total Pixel Matrix Origin of the base are laid on its corner,
-        where their pixels are; False takes each header at its word.
+        Whether levels with the Total Pixel Matrix Origin of the base are aligned to its corner, to
+        which their pixels correspond; False uses each header unchanged.
     pyramid : int or str, optional
-        Which pyramid is read, where several are on the glass (regions scanned one by one; a stack
-        beside its image with an extended depth of field): its number, from 0, the largest, on; its
-        Pyramid UID; or the SOP Instance UID, the path or the name of a file of it. Without it the
-        largest is read, and a warning lists them.
+        Pyramid to read if the glass has several (regions scanned separately; a stack, and an image
+        with extended depth of field): its index, where 0 is the largest; its Pyramid UID; or the
+        SOP Instance UID, path or name of one of its files. By default the largest is read, and a
+        warning lists all.
     spacing : float or str, optional
-        Distance of the base level's pixels, where headers have none or a wrong one: a number in mm,
-        or text such as ``"0.25 um"``. Levels and derived images are in proportion; attributes of
-        arrays say what was given, and what headers state.
+        Spacing of the base level, for headers without one or with a wrong one: a number in mm, or
+        text such as ``"0.25 um"``. Other levels and derived images are scaled in proportion.
+        Attributes of arrays contain the given spacing and that of the headers.
 
     Raises
     ------
     NotSlideError
-        When no VOLUME or THUMBNAIL image, nor one derived from it, is among the images.
+        When there is no VOLUME or THUMBNAIL image, nor an image derived from one.
     AmbiguousSlideError
-        When they belong to several slides, or two hold the same place in it.
+        When images belong to several slides, or two images have the same channel, focal plane and
+        level.
     MetadataError
-        When a header lacks what is needed, or contradicts itself.
+        When a header lacks a required attribute, or contradicts itself.
 
     Examples
     --------
@@ -129,7 +131,7 @@ class Slide(SlideArrays):
             (level for level in reversed(self.levels) if max(level.size) >= PICTURE_SIZE),
             self.levels[0],
         )
-        # the first channel and plane that are on the levels
+        # the first channel and plane of the level
         (channel, plane), place = min(level._places.items(), key=lambda each: each[0])
         image, *indices = place
 
@@ -140,13 +142,13 @@ class Slide(SlideArrays):
         return slide_html(self.describe(), image.describe(), picture, caption)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the slide consists of, in plain values; reads headers only.
+        """Return the contents of the slide as plain values; reads headers only.
 
         Returns
         -------
         dict
-            Of values that JSON has: what headers say of the slide, its pyramids, levels, associated
-            and derived images, channels, focal planes (µm), labels of segments and annotations.
+            Values of JSON types: attributes of the slide, its pyramids, levels, associated and
+            derived images, channels, focal planes (µm), labels of segments, and annotations.
 
         """
         from dicomslide.contents.description import describe
@@ -168,8 +170,8 @@ class Slide(SlideArrays):
         Parameters
         ----------
         offset : tuple of int
-            Zero-based (row, column) of a pixel of the base level, whatever the level that is
-            read: the region begins with the pixel in which that one's centre lies
+            Zero-based (row, column) of a pixel of the base level, for any `level`: the region
+            begins with the pixel of `level` that contains the centre of this pixel
         level : int
             Zero-based index into pyramid levels
         size : tuple of int
@@ -180,16 +182,16 @@ class Slide(SlideArrays):
         Returns
         -------
         numpy.ndarray
-            Shape (rows, columns, samples), exactly as requested; outside of the matrix is
-            background. Rows and columns run as those of the level's image do, where that of the
-            channel is stored in another orientation, too
+            Shape (rows, columns, samples), with the requested rows and columns; pixels outside the
+            matrix are background. Rows and columns have the directions of the level's image, also
+            if the image of the channel is stored in another orientation
 
         Raises
         ------
         LevelNotFoundError
             When there is no such level
         TypeError
-            When an offset or a size is no integer
+            When an offset or a size isn't an integer
         ValueError
             When there is no such channel or focal plane, or a size is negative
 
@@ -228,8 +230,8 @@ class Slide(SlideArrays):
         Returns
         -------
         numpy.ndarray
-            Shape (rows, columns, samples), upright: columns run along X, rows against Y;
-            outside of the matrix is background. Its shape depends on `size` only.
+            Shape (rows, columns, samples), upright: columns run along X, rows against Y; pixels
+            outside the matrix are background. The shape depends on `size` only
 
         Raises
         ------
@@ -238,7 +240,7 @@ class Slide(SlideArrays):
         ValueError
             When there is no such channel or focal plane, or a size is negative
         MetadataError
-            When the header doesn't say where the image lies on the slide
+            When the header doesn't place the image on the slide
 
         """
         image, channel, plane = self._place(level, channel_index, focal_plane_index)
@@ -252,24 +254,24 @@ class Slide(SlideArrays):
         focal_plane_index: int = 0,
         spacing: Spacing | None = None,
     ) -> NDArray[np.uint8]:
-        """Return an upright picture of the whole slide, as a screen shows it.
+        """Return an upright picture of the whole slide in 8 bits, for display.
 
-        Detail is left out while frames are decoded, where that takes less time: pixels are near to
-        means of what they show, but aren't exactly these.
+        Frames may be decoded at reduced size where that takes less time, so that pixels approximate
+        means of stored pixels.
 
         Parameters
         ----------
         size : int, default: 1024
-            Pixels along the longer edge; never more than the base level has.
+            Pixels along the longer edge, at most those of the base level
         channel_index, focal_plane_index : int, default: 0
             Zero-based indices into channels and focal planes
         spacing : float or str, optional
-            Distance of pixels, instead of a size: a number in mm, or text such as ``"10 um"``.
+            Spacing instead of a size: a number in mm, or text such as ``"10 um"``
 
         Returns
         -------
         numpy.ndarray
-            Shape (rows, columns, 3), or (rows, columns) where the slide is grey, uint8
+            Shape (rows, columns, 3), or (rows, columns) for a slide without colour, uint8
 
         Raises
         ------
@@ -285,7 +287,7 @@ class Slide(SlideArrays):
     def _picture_source(
         self, size: int, channel_index: int, focal_plane_index: int
     ) -> tuple[TiledImage, int, int, int]:
-        """Return the smallest image that is large enough for a picture, and where it is in it."""
+        """Return the smallest image that is large enough, with size, channel and focal plane."""
         if operator.index(size) < 1:
             raise ValueError(f"a picture of {size} pixels along its longer edge isn't possible")
         place = (channel_index, focal_plane_index)
@@ -309,25 +311,25 @@ class Slide(SlideArrays):
         Parameters
         ----------
         size : int, default: 1024
-            Pixels of the picture along its longer edge; never more than the base level has.
+            Pixels of the picture along its longer edge, at most those of the base level.
         channel_index, focal_plane_index : int, default: 0
             Zero-based indices into channels and focal planes.
         scale_bar : bool, default: True
-            Whether a bar of a round length is drawn.
+            Whether to draw a scale bar of a round length.
         ax : matplotlib.axes.Axes, optional
-            Axes to plot into; the current ones if not given.
+            Axes to plot into; by default the current ones.
 
         Returns
         -------
         matplotlib.axes.Axes
-            With the limits of the slide in mm.
+            Axes with the limits of the slide in mm.
 
         Raises
         ------
         ImportError
             When matplotlib isn't installed.
         MetadataError
-            When the header doesn't say where the image lies on the slide.
+            When the header doesn't place the image on the slide.
         ValueError
             When there is no such channel or focal plane, or `size` is less than one.
 
@@ -365,26 +367,26 @@ class Slide(SlideArrays):
         channel_index : int, default: 0
             Zero-based index into channels
         padding : int or sequence of int, default: 0
-            Pixels of the level that are added at all borders; at left/right and top/bottom; or at
-            left (−X), top (+Y), right (+X) and bottom (−Y)
+            Pixels of the level that are added: one number for all borders; two for left/right and
+            top/bottom; or four for left (−X), top (+Y), right (+X) and bottom (−Y)
         padding_mm : float or sequence of float, default: 0.0
-            The same in mm; both add up
+            The same in mm; both are added
 
         Returns
         -------
         numpy.ndarray
-            Shape (rows, columns, samples), upright: columns run along X, rows against Y; at least
-            one pixel, and its padding, of that focal plane of the channel which is nearest to the
-            annotation's z. It is the region of the padded bounding box, as
-            :meth:`get_slide_region` has it
+            Shape (rows, columns, samples), upright: columns run along X, rows against Y. The region
+            of the padded bounding box, as of :meth:`get_slide_region`, with at least one pixel and
+            its padding. It is read from the focal plane of the channel that is nearest to the z of
+            the annotation
 
         Raises
         ------
         LevelNotFoundError
             When there is no such level
         ValueError
-            When the annotation is an ELLIPSOID or in another frame of reference, `padding` isn't
-            of whole numbers, or there is no such channel
+            When the annotation is an ELLIPSOID or in another frame of reference, `padding` contains
+            a number that isn't whole, or there is no such channel
 
         """
         from dicomslide.annotation.group import region_of_annotation
@@ -419,7 +421,7 @@ class Slide(SlideArrays):
         Raises
         ------
         MetadataError
-            When annotations contradict themselves, or refer to an image that isn't here
+            When annotations contradict themselves, or refer to an image that isn't available
 
         """
         from dicomslide.annotation.bulk import find_annotation_groups
@@ -451,8 +453,8 @@ class Slide(SlideArrays):
         Returns
         -------
         tuple of int
-            Zero-based (row, column) of the pixel there; negative, or beyond the matrix, where
-            the slide wasn't imaged
+            Zero-based (row, column) of the pixel at the position; negative, or beyond the matrix,
+            outside the imaged area
 
         Raises
         ------
