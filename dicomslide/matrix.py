@@ -283,7 +283,7 @@ class TotalPixelMatrix(Identified):
         if frame_number is not None:
             frame = np.array([operator.index(frame_number) - 1])
             channel, plane, tile = (
-                int(found[0]) for found in self._reader.layout.frames.places(frame)
+                int(found[0]) for found in self._reader.layout.frames.locate(frame)
             )
             reader = self._reader
             if reader.layout.shares_frames:

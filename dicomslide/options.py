@@ -77,7 +77,7 @@ class Options:
     """Upper bound on the bytes of frames in that folder, over all images."""
 
     index_folder: str = ""
-    """Folder in which the places of frames are cached for files and objects without an offset
+    """Folder in which the offsets of frames are cached for files and objects without an offset
     table, which have to be scanned; none by default. Several processes may share it."""
 
     def __post_init__(self) -> None:
@@ -213,7 +213,7 @@ class set_options:
     frame_folder_bytes : int, optional
         Upper bound on the bytes of frames in that folder, over all images.
     index_folder : str, optional
-        Folder in which the places of frames are cached for files and objects without an offset
+        Folder in which the offsets of frames are cached for files and objects without an offset
         table, which have to be scanned; ``""`` for none.
 
     Notes

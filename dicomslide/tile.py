@@ -224,7 +224,7 @@ def compute_frame_positions(
         functools.partial(_frame_groups, image) if file is None else file.frame_groups,
     )
     check_memory(layout.num_frames * BYTES_PER_FRAME, f"positions of {layout.num_frames} frames")
-    channels, planes, tiles = layout.frames.places(np.arange(layout.num_frames))
+    channels, planes, tiles = layout.frames.locate(np.arange(layout.num_frames))
     if positions is None and not layout.shares_frames:  # the layout leaves out paths without frames
         declared = [channel.identifier for channel in channels_of(image)]
         held = [declared.index(channel.identifier) for channel in layout.channels]

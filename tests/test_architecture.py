@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,8 @@ from dicomslide.testing import write_slide
 
 PACKAGE = Path(dicomslide.__file__).parent
 
-# from the bottom up: a room may import what stands before it, and nothing beside it on its floor
-FLOORS = (
+# from the bottom up: a room may import those of layers before its own
+LAYERS = (
     {"errors", "enum", "_version"},
     {"process"},
     {"options"},
@@ -49,6 +50,7 @@ BACKENDS = (
     {"objects", "dicomweb"},
     {"open"},
 )
+IN_WORDS = Path(__file__).parent.parent / "docs" / "internals" / "index.md"
 FOR_TESTING = {"errors", "enum", "_version", "process", "options", "pixels", "header"}
 """What `testing` may import: it shares no reader with what it tests."""
 
@@ -82,8 +84,8 @@ PACKAGES = {
 }
 
 
-def floor_of(room, floors):
-    return next((number for number, rooms in enumerate(floors) if room in rooms), None)
+def layer_of(room, layers):
+    return next((number for number, rooms in enumerate(layers) if room in rooms), None)
 
 
 def is_allowed(name, other):
@@ -96,10 +98,10 @@ def is_allowed(name, other):
     if its_room == "testing":
         return room == "demo"
     if room != its_room:
-        here, there = floor_of(room, FLOORS), floor_of(its_room, FLOORS)
+        here, there = layer_of(room, LAYERS), layer_of(its_room, LAYERS)
         return None not in (here, there) and there < here
     if room == "backends" and inner[0] != "__init__" and inner[0] != its_inner[0]:
-        here, there = floor_of(inner[0], BACKENDS), floor_of(its_inner[0], BACKENDS)
+        here, there = layer_of(inner[0], BACKENDS), layer_of(its_inner[0], BACKENDS)
         return None not in (here, there) and there < here
     return True
 
@@ -107,6 +109,18 @@ def is_allowed(name, other):
 @pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: Path(value).name)
 def test_imports_point_downwards(name, path):
     assert not [other for other in imported(path) if not is_allowed(name, other)]
+
+
+@pytest.mark.parametrize(
+    ("heading", "layers"), [("Layers of the package", LAYERS), ("Layers of backends", BACKENDS)]
+)
+def test_the_layers_are_written_as_they_are(heading, layers):
+    if not IN_WORDS.exists():
+        pytest.skip("the documentation isn't there")
+    section = IN_WORDS.read_text(encoding="utf-8").partition(f"### {heading}\n")[2]
+    lines = re.findall(r"^(\d+)\. (.+)$", section.partition("\n#")[0], re.MULTILINE)
+    assert [int(number) for number, _ in lines] == list(range(1, len(layers) + 1))
+    assert [set(re.findall(r"`(\w+)`", rooms)) for _, rooms in lines] == list(layers)
 
 
 def test_modules_import_each_other_in_no_circle():
@@ -168,8 +182,8 @@ def test_a_first_region_costs_no_module_that_it_does_not_need(tmp_path):
     assert "numpy.ma" not in imported  # which plain np.unique imports, for 20 ms
     ours = {name.removeprefix("dicomslide.") for name in imported if "dicomslide." in name}
     assert not ours & {"backends.dicomweb.source", "backends.dicomweb.connection", "xarray_plugin"}
-    floors = {name.partition(".")[0] for name in ours}
-    assert not floors & {"annotation", "labelled", "display", "openslide", "testing", "demo"}
+    rooms = {name.partition(".")[0] for name in ours}
+    assert not rooms & {"annotation", "labelled", "display", "openslide", "testing", "demo"}
 
 
 def test_every_public_name_is_there():

@@ -268,12 +268,12 @@ def test_the_figure_of_the_rooms_shows_them_as_they_are():
 
 
 def test_rooms_that_import_each_other_in_a_circle_are_not_drawn():
-    floors_of = runpy.run_path(str(DOCS / "figures" / "rooms.py"))["floors_of"]
-    assert floors_of({"low": set(), "top": {"low", "middle"}, "middle": {"low"}}) == [
+    layers_of = runpy.run_path(str(DOCS / "figures" / "rooms.py"))["layers_of"]
+    assert layers_of({"low": set(), "top": {"low", "middle"}, "middle": {"low"}}) == [
         ["low"], ["middle"], ["top"]
     ]  # fmt: skip
     with pytest.raises(ValueError, match="a circle among"):
-        floors_of({"low": set(), "one": {"low", "other"}, "other": {"one"}})
+        layers_of({"low": set(), "one": {"low", "other"}, "other": {"one"}})
 
 
 def names_in(page):

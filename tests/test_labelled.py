@@ -312,7 +312,7 @@ def test_images_without_origin_count_from_their_first_pixel(tmp_path):
     with pytest.warns(dicomslide.MetadataWarning, match="no Total Pixel Matrix Origin"):
         image = slide.to_dataset().image
     assert float(image.y[0]) == float(image.x[-1]) == 0
-    with pytest.raises(dicomslide.MetadataError, match="no place on the slide"):
+    with pytest.raises(dicomslide.MetadataError, match="no position on the slide"):
         slide.levels[0].image.physical_offset  # noqa: B018
 
 

@@ -271,7 +271,7 @@ def _origin_of_pixels(dataset: Dataset, image: TiledImage | None) -> _PixelOrigi
     layout = layout_of(image._source)
     try:
         frame = np.array([instances[uid] + int(numbers[0]) - 1])
-        tile = int(layout.frames.places(frame)[2][0])
+        tile = int(layout.frames.locate(frame)[2][0])
     except IndexError as error:
         raise MetadataError(f"Referenced Frame Number of {image.name}: {error}") from error
     row, column = layout.grid.position(tile)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dicomslide.header.blobs import Span
     from dicomslide.pixels.pixel_format import Buffer
 
-__all__ = ["joined", "place", "read_joined"]
+__all__ = ["divide", "joined", "read_joined"]
 
 GAP = 4096
 """Largest gap between two ranges of one read; reading it is faster than another read."""
@@ -82,11 +82,11 @@ def read_joined(read: Callable[[int, int], bytes], spans: Sequence[Span]) -> lis
     """
     found: list[Buffer] = [b""] * len(spans)
     for start, stop, members in joined(spans):
-        place(read(start, stop - start), start, members, spans, found)
+        divide(read(start, stop - start), start, members, spans, found)
     return found
 
 
-def place(
+def divide(
     data: bytes, start: int, members: Sequence[int], spans: Sequence[Span], found: list[Buffer]
 ) -> None:
     """Divide the bytes of one read into its ranges."""

@@ -274,12 +274,12 @@ def _sparse(
         planes = FocalPlanes((first_plane_of(image),))
         of_frame = np.zeros(count, np.int64)
     else:
-        places = channel * grid.num_tiles + tiles
+        sites = channel * grid.num_tiles + tiles
         is_image = channels[0].type is ChannelTypes.OPTICAL_PATH
-        of_frame = focal_planes(positions.z, places, _num_planes(image), may_be_absent=not is_image)
+        of_frame = focal_planes(positions.z, sites, _num_planes(image), may_be_absent=not is_image)
         # optical paths may have planes at different heights; segments share those of the image
         of_path = channel if is_image else np.zeros(count, np.int64)
-        planes = FocalPlanes.of_frames(positions.z, of_frame, places, of_path, len(identifiers))
+        planes = FocalPlanes.of_frames(positions.z, of_frame, sites, of_path, len(identifiers))
     for plane, (low, high) in enumerate(planes.spans):
         logger.debug(
             "%s: focal plane %d isn't flat: its frames lie from %g to %g µm",

@@ -342,8 +342,8 @@ def geometry_of(
     cosines = dicom.numbers(image, "ImageOrientationSlide", 6)
     if cosines is None:
         raise MetadataError(
-            f"{name}: no usable Image Orientation (Slide) of six numbers, so it has no place on the"
-            " slide"
+            f"{name}: no usable Image Orientation (Slide) of six numbers, so it has no position on"
+            " the slide"
         )
     spacing = spacing or placement.spacing or spacing_of(image)
     if origin is None:
@@ -364,7 +364,7 @@ def geometry_of(
 def _absent_origin(image: Dataset, relative: bool) -> tuple[float, float]:
     absent = f"{dicom.name_of(image)}: no Total Pixel Matrix Origin"
     if not relative:
-        raise MetadataError(f"{absent}, so it has no place on the slide")
+        raise MetadataError(f"{absent}, so it has no position on the slide")
     warn(f"{absent}: millimetres count from its first pixel", MetadataWarning)
     return 0.0, 0.0
 

@@ -98,7 +98,7 @@ class FrameMap(Protocol):
         """Return the zero-based frame of each tile, −1 where a tile is absent."""
         ...
 
-    def places(self, frames: Integers) -> tuple[Integers, Integers, Integers]:
+    def locate(self, frames: Integers) -> tuple[Integers, Integers, Integers]:
         """Return the channel, plane and tile of each zero-based frame.
 
         Raises
@@ -131,7 +131,7 @@ class FullFrames:
         found = (channel * self.num_planes + plane) * self.num_tiles + tiles - self.first
         return np.where((found >= 0) & (found < self.num_frames), found, -1)
 
-    def places(self, frames: Integers) -> tuple[Integers, Integers, Integers]:
+    def locate(self, frames: Integers) -> tuple[Integers, Integers, Integers]:
         """Return the channel, plane and tile of each zero-based frame."""
         _check_frames(frames, self.num_frames)
         return _unstacked(frames + self.first, self.num_planes, self.num_tiles)
@@ -196,7 +196,7 @@ class SparseFrames:
         at[at == len(self._keys)] = 0
         return np.where(self._keys[at] == wanted, self._order[at], -1)
 
-    def places(self, frames: Integers) -> tuple[Integers, Integers, Integers]:
+    def locate(self, frames: Integers) -> tuple[Integers, Integers, Integers]:
         """Return the channel, plane and tile of each zero-based frame."""
         _check_frames(frames, len(self._order))
         return _unstacked(self._key_of_frame[frames], self._num_planes, self._num_tiles)
@@ -262,7 +262,7 @@ def distinct(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
 
 def focal_planes(
     z: NDArray[np.float64],
-    places: Integers,
+    sites: Integers,
     declared: int | None = None,
     *,
     may_be_absent: bool = False,
@@ -270,40 +270,40 @@ def focal_planes(
     """Assign pictures (frames, or images) to focal planes, from the glass towards the coverslip.
 
     A flat plane is the set of pictures at one height, within 0.01 µm, or within less where one
-    place has several pictures that are closer. Planes may also follow the tissue, with a height of
-    their own at each place (PS3.3, Supplement 145). This is assumed when there are more heights
-    than pictures at a place, unless the header declares that many planes, or more than half of the
+    site has several pictures that are closer. Planes may also follow the tissue, with a height of
+    their own at each site (PS3.3, Supplement 145). This is assumed when there are more heights
+    than pictures at a site, unless the header declares that many planes, or more than half of the
     pictures of that many planes exist. Then:
 
-    - if each place has one picture, there is one plane;
+    - if each site has one picture, there is one plane;
     - if heights form groups that are clearly apart, each group is a plane;
-    - otherwise the k-th picture of a place, from the glass on, belongs to the k-th plane.
+    - otherwise the k-th picture of a site, from the glass on, belongs to the k-th plane.
 
     Parameters
     ----------
     z : numpy.ndarray
         Offset of each picture in µm.
-    places : numpy.ndarray
-        Place of each picture: an integer that stands for the tile and channel of a frame, or for
+    sites : numpy.ndarray
+        Site of each picture: an integer for the tile and channel of a frame, or for
         the level and channel of an image.
     declared : int, optional
         Total Pixel Matrix Focal Planes.
     may_be_absent : bool, default: False
-        Whether places with one picture each may lack pictures of other declared planes, as segments
+        Whether sites with one picture each may lack pictures of other declared planes, as segments
         do in tiles where they have no pixels.
 
     Returns
     -------
     numpy.ndarray
-        Zero-based plane of each picture. Two pictures of one place get the same plane if they have
-        one height, or if they are more than `declared` and most places don't have as many.
+        Zero-based plane of each picture. Two pictures of one site get the same plane if they have
+        one height, or if they are more than `declared` and most sites don't have as many.
 
     """
     values, inverse = distinct(z)
     if len(values) == 1:
         return np.zeros(len(z), np.int64)
-    order = np.lexsort((z, places))
-    follows = np.diff(places[order]) == 0  # whether the next picture has the same place
+    order = np.lexsort((z, sites))
+    follows = np.diff(sites[order]) == 0  # whether the next picture has the same site
     starts = np.flatnonzero(np.concatenate([[True], ~follows]))
     counts = np.diff(starts, append=len(z))
     depth = int(counts.max())
@@ -359,21 +359,21 @@ class FocalPlanes:
         cls,
         z: NDArray[np.float64],
         planes: Integers,
-        places: Integers,
+        sites: Integers,
         channels: Integers,
         num_channels: int,
     ) -> FocalPlanes:
         """Return the offsets of the planes of some frames.
 
         The offset of a plane is the median of its frames' offsets (the lower one of two), taken
-        over the places that have all planes, if there are such places.
+        over the sites that have all planes, if there are such sites.
 
         Parameters
         ----------
         z : numpy.ndarray
             Offset of each frame in µm.
-        planes, places, channels : numpy.ndarray
-            Plane, place and channel of each frame: see :func:`focal_planes`.
+        planes, sites, channels : numpy.ndarray
+            Plane, site and channel of each frame: see :func:`focal_planes`.
         num_channels : int
             Number of channels.
 
@@ -384,8 +384,8 @@ class FocalPlanes:
         if count == 1:
             whole = slice(None)
         else:
-            _, place, pictures = np.unique(places, return_inverse=True, return_counts=True)
-            is_whole = pictures[place] == count
+            _, site, pictures = np.unique(sites, return_inverse=True, return_counts=True)
+            is_whole = pictures[site] == count
             whole = is_whole if is_whole.any() else slice(None)
         _, offsets, _, _ = _ordered(z[whole], planes[whole])
         keys, heights, lowest, highest = _ordered(z, channels * count + planes)

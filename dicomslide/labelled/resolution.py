@@ -139,7 +139,7 @@ def grid_of_level(slide: SlideContents, level: int, orientation: OrientationName
         geometry_of(image.metadata, image._placement, relative=True)
     except MetadataError as error:
         raise MetadataError(
-            f"{error}: pixels of a size in mm need a place on the slide; where just the spacing is"
+            f"{error}: pixels of a size in mm need a position on the slide; if only the spacing is"
             " missing, open_slide(..., spacing=...) gives one"
         ) from error
     return Grid.of(image, orientation, slide._said("FrameOfReferenceUID"))

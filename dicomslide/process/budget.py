@@ -111,7 +111,7 @@ def set_budget(limit: Callable[[], int]) -> None:
 def clear_all(*kinds: str) -> None:
     """Forget the cached values of this process, and close the files that nobody else uses.
 
-    Frames, headers and the places of frames are read again when they are next wanted. Slides and
+    Frames, headers and the positions of frames are read again when they are needed. Slides and
     arrays remain valid. Options, credentials and files of `frame_folder` and `index_folder` stay.
 
     Parameters

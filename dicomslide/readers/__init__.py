@@ -7,8 +7,8 @@
 ``resampled_reader``, ``windows``, ``reductions``
     Pixels of another size: `ResampledReader`, the windows of stored pixels, and their means or
     labels.
-``patch_reader``
-    Boxes of one size around many points: `PatchReader`.
+``patch_reader``, ``regions``
+    Boxes of one size at any positions: `PatchReader`; and the regions of a matrix.
 ``frame_reader``, ``pools``
     Decoded frames of an image: cached, or fetched and decoded by threads of the pools.
 ``indexing``

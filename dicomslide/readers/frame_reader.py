@@ -418,7 +418,7 @@ class FrameReader:
     def _lost(self, frame: int, shape: tuple[int, ...]) -> FrameReadError | None:
         """Return an error if a frame lacks pixels within the matrix, else None."""
         grid = self._layout.grid
-        (tile,) = self._layout.frames.places(np.array([frame]))[2].tolist()
+        (tile,) = self._layout.frames.locate(np.array([frame]))[2].tolist()
         row, column = grid.position(tile)
         needed = (
             min(grid.tile_rows, grid.rows - row * grid.tile_rows),

@@ -198,7 +198,7 @@ class MatrixReader:
     def tiles_with_frames(self) -> NDArray[np.int64]:
         """Return the tiles that have frames, ascending, in time proportional to the frames."""
         layout = self.layout
-        channel, plane, tile = layout.frames.places(np.arange(layout.num_frames))
+        channel, plane, tile = layout.frames.locate(np.arange(layout.num_frames))
         of_channel = channel == (0 if layout.shares_frames else self.channel_index)
         return np.unique(tile[of_channel & (plane == self.focal_plane_index)])
 

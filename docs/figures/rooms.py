@@ -27,8 +27,8 @@ Arrows: TypeAlias = dict[str, set[str]]
 INK, SOFT, FOLDER, MODULE = "#24323d", "#8b98a3", "#dcebf5", "#f4f1ea"
 WIDTH = 100.0
 """Of the drawing, in units of its own."""
-FLOOR, HEIGHT = 8.4, 5.6
-"""Distance of floors, and height of a box."""
+STEP, HEIGHT = 8.4, 5.6
+"""Distance of layers, and height of a box."""
 WIDEST, GAP = 24.0, 2.0
 """Width of a box at most, and distance of boxes side by side."""
 
@@ -80,7 +80,7 @@ def rooms_of(folder: Path, name: str) -> Arrows:
     }
 
 
-def floors_of(arrows: Arrows) -> list[list[str]]:
+def layers_of(arrows: Arrows) -> list[list[str]]:
     """Return the rooms from the bottom up: each stands on the highest that it imports.
 
     Raises
@@ -89,22 +89,22 @@ def floors_of(arrows: Arrows) -> list[list[str]]:
         When rooms import each other in a circle.
 
     """
-    floors: list[list[str]] = []
+    layers: list[list[str]] = []
     placed: set[str] = set()
     while len(placed) < len(arrows):
-        floor = [room for room in arrows if room not in placed and arrows[room] <= placed]
-        if not floor:
+        layer = [room for room in arrows if room not in placed and arrows[room] <= placed]
+        if not layer:
             raise ValueError(f"a circle among {sorted(arrows.keys() - placed)}")
-        floors.append(floor)
-        placed.update(floor)
-    return floors
+        layers.append(layer)
+        placed.update(layer)
+    return layers
 
 
 def without_implied(arrows: Arrows) -> Arrows:
     """Return the arrows that no path along other arrows replaces."""
     reach: Arrows = {}
-    for floor in floors_of(arrows):
-        for room in floor:
+    for layer in layers_of(arrows):
+        for room in layer:
             reach[room] = arrows[room].union(*(reach[other] for other in arrows[room]))
     return {
         room: {o for o in others if not any(o in reach[another] for another in others)}
@@ -127,18 +127,18 @@ def summary(folder: Path, room: str) -> str:
 
 
 def draw(ax: Axes, folder: Path, arrows: Arrows) -> None:
-    """Draw rooms on their floors, and arrows down to what they import."""
-    floors, shown = floors_of(arrows), without_implied(arrows)
+    """Draw rooms on their layers, and arrows down to what they import."""
+    layers, shown = layers_of(arrows), without_implied(arrows)
     centres: dict[str, float] = {}
-    number_of = {room: number for number, floor in enumerate(floors) for room in floor}
-    for number, floor in enumerate(floors):
+    number_of = {room: number for number, layer in enumerate(layers) for room in layer}
+    for number, layer in enumerate(layers):
         below = {
-            room: sum(centres[o] for o in shown[room]) / max(1, len(shown[room])) for room in floor
+            room: sum(centres[o] for o in shown[room]) / max(1, len(shown[room])) for room in layer
         }
-        step = min(WIDEST + GAP, WIDTH / len(floor))
-        for place, room in enumerate(sorted(floor, key=lambda room: (below[room], room))):
-            centres[room] = WIDTH / 2 + (place - (len(floor) - 1) / 2) * step
-            left, bottom, width = centres[room] - (step - GAP) / 2, number * FLOOR, step - GAP
+        step = min(WIDEST + GAP, WIDTH / len(layer))
+        for place, room in enumerate(sorted(layer, key=lambda room: (below[room], room))):
+            centres[room] = WIDTH / 2 + (place - (len(layer) - 1) / 2) * step
+            left, bottom, width = centres[room] - (step - GAP) / 2, number * STEP, step - GAP
             is_folder = (folder / room).is_dir()
             box = FancyBboxPatch((left, bottom), width, HEIGHT, "round,pad=0,rounding_size=0.5",
                                  fc=FOLDER if is_folder else MODULE, ec=SOFT, zorder=3)  # fmt: skip
@@ -151,16 +151,16 @@ def draw(ax: Axes, folder: Path, arrows: Arrows) -> None:
                     color=INK, fontsize=7, zorder=4)  # fmt: skip
     for room, others in shown.items():
         for other in sorted(others):
-            start = centres[room], number_of[room] * FLOOR
-            end = centres[other], number_of[other] * FLOOR + HEIGHT
-            # what passes by other floors does so on the outside
+            start = centres[room], number_of[room] * STEP
+            end = centres[other], number_of[other] * STEP + HEIGHT
+            # what passes by other layers does so on the outside
             outwards = 0.25 if centres[room] + centres[other] < WIDTH else -0.25
             bend = outwards if number_of[room] - number_of[other] > 1 else 0.0
             arrow = FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=10, color=SOFT,
                                     connectionstyle=f"arc3,rad={bend}", lw=1.2, shrinkA=0,
                                     shrinkB=0, zorder=2)  # fmt: skip
             ax.add_patch(arrow)
-    ax.set(xlim=(-1, WIDTH + 1), ylim=(-1, len(floors) * FLOOR - 1), aspect="equal")
+    ax.set(xlim=(-1, WIDTH + 1), ylim=(-1, len(layers) * STEP - 1), aspect="equal")
 
 
 def parts() -> dict[str, tuple[Path, Arrows]]:
@@ -182,7 +182,7 @@ def main() -> None:
     """Draw all of it beside this file."""
     shown = parts()
     plt.rcParams |= {"svg.hashsalt": "dicomslide", "font.size": 9, "svg.fonttype": "path"}
-    heights = [len(floors_of(arrows)) for _, arrows in shown.values()]
+    heights = [len(layers_of(arrows)) for _, arrows in shown.values()]
     size = (11, 0.95 * sum(heights) + 0.8)
     figure = plt.figure(figsize=size, layout="constrained", facecolor="white")
     axes = figure.subplots(len(shown), 1, height_ratios=heights)

@@ -142,7 +142,7 @@ class ReadAhead:
             self._waiting.clear()
 
     def _places(self, frames: Collection[int]) -> list[Place]:
-        channels, planes, tiles = self._frames.places(np.array(list(frames), np.int64))
+        channels, planes, tiles = self._frames.locate(np.array(list(frames), np.int64))
         rows, columns = np.divmod(tiles, self._columns)
         return list(
             zip(*(each.tolist() for each in (channels, planes, rows, columns)), strict=True)

@@ -17,7 +17,7 @@ from dicomslide.backends.base import RangeError
 from dicomslide.backends.batching import encoded_frames, gather
 from dicomslide.backends.batching.gather import Gatherer
 from dicomslide.backends.batching.prefetch import ReadAhead
-from dicomslide.backends.coalesce import joined, place
+from dicomslide.backends.coalesce import divide, joined
 from dicomslide.backends.net import policy
 from dicomslide.backends.net.policy import DENIED, MISSING
 from dicomslide.backends.net.storage_options import harmless_for, remembered, scope_of
@@ -202,7 +202,7 @@ class RemoteFile:
             item = runs[error.item][2][0]
             raise RangeError(error.reason, item, error.status, self.name) from None
         for (start, _, members), data in zip(runs, parts, strict=True):
-            place(data, start, members, spans, found)
+            divide(data, start, members, spans, found)
 
     def reading(self) -> Callable[[int, int], bytes]:
         """Return a function that reads bytes."""
