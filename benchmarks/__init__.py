@@ -1,1 +1,1 @@
-"""How fast dicomslide is beside its peers and beside the bare decoder: ``python -m benchmarks``."""
+"""Speed of dicomslide compared with other readers and the decoder: ``python -m benchmarks``."""

@@ -1,4 +1,4 @@
-"""How fast dicomslide is beside its peers: prints tables, or puts them into README.md."""
+"""Speed of dicomslide compared with other readers: prints tables, or writes them to README.md."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ QUICK = ("jpeg-256", "large-extended")
 
 
 def main() -> None:
-    """Run the benchmarks as the command line says."""
+    """Run the benchmarks of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
+    parser.add_argument("--write", action="store_true", help="write the tables to README.md")
     parser.add_argument("--only", metavar="TEXT", default="", help="tasks whose name has this")
     parser.add_argument("--rounds", type=int, default=11, help="11 if not given")
     parser.add_argument("--folder", type=Path, help="keep the slides here (3 GB)")

@@ -1,4 +1,4 @@
-"""How long an export to OME-Zarr takes beside decoding, and how much memory: prints both."""
+"""Time of an export to OME-Zarr, relative to decoding, and its memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROUNDS = 3
 
 
 def export(slide: str, out: str) -> None:
-    """Export a slide, in this process, and say how long it took beside decoding all of it."""
+    """Export a slide in this process, and print the time relative to decoding all of it."""
     import dicomslide
 
     opened = dicomslide.open_slide(slide, correct_color=False)
@@ -36,7 +36,7 @@ def export(slide: str, out: str) -> None:
 
 
 def main() -> None:
-    """Write the slide, and export it in a process of its own."""
+    """Write the slide, and export it in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         slide = SLIDES["jpeg-256"].write(Path(folder))
         command = [sys.executable, "-m", "benchmarks.export", str(slide), f"{folder}/out.zarr"]

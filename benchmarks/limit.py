@@ -1,4 +1,4 @@
-"""The limit: the bare decoder on bytes in memory, and dask around it."""
+"""Lower bounds of times: the bare decoder on bytes in memory, and dask with it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["DaskAlone", "Decoder", "DecoderInProcesses", "PlacingDecoder",
 PIXEL_DATA = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff"
 ITEM = int.from_bytes(b"\xfe\xff\x00\xe0", "little")
 AT_ONCE = 16
-"""Frames that a thread decodes in turn."""
+"""Frames per part that a thread decodes."""
 
 
 def item_places(path: str) -> Iterator[tuple[int, int]]:
-    """Yield the (start, length) of each frame's bytes, by touching each item header once."""
+    """Yield the (start, length) of each frame's bytes, by reading each item header once."""
     unpack = struct.Struct("<II").unpack
     pread = os.pread
     with open(path, "rb") as file:
@@ -44,7 +44,7 @@ def item_places(path: str) -> Iterator[tuple[int, int]]:
 
 
 def decoder_of(transfer_syntax_uid: str) -> Callable[[Any], Any]:
-    """Return the fastest decoder that gives the right pixels."""
+    """Return the fastest decoder with correct pixels."""
     if transfer_syntax_uid == "1.2.840.10008.1.2.4.50":
         import simplejpeg
 
@@ -61,7 +61,7 @@ def decoder_of(transfer_syntax_uid: str) -> Callable[[Any], Any]:
 
 
 class Decoder(Reader):
-    """A loop over the frames of the base level, whose bytes are in memory beforehand."""
+    """A loop over the frames of the base level, with their bytes in memory."""
 
     def load(self) -> None:
         import pydicom
@@ -118,7 +118,7 @@ class Decoder(Reader):
             self._run(frames, self.decode)
 
     def region(self, row: int, column: int, size: int) -> Any:
-        """Return the pixels of a region: what others are compared with."""
+        """Return the pixels of a region, the reference for other readers."""
         import numpy as np
 
         rows, columns = self._touched(row, size), self._touched(column, size)
@@ -152,10 +152,10 @@ class Decoder(Reader):
 
 
 class PlacingDecoder(Decoder):
-    """The same, whose pixels are put into a new array, as everyone's are that returns one."""
+    """The same, with pixels copied into a new array, as in readers that return one."""
 
     def regions(self, at: list[list[int]], size: int) -> None:
-        """Decode the frames of each region, and put what is in it in its place."""
+        """Decode the frames of each region, and copy their parts into an array."""
         import numpy as np
 
         for row, column in at:
@@ -165,7 +165,7 @@ class PlacingDecoder(Decoder):
             self._run(frames, functools.partial(self._place, out, row, column))
 
     def level(self) -> None:
-        """Go through the level block by block, each in one thread, and sum up as all do."""
+        """Process the level block by block, each in one thread, with the sums of all readers."""
         deque(self.pool.map(self.part, self.parts()), maxlen=0)
 
     def parts(self) -> Iterator[tuple[int, int]]:
@@ -191,7 +191,7 @@ class PlacingDecoder(Decoder):
         out[down, right] = frame[top, left]
 
     def _overlap(self, start: int, size: int) -> tuple[slice, slice]:
-        """Return which part of a line of pixels a frame covers, and which part of it that is."""
+        """Return the part of an axis that a frame covers, and that part of the frame."""
         first, last = max(start, 0), min(start + self.tile, size)
         return slice(first, last), slice(first - start, last - start)
 
@@ -214,7 +214,7 @@ class DecoderInProcesses(Decoder):
         deque(self.processes.map(_part, self.parts()), maxlen=0)
 
     def parts(self) -> Iterable[Any]:
-        """Return where runs of frames begin."""
+        """Return the starts of runs of frames."""
         return range(0, len(self.frames), AT_ONCE)
 
     def part(self, at: Any) -> None:
@@ -241,7 +241,7 @@ def _part(at: Any) -> None:
 
 
 class DaskAlone(Decoder):
-    """dask around a plain function that finds and decodes a frame."""
+    """dask with a function that locates and decodes a frame."""
 
     def load(self) -> None:
         super().load()
@@ -260,14 +260,14 @@ class DaskAlone(Decoder):
         )
 
     def dask_regions(self, at: list[list[int]], size: int, scheduler: str) -> None:
-        """Read regions, a frame a chunk."""
+        """Read regions, with one frame per chunk."""
         for row, column in at:
             region = self.array[row : row + size, column : column + size]
             region.compute(scheduler=scheduler)
 
 
 class _Frames:
-    """What dask takes for an array: each key lies in one frame."""
+    """Array for dask; each key is within one frame."""
 
     ndim = 3
 
@@ -292,7 +292,7 @@ class _Frames:
 
 
 class Python(Reader):
-    """What anyone who reads DICOM imports."""
+    """Imports that every reader of DICOM needs."""
 
     def load(self) -> None:
         import numpy

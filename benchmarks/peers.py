@@ -1,4 +1,4 @@
-"""Other readers of DICOM slides, each as fast as its settings make it."""
+"""Other readers of DICOM slides, with their fastest settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 
 
 class OpenSlide(Reader):
-    """openslide-python with openslide-bin; its pictures are RGBA."""
+    """openslide-python with openslide-bin, which returns RGBA pictures."""
 
     def load(self) -> None:
         import numpy as np
@@ -58,7 +58,7 @@ class OpenSlide(Reader):
 
 
 class OpenSlideOfDicomslide(OpenSlide):
-    """dicomslide with the names of openslide-python."""
+    """dicomslide with the interface of openslide-python."""
 
     def load(self) -> None:
         import numpy as np
@@ -89,7 +89,7 @@ class Fastslide(Reader):
 
 
 class Wsidicom(Reader):
-    """wsidicom; several threads are those of an executor that it keeps."""
+    """wsidicom; several threads are those of its executor."""
 
     decoder: str | None = None
 
@@ -137,7 +137,7 @@ class Wsidicom(Reader):
 
 
 class WsidicomByPillow(Wsidicom):
-    """wsidicom with the other decoder that it has for JPEG."""
+    """wsidicom with its other decoder for JPEG."""
 
     decoder = "pillow"
 

@@ -1,4 +1,4 @@
-"""What the system says of this process."""
+"""Resources of this process, from the operating system."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["bytes_read", "memory", "open_descriptors", "peak_memory", "reset_pea
 
 
 def open_descriptors() -> float:
-    """Return how many files this process has open."""
+    """Return the number of open files of this process."""
     try:
         return float(len(os.listdir("/proc/self/fd")))
     except OSError:  # not Linux
@@ -21,7 +21,7 @@ def peak_memory() -> float:
 
 
 def memory(name: str) -> float:
-    """Return a quantity of memory of this process in MiB, by the name that Linux gives it."""
+    """Return a quantity of memory of this process in MiB, by its name in Linux."""
     try:
         with open("/proc/self/status", encoding="ascii") as status:
             return int(status.read().split(name)[1].split()[0]) / 1024
@@ -30,7 +30,7 @@ def memory(name: str) -> float:
 
 
 def bytes_read() -> float:
-    """Return how many bytes this process has read from files."""
+    """Return the number of bytes that this process has read from files."""
     try:
         with open("/proc/self/io", encoding="ascii") as counts:
             return float(counts.readline().split()[1])
@@ -39,7 +39,7 @@ def bytes_read() -> float:
 
 
 def reset_peak() -> None:
-    """Let the peak of memory begin anew."""
+    """Reset the peak of memory."""
     try:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write("5")

@@ -1,4 +1,4 @@
-"""What every reader of the comparison has, and the work that all do alike."""
+"""Base class of the compared readers, and computations that all of them share."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["BLOCK", "THUMBNAIL", "Reader", "blocks", "summary"]
 THUMBNAIL = 512
 """Pixels along the longer edge."""
 BLOCK = 2_048
-"""Rows and columns of a block, where a whole level is gone through."""
+"""Rows and columns of the blocks in which a whole level is read."""
 PALE = 200
-"""Tissue is where green is less."""
+"""Upper bound on green in tissue."""
 
 
 def blocks(edge: int) -> Iterator[tuple[int, int]]:
@@ -32,14 +32,14 @@ def summary(pixels: Any) -> tuple[Any, Any]:
 
 
 class Reader:
-    """One that reads a slide; what it can't do, it doesn't have.
+    """Reader of a slide; methods that it doesn't support are missing.
 
     Parameters
     ----------
     folder : str
         The slide.
     threads : int, optional
-        Threads that decode; by default as many as the reader uses if nothing is said.
+        Threads that decode; by default the reader's own default.
 
     """
 
@@ -48,20 +48,20 @@ class Reader:
         self.base = os.path.join(folder, "level-0.dcm")
         self.threads = threads
         self.loaded = 0.0
-        """MiB of the process when all that is needed is imported."""
+        """MiB of the process after all imports."""
 
     def load(self) -> None:
-        """Import what is needed."""
+        """Import the packages of the reader."""
 
     def load_more(self) -> None:
-        """Import what is imported late too, so that none of it is measured."""
+        """Also import packages that are imported late, so that this isn't measured."""
         self.load()
 
     def open(self) -> None:
         """Open the slide."""
 
     def forget(self) -> None:
-        """Empty caches of pixels, so that what was read is read anew."""
+        """Empty the caches of pixels."""
 
     def region(self, row: int, column: int, size: int) -> Any:
         """Return a square of pixels of the base level as an array."""

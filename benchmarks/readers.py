@@ -1,6 +1,6 @@
-"""Who reads, by name: dicomslide, its peers, and the bare decoder, all on the same files.
+"""Readers by name: dicomslide, other readers and the bare decoder, all with the same files.
 
-Each imports what it needs in :meth:`Reader.load`, so that a process holds one of them only.
+Each imports its packages in :meth:`Reader.load`, so that a process contains only one of them.
 Colours are as stored for all.
 """
 
@@ -72,4 +72,4 @@ READERS: dict[str, Callable[[str], Reader]] = {
     "dask alone": DaskAlone,
     "Python": Python,
 }
-"""Makes the reader of a folder; without a number of threads, what it does if nothing is said."""
+"""Functions that make the reader of a folder; None for its default number of threads."""

@@ -1,4 +1,4 @@
-"""The tables, and the place in README.md where they stand."""
+"""Tables of results, and their section in README.md."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PACKAGES = (
 def report(
     results: Results, slides: Mapping[str, Slide], rounds: int, *, partial: bool = False
 ) -> str:
-    """Return all tables as Markdown; of a partial run, without the rows that have no figure."""
+    """Return all tables as Markdown; after a partial run, only rows with results."""
     return "\n".join(
         [
             *_machine(rounds),
@@ -53,7 +53,7 @@ def report(
 
 
 def write(text: str) -> None:
-    """Put the tables into README.md, in the place of those that are there."""
+    """Replace the tables in README.md."""
     head, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     _, _, tail = rest.partition(END)
     README.write_text(f"{head}{BEGIN}{text}\n{END}{tail}", encoding="utf-8")
@@ -104,7 +104,7 @@ def _targets(results: Results, partial: bool) -> Iterator[str]:
 
 
 def _times(results: Results, slides: Mapping[str, Slide]) -> Iterator[str]:
-    """Yield a table a slide: a row a task and reader."""
+    """Yield a table per slide, with a row per task and reader."""
     tasks = dict.fromkeys(task for task, _ in [*results.measures, *results.reasons])
     for name, slide in slides.items():
         own = [task for task in tasks if task.startswith(f"{name}: ")]

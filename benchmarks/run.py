@@ -1,4 +1,4 @@
-"""Runs the tasks: all readers in turn, round by round, each in a process of its own."""
+"""Running of tasks: round by round, for all readers in turn, each in a separate process."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ __all__ = ["Results", "run"]
 
 ROOT = Path(__file__).parent.parent
 LONGEST = 120
-"""Seconds that a fresh process may take."""
+"""Upper bound in seconds on the time of a fresh process."""
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-"""Of fresh processes: what they import is compiled already, as it is where it was installed."""
+"""Environment of fresh processes: modules are compiled beforehand, as after installation."""
 
 
 @dataclasses.dataclass
 class Results:
-    """What was measured, by (task, reader): a dictionary of quantities a round."""
+    """Measures by (task, reader): a dictionary of quantities for each round."""
 
     measures: dict[tuple[str, str], list[dict[str, float]]] = dataclasses.field(
         default_factory=dict
     )
     reasons: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict)
-    """Why a reader has no measure of a task."""
+    """Reason for a missing measure of a reader and task."""
     differences: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict)
-    """How a reader's pixels of a slide differ from the bare decoder's."""
+    """Differences of pixels between a reader and the bare decoder."""
 
     def add(self, task: str, reader: str, found: dict[str, Any], unit: int = 1) -> None:
-        """Keep a measure, or the reason why there is none."""
+        """Record a measure, or the reason for a missing one."""
         if "error" in found:
             self.reasons[task, reader] = found["error"]
             return
@@ -51,7 +51,7 @@ class Results:
         self.measures.setdefault((task, reader), []).append(scaled)
 
     def values(self, task: str, reader: str, quantity: str = "ms") -> np.ndarray:
-        """Return a quantity, a value a round.
+        """Return a quantity, with a value for each round.
 
         Raises
         ------
@@ -66,12 +66,12 @@ class Results:
         return np.array([found[quantity] for found in self.measures[task, reader]])
 
     def best(self, task: str, readers: Sequence[str]) -> np.ndarray:
-        """Return the milliseconds of the reader that is fastest."""
+        """Return the milliseconds of the fastest reader."""
         return min((self.values(task, reader) for reader in readers), key=np.median)
 
 
 class Child:
-    """A process that has opened a slide and takes commands."""
+    """A process with an open slide that executes commands."""
 
     def __init__(self, reader: str, folder: Path) -> None:
         self.process = subprocess.Popen(
@@ -96,7 +96,7 @@ class Child:
         return json.loads(self.process.stdout.readline())
 
     def ask(self, operation: str, arguments: dict[str, Any], **more: Any) -> dict[str, Any]:
-        """Have the child do something, and return its answer."""
+        """Send a command to the child, and return its answer."""
         try:
             while self.starting:
                 self.starting.pop()
@@ -121,7 +121,7 @@ class Child:
 def run(
     tasks: Sequence[Warm | Fresh], slides: dict[str, Slide], folder: Path, rounds: int
 ) -> Results:
-    """Measure tasks on slides, which are written into a folder where they aren't there."""
+    """Measure tasks on slides, which are written into a folder if they don't exist."""
     results = Results()
     for name in dict.fromkeys(task.slide for task in tasks):
         say(f"{name}: write")
@@ -252,13 +252,13 @@ def _pixels(answer: dict[str, Any]) -> np.ndarray | None:
 
 
 def in_turn(readers: Sequence[str], turn: int) -> Iterator[str]:
-    """Yield readers beginning with another one each round, forwards and backwards."""
+    """Yield readers in an order that changes each round, forwards and backwards."""
     at = turn // 2 % len(readers)
     turned = [*readers[at:], *readers[:at]]
     return iter(turned if turn % 2 == 0 else turned[::-1])
 
 
 def say(text: str) -> None:
-    """Tell how far it is, to one who watches."""
+    """Print the progress."""
     if sys.stderr.isatty():
         print(f"\r{text[:78]:<78}\r", end="", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""A slide on an Orthanc server of our own, near and far: the tests know how to run one."""
+"""A slide on a local Orthanc server, with and without latency; tests have the functions to start it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["ROUND_TRIP", "Place", "place_of", "served"]
 
 ROUND_TRIP = 0.020
-"""Seconds that a round trip takes longer, far away."""
+"""Added latency of a round trip in seconds."""
 NAME = "server.json"
 Place = dict[str, str]
-"""URLs of the service, itself, near and far, and UIDs of study and series."""
+"""URLs of the service: direct, without and with latency; and UIDs of study and series."""
 
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """Serve the slide in a folder; yield why that can't be, or nothing."""
+    """Serve the slide in a folder; yield the reason if that isn't possible, else nothing."""
     try:
         from tests.support import orthanc
     except ImportError as error:
@@ -48,13 +48,13 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def place_of(folder: str) -> Place:
-    """Return where the slide in a folder is served."""
+    """Return the URLs of the slide in a folder."""
     return json.loads((Path(folder) / NAME).read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
 def _way(url: str, round_trip: float) -> Iterator[str]:
-    """Yield a URL by which a server is so many seconds away, but answers as fast."""
+    """Yield a URL of a proxy that adds latency in seconds, with the same throughput."""
     parts = urlsplit(url)
     started: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]]
     started = queue.SimpleQueue()
@@ -88,7 +88,7 @@ def _way(url: str, round_trip: float) -> Iterator[str]:
 async def _delayed(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float
 ) -> None:
-    """Send on what comes, each byte so much later."""
+    """Forward data, each byte with a delay."""
     loop = asyncio.get_running_loop()
     under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
 

@@ -1,4 +1,4 @@
-"""The slides that are read: each is written once, and never drawn whole.
+"""Slides of the benchmarks: each is written once, and never held in memory as a whole.
 
 A field of tissue with the grain of a camera is repeated over the base level; so only its own
 frames are encoded, which then lie all over the slide.
@@ -45,16 +45,16 @@ JPEG, JPEG_LS, JPEG_2000, HTJ2K_LOSSLESS, HTJ2K = (
 )
 JPEG_QUALITY = 80
 GRAIN = 8
-"""Standard deviation of the grain: with it, a JPEG frame of 256² has the 12–20 kB of a real one."""
+"""Standard deviation of the noise, by which JPEG frames of 256² have the 12–20 kB of real ones."""
 FIELD = 4_096
-"""Rows and columns of the tissue that is repeated."""
+"""Rows and columns of the repeated tissue."""
 FRAMES_OF_LARGE = 16**2
-"""Distinct frames of a large image, which come in turn."""
+"""Number of distinct frames of a large image, which are repeated."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slide:
-    """What a slide is like."""
+    """Properties of a slide."""
 
     name: str
     about: str
@@ -68,9 +68,9 @@ class Slide:
     samples: Literal[1, 3] = 3
     bits: Literal[8, 16] = 8
     corrected: bool = False
-    """Whether it has the ICC profile of a camera, rather than sRGB."""
+    """Whether it has the ICC profile of a camera instead of sRGB."""
     layout: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """How its frames are found: see :class:`SyntheticImage`."""
+    """Kind of offset table: see :class:`SyntheticImage`."""
 
     @property
     def pixel_format(self) -> PixelFormat:
@@ -85,15 +85,15 @@ class Slide:
 
     @property
     def is_large(self) -> bool:
-        """Whether it is one image of very many frames."""
+        """Whether it is one image with very many frames."""
         return len(self.factors) == 1
 
     def quick(self) -> Slide:
-        """Return a small slide like this one."""
+        """Return a small slide with the same properties."""
         return dataclasses.replace(self, edge=4_096, factors=self.factors[:3])
 
     def write(self, folder: Path) -> Path:
-        """Write the slide, unless it is there, and return its folder."""
+        """Write the slide if it doesn't exist, and return its folder."""
         path = folder / f"{self.name} {self.edge}"
         if path.exists():
             return path
@@ -124,25 +124,25 @@ class Slide:
         return unfinished.rename(path)
 
     def served(self, path: Path) -> AbstractContextManager[str]:
-        """Let it be read where readers look for it; gives why that can't be, or nothing."""
+        """Make the slide available to readers; yield the reason if that fails, else nothing."""
         return contextlib.nullcontext("")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Served(Slide):
-    """A slide on a DICOMweb server, too."""
+    """A slide that is also on a DICOMweb server."""
 
     edge: int = 4_096
     factors: tuple[int, ...] = (1, 4)
 
     def served(self, path: Path) -> AbstractContextManager[str]:
-        """Run a server that has the slide."""
+        """Run a server with the slide."""
         return served(path)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cohort(Slide):
-    """Many small slides, a folder each: what counts is that each has headers like others."""
+    """Many small slides, one per folder, with ordinary headers."""
 
     edge: int = 64
     tile: int = 32
@@ -150,11 +150,11 @@ class Cohort(Slide):
     count: int = 1_000
 
     def quick(self) -> Cohort:
-        """Return a few slides like these."""
+        """Return a few slides with the same properties."""
         return dataclasses.replace(self, count=20)
 
     def write(self, folder: Path) -> Path:
-        """Write the slides, unless they are there, and return their folder."""
+        """Write the slides if they don't exist, and return their folder."""
         path = folder / f"{self.name} {self.count}"
         if path.exists():
             return path
@@ -182,7 +182,7 @@ class Cohort(Slide):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Many(Slide):
-    """One image by many names: a process takes each for another slide."""
+    """One image with many names, each of which is a different slide for a process."""
 
     edge: int = 1_600
     tile: int = 32
@@ -190,11 +190,11 @@ class Many(Slide):
     count: int = 2_000
 
     def quick(self) -> Many:
-        """Return the same image by a few names."""
+        """Return the same image with a few names."""
         return dataclasses.replace(self, count=20)
 
     def write(self, folder: Path) -> Path:
-        """Write the image and its links, unless they are there, and return their folder."""
+        """Write the image and its links if they don't exist, and return their folder."""
         path = folder / f"{self.name} {self.count}"
         if path.exists():
             return path
@@ -209,7 +209,7 @@ class Many(Slide):
 
 @dataclasses.dataclass(frozen=True)
 class PeriodicDrawing:
-    """A picture that is repeated in both directions."""
+    """Picture that is repeated in both directions."""
 
     picture: NDArray[Any]
 
@@ -221,7 +221,7 @@ class PeriodicDrawing:
 
 
 class Frames:
-    """Encodes each distinct frame of an image once.
+    """Encoder of the distinct frames of an image.
 
     Parameters
     ----------
@@ -302,7 +302,7 @@ def _field(factor: int, samples: int, bits: int) -> NDArray[Any]:
 
 
 def camera_profile() -> bytes:
-    """Return an ICC profile of primaries and a tone curve that are a camera's, not sRGB's."""
+    """Return an ICC profile with the primaries and tone curve of a camera."""
 
     def fixed(*values: float) -> bytes:
         return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))

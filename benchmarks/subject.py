@@ -1,4 +1,4 @@
-"""dicomslide as its users call it."""
+"""dicomslide, called as by its users."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LATE = (
 
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": 2**26, "MALLOC_TRIM_THRESHOLD_": 2**28}
-"""What README.md says of workers: they keep freed memory, which the system else zeroes anew."""
+"""Environment of workers by README.md: they keep freed memory, which is otherwise zeroed again."""
 
 
 class Dicomslide(Reader):
@@ -53,7 +53,7 @@ class Dicomslide(Reader):
         self.open_slide = dicomslide.open_slide
 
     def load_more(self) -> None:
-        """Import what is imported late, so that none of it is measured."""
+        """Import packages that are imported late, so that this isn't measured."""
         self.load()
         for module in LATE:
             importlib.import_module(module)
@@ -90,7 +90,7 @@ class Dicomslide(Reader):
 
     @functools.cached_property
     def spacing(self) -> float:
-        """Twice the distance of the base level's pixels, in mm."""
+        """Twice the spacing of the base level in mm."""
         return 2 * self.slide.pixel_spacings[0][0]
 
     def halved_regions(self, at: list[list[int]], size: int) -> None:
@@ -161,7 +161,7 @@ class Dicomslide(Reader):
             part.compute(scheduler=scheduler)
 
     def inlined_regions(self, at: list[list[int]], size: int, scheduler: str) -> None:
-        """Do so with ``inline_array=True``: dask then has no array beside its tasks."""
+        """The same with ``inline_array=True``: dask then stores the array in its tasks."""
         self.engine_regions(at, size, scheduler, inlined=True)
 
     def boxes(self, at: list[list[int]], size: int) -> dict[str, float]:
@@ -176,7 +176,7 @@ class Dicomslide(Reader):
         return {"ms": elapsed * 1000}
 
     def _box(self, row: int, column: int, size: int) -> dict[str, slice]:
-        """Return the millimetres of a square of pixels; a little wider, against rounding."""
+        """Return the millimetres of a square of pixels, slightly enlarged because of rounding."""
         first = self.slide.get_slide_offset((row, column), 0)
         last = self.slide.get_slide_offset((row + size - 1, column + size - 1), 0)
         margin = 0.3 * abs(last[0] - first[0]) / (size - 1)
@@ -204,7 +204,7 @@ class Dicomslide(Reader):
         return {"MiB": max(self.cluster.run(process.peak_memory).values())}  # of a worker
 
     def level_blocks(self) -> None:
-        """Do the same on the cluster, in one task a block."""
+        """Do the same on the cluster, in one task per block."""
         import numpy as np
 
         def sums(block: Any) -> Any:
@@ -224,16 +224,16 @@ class Dicomslide(Reader):
         )
 
     def start_cluster(self) -> None:
-        """Start two workers, and have each read a little."""
+        """Start two workers that each read a few pixels."""
         array = self.array("auto")[: 2 * BLOCK, : 2 * BLOCK]
         array.sum().compute(scheduler=self.cluster)
 
     def start_workers(self) -> None:
-        """Start two workers that have all they need but no slide."""
+        """Start two workers with all imports but no slide."""
         self.cluster.run(_load_more)
 
     def first_bytes(self, at: list[list[int]], size: int) -> None:
-        """Open a slide that no process has opened, and get its first pixels from a worker."""
+        """Open a slide for the first time, and get its first pixels from a worker."""
         self.open()
         ((row, column),) = at
         region = self.array("auto")[row : row + size, column : column + size]
@@ -263,7 +263,7 @@ class Dicomslide(Reader):
         return {"descriptors": process.open_descriptors() - before, "slides": len(slides)}
 
     def open_many(self, budget: int) -> dict[str, float]:
-        """Open slides one after the other under a budget of memory, and read a tile of each."""
+        """Open slides one after the other within a memory budget, and read a tile of each."""
         import dicomslide
         from dicomslide.process.budget import cached_bytes
 
@@ -298,7 +298,7 @@ class CorrectedDicomslide(Dicomslide):
 
 
 class DicomslideWithoutCache(Dicomslide):
-    """dicomslide that keeps no pixels: it has no other way to forget them."""
+    """dicomslide without a cache of decoded frames."""
 
     def load(self) -> None:
         super().load()
@@ -308,7 +308,7 @@ class DicomslideWithoutCache(Dicomslide):
 
 
 class DicomslideOnServer(DicomslideWithoutCache):
-    """dicomslide that reads from a DICOMweb server, and keeps nothing of what it has read."""
+    """dicomslide that reads from a DICOMweb server, without a cache."""
 
     where = "itself"
 
@@ -328,19 +328,19 @@ class DicomslideOnServer(DicomslideWithoutCache):
 
 
 class DicomslideNearby(DicomslideOnServer):
-    """The same, by the way that leads to a server far away, but takes no time."""
+    """The same, through the proxy but without latency."""
 
     where = "near"
 
 
 class DicomslideFarAway(DicomslideOnServer):
-    """The same, further away from the server."""
+    """The same, with latency."""
 
     where = "far"
 
 
 class DicomslideWithoutDecoder(Dicomslide):
-    """dicomslide with decoders that return the same pixels for every frame: what is left."""
+    """dicomslide with decoders that return constant pixels: the time without decoding."""
 
     def load(self) -> None:
         super().load()

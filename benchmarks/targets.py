@@ -1,4 +1,4 @@
-"""What is wanted: each row says what is compared with what, and the figure to reach."""
+"""Targets: each row names two measures to compare, and the ratio to reach."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Target:
 
     name: str
     beside: str
-    """What it is compared with; nothing for what is measured in a unit."""
+    """Measure to compare with; None for a value with a unit."""
     limit: float
     value: Callable[[Results], Any]
-    """Gives the value of each round."""
+    """Returns the value of each round."""
     unit: str = "×"
     at_least: bool = False
 
     def is_reached(self, value: float) -> bool:
-        """Whether a value is as good as wanted."""
+        """Whether a value reaches the target."""
         return value >= self.limit if self.at_least else value <= self.limit
 
 

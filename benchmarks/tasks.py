@@ -1,4 +1,4 @@
-"""What is measured: who does what, on which slide, in a warm or in a fresh process."""
+"""Measured tasks: reader, operation and slide, in a warm or in a fresh process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["BOTH_WSIDICOM", "BUDGET", "FRESH", "WARM", "Draw", "Fresh", "Warm"]
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """Gives a round's random positions, the same for all readers."""
+    """Random positions of a round, equal for all readers."""
 
     rng: np.random.Generator
     edge: int
@@ -24,13 +24,13 @@ class Draw:
     """Rows and columns of a frame."""
 
     def regions(self, count: int, size: int) -> dict[str, Any]:
-        """Return so many squares of at most `size` pixels."""
+        """Return `count` squares of at most `size` pixels."""
         size = min(size, self.edge // 2)
         at = self.rng.integers(0, self.edge - size, (count, 2)).tolist()
         return {"at": at, "size": size}
 
     def stretch(self, fraction: int) -> dict[str, int]:
-        """Return a run of tiles: one part of so many of the level."""
+        """Return a run of tiles: one of several equal parts of the level."""
         across = -(-self.edge // self.tile)
         rows = max(1, across // fraction)
         start = int(self.rng.integers(0, across - rows + 1))
@@ -47,7 +47,7 @@ def _positions(arguments: dict[str, Any]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Warm:
-    """An operation in a process that has done it before."""
+    """An operation in a process that has performed it before."""
 
     name: str
     slide: str
@@ -55,36 +55,36 @@ class Warm:
     readers: tuple[str, ...]
     arguments: Callable[[Draw], dict[str, Any]] = _nothing
     unit: Callable[[dict[str, Any]], int] = _positions
-    """How many times it is done at once; a measure is of one."""
+    """Number of repetitions in one measurement; the result is that of one."""
     prepare: tuple[tuple[str, dict[str, Any]], ...] = ()
     """Operations that aren't measured."""
     slow: bool = False
-    """Whether half of the rounds are enough, without one beforehand."""
+    """Whether to run half of the rounds, and none beforehand."""
     forget: bool = False
-    """Whether caches of pixels are emptied each time."""
+    """Whether caches of pixels are emptied before each measurement."""
 
     @property
     def key(self) -> str:
-        """Name that no other task has."""
+        """Unique name."""
         return f"{self.slide}: {self.name}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Fresh:
-    """Operations one after the other in a new process; each is measured that has a name."""
+    """Sequence of operations in a new process; those with a name are measured."""
 
     slide: str
     steps: tuple[tuple[str, str, Callable[[Draw], dict[str, Any]]], ...]
-    """(name or nothing, operation, arguments)."""
+    """(name or None, operation, arguments)."""
     readers: tuple[str, ...]
     whole: str = ""
-    """Name of all of it: from starting the process to its end."""
+    """Name of the whole, from the start of the process to its end."""
     slow: bool = False
-    """Whether half of the rounds are enough, without one beforehand."""
+    """Whether to run half of the rounds, and none beforehand."""
 
     @property
     def key(self) -> str:
-        """Name that no other task has."""
+        """Unique name."""
         return f"{self.slide}: {self.whole or ', '.join(name for name, *_ in self.steps if name)}"
 
 
@@ -92,7 +92,7 @@ BOTH_WSIDICOM = ("wsidicom", "wsidicom, 2 threads")
 _PEERS = ("dicomslide", *BOTH_WSIDICOM, "openslide", "decoder")
 
 BUDGET = 128 * 2**20
-"""Bytes of `memory_budget`: a third of what is cached of 2,000 sparse slides without a bound."""
+"""Bytes of `memory_budget`: a third of the cached bytes of 2,000 sparse slides without a bound."""
 
 
 def _of(count: int, size: int) -> Callable[[Draw], dict[str, Any]]:
@@ -144,7 +144,7 @@ def _through_dask(slide: str) -> list[Warm]:
 
 
 def _aligned(draw: Draw, tiles: int) -> dict[str, Any]:
-    """Return four squares of so many tiles squared that begin where a tile does."""
+    """Return four squares of `tiles` × `tiles` tiles, aligned to tiles."""
     across = draw.edge // draw.tile
     tiles = min(tiles, across)
     at = draw.rng.integers(0, across - tiles + 1, (4, 2)) * draw.tile

@@ -1,4 +1,4 @@
-"""The process in which one reader reads one slide, and is measured.
+"""Process in which one reader of one slide is measured.
 
 As little as possible is imported here, for that would count as the reader's.
 
@@ -47,7 +47,7 @@ def measure(reader: Reader, operation: str, arguments: dict[str, Any]) -> dict[s
 
 
 def answer(reader: Reader, command: dict[str, Any]) -> dict[str, Any]:
-    """Do what a line asks for; an error is an answer too."""
+    """Execute the command of a line; an error is also an answer."""
     operation, arguments = command["operation"], command["arguments"]
     try:
         if operation == "pixels":
@@ -63,7 +63,7 @@ def answer(reader: Reader, command: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run as the command line says."""
+    """Run the commands of the command line, or those of standard input."""
     name, folder, *steps = sys.argv[1:]
     reader = READERS[name](folder)
     if steps:
