@@ -1,4 +1,4 @@
-"""A slide on a local Orthanc server, with and without latency; tests have the functions to start it."""
+"""A slide on a local Orthanc server, with and without latency; tests know how to start it."""
 
 from __future__ import annotations
 
