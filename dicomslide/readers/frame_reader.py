@@ -279,10 +279,10 @@ class FrameReader:
                 yield tile
 
     def single(self, frame: int, *, keep: bool = True) -> Pixels | None:
-        """Return the pixels of one frame, to be owned by who gets them.
+        """Return the pixels of one frame, as an array that the caller may change.
 
-        Decoding into the memory that is returned saves a copy, so that a frame is kept only where
-        it is wanted a second time.
+        Decoding into the returned memory avoids a copy, so that a frame is cached only when it is
+        read for the second time.
 
         Parameters
         ----------
