@@ -29,6 +29,7 @@ from dicomslide.errors import (
     NotDicomError,
     NotPicklableError,
     NotSlideError,
+    SlideTaskError,
     SourceChangedError,
     SourceDeniedError,
     SourceNotFoundError,
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
         sort_images_by_size,
     )
     from dicomslide.slide import Slide, find_slides, open_slide
+    from dicomslide.slide.calls import SlideResults
     from dicomslide.slide.cohort import Cohort, open_slides
     from dicomslide.slide.sampler import SlideSampler
     from dicomslide.slide.tile_dataset import TileDataset
@@ -102,6 +104,7 @@ _LAZY_MODULES = {
     "PyramidLevel": "pyramid",
     "Slide": "slide",
     "SlideIndex": "labelled.index",
+    "SlideResults": "slide.calls",
     "SlideSampler": "slide.sampler",
     "TileDataset": "slide.tile_dataset",
     "TileStream": "slide.tile_order",
@@ -166,7 +169,9 @@ __all__ = [
     "PyramidLevel",
     "Slide",
     "SlideIndex",
+    "SlideResults",
     "SlideSampler",
+    "SlideTaskError",
     "SourceChangedError",
     "SourceDeniedError",
     "SourceNotFoundError",

@@ -27,6 +27,7 @@ __all__ = [
     "NotDicomError",
     "NotPicklableError",
     "NotSlideError",
+    "SlideTaskError",
     "SourceChangedError",
     "SourceDeniedError",
     "SourceNotFoundError",
@@ -94,6 +95,37 @@ class ExportError(DicomSlideError, OSError):
 
 class StoreExistsError(DicomSlideError, FileExistsError):
     """The path of an export exists, or another export was begun there."""
+
+
+class SlideTaskError(DicomSlideError):
+    """A function failed for a slide of a cohort, or the slide couldn't be opened for it.
+
+    Parameters
+    ----------
+    slide : str
+        Name of the slide.
+    error : Exception, optional
+        What was raised, without its traceback.
+    attempts : int, default: 1
+        Number of times that it was tried.
+    traceback : str, default: ""
+        Traceback as text, of whichever process or machine.
+
+    """
+
+    def __init__(
+        self, slide: str, error: Exception | None = None, attempts: int = 1, traceback: str = ""
+    ) -> None:
+        super().__init__(slide, error, attempts, traceback)  # pickle calls the class with these
+        self.slide = slide
+        self.error = error
+        self.attempts = attempts
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        tried = f" (after {self.attempts} attempts)" if self.attempts > 1 else ""
+        what = "" if self.error is None else f": {type(self.error).__name__}: {self.error}"
+        return f"{self.slide}{what}{tried}"
 
 
 class FrameError(DicomSlideError):

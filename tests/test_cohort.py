@@ -18,7 +18,7 @@ from dicomslide.backends.open import open_source
 from dicomslide.backends.part10 import file, local
 from dicomslide.cli import main
 from dicomslide.process.registry import Registry
-from dicomslide.slide import cohort
+from dicomslide.slide import batches, cohort
 from dicomslide.testing import write_slide
 from tests.support.fake_client import FakeClient
 
@@ -136,7 +136,7 @@ def test_workers_are_sent_no_secret_of_a_url(monkeypatch):
         sent.extend(items)
         return []
 
-    monkeypatch.setattr(cohort, "_on_cluster", on_cluster)
+    monkeypatch.setattr(cohort, "on_cluster", on_cluster)
     with pytest.raises(dicomslide.NotDicomError) as caught:
         dicomslide.open_slides(["https://me:pass@host/a.dcm?sig=secret"])
     assert len(sent) == 1
@@ -325,7 +325,7 @@ def count_headers(monkeypatch, kept):
     monkeypatch.setattr(file.part10, "read_header", counting)
     monkeypatch.setattr(file, "_instances", Registry(kept, "parsed files"))
     # one after the other, however slow: several at once push each other out of so few
-    monkeypatch.setattr(cohort, "MIN_WAIT", float("inf"))
+    monkeypatch.setattr(batches, "MIN_WAIT", float("inf"))
     return read
 
 
@@ -348,8 +348,8 @@ def test_several_files_are_opened_at_once_where_that_means_to_wait(written, monk
         return open_source(path)
 
     monkeypatch.setattr(cohort, "open_source", opening)
-    monkeypatch.setattr(cohort, "MIN_WAIT", 0 if waits else 60)
-    monkeypatch.setattr(cohort.time, "thread_time", lambda: 0.0)
+    monkeypatch.setattr(batches, "MIN_WAIT", 0 if waits else 60)
+    monkeypatch.setattr(batches.time, "thread_time", lambda: 0.0)
     slides = dicomslide.open_slides(written)
     assert list(slides) == NAMES
     assert list(slides.summaries()) == NAMES
@@ -377,7 +377,7 @@ def test_a_notebook_shows_slides_and_failures_and_asks_no_cluster(folder, monkey
     """Which may be at work for hours."""
     (folder / "S23-1" / "level-1.dcm").write_bytes(bytes(128) + b"DICM<b>")
     slides = dicomslide.open_slides(folder)
-    monkeypatch.setattr(cohort, "_on_cluster", None)
+    monkeypatch.setattr(cohort, "on_cluster", None)
     assert repr(slides) == "<Cohort of 4 slides: S23-1, S23-2, S23-3, S23-4; 1 failure>"
     html = slides._repr_html_()
     for text in (*NAMES, "64 × 96", "4 slides", "1 failure", "level-1.dcm"):

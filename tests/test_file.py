@@ -1024,6 +1024,40 @@ def test_a_file_replaced_by_one_of_its_size_and_time_is_opened_anew(tmp_path):
     assert dask.base.tokenize(found) != dask.base.tokenize(matrix_of(write(tmp_path / "b.dcm")))
 
 
+def test_a_file_rewritten_in_place_with_its_old_time_is_opened_anew(tmp_path):
+    path = write(tmp_path / "image.dcm")
+    before, old = path.stat(), matrix_of(path)
+    pixels, name = old[...], pydicom.dcmread(path).ContainerIdentifier
+    data = bytearray(path.read_bytes())
+    data[-SHAPE[0] * SHAPE[1] :] = bytes(SHAPE[0] * SHAPE[1])  # the last tiles
+    at = data.index(name.encode())
+    data[at : at + len(name)] = b"x" * len(name)
+    with open(path, "r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert after.st_ino == before.st_ino
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    found = matrix_of(path)
+    assert FileSource.open(path).metadata.ContainerIdentifier == "x" * len(name)
+    assert (found[...] != pixels).any()
+    assert not found[48:, 48:].any()
+    assert dask.base.tokenize(found) != dask.base.tokenize(old)
+
+
+def test_an_open_file_is_read_on_when_its_permissions_and_links_change(tmp_path):
+    path = write(tmp_path / "image.dcm")
+    matrix = matrix_of(path)
+    sent = pickle.dumps(matrix)
+    pixels = matrix[...]
+    path.chmod(0o400)
+    os.link(path, tmp_path / "backup")
+    dicomslide.clear_all()
+    np.testing.assert_array_equal(matrix[...], pixels)
+    dicomslide.clear_all()
+    np.testing.assert_array_equal(pickle.loads(sent)[...], pixels)
+
+
 def test_a_source_from_another_machine_has_another_inode_there(tmp_path):
     path = write(tmp_path / "image.dcm")
     source = dataclasses.replace(FileSource.open(path), node=(1, 2))

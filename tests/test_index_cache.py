@@ -8,10 +8,14 @@ import stat
 import time
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.encaps import encapsulate, generate_frames
 
 import dicomslide
 from dicomslide.backends.part10 import index_cache
+from dicomslide.backends.part10.file import FileSource
+from dicomslide.testing import write_slide
 
 NUMBERS = np.arange(1000)
 
@@ -121,3 +125,27 @@ def test_an_entry_that_cannot_be_written_leaves_nothing(folder, monkeypatch):
     index_cache.save("a", (), NUMBERS)
     assert list(folder.iterdir()) == []
     assert index_cache.load("a", ()) is None
+
+
+def test_frames_of_a_file_that_was_replaced_with_its_old_time_and_size_are_found_anew(
+    folder, tmp_path
+):
+    path, *_ = write_slide(
+        tmp_path / "slide", shape=(64, 96), tile_shape=(32, 32), downsamples=(1,),
+        offset_table="empty", associated=False,
+    )  # fmt: skip
+    header = pydicom.dcmread(path)
+    frames = list(generate_frames(header.PixelData, number_of_frames=6))
+    assert len(set(map(len, frames))) > 1
+    expected = [bytes(frame) for frame in FileSource.open(path).read_frames(range(6))]
+    assert list(map(bytes, frames)) == expected
+    before = path.stat()
+    header.PixelData = encapsulate(frames[::-1], has_bot=False)
+    header.save_as(tmp_path / "new")
+    os.utime(tmp_path / "new", ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(tmp_path / "new", path)
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    dicomslide.clear_all()  # as in another process
+    found = [bytes(frame) for frame in FileSource.open(path).read_frames(range(6))]
+    assert found == expected[::-1]

@@ -28,6 +28,7 @@ A store of another package implements `FrameStore`, and its sources `FrameSource
 from __future__ import annotations
 
 from dicomslide.backends.base import (
+    DistantSource,
     FrameSource,
     FrameStore,
     HeaderedSource,
@@ -40,6 +41,7 @@ from dicomslide.header.per_frame import positions_of_dataset
 from dicomslide.header.tiling import FramePositions
 
 __all__ = [
+    "DistantSource",
     "FramePositions",
     "FrameSource",
     "FrameStore",

@@ -6,11 +6,14 @@ source or store implements those that apply to it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from dicomslide.errors import SourceReadError
+from dicomslide.header import dicom
 from dicomslide.header.layout import ImageLayout, read_layout
+from dicomslide.process.parallel import together
 from dicomslide.process.registry import Registry
 
 if TYPE_CHECKING:
@@ -22,10 +25,14 @@ if TYPE_CHECKING:
     from dicomslide.header.tiling import FramePositions
     from dicomslide.pixels.pixel_format import Buffer
 
-__all__ = ["FrameSource", "FrameStore", "HeaderedSource", "RangeError", "RereadableSource",
-           "ScopedSource", "SearchableStore", "Series", "drop_frame", "is_searchable", "is_source",
-           "is_store", "kept_as", "layout_of", "may_read_anew", "provides", "read_anew",
+__all__ = ["DistantSource", "FrameSource", "FrameStore", "HeaderedSource", "RangeError",
+           "RereadableSource", "ScopedSource", "SearchableStore", "Series", "drop_frame",
+           "fetch_header", "fetch_headers", "is_searchable", "is_source", "is_store", "kept_as",
+           "layout_of", "may_read_anew", "provides", "read_anew", "unread_headers",
            "without_header"]  # fmt: skip
+
+HEADERS_AT_ONCE = 16
+"""Upper bound on headers that are fetched at once."""
 
 _layouts: Registry[tuple[Hashable, ...], ImageLayout] = Registry(
     1024, "layouts", lambda layout: layout.nbytes
@@ -203,6 +210,23 @@ class HeaderedSource(Protocol):
         ...
 
 
+@runtime_checkable
+class DistantSource(Protocol):
+    """Optional: a source whose header takes a round trip, unless this process keeps it.
+
+    The headers of a slide are then fetched at once, and those of a cohort ahead of the loop over
+    its slides.
+    """
+
+    def unread_headers(self) -> Sequence[FrameSource]:
+        """Return the sources whose headers this process doesn't keep: itself, or its parts.
+
+        :attr:`FrameSource.metadata` and :meth:`FrameSource.frame_positions` of such a source send
+        requests, and keep what comes.
+        """
+        ...
+
+
 # -- stores ----------------------------------------------------------------------------------
 
 
@@ -304,7 +328,33 @@ def _has_header(source: object) -> TypeGuard[HeaderedSource]:
     return provides(source, HeaderedSource.without_header)
 
 
+def _is_distant(source: object) -> TypeGuard[DistantSource]:
+    return provides(source, DistantSource.unread_headers)
+
+
 # -- functions for all sources ----------------------------------------------------------------
+
+
+def unread_headers(sources: Iterable[FrameSource]) -> list[FrameSource]:
+    """Return the sources whose headers take a round trip, since this process doesn't keep them."""
+    return [each for source in sources if _is_distant(source) for each in source.unread_headers()]
+
+
+def fetch_headers(sources: Iterable[FrameSource]) -> None:
+    """Fetch at once the headers that take a round trip each.
+
+    Nothing is raised: whoever accesses the metadata of a source gets the error.
+    """
+    unread = unread_headers(sources)
+    if len(unread) > 1:
+        together(fetch_header, unread, HEADERS_AT_ONCE)
+
+
+def fetch_header(source: FrameSource) -> None:
+    """Have the process keep a header, and positions of frames; nothing is raised."""
+    with contextlib.suppress(Exception):
+        if dicom.is_tiled_image(source.metadata):
+            source.frame_positions()
 
 
 def layout_of(source: FrameSource) -> ImageLayout:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.backends.base import drop_frame, kept_as, may_read_anew, read_anew
+from dicomslide.backends.base import drop_frame, kept_as, may_read_anew, read_anew, unread_headers
 from dicomslide.errors import FrameReadError, MetadataError
 from dicomslide.header import dicom
 from dicomslide.header.tiling import FramePositions
@@ -72,6 +72,10 @@ class ConcatenatedSource:
     def kept_as(self) -> tuple[Hashable, ...]:
         """Key of its values in the caches of this process."""
         return ("concatenation", *map(kept_as, self.parts))
+
+    def unread_headers(self) -> list[FrameSource]:
+        """Return the parts whose headers take a round trip."""
+        return unread_headers(self.parts)
 
     @property
     def name(self) -> str:

@@ -8,19 +8,16 @@ import operator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dicomslide import utils
-from dicomslide.contents.arrangement import arrange
+from dicomslide.backends.base import fetch_headers
+from dicomslide.backends.part10.file import check_opens
 from dicomslide.contents.collection import (
-    group_by_slide,
     is_derived,
-    list_slides,
-    not_a_slide,
-    respaced,
+    join_concatenations,
 )
 from dicomslide.contents.levels import affine_from_base
-from dicomslide.contents.pyramids import choose_pyramid, pyramids_of
+from dicomslide.contents.whole import whole_of
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import (
-    AmbiguousSlideError,
     LevelNotFoundError,
     MetadataError,
     MetadataWarning,
@@ -29,12 +26,11 @@ from dicomslide.header import dicom
 from dicomslide.header.channels import Channels
 from dicomslide.header.geometry import ROUNDING_NOISE
 from dicomslide.header.lookup import ChannelsAndPlanes
-from dicomslide.image import TiledImage
 from dicomslide.process.identity import Identified
 from dicomslide.process.warn import once, silent, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Sequence
+    from collections.abc import Collection, Hashable, Iterable, Sequence
 
     from pydicom.dataset import Dataset
     from pydicom.sr.coding import Code
@@ -43,6 +39,7 @@ if TYPE_CHECKING:
     from dicomslide.contents.levels import Level
     from dicomslide.contents.options import SlideOptions
     from dicomslide.contents.pyramids import GlassPyramid
+    from dicomslide.image import TiledImage
 
 __all__ = ["SlideContents", "slide_of"]
 
@@ -62,60 +59,47 @@ class SlideContents(ChannelsAndPlanes, Identified):
         Options of the slide.
     warned : iterable of str, default: ()
         Messages of warnings that aren't given again.
+    later : collection of int, default: ()
+        Indices of sources that are known to be labels, overviews and the like of this slide: their
+        headers are read when such images are asked for.
 
     """
 
     def __init__(
-        self, sources: Sequence[FrameSource], options: SlideOptions, warned: Iterable[str] = ()
+        self,
+        sources: Sequence[FrameSource],
+        options: SlideOptions,
+        warned: Iterable[str] = (),
+        later: Collection[int] = (),
     ) -> None:
         self._sources = tuple(sources)
         self._options = options
         self._warned = set(warned)
+        self._later = frozenset(later)
         with once(self._warned):
             self._arrange()
 
     def _arrange(self) -> None:
         """Arrange the instances into levels, channels and focal planes."""
-        sources, options = self._sources, self._options
-        tiled: list[FrameSource] = []
-        others: list[FrameSource] = []
-        for source in sources:
-            (tiled if dicom.is_tiled_image(source.metadata) else others).append(source)
-        self._others = tuple(others)
-        for source in others:
-            logger.debug("%s: it isn't a tiled image", source.name)
-        images = [
-            TiledImage(
-                source,
-                source.metadata,
-                options.max_frame_cache_size,
-                correct_color=options.correct_color,
-                on_error=options.on_error,
-            )
-            for source in tiled
-        ]
-        if options.spacing is not None:
-            images = respaced(images, options.spacing)
-        slides = group_by_slide(images)
-        if not slides:
-            raise not_a_slide(self._sources)
-        if len(slides) > 1:
-            raise AmbiguousSlideError(list_slides(slides))
-        self._frames = slides[0].frames
-        self._pyramids = tuple(pyramids_of(slides[0], options.pyramid_tolerance))
-        self._pyramid_index = choose_pyramid(self._pyramids, options.pyramid)
+        sources = [each for i, each in enumerate(self._sources) if i not in self._later]
+        fetch_headers(sources)
+        whole = whole_of(sources, self._options)
+        self._others = whole.others
+        self._beside = self._later.union(
+            i for i, each in enumerate(self._sources) if each.identity in whole.beside
+        )
+        self._frames = whole.frames
+        self._pyramids, self._pyramid_index = whole.pyramids, whole.pyramid_index
         if len(self._pyramids) > 1:  # fixed, so that copies read the same one
-            self._options = options.changed(pyramid=self._pyramid_index)
-        members = set(map(id, self._pyramids[self._pyramid_index].images))
-        arranged = arrange([image for image in images if id(image) in members], self._options)
-        self._images = arranged.images
-        self._pyramid = arranged.pyramid
-        self._groups = arranged.groups  # channels by variable of the tree
+            self._options = self._options.changed(pyramid=self._pyramid_index)
+        self._arranged = whole.arrangement.images
+        self._pyramid = whole.arrangement.pyramid
+        self._groups = whole.arrangement.groups  # channels by variable of the tree
         self._from_base: dict[int, list[list[float]]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # sources and options only: headers are read again when the slide is unpickled
-        return _unpickled, (type(self), self._sources, self._options)
+        return _unpickled, (type(self), self._sources, self._options, tuple(sorted(self._beside)))
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
         options = self._options
@@ -143,7 +127,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         changed = self._options.changed(**options)
         if changed == self._options:
             return self
-        return slide_of(type(self), self._sources, changed, self._warned)
+        return slide_of(type(self), self._sources, changed, self._warned, self._later)
 
     @property
     def name(self) -> str:
@@ -197,6 +181,40 @@ class SlideContents(ChannelsAndPlanes, Identified):
     # -- images --
 
     @property
+    def _images(self) -> tuple[TiledImage, ...]:
+        """All images, with their placements."""
+        if self._later:
+            arranged = self._with_later()
+            self._arranged, self._later = arranged, frozenset()
+        return self._arranged
+
+    @property
+    def _annotated(self) -> tuple[TiledImage, ...]:
+        """Images to which annotations may refer: all if there may be annotations."""
+        return self._images if self._others else ()
+
+    def _with_later(self) -> tuple[TiledImage, ...]:
+        """Return all images, those too whose headers weren't read yet."""
+        fetch_headers(self._sources)
+        kept = []
+        with once(self._warned):
+            for i, source in enumerate(self._sources):
+                try:
+                    check_opens(source.metadata)
+                except MetadataError as error:
+                    if i not in self._later:
+                        raise
+                    warn(f"left out: {error}", MetadataWarning)
+                else:
+                    kept.append(source)
+        whole = slide_of(SlideContents, join_concatenations(kept), self._options, self._warned)
+        known = {image._source.identity for image in self._arranged}
+        return (
+            *self._arranged,
+            *(image for image in whole._arranged if image._source.identity not in known),
+        )
+
+    @property
     def levels(self) -> tuple[Level, ...]:
         """The levels, from the largest to the smallest."""
         return self._pyramid.levels
@@ -219,7 +237,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
         """Annotation Group Labels; one Series Description for each large or remote file."""
         from dicomslide.annotation.bulk import labels_of_groups
 
-        return labels_of_groups(self._others, self._images, self._frames)
+        return labels_of_groups(self._others, self._annotated, self._frames)
 
     @property
     def focal_plane_offsets(self) -> tuple[float, ...]:
@@ -244,7 +262,7 @@ class SlideContents(ChannelsAndPlanes, Identified):
     @property
     def derived_images(self) -> tuple[TiledImage, ...]:
         """Segmentations and parametric maps of the slide."""
-        return tuple(image for image in self._images if is_derived(image))
+        return tuple(image for image in self._arranged if is_derived(image))
 
     def _of_flavor(self, has: Any) -> tuple[TiledImage, ...]:
         return tuple(
@@ -578,13 +596,19 @@ def slide_of(
     sources: Sequence[FrameSource],
     options: SlideOptions,
     warned: Iterable[str] = (),
+    later: Collection[int] = (),
 ) -> S:
-    """Return a slide of the class `kind`, without the warnings in `warned`."""
+    """Return a slide of the class `kind`: see :class:`SlideContents`."""
     slide = kind.__new__(kind)
-    SlideContents.__init__(slide, sources, options, warned)
+    SlideContents.__init__(slide, sources, options, warned, later)
     return slide
 
 
-def _unpickled(kind: type[S], sources: Sequence[FrameSource], options: SlideOptions) -> S:
+def _unpickled(
+    kind: type[S],
+    sources: Sequence[FrameSource],
+    options: SlideOptions,
+    later: Collection[int] = (),
+) -> S:
     with silent():  # the pickled slide has given the warnings
-        return slide_of(kind, sources, options)
+        return slide_of(kind, sources, options, later=later)

@@ -6,14 +6,14 @@ import collections
 import queue
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dicomslide.process.warn import carried
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["is_exiting", "is_of_a_pool", "start", "together"]
+__all__ = ["as_done", "is_exiting", "is_of_a_pool", "start", "together"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -37,6 +37,22 @@ def together(function: Callable[[T], R], items: Sequence[T], most: int) -> list[
         The first error of a call, as soon as it occurs; items that haven't begun are left out.
 
     """
+    found = dict(as_done(function, items, most))
+    return [found[at] for at in range(len(items))]
+
+
+def as_done(function: Callable[[T], R], items: Sequence[T], most: int) -> Iterator[tuple[int, R]]:
+    """Yield the index of each item and the result of a function for it, as soon as it is there.
+
+    Parameters are those of :func:`together`. Items that haven't begun when the iterator is closed
+    are left out; those that have are not waited for.
+
+    Raises
+    ------
+    BaseException
+        The first error of a call, as soon as it occurs.
+
+    """
     waiting = collections.deque(enumerate(items))
     done: queue.SimpleQueue[tuple[int, R | None, BaseException | None]] = queue.SimpleQueue()
 
@@ -54,16 +70,14 @@ def together(function: Callable[[T], R], items: Sequence[T], most: int) -> list[
     # daemon threads rather than a pool's: Ctrl-C and the exit of the process don't wait for them
     if not all(start(work, "dicomslide") for _ in range(min(most, len(items)))):
         work()
-    found: dict[int, Any] = {}
     try:
-        while len(found) < len(items):
+        for _ in range(len(items)):
             at, result, error = done.get()
             if error is not None:
                 raise error
-            found[at] = result
+            yield at, result  # type: ignore[misc]
     finally:
         waiting.clear()
-    return [found[at] for at in range(len(items))]
 
 
 def start(function: Callable[[], None], name: str) -> threading.Thread | None:

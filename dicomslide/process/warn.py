@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import FrameType
 
-__all__ = ["carried", "once", "renamed_argument", "silent", "warn"]
+__all__ = ["carried", "heard", "once", "renamed_argument", "silent", "warn"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,6 +49,8 @@ class _Thread(threading.local):
     """Line of the caller in the thread that started this one; None for other threads."""
     said: tuple[set[str], ...] = ()
     """Messages that were given and aren't repeated, one set per block of :func:`once`."""
+    heard: tuple[list[tuple[str, type[Warning]]], ...] = ()
+    """Lists of warnings, one per block of :func:`heard`."""
     is_silent: bool = False
 
 
@@ -70,6 +72,8 @@ def warn(message: str, category: type[Warning]) -> None:
         Category of the warning.
 
     """
+    for heard in _thread.heard:
+        heard.append((message, category))
     if _thread.is_silent or any(message in said for said in _thread.said):
         return
     line = _caller() or _Line.of(sys._getframe(1))
@@ -118,6 +122,24 @@ def once(said: set[str] | None = None) -> Iterator[set[str]]:
 
 
 @contextlib.contextmanager
+def heard() -> Iterator[list[tuple[str, type[Warning]]]]:
+    """List the warnings of this block, whether they are given or not.
+
+    Yields
+    ------
+    list of tuple
+        Text and category of each warning, in order.
+
+    """
+    before, found = _thread.heard, list[tuple[str, type[Warning]]]()
+    _thread.heard = (*before, found)
+    try:
+        yield found
+    finally:
+        _thread.heard = before
+
+
+@contextlib.contextmanager
 def silent() -> Iterator[None]:
     """Give no warnings in this block: they were given before, perhaps by another process."""
     before, _thread.is_silent = _thread.is_silent, True
@@ -129,7 +151,8 @@ def silent() -> Iterator[None]:
 
 def carried(function: Callable[P, R]) -> Callable[P, R]:
     """Return a function for another thread, where it warns at this thread's line and as often."""
-    its = {"caller": _caller(), "said": _thread.said, "is_silent": _thread.is_silent}
+    its: dict[str, Any] = {"caller": _caller()}
+    its |= {name: getattr(_thread, name) for name in ("said", "heard", "is_silent")}
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

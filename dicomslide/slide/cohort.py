@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import glob
 import itertools
 import os
-import sys
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dicomslide.backends.base import is_store
 from dicomslide.backends.dicomweb.client import (
@@ -37,37 +34,44 @@ from dicomslide.backends.part10.streams import StreamSource
 from dicomslide.backends.search import StoreCatalog
 from dicomslide.contents.description import summary_of
 from dicomslide.contents.options import SlideOptions
+from dicomslide.display.progress import report_of
 from dicomslide.errors import NotDicomError, NotSlideError
 from dicomslide.header import dicom
 from dicomslide.process.identity import Identified
-from dicomslide.process.parallel import together
 from dicomslide.process.warn import once
+from dicomslide.slide.ahead import fetching_ahead
+from dicomslide.slide.batches import Batch, Failures, attempt, in_threads, on_cluster
+from dicomslide.slide.calls import (
+    Call,
+    SlideResults,
+    bare,
+    failure_of,
+    may_pass,
+    outcomes,
+)
 from dicomslide.slide.slide import Slide
-from dicomslide.slide.sorting import Instance, Member, open_members, sort_instances, split
+from dicomslide.slide.sorting import Instance, Member, sort_instances, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
     import pandas as pd
 
-    from dicomslide.backends.base import FrameSource, FrameStore, Series
+    from dicomslide.backends.base import FrameStore, Series
     from dicomslide.backends.search import Catalog
+    from dicomslide.display.progress import Report
+    from dicomslide.errors import SlideTaskError
     from dicomslide.readers.matrix_reader import OnError
+    from dicomslide.slide.calls import Place
 
 __all__ = ["Cohort", "open_slides"]
 
-MAX_THREADS = 16
-"""Upper bound on files, series or slides that threads of this process open at once."""
-MIN_WAIT = 0.05
-"""Seconds that items are processed one by one before threads are considered."""
 FILES_PER_TASK, SLIDES_PER_TASK = 16, 8
 """Batch sizes of tasks on a cluster."""
 MAX_NAMES_SHOWN = 5
 """Upper bound on names in the representation of a cohort."""
 
-Failures = dict[str, Exception]
-T = TypeVar("T")
-F = TypeVar("F")
+R = TypeVar("R")
 
 
 class Cohort(Identified, Mapping[str, Slide]):
@@ -130,9 +134,9 @@ class Cohort(Identified, Mapping[str, Slide]):
         member = self._members[name]
         try:
             with once(self._warned):
-                return open_members(member.sources, self._options)
+                return member.open(self._options)
         except Exception as error:
-            self._failures[name] = _bare(copy.copy(error))
+            self._failures[name] = bare(copy.copy(error))
             raise
 
     def __iter__(self) -> Iterator[str]:
@@ -172,24 +176,130 @@ class Cohort(Identified, Mapping[str, Slide]):
         from dicomslide.display.html import MOST_SLIDES, cohort_html
 
         # in this process: tasks of a cluster may be queued for hours
-        shown = self._summaries(itertools.islice(self, MOST_SLIDES), _in_threads)
+        shown = self._summaries(itertools.islice(self, MOST_SLIDES), in_threads)
         return cohort_html(shown, len(self), self._failures)
 
-    def opened(self) -> Iterator[tuple[str, Slide]]:
+    def opened(self, *, ahead: int = 16) -> Iterator[tuple[str, Slide]]:
         """Iterate over open slides, one at a time; slides that don't open are skipped.
+
+        Parameters
+        ----------
+        ahead : int, default: 16
+            Number of the next slides whose headers are fetched meanwhile, where they are on a
+            server or in a bucket and this process doesn't keep them; 0 for none.
 
         Yields
         ------
         tuple of str and Slide
             Name and slide. Errors of skipped slides are in :attr:`failures`.
 
+        Raises
+        ------
+        ValueError
+            When `ahead` is negative.
+
         """
-        for name in self:
-            try:
-                slide = self[name]
-            except Exception:  # the lookup has added it to the failures
-                continue
-            yield name, slide
+        if ahead < 0:
+            raise ValueError(f"ahead is {ahead}; expected 0 or more")
+        return self._opened(ahead)
+
+    def _opened(self, ahead: int) -> Iterator[tuple[str, Slide]]:
+        needed = (member.needed for member in self._members.values())
+        with fetching_ahead(needed, ahead) as fetch:
+            for name in self:
+                fetch()
+                try:
+                    slide = self[name]
+                except Exception:  # the lookup has added it to the failures
+                    continue
+                yield name, slide
+
+    def map(
+        self,
+        function: Callable[[Slide], R],
+        *,
+        on: Place | None = None,
+        workers: int | None = None,
+        retries: int = 1,
+        progress: bool | Report = False,
+    ) -> SlideResults[R]:
+        """Call a function with each slide, several at once.
+
+        The slide is opened where the function runs, and dropped when it returns.
+
+        Parameters
+        ----------
+        function : callable
+            Called with a :class:`Slide`. In another process, its result is pickled.
+        on : {"threads", "processes", "cluster"}, Executor or Client, optional
+            Where it runs: in threads of this process; in processes of this machine, which start
+            without the modules, credentials and storage options of this one, but with its options;
+            on the workers of a dask cluster; on a ``concurrent.futures.Executor``; or on the
+            cluster of a ``distributed.Client``. By default on the cluster of the current client,
+            or in threads if there is none.
+        workers : int, optional
+            Upper bound on slides that are open at once. By default 16 threads where headers have
+            to be fetched, else the option `num_threads`; one process per processor; two tasks per
+            thread of a cluster.
+        retries : int, default: 1
+            Number of further attempts after an error that may pass: an OSError of a server or a
+            disk, or a process that died; not where something doesn't exist, was changed, or access
+            is denied. Attempts follow when all other slides were tried.
+        progress : bool or callable, default: False
+            Whether standard error says how many slides are done; or a function that is called with
+            that number and the number of all slides.
+
+        Returns
+        -------
+        SlideResults
+            Mapping of names to results, in the order of the slides. Its ``failures`` are the
+            errors of other slides, which stop nothing.
+
+        Raises
+        ------
+        ValueError
+            When an argument has another value; when there is no cluster.
+        TypeError
+            When `on` is something else, or the function can't be pickled for other processes.
+
+        Examples
+        --------
+        >>> areas = slides.map(tissue_area, on="processes", progress=True)
+        >>> areas["S23-1"]
+        >>> for name, error in areas.failures.items():
+        ...     print(error, error.traceback)
+
+        """
+        if retries < 0:
+            raise ValueError(f"retries is {retries}; expected 0 or more")
+        report = report_of(progress, "slides")
+        call, total = Call(function, self._options), len(self)
+        found: dict[str, R] = {}
+        failed: dict[str, SlideTaskError] = {}
+        waiting = list(self)
+        for count in range(1, retries + 2):
+            again = []
+            running = outcomes(call, [self._members[name] for name in waiting], on, workers)
+            with once(self._warned), contextlib.closing(running):  # type: ignore[type-var]
+                for at, outcome in running:
+                    name = waiting[at]
+                    if outcome.error is None:
+                        found[name] = outcome.result
+                    elif count <= retries and may_pass(outcome.error):
+                        again.append(name)
+                        continue
+                    else:
+                        failed[name] = failure_of(name, outcome, count)
+                        if not outcome.is_open:
+                            self._failures[name] = outcome.error
+                    report(len(found) + len(failed), total)
+            waiting = sorted(again)
+            if not waiting:
+                break
+        return SlideResults(
+            {name: found[name] for name in self if name in found},
+            {name: failed[name] for name in self if name in failed},
+        )
 
     def summaries(self) -> dict[str, dict[str, Any]]:
         """Return the main properties of each slide.
@@ -203,12 +313,12 @@ class Cohort(Identified, Mapping[str, Slide]):
             are left out; their errors are in :attr:`failures`.
 
         """
-        return self._summaries(self, functools.partial(_on_cluster, size=SLIDES_PER_TASK))
+        return self._summaries(self, functools.partial(on_cluster, size=SLIDES_PER_TASK))
 
     def _summaries(
-        self, names: Iterable[str], do: Callable[..., list[_Batch[Any]]]
+        self, names: Iterable[str], do: Callable[..., list[Batch[Any]]]
     ) -> dict[str, dict[str, Any]]:
-        items = [(name, self._members[name].sources) for name in names]
+        items = [(name, self._members[name]) for name in names]
         found: dict[str, dict[str, Any]] = {}
         for batch in do(functools.partial(_summarize, self._options), items):
             found |= batch.found
@@ -311,13 +421,13 @@ def open_slides(
         )
     if store is not None:
         given = [source if isinstance(source, str) else type(source).__name__]
-        series = store.series(attempt=functools.partial(_attempt, failures))
-        batches = _in_threads(functools.partial(_read_series, store), series)
+        series = store.series(attempt=functools.partial(attempt, failures))
+        batches = in_threads(functools.partial(_read_series, store), series)
     else:
         given, streams = paths_and_streams(source)
         paths = _paths_of(given, storage_options, failures)
-        batches = _on_cluster(_read_files, paths, size=FILES_PER_TASK)
-        batches += _in_threads(_read_streams, streams)
+        batches = on_cluster(_read_files, paths, size=FILES_PER_TASK)
+        batches += in_threads(_read_streams, streams)
         given += streams
     for batch in batches:
         failures |= batch.failures
@@ -361,164 +471,78 @@ def _paths_of(given: list[Any], storage_options: Any, failures: Failures) -> lis
         add((match for match in matching if not os.path.isdir(match)), False)
         if not matching:  # a file, or a path that doesn't exist, which is an error later
             add([str(path)], True)
-    for batch in _in_threads(_list_objects, urls):
+    for batch in in_threads(_list_objects, urls):
         failures |= batch.failures
         for url, is_named in batch.found:
             add([url], is_named)
     return list(found.items())
 
 
-# -- parallel processing in threads and on workers ------------------------------------------
+# -- batches of items -----------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Batch(Generic[F]):
-    """Results and errors of a batch of items."""
-
-    found: F
-    failures: Failures
-
-    @property
-    def has_unreached(self) -> bool:
-        """Whether an error is an OSError, which this process may not have."""
-        return any(isinstance(error, OSError) for error in self.failures.values())
-
-
-def _list_objects(urls: Sequence[str]) -> _Batch[list[Named]]:
+def _list_objects(urls: Sequence[str]) -> Batch[list[Named]]:
     found: list[Named] = []
     failures: Failures = {}
     for url in urls:
-        with _attempt(failures, public_url(url)):
+        with attempt(failures, public_url(url)):
             # without credentials, which aren't sent to workers
             found += [(remembered(each), is_given) for each, is_given in objects_at(url)]
-    return _Batch(found, failures)
+    return Batch(found, failures)
 
 
-def _read_files(paths: Sequence[Named]) -> _Batch[list[Instance]]:
+def _read_files(paths: Sequence[Named]) -> Batch[list[Instance]]:
     found: list[Instance] = []
     failures: Failures = {}
     for path, is_named in paths:
-        with _attempt(failures, path):
+        with attempt(failures, path):
             try:
                 found.append(Instance.of(open_source(path)))
             except NotDicomError:
                 if is_named:
                     raise
-    return _Batch(found, failures)
+    return Batch(found, failures)
 
 
-def _read_streams(streams: Sequence[Any]) -> _Batch[list[Instance]]:
+def _read_streams(streams: Sequence[Any]) -> Batch[list[Instance]]:
     found: list[Instance] = []
     failures: Failures = {}
     for each in streams:
-        with _attempt(failures, f"{type(each).__name__} at {id(each):#x}"):
+        with attempt(failures, f"{type(each).__name__} at {id(each):#x}"):
             found.append(Instance.of(StreamSource.open(each)))
-    return _Batch(found, failures)
+    return Batch(found, failures)
 
 
-def _read_series(store: Catalog, series: Sequence[Series]) -> _Batch[list[Instance]]:
+def _read_series(store: Catalog, series: Sequence[Series]) -> Batch[list[Instance]]:
     found: list[Instance] = []
     failures: Failures = {}
     for each in series:
-        with _attempt(failures, f"series {each.series_instance_uid}"):
+        with attempt(failures, f"series {each.series_instance_uid}"):
             for metadata in store.metadata_of(each):
-                with _attempt(failures, dicom.name_of(metadata)):
+                with attempt(failures, dicom.name_of(metadata)):
                     found.append(Instance.of(store.source(metadata)))
-    return _Batch(found, failures)
+    return Batch(found, failures)
 
 
-def _split(tolerance: float, groups: Sequence[Sequence[Instance]]) -> _Batch[list[Member]]:
+def _split(tolerance: float, groups: Sequence[Sequence[Instance]]) -> Batch[list[Member]]:
     found: list[Member] = []
     failures: Failures = {}
     for group in groups:
         known = (each.container for each in group if each.container)
-        with _attempt(failures, next(known, group[0].source.name)):
+        with attempt(failures, next(known, group[0].source.name)):
             found += split(group, tolerance)
-    return _Batch(found, failures)
+    return Batch(found, failures)
 
 
 def _summarize(
-    options: SlideOptions, items: Sequence[tuple[str, tuple[FrameSource, ...]]]
-) -> _Batch[dict[str, dict[str, Any]]]:
+    options: SlideOptions, items: Sequence[tuple[str, Member]]
+) -> Batch[dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, Any]] = {}
     failures: Failures = {}
-    for name, sources in items:
-        with _attempt(failures, name):
-            found[name] = summary_of(open_members(sources, options))
-    return _Batch(found, failures)
-
-
-@contextlib.contextmanager
-def _attempt(failures: Failures, what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        failures[what] = _bare(error)
-
-
-def _bare(error: Exception) -> Exception:
-    """Remove traceback, cause and context of an error, which hold references to headers."""
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
-
-
-def _on_cluster(
-    function: Callable[[list[T]], _Batch[F]], items: Sequence[T], *, size: int
-) -> list[_Batch[F]]:
-    """Apply a function to batches of items on the dask cluster, if any, else in threads."""
-    client = _cluster() if len(items) > size else None
-    if client is None:
-        return _in_threads(function, items)
-    batches = [list(items[i : i + size]) for i in range(0, len(items), size)]
-    done: list[_Batch[F] | None] = []
-    for future in client.map(function, batches, pure=False):
-        try:
-            batch = future.result()
-        except Exception:  # an error of the cluster; errors of files are in the batch
-            done.append(None)
-        else:  # files that a worker can't reach are tried again in this process
-            done.append(None if batch.has_unreached else batch)
-    missed = [each for b, d in zip(batches, done, strict=True) if d is None for each in b]
-    here = iter(_in_threads(function, missed))
-    return [
-        each
-        for batch, there in zip(batches, done, strict=True)
-        for each in ([there] if there is not None else itertools.islice(here, len(batch)))
-    ]
-
-
-def _cluster() -> Any:
-    """Return the current client of a dask cluster; None without one, and within a task."""
-    distributed = sys.modules.get("distributed")
-    if distributed is None:
-        return None
-    try:
-        distributed.get_worker()
-    except ValueError:
-        pass
-    else:
-        return None  # a task that waits for other tasks can deadlock
-    try:
-        client = distributed.default_client()
-    except ValueError:
-        return None
-    return None if client.asynchronous or not client.nthreads() else client
-
-
-def _in_threads(function: Callable[[list[T]], _Batch[F]], items: Sequence[T]) -> list[_Batch[F]]:
-    """Apply a function to each item; in threads, once processing turns out to be I/O-bound.
-
-    Threads speed up waiting for a server or a disk, and slow down the parsing of headers. Items
-    are processed one by one until more than half of the elapsed time was spent waiting.
-    """
-    done: list[_Batch[F]] = []
-    began, worked = time.perf_counter(), time.thread_time()
-    for at, item in enumerate(items):
-        elapsed = time.perf_counter() - began
-        if elapsed > max(MIN_WAIT, 2 * (time.thread_time() - worked)):
-            return done + together(lambda each: function([each]), items[at:], MAX_THREADS)
-        done.append(function([item]))
-    return done
+    for name, member in items:
+        with attempt(failures, name):
+            found[name] = summary_of(member.open(options))
+    return Batch(found, failures)
 
 
 # -- sorting and naming ----------------------------------------------------------------------
@@ -530,7 +554,7 @@ def _sorted(instances: Iterable[Instance], options: SlideOptions, failures: Fail
     separate = functools.partial(_split, options.pyramid_tolerance)
     # in this process: few groups need their headers again
     with once() as warned:
-        batches = _in_threads(separate, sort_instances(instances))
+        batches = in_threads(separate, sort_instances(instances))
     for batch in batches:
         found += batch.found
         failures |= batch.failures

@@ -427,7 +427,7 @@ class Slide(SlideArrays):
         from dicomslide.annotation.bulk import find_annotation_groups
 
         with once(self._warned):
-            groups = find_annotation_groups(self._others, self._images, self._frames)
+            groups = find_annotation_groups(self._others, self._annotated, self._frames)
         return tuple(dataclasses.replace(group, slide=self) for group in groups)
 
     # -- between pixels and millimetres --

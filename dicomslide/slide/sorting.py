@@ -8,7 +8,8 @@ import math
 from typing import TYPE_CHECKING
 
 from dicomslide.annotation.bulk import are_annotations_of
-from dicomslide.backends.base import without_header
+from dicomslide.backends.base import fetch_headers, without_header
+from dicomslide.backends.concatenation import ConcatenatedSource
 from dicomslide.backends.part10.file import FileStore, check_opens
 from dicomslide.backends.part10.source import Part10Source
 from dicomslide.contents.collection import (
@@ -140,6 +141,17 @@ class Member:
     sources: tuple[FrameSource, ...]
     pyramid: int | None = None
     """Zero-based index of its pyramid, if the glass slide has several."""
+    later: tuple[int, ...] = ()
+    """Indices of sources that aren't needed to open the slide: labels, overviews and the like."""
+
+    @property
+    def needed(self) -> list[FrameSource]:
+        """Sources whose headers are read when the slide is opened."""
+        return [each for i, each in enumerate(self.sources) if i not in self.later]
+
+    def open(self, options: SlideOptions) -> Slide:
+        """Open the slide."""
+        return open_members(self.sources, options, self.later)
 
 
 def split(instances: Sequence[Instance], tolerance: float) -> list[Member]:
@@ -177,8 +189,11 @@ def split(instances: Sequence[Instance], tolerance: float) -> list[Member]:
     if len(keys) == 1 and (
         len(roots) == 1 or (roots[0].is_complete and _are_of_one_pyramid(roots, tolerance))
     ):
-        return [Member(*keys.pop(), tuple(each.source for each in instances))]
+        sources = tuple(each.source for each in instances)
+        later = tuple(i for i, each in enumerate(instances) if each.rank == 0)
+        return [Member(*keys.pop(), sources, later=later)]
     images, others = [], []
+    fetch_headers(each.source for each in instances)
     for source in _without_copies([each.source for each in instances]):
         header = source.metadata
         if dicom.is_tiled_image(header):
@@ -191,12 +206,14 @@ def split(instances: Sequence[Instance], tolerance: float) -> list[Member]:
             each for each in others if are_annotations_of(each.metadata, group.images, group.frames)
         ]
         pyramids = pyramids_of(group, tolerance)
+        beside = set(map(id, group.others))
         members += [
             Member(
                 group.container,
                 group.frame_of_reference_uid,
                 (*(image._source for image in pyramid.images), *its),
                 number if len(pyramids) > 1 else None,
+                tuple(i for i, image in enumerate(pyramid.images) if id(image) in beside),
             )
             for number, pyramid in enumerate(pyramids)
         ]
@@ -217,17 +234,45 @@ def _are_of_one_pyramid(roots: Sequence[Instance], tolerance: float) -> bool:
 
 
 @once()
-def open_members(sources: Sequence[FrameSource], options: SlideOptions) -> Slide:
-    """Open a slide; instances whose header can't be read are left out, with a warning."""
+def open_members(
+    sources: Sequence[FrameSource], options: SlideOptions, later: Iterable[int] = ()
+) -> Slide:
+    """Open a slide; instances whose header can't be read are left out, with a warning.
+
+    Parameters
+    ----------
+    sources : sequence of FrameSource
+        Sources of the instances of the slide.
+    options : SlideOptions
+        Options of the slide.
+    later : iterable of int
+        Indices of sources whose headers are read when they are asked for.
+
+    """
+    put_off = {id(sources[i]) for i in later}
+    now = [each for each in sources if id(each) not in put_off]
+    fetch_headers(now)
     kept = []
-    for source in _without_copies(sources):
+    for source in _without_copies(now):
         try:
             check_opens(source.metadata)
         except MetadataError as error:
             warn(f"left out: {error}", MetadataWarning)
         else:
             kept.append(source)
-    return slide_of(Slide, join_concatenations(kept), options)
+    whole = list(join_concatenations(kept))
+    # in the order that they have in the slide when all headers are read
+    place = {each.identity: at for at, each in reversed(list(enumerate(sources)))}
+    whole += _without_copies([each for each in sources if id(each) in put_off])
+    whole.sort(key=lambda each: min(place[part.identity] for part in _parts_of(each)))
+    found = {id(each) for each in sources} & put_off
+    return slide_of(
+        Slide, whole, options, later=[i for i, each in enumerate(whole) if id(each) in found]
+    )
+
+
+def _parts_of(source: FrameSource) -> Sequence[FrameSource]:
+    return source.parts if isinstance(source, ConcatenatedSource) else (source,)
 
 
 def _without_copies(sources: Sequence[FrameSource]) -> Sequence[FrameSource]:

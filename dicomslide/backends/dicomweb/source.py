@@ -86,7 +86,7 @@ class _Here:
     """For an unpickled source, the scope of the connection with which it was opened."""
 
 
-_headers: Registry[tuple[Hashable, ...], Dataset] = Registry(1024, "headers", dicom.nbytes)
+_headers: Registry[tuple[Hashable, ...], Dataset] = Registry(16_384, "headers", dicom.nbytes)
 _profiles: Registry[tuple[Hashable, ...], bytes | None] = Registry(
     256, "ICC profiles", lambda profile: len(profile or b"")
 )
@@ -187,6 +187,11 @@ class DicomWebSource:
         if self._here.connection is not None:
             return self._here.connection
         return connection_at(self.address, self._here.scope)
+
+    def unread_headers(self) -> tuple[DicomWebSource, ...]:
+        """Return this source, unless it has its header, or this process keeps it."""
+        has_it = self._here.header is not None or self.kept_as() in _headers
+        return () if has_it else (self,)
 
     @property
     def metadata(self) -> Dataset:

@@ -61,7 +61,8 @@ WASTE = 0.15
 """Upper bound on the unwanted bytes, as a share of the wanted ones."""
 MOST_BYTES = 64 * 2**20
 """Upper bound on the bytes of one read that are under way at once."""
-MOST_OBJECTS = 1024
+MOST_OBJECTS = 16_384
+"""Upper bound on objects that are kept by number: a cohort of 3,000 slides isn't fetched twice."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -308,6 +309,11 @@ class RemoteSource(Part10Source):
     @property
     def _key(self) -> _Key:
         return self.path, self.version, scope_of(self.path)
+
+    def unread_headers(self) -> tuple[RemoteSource, ...]:
+        """Return this source, unless this process keeps its header, with positions of frames."""
+        is_read = self._key in _parsed and self._instance().has_positions
+        return () if is_read else (self,)
 
     @property
     def frames_per_request(self) -> int:

@@ -26,6 +26,8 @@ def is_url(path: Any) -> bool:
     return isinstance(path, str) and _URL.match(path) is not None and "://" in path
 
 
+CONNECTIONS = 32
+"""Upper bound on connections to S3: s3fs has 10, fewer than the requests that are under way."""
 _filesystems: Registry[tuple[Hashable, ...], Any] = Registry(32, "file systems")
 """By server, options and archive. Made anew in a forked child, which has no threads of fsspec's."""
 
@@ -107,6 +109,9 @@ def _new_filesystem(url: str, options: Mapping[str, Any]) -> Any:
     shown = public_url(url)
     # it runs in fsspec's own loop, never in that of the caller
     options = {key: each for key, each in options.items() if key not in ("asynchronous", "loop")}
+    if url.startswith(("s3://", "s3a://")):
+        config = {"max_pool_connections": CONNECTIONS} | dict(options.get("config_kwargs") or {})
+        options |= {"config_kwargs": config}
     try:
         # not from fsspec's own cache, which would keep credentials that were renewed
         filesystem, _ = url_to_fs(url, **options, skip_instance_cache=True)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["FileSource", "FileStore", "check_opens", "files_of", "is_dicom_file"]
 
 _instances: Registry[Key, ParsedFile] = Registry(1024, "parsed files", lambda parsed: parsed.nbytes)
-"""By path, size, and time of change with inode: a file that is opened again isn't parsed again."""
+"""By path, size, and what tells versions apart: a file that is opened again isn't parsed again."""
 
 
 def _parsed(key: Key, open_file: Callable[[], ChangingBlob]) -> ParsedFile:
@@ -64,6 +64,9 @@ class FileSource(Part10Source):
     mtime_ns: int
     node: tuple[int, int] = (0, 0)
     """Device and inode on the machine that opened it."""
+    ctime_ns: int = 0
+    """Time of its last change of content or status: another one where its old time of change of
+    content was restored."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> FileSource:
@@ -81,21 +84,24 @@ class FileSource(Part10Source):
         """
         absolute = os.path.abspath(os.fspath(path))
         file = LocalFile(absolute)
-        key = absolute, file.size, (file.mtime_ns, file.signature.node)
+        found = file.signature
+        key = absolute, found.size, (found.mtime_ns, found.node, found.ctime_ns)
         dataset = _parsed(key, lambda: file).header.dataset
         uid = dicom.text(dataset, "SOPInstanceUID") or dicom.text(
             dataset.file_meta, "MediaStorageSOPInstanceUID"
         )
-        return cls(absolute, uid or absolute, file.size, file.mtime_ns, file.signature.node)
+        uid = uid or absolute
+        return cls(absolute, uid, found.size, found.mtime_ns, found.node, found.ctime_ns)
 
     @property
     def identity(self) -> tuple[Hashable, ...]:
         """Name of these bytes: the same in every process that sees the same file."""
-        return ("file", self.path, self.sop_instance_uid, self.size, self.mtime_ns, *self.node)
+        changed = self.mtime_ns, *self.node, self.ctime_ns
+        return ("file", self.path, self.sop_instance_uid, self.size, *changed)
 
     @property
     def _key(self) -> Key:
-        return self.path, self.size, (self.mtime_ns, self.node)
+        return self.path, self.size, (self.mtime_ns, self.node, self.ctime_ns)
 
     def _instance(self) -> ParsedFile:
         return _parsed(self._key, self._file)

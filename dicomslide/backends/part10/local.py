@@ -34,11 +34,15 @@ class Signature:
     """Time of the last change of content, in nanoseconds."""
     node: tuple[int, int]
     """Device and inode on this machine: they differ between files of equal size and time."""
+    ctime_ns: int = dataclasses.field(default=0, compare=False)
+    """Time of the last change of content or status, in nanoseconds, which nobody can set back. It
+    also changes with permissions and links, so it is no reason to refuse an open file."""
 
     @classmethod
     def of(cls, status: os.stat_result) -> Signature:
         """Return the signature of a file."""
-        return cls(status.st_size, status.st_mtime_ns, (status.st_dev, status.st_ino))
+        node = (status.st_dev, status.st_ino)
+        return cls(status.st_size, status.st_mtime_ns, node, status.st_ctime_ns)
 
 
 def check_is_file(path: str) -> None:
@@ -104,7 +108,9 @@ class LocalFile:
         opened = _OpenFile(path)
         self.signature = opened.signature
         self.size, self.mtime_ns = self.signature.size, self.signature.mtime_ns
-        self.version = str(self.mtime_ns)
+        # without the device, whose number differs between machines that share an `index_folder`
+        inode, changed = self.signature.node[1], self.signature.ctime_ns
+        self.version = f"{self.mtime_ns} {inode} {changed}"
         _open_files.get((path, self.signature), lambda: opened)
 
     def read(self, offset: int, length: int) -> bytes:

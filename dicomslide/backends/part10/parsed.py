@@ -60,6 +60,11 @@ class ParsedFile:
         """Number of Frames, computed where TILED_FULL lacks it."""
         return num_frames_of(self.header.dataset)
 
+    @property
+    def has_positions(self) -> bool:
+        """Whether :meth:`positions` returns without reading."""
+        return self.header.per_frame is None or "_positions_and_rest" in vars(self)
+
     def check_num_frames(self) -> None:
         """Raise a MetadataError where the file has fewer bytes than its frames need."""
         blob = self.header.blob
