@@ -305,7 +305,7 @@ def _on_cluster(
     sent: Any = call
     if len(cloudpickle.dumps(call)) > LARGE:
         sent = client.scatter(call, broadcast=True, hash=False)
-    done = distributed.as_completed([])
+    done = distributed.as_completed([], loop=client.loop)
 
     def submit(most: int) -> None:
         while len(under_way) < most and (item := next(waiting, None)) is not None:

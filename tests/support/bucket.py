@@ -30,13 +30,18 @@ class BucketServer:
         self.folder = Path(folder)
         self.latency = latency
         self.requests = []  # (method, key or listing, range)
-        self.under_way = self.most_under_way = 0
-        self.nbytes = 0
+        self.gate = 0  # objects are given once so many are asked for at once
+        self.under_way = 0
         self._etags = {}
 
     @property
     def url(self):
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def keys(self):
+        """Keys of the objects that were asked for, in order; not listings."""
+        return [key for _, key, _ in self.requests if not key.startswith("list ")]
 
     @property
     def options(self):
@@ -46,7 +51,6 @@ class BucketServer:
 
     def forget(self):
         self.requests.clear()
-        self.most_under_way = self.nbytes = 0
 
     async def start(self):
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=256)
@@ -62,17 +66,23 @@ class BucketServer:
                 method, target, _ = first.split(" ")
                 headers = dict(line.lower().split(": ", 1) for line in lines if line)
                 self.under_way += 1
-                self.most_under_way = max(self.most_under_way, self.under_way)
                 await asyncio.sleep(self.latency)
+                await self._wait_at_gate()
                 status, fields, body = self._answer(method, target, headers.get("range"))
                 self.under_way -= 1
-                self.nbytes += len(body)
                 fields |= {"Content-Length": str(len(body))}
                 text = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
                 writer.write(f"HTTP/1.1 {status}\r\n{text}\r\n".encode())
                 writer.write(b"" if method == "HEAD" else body)
                 await writer.drain()
         writer.close()
+
+    async def _wait_at_gate(self):
+        for _ in range(1000):
+            if self.under_way >= self.gate:
+                self.gate = 0
+                return
+            await asyncio.sleep(0.01)
 
     def _answer(self, method, target, wanted):
         path, _, query = target.partition("?")
