@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dicomslide import utils
 from dicomslide.backends.base import fetch_headers
-from dicomslide.backends.part10.file import check_opens
 from dicomslide.contents.collection import (
     is_derived,
-    join_concatenations,
 )
 from dicomslide.contents.levels import affine_from_base
-from dicomslide.contents.whole import whole_of
+from dicomslide.contents.whole import images_with, whole_of
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import (
     LevelNotFoundError,
@@ -184,35 +182,17 @@ class SlideContents(ChannelsAndPlanes, Identified):
     def _images(self) -> tuple[TiledImage, ...]:
         """All images, with their placements."""
         if self._later:
-            arranged = self._with_later()
-            self._arranged, self._later = arranged, frozenset()
+            with once(self._warned):
+                self._arranged = images_with(
+                    self._arranged, self._sources, self._later, self._options
+                )
+            self._later = frozenset()
         return self._arranged
 
     @property
     def _annotated(self) -> tuple[TiledImage, ...]:
         """Images to which annotations may refer: all if there may be annotations."""
         return self._images if self._others else ()
-
-    def _with_later(self) -> tuple[TiledImage, ...]:
-        """Return all images, those too whose headers weren't read yet."""
-        fetch_headers(self._sources)
-        kept = []
-        with once(self._warned):
-            for i, source in enumerate(self._sources):
-                try:
-                    check_opens(source.metadata)
-                except MetadataError as error:
-                    if i not in self._later:
-                        raise
-                    warn(f"left out: {error}", MetadataWarning)
-                else:
-                    kept.append(source)
-        whole = slide_of(SlideContents, join_concatenations(kept), self._options, self._warned)
-        known = {image._source.identity for image in self._arranged}
-        return (
-            *self._arranged,
-            *(image for image in whole._arranged if image._source.identity not in known),
-        )
 
     @property
     def levels(self) -> tuple[Level, ...]:

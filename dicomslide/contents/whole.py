@@ -6,28 +6,35 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
-from dicomslide.backends.base import kept_as
+from dicomslide.backends.base import fetch_headers, kept_as
 from dicomslide.backends.concatenation import ConcatenatedSource
+from dicomslide.backends.part10.file import check_opens
 from dicomslide.backends.part10.source import Part10Source
 from dicomslide.backends.part10.streams import StreamSource
 from dicomslide.contents.arrangement import arrange
-from dicomslide.contents.collection import group_by_slide, list_slides, not_a_slide, respaced
+from dicomslide.contents.collection import (
+    group_by_slide,
+    join_concatenations,
+    list_slides,
+    not_a_slide,
+    respaced,
+)
 from dicomslide.contents.pyramids import choose_pyramid, pyramids_of
-from dicomslide.errors import AmbiguousSlideError
+from dicomslide.errors import AmbiguousSlideError, MetadataError, MetadataWarning
 from dicomslide.header import dicom
 from dicomslide.image import TiledImage
 from dicomslide.process.registry import Registry
 from dicomslide.process.warn import heard, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Collection, Hashable, Sequence
 
     from dicomslide.backends.base import FrameSource
     from dicomslide.contents.arrangement import Arrangement
     from dicomslide.contents.options import SlideOptions
     from dicomslide.contents.pyramids import GlassPyramid
 
-__all__ = ["Whole", "whole_of"]
+__all__ = ["Whole", "images_with", "whole_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -146,3 +153,40 @@ def _arranged(sources: Sequence[FrameSource], options: SlideOptions) -> Whole:
         pyramid_index=index,
         arrangement=arrange([image for image in images if id(image) in members], options),
     )
+
+
+def images_with(
+    arranged: tuple[TiledImage, ...],
+    sources: Sequence[FrameSource],
+    later: Collection[int],
+    options: SlideOptions,
+) -> tuple[TiledImage, ...]:
+    """Return the images of a slide with those whose headers weren't read when it was opened.
+
+    Parameters
+    ----------
+    arranged : tuple of TiledImage
+        Images of the other sources.
+    sources : sequence of FrameSource
+        Sources of all instances.
+    later : collection of int
+        Indices of those whose headers weren't read; left out, with a warning, where one is broken.
+    options : SlideOptions
+        Options of the slide.
+
+    """
+    fetch_headers(sources)
+    kept = []
+    for i, source in enumerate(sources):
+        try:
+            check_opens(source.metadata)
+        except MetadataError as error:
+            if i not in later:
+                raise
+            warn(f"left out: {error}", MetadataWarning)
+        else:
+            kept.append(source)
+    whole = whole_of(join_concatenations(kept), options)
+    known = {image._source.identity for image in arranged}
+    others = (each for each in whole.arrangement.images if each._source.identity not in known)
+    return (*arranged, *others)

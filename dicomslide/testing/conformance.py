@@ -123,6 +123,16 @@ class FrameSourceConformance:
         assert_frames(source, [0], frames)
         assert source.metadata.to_json_dict() == before
 
+    def test_its_header_is_kept_once_metadata_and_positions_were_asked_for(
+        self, source: Any
+    ) -> None:
+        if not hasattr(source, "unread_headers"):
+            return  # optional
+        assert all(hasattr(each, "metadata") for each in source.unread_headers())
+        assert source.metadata is not None
+        source.frame_positions()
+        assert len(source.unread_headers()) == 0
+
     def test_its_transfer_syntax_is_that_of_the_instance_or_of_each_frame(
         self, source: Any, instance: Dataset
     ) -> None:
