@@ -41,10 +41,10 @@ def install() -> None:
     :class:`dicomslide.OpenSlide` is then an instance of ``openslide.OpenSlide`` and
     ``openslide.AbstractSlide`` as well.
 
-    Without openslide-python, or without libopenslide, :mod:`dicomslide.openslide` becomes the
+    Without openslide-python, or without libopenslide, ``dicomslide.openslide`` becomes the
     module `openslide`, which opens DICOM and, by ``open_slide``, ordinary images.
 
-    Processes that are started by :mod:`multiprocessing`, also by spawning, are installed, too. The
+    Processes that are started by ``multiprocessing``, also by spawning, are installed, too. The
     function can be called again; :func:`uninstall` undoes it.
 
     Notes
@@ -205,6 +205,6 @@ def _install_here() -> _Installed:
 
 
 def _inherited() -> dict[str, Any]:
-    """Return what :mod:`multiprocessing` copies to each process that this one starts."""
+    """Return what ``multiprocessing`` copies to each process that this one starts."""
     config: dict[str, Any] = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
     return config

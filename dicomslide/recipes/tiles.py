@@ -71,8 +71,8 @@ def map_tiles(
         depend on its chunks.
     model : callable
         Takes a tile with its halo, a NumPy array with the dims of the image; or, with a `batch`,
-        several along a first dim. Returns an array (*dims, y, x) with a value per box of
-        `factor` × `factor` pixels, halo included (it is cut off); or (*dims) if `factor` is None;
+        several along a first dim. Returns an array ``(*dims, y, x)`` with a value per box of
+        `factor` × `factor` pixels, halo included (cut off); or ``(*dims)`` if `factor` is None;
         with a `batch`, the same with a first dim of tiles. The model is one value of the graph,
         that each worker of a cluster is sent once; dask's scheduler of processes sends it with each
         task. It may be a :class:`dask.delayed.Delayed` or a future, as of ``client.scatter``. For a
@@ -119,7 +119,7 @@ def map_tiles(
     Returns
     -------
     result : xarray.DataArray or xarray.Dataset
-        Dims (*dims, y, x), with coordinates in mm of the centres of its pixels. Lazy; a chunk for
+        Dims ``(*dims, y, x)``, with coordinates in mm of its pixels' centres. Lazy; a chunk for
         each task. With a `tile`, or of a slide, all chunks but the last are of one size, as Zarr
         needs them. Several `outputs` are variables of a dataset, by the keys of the mapping or as
         ``output_0``, ``output_1``, ...; those that aren't of the smallest factor have dims such as

@@ -69,7 +69,8 @@ def open_slide(
           :func:`register_credentials`;
         * a ``dicomweb_client.api.DICOMClient``, of which all slides are examined unless a study is
           given: see :func:`find_slides`;
-        * a :class:`~dicomslide.backends.FrameStore`, or a :class:`Slide` to be opened with other options.
+        * a :class:`~dicomslide.backends.FrameStore`, or a :class:`Slide` to be opened with other
+          options.
     study_instance_uid : str, optional
         Study Instance UID of the slide, to choose among several studies.
     container_id : str, optional
