@@ -12,8 +12,9 @@ import pytest
 import dicomslide
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.testing import write_slide
-from tests.support import optional
+from tests.support import optional, parts
 from tests.support.buckets import serving_bucket
+from tests.support.parts import starts
 
 # CI tries the same examples each time; a developer's machine goes on looking for others
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
@@ -47,8 +48,15 @@ def _skipping(item):
         raise
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:  # before some of them are deselected by their markers
+        parts.mark(item)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item):
+    parts.begin(item)
     for marker in item.iter_markers("needs"):
         if reason := optional.reason_to_skip(*marker.args):
             pytest.skip(reason)
@@ -133,6 +141,7 @@ def exported(position_slide, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+@starts("server")
 def exports_bucket():
     """Options to reach an empty bucket named exports, on this machine."""
     with serving_bucket("exports") as (options, _):

@@ -27,6 +27,8 @@ def rows_of(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+@pytest.mark.slow
+@pytest.mark.server
 def test_quick_run_gives_a_number_or_a_reason_for_every_target(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--quick", "--folder", str(tmp_path)]
     done = subprocess.run(
@@ -75,6 +77,8 @@ def test_reason_of_a_missing_peer_stands_in_its_row() -> None:
     assert row[2] == "– (openslide: ModuleNotFoundError: No module named 'openslide')"
 
 
+@pytest.mark.slow
+@pytest.mark.server
 @pytest.mark.skipif(bool(orthanc.reason_to_skip()), reason=str(orthanc.reason_to_skip()))
 def test_slide_on_a_server_is_measured(tmp_path: Path) -> None:
     slide = dataclasses.replace(SLIDES["orthanc"], edge=1024, factors=(1,))

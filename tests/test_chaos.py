@@ -11,16 +11,19 @@ import os
 import pytest
 
 from tests.support import chaos
+from tests.support.parts import starts
 
 SECONDS = float(os.environ.get("DICOMSLIDE_CHAOS_SECONDS", 0))
 
 
 @pytest.fixture(scope="module")
+@starts("server")
 def found(tmp_path_factory):
     with chaos.servers(tmp_path_factory.mktemp("chaos")) as found:
         yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["faulty_server", "Orthanc"])
 def test_nothing_is_wrong_raw_or_hung_whatever_a_server_sends(found, tmp_path, name):
     urls, slides = found

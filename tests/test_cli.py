@@ -175,6 +175,7 @@ def test_wrong_usage_exits_with_two(arguments, capsys):
     assert "usage: dicomslide" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.needs("skimage", "matplotlib")
 def test_demo_on_a_slide_of_its_own(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("dicomslide.demo.SYNTHETIC_SHAPE", (1024, 1280))

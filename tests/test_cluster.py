@@ -31,6 +31,7 @@ from tests.support.range_server import serving
 from tests.support.workers import some_workers
 
 distributed = pytest.importorskip("distributed", reason="a cluster takes distributed")
+pytestmark = pytest.mark.cluster
 
 SHAPE = (130, 170)
 PIXELS = position_values(np.arange(SHAPE[0]), np.arange(SHAPE[1]))
@@ -69,6 +70,7 @@ def names(folder):
     ]
 
 
+@pytest.mark.slow
 def test_arrays_have_the_same_names_in_every_process_and_each_time(client, position_slide):
     here = names(position_slide)
     assert here == names(position_slide)
@@ -267,6 +269,7 @@ def slowly(block):
     return block
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_workers_killed_in_the_middle_twice_do_not_change_the_result(client, folder):
     array = base_level(folder).map_blocks(slowly, dtype=np.uint8)
@@ -281,6 +284,7 @@ def test_workers_killed_in_the_middle_twice_do_not_change_the_result(client, fol
     assert not before & set(client.run(os.getpid).values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_workers_that_replace_others_know_how_to_reach_urls(client, folder):
     """By what is registered for all workers, also those to come; the client's don't travel."""
@@ -305,6 +309,7 @@ def test_workers_that_replace_others_know_how_to_reach_urls(client, folder):
         assert total.compute() == PIXELS.sum(dtype=np.int64)
 
 
+@pytest.mark.slow
 def test_a_worker_that_comes_in_the_middle_does_not_change_the_result(folder, tmp_path):
     gate = tmp_path / "gate"
     array = base_level(folder).map_blocks(

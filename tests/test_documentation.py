@@ -30,7 +30,7 @@ import xarray as xr
 import dicomslide
 from dicomslide.cli import _parser
 from dicomslide.testing import write_slide
-from tests.support import derive, orthanc
+from tests.support import derive, orthanc, parts
 from tests.support.buckets import serving_bucket
 from tests.support.derive import annotations_of, group_of
 from tests.support.range_server import serving
@@ -99,6 +99,7 @@ def cluster(bucket, tmp_path_factory):
     """A cluster whose workers have the bucket's credentials."""
     distributed = pytest.importorskip("distributed", reason="a cluster takes distributed")
     workers = tmp_path_factory.mktemp("workers")
+    parts.check("cluster")
     with distributed.LocalCluster(
         2, threads_per_worker=1, dashboard_address=":0", local_directory=workers
     ) as cluster:
@@ -119,12 +120,23 @@ def bucket(folder, tmp_path_factory):
         yield "s3://bucket"
 
 
+REGISTERS = "client.register_worker_callbacks("
+"""In a page that has a client of a cluster, unless it makes one."""
 ADDRESSES = {  # as pages have them, and the fixtures that stand for them
     "s3://bucket": "bucket",
     "https://host/dicom-web": "dicomweb_server",
     "https://host": "web_server",
     "tcp://scheduler:8786": "cluster",
 }
+
+
+def parts_of(page):
+    """Return what the examples of a page need that has to be started."""
+    text = page.read_text(encoding="utf-8")
+    found = {"server"} if "s3://bucket" in text or "https://host/dicom-web" in text else set()
+    if "tcp://scheduler:8786" in text or REGISTERS in text:
+        found |= {"cluster", "server"}
+    return found
 
 
 @pytest.fixture
@@ -160,7 +172,7 @@ def names(request, addressed, monkeypatch):
     if "torch.utils.data.DataLoader(" in text:
         names["torch"] = pytest.importorskip("torch", reason="PyTorch isn't installed")
     with contextlib.ExitStack() as stack:
-        if "client.register_worker_callbacks(" in text and "client = " not in text:
+        if REGISTERS in text and "client = " not in text:
             from distributed import Client
 
             address = request.getfixturevalue("cluster")
@@ -207,7 +219,11 @@ def run(text, names, title, *, path=None, line=0, checker=None):
 )
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if any(blocks_of(page))],
+    [
+        pytest.param(page, marks=[getattr(pytest.mark, part) for part in sorted(parts_of(page))])
+        for page in PAGES
+        if any(blocks_of(page))
+    ],
     ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
 def test_its_examples_run(page, names, folder, addressed, monkeypatch):

@@ -24,6 +24,7 @@ from dicomslide.cli import main
 from dicomslide.export.target import ShardedArray, Target
 from dicomslide.testing import write_slide
 from tests.support.exports import EXPLICIT, SHARD, assert_valid, expected, files
+from tests.support.parts import starts
 from tests.support.workers import some_workers
 
 
@@ -383,6 +384,7 @@ def test_a_store_of_zarrs_is_written(position_slide, exported):
 
 
 @pytest.fixture(scope="module")
+@starts("cluster")
 def client():
     with some_workers(2, is_default=False) as client:
         yield client

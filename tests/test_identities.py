@@ -20,6 +20,7 @@ from dicomslide.errors import FrameReadError, NotDicomError, SourceDeniedError, 
 from dicomslide.testing import write_slide
 from tests.support import orthanc
 from tests.support.faulty_server import TOKEN, FaultyServer
+from tests.support.parts import starts
 
 reason = orthanc.reason_to_skip()
 needs_orthanc = pytest.mark.skipif(reason is not None, reason=str(reason))
@@ -67,6 +68,7 @@ class Ward:
 
 
 @pytest.fixture(scope="module")
+@starts("server")
 def _ward(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ward")
     with orthanc.running(folder, PASSWORDS) as url:

@@ -57,6 +57,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are Linux's")
 @pytest.mark.parametrize("first", [0, 100_000])
 def test_nothing_escapes_from_a_damaged_file_but_what_is_documented(folder, first, tmp_path):

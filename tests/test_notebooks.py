@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -55,27 +54,27 @@ def kinds_of(cells):
     ]
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """The notebooks as they run now, two at a time, each in a process of its own."""
-    folder = tmp_path_factory.mktemp("notebooks")
+STARTS = {"03_cluster": ["cluster"], "04_dicomweb": ["server"]}
+"""What notebooks start: markers of their tests."""
+
+
+def executed(path, folder):
+    """Return the cells of a notebook as it runs now, in a process of its own."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    runnable = [path for path in NOTEBOOKS if not reason_to_skip(path)]
-
-    def execute(path):
-        copy = Path(shutil.copy(path, folder))
-        command = [sys.executable, str(FOLDER / "execute.py"), str(copy)]
-        subprocess.run(
-            command, env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        return cells_of(copy)
-
+    copy = Path(shutil.copy(path, folder))
     with contextlib.ExitStack() as stack:
-        if "DICOMSLIDE_ORTHANC_URL" not in environment and not orthanc.reason_to_skip():
-            url = stack.enter_context(orthanc.running(tmp_path_factory.mktemp("orthanc")))
+        if path.stem == "04_dicomweb" and "DICOMSLIDE_ORTHANC_URL" not in environment:
+            url = stack.enter_context(orthanc.running(folder))
             environment["DICOMSLIDE_ORTHANC_URL"] = url
-        pool = stack.enter_context(ThreadPoolExecutor(2))
-        yield {path: pool.submit(execute, path) for path in runnable}
+        done = subprocess.run(
+            [sys.executable, str(FOLDER / "execute.py"), str(copy)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout.decode()[-3000:]
+    return cells_of(copy)
 
 
 def test_they_are_numbered_from_one_on():
@@ -83,15 +82,22 @@ def test_they_are_numbered_from_one_on():
     assert numbers == ["01", "02", "03", "04", "05", "06", "07"]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_and_shows_what_is_committed(path, executed):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path,
+            id=path.stem,
+            marks=[getattr(pytest.mark, marker) for marker in STARTS.get(path.stem, ())],
+        )
+        for path in NOTEBOOKS
+    ],
+)
+def test_it_runs_and_shows_what_is_committed(path, tmp_path):
     if reason := reason_to_skip(path):
         pytest.skip(reason)
-    try:
-        cells = executed[path].result()
-    except subprocess.CalledProcessError as error:
-        pytest.fail(error.stdout.decode()[-3000:])
-    assert kinds_of(cells) == kinds_of(cells_of(path))
+    assert kinds_of(executed(path, tmp_path)) == kinds_of(cells_of(path))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -27,9 +27,10 @@ from tests.support.quirky import EXTENDED, J2K, JPEG_LS, RLE, bit_packed, twelve
 from tests.support.quirky import NATIVE as EXPLICIT
 from tests.support.workers import some_workers
 
-pytestmark = pytest.mark.skipif(
-    bool(orthanc.reason_to_skip()), reason=str(orthanc.reason_to_skip())
-)
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(bool(orthanc.reason_to_skip()), reason=str(orthanc.reason_to_skip())),
+]
 
 SMALL = dict(shape=(100, 110), downsamples=(1, 2), tile_shape=(32, 32), associated=False)
 
@@ -263,6 +264,8 @@ def corner(pickled, at):
     return pickle.loads(pickled)[at : at + 256, at : at + 256]
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_cluster_reads_from_the_server(url, large):
     pytest.importorskip("distributed")
     folder, uids = large

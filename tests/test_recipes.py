@@ -27,6 +27,7 @@ import dicomslide
 from dicomslide import recipes
 from dicomslide.testing import write_slide
 from tests.support.derive import write_segmentation
+from tests.support.parts import starts
 from tests.support.workers import some_workers
 
 SHAPE = (700, 900)
@@ -66,6 +67,7 @@ def tree(folder):
 
 
 @pytest.fixture(scope="module")
+@starts("cluster")
 def places():
     """Compute on this thread, on several, on two processes, and on a cluster of two."""
     context = get_context("spawn")

@@ -106,6 +106,7 @@ def test_dask_asks_for_many_frames_at_once(server, matrix, pixels, threads, chun
     assert times_asked_for(server) == {1}
 
 
+@pytest.mark.slow
 def test_a_mean_over_6400_frames_takes_few_requests(long_level):
     with FaultyServer(long_level) as server:
         server.archive.frames = functools.cache(server.archive.frames)

@@ -351,6 +351,7 @@ def test_samplers_and_matrices_read_in_other_processes(matrices, method):
         np.testing.assert_array_equal(pool.submit(region, matrix, 3).result(120), matrix[3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_pytorch_loads_every_region_once(matrices, method):

@@ -12,6 +12,7 @@ from dicomslide.backends.objects import remote
 from dicomslide.backends.objects.remote import RemoteSource
 from dicomslide.testing import write_slide
 from tests.support.buckets import serving_bucket
+from tests.support.parts import starts
 from tests.support.range_server import serving
 from tests.support.remote_slides import REGION, SECRET, SHAPE, forget_everything
 
@@ -63,6 +64,7 @@ def image(server):
 
 
 @pytest.fixture(scope="module")
+@starts("server")
 def s3(folder):
     """Options to reach the slide in a bucket of moto's server on this machine."""
     with serving_bucket("slides", secret=SECRET) as (options, client):

@@ -35,6 +35,7 @@ from dicomslide.backends.part10 import file as file_backend
 from dicomslide.errors import FrameReadError, NotDicomError, SourceChangedError, SourceReadError
 from dicomslide.readers import pools
 from dicomslide.testing import write_slide
+from tests.support import parts
 from tests.support.fake_clock import FakeClock
 from tests.support.range_server import serving
 from tests.support.remote_slides import (
@@ -504,6 +505,7 @@ if __name__ == "__main__":
 
 
 def sum_on_a_cluster(url, options):
+    parts.check("cluster")
     pytest.importorskip("distributed", reason="a cluster takes distributed")
     command = [sys.executable, "-W", "ignore", "-c", CLUSTER, url, repr(options)]
     out = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -518,6 +520,8 @@ def total(folder):
     return int(image.get_total_pixel_matrix()[...].sum(dtype=np.int64))
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_cluster_reads_from_a_server(server, total):
     server.token = SECRET
     options = {"headers": {"Authorization": SECRET}}
@@ -601,6 +605,8 @@ def test_pickles_of_a_slide_in_a_bucket_hold_no_secret(s3_options):
     assert SECRET.encode() not in pickle.dumps(slide)
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_cluster_reads_from_a_bucket(s3_options, total):
     assert sum_on_a_cluster("s3://slides/one/level-0.dcm", s3_options) == total
 

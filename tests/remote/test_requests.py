@@ -180,6 +180,7 @@ def test_little_is_read_in_vain_where_positions_are_random(level):
         assert server.nbytes <= 2 * 40 * mean_length(level, 2000)
 
 
+@pytest.mark.slow
 @s3_is_old
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_mean_over_6400_frames_of_a_bucket_takes_few_requests(long_level, bucket, asked, threads):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+from tests.support import parts
 from tests.support.optional import need
 
 
@@ -11,6 +12,7 @@ from tests.support.optional import need
 def serving_bucket(name, *, secret="hush"):
     """Yield the storage options that reach an empty bucket, and boto3's client of it."""
     need("s3fs", "moto")
+    parts.check("server")
     import boto3
     from moto.server import ThreadedMotoServer
 

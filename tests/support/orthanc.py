@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pydicom
 
-from tests.support import optional
+from tests.support import optional, parts
 
 PLUGINS = sorted(glob.glob("/usr/lib/orthanc/libOrthancDicomWeb.so*"))
 PROGRAM = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
@@ -41,6 +41,7 @@ def running(folder, users=None):
         Passwords by user; everybody is let in if not given.
 
     """
+    parts.check("server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 
+from tests.support import parts
+
 
 @contextlib.contextmanager
 def some_workers(number, *, is_default=True, **options):
     """Yield the client of processes with a thread each; options are those of LocalCluster."""
     from distributed import Client, LocalCluster
 
+    parts.check("cluster")
     with (
         LocalCluster(
             n_workers=number,
