@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
+import time
 from pathlib import Path
 
 import hypothesis
@@ -71,11 +73,26 @@ def pytest_runtest_call(item):
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
+def _wait_for_threads(seconds):
+    """Wait for threads that go on after an error: as of other files, where one doesn't open."""
+    until = time.monotonic() + seconds
+    for thread in threading.enumerate():
+        if thread.name == "dicomslide":
+            thread.join(max(0.0, until - time.monotonic()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown():
+    _wait_for_threads(2)  # what they use is still there: servers, and what is patched
+    return (yield)
+
+
 @pytest.fixture(autouse=True)
-def _empty_frame_cache():
-    """No test sees what another one decoded or received."""
+def _alone():
+    """No test sees what another one decoded or received, nor runs beside its threads."""
     dicomslide.clear_all()
     yield
+    _wait_for_threads(30)
     dicomslide.clear_all()
 
 
