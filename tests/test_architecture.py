@@ -39,7 +39,7 @@ LAYERS = (
     {"accessor"},
     {"slide"},
     {"xarray_plugin", "export", "openslide", "recipes"},
-    {"demo"},
+    {"demo", "plugins"},
     {"cli"},
     {"__main__"},
 )

@@ -16,6 +16,7 @@ EXTRAS = {
     "fsspec": "remote",
     "geopandas": "geo",
     "highdicom": "test",
+    "large_image": "large-image",
     "matplotlib": "plot",
     "moto": "test",
     "nbformat": "notebooks",
@@ -27,6 +28,7 @@ EXTRAS = {
     "scipy": "recipes",
     "skimage": "recipes",
     "torch": "torch",
+    "wsidata": "wsidata",
     "zarr": "zarr",
 }
 """The extra of pyproject.toml that installs a package, by the name that is imported."""
