@@ -1,4 +1,4 @@
-"""Regions of one size, side by side over a matrix: which there are, and where they lie."""
+"""Regions of one size, side by side over a matrix: their numbers and positions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["RegionGrid", "read_boxes"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RegionGrid:
-    """A grid of regions from the first pixel of a matrix on, numbered row by row.
+    """Grid of adjacent regions from the first pixel of a matrix, numbered row by row.
 
     The last regions of a row or a column may extend beyond the matrix.
     """
@@ -58,7 +58,7 @@ class RegionGrid:
         Raises
         ------
         ValueError
-            When the box is empty, or begins outside of the matrix.
+            When the box is empty, or begins outside the matrix.
 
         """
         first = np.array(
