@@ -335,6 +335,7 @@ dicomslide.openslide.install()
 import openslide
 import openslide.lowlevel
 from openslide import OpenSlide, open_slide
+from openslide.deepzoom import DeepZoomGenerator
 from openslide.lowlevel import OpenSlideError as Error
 
 folder = Path(sys.argv[1])
@@ -344,6 +345,8 @@ assert openslide.lowlevel is dicomslide.openslide.lowlevel
 slide = open_slide(folder / "slide" / "level-0.dcm")
 assert isinstance(slide, openslide.AbstractSlide) and slide.dimensions == (408, 304)
 assert isinstance(slide, dicomslide.OpenSlide)
+assert DeepZoomGenerator is dicomslide.openslide.deepzoom.DeepZoomGenerator
+assert DeepZoomGenerator(slide).get_tile(9, (0, 0)).size == (255, 255)
 assert OpenSlide.detect_format(folder / "slide" / "level-0.dcm") == "dicom"
 assert OpenSlide.detect_format(folder / "slide.tiff") is None
 assert open_slide(folder / "picture.png").dimensions == (150, 100)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dicomslide.openslide import lowlevel
+from dicomslide.openslide import deepzoom, lowlevel
 from dicomslide.openslide.abstract import AbstractSlide
 from dicomslide.openslide.api import OpenSlide, open_slide
 from dicomslide.openslide.cache import OpenSlideCache
@@ -48,6 +48,7 @@ __all__ = [
     "PROPERTY_NAME_OBJECTIVE_POWER",
     "PROPERTY_NAME_QUICKHASH1",
     "PROPERTY_NAME_VENDOR",
+    "deepzoom",
     "install",
     "lowlevel",
     "open_slide",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Filename: TypeAlias = str | bytes | os.PathLike[str]
 
-__all__ = ["AbstractSlide", "shrunk"]
+__all__ = ["AbstractSlide", "flattened", "shrunk"]
 
 
 class AbstractSlide(ABC):
@@ -142,13 +142,21 @@ class AbstractSlide(ABC):
         return self.get_best_level_for_downsample(downsample)
 
 
+def flattened(picture: Image.Image, color: str = "white") -> Image.Image:
+    """Return an RGBA image on a colour, as RGB with its ICC profile."""
+    from PIL import Image
+
+    flat = Image.new("RGB", picture.size, color)
+    flat.paste(picture, mask=picture)
+    if "icc_profile" in picture.info:
+        flat.info["icc_profile"] = picture.info["icc_profile"]
+    return flat
+
+
 def shrunk(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Return an RGBA image on white, shrunk to at most (width, height), with its ICC profile."""
     from PIL import Image
 
-    thumbnail = Image.new("RGB", picture.size, "white")
-    thumbnail.paste(picture, mask=picture)
+    thumbnail = flattened(picture)
     thumbnail.thumbnail(size, Image.Resampling.LANCZOS)
-    if "icc_profile" in picture.info:
-        thumbnail.info["icc_profile"] = picture.info["icc_profile"]
     return thumbnail

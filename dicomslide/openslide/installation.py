@@ -21,7 +21,7 @@ __all__ = ["install", "uninstall"]
 
 NAME = "openslide"
 OURS = "dicomslide.openslide"
-PARTS = ("lowlevel",)
+PARTS = ("deepzoom", "lowlevel")
 """Modules that both packages have."""
 ORIGINAL = "_without_dicomslide"
 """Attribute of a function that was put into openslide.lowlevel: the function that was there."""
