@@ -109,6 +109,21 @@ class Dicomslide(Reader):
         centers = [self.slide.get_slide_offset(middle, 0) for middle in middles]
         self.slide.patches(centers, (size, size), level=0).compute()
 
+    def tiles_of_dataset(self, at: list[list[int]], size: int, together: bool) -> None:
+        """Read tiles of the base level by a data set, as a batch or one by one, once."""
+        from dicomslide import TileDataset, clear_all
+
+        middles = [(row + size / 2 - 0.5, column + size / 2 - 0.5) for row, column in at]
+        centers = [self.slide.get_slide_offset(middle, 0) for middle in middles]
+        x, y = zip(*centers, strict=True)
+        clear_all("decoded frames")
+        tiles = TileDataset({"x": x, "y": y}, self.slide, size=size, spacing=self.spacing / 2)
+        if together:
+            tiles.__getitems__(range(len(at)))
+            return
+        for index in range(len(at)):
+            tiles[index]
+
     def mean(self, halved: bool) -> None:
         """Compute the mean of the base level, or of pixels of twice its spacing, through dask."""
         spacing = self.spacing if halved else None

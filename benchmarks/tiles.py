@@ -26,6 +26,9 @@ STEPS, STEP = 64, 128
 """Positions of a window, and the pixels from one to the next."""
 WINDOW = 512
 AGAIN = 2_048
+SIDE, OF_MODELS = 8, 224
+"""Neighbours along an edge of a square of tiles, and rows and columns of each."""
+NEIGHBOURS = "64 tiles of 224² side by side"
 
 SLIDES = (("jpeg-256", "256"), ("jpeg-512", "512"), ("jpeg-1024", "1,024"))
 PEERS = (*BOTH_WSIDICOM, "openslide", "fastslide")
@@ -69,12 +72,34 @@ def _box(draw: Draw) -> dict[str, Any]:
     return draw.regions(1, AGAIN)
 
 
+def _neighbours(draw: Draw) -> dict[str, Any]:
+    """Return a square of tiles side by side, row by row."""
+    side = min(SIDE, draw.edge // OF_MODELS)
+    row, column = draw.rng.integers(0, draw.edge - side * OF_MODELS + 1, 2).tolist()
+    at = [
+        [row + down * OF_MODELS, column + right * OF_MODELS]
+        for down in range(side)
+        for right in range(side)
+    ]
+    return {"at": at, "size": OF_MODELS}
+
+
 def _tasks(slide: str) -> list[Warm]:
     return [
         *(Warm(name, slide, operation, READERS, _raster) for name, operation, _ in HOW),
         Warm("tiles of 448², shuffled", slide, "regions", READERS, _shuffled),
         Warm("region of 2,048², again", slide, "regions_again", READERS, _box),
         Warm("window of 512² that moves by 128", slide, "regions", READERS, _moving),
+        *(
+            Warm(
+                f"{NEIGHBOURS}, {how}",
+                slide,
+                "tiles_of_dataset",
+                ("dicomslide", "dicomslide, no cache"),
+                lambda draw, how=how: _neighbours(draw) | {"together": how == "together"},
+            )
+            for how in ("one by one", "together")
+        ),
     ]
 
 
@@ -93,7 +118,20 @@ def _targets(slide: str, tile: str) -> list[Target]:
     return [
         Target(f"{name}, frames of {tile}²", beside, limit, _beside(f"{slide}: {name}", *others))
         for name, beside, limit, others in rows
-    ]
+    ] + [
+        Target(
+            f"{NEIGHBOURS} by __getitems__, frames of {tile}²",
+            f"one by one, {beside}",
+            0.6,
+            lambda found, reader=reader: (
+                found.values(f"{slide}: {NEIGHBOURS}, together", reader)
+                / found.values(f"{slide}: {NEIGHBOURS}, one by one", reader)
+            ),
+        )
+        for beside, reader in (
+            ("no frame kept", "dicomslide, no cache"), ("frames kept in between", "dicomslide")
+        )
+    ]  # fmt: skip
 
 
 TILE_TASKS = tuple(task for slide, _ in SLIDES for task in _tasks(slide))
