@@ -317,27 +317,34 @@ def open_files():
     return [path for path in paths if path.endswith(".dcm")]
 
 
-def test_a_hundred_slides_take_bounded_files_and_memory(tmp_path):
-    most = 128  # open files of a process
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory):
+    """Names of a hundred slides of two files each."""
+    folder = tmp_path_factory.mktemp("hundred")
     for number in range(100):
-        written(tmp_path, f"S{number}", (64, 64), downsamples=(1, 2), tile_shape=(32, 32))
-    bounds = dicomslide.open_slide(tmp_path / "S0").physical_bounds
+        written(folder, f"S{number}", (64, 64), downsamples=(1, 2), tile_shape=(32, 32))
+    return [str(folder / f"S{number}") for number in range(100)]
+
+
+@pytest.mark.parametrize(("most", "budget"), [(4, 2**30), (1024, 2**20)])
+def test_a_hundred_slides_take_bounded_files_and_memory(hundred, most, budget):
+    bounds = dicomslide.open_slide(hundred[0]).physical_bounds
     x, y = bounds[0] + 16 * SPACING, bounds[3] - 16 * SPACING
-    names = [str(tmp_path / f"S{number}") for number in range(100)]
     order = np.random.default_rng(0).permutation(np.repeat(np.arange(100), 2))
     tiles = TileDataset(
-        {"slide": [names[at] for at in order], "x": [x] * 200, "y": [y] * 200},
-        size=32, spacing=SPACING, max_open_slides=4,
+        {"slide": [hundred[at] for at in order], "x": [x] * 200, "y": [y] * 200},
+        size=32, spacing=SPACING, max_open_slides=most,
     )  # fmt: skip
     wanted = upright((64, 64))[MARGIN : MARGIN + 32, MARGIN : MARGIN + 32]
-    budget = 2 * 2**20
-    with dicomslide.set_options(memory_budget=budget, frame_cache_bytes=2**18):
+    with dicomslide.set_options(memory_budget=budget, frame_cache_bytes=2**16):
         for start in range(0, 200, 16):
             for tile in tiles.__getitems__(range(start, min(start + 16, 200))):
                 np.testing.assert_array_equal(tile, wanted)
             assert sum(cached_bytes().values()) <= budget
-            assert len(tiles._open) <= 4
-            assert len(open_files()) <= most
+            assert len(tiles._open) <= most
+            assert cached_bytes()["open slides"] >= 8192 * len(tiles._open)
+            assert len(open_files()) <= 128
+    assert 0 < len(tiles._open) < 100
     dicomslide.clear_all("open slides")
     assert len(tiles._open) == 0
     np.testing.assert_array_equal(tiles[0], wanted)

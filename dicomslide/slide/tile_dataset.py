@@ -41,6 +41,8 @@ AT_ONCE = 64
 """Tiles that an iterator reads together."""
 MOST_SLIDES = 16
 """Upper bound on remote slides that are read at once."""
+BYTES_PER_SLIDE = 8192
+"""Bytes of an open slide beside the positions of its frames; its headers are cached elsewhere."""
 _WHOLE = (slice(None),) * 4
 
 
@@ -60,7 +62,7 @@ class TileDataset(Sequence[Any]):
     A tile is read when it is asked for, with the frames that it touches and no others. Several are
     read together (``__getitems__``, which PyTorch's ``DataLoader`` calls with a batch): frames that
     they share are decoded once, and those of a bucket or a server are requested together. Slides
-    are opened when the first of their tiles is read; the latest few stay open.
+    are opened when the first of their tiles is read, and the latest ones stay open.
 
     A data set pickles as names and positions, without slides, files or pixels, and reads in worker
     processes, forked or spawned. PyTorch isn't imported.
@@ -90,8 +92,9 @@ class TileDataset(Sequence[Any]):
         Zero-based indices into channels and focal planes.
     fast : bool, default: False
         Whether the decoder may leave out detail: see :meth:`Slide.to_dataset`.
-    max_open_slides : int, default: 32
-        Largest number of slides that stay open, in each process.
+    max_open_slides : int, default: 1024
+        Largest number of slides that stay open, in each process, within its `memory_budget`: a few
+        kilobytes each, and the positions of the frames of a sparse image.
     threads : int, optional
         Threads that fetch and decode; by default one in a worker of a ``DataLoader``, else as many
         as the option ``num_threads`` says.
@@ -140,7 +143,7 @@ class TileDataset(Sequence[Any]):
         channel_index: int = 0,
         focal_plane_index: int = 0,
         fast: bool = False,
-        max_open_slides: int = 32,
+        max_open_slides: int = 1024,
         threads: int | None = None,
     ) -> None:
         if isinstance(columns, str):
@@ -200,7 +203,11 @@ class TileDataset(Sequence[Any]):
         return codes.astype(np.int32), names
 
     def _begin(self) -> None:
-        self._open: Registry[int, PatchGrid] = Registry(self._max_open_slides, "open slides")
+        self._open: Registry[int, PatchGrid] = Registry(
+            self._max_open_slides,
+            "open slides",
+            lambda grid: grid.reader.source.layout.nbytes + BYTES_PER_SLIDE,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_open"}

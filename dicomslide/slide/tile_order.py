@@ -44,8 +44,7 @@ class BlockShuffle:
         them: see the option `frame_cache_bytes`.
     slides_at_once : int, optional
         Number of slides from which blocks come at a time, chosen at random; by default all. With
-        it, no more slides need to be open: see the argument `max_open_slides` of
-        :class:`TileDataset`.
+        it, few slides are in use at a time, which suits thousands of them.
     shuffle : bool, default: True
         False for the order of the table.
     seed : int, default: 0
