@@ -289,7 +289,10 @@ def _thumbnail(options: argparse.Namespace) -> int:
     slide = _open(options)
     try:
         pixels = slide.thumbnail(
-            options.size, channel_index=options.channel, focal_plane_index=options.focal_plane
+            options.size,
+            channel_index=options.channel,
+            focal_plane_index=options.focal_plane,
+            progress=sys.stderr.isatty(),
         )
     except ValueError as error:
         raise MetadataError(str(error)) from error

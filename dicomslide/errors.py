@@ -27,6 +27,7 @@ __all__ = [
     "NotDicomError",
     "NotPicklableError",
     "NotSlideError",
+    "PerformanceWarning",
     "SlideTaskError",
     "SourceChangedError",
     "SourceDeniedError",
@@ -179,6 +180,10 @@ class FrameWarning(UserWarning):
 
 class CacheWarning(UserWarning):
     """A cache on disk can't be read or written; frames are requested again when needed."""
+
+
+class PerformanceWarning(UserWarning):
+    """An operation takes long; the message says how long, why, and what helps."""
 
 
 class MetadataWarning(UserWarning):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
+    from dicomslide.display.progress import Report
 
 __all__ = ["TiledImage"]
 
@@ -156,7 +157,12 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
         )
 
     def _picture(
-        self, size: int, channel_index: int = 0, focal_plane_index: int = 0
+        self,
+        size: int,
+        channel_index: int = 0,
+        focal_plane_index: int = 0,
+        *,
+        progress: bool | Report = False,
     ) -> NDArray[np.uint8]:
         """Return an upright 8-bit picture of the whole image, for display.
 
@@ -166,6 +172,8 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
             Pixels along the longer edge; at most those of the image.
         channel_index, focal_plane_index : int, default: 0
             Zero-based indices.
+        progress : bool or callable, default: False
+            See :meth:`Slide.thumbnail`.
 
         Returns
         -------
@@ -185,7 +193,7 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
             geometry = self.geometry
         except MetadataError:
             geometry = None
-        return picture_of(matrix._reader, geometry, size)
+        return picture_of(matrix._reader, geometry, size, progress)
 
     # -- metadata --
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import pickle
 import re
 import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pydicom
@@ -16,6 +18,7 @@ from PIL import Image
 
 import dicomslide
 from dicomslide import add_scale_bar, open_slide
+from dicomslide.display import picture as picture_module
 from dicomslide.display.picture import as_displayed
 from dicomslide.testing import write_slide
 from tests.support.derive import tumour, write_segmentation
@@ -437,3 +440,55 @@ def test_a_matrix_narrower_than_a_pixel_of_its_picture_is_averaged_along_its_len
     picture = dicomslide.open_slide(tmp_path, correct_color=False).thumbnail(10)
     assert max(picture.shape[:2]) == 10
     assert min(picture.shape[:2]) == 1
+
+
+@pytest.fixture(scope="module")
+def many_frames(tmp_path_factory):
+    """A slide of a base level only, of 48 x 52 frames, with an edge that no tile ends at."""
+    folder = tmp_path_factory.mktemp("many")
+    write_slide(
+        folder, shape=(48 * 16 - 5, 52 * 16), downsamples=(1,), tile_shape=(16, 16),
+        associated=False, transfer_syntax_uid="1.2.840.10008.1.2.1", orientation=(0, 1, 0, 1, 0, 0),
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("most_at_once", [0, 2**26])
+@pytest.mark.parametrize("size", [10, 64, 100, 700])
+def test_a_picture_read_in_bands_is_that_read_at_once_and_reads_no_frame_twice(
+    many_frames, frames_read, monkeypatch, size, most_at_once
+):
+    monkeypatch.setattr(picture_module, "MOST_AT_ONCE", most_at_once)
+    slide = open_slide(many_frames)
+    frames_read.clear()
+    states = []
+    found = slide.thumbnail(size, progress=lambda *state: states.append(state))
+    assert sorted(frames_read) == list(range(48 * 52))
+    monkeypatch.setattr(picture_module, "FEW_FRAMES", 10**6)
+    frames_read.clear()
+    np.testing.assert_array_equal(found, slide.thumbnail(size))
+    assert sorted(frames_read) == list(range(48 * 52))
+    assert len(states) > 10
+    assert states == sorted(states)
+    assert states[0] == (0, 48 * 52)
+    assert states[-1] == (48 * 52, 48 * 52)
+
+
+def test_a_picture_that_takes_long_says_so_while_it_is_made(many_frames, monkeypatch, capsys):
+    seconds = itertools.count(step=2.0)
+    clock = SimpleNamespace(monotonic=lambda: next(seconds))
+    monkeypatch.setattr(picture_module, "time", clock)
+    slide = open_slide(many_frames)
+    with pytest.warns(dicomslide.PerformanceWarning, match="all 2,496 frames") as caught:
+        slide.thumbnail(100)
+    assert len(caught) == 1
+    assert str(caught[0].message).startswith(
+        f"{many_frames / 'level-0.dcm'}: a picture takes about"
+    )
+    assert "progress=True" in str(caught[0].message)
+    assert caught[0].filename == __file__
+    seconds = itertools.count(step=0.01)
+    slide.thumbnail(100)
+    seconds = itertools.count(step=2.0)
+    slide.thumbnail(100, progress=True)
+    assert "2,496 of 2,496 frames in " in capsys.readouterr().err

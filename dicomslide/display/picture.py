@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import time
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomslide.display.progress import duration, report_of
+from dicomslide.errors import PerformanceWarning
 from dicomslide.header.geometry import AS_STORED
-from dicomslide.options import check_memory
+from dicomslide.options import allocated, check_memory
+from dicomslide.process.warn import warn
 from dicomslide.readers.resampled_reader import ResampledReader
 from dicomslide.readers.windows import Windows
 
@@ -19,18 +23,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
+    from dicomslide.display.progress import Report
     from dicomslide.header.geometry import Orientation, SlideGeometry
     from dicomslide.readers.matrix_reader import MatrixReader
 
 __all__ = ["add_scale_bar", "as_displayed", "picture_of", "plot_picture", "show_picture"]
 
 
+BANDS = 64
+"""Upper bound on parts in which a large matrix is read, after each of which progress is told."""
+MOST_OF_LEAST = 4
+"""Times that bands may have the rows of `BANDS` equal ones, so that they end where tiles do."""
+FEW_FRAMES = 2048
+"""Frames up to which a matrix is read at once."""
+PATIENCE, LONG = 3.0, 10.0
+"""Seconds after which it is estimated how long a picture still takes, and from how many on a
+warning says so."""
 MOST_AT_ONCE = 64 * 2**20
 """Bytes of pixels from which on a matrix is averaged while it is read."""
 
 
 def picture_of(
-    reader: MatrixReader, geometry: SlideGeometry | None, size: int
+    reader: MatrixReader,
+    geometry: SlideGeometry | None,
+    size: int,
+    progress: bool | Report = False,
 ) -> NDArray[np.uint8]:
     """Return an upright picture of a whole matrix.
 
@@ -64,7 +81,10 @@ def picture_of(
         height, width = pixels.shape[:2]
         box = (0.0, 0.0, float(width), float(height))
     else:
-        pixels, box = _reduced(reader, size, orientation or AS_STORED)
+        report = report_of(progress, "frames")
+        if progress is False:
+            report = _Estimate(reader.source.name)
+        pixels, box = _reduced(reader, size, orientation or AS_STORED, report)
         width, height = max(1, round(box[2] - box[0])), max(1, round(box[3] - box[1]))
     if geometry is not None:  # pixels of the picture are square, those of the matrix may not be
         width_mm, height_mm = geometry.physical_size
@@ -75,8 +95,41 @@ def picture_of(
     return np.array(resized)  # a copy, since an array that shares memory with Pillow is read-only
 
 
+class _Estimate:
+    """Warns once, while a picture is made, if it still takes long.
+
+    Parameters
+    ----------
+    name : str
+        Name of the image.
+
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._began: float | None = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Compare the time that so many frames took with what is left."""
+        if self._began is None or not done:
+            return
+        passed = time.monotonic() - self._began
+        left = passed * (total - done) / done
+        if passed < PATIENCE:
+            return
+        self._began = None
+        if left >= LONG:
+            warn(
+                f"{self._name}: a picture takes about {duration(left)} more: all {total:,} frames"
+                " of this level are decoded, since no smaller level has as many pixels as the picture."
+                " thumbnail(progress=True) shows how far it is, set_options(num_threads=...) lets"
+                " more processors decode, and get_slide_region reads a part",
+                PerformanceWarning,
+            )
+
+
 def _reduced(
-    reader: MatrixReader, size: int, orientation: Orientation
+    reader: MatrixReader, size: int, orientation: Orientation, report: Report
 ) -> tuple[NDArray[Any], tuple[float, float, float, float]]:
     """Read a whole matrix, upright, as means of boxes, with at least `size` pixels if it has them.
 
@@ -95,9 +148,9 @@ def _reduced(
     if nbytes <= MOST_AT_ONCE:  # then what the decoder gives is enough, and Pillow does the rest
         times = by_decoder
         reader = dataclasses.replace(reader, reduction=times)
-        pixels = reader.read((slice(None),) * 3, keep=False)
+        pixels = _read_in_bands(reader, reader.tile_shape[0], reader.layout.grid.shape, report)
     else:
-        pixels = _halved(reader, times)
+        pixels = _halved(reader, times, report)
     height, width = rows / (1 << times), columns / (1 << times)
     if orientation.transpose:
         height, width = width, height
@@ -107,14 +160,52 @@ def _reduced(
     return pixels, (left, top, left + width, top + height)
 
 
-def _halved(reader: MatrixReader, times: int) -> NDArray[Any]:
+def _halved(reader: MatrixReader, times: int, report: Report) -> NDArray[Any]:
     """Read a whole matrix with rows and columns halved `times` times, by decoders if they can."""
     windows = (
         Windows.of(0, 1 << times, -(-length >> times), length) for length in reader.shape[:2]
     )
     rows, columns = windows
     reduced = ResampledReader.of(reader, (rows, columns), fast=True)
-    return reduced.read((slice(None),) * 3, keep=False)
+    tile = reader.tile_shape[0]
+    # rows of the picture after which rows of tiles end, too
+    unit = math.lcm(tile, 1 << times) >> times
+    return _read_in_bands(reduced, unit, reader.layout.grid.shape, report)
+
+
+def _read_in_bands(
+    reader: MatrixReader | ResampledReader, unit: int, tiles: tuple[int, int], report: Report
+) -> NDArray[Any]:
+    """Read a whole matrix, in bands if it has many tiles.
+
+    Parameters
+    ----------
+    reader : MatrixReader or ResampledReader
+        Reader of the matrix.
+    unit : int
+        Number of rows of pixels of which bands are multiples, so that none divides tiles.
+    tiles : tuple of int
+        Rows and columns of the grid of tiles.
+    report : callable
+        Called with the numbers of tiles that were read, and of all.
+
+    """
+    shape, total = reader.shape, math.prod(tiles)
+    every = (slice(None), slice(None))
+    if total <= FEW_FRAMES:
+        pixels = reader.read((slice(None), *every), keep=False)
+    else:
+        least = -(-shape[0] // BANDS)
+        band = -(-least // unit) * unit
+        if band > MOST_OF_LEAST * least:  # rather decode some tiles twice
+            band = least
+        pixels = allocated(shape, reader.dtype, "a picture of the whole image")
+        for start in range(0, shape[0], band):
+            stop = min(start + band, shape[0])
+            report(round(total * start / shape[0]), total)
+            pixels[start:stop] = reader.read((slice(start, stop), *every), keep=False)
+    report(total, total)
+    return pixels
 
 
 def as_displayed(pixels: NDArray[Any]) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Progress", "Report", "report_of"]
+__all__ = ["Progress", "Report", "duration", "report_of"]
 
 Report: TypeAlias = "Callable[[int, int], object]"
 """Called with the number of items that are done, and the number of all."""
@@ -72,9 +72,9 @@ class Progress:
         passed = now - self._began
         if done < total:
             text += f", {100 * done // total} %"
-            text += f", about {_duration(passed * (total - done) / done)} left" if done else ""
+            text += f", about {duration(passed * (total - done) / done)} left" if done else ""
         else:
-            text += f" in {_duration(passed)}"
+            text += f" in {duration(passed)}"
         if replaces:
             text, self._width = "\r" + text.ljust(self._width), len(text)
         end = "" if replaces and done < total else "\n"
@@ -86,7 +86,7 @@ def _replaces_lines() -> bool:
     return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a duration as text: ``4.2 s``, ``3 min``, ``2.5 h``."""
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

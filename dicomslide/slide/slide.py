@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicomslide.annotation.group import AnnotationGroup
+    from dicomslide.display.progress import Report
     from dicomslide.header.resolution import Spacing
     from dicomslide.image import TiledImage
     from dicomslide.readers.matrix_reader import OnError
@@ -253,6 +254,7 @@ class Slide(SlideArrays):
         channel_index: int = 0,
         focal_plane_index: int = 0,
         spacing: Spacing | None = None,
+        progress: bool | Report = False,
     ) -> NDArray[np.uint8]:
         """Return an upright picture of the whole slide in 8 bits, for display.
 
@@ -267,6 +269,11 @@ class Slide(SlideArrays):
             Zero-based indices into channels and focal planes
         spacing : float or str, optional
             Spacing instead of a size: a number in mm, or text such as ``"10 um"``
+        progress : bool or callable, default: False
+            Whether standard error says how many frames are read; or a function that is called with
+            that number and the number of all frames. Without it, a
+            :class:`~dicomslide.PerformanceWarning` estimates how long a picture takes, after three
+            seconds, if that is long: where no smaller level is stored, all frames are decoded
 
         Returns
         -------
@@ -282,7 +289,7 @@ class Slide(SlideArrays):
         if spacing is not None:
             size = max(1, round(max(self.physical_size) / spacing_in_mm(spacing)))
         image, *options = self._picture_source(size, channel_index, focal_plane_index)
-        return image._picture(*options)
+        return image._picture(*options, progress=progress)
 
     def _picture_source(
         self, size: int, channel_index: int, focal_plane_index: int
