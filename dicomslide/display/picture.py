@@ -121,9 +121,10 @@ class _Estimate:
         if left >= LONG:
             warn(
                 f"{self._name}: a picture takes about {duration(left)} more: all {total:,} frames"
-                " of this level are decoded, since no smaller level has as many pixels as the picture."
-                " thumbnail(progress=True) shows how far it is, set_options(num_threads=...) lets"
-                " more processors decode, and get_slide_region reads a part",
+                " of this level are decoded, since no smaller one has as many pixels as the"
+                " picture. thumbnail(progress=True) shows how far it is,"
+                " set_options(num_threads=...) lets more processors decode, and get_slide_region"
+                " reads a part",
                 PerformanceWarning,
             )
 
