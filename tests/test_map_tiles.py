@@ -26,6 +26,7 @@ from scipy.ndimage import convolve  # noqa: E402
 from skimage.measure import block_reduce  # noqa: E402
 
 from dicomslide import recipes  # noqa: E402
+from dicomslide.recipes import tile_graph  # noqa: E402
 from dicomslide.recipes.tile_source import SlicedSource, source_of  # noqa: E402
 
 SHAPE = (150, 210)
@@ -286,6 +287,34 @@ def test_a_region_of_the_result_is_computed_of_its_tiles_alone(slide, frames_rea
     whole = dask.optimize(lazy.data)[0]
     assert len(whole.dask) == lazy.data.npartitions + 2
     assert len(dask.optimize(lazy.data[:8, :8])[0].dask) <= 5
+
+
+def test_dask_looks_for_nothing_to_fuse_where_nothing_but_tiles_is_computed(slide, monkeypatch):
+    """Which takes it seconds where there are very many; a part of the tiles is culled by it."""
+    lazy = recipes.map_tiles(slide, average, level=0, tile=32, factor=4)
+    both = recipes.map_tiles(
+        slide, lambda tile: (average(tile), average(tile) + 1), level=0, tile=32,
+        outputs=[recipes.TileOutput(factor=4), recipes.TileOutput(factor=4)],
+    )  # fmt: skip
+    expected = (lazy + 0).compute()
+    optimized = []
+    original = da.optimize
+
+    def optimize(graph, *args, **options):
+        optimized.append(graph)
+        return original(graph, *args, **options)
+
+    monkeypatch.setattr(da, "optimize", optimize)
+    xr.testing.assert_identical(lazy.compute(), expected)
+    xr.testing.assert_equal(both.output_0.compute(), expected)
+    dask.optimize(lazy.data)
+    assert not optimized
+    made = []
+    monkeypatch.setattr(tile_graph._TileLayer, "materialized", lambda self: made.append(self))
+    xr.testing.assert_identical(lazy[8:16, 8:16].compute(), expected[8:16, 8:16])
+    xr.testing.assert_identical((lazy * 2).compute(), expected * 2)
+    assert lazy.data[:8, :8].sum().compute() == pytest.approx(float(expected[:8, :8].sum()))
+    assert not made
 
 
 def test_results_can_be_pickled_persisted_and_computed_together(slide, client):

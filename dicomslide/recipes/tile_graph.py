@@ -19,7 +19,7 @@ from dicomslide.recipes.tile_source import ChunkSource
 from dicomslide.recipes.tile_tasks import fill_task, part_of, run_task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence, Set
+    from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
     import numpy as np
     from dask.typing import Key
@@ -199,10 +199,21 @@ def _optimize(graph: Any, keys: Any, **options: Any) -> Any:
     """Return all tasks, where nothing but tiles is computed; else those that dask leaves."""
     if isinstance(graph, HighLevelGraph):
         own = {n: each for n, each in graph.layers.items() if isinstance(each, _ChunkLayer)}
-        if len(own) == len(graph.layers):
+        others = [each for name, each in graph.layers.items() if name not in own]
+        if not others or (len(others) == 1 and _takes_all(others[0], own.values())):
             layers = {name: layer.materialized() for name, layer in own.items()}
-            return HighLevelGraph(layers, graph.dependencies)
+            return HighLevelGraph({**graph.layers, **layers}, graph.dependencies)
     return da.optimize(graph, keys, **options)  # type: ignore[no-untyped-call]
+
+
+def _takes_all(layer: Layer, below: Iterable[_ChunkLayer]) -> bool:
+    """Whether a layer is one task that puts all chunks of arrays together, as ``compute`` does."""
+    if not isinstance(layer, MaterializedLayer) or len(layer) != 1:
+        return False
+    (task,) = layer.values()
+    whole = {each.whole for each in below if isinstance(each, _PartLayer)}
+    chunks = sum(math.prod(each.shape) for each in below if each.name not in whole)
+    return isinstance(task, GraphNode) and len(task.dependencies) == chunks
 
 
 class TileArray(da.Array):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from dicomslide.readers.arrays import ReaderArray
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -148,7 +150,10 @@ def source_of(data: Any, axes: tuple[int, int]) -> tuple[Source, Any]:
         order = tuple(axis for axis, _ in view.axes)
         lengths = tuple(-1 if key[axis] is None else len(key[axis]) for axis in order)
         if lengths == data.shape:
-            return SlicedSource(view.array, tuple(key), order, axes), None
+            array = view.array
+            if isinstance(array, ReaderArray):  # frames at a tile's border are its neighbours', too
+                array = dataclasses.replace(array, keep=True)
+            return SlicedSource(array, tuple(key), order, axes), None
     whole = {axis: -1 for axis in range(data.ndim) if axis not in axes}
     data = data.rechunk(whole)  # type: ignore[no-untyped-call]
     down, across = ((0, *itertools.accumulate(data.chunks[axis])) for axis in axes)
