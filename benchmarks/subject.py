@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import os
 import time
 from typing import Any
@@ -36,6 +37,8 @@ LATE = (
 """Modules that are imported when they are needed."""
 
 
+HALO = 32
+"""Pixels around a tile."""
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": 2**26, "MALLOC_TRIM_THRESHOLD_": 2**28}
 """Environment of workers by README.md: they keep freed memory, which is otherwise zeroed again."""
 
@@ -228,6 +231,23 @@ class Dicomslide(Reader):
         found = self.array("auto").map_blocks(sums, chunks=(1, 1, 2), dtype=np.int64)
         found.sum(axis=(0, 1)).compute(scheduler=self.cluster)
 
+    def mapped_tiles(self, size: int) -> None:
+        """Take a number of each tile of the base level."""
+        from dicomslide.recipes import map_tiles
+
+        found = map_tiles(self.slide, _mean, level=0, tile=size, halo=HALO, factor=None)
+        found.compute(scheduler=self.cluster)
+
+    def submitted_tiles(self, size: int) -> None:
+        """Do the same by a task that is submitted for each tile."""
+        slide = self.cluster.scatter(self.slide, broadcast=True)
+        starts = [range(-HALO, edge - HALO, size) for edge in self.slide.size]
+        futures = [
+            self.cluster.submit(_mean_of, slide, at, size + 2 * HALO, pure=False)
+            for at in itertools.product(*starts)
+        ]
+        self.cluster.gather(futures)
+
     @functools.cached_property
     def cluster(self) -> Any:
         import dask
@@ -377,3 +397,11 @@ class DicomslideWithoutDecoder(Dicomslide):
         super().open()
         if (self.region(0, 0, 8) != 77).any():
             raise RuntimeError("frames are decoded after all: the table isn't what is used")
+
+
+def _mean(tile: Any) -> Any:
+    return tile[::4, ::4].mean()
+
+
+def _mean_of(slide: Any, at: tuple[int, int], size: int) -> Any:
+    return _mean(slide.get_image_region(at, 0, (size, size)))

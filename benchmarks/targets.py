@@ -342,6 +342,18 @@ def _labelled() -> list[Target]:
             "dicomslide, 1 thread",
         ),
         *(
+            _between(
+                f"map_tiles, tiles of {size}² with a halo of 32, LocalCluster of 2",
+                "a submitted task a tile",
+                1.1,
+                f"jpeg-256: map_tiles, {tiles}",
+                f"jpeg-256: a submitted task a tile, {tiles}",
+                "dicomslide",
+            )
+            for size in ("512", "1,024")
+            for tiles in (f"tiles of {size}² with a halo of 32, LocalCluster of 2",)
+        ),
+        *(
             _absolute(
                 f"whole level through dask, {how}, peak memory",
                 600,

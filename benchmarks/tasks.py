@@ -317,6 +317,22 @@ WARM = (
         slow=True,
     ),
     *(
+        Warm(
+            f"{how}, tiles of {size:,}² with a halo of 32, LocalCluster of 2",
+            "jpeg-256",
+            operation,
+            ("dicomslide",),
+            lambda draw, size=size: {"size": size},
+            prepare=(("start_cluster", {}),),
+            slow=True,
+        )
+        for size in (512, 1024)
+        for how, operation in (
+            ("map_tiles", "mapped_tiles"),
+            ("a submitted task a tile", "submitted_tiles"),
+        )
+    ),
+    *(
         task
         for slide in ("jpeg-512", "jpeg-1024", "jpeg-2000", "jpeg-ls-8", "jpeg-ls-16")
         for task in _regions(slide)
