@@ -18,7 +18,7 @@ from dicomslide.backends.part10 import file
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.header.geometry import SlideGeometry
 from dicomslide.pixels.pixel_format import PixelFormat
-from dicomslide.slide import cohort
+from dicomslide.slide import batches, cohort
 from dicomslide.testing import (
     PositionDrawing,
     SyntheticImage,
@@ -353,7 +353,7 @@ def test_a_cohort_is_opened_by_workers_and_does_not_need_them_later(client, slid
     assert sum(client.run(lambda: len(file._instances)).values()) == sum(read.values()) + 6 * 4
     assert list(opened) == [f"S{number}" for number in range(6)]
     assert list(opened.summaries()) == list(opened)
-    monkeypatch.setattr(cohort, "_cluster", lambda: None)
+    monkeypatch.setattr(batches, "cluster_client", lambda: None)
     assert opened["S3"].get_image_region((0, 0), 0, (64, 96)).shape == (64, 96, 3)
 
 
