@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import dicomslide
 from dicomslide import ChannelTypes, open_slide
+from dicomslide.backends.part10.file import FileSource
+from dicomslide.errors import FrameReadError
 from dicomslide.header.geometry import SlideGeometry
 from dicomslide.pixels import PixelFormat
 from dicomslide.testing import SyntheticImage, averaged, position_values, write_image
@@ -171,3 +175,43 @@ def test_missing_planes_of_a_channel_are_background_with_a_warning(tmp_path):
     assert variable[1, 0].any()
     with pytest.raises(ValueError, match=r"no focal plane 1 at level 0; there are \[0\]"):
         slide.get_image_region((0, 0), 0, (5, 5), 1, 1)
+
+
+def test_planes_are_read_side_by_side_into_one_array(tmp_path, monkeypatch):
+    write_stack(tmp_path, ARRANGEMENTS["one instance"], np.uint16, sparse=False, levels=(1,))
+    image = xr.open_dataset(tmp_path, engine="dicomslide", orientation="stored").image
+    together = threading.Barrier(3)
+    first_ones = iter(range(3))
+    original = FileSource.read_frames
+
+    def meeting(self, indices):
+        if next(first_ones, None) is not None:
+            together.wait(timeout=60)  # for two other threads that read, too
+        return original(self, indices)
+
+    monkeypatch.setattr(FileSource, "read_frames", meeting)
+    with dicomslide.set_options(num_threads=3):
+        values = image.values
+    assert values.shape == (3, 3, *SHAPE)
+    for channel, plane in np.ndindex(3, 3):
+        np.testing.assert_array_equal(
+            values[channel, plane], expected(SHAPE, channel, plane, np.uint16)[..., 0]
+        )
+
+
+def test_an_error_in_one_plane_ends_the_reading_of_the_others(tmp_path, monkeypatch):
+    write_stack(tmp_path, ARRANGEMENTS["one instance"], np.uint16, sparse=False, levels=(1,))
+    image = xr.open_dataset(tmp_path, engine="dicomslide", orientation="stored").image
+    calls = []
+
+    def failing(self, indices):
+        calls.append(indices)
+        raise FrameReadError("no bytes today", self.name, indices[0])
+
+    monkeypatch.setattr(FileSource, "read_frames", failing)
+    with (
+        dicomslide.set_options(num_threads=2),
+        pytest.raises(FrameReadError, match="no bytes today"),
+    ):
+        image.load()
+    assert len(calls) <= 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections import deque
@@ -18,7 +17,7 @@ from dicomslide.process.frame_cache import FrameCache
 from dicomslide.process.parallel import is_exiting
 from dicomslide.process.registry import Registry
 from dicomslide.process.warn import warn
-from dicomslide.readers.pools import Shared, collect, submit_decoding, submit_request
+from dicomslide.readers.pools import Shared, helped, submit_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
@@ -140,14 +139,8 @@ class FrameReader:
         plan = self._plan(frames, use, threads, keep, cut)
         if plan is None:
             return
-        helpers = submit_decoding(self._run, plan, calls=plan.helpers, pool_size=plan.pool_size)
-        try:
+        with helped(self._run, plan, calls=plan.helpers, pool_size=plan.pool_size):
             self._run(plan)
-        except Exception:
-            with contextlib.suppress(Exception):  # the first error is raised, not one of these
-                collect(helpers)
-            raise
-        collect(helpers)  # not after a KeyboardInterrupt: the threads may wait for a server
 
     @property
     def _kept_as(self) -> Hashable:

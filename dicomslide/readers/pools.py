@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from concurrent.futures import Future
 
-__all__ = ["Shared", "collect", "submit_decoding", "submit_request"]
+__all__ = ["Shared", "collect", "helped", "submit_decoding", "submit_request"]
 
 T = TypeVar("T")
 
@@ -80,6 +81,28 @@ def collect(calling: list[Future[None]]) -> None:
     for future in calling:
         if not future.cancelled():
             future.result()
+
+
+@contextlib.contextmanager
+def helped(function: Callable[..., None], *args: Any, calls: int, pool_size: int) -> Iterator[None]:
+    """Call a function in other threads while the block does the same; both share the work.
+
+    At the end of the block, the other threads have ended. The first error is raised.
+
+    Parameters
+    ----------
+    function, *args, calls, pool_size
+        See :func:`submit_decoding`.
+
+    """
+    calling = submit_decoding(function, *args, calls=calls, pool_size=pool_size)
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(Exception):  # the first error is raised, not one of these
+            collect(calling)
+        raise
+    collect(calling)  # not after a KeyboardInterrupt: the threads may wait for a server
 
 
 def submit_request(function: Callable[..., T], *args: Any) -> Future[T] | None:

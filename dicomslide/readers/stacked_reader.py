@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from dicomslide.options import check_memory
+from dicomslide.options import check_memory, get_options
 from dicomslide.readers.indexing import Axis
 from dicomslide.readers.matrix_reader import MatrixReader, as_contiguous
+from dicomslide.readers.pools import Shared, helped
 from dicomslide.readers.resampled_reader import ResampledReader
 
 if TYPE_CHECKING:
@@ -119,30 +120,45 @@ class StackedReader:
             f"{len(channel) * len(plane)} regions of {shape}",
         )
 
-        stacked = []
-        for c, p in itertools.product(_ordered(channel), _ordered(plane)):
-            reader = self.reader(c, p)
-            if reader is None:
-                region = np.empty(shape, self.dtype)
-                region[...] = self.background if region.ndim == 3 else self.background[0]
-            else:
-                region = reader.read(
-                    matrix_key,
-                    transpose=transpose,
-                    threads=threads,
-                    keep=keep,
-                    contiguous=contiguous,
-                )
-            stacked.append(region)
-        if channel.drop and plane.drop:
-            return stacked[0]
-        if len(stacked) == 1:
-            whole = stacked[0][None]
-        else:
-            whole = np.stack(stacked) if stacked else np.empty((0, *shape), self.dtype)
+        places = list(itertools.product(_ordered(channel), _ordered(plane)))
         lead = [len(axis) for axis in (channel, plane) if not axis.drop]
-        stack = whole.reshape(*lead, *whole.shape[1:])
-        return as_contiguous(stack) if contiguous else stack
+        read = {"transpose": transpose, "keep": keep}
+        if len(places) == 1:
+            reader = self.reader(*places[0])
+            if reader is None:
+                region = self._absent(shape)
+            else:
+                region = reader.read(matrix_key, threads=threads, contiguous=contiguous, **read)
+            stack = region.reshape((*lead, *region.shape))
+            return as_contiguous(stack) if contiguous else stack
+        stack = np.empty((len(places), *shape), self.dtype)
+        threads = get_options().num_threads if threads is None else threads
+        # planes side by side where there is one for each thread: threads then wait for no other
+        at_once = threads if len(places) >= threads else 1
+        of_each = 1 if at_once > 1 else threads
+        numbers = Shared(iter(range(len(places))))
+
+        def work() -> None:
+            try:
+                while (number := numbers.take()) is not None:
+                    reader = self.reader(*places[number])
+                    if reader is None:
+                        stack[number] = self._absent(shape)
+                    else:
+                        stack[number] = reader.read(matrix_key, threads=of_each, **read)
+            except BaseException:  # the other threads needn't go on
+                numbers.close()
+                raise
+
+        with helped(work, calls=at_once - 1, pool_size=threads - 1):
+            work()
+        return stack.reshape((*lead, *shape))
+
+    def _absent(self, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return the pixels of a region of a focal plane without pixels."""
+        region = np.empty(shape, self.dtype)
+        region[...] = self.background if region.ndim == 3 else self.background[0]
+        return region
 
     def chunk_lengths(self, multiple: tuple[int, int] = (1, 1)) -> tuple[tuple[int, ...], ...]:
         """Return the lengths of chunks, which hold `multiple` whole frames down and across."""
