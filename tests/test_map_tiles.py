@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from dicomslide import MetadataError, open_slide
 from dicomslide.testing import write_slide
 from tests.support.optional import need
+from tests.support.parts import starts
 from tests.support.workers import some_workers
 
 need("skimage", "scipy")
@@ -64,6 +65,7 @@ def sparse(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+@starts("cluster")
 def client():
     with some_workers(2, is_default=False) as client:
         yield client
