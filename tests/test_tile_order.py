@@ -151,6 +151,24 @@ def test_blocks_that_are_mixed_are_shuffled_together():
     assert len(blocks_in(tiles, order)) > 2 * len(runs)
 
 
+def test_tiles_that_lie_far_apart_are_of_blocks_of_their_own():
+    """Whose numbers don't overflow."""
+    random = np.random.default_rng(0)
+    places = np.concatenate(
+        [random.uniform(-1e12, 1e12, (40, 2)), random.uniform(0, 0.05, (50, 2))]
+    )
+    tiles = TileDataset(
+        {"slide": np.repeat([f"slide {i}" for i in range(9)], 10), "x": places[:, 0],
+         "y": places[:, 1]},
+        size=10, spacing=0.001,
+    )  # fmt: skip
+    order = list(BlockShuffle(tiles, 10))
+    assert sorted(order) == list(range(90))
+    codes = tiles.slide_indices[[at for at in order if at >= 40]]
+    changes = np.count_nonzero(np.diff(codes))
+    assert changes <= 4 * 5  # of each slide at most four blocks
+
+
 def test_few_slides_come_at_once_if_asked_for():
     tiles = dataset_of([(5, 5)] * 12, seed=2)
     codes = tiles.slide_indices

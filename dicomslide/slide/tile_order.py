@@ -162,18 +162,30 @@ class BlockShuffle:
         num_slides = len(self._dataset.slide_names)
         shift = random.random((num_slides, 2))
         cells = np.floor(tiles / edges + shift[slides]).astype(np.int64)
-        by_block = np.lexsort((cells[:, 0], cells[:, 1], slides))
-        keys = np.column_stack([slides, cells])[by_block]
-        is_first = np.ones(len(keys), np.bool_)
-        is_first[1:] = (keys[1:] != keys[:-1]).any(axis=1)
-        block = np.empty(len(keys), np.int64)
-        block[by_block] = np.cumsum(is_first) - 1
-        turn = random.permutation(np.count_nonzero(is_first))
+        blocks, block = np.unique(_keys(slides, *cells.T), return_inverse=True)
+        turn = random.permutation(len(blocks))
         if self._slides_at_once is not None:
+            slide_of = np.empty(len(blocks), np.int64)
+            slide_of[block] = slides
             together = random.permutation(num_slides) // self._slides_at_once
-            in_order = np.lexsort((turn, together[keys[is_first, 0]]))
-            turn[in_order] = np.arange(len(turn))
-        return np.lexsort((random.random(len(tiles)), turn[block] // self._mixed))
+            turn[np.lexsort((turn, together[slide_of]))] = np.arange(len(turn))
+        order = random.permutation(len(tiles))
+        # as sorting is stable, tiles of blocks that are mixed stay in random order
+        return order[np.argsort((turn // self._mixed)[block[order]], kind="stable")]
+
+
+def _keys(slides: NDArray[Any], x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a number for each tile that is the same for tiles of one block only."""
+    keys = slides.astype(np.int64)
+    for each in (y, x):
+        first = each.min(initial=0)
+        if int(each.max(initial=0)) - int(first) >= 2**31:  # few tiles are that far apart
+            each, first = np.unique(each, return_inverse=True)[1], np.int64(0)
+        count = int(each.max(initial=0)) - int(first) + 1
+        if int(keys.max(initial=0)) * count >= 2**62:
+            keys = np.unique(keys, return_inverse=True)[1]
+        keys = keys * count + (each - first)
+    return keys
 
 
 class TileStream(Iterable[Any]):
