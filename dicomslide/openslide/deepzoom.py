@@ -45,7 +45,7 @@ class DeepZoomGenerator:
 
     Each level of a Deep Zoom image is half as large as the next one, rounded up; level 0 is one
     pixel. Tiles are made from the slide's level that
-    :meth:`~AbstractSlide.get_best_level_for_downsample` selects. Sizes are (width, height);
+    :meth:`dicomslide.OpenSlide.get_best_level_for_downsample` selects. Sizes are (width, height);
     addresses are (column, row).
 
     Parameters
