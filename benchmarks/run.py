@@ -178,8 +178,9 @@ def run_warm(results: Results, tasks: list[Warm], path: Path, draw: Draw, rounds
 
 def run_fresh(results: Results, task: Fresh, path: Path, draw: Draw, rounds: int) -> None:
     """Measure operations in processes that are started for them."""
-    # the first one isn't counted: it compiles what is imported
-    turns = range((rounds + 1) // 2) if task.slow else range(-1, rounds)
+    # the first one isn't counted: it compiles what is imported. A single round measures nothing
+    is_warmed = not task.slow and rounds > 1
+    turns = range(-1, rounds) if is_warmed else range((rounds + 1) // 2)
     for turn in turns:
         say(f"{task.key}: round {turn + 1}")
         steps = [(operation, arguments(draw)) for _, operation, arguments in task.steps]

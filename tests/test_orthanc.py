@@ -148,7 +148,8 @@ def test_every_frame_is_asked_for_once_by_dask(url, large):
         mean = found.compute()
     counts = Counter(number for numbers in client._session.frames for number in numbers)
     assert (len(counts), set(counts.values())) == (100, {1})
-    assert len(client._session.frames) == 4
+    # one for each chunk, unless two threads ask within milliseconds
+    assert len(client._session.frames) <= 4
     assert mean == pytest.approx(whole(dicomslide.open_slide(folder)).mean())
 
 

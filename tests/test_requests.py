@@ -19,6 +19,7 @@ from dicomslide.backends.batching.prefetch import ReadAhead
 from dicomslide.header.tiling import FullFrames, TileGrid
 from dicomslide.readers import frame_reader
 from dicomslide.testing import write_slide
+from tests.support.fake_client import FakeClient
 from tests.support.faulty_server import FaultyServer, url_of
 
 TILE = 16
@@ -36,10 +37,20 @@ def folder(tmp_path_factory, request):
     return folder
 
 
+@pytest.fixture(scope="module")
+def archive(folder):
+    """What servers have, read and put into JSON once."""
+    archive = FakeClient(folder)
+    archive.frames = functools.cache(archive.frames)
+    metadata = {uid: archive._json(dataset) for uid, dataset in archive.datasets.items()}
+    archive._json = lambda dataset: metadata[dataset.SOPInstanceUID]
+    return archive
+
+
 @pytest.fixture
-def server(folder):
-    with FaultyServer(folder) as server:
-        server.archive.frames = functools.cache(server.archive.frames)
+def server(archive):
+    with FaultyServer(None) as server:
+        server.archive = archive
         yield server
 
 
