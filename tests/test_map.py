@@ -19,6 +19,7 @@ from dicomslide.display.progress import Progress
 from dicomslide.process.child import Child, ChildEndedError
 from dicomslide.testing import write_slide
 from tests.support.optional import need
+from tests.support.parts import starts
 from tests.support.workers import some_workers
 
 NAMES = [f"S-{number}" for number in range(4)]
@@ -41,6 +42,7 @@ def slides(folder):
 
 
 @pytest.fixture(scope="module")
+@starts("cluster")
 def client(tmp_path_factory):
     need("distributed")
     with some_workers(
