@@ -436,6 +436,31 @@ def test_a_batch_is_a_block_of_tiles_whose_frames_are_decoded_once(
     assert number_of_tasks(one_by_one) == 11 * 8
 
 
+@pytest.mark.parametrize("factor", [1, 4, None])
+@pytest.mark.parametrize("batch", [1, 4, 6, 7])
+def test_batches_of_chunks_give_what_single_ones_give(slide, factor, batch):
+    """Also where the first tile reaches out of the image, and with tiles that aren't run."""
+    image = slide.to_dataset().image
+    assert image.chunksizes["x"][0] < FRAME
+    where = xr.zeros_like(image[..., 0], dtype=bool).compute()
+    where[40:60, 100:140] = where[200, 3] = True
+
+    def model(tile):
+        return tile.mean() if factor is None else tile[::factor, ::factor, 0]
+
+    def of_several(tiles):
+        return np.stack([model(tile) for tile in tiles])
+
+    for pixels, mask in itertools.product((image, 255 - image), (None, where, where & False)):
+        single, batched = (
+            recipes.map_tiles(pixels, of, factor=factor, where=mask, batch=most)
+            for of, most in ((model, None), (of_several, batch))
+        )
+        xr.testing.assert_identical(
+            batched.compute(scheduler="synchronous"), single.compute(scheduler="synchronous")
+        )
+
+
 def test_of_a_batch_only_the_tiles_of_the_mask_are_read_and_run(slide, frames_read):
     image = slide.to_dataset().image
     where = xr.zeros_like(image[..., 0], dtype=bool).compute()
