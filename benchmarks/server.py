@@ -15,10 +15,12 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ROUND_TRIP", "Place", "place_of", "served"]
+__all__ = ["LATENCY", "ROUND_TRIP", "Place", "place_of", "served", "served_as_objects"]
 
 ROUND_TRIP = 0.020
 """Added latency of a round trip in seconds."""
+LATENCY = 0.050
+"""Seconds after which a bucket answers a request."""
 NAME = "server.json"
 Place = dict[str, str]
 """URLs of the service: direct, without and with latency; and UIDs of study and series."""
@@ -44,6 +46,22 @@ def served(folder: Path) -> Iterator[str]:
         study, series = orthanc.store(url, sorted(folder.glob("*.dcm")))
         place = {"itself": url, "near": near, "far": far, "study": study, "series": series}
         (folder / NAME).write_text(json.dumps(place), encoding="utf-8")
+        yield ""
+
+
+@contextlib.contextmanager
+def served_as_objects(folder: Path) -> Iterator[str]:
+    """Serve the files of a folder as a bucket; yield why that can't be, or nothing."""
+    try:
+        import s3fs  # noqa: F401 - by which the bucket is read
+
+        from tests.support.bucket import bucket_beside
+    except ImportError as error:
+        yield str(error)
+        return
+    with bucket_beside(folder, LATENCY) as url:
+        # so short that it isn't taken for an image
+        (folder / NAME).write_text(json.dumps({"bucket": url}), encoding="utf-8")
         yield ""
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pydicom
 
-from benchmarks.server import served
+from benchmarks.server import served, served_as_objects
 from dicomslide.header.geometry import SlideGeometry
 from dicomslide.pixels import PixelFormat
 from dicomslide.testing import (
@@ -178,6 +178,20 @@ class Cohort(Slide):
                 instance.SOPInstanceUID = uid_of("instance", number, instance.InstanceNumber)
                 instance.save_as(part / name)
         return unfinished.rename(path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bucket(Cohort):
+    """Slides of three levels, a label and an overview, in a bucket some milliseconds away."""
+
+    edge: int = 512
+    tile: int = 256
+    factors: tuple[int, ...] = (1, 2, 4)
+    count: int = 300
+
+    def served(self, path: Path) -> AbstractContextManager[str]:
+        """Run a server with the slides."""
+        return served_as_objects(path)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -405,6 +419,7 @@ SLIDES = {
         ),
         Served(name="orthanc", about="like jpeg-256, on an Orthanc server on this machine"),
         Cohort(name="cohort", about="1,000 slides of four files, of which each is small"),
+        Bucket(name="bucket", about="300 slides of five objects in S3, 50 ms away"),
         Many(
             name="many-sparse",
             about="2,000 slides of 2,500 frames of 32², TILED_SPARSE",

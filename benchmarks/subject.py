@@ -297,6 +297,18 @@ class Dicomslide(Reader):
             raise next(iter(slides.failures.values()))
         return {"descriptors": process.open_descriptors() - before, "slides": len(slides)}
 
+    def open_bucket(self) -> dict[str, float]:
+        """Open all slides of a bucket, and read a tile of each."""
+        import dicomslide
+
+        where = {"endpoint_url": place_of(self.folder)["bucket"], "region_name": "us-east-1"}
+        options = {"key": "someone", "secret": "secret", "client_kwargs": where}
+        slides = dicomslide.open_slides("s3://slides/", storage_options=options)
+        tiles = slides.map(_first_tile, on="threads")
+        for error in (*slides.failures.values(), *tiles.failures.values()):
+            raise error
+        return {"slides": len(tiles)}
+
     def open_many(self, budget: int) -> dict[str, float]:
         """Open slides one after the other within a memory budget, and read a tile of each."""
         import dicomslide
@@ -309,6 +321,10 @@ class Dicomslide(Reader):
             matrix[0]
             peak = max(peak, sum(cached_bytes().values()))
         return {"budget_share": peak / budget}
+
+
+def _first_tile(slide: Any) -> Any:
+    return slide.get_volume_images()[0].get_total_pixel_matrix()[0]
 
 
 def _load_more() -> None:

@@ -455,6 +455,7 @@ def _many() -> list[Target]:
             "Python",
         ),
         _absolute("open 1,000 slides, more memory", 100, "MiB", cohort),
+        _absolute("open a slide of four files again", 1.2, "ms", "jpeg-256: open it again"),
         _absolute("open 1,000 slides, files left open", 128, "descriptors", cohort),
         Target(
             "2,000 sparse slides one after the other, peak of cached bytes",
@@ -488,6 +489,12 @@ def _remote() -> list[Target]:
                 ("wsidicom", "wsidicom, server"),
                 ("wsidicom, two threads", "wsidicom, server, 2 threads"),
             )
+        ),
+        _absolute(
+            "300 slides of five objects in S3, 50 ms away: open them, and read a tile of each",
+            12_000,
+            "ms",
+            "bucket: open all slides and read a tile of each",
         ),
         Target(
             "64 frames from Orthanc, 20 ms away: round trips beyond transfer and decoding",

@@ -205,6 +205,7 @@ WARM = (
         lambda draw: draw.regions(8, 1_024) | {"size": 512},
     ),
     Warm("region of 1,024²", "jpeg-256", "regions", ("dicomslide",), _of(8, 1_024)),
+    Warm("open it again", "jpeg-256", "open", ("dicomslide",)),
     *(
         Warm(
             f"mean of the base level{how}, through dask",
@@ -438,6 +439,15 @@ FRESH = (
         "cohort",
         (("", "load_more", _nothing), ("open all slides", "open_cohort", _nothing)),
         ("dicomslide", "Python"),
+    ),
+    Fresh(
+        "bucket",
+        (
+            ("", "load_more", _nothing),
+            ("open all slides and read a tile of each", "open_bucket", _nothing),
+        ),
+        ("dicomslide",),
+        slow=True,
     ),
     Fresh(
         "many-sparse",
