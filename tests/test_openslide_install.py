@@ -234,7 +234,10 @@ uninstall()
 assert {k: v for k, v in vars(lowlevel).items() if not k.startswith("__")} == {
     k: v for k, v in before.items() if not k.startswith("__")}
 assert not type(openslide.OpenSlide(slide_file)._osr).__module__.startswith("dicomslide")
+with pytest.raises(ctypes.ArgumentError):
+    cached.dimensions  # opened in between
 install()
+assert cached.dimensions == (408, 304)
 assert type(openslide.OpenSlide(slide_file)._osr).__module__.startswith("dicomslide")
 print("null")
 """

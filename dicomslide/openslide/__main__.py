@@ -1,4 +1,4 @@
-"""Runs a program for openslide-python so that it reads DICOM by this package.
+"""Runs a program that is written for openslide-python, and makes it read DICOM with dicomslide.
 
 usage: python -m dicomslide.openslide SCRIPT [ARGUMENT ...]
        python -m dicomslide.openslide -m MODULE [ARGUMENT ...]

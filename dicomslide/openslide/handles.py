@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from dicomslide.openslide.contents import Contents
     from dicomslide.readers.matrix_reader import MatrixReader
 
-__all__ = ["CACHE", "FUNCTIONS", "Handle", "is_for_us"]
+__all__ = ["CACHE", "FUNCTIONS", "Handle", "is_ours"]
 
 CACHE = "_dicomslide_cache"
 """Attribute of a cache of libopenslide: one of the same capacity, for slides of this package."""
 
 
 class Handle:
-    """What stands for the handle of libopenslide in a slide that this package reads.
+    """Handle of a slide that this package reads, in place of one of libopenslide.
 
     Parameters
     ----------
@@ -71,13 +71,13 @@ class Handle:
         self._slide = None
 
 
-def is_for_us(filename: Any) -> bool:
-    """Whether a slide is opened by this package: DICOM files, folders and URLs.
+def is_ours(filename: Any) -> bool:
+    """Whether this package opens a slide: a DICOM file, a folder or a URL.
 
     libopenslide opens neither folders nor URLs.
     """
     if not isinstance(filename, (str, bytes, os.PathLike)):
-        return False  # an error, which is libopenslide's
+        return False  # openslide-python raises the error
     path = os.fsdecode(filename)
     return is_url(path) or os.path.isdir(path) or is_dicom_file(path)
 
@@ -113,7 +113,7 @@ def _associated_profile(handle: Handle, name: str | bytes) -> bytes | None:
 
 def _set_cache(handle: Handle, cache: Any) -> None:
     ours: OpenSlideCache | None = getattr(cache, CACHE, None)
-    if ours is not None:  # else made before: tiles stay in the cache of the process
+    if ours is not None:  # else created before install(): the cache of the process is used
         handle.slide.set_cache(ours)
 
 

@@ -1,4 +1,4 @@
-"""Lets openslide-python read DICOM by this package, in programs that aren't edited."""
+"""Makes openslide-python read DICOM with this package, for programs that aren't edited."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dicomslide.errors import DicomSlideError, NotSlideError
 from dicomslide.openslide import abstract, api, image_slide
 from dicomslide.openslide.cache import OpenSlideCache
-from dicomslide.openslide.handles import CACHE, FUNCTIONS, Handle, is_for_us
+from dicomslide.openslide.handles import CACHE, FUNCTIONS, Handle, is_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,34 +28,34 @@ ORIGINAL = "_without_dicomslide"
 
 
 def install() -> None:
-    """Let the package `openslide` read DICOM by this package from now on.
+    """Make the package `openslide` read DICOM with this package from now on.
 
-    For programs that can't be edited: their ``openslide.OpenSlide(path)``,
-    ``openslide.open_slide(path)`` and ``OpenSlide.detect_format(path)`` then give DICOM files,
-    folders of them and URLs to :class:`dicomslide.OpenSlide`. Slides of all other formats are
+    For programs that can't be edited. ``openslide.OpenSlide(path)``,
+    ``openslide.open_slide(path)`` and ``OpenSlide.detect_format(path)`` then read DICOM files,
+    folders of them and URLs through :class:`dicomslide.OpenSlide`. Slides in all other formats are
     read by libopenslide, as before.
 
-    The classes of openslide-python stay what they are, also those that were imported before: the
-    functions of ``openslide.lowlevel`` that they call are replaced. So a slide is an instance of
-    ``openslide.OpenSlide``, of subclasses, too, and ``openslide.deepzoom`` works. An
-    :class:`dicomslide.OpenSlide` is then an instance of ``openslide.OpenSlide`` and
-    ``openslide.AbstractSlide`` as well.
+    The classes of openslide-python stay the same, also where they were imported before: only the
+    functions of ``openslide.lowlevel`` that they call are replaced. A slide is an instance of
+    ``openslide.OpenSlide`` or of a subclass, and ``openslide.deepzoom`` works. A
+    :class:`dicomslide.OpenSlide` counts as an instance of ``openslide.OpenSlide`` and
+    ``openslide.AbstractSlide``, too.
 
     Without openslide-python, or without libopenslide, ``dicomslide.openslide`` becomes the
     module `openslide`, which opens DICOM and, by ``open_slide``, ordinary images.
 
-    Processes that are started by ``multiprocessing``, also by spawning, are installed, too. The
-    function can be called again; :func:`uninstall` undoes it.
+    Processes that ``multiprocessing`` starts, by any start method, call this function, too.
+    Calling it twice has no further effect; :func:`uninstall` undoes it.
 
     Notes
     -----
-    Unaffected are functions that were imported from ``openslide.lowlevel`` itself before, slides
-    that are open already, and other ways to libopenslide, such as pyvips and cuCIM.
+    Not affected are functions that were imported from ``openslide.lowlevel`` before, slides that
+    are open already, and libraries that call libopenslide themselves, such as pyvips.
 
     Errors are ``openslide.OpenSlideError`` and ``openslide.OpenSlideUnsupportedFormatError``, whose
-    ``__cause__`` is the error of this package. An error doesn't keep a slide from being used. An
-    ``openslide.OpenSlideCache`` that is made afterwards caches tiles of DICOM slides, too, each
-    kind up to its capacity. Slides of DICOM can be pickled.
+    ``__cause__`` is the error of this package. A DICOM slide can be used after an error, and can be
+    pickled. An ``openslide.OpenSlideCache`` that is created afterwards caches tiles of DICOM
+    slides, too, up to its capacity for each of the two kinds of slides.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def install() -> None:
 def uninstall() -> None:
     """Undo :func:`install`: DICOM is read by libopenslide again.
 
-    Slides that were opened in between stay usable through :class:`dicomslide.OpenSlide` only.
+    DICOM slides that ``openslide.OpenSlide`` opened in between can't be used any more.
     """
     _inherited().pop(OURS, None)
     theirs = sys.modules.get(NAME)
@@ -103,10 +103,10 @@ def _openslide_python() -> ModuleType | None:
 
 
 def _replace(lowlevel: Any) -> None:
-    """Replace the functions of openslide.lowlevel by such as know both kinds of slides."""
+    """Replace functions of openslide.lowlevel by functions that accept both kinds of handles."""
     for name, function in FUNCTIONS.items():
         original = getattr(lowlevel, name, None)
-        if original is not None:  # of all versions of openslide-python
+        if original is not None:  # older versions of openslide-python lack some
             _put(lowlevel, name, _by_handle(original, function, lowlevel))
     _put(lowlevel, "open", _by_filename(lowlevel.open, _open, lowlevel))
     _put(lowlevel, "detect_vendor", _by_filename(lowlevel.detect_vendor, _vendor, lowlevel))
@@ -136,7 +136,7 @@ def _by_filename(
     ours = _with_their_errors(ours, lowlevel)
 
     def function(filename: Any) -> Any:
-        return ours(filename) if is_for_us(filename) else original(filename)
+        return ours(filename) if is_ours(filename) else original(filename)
 
     return function
 
@@ -181,7 +181,7 @@ def _with_their_errors(function: Callable[..., Any], lowlevel: Any) -> Callable[
 
 
 class _InstalledHandle(Handle):
-    """A handle that brings the installation to the process that it is sent to."""
+    """A handle that calls :func:`install` in the process that unpickles it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (self.slide,)
@@ -193,7 +193,7 @@ def _restored(slide: api.OpenSlide) -> Handle:
 
 
 class _Installed:
-    """Installs wherever it is unpickled."""
+    """Calls :func:`install` where it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _install_here, ()
