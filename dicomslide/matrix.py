@@ -6,14 +6,15 @@ import copy
 import math
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from dicomslide.backends.dicomweb.client import frame_source
 from dicomslide.header import dicom
 from dicomslide.process.identity import Identified
-from dicomslide.readers.arrays import chunk_multiple, dask_array
+from dicomslide.readers.arrays import dask_array
+from dicomslide.readers.chunks import chunk_lengths, frame_lengths
 from dicomslide.readers.indexing import Axis, expand_key, plain_key
 from dicomslide.readers.matrix_reader import MatrixReader, OnError, check_on_error
 from dicomslide.readers.regions import RegionGrid, read_boxes
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     import dask.array
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
+
+    from dicomslide.readers.chunks import Chunks
 
     Pixels: TypeAlias = NDArray[Any]
     Padding: TypeAlias = int | tuple[int, int] | tuple[int, int, int, int]
@@ -340,7 +343,7 @@ class TotalPixelMatrix(Identified):
 
     # -- dask --
 
-    def to_dask(self, chunks: Literal["frames", "auto"] | int = "frames") -> dask.array.Array:
+    def to_dask(self, chunks: Chunks = "frames") -> dask.array.Array:
         """Return the matrix as a dask array.
 
         The time to build it doesn't depend on the size of the slide, and computing a region reads
@@ -348,10 +351,12 @@ class TotalPixelMatrix(Identified):
 
         Parameters
         ----------
-        chunks : {"frames", "auto"} or int, default: "frames"
+        chunks : {"frames", "auto"}, int or mapping, default: "frames"
             ``"frames"``: one frame per chunk. ``"auto"``: whole frames, together about
             2,048 × 2,048 pixels per chunk, which is faster where most of a level is read. An
-            integer: whole frames, together at least that many pixels along each edge.
+            integer: whole frames, together at least that many pixels along each edge; −1: one
+            chunk. A mapping by axis, as of dask: such a value for each, or the lengths of its
+            chunks, which end where frames end.
 
         Returns
         -------
@@ -365,8 +370,9 @@ class TotalPixelMatrix(Identified):
 
         """
         tile_rows, tile_columns, samples = self.tile_shape
-        down, across = chunk_multiple(chunks, (tile_rows, tile_columns))
-        lengths = (down * tile_rows, across * tile_columns, samples)
+        rows, columns, _ = self.shape
+        units = frame_lengths(rows, tile_rows), frame_lengths(columns, tile_columns), (samples,)
+        lengths = chunk_lengths(chunks, (0, 1, 2), units, self.dtype.itemsize, (False,) * 3)
         array: dask.array.Array = dask_array(self._reader, lengths, name="total-pixel-matrix")
         return array
 

@@ -350,7 +350,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         return tree
 
 
-def _lazy(reader: StackedReader) -> indexing.LazilyIndexedArray:
+def _lazy(reader: StackedReader, dims: Sequence[str]) -> indexing.LazilyIndexedArray:
     return indexing.LazilyIndexedArray(DicomSlideBackendArray(reader))
 
 

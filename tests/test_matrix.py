@@ -203,8 +203,13 @@ def test_dask_chunks_are_frames(matrices):
     assert matrix.to_dask(20).chunks[:2] == ((21, 2), (20, 11))
     assert matrix.to_dask("auto").chunks[:2] == ((23,), (31,))
     np.testing.assert_array_equal(lazy.compute(scheduler="threads"), array)
-    for wrong in (0, -1, "frame", 2.5, True):
+    assert matrix.to_dask(-1).chunks == ((23,), (31,), (1,))
+    assert matrix.to_dask({0: 10, 1: -1}).chunks == ((14, 9), (31,), (1,))
+    for wrong in (0, -2, "frame", 2.5, True):
         with pytest.raises(ValueError, match="chunks must be"):
+            matrix.to_dask(wrong)
+    for wrong in ({3: 1}, {0: "all"}, {0: (7, 7)}, {0: (8, 15)}, {0: 0}, {0: True}):
+        with pytest.raises(ValueError, match="chunks"):
             matrix.to_dask(wrong)
 
 

@@ -14,6 +14,7 @@ from dicomslide.errors import MetadataWarning
 from dicomslide.labelled.coordinates import step_of
 from dicomslide.process.warn import warn
 from dicomslide.readers.arrays import dask_array
+from dicomslide.readers.chunks import frame_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
@@ -55,21 +56,16 @@ def blocks(edge: int, length: int, shard_size: int) -> tuple[int, int]:
 def shard_data(shard_size: int) -> Data:
     """Return a function that makes a dask array of a reader, with shards as chunks."""
 
-    def make(reader: StackedReader) -> Any:
-        frames = reader.chunk_lengths()
+    def make(reader: StackedReader, dims: Sequence[str]) -> Any:
+        frames = reader.unit_lengths()
         plane = slice(sum(reader.kept[:2]), sum(reader.kept[:2]) + 2)
         shards = [
-            _regular(length, blocks(max(edges), length, shard_size)[1])
+            frame_lengths(length, blocks(max(edges), length, shard_size)[1])
             for edges, length in zip(frames[plane], reader.plane_shape, strict=True)
         ]
         return dask_array(reader, (*frames[: plane.start], *shards, *frames[plane.stop :]))
 
     return make
-
-
-def _regular(length: int, step: int) -> tuple[int, ...]:
-    whole, rest = divmod(length, step)
-    return (step,) * whole + ((rest,) if rest else ())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

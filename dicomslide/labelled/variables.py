@@ -307,9 +307,11 @@ class Stack:
             *grid.dims,
             *(("sample",) if kept[2] else ()),
         )
-        chunks = dict(zip(dims, map(_regular, reader.chunk_lengths()), strict=True))
+        chunks = dict(zip(dims, map(_regular, reader.unit_lengths()), strict=True))
         attrs = self._attrs(grid, has_planes)
-        variable = xr.Variable(dims, data(reader), attrs, encoding={"preferred_chunks": chunks})
+        variable = xr.Variable(
+            dims, data(reader, dims), attrs, encoding={"preferred_chunks": chunks}
+        )
         if self.channels and not is_label_map:
             coords = channel_coords(
                 self.dim, self.channels, self.labels, self.images, is_dim=kept[0]

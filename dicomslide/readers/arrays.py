@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomslide.readers.chunks import chunk_lengths
 from dicomslide.readers.indexing import expand_key
 
 if TYPE_CHECKING:
@@ -15,14 +16,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dicomslide.readers.chunks import Chunks
     from dicomslide.readers.matrix_reader import MatrixReader
     from dicomslide.readers.patch_reader import PatchReader
     from dicomslide.readers.stacked_reader import Data, StackedReader
 
-__all__ = ["ReaderArray", "chunk_multiple", "dask_array", "dask_data", "dask_joined"]
-
-AUTO_CHUNK = 2048
-"""Approximate number of pixels along an edge of a chunk with ``chunks="auto"``."""
+__all__ = ["ReaderArray", "dask_array", "dask_data", "dask_joined"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -67,32 +66,6 @@ class ReaderArray:
 
     def __dask_tokenize__(self) -> Any:
         return self.reader.__dask_tokenize__()
-
-
-def chunk_multiple(chunks: str | int, tile_shape: tuple[int, int]) -> tuple[int, int]:
-    """Return the number of tiles of a chunk, down and across.
-
-    Parameters
-    ----------
-    chunks : {"frames", "auto"} or int
-        One frame; whole frames of about 2,048² pixels; or whole frames of at least this number
-        of pixels along an edge.
-    tile_shape : tuple of int
-        (rows, columns) of a tile.
-
-    Raises
-    ------
-    ValueError
-        When `chunks` is none of these.
-
-    """
-    if chunks == "frames":
-        return 1, 1
-    if chunks == "auto":
-        return max(1, round(AUTO_CHUNK / tile_shape[0])), max(1, round(AUTO_CHUNK / tile_shape[1]))
-    if isinstance(chunks, (int, np.integer)) and not isinstance(chunks, bool) and chunks > 0:
-        return -(-int(chunks) // tile_shape[0]), -(-int(chunks) // tile_shape[1])
-    raise ValueError(f'chunks must be "frames", "auto" or a number of pixels, not {chunks!r}')
 
 
 def dask_array(
@@ -161,8 +134,12 @@ def _whole(array: ReaderArray) -> NDArray[Any]:
     return array.read([slice(None)] * array.ndim)
 
 
-def dask_data(chunks: Literal["frames", "auto"] | int) -> Data:
-    """Return a function that makes a dask array of a reader, with chunks of whole frames."""
-    return lambda reader: dask_array(
-        reader, reader.chunk_lengths(chunk_multiple(chunks, reader.tile_shape))
+def dask_data(chunks: Chunks) -> Data:
+    """Return a function that makes a dask array of a reader.
+
+    See :func:`~dicomslide.readers.chunks.chunk_lengths` for `chunks`.
+    """
+    return lambda reader, dims: dask_array(
+        reader,
+        chunk_lengths(chunks, dims, reader.unit_lengths(), reader.dtype.itemsize, reader.flipped),
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from dicomslide.options import check_memory, get_options
+from dicomslide.readers.chunks import frame_lengths
 from dicomslide.readers.indexing import Axis
 from dicomslide.readers.matrix_reader import MatrixReader, as_contiguous
 from dicomslide.readers.pools import Shared, helped
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Data", "Row", "StackedReader", "runs_of"]
 
-Data: TypeAlias = "Callable[[StackedReader], Any]"
+Data: TypeAlias = "Callable[[StackedReader, Sequence[str]], Any]"
+"""Makes the data of a variable from its reader and the names of its dims."""
 PlaneReader: TypeAlias = MatrixReader | ResampledReader
 """Reader of one channel and focal plane."""
 Row: TypeAlias = tuple[PlaneReader | None, ...]
@@ -160,11 +162,23 @@ class StackedReader:
         region[...] = self.background if region.ndim == 3 else self.background[0]
         return region
 
-    def chunk_lengths(self, multiple: tuple[int, int] = (1, 1)) -> tuple[tuple[int, ...], ...]:
-        """Return the lengths of chunks, which hold `multiple` whole frames down and across."""
+    @property
+    def flipped(self) -> tuple[bool, ...]:
+        """Whether each dim runs against that of the matrix."""
+        return (
+            *(False for kept in self.kept[:2] if kept),
+            self.orientation.flip_y,
+            self.orientation.flip_x,
+            *((False,) if self.kept[2] else ()),
+        )
+
+    def unit_lengths(self) -> tuple[tuple[int, ...], ...]:
+        """Return the lengths of frames along y and x, and ones along channels and focal planes."""
         rows, columns, samples = self.matrix_shape
-        down = _lengths(rows, self.tile_shape[0] * multiple[0])
-        right = _lengths(columns, self.tile_shape[1] * multiple[1])
+        down, right = (
+            frame_lengths(rows, self.tile_shape[0]),
+            frame_lengths(columns, self.tile_shape[1]),
+        )
         y, x = (right, down) if self.orientation.transpose else (down, right)
         lengths = zip(self.stack_shape, self.kept[:2], strict=True)
         ones = [(1,) * n for n, kept in lengths if kept]
@@ -206,11 +220,6 @@ def _moved(reader: PlaneReader | None, channels: int) -> PlaneReader | None:
     if reader is None or channels == 0:
         return reader
     return reader.of_channel(channels)
-
-
-def _lengths(length: int, step: int) -> tuple[int, ...]:
-    whole, rest = divmod(length, step)
-    return (step,) * whole + ((rest,) if rest else ())
 
 
 def _ordered(axis: Axis) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dicomslide.contents.contents import SlideContents
 from dicomslide.errors import MetadataError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dicomslide.header.geometry import OrientationName
     from dicomslide.header.resolution import Spacing
     from dicomslide.labelled.tree import Levels
+    from dicomslide.readers.chunks import Chunks
     from dicomslide.readers.reductions import Labels
 
 __all__ = ["SlideArrays"]
@@ -32,7 +33,7 @@ class SlideArrays(SlideContents):
         self,
         level: int = 0,
         *,
-        chunks: Literal["frames", "auto"] | int = "frames",
+        chunks: Chunks = "frames",
         orientation: OrientationName = "upright",
         squeeze: bool = True,
         mask_and_scale: bool | Mapping[str, bool] = True,
@@ -46,8 +47,15 @@ class SlideArrays(SlideContents):
         ----------
         level : int, default: 0
             Zero-based index into pyramid levels.
-        chunks : {"frames", "auto"} or int, default: "frames"
-            See :meth:`TotalPixelMatrix.to_dask`.
+        chunks : {"frames", "auto"}, int or mapping, default: "frames"
+            ``"frames"``: one frame of one channel and focal plane per chunk. ``"auto"``: whole
+            frames of all channels and focal planes, about 12 MiB per chunk; split along focal
+            planes and channels if one frame of each takes more than 64 MiB. An integer: whole
+            frames of one channel and focal plane, at least that many pixels along each edge; −1:
+            one chunk. A mapping by dim, such as ``{"channel": -1, "y": 1024}``: a number of
+            pixels, channels or focal planes; −1; ``"auto"``; or the lengths of the chunks, which
+            end where frames end. Dims that it doesn't name have chunks of one frame, channel or
+            focal plane, so that ``{}`` is ``"frames"``.
         orientation : {"upright", "stored"}, default: "upright"
             Upright, with dims y and x in mm; or rows and columns as stored.
         squeeze : bool, default: True
@@ -117,7 +125,7 @@ class SlideArrays(SlideContents):
     def to_datatree(
         self,
         *,
-        chunks: Literal["frames", "auto"] | int = "frames",
+        chunks: Chunks = "frames",
         orientation: OrientationName = "upright",
         squeeze: bool = True,
         mask_and_scale: bool | Mapping[str, bool] = True,
@@ -182,7 +190,7 @@ class SlideArrays(SlideContents):
         spacing: Spacing | None = None,
         level: int | None = None,
         variable: str = "image",
-        chunks: Literal["frames", "auto"] | int = "auto",
+        chunks: Chunks = "auto",
         labels: Labels = "majority",
         fast: bool = False,
     ) -> xr.DataArray:
