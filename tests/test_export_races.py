@@ -17,7 +17,7 @@ from zarr.storage import LocalStore, MemoryStore
 import dicomslide
 from dicomslide import to_ome_zarr
 from dicomslide.export import exclusive
-from dicomslide.export.target import BEGUN, SHARDS, ShardedArray, Target
+from dicomslide.export.target import BEGUN, SHARDS, ShardedArray, Target, shards_of
 from dicomslide.testing import write_slide
 from tests.support.exports import EXPLICIT, files
 
@@ -127,6 +127,39 @@ def test_processes_that_export_to_one_folder_leave_one_whole(slides, tmp_path):
 
 
 # -- at the worst moments --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["folder", "store"])
+def test_what_a_replaced_export_deletes_is_not_what_the_same_one_writes_again(
+    tmp_path, monkeypatch, kind
+):
+    """Both have one temporary folder. Between the look at who was begun and the deletion."""
+    target = Target.at(tmp_path / "out.zarr" if kind == "folder" else MemoryStore())
+    mine, other = ({"slide": number, "options": {}} for number in (1, 2))
+    key = f"{shards_of(mine)}level_0/c/0/0/0"
+    written = threading.Event()
+
+    def begin_again():
+        target.begin(mine, overwrite=True, resume=False)
+        target.write(key, b"pixels")
+        written.set()
+
+    thread = threading.Thread(target=begin_again)
+    delete = Target.delete_folder
+
+    def late(self, folder):
+        if thread.ident is None:
+            thread.start()
+            written.wait(1)  # in vain where it has to wait for the deletion
+        delete(self, folder)
+
+    for identity in (mine, other):
+        target.begin(identity, overwrite=True, resume=False)
+    monkeypatch.setattr(Target, "delete_folder", late)
+    with pytest.raises(dicomslide.ExportError, match="another export was begun here meanwhile"):
+        target.leave(mine)
+    thread.join(60)
+    assert target.read(key) == b"pixels"
 
 
 @pytest.mark.parametrize("kind", ["folder", "store", "url"])

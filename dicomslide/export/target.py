@@ -463,10 +463,14 @@ class Target:
         try:
             self.check_begun(identity)
         except ExportError:
-            with contextlib.suppress(OSError):
-                self.delete_folder(shards_of(identity).rstrip("/"))
-                if (root := self._root()) is not None:
-                    (root / SHARDS).rmdir()  # if empty
+            root = self._root()
+            with contextlib.suppress(OSError, ExportError):  # that another was begun matters more
+                if root is None or root.is_dir():
+                    with self.alone():
+                        if self._identity() != identity:  # the same export may be begun again
+                            self.delete_folder(shards_of(identity).rstrip("/"))
+                            if root is not None:
+                                (root / SHARDS).rmdir()  # if empty
             raise
 
 
