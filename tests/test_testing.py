@@ -131,3 +131,12 @@ def test_cells_are_in_their_channel_and_on_their_plane(tmp_path):
     boxes = drawn.reshape(75, 2, 60, 2, 2, 3).mean((1, 3)).transpose(2, 3, 0, 1)
     assert np.array_equal(tree["level_1"].image, np.floor(boxes))
     assert not tree.attrs.get("stains")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"samples": 1}, {"bits": 16}, {"drawing": "cells"}, {"drawing": "cells", "samples": 1}],
+)
+def test_a_drawing_of_other_samples_is_refused(tmp_path, other):
+    with pytest.raises(ValueError, match=r"has \d samples of \d+ bits"):
+        write_slide(tmp_path, shape=(64, 64), **other)

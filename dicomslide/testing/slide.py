@@ -121,7 +121,8 @@ def write_slide(
     Raises
     ------
     ValueError
-        When `drawing` or `level_origins` has another value.
+        When `drawing` or `level_origins` has another value, or `samples` and `bits` aren't those
+        of the drawing.
 
     Examples
     --------
@@ -159,6 +160,11 @@ def write_slide(
         picture = draw_cells(upright, len(optical_paths), planes, seed)
     elif drawing != "position":
         raise ValueError(f"drawing {drawing!r}: expected 'tissue', 'cells' or 'position'")
+    drawn = {"tissue": (3, 8), "cells": (1, 16)}.get(drawing, (samples, bits))
+    if (samples, bits) != drawn:
+        raise ValueError(
+            f"{drawing} has {drawn[0]} samples of {drawn[1]} bits, not {samples} of {bits}"
+        )
     if level_origins not in ("own", "base"):
         raise ValueError(f"level_origins {level_origins!r}: expected 'own' or 'base'")
     is_base_stated = level_origins == "base"
