@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -427,6 +428,24 @@ def test_a_module_runs_as_if_python_ran_it(program, slide_file):
     told = json.loads(done.stdout)
     assert told["main"]
     assert told["argv"] == [str(program), str(slide_file), "0", "-x"]
+    assert told["kind"] == "dicomslide"
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_folder_or_an_archive_runs_as_if_python_ran_it(program, slide_file, zipped):
+    need("openslide")
+    program.rename(program.with_name("__main__.py"))
+    path = program.parent
+    if zipped:
+        path = Path(shutil.make_archive(str(path), "zip", path))
+    paths = []
+    for command in ([path], ["-m", "dicomslide.openslide", path]):
+        done = run(*command, slide_file, 3)
+        assert (done.returncode, done.stdout[:1]) == (3, "{"), done.stderr
+        told = json.loads(done.stdout)
+        paths.append(told["path"])
+    assert paths == [str(path), str(path)]
+    assert told["main"]
     assert told["kind"] == "dicomslide"
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+import zipfile
 from typing import TYPE_CHECKING
 
 from dicomslide.openslide import install
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str]) -> None:
     Parameters
     ----------
     arguments : sequence of str
-        ``SCRIPT ARGUMENT ...`` or ``-m MODULE ARGUMENT ...``.
+        ``SCRIPT ARGUMENT ...`` or ``-m MODULE ARGUMENT ...``. A script may be a folder or a zip
+        file with a ``__main__.py``.
 
     Raises
     ------
@@ -60,8 +62,10 @@ def main(arguments: Sequence[str]) -> None:
     if is_module:
         runpy.run_module(program, run_name="__main__", alter_sys=True)
         return
-    if not sys.flags.safe_path:  # else there is no place for it
-        sys.path[0] = os.path.dirname(os.path.realpath(program))
+    if not sys.flags.safe_path:  # else Python has put no folder there
+        del sys.path[0]  # the current folder
+        if os.path.isfile(program) and not zipfile.is_zipfile(program):  # else runpy adds it
+            sys.path.insert(0, os.path.dirname(os.path.realpath(program)))
     runpy.run_path(program, run_name="__main__")
 
 
