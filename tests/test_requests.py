@@ -22,6 +22,8 @@ from dicomslide.testing import write_slide
 from tests.support.fake_client import FakeClient
 from tests.support.faulty_server import FaultyServer, url_of
 
+pytestmark = pytest.mark.needs("dicomweb_client")
+
 TILE = 16
 NUM_FRAMES = 42 * 40
 
