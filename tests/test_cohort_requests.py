@@ -180,6 +180,17 @@ def test_map_fetches_each_header_once(slides, bucket):
     assert sorted(bucket.keys) == keys_of(*NAMES)
 
 
+def test_map_reads_frames_of_many_slides_at_once_whether_headers_are_kept_or_not(bucket):
+    """Threads wait for the bucket, not for a processor."""
+    slides = dicomslide.open_slides("s3://slides/")
+    dicomslide.clear_all("heads of objects", "bytes of objects read ahead")
+    bucket.gate = len(NAMES)
+    with dicomslide.set_options(num_threads=1):
+        found = slides.map(lambda slide: slide.get_image_region((0, 0), 0, (8, 8)).shape)
+    assert dict(found) == dict.fromkeys(NAMES, (8, 8, 3))
+    assert bucket.gate == 0
+
+
 def test_headers_of_more_objects_are_kept_than_a_thousand(tmp_path):
     """Else all of a cohort of 300 slides would be fetched again by whoever loops over it."""
     from dicomslide.backends.objects import remote

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DistantSource", "FrameSource", "FrameStore", "HeaderedSource", "RangeError",
            "RereadableSource", "ScopedSource", "SearchableStore", "Series", "drop_frame",
-           "fetch_header", "fetch_headers", "is_searchable", "is_source", "is_store", "kept_as",
-           "layout_of", "may_read_anew", "provides", "read_anew", "unread_headers",
+           "fetch_header", "fetch_headers", "is_distant", "is_searchable", "is_source", "is_store",
+           "kept_as", "layout_of", "may_read_anew", "provides", "read_anew", "unread_headers",
            "without_header"]  # fmt: skip
 
 HEADERS_AT_ONCE = 16
@@ -328,7 +328,8 @@ def _has_header(source: object) -> TypeGuard[HeaderedSource]:
     return provides(source, HeaderedSource.without_header)
 
 
-def _is_distant(source: object) -> TypeGuard[DistantSource]:
+def is_distant(source: object) -> TypeGuard[DistantSource]:
+    """Whether the header of a source takes a round trip, unless this process keeps it."""
     return provides(source, DistantSource.unread_headers)
 
 
@@ -337,7 +338,7 @@ def _is_distant(source: object) -> TypeGuard[DistantSource]:
 
 def unread_headers(sources: Iterable[FrameSource]) -> list[FrameSource]:
     """Return the sources whose headers take a round trip, since this process doesn't keep them."""
-    return [each for source in sources if _is_distant(source) for each in source.unread_headers()]
+    return [each for source in sources if is_distant(source) for each in source.unread_headers()]
 
 
 def fetch_headers(sources: Iterable[FrameSource]) -> None:

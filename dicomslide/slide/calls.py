@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from dicomslide.backends.base import unread_headers
+from dicomslide.backends.base import is_distant
 from dicomslide.errors import (
     SlideTaskError,
     SourceChangedError,
@@ -193,8 +193,8 @@ def outcomes(
 
 
 def _threads_for(members: Sequence[Member]) -> int:
-    is_distant = any(unread_headers(member.sources) for member in members[:THREADS])
-    return THREADS if is_distant else max(1, get_options().num_threads)
+    sources = (source for member in members[:THREADS] for source in member.sources)
+    return THREADS if any(map(is_distant, sources)) else max(1, get_options().num_threads)
 
 
 def _processors() -> int:

@@ -238,9 +238,9 @@ class Cohort(Identified, Mapping[str, Slide]):
             cluster of a ``distributed.Client``. By default on the cluster of the current client,
             or in threads if there is none.
         workers : int, optional
-            Upper bound on slides that are open at once. By default 16 threads where headers have
-            to be fetched, else the option `num_threads`; one process per processor; two tasks per
-            thread of a cluster.
+            Upper bound on slides that are open at once. By default 16 threads where slides are on a
+            server, else the option `num_threads`; one process per processor; two tasks per thread
+            of a cluster.
         retries : int, default: 1
             Number of further attempts after an error that may pass: an OSError of a server or a
             disk, or a process that died; not where something doesn't exist, was changed, or access
