@@ -44,9 +44,9 @@ def reason_to_skip(*packages: str) -> str | None:
 
 
 def need(*packages: str) -> None:
-    """Skip the running test, or the fixture that it uses, if a package isn't installed."""
+    """Skip the running test, or the file that is being imported, if a package isn't installed."""
     if reason := reason_to_skip(*packages):
-        pytest.skip(reason)
+        pytest.skip(reason, allow_module_level=True)
 
 
 def reason_of(error: BaseException | None) -> str | None:
