@@ -15,7 +15,7 @@ import dicomslide
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.testing import write_slide
 from tests.support import optional, parts
-from tests.support.buckets import serving_bucket
+from tests.support.moto_bucket import serving_bucket
 from tests.support.parts import starts
 
 # CI tries the same examples each time; a developer's machine goes on looking for others

@@ -31,8 +31,8 @@ import dicomslide
 from dicomslide.cli import _parser
 from dicomslide.testing import write_slide
 from tests.support import derive, orthanc, parts
-from tests.support.buckets import serving_bucket
 from tests.support.derive import annotations_of, group_of
+from tests.support.moto_bucket import serving_bucket
 from tests.support.range_server import serving
 
 ROOT = Path(__file__).parents[1]

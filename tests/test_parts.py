@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support import parts
-from tests.support.buckets import serving_bucket
+from tests.support.moto_bucket import serving_bucket
 from tests.support.workers import some_workers
 
 

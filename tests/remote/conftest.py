@@ -11,7 +11,7 @@ from dicomslide.backends.net import policy, storage_options
 from dicomslide.backends.objects import remote
 from dicomslide.backends.objects.remote import RemoteSource
 from dicomslide.testing import write_slide
-from tests.support.buckets import serving_bucket
+from tests.support.moto_bucket import serving_bucket
 from tests.support.parts import starts
 from tests.support.range_server import serving
 from tests.support.remote_slides import REGION, SECRET, SHAPE, forget_everything
