@@ -2,9 +2,9 @@
 
 from benchmarks.targets import TARGETS as OTHER_TARGETS
 from benchmarks.tasks import FRESH, WARM
-from benchmarks.tiles import TILE_TARGETS, TILE_TASKS
+from benchmarks.tiles import PASSES, TILE_TARGETS, TILE_TASKS
 
-__all__ = ["TARGETS", "TASKS"]
+__all__ = ["PASSES", "TARGETS", "TASKS"]
 
 TASKS = (*WARM, *TILE_TASKS, *FRESH)
 TARGETS = (*TILE_TARGETS, *OTHER_TARGETS)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.catalogue import TARGETS
+from benchmarks.catalogue import PASSES, TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,6 +42,7 @@ def report(
             "",
             *_targets(results, partial),
             "",
+            *_tiles(results),
             "### Times",
             "",
             *_times(results, slides),
@@ -101,6 +102,37 @@ def _targets(results: Results, partial: bool) -> Iterator[str]:
         shown = f"{value:.2f}" if target.unit == "×" else _number(value)
         reached = "yes" if target.is_reached(value) else "**no**"
         yield f"| {target.name} | {target.beside} | {shown} {target.unit} | {wanted} | {reached} |"
+
+
+def _tiles(results: Results) -> Iterator[str]:
+    """Yield a table of tiles a second of processor time: a row a reader, a column a task."""
+    shown = {
+        reader: [
+            results.values(task.key, reader, "cpu_ms")
+            if (task.key, reader) in results.measures
+            else None
+            for task in PASSES
+        ]
+        for reader in dict.fromkeys(reader for task in PASSES for reader in task.readers)
+    }
+    if all(value is None for row in shown.values() for value in row):
+        return
+    yield "### Tiles of 448² a second, on one processor"
+    yield ""
+    yield "Tiles divided by the processor time of all threads. Frames of 256², 512² and 1,024²."
+    yield "Equal are pixels that libjpeg-turbo's decoder gives, too."
+    yield ""
+    heads = [
+        f"{task.slide.removeprefix('jpeg-')}: {task.name.split(', ', 1)[-1]}" for task in PASSES
+    ]
+    yield "| reader | equal | " + " | ".join(heads) + " |"
+    yield "|---" * (len(heads) + 2) + "|"
+    for reader, row in shown.items():
+        differing = {results.differences.get((task.slide, reader)) for task in PASSES} - {None}
+        equal = "; ".join(sorted(map(str, differing))) or "yes"
+        cells = ["–" if each is None else _number(1000 / float(np.median(each))) for each in row]
+        yield f"| {reader} | {equal} | " + " | ".join(cells) + " |"
+    yield ""
 
 
 def _times(results: Results, slides: Mapping[str, Slide]) -> Iterator[str]:

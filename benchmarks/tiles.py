@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from benchmarks.run import Results
 
-__all__ = ["TILE_TARGETS", "TILE_TASKS"]
+__all__ = ["PASSES", "TILE_TARGETS", "TILE_TASKS"]
 
 SIZE = 448
 """Rows and columns of a tile: twice those that models take."""
@@ -35,9 +35,9 @@ PEERS = (*BOTH_WSIDICOM, "openslide", "fastslide")
 READERS = ("dicomslide", "dicomslide, 1 thread", *PEERS)
 
 HOW = (
-    ("tiles of 448² in raster order", "regions", 0.65),
-    ("tiles of 448² in raster order, scaled to 224²", "scaled_regions", 0.75),
-    ("tiles of 448² in raster order, written as JPEG", "written_regions", 0.85),
+    ("tiles of 448², in raster order", "regions", 0.65),
+    ("tiles of 448², in raster order, scaled to 224²", "scaled_regions", 0.75),
+    ("tiles of 448², in raster order, written as JPEG", "written_regions", 0.85),
 )
 
 
@@ -135,4 +135,6 @@ def _targets(slide: str, tile: str) -> list[Target]:
 
 
 TILE_TASKS = tuple(task for slide, _ in SLIDES for task in _tasks(slide))
+PASSES = tuple(task for task in TILE_TASKS if task.name.startswith(f"tiles of {SIZE}²"))
+"""Those that read many tiles."""
 TILE_TARGETS = tuple(target for slide, tile in SLIDES for target in _targets(slide, tile))
