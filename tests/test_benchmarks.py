@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def rows_of(text: str) -> list[list[str]]:
-    lines = text.partition("### Targets")[2].partition("### Times")[0].strip().splitlines()[2:]
+    lines = text.partition("### Targets")[2].partition("\n### ")[0].strip().splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
