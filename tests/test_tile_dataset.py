@@ -429,33 +429,25 @@ def test_pytorch_loads_every_tile_once(slides, method):
     assert sorted(seen) == list(range(30))
 
 
-def threads_of(pixels):
-    """How many threads this process has; a transform."""
-    return threading.active_count()
-
-
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-@pytest.mark.parametrize(("threads", "expected"), [(None, 1), (3, 3)])
-def test_a_worker_of_pytorch_decodes_by_itself(slides, threads, expected):
+@pytest.mark.parametrize(("threads", "there", "here"), [(None, 1, -1), (3, 3, 3)])
+def test_a_worker_of_pytorch_decodes_in_one_thread(slides, monkeypatch, threads, there, here):
+    """Unless it is told otherwise; elsewhere the options say in how many."""
     need("torch")
     from torch.utils.data import DataLoader
 
-    tiles = TileDataset(
-        table_of(slides, [("S0", (0, 0))] * 2, (60, 60)), slides, size=60, spacing=SPACING,
-        transform=threads_of, threads=threads,
-    )  # fmt: skip
-    with dicomslide.set_options(num_threads=5):
-        (found,) = DataLoader(
-            tiles, batch_size=2, num_workers=1, multiprocessing_context="fork", timeout=120
-        )
-    beside = found.tolist()[0] - expected
-    (alone,) = DataLoader(
-        TileDataset(table_of(slides, [("S0", (0, 0))] * 2, (60, 60)), slides, size=60,
-                    spacing=SPACING, transform=threads_of, threads=1),
-        batch_size=2, num_workers=1, multiprocessing_context="fork", timeout=120,
-    )  # fmt: skip
-    assert beside == alone.tolist()[0] - 1
+    def read(self, key, *, threads=None):
+        return np.full((len(self.first), 1), -1 if threads is None else threads)
+
+    monkeypatch.setattr("dicomslide.readers.patch_reader.PatchReader.read", read)
+    table = table_of(slides, [("S0", (0, 0))] * 2, (60, 60))
+    tiles = TileDataset(table, slides, size=60, spacing=SPACING, threads=threads)
+    assert [each.item() for each in tiles.__getitems__([0, 1])] == [here, here]
+    (found,) = DataLoader(
+        tiles, batch_size=2, num_workers=1, multiprocessing_context="fork", timeout=120
+    )
+    assert found.ravel().tolist() == [there, there]
 
 
 def test_pytorch_is_not_imported(folder):
