@@ -57,7 +57,9 @@ def executor():
         yield executor
 
 
-@pytest.fixture(params=["threads", "processes", "executor", "cluster"])
+@pytest.fixture(
+    params=["threads", "processes", "executor", pytest.param("cluster", marks=pytest.mark.cluster)]
+)
 def on(request):
     """Where functions run."""
     if request.param in ("threads", "processes"):
