@@ -450,6 +450,57 @@ def test_a_worker_of_pytorch_decodes_in_one_thread(slides, monkeypatch, threads,
     assert found.ravel().tolist() == [there, there]
 
 
+def _cached(pixels):
+    found = cached_bytes()
+    return np.array([found.get("decoded frames", 0), found.get("decoded frames of tiles", 0)])
+
+
+@pytest.mark.parametrize("frames", [0, 2, 100, None])
+def test_tiles_have_a_cache_of_their_own_size(tissue_slide, frames_read, frames):
+    slide = dicomslide.open_slide(tissue_slide)
+    x_min, y_min, x_max, y_max = slide.physical_bounds
+    table = {"x": [(x_min + x_max) / 2] * 2, "y": [(y_min + y_max) / 2] * 2}
+    size, frame = 300, 256 * 256 * 3
+    tiles = TileDataset(
+        table,
+        slide,
+        size=size,
+        spacing=slide.pixel_spacings[0][0],
+        transform=_cached,
+        frame_cache_bytes=None if frames is None else frames * frame,
+    )
+    tiles[0]
+    touched = len(frames_read)
+    of_process, of_tiles = tiles[1]
+    assert touched == len(set(frames_read)) > 2
+    assert of_process == (touched * frame if frames is None else 0)
+    if frames is None:
+        assert of_tiles == 0
+    else:
+        assert of_tiles == (touched * frame if frames == 100 else 0)  # all, or too many for it
+    with pytest.raises(ValueError, match="frame_cache_bytes -1"):
+        TileDataset(table, slide, size=size, spacing=0.001, frame_cache_bytes=-1)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_a_worker_of_pytorch_has_a_small_cache(hundred):
+    need("torch")
+    from torch.utils.data import DataLoader
+
+    bounds = dicomslide.open_slide(hundred[0]).physical_bounds
+    x, y = bounds[0] + 32 * SPACING, bounds[3] - 32 * SPACING
+    tiles = TileDataset(
+        {"slide": [hundred[0]] * 2, "x": [x] * 2, "y": [y] * 2},
+        size=20, spacing=SPACING, transform=_cached,
+    )  # fmt: skip
+    tiles[0]  # opened here, too: a worker opens it anew
+    loader = DataLoader(
+        tiles, batch_size=1, num_workers=1, multiprocessing_context="fork", timeout=120
+    )
+    assert [each.tolist() for each in loader][-1] == [[0, 4 * 32 * 32 * 3]]
+
+
 def test_pytorch_is_not_imported(folder):
     code = (
         "import sys, dicomslide\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -14,6 +15,7 @@ from dicomslide.header import dicom
 from dicomslide.header.resolution import spacing_in_mm
 from dicomslide.labelled.patches import centers_of, patch_grid
 from dicomslide.options import allocated
+from dicomslide.process.frame_cache import FrameCache
 from dicomslide.process.parallel import together
 from dicomslide.process.registry import Registry
 from dicomslide.process.warn import once
@@ -43,6 +45,9 @@ MOST_SLIDES = 16
 """Upper bound on remote slides that are read at once."""
 BYTES_PER_SLIDE = 8192
 """Bytes of an open slide beside the positions of its frames; its headers are cached elsewhere."""
+WORKER_CACHE = 32 * 2**20
+"""Default bound on the bytes of decoded frames in a worker of a DataLoader: blocks of neighbours
+need few frames at a time."""
 _WHOLE = (slice(None),) * 4
 
 
@@ -95,6 +100,10 @@ class TileDataset(Sequence[Any]):
     max_open_slides : int, default: 1024
         Largest number of slides that stay open, in each process, within its `memory_budget`: a few
         kilobytes each, and the positions of the frames of a sparse image.
+    frame_cache_bytes : int, optional
+        Upper bound on the bytes of decoded frames that each process caches for these tiles; 0 for
+        none. By default 32 MiB in a worker of a ``DataLoader``; else they are in the cache of the
+        process.
     threads : int, optional
         Threads that fetch and decode; by default one in a worker of a ``DataLoader``, else as many
         as the option ``num_threads`` says.
@@ -144,6 +153,7 @@ class TileDataset(Sequence[Any]):
         focal_plane_index: int = 0,
         fast: bool = False,
         max_open_slides: int = 1024,
+        frame_cache_bytes: int | None = None,
         threads: int | None = None,
     ) -> None:
         if isinstance(columns, str):
@@ -178,6 +188,9 @@ class TileDataset(Sequence[Any]):
         self._max_open_slides = operator.index(max_open_slides)
         if self._max_open_slides < 1:
             raise ValueError(f"max_open_slides {max_open_slides}: expected 1 or more")
+        if frame_cache_bytes is not None and operator.index(frame_cache_bytes) < 0:
+            raise ValueError(f"frame_cache_bytes {frame_cache_bytes}: expected 0 or more")
+        self._frame_cache_bytes = frame_cache_bytes
         self._warned: set[str] = set()
         self._begin()
 
@@ -208,9 +221,15 @@ class TileDataset(Sequence[Any]):
             "open slides",
             lambda grid: grid.reader.source.layout.nbytes + BYTES_PER_SLIDE,
         )
+        self._frames: FrameCache[np.ndarray] = FrameCache(
+            lambda: WORKER_CACHE if self._frame_cache_bytes is None else self._frame_cache_bytes,
+            "decoded frames of tiles",
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_open"}
+        return {
+            name: value for name, value in vars(self).items() if name not in ("_open", "_frames")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -395,13 +414,19 @@ class TileDataset(Sequence[Any]):
         with once(self._warned):  # a slide that is opened again warns once
             slide = found if isinstance(found, Slide) else open_slide(found)
             channel, plane = self._places
-            return patch_grid(
+            grid = patch_grid(
                 slide,
                 spacing=self._spacing,
                 channel_index=channel,
                 focal_plane_index=plane,
                 fast=self._fast,
             )
+        if self._frame_cache_bytes is None and worker_share() is None:
+            return grid
+        source = dataclasses.replace(
+            grid.reader.source, max_frame_cache_size=None, frame_cache=self._frames
+        )
+        return dataclasses.replace(grid, reader=dataclasses.replace(grid.reader, source=source))
 
 
 def _plain_value(value: Any) -> Any:
