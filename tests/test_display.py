@@ -321,7 +321,8 @@ def write_grey(path, pixels, bits):
     """Write a grey image of these pixels, and no others."""
     (level,) = write_slide(
         path.parent / "made", shape=pixels.shape, downsamples=(1,), tile_shape=pixels.shape,
-        samples=1, bits=bits, associated=False, transfer_syntax_uid="1.2.840.10008.1.2.1",
+        samples=1, bits=bits, drawing="position", associated=False,
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
     )  # fmt: skip
     dataset = pydicom.dcmread(level)
     dataset.PixelData = pixels.tobytes()

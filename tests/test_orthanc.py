@@ -230,7 +230,7 @@ def test_float_pixels(tmp_path, url, kind):
     number = 200 + np.dtype(kind).itemsize
     write_slide(
         tmp_path, shape=(64, 96), downsamples=(1,), tile_shape=(32, 32), samples=1,
-        transfer_syntax_uid=EXPLICIT, associated=False, slide_number=number,
+        drawing="position", transfer_syntax_uid=EXPLICIT, associated=False, slide_number=number,
     )  # fmt: skip
     path = tmp_path / "level-0.dcm"
     dataset = pydicom.dcmread(path)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -39,6 +40,20 @@ if TYPE_CHECKING:
 __all__ = ["OpenSlide", "open_slide"]
 
 
+def _also_by_filename(function: Callable[..., None]) -> Callable[..., None]:
+    """Let `slide` be given by the name that it has in openslide-python, too."""
+
+    @functools.wraps(function)
+    def renamed(self: OpenSlide, *args: Any, **kwargs: Any) -> None:
+        if "filename" in kwargs:
+            if args or "slide" in kwargs:
+                raise TypeError("either slide or filename must be given, not both")
+            kwargs["slide"] = kwargs.pop("filename")
+        function(self, *args, **kwargs)
+
+    return renamed
+
+
 class OpenSlide(AbstractSlide):
     """A slide with the interface of openslide-python.
 
@@ -67,7 +82,7 @@ class OpenSlide(AbstractSlide):
     Raises
     ------
     TypeError
-        When not exactly one of `slide` and `filename` is given.
+        When both `slide` and `filename` are given, or neither.
     FileNotFoundError
         When a path doesn't exist.
     NotDicomError, NotSlideError, AmbiguousSlideError, MetadataError
@@ -110,18 +125,15 @@ class OpenSlide(AbstractSlide):
 
     """
 
+    @_also_by_filename
     def __init__(
         self,
-        slide: Filename | Iterable[str | os.PathLike[str]] | FrameStore | Slide | None = None,
+        slide: Filename | Iterable[str | os.PathLike[str]] | FrameStore | Slide,
         *,
         channel_index: int = 0,
         focal_plane_index: int = 0,
         thumbnail_levels: bool | None = None,
-        filename: Filename | None = None,
     ) -> None:
-        if (slide is None) == (filename is None):
-            raise TypeError("either slide or filename must be given")
-        slide = filename if slide is None else slide
         self._given = repr(slide)
         # as in openslide-python: MONAI reads it
         self._filename = slide if isinstance(slide, (str, bytes, os.PathLike)) else None
