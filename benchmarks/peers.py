@@ -19,6 +19,10 @@ __all__ = [
 ]
 
 
+CACHE = 32 * 2**20
+"""Bytes of libopenslide's cache if nothing is said."""
+
+
 class OpenSlide(Reader):
     """openslide-python with openslide-bin, which returns RGBA pictures."""
 
@@ -35,7 +39,7 @@ class OpenSlide(Reader):
         self.tile = int(self.slide.properties["openslide.level[0].tile-width"])
 
     def forget(self) -> None:
-        self.slide.set_cache(self.module.OpenSlideCache(0))
+        self.slide.set_cache(self.module.OpenSlideCache(CACHE))
 
     def region(self, row: int, column: int, size: int) -> Any:
         return self.as_array(self.slide.read_region((column, row), 0, (size, size)))
@@ -67,6 +71,10 @@ class OpenSlideOfDicomslide(OpenSlide):
 
         self.module = dicomslide.openslide
         self.as_array = np.asarray
+        self.clear_all = dicomslide.clear_all
+
+    def forget(self) -> None:
+        self.clear_all("decoded frames")
 
 
 class Fastslide(Reader):
@@ -82,7 +90,7 @@ class Fastslide(Reader):
         self.slide.use_global_cache()
 
     def forget(self) -> None:
-        self.slide.clear_cache()
+        self.module.GlobalCacheManager.instance().clear()
 
     def region(self, row: int, column: int, size: int) -> Any:
         return self.slide.read_region((column, row), 0, (size, size)).numpy()

@@ -54,6 +54,7 @@ class Dicomslide(Reader):
         if self.threads:
             dicomslide.set_options(num_threads=self.threads)
         self.open_slide = dicomslide.open_slide
+        self.clear_all = dicomslide.clear_all
 
     def load_more(self) -> None:
         """Import packages that are imported late, so that this isn't measured."""
@@ -65,6 +66,9 @@ class Dicomslide(Reader):
         import xarray as xr
 
         xr.DataArray(dask.array.from_array(np.zeros((8, 8)))).compute(scheduler="sync")
+
+    def forget(self) -> None:
+        self.clear_all("decoded frames")
 
     def open(self) -> None:
         self.slide = self.open_slide(self.folder, correct_color=self.corrected)

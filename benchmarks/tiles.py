@@ -1,7 +1,7 @@
 """Tiles as pipelines read them: in raster order, shuffled, again, scaled, written as files.
 
 Each reader does so by its plainest call, with the cache that it has if nothing is said (fastslide:
-its global one).
+its global one), which is empty at first.
 """
 
 from __future__ import annotations
@@ -86,10 +86,16 @@ def _neighbours(draw: Draw) -> dict[str, Any]:
 
 def _tasks(slide: str) -> list[Warm]:
     return [
-        *(Warm(name, slide, operation, READERS, _raster) for name, operation, _ in HOW),
-        Warm("tiles of 448², shuffled", slide, "regions", READERS, _shuffled),
-        Warm("region of 2,048², again", slide, "regions_again", READERS, _box),
-        Warm("window of 512² that moves by 128", slide, "regions", READERS, _moving),
+        *(
+            # caches are empty at first: the largest would hold the level after a few rounds
+            Warm(name, slide, operation, READERS, arguments, forget=True)
+            for name, operation, arguments in (
+                *((name, operation, _raster) for name, operation, _ in HOW),
+                ("tiles of 448², shuffled", "regions", _shuffled),
+                ("region of 2,048², again", "regions_again", _box),
+                ("window of 512² that moves by 128", "regions", _moving),
+            )
+        ),
         *(
             Warm(
                 f"{NEIGHBOURS}, {how}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     Padding: TypeAlias = int | tuple[int, int] | tuple[int, int, int, int]
 
 __all__ = ["TotalPixelMatrix", "TotalPixelMatrixSampler"]
+
+AXES = ("row", "column", "sample")
+"""Names of the axes of a matrix."""
 
 
 class TotalPixelMatrix(Identified):
@@ -355,8 +358,9 @@ class TotalPixelMatrix(Identified):
             ``"frames"``: one frame per chunk. ``"auto"``: whole frames, together about
             2,048 × 2,048 pixels per chunk, which is faster where most of a level is read. An
             integer: whole frames, together at least that many pixels along each edge; −1: one
-            chunk. A mapping by axis, as of dask: such a value for each, or the lengths of its
-            chunks, which end where frames end.
+            chunk. A mapping by axis, 0 to 2 as in dask, or ``"row"``, ``"column"`` and
+            ``"sample"``: such a value for each, or the lengths of its chunks, which end where
+            frames end.
 
         Returns
         -------
@@ -372,7 +376,9 @@ class TotalPixelMatrix(Identified):
         tile_rows, tile_columns, samples = self.tile_shape
         rows, columns, _ = self.shape
         units = frame_lengths(rows, tile_rows), frame_lengths(columns, tile_columns), (samples,)
-        lengths = chunk_lengths(chunks, (0, 1, 2), units, self.dtype.itemsize, (False,) * 3)
+        if isinstance(chunks, Mapping):
+            chunks = {AXES[key] if key in (0, 1, 2) else key: each for key, each in chunks.items()}
+        lengths = chunk_lengths(chunks, AXES, units, self.dtype.itemsize, (False,) * 3)
         array: dask.array.Array = dask_array(self._reader, lengths, name="total-pixel-matrix")
         return array
 

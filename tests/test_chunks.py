@@ -78,7 +78,18 @@ def test_any_chunks_end_where_frames_end_and_hold_the_pixels(stack_slide, expect
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"chanel": 1}, {"y": 0}, {"y": "all"}, {"y": (50, 50)}, {"z": (1, 1)}, {"x": 1.5}, 0, "auto "],
+    [
+        {"chanel": 1},
+        {"row": 512},
+        {"column": -1},
+        {"y": 0},
+        {"y": "all"},
+        {"y": (50, 50)},
+        {"z": (1, 1)},
+        {"x": 1.5},
+        0,
+        "auto ",
+    ],
     ids=str,
 )
 def test_chunks_that_cannot_be_are_refused(stack_slide, wrong):

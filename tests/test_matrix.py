@@ -208,7 +208,13 @@ def test_dask_chunks_are_frames(matrices):
     for wrong in (0, -2, "frame", 2.5, True):
         with pytest.raises(ValueError, match="chunks must be"):
             matrix.to_dask(wrong)
-    for wrong in ({3: 1}, {0: "all"}, {0: (7, 7)}, {0: (8, 15)}, {0: 0}, {0: True}):
+    assert matrix.to_dask({"row": 10, "column": -1}).chunks == ((14, 9), (31,), (1,))
+    assert matrix.to_dask({1: np.array([20, 11])}).chunks[1] == (20, 11)
+    wrong_ones = [
+        {3: 1}, {0: "all"}, {0: (7, 7)}, {0: (8, 15)}, {0: 0}, {0: True}, {"rows": 5}, {"y": 5},
+        {"row": 0},
+    ]  # fmt: skip
+    for wrong in wrong_ones:
         with pytest.raises(ValueError, match="chunks"):
             matrix.to_dask(wrong)
 

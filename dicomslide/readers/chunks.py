@@ -24,10 +24,10 @@ AUTO_BYTES = 3 * AUTO_EDGE**2
 MOST_BYTES = 64 * 2**20
 """Upper bound on the bytes of one frame of all channels and focal planes in a chunk."""
 
-_PLANE = frozenset({"y", "x", "row", "column", 0, 1})
-"""Dims along which chunks consist of whole frames: names, and axes of a matrix."""
-_DIM = re.compile(r"y|x|z|row|column|sample|(channel|segment|parameter)(_\d+)?")
-"""Names of dims that some variable may have."""
+_PLANE = frozenset({"y", "x", "row", "column"})
+"""Dims along which chunks consist of whole frames."""
+_DIM = re.compile(r"z|sample|(channel|segment|parameter)(_\d+)?")
+"""Names of dims that some variables of a dataset have, and others haven't."""
 
 
 def chunk_lengths(
@@ -49,7 +49,7 @@ def chunk_lengths(
         ``"auto"``; None for one frame, channel or focal plane, like a dim that isn't named; or the
         lengths of all chunks, which have to end where frames end.
     dims : sequence of hashable
-        Names of the dims; or numbers of the axes of a matrix.
+        Names of the dims.
     units : sequence of tuple of int
         Lengths of frames, or ones, along each dim.
     itemsize : int
@@ -108,14 +108,15 @@ def _count(dim: Hashable, wanted: Any, units: tuple[int, ...]) -> Any:
         return "auto" if wanted == "auto" else 1
     if _is_integer(wanted) and (wanted > 0 or wanted == -1):
         return len(units) if wanted == -1 else -(-int(wanted) // max(units, default=1))
-    if isinstance(wanted, Sequence) and wanted and all(map(_is_integer, wanted)):
+    is_sequence = isinstance(wanted, (Sequence, np.ndarray)) and len(wanted) > 0
+    if is_sequence and all(map(_is_integer, wanted)):
         lengths = tuple(map(int, wanted))
         ends, frames = (list(itertools.accumulate(each)) for each in (lengths, units))
         if min(lengths) > 0 and ends[-1] == sum(units) and set(ends) <= set(frames):
             return lengths
         raise ValueError(
-            f"chunks of {lengths} along {dim!r} don't add up to its {sum(units)} pixels in whole"
-            f" frames of {max(units)}"
+            f"chunks of {lengths} along {dim!r} don't end where frames end, or add up to its length"
+            f" of {sum(units)}; frames have the lengths {_shown(units)}"
         )
     raise ValueError(f'chunks along {dim!r} must be a number, "auto", lengths or None: {wanted!r}')
 
@@ -140,7 +141,7 @@ def _set_automatic(
     of_stack = math.prod(
         _length(counts[at], units[at])
         for at, dim in enumerate(dims)
-        if dim not in _PLANE and dim != "sample" and dim != 2
+        if dim not in _PLANE and dim != "sample"
     )
     edge = float(AUTO_EDGE)
     if of_stack > 1:
@@ -150,6 +151,11 @@ def _set_automatic(
         edge = min(edge, math.sqrt(pixels))
     for at in plane:
         counts[at] = max(1, round(edge / max(units[at], default=1)))
+
+
+def _shown(units: tuple[int, ...]) -> str:
+    shown = [str(each) for each in units]
+    return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "...", *shown[-2:]])
 
 
 def _length(count: Any, units: tuple[int, ...]) -> int:
