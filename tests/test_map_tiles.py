@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import pathlib
 import pickle
 import warnings
 
@@ -15,7 +17,8 @@ from dask.diagnostics import Callback, ProgressBar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dicomslide import MetadataError, open_slide
+import dicomslide
+from dicomslide import GridError, MemoryLimitError, MetadataError, open_slide
 from dicomslide.testing import write_slide
 from tests.support.optional import need
 from tests.support.parts import starts
@@ -680,6 +683,12 @@ def test_embeddings_are_those_of_the_tiles_of_the_mask_at_their_centres(slide, c
         slide, moments, level=0, where=where & False, batch=None, features=3
     )
     assert nowhere.compute().shape == (0, 3)
+    assert nowhere.dtype == nowhere.compute().dtype == np.float32
+    for dtype in (np.float16, np.float64):
+        nowhere = recipes.embed_tiles(
+            slide, several, level=0, where=where & False, dtype=dtype, features=3
+        )
+        assert nowhere.dtype == nowhere.compute().dtype == dtype
 
 
 def test_embeddings_of_a_computed_image_depend_on_its_chunks(slide):
@@ -721,6 +730,178 @@ def test_what_cannot_be_is_said(slide):
             recipes.map_tiles(image, average, factor=factor)
     with pytest.raises(ValueError, match=r"returned an array of shape \(3,\) for a tile of zeros"):
         recipes.embed_tiles(slide, moments, level=0)
+
+
+def full_mask(y, x):
+    return xr.DataArray(np.ones((len(y), len(x)), bool), {"y": y, "x": x}, ("y", "x"))
+
+
+FUNCTIONS = {
+    "map_tiles": functools.partial(recipes.map_tiles, factor=None, dims={"feature": 3}),
+    "embed_tiles": functools.partial(recipes.embed_tiles, features=3),
+}
+
+
+@pytest.fixture(params=FUNCTIONS)
+def function(request):
+    return FUNCTIONS[request.param]
+
+
+@pytest.mark.parametrize(
+    ("image_of", "error", "message"),
+    [
+        (lambda image: "a/slide", TypeError, r"type str; expected a Slide.*open_slide"),
+        (lambda image: pathlib.Path("a"), TypeError, r"Path; expected a Slide.*open_slide"),
+        (lambda image: None, TypeError, "type NoneType; expected a Slide"),
+        (lambda image: image.to_dataset(name="image"), TypeError, "Dataset; .*dataset.image"),
+        (lambda image: image.values, TypeError, r"ndarray; .*DataArray, which has y and x in mm"),
+        (lambda image: image.data, TypeError, r"Array; .*DataArray, which has y and x in mm"),
+        (lambda image: image.isel(x=0), ValueError, r"dims \('y', 'sample'\); expected y and x"),
+        (lambda image: image.rename(y="row", x="column"), ValueError, r"'row', 'column'.*rename"),
+        (lambda image: image[:0], ValueError, r"image has no pixels.*nothing was selected"),
+        (lambda image: image[..., :0], ValueError, "image has no pixels"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_plain_words(slide, function, image_of, error, message):
+    with pytest.raises(error, match=message):
+        function(image_of(slide.to_dataset().image), several, tile=20)
+
+
+def test_a_cohort_is_refused_for_one_of_its_slides(folder, function):
+    with pytest.raises(TypeError, match=r"type Cohort; expected a Slide.*slides\[name\]"):
+        function(dicomslide.open_slides(folder), several, level=0)
+
+
+def test_an_array_as_it_is_stored_is_refused(slide, function):
+    stored = slide.to_dataset(orientation="stored").image
+    with pytest.raises(ValueError, match=r"expected y and x among them.*as stored"):
+        function(stored, several, tile=20)
+
+
+@pytest.mark.parametrize(
+    ("where_of", "error", "message"),
+    [
+        (lambda mask: lambda slide: mask, TypeError, "function; expected a DataArray.*call it"),
+        (lambda mask: mask.to_dataset(name="mask"), TypeError, "Dataset; .*choose its variable"),
+        (lambda mask: mask.values, TypeError, "ndarray; expected a DataArray of bool"),
+        (lambda mask: True, TypeError, "bool; expected a DataArray of bool"),
+        (lambda mask: mask.expand_dims("z"), ValueError, r"dims \('z', 'y', 'x'\); expected y an"),
+        (lambda mask: mask[0], ValueError, r"dims \('x',\); expected y and x"),
+        (lambda mask: mask.drop_vars("y"), ValueError, "where: y in mm is needed"),
+        (lambda mask: full_mask([1.0, np.nan], [1.0, 2.0]), ValueError, "where: y has .*finite"),
+        (lambda mask: full_mask([1.0, 2.0], [np.inf, 2.0]), ValueError, "where: x has .*finite"),
+        (lambda mask: full_mask([1.0, 2.0, 5.0], [1.0, 2.0]), ValueError, "where: .*y aren't even"),
+    ],
+)
+def test_what_is_no_mask_is_refused_in_plain_words(slide, function, where_of, error, message):
+    mask = slide.to_dataset(1).image[..., 0] > 100
+    with pytest.raises(error, match=message):
+        function(slide, several, level=0, where=where_of(mask))
+
+
+def test_a_mask_without_pixels_selects_nothing(slide):
+    mask = slide.to_dataset(1).image[..., 0] > 100
+    found = recipes.embed_tiles(slide, several, level=0, where=mask[:0], features=3)
+    assert found.shape == (0, 3)
+    tiles = recipes.map_tiles(slide, average, level=0, factor=4, where=mask[:, :0])
+    assert np.isnan(tiles).all()
+
+
+def test_the_mask_of_another_slide_is_refused(slide, function, tmp_path):
+    write_slide(tmp_path, shape=SHAPE, downsamples=(1,), container_id="other", slide_number=2)
+    other = open_slide(tmp_path)
+    mask = other.to_dataset(0).image[..., 0] > 100
+    mine = slide.to_dataset(0).image
+    assert mine.x.attrs["frame_of_reference_uid"] != mask.x.attrs["frame_of_reference_uid"]
+    for image, options in ((slide, {"level": 0}), (mine, {"tile": 50}), (mine + 1, {"tile": 50})):
+        with pytest.raises(GridError, match="differ in frame of reference"):
+            function(image, several, where=mask, **options)
+    same = function(other, several, level=0, where=mask)
+    assert same.sizes["feature"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"batch": 2.0}, ValueError, "batch 2.0: expected a positive integer, or None"),
+        ({"batch": "x"}, ValueError, "batch 'x': expected a positive integer, or None"),
+        ({"halo": 2.5}, ValueError, "halo 2.5: expected an integer of 0 or more"),
+        ({"halo": None}, ValueError, "halo None: expected an integer of 0 or more"),
+        ({"tile": "x"}, TypeError, "tile 'x': expected two integers from 1 on"),
+    ],
+)
+def test_what_is_no_number_is_refused_in_plain_words(slide, function, options, error, message):
+    with pytest.raises(error, match=message):
+        function(slide, several, level=0, **options)
+
+
+@pytest.mark.parametrize("features", [2.5, "x", 0])
+def test_features_are_a_positive_integer(slide, features):
+    with pytest.raises(ValueError, match=f"features {features!r}: expected a positive integer"):
+        recipes.embed_tiles(slide, several, level=0, features=features)
+
+
+@pytest.mark.parametrize(
+    ("dims", "error", "message"),
+    [
+        (["c"], TypeError, r"dims \['c'\]: expected a mapping of names"),
+        ("c", TypeError, "dims 'c': expected a mapping of names"),
+        ({"c": 2.5}, ValueError, "dims: c 2.5: expected an integer of 0 or more"),
+        ({"c": -1}, ValueError, "dims: c -1: expected an integer of 0 or more"),
+    ],
+)
+def test_dims_are_a_mapping_of_lengths_or_labels(slide, dims, error, message):
+    with pytest.raises(error, match=message):
+        recipes.map_tiles(slide, several, level=0, dims=dims)
+    assert recipes.TileOutput({"c": np.int64(3)}).lead == (3,)
+
+
+@pytest.mark.parametrize("outputs", [None, "infer"])
+@pytest.mark.parametrize(
+    "options",
+    [{"tile": 5000}, {"tile": 10**9}, {"halo": 10**9}, {"tile": (1, 10**9)}, {"halo": 5000},
+     {"tile": 10**9, "halo": 10**9}, {"tile": 30, "halo": 512, "batch": 16}],
+)  # fmt: skip
+def test_a_tile_beyond_the_memory_limit_is_refused_before_it_is_made(slide, options, outputs):
+    def model(tile):
+        assert outputs == "infer", "no model is called"
+        assert options.get("batch")
+        return tile[..., 0]
+
+    with (
+        dicomslide.set_options(memory_limit_bytes=20_000_000),
+        pytest.raises(MemoryLimitError, match="memory_limit_bytes"),
+    ):
+        recipes.map_tiles(slide, model, level=0, outputs=outputs, **options)
+    options = {"batch": 1} | options
+    with (
+        dicomslide.set_options(memory_limit_bytes=20_000_000),
+        pytest.raises(MemoryLimitError, match="memory_limit_bytes"),
+    ):
+        recipes.embed_tiles(slide, several, level=0, features=3, **options)
+
+
+def test_a_chunk_of_the_result_beyond_the_memory_limit_is_refused(slide):
+    with (
+        dicomslide.set_options(memory_limit_bytes=20_000_000),
+        pytest.raises(MemoryLimitError, match="a chunk of the result"),
+    ):
+        recipes.map_tiles(slide, average, level=0, tile=100, dims={"class": 10**6})
+
+
+def test_a_batch_counts_as_many_tiles_as_there_are(slide):
+    with dicomslide.set_options(memory_limit_bytes=2_000_000):
+        found = recipes.embed_tiles(slide, several, level=0, tile=50, batch=10**6)
+        expected = recipes.embed_tiles(slide, several, level=0, tile=50, batch=1)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_halo_far_beyond_the_image_is_refused_and_one_somewhat_beyond_it_is_not(slide, function):
+    with pytest.raises(ValueError, match=r"halo 1100: expected up to 1024 pixels around an image"):
+        function(slide, several, level=0, tile=20, halo=1100)
+    image = slide.to_dataset().image[60:90, 100:140].compute()
+    found = recipes.map_tiles(image, filtered, tile=25, halo=64, dtype=np.float64)
+    np.testing.assert_allclose(found, whole_filtered(image.values), rtol=1e-9)
 
 
 def test_what_a_model_returns_is_checked(slide):

@@ -391,7 +391,9 @@ def test_what_a_model_may_not_do_is_said(tree):
         recipes.map_tiles(image.compute(), smoothed)
     with pytest.raises(ValueError, match="expected equal ones"):
         recipes.map_tiles(image.chunk(x=(100, 200, 250, 150)), smoothed)
-    for options in (dict(halo=-1), dict(factor=5), dict(factor=4, halo=6)):
+    with pytest.raises(ValueError, match="halo -1: expected an integer of 0 or more"):
+        recipes.map_tiles(image, pooled, halo=-1)
+    for options in (dict(factor=5), dict(factor=4, halo=6)):
         with pytest.raises(ValueError, match="expected multiples of the factor"):
             recipes.map_tiles(image, pooled, **options)
     with pytest.raises(ValueError, match=r"shape \(64, 64\) for a tile .* expected \(256, 256\)"):

@@ -265,6 +265,8 @@ def test_a_mask_of_another_frame_of_reference_is_refused(cohort):
         ({"overlap": -1}, ValueError, "overlap"),
         ({"at_least": 1.5}, ValueError, "at_least 1.5"),
         ({"at_least": math.nan}, ValueError, "at_least nan"),
+        ({"at_least": "0.5"}, ValueError, "at_least '0.5': expected a fraction from 0 to 1"),
+        ({"at_least": None}, ValueError, "at_least None: expected a fraction"),
         ({"spacing": 0}, ValueError, "spacing"),
         ({"where": lambda slide: None}, TypeError, "NoneType; expected a DataArray"),
         ({"where": np.ones((2, 2), bool)}, TypeError, "ndarray; expected a DataArray"),
@@ -272,12 +274,23 @@ def test_a_mask_of_another_frame_of_reference_is_refused(cohort):
         ({"where": lambda slide: left_half(slide).expand_dims("z")}, ValueError, "dims"),
         ({"where": lambda slide: left_half(slide).drop_vars("x")}, ValueError, "x in mm"),
         ({"where": lambda slide: left_half(slide)[:1, :1]}, ValueError, "spacing along"),
+        (
+            {"where": mask_of(np.ones((2, 3), bool), np.arange(3.0), np.array([1, np.nan]))},
+            ValueError,
+            "where: y has coordinates that aren't finite",
+        ),
     ],
 )
 def test_what_is_no_grid_or_no_mask_is_refused(cohort, arguments, error, message):
     slide = dicomslide.open_slide(cohort / "S0")
     with pytest.raises(error, match=message):
         recipes.tile_grid(slide, **{"size": 10, "spacing": 0.001, **arguments})
+
+
+@pytest.mark.parametrize("slides", [None, 5, 2.5])
+def test_what_is_no_slide_is_refused(slides):
+    with pytest.raises(TypeError, match=r"slides is of the type \w+; expected a Slide, a Cohort"):
+        recipes.tile_grid(slides, 10, spacing=0.001)
 
 
 def test_two_slides_of_one_name_are_refused(cohort):

@@ -205,13 +205,15 @@ def step_of(array: xr.DataArray | xr.Dataset, dim: str) -> float:
     Raises
     ------
     ValueError
-        When there is no such coordinate, its pixels aren't evenly spaced, or the extent of the
-        only pixel is unknown.
+        When there is no such coordinate, its pixels aren't finite and evenly spaced, or the extent
+        of the only pixel is unknown.
 
     """
     if dim not in array.dims or dim not in array.coords:
         raise ValueError(f"{dim} in mm is needed; the dims are {tuple(map(str, array.dims))}")
     values = np.asarray(array[dim].values, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{dim} has coordinates that aren't finite; expected evenly spaced mm")
     index = array.xindexes.get(dim)
     spacing = index.spacing if isinstance(index, SlideIndex) else spacing_of(values)
     if len(values) < 2:

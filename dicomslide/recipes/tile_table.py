@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,15 +14,15 @@ from dicomslide.errors import MetadataError
 from dicomslide.header import dicom
 from dicomslide.header.resolution import spacing_in_mm
 from dicomslide.labelled.coordinates import step_of
-from dicomslide.labelled.index import SlideIndex
 from dicomslide.labelled.patches import patch_grid
 from dicomslide.options import check_memory
+from dicomslide.recipes.tile_checks import checked_mask
 from dicomslide.slide.cohort import Cohort
 from dicomslide.slide.opening import open_slide
 from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     import pandas as pd
     import xarray as xr
@@ -86,6 +87,8 @@ def tile_grid(
 
     Raises
     ------
+    TypeError
+        When the slides, the size, the overlap or the mask are of another type than listed.
     ValueError
         When a number is out of its range, two slides have one name, the mask isn't bool with evenly
         spaced ``y`` and ``x`` in mm, or one mask is given for many slides.
@@ -110,8 +113,7 @@ def tile_grid(
     border = _pair(overlap, "overlap", least=0)
     if any(lost >= edge for lost, edge in zip(border, shape, strict=True)):
         raise ValueError(f"overlap {border}: expected less than the size of a tile, {shape}")
-    if not 0 <= at_least <= 1:
-        raise ValueError(f"at_least {at_least!r}: expected a fraction from 0 to 1")
+    _check_fraction(at_least, "at_least")
     step = shape[0] - border[0], shape[1] - border[1]
     pixel = spacing_in_mm(spacing)
     counts: dict[str, int] = {}
@@ -121,8 +123,8 @@ def tile_grid(
             raise ValueError(f"two slides have the name {name!r}: give a mapping of names")
         try:
             mask = where(slide) if callable(where) else where
-            if where is not None and not isinstance(mask, xr.DataArray):
-                raise TypeError(f"where is a {type(mask).__name__}; expected a DataArray of bool")
+            if mask is None and where is not None:
+                raise TypeError("where returned a NoneType; expected a DataArray of bool")
             tiles, covered = _tiles_of(slide, pixel, shape, step, mask, at_least)
         except Exception as error:
             error.add_note(f"in the slide {name!r}")
@@ -149,10 +151,20 @@ def _pair(value: Any, name: str, *, least: int) -> tuple[int, int]:
     return dicom.two_integers((value, value) if np.ndim(value) == 0 else value, name, least=least)
 
 
+def _check_fraction(value: Any, name: str) -> None:
+    if not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise ValueError(f"{name} {value!r}: expected a fraction from 0 to 1")
+
+
 def _named(slides: Any, *, has_one_mask: bool) -> Iterator[tuple[str, Slide]]:
     """Yield the name of each slide, and the slide."""
     if isinstance(slides, (Slide, str, os.PathLike)):
         slides = [slides]
+    elif not isinstance(slides, (Mapping, Iterable)):
+        raise TypeError(
+            f"slides is of the type {type(slides).__name__}; expected a Slide, a Cohort, a mapping,"
+            " a path, or several Slides or paths"
+        )
     elif not isinstance(slides, Mapping):
         slides = list(slides)
     if has_one_mask and len(slides) > 1:
@@ -226,25 +238,11 @@ def _even(edges: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 def _mask_on(grid: PatchGrid, mask: xr.DataArray) -> tuple[Any, list[_Edges]]:
     """Return the pixels of a mask, from the upper left on, and where they lie on a grid."""
-    if mask.dtype != np.bool_:  # NaN would be True
-        raise ValueError(
-            f"where is {mask.dtype}; expected a mask of bool: compare it, such as where > 0"
-        )
-    if set(mask.dims) != {"y", "x"}:
-        raise ValueError(
-            f"where has the dims {tuple(map(str, mask.dims))}; expected y and x: select along"
-            " others, such as where.sel(segment=...)"
-        )
+    mask = checked_mask(mask, grid.grid.coords().xindexes)
     if grid.grid.orientation is None:
         raise MetadataError(
             f"{grid.grid.image.name}: it lies obliquely on the slide, and a mask in mm doesn't"
         )
-    mask = mask.transpose("y", "x")
-    coords = grid.grid.coords()
-    for dim in mask.dims:
-        here, there = mask.xindexes.get(dim), coords.xindexes[dim]
-        if isinstance(here, SlideIndex) and isinstance(there, SlideIndex):
-            here.check_frame(there)
     if not mask.size:
         return np.zeros((1, 1), np.bool_), [_Edges(0.0, 1.0)] * 2
     steps = [step_of(mask, dim) for dim in ("y", "x")]

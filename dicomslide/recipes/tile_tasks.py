@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import operator
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from dicomslide.process.lazy import lazy
+from dicomslide.recipes.tile_checks import checked_integer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -36,8 +39,10 @@ class TileOutput:
     Raises
     ------
     ValueError
-        When the factor is no positive integer or None, dims are ``y`` or ``x``, or `dtype` can't
-        hold `fill_value`.
+        When the factor is no positive integer or None, dims are ``y`` or ``x`` or of a length that
+        is no integer, or `dtype` can't hold `fill_value`.
+    TypeError
+        When dims are no mapping.
 
     """
 
@@ -52,8 +57,16 @@ class TileOutput:
     """Value where no tile is processed; NaN if not given, or zero for integers and bool."""
 
     def __post_init__(self) -> None:
-        if self.factor is not None and (self.factor != int(self.factor) or self.factor < 1):
-            raise ValueError(f"factor {self.factor}: expected a positive integer, or None")
+        if self.factor is not None:
+            checked_integer(self.factor, "factor", or_none=True)
+        if not isinstance(self.dims, Mapping):
+            raise TypeError(
+                f"dims {self.dims!r}: expected a mapping of names to lengths or labels, such as"
+                " {'class': 2}"
+            )
+        for name, labels in self.dims.items():
+            if not hasattr(labels, "__len__"):
+                checked_integer(labels, f"dims: {name}", least=0)
         if {"y", "x"} & set(self.dims):
             raise ValueError(f"dims {list(self.dims)}: expected those before y and x only")
         _ = self.fill
@@ -61,7 +74,9 @@ class TileOutput:
     @property
     def lead(self) -> tuple[int, ...]:
         """Lengths of the dims before ``y`` and ``x``."""
-        return tuple(n if isinstance(n, int) else len(n) for n in self.dims.values())
+        return tuple(
+            len(n) if hasattr(n, "__len__") else operator.index(n) for n in self.dims.values()
+        )
 
     @lazy
     def fill(self) -> NDArray[Any]:

@@ -12,7 +12,9 @@ from dicomslide.errors import MetadataError
 from dicomslide.header.dicom import two_integers
 from dicomslide.labelled.coordinates import step_of
 from dicomslide.labelled.resolution import wanted_spacing
+from dicomslide.options import check_memory
 from dicomslide.recipes.grid import coarser
+from dicomslide.recipes.tile_checks import check_tile, checked_image, checked_integer, checked_mask
 from dicomslide.recipes.tile_source import source_of
 from dicomslide.recipes.tile_tasks import TileOutput, Work
 from dicomslide.recipes.tilings import Tiling
@@ -85,7 +87,8 @@ def map_tiles(
     where : xarray.DataArray, optional
         Mask of the tiles to process: bool, dims ``y`` and ``x`` in mm, of any region at any level.
         A tile is processed if any True pixel overlaps it. The mask is computed at once. Frames of
-        other tiles are read for halos only.
+        other tiles are read for halos only. A function, as :func:`tile_grid` takes, is not
+        accepted.
     dtype : dtype, default: float32
         Data type of the result. Values of the model are never rounded or wrapped to integers.
     spacing : float or str, optional
@@ -93,8 +96,9 @@ def map_tiles(
         ``"0.5 um"`` or ``"10x"`` (1 µm): see :meth:`dicomslide.Slide.to_dataset`.
     tile : int or tuple of int, optional
         Pixels along the edges of a tile, or its rows and columns; multiples of `factor`. Tiles
-        begin at the first pixel of the image. By default 1024 for a slide; of an array, each chunk
-        is a tile.
+        begin at the first pixel of the image; one that is larger than the image is passed to the
+        model whole, the edge of the image repeated. By default 1024 for a slide; of an array, each
+        chunk is a tile.
     level : int, optional
         Zero-based index into pyramid levels, where a slide is read.
     batch : int, optional
@@ -130,13 +134,20 @@ def map_tiles(
     Raises
     ------
     TypeError
-        When a slide is given without a spacing or a level; an array with one; or `outputs` beside
-        what describes a single one.
+        When `image` is neither a slide nor a labelled array, or `where` no labelled array; a slide
+        is given without a spacing or a level, or an array with one; or `outputs` beside what
+        describes a single one.
     ValueError
-        When an array isn't chunked in equal tiles and no `tile` is given; halo or tiles aren't
-        multiples of `factor`; or `where` isn't bool. On computation, when the model returns another
-        shape, or values that `dtype` can't hold. A note of the exception gives the position of the
-        tile in mm.
+        When an array has no pixels, or none along ``y`` and ``x``; it isn't chunked in equal tiles
+        and no `tile` is given; halo or tiles aren't multiples of `factor`; the halo exceeds both
+        1024 pixels and the image; or `where` isn't bool with evenly spaced ``y`` and ``x``. On
+        computation, when the model returns another shape, or values that `dtype` can't hold. A note
+        of the exception gives the position of the tile in mm.
+    GridError
+        When `where` has another frame of reference than the image.
+    MemoryLimitError
+        When the tiles of a task with their halo, or a chunk of the result, exceed the option
+        `memory_limit_bytes`.
 
     Notes
     -----
@@ -151,11 +162,9 @@ def map_tiles(
     """
     import xarray as xr
 
-    if tile is None and not isinstance(image, xr.DataArray):
-        tile = SLIDE_TILE
-    image = _image_of(image, spacing, level)
-    tilings = _tilings_of(image, tile)
-    _check_batch(batch)
+    image, tilings, halo, batch = _checked(
+        image, spacing=spacing, level=level, tile=tile, default=SLIDE_TILE, halo=halo, batch=batch
+    )
     single = TileOutput(dims or {}, factor, dtype, fill_value)
     described: Any = outputs
     if outputs is not None and single != TileOutput():
@@ -168,7 +177,7 @@ def map_tiles(
         described, single = None, described
     each = _listed(described, single)
     for output in each:
-        _check_sizes(tilings, halo, output.factor)
+        _check_factor(tilings, halo, output.factor)
     wanted = _tiles_under(where, image, tilings)
     arrays = _computed(
         image, model, tilings,
@@ -230,9 +239,7 @@ def embed_tiles(
 
     Raises
     ------
-    TypeError
-        When a slide is given without a spacing or a level, or an array with one.
-    ValueError
+    TypeError, ValueError, GridError, MemoryLimitError
         See :func:`map_tiles`.
 
     Examples
@@ -243,13 +250,13 @@ def embed_tiles(
     """
     import xarray as xr
 
-    if tile is None and not isinstance(image, xr.DataArray):
-        tile = EMBEDDED_TILE
-    image = _image_of(image, spacing, level)
-    tilings = _tilings_of(image, tile)
-    _check_batch(batch)
-    _check_sizes(tilings, halo, None)
-    if features is None:
+    image, tilings, halo, batch = _checked(
+        image, spacing=spacing, level=level, tile=tile, default=EMBEDDED_TILE, halo=halo,
+        batch=batch,
+    )  # fmt: skip
+    if features is not None:
+        features = checked_integer(features, "features", or_none=True)
+    else:
         shape = np.shape(_call(model, image, tilings, halo, batch))
         if len(shape) != (1 if batch is None else 2):
             raise ValueError(
@@ -269,6 +276,31 @@ def embed_tiles(
         for dim, at in zip(("y", "x"), np.nonzero(wanted), strict=True)
     }
     return xr.DataArray(data, coords, ("tile", "feature"), "embeddings")
+
+
+def _checked(
+    image: xr.DataArray | Slide,
+    *,
+    spacing: Spacing | None,
+    level: int | None,
+    tile: int | tuple[int, int] | None,
+    default: int,
+    halo: Any,
+    batch: Any,
+) -> tuple[xr.DataArray, _Tilings, int, int | None]:
+    """Return the pixels, their tiles, the halo and the batch; `default` is the tile of a slide."""
+    import xarray as xr
+
+    image = checked_image(image)
+    if tile is None and not isinstance(image, xr.DataArray):
+        tile = default
+    halo = checked_integer(halo, "halo", least=0)
+    if batch is not None:
+        batch = checked_integer(batch, "batch", or_none=True)
+    image = _image_of(image, spacing, level)
+    tilings = _tilings_of(image, tile)
+    check_tile(image, tilings, halo)
+    return image, tilings, halo, batch
 
 
 def _image_of(
@@ -307,9 +339,9 @@ def _tilings_of(image: xr.DataArray, tile: int | tuple[int, int] | None) -> _Til
     return Tiling.of_chunks(image.chunksizes["y"]), Tiling.of_chunks(image.chunksizes["x"])
 
 
-def _check_sizes(tilings: _Tilings, halo: int, factor: int | None) -> None:
+def _check_factor(tilings: _Tilings, halo: int, factor: int | None) -> None:
     rows, columns = tilings
-    if halo < 0 or any(n % (factor or 1) for n in (halo, rows.tile, columns.tile)):
+    if any(n % (factor or 1) for n in (halo, rows.tile, columns.tile)):
         raise ValueError(
             f"tiles of {rows.tile} × {columns.tile} pixels with a halo of {halo} pixels can't be"
             f" made with a factor of {factor}; expected multiples of the factor"
@@ -326,11 +358,6 @@ def _listed(
     if not found or not all(isinstance(each, TileOutput) for each in found):
         raise TypeError(f"outputs {outputs!r}: expected a sequence or a mapping of TileOutput")
     return found
-
-
-def _check_batch(batch: int | None) -> None:
-    if batch is not None and (batch != int(batch) or batch < 1):
-        raise ValueError(f"batch {batch!r}: expected a positive integer, or None")
 
 
 def _block_of(batch: int | None) -> tuple[int, int]:
@@ -397,10 +424,10 @@ def _computed(
     chunks: list[tuple[tuple[int, ...], ...]]
     if as_list:
         numbers = np.flatnonzero(wanted).astype(np.int32)
-        at_once = batch or 1
-        tiles = [numbers[start : start + at_once] for start in range(0, len(numbers), at_once)]
+        step = batch or 1
+        tiles = [numbers[start : start + step] for start in range(0, len(numbers), step)]
         if not tiles:
-            return [da.zeros((0, *output.lead), output.dtype) for output in outputs]
+            return [da.zeros((0, *output.lead), dtype=output.dtype) for output in outputs]
         lengths = tuple(map(len, tiles))
         chunks = [(lengths, output.lead) for output in outputs]
     else:
@@ -416,6 +443,12 @@ def _computed(
             )
             for output in outputs
         ]
+    at_once = (batch or 1) if as_list else math.prod(map(min, block, wanted.shape))
+    at_once = max(min(at_once, int(np.count_nonzero(wanted))), 1)
+    check_memory(at_once * check_tile(image, tilings, halo), f"a batch of {at_once} tiles")
+    for output, each in zip(outputs, chunks, strict=True):
+        nbytes = math.prod(map(max, each)) * np.dtype(output.dtype).itemsize
+        check_memory(nbytes, "a chunk of the result")
     key = getattr(model, "key", None)  # of what is computed, or lies with the workers
     token = tokenize(
         data,
@@ -483,11 +516,10 @@ def _tiles_under(
     """Return a bool for each tile, shape (tiles down, tiles across): whether a mask overlaps it."""
     if where is None:
         return np.ones([tiling.count for tiling in tilings], np.bool_)
-    if where.dtype != np.bool_:  # NaN would be True
-        raise ValueError(
-            f"where is {where.dtype}; expected a mask of bool: compare it, such as where > 0"
-        )
-    selected = where.transpose("y", "x").values
+    where = checked_mask(where, image.xindexes)
+    if not where.size:
+        return np.zeros([tiling.count for tiling in tilings], np.bool_)
+    selected = where.values
     for axis, (dim, tiling) in enumerate(zip(("y", "x"), tilings, strict=True)):
         step = step_of(image, dim)
         middle = (where[dim].values - float(image[dim][0])) / step + 0.5  # in pixels of the image
