@@ -71,6 +71,8 @@ def open_store(source: Any, storage_options: StorageOptions | None = None) -> Fi
         When an object can't be read for another reason.
     NotDicomError
         When there is no DICOM file, or a named file isn't one.
+    MetadataError
+        When the header of a named file can't be read, or lacks what makes it an image.
     TypeError
         When `source` is of another type.
     ValueError
@@ -86,7 +88,9 @@ def open_store(source: Any, storage_options: StorageOptions | None = None) -> Fi
     sources += map(StreamSource.open, streams)
     if not sources:
         raise NotDicomError(f"{', '.join(map(public_url, urls))}: no DICOM file is there")
-    return FileStore.of(sources)
+    store = FileStore.of(sources)
+    store.check_complete()
+    return store
 
 
 def paths_and_streams(source: Any) -> tuple[list[str | os.PathLike[str]], list[Any]]:
@@ -213,6 +217,7 @@ def _opened(where: tuple[str, bool]) -> Part10Source | DicomSlideError | None:
         source = RemoteSource.open(url)
         if not is_given:
             check_opens(source.metadata)
+            source.check_complete()
         return source
     except NotDicomError as error:
         if not is_given:

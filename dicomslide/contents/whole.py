@@ -128,6 +128,8 @@ def _arranged(sources: Sequence[FrameSource], options: SlideOptions) -> Whole:
     for source in sources:
         (tiled if dicom.is_tiled_image(source.metadata) else others).append(source)
     for source in others:
+        if lacking := dicom.lacking_of(source.metadata):
+            warn(f"left out: {source.name}: its header lacks {', '.join(lacking)}", MetadataWarning)
         logger.debug("%s: it isn't a tiled image", source.name)
     common: dict[str, Any] = dict(correct_color=options.correct_color, on_error=options.on_error)
     images = [

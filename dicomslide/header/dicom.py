@@ -31,6 +31,7 @@ __all__ = [
     "is_image",
     "is_tiled_image",
     "items",
+    "lacking_of",
     "name_of",
     "nbytes",
     "number",
@@ -218,6 +219,41 @@ def is_tiled_image(dataset: Dataset) -> bool:
         and bool(dataset.get("TotalPixelMatrixRows"))
         and bool(dataset.get("TotalPixelMatrixColumns"))
     )
+
+
+_OF_IMAGES = ("Rows", "Columns")
+_OF_MATRICES = ("TotalPixelMatrixColumns", "TotalPixelMatrixRows")
+
+
+def lacking_of(dataset: Dataset, *, is_cut: bool = False) -> list[str]:
+    """Return the keywords of what :func:`is_tiled_image` needs and the header of a slide lacks.
+
+    Parameters
+    ----------
+    dataset : pydicom.dataset.Dataset
+        Header. If it has no SOP Class UID, its file meta information gives it.
+    is_cut : bool, default: False
+        Whether the file ends within the header. A segmentation or parametric map without a total
+        pixel matrix is complete otherwise: it isn't one of a slide.
+
+    Returns
+    -------
+    list of str
+        Empty for a tiled image, and for instances of other SOP Classes than those of images of
+        slides.
+
+    """
+    sop_class = text(dataset, "SOPClassUID")
+    if sop_class is None and getattr(dataset, "file_meta", None) is not None:
+        sop_class = text(dataset.file_meta, "MediaStorageSOPClassUID")
+    is_slide = sop_class == VL_WHOLE_SLIDE_MICROSCOPY_IMAGE_STORAGE
+    if not is_slide and sop_class not in (*SEGMENTATION_STORAGES, PARAMETRIC_MAP_STORAGE):
+        return []
+    lacking = [keyword for keyword in _OF_IMAGES if keyword not in dataset]
+    absent = [keyword for keyword in _OF_MATRICES if not dataset.get(keyword)]
+    if is_slide or is_cut or len(absent) == 1:
+        lacking += absent
+    return lacking
 
 
 def image_flavor(dataset: Dataset) -> str | None:

@@ -115,6 +115,7 @@ def open_any(slide: Any) -> Slide:
         named = FileSource.open(slide)
     except NotDicomError as error:
         raise NotDicomError(f"{error}; slides in other formats need openslide-python") from None
+    named.check_complete()
     is_level = utils.is_volume_image(named.metadata)
     return open_slide(_series_of(named), pyramid=named.sop_instance_uid if is_level else None)
 
@@ -128,10 +129,13 @@ def _series_of(named: FileSource) -> FileStore:
             continue
         try:
             source = FileSource.open(other)
+            series = dicom.text(source.metadata, "SeriesInstanceUID")
+            if series in (None, uid):
+                source.check_complete()
         except DicomSlideError as error:
             warn(f"left out: {error}", MetadataWarning)
             continue
-        if uid is not None and dicom.text(source.metadata, "SeriesInstanceUID") == uid:
+        if uid is not None and series == uid:
             sources.setdefault(source.sop_instance_uid, source)
     return FileStore(tuple(sources.values()))
 

@@ -13,7 +13,7 @@ from dicomslide.backends.dicomweb.client import ClientStore, is_client
 from dicomslide.backends.search import StoreCatalog
 from dicomslide.contents.collection import SlideGroup, group_by_slide
 from dicomslide.contents.pyramids import pyramids_of
-from dicomslide.errors import MetadataWarning
+from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.header import dicom
 from dicomslide.image import TiledImage
 from dicomslide.process.warn import once, warn
@@ -128,6 +128,11 @@ def find_slides(
             if dicom.is_tiled_image(each):
                 with attempt(dicom.name_of(each)):
                     images.append(TiledImage(store, each))
+            elif lacking := dicom.lacking_of(each):
+                with attempt(dicom.name_of(each)):
+                    raise MetadataError(
+                        f"{dicom.name_of(each)}: its header lacks {', '.join(lacking)}"
+                    )
             else:
                 others.append(each)
 

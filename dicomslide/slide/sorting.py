@@ -68,6 +68,10 @@ class Instance:
 
         """
         header = source.metadata
+        if isinstance(source, Part10Source):
+            source.check_complete()
+        elif lacking := dicom.lacking_of(header):
+            raise MetadataError(f"{source.name}: its header lacks {', '.join(lacking)}")
         frame, container, series, uid = (
             dicom.text(header, keyword)
             for keyword in (

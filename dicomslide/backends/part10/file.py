@@ -143,6 +143,8 @@ class FileStore:
             When a path doesn't exist.
         NotDicomError
             When there is no DICOM file, or a named file isn't one.
+        MetadataError
+            When the header of a named file can't be read, or lacks what makes it an image.
 
         """
         if isinstance(paths, (str, os.PathLike)):
@@ -163,6 +165,7 @@ class FileStore:
                         try:
                             source = FileSource.open(file)
                             check_opens(source.metadata)
+                            source.check_complete()
                             _add(sources, source)
                         except DicomSlideError as error:
                             warn(f"left out: {error}", MetadataWarning)
@@ -170,7 +173,9 @@ class FileStore:
                 _add(sources, FileSource.open(path))
         if not sources:
             raise NotDicomError(f"{', '.join(names) or 'an empty list'}: no DICOM file is there")
-        return cls(tuple(source for same in sources.values() for source in same))
+        store = cls(tuple(source for same in sources.values() for source in same))
+        store.check_complete()
+        return store
 
     @classmethod
     def of(cls, sources: Iterable[Part10Source]) -> FileStore:
@@ -179,6 +184,14 @@ class FileStore:
         for source in sources:
             _add(kept, source)
         return cls(tuple(source for same in kept.values() for source in same))
+
+    def check_complete(self) -> None:
+        """Raise a MetadataError where the header of a file lacks what makes it an image.
+
+        To be called without copies: one that was cut doesn't matter beside a complete one.
+        """
+        for source in self.sources:
+            source.check_complete()
 
     @property
     def metadata(self) -> list[Dataset]:

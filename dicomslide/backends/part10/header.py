@@ -12,13 +12,13 @@ import zlib
 from typing import TYPE_CHECKING
 
 from dicomslide.errors import MetadataError, NotDicomError
+from dicomslide.header import dicom
 from dicomslide.header.blobs import (
     MOST_HEADER,
     Blob,
     MemoryBlob,
     errors_of_headers,
 )
-from dicomslide.header.dicom import PER_ELEMENT
 from dicomslide.header.layout import num_frames_of, pixel_format_of
 from dicomslide.header.per_frame import UNDEFINED, PerFrameSpan, find_items
 from dicomslide.options import check_memory, get_options
@@ -34,6 +34,7 @@ __all__ = [
     "PIXEL_DATA",
     "PREAMBLE",
     "Header",
+    "check_complete",
     "element_at",
     "read_header",
     "read_instance",
@@ -88,6 +89,36 @@ def read_header(blob: Blob) -> Header:
     if head[128:] != b"DICM":
         raise NotDicomError(f"{blob.name}: not a DICOM file: no DICM prefix at byte 128")
     return _read_header(blob, _is_bulk)
+
+
+def check_complete(header: Header, name: str, size: int) -> None:
+    """Raise a MetadataError where the header of a slide's file lacks what makes it one.
+
+    Without these attributes, an image would be taken for another kind of instance. Files of other
+    SOP Classes raise nothing.
+
+    Parameters
+    ----------
+    header : Header
+        Header, as read.
+    name : str
+        Name of the file.
+    size : int
+        Bytes of the file.
+
+    """
+    dataset = header.dataset
+    tag, *_ = element_at(header.blob, header.rest, header.decoder)
+    is_cut = tag == 0
+    lacking = dicom.lacking_of(dataset, is_cut=is_cut)
+    sop_class = dicom.text(dataset, "SOPClassUID") or dicom.text(
+        dataset.file_meta, "MediaStorageSOPClassUID"
+    )
+    if is_cut and sop_class == dicom.BULK_SIMPLE_ANNOTATIONS_STORAGE:
+        lacking = ["AnnotationGroupSequence"]
+    if lacking:
+        cut = f"is cut: the file ends within it, after {size:,} bytes, and it " if is_cut else ""
+        raise MetadataError(f"{name}: its header {cut}lacks {', '.join(lacking)}")
 
 
 def read_instance(blob: Blob) -> Dataset:
@@ -168,7 +199,7 @@ def _read_header(
         )
         dataset = LenientDataset(plain, blob.name)
         dataset.file_meta = file_meta  # type: ignore[assignment]
-        nbytes = rest - start + PER_ELEMENT * len(dataset)
+        nbytes = rest - start + dicom.PER_ELEMENT * len(dataset)
         if decoder.deflated:
             nbytes += blob.size
         tag, _, length, value = element_at(blob, rest, decoder)

@@ -85,6 +85,13 @@ class Part10Source(ABC):
         profile = item.get("ICCProfile")
         return profile if profile and isinstance(profile, bytes) else None
 
+    def check_complete(self) -> None:
+        """Raise a MetadataError where the header lacks what the image of a slide needs to be one.
+
+        A file that was cut within its header would otherwise be taken for no slide image.
+        """
+        part10.check_complete(self._instance().header, self.name, self.size)
+
     def read_instance(self) -> Dataset:
         """Read the whole data set, whatever its size.
 
