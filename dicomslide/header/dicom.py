@@ -221,6 +221,7 @@ def is_tiled_image(dataset: Dataset) -> bool:
     )
 
 
+_FLAVORS = tuple(each.value for each in ImageFlavors)
 _OF_IMAGES = ("Rows", "Columns")
 _OF_MATRICES = ("TotalPixelMatrixColumns", "TotalPixelMatrixRows")
 
@@ -233,8 +234,9 @@ def lacking_of(dataset: Dataset, *, is_cut: bool = False) -> list[str]:
     dataset : pydicom.dataset.Dataset
         Header. If it has no SOP Class UID, its file meta information gives it.
     is_cut : bool, default: False
-        Whether the file ends within the header. A segmentation or parametric map without a total
-        pixel matrix is complete otherwise: it isn't one of a slide.
+        Whether the file ends within the header. Otherwise a segmentation or parametric map without
+        a total pixel matrix is complete, as it isn't one of a slide; so is an image of a flavor
+        that slides don't use, such as a localizer.
 
     Returns
     -------
@@ -251,7 +253,8 @@ def lacking_of(dataset: Dataset, *, is_cut: bool = False) -> list[str]:
         return []
     lacking = [keyword for keyword in _OF_IMAGES if keyword not in dataset]
     absent = [keyword for keyword in _OF_MATRICES if not dataset.get(keyword)]
-    if is_slide or is_cut or len(absent) == 1:
+    is_needed = is_slide and image_flavor(dataset) in (None, *_FLAVORS)
+    if is_needed or is_cut or len(absent) == 1:
         lacking += absent
     return lacking
 
