@@ -440,6 +440,12 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
         tile_grid_positions: Sequence[tuple[int, int]] | NDArray[Any] | None = None,
         padding: Padding = 0,
     ) -> None:
+        if not isinstance(matrix, TotalPixelMatrix):
+            raise TypeError(
+                f"matrix of type {type(matrix).__name__}: expected a TotalPixelMatrix, such as"
+                " image.get_total_pixel_matrix() of one of a slide's images; SlideSampler takes a"
+                " slide"
+            )
         self._matrix = matrix
         self._dimensions = dicom.two_integers(region_dimensions, "region_dimensions", least=1)
         self._padding = _four_paddings(padding)
@@ -447,7 +453,14 @@ class TotalPixelMatrixSampler(Sequence["Pixels"]):
         # row-major numbers, in the whole grid, of the sampled regions
         self._regions: range | NDArray[np.int64] = range(math.prod(self._grid.shape))
         if bounding_box is not None:
-            self._regions = self._grid.in_box(*bounding_box)
+            try:
+                offset, extent = bounding_box
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"bounding_box {bounding_box!r}: expected two pairs, ((row, column) of the"
+                    " first pixel, (rows, columns))"
+                ) from None
+            self._regions = self._grid.in_box(offset, extent)
         elif tile_grid_positions is not None:
             self._regions = self._grid.in_tiles(
                 np.asarray(tile_grid_positions), matrix.tile_shape[:2], matrix.tile_grid_shape

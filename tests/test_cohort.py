@@ -54,6 +54,13 @@ def folder(written, tmp_path):
     return shutil.copytree(written, tmp_path / "cohort")
 
 
+@pytest.mark.parametrize("source", ["written", "nowhere"])
+def test_an_option_that_does_not_exist_is_refused_at_once(written, source):
+    source = written if source == "written" else "nowhere"
+    with pytest.raises(ValueError, match='on_error must be "raise" or "fill", not \'x\''):
+        dicomslide.open_slides(source, on_error="x")
+
+
 def uids(slide):
     return {path_uid(image.name) for level in slide.levels for image in level.images}
 

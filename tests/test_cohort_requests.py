@@ -145,6 +145,12 @@ def test_a_loop_has_headers_of_the_next_slides_fetched_and_of_no_others(slides, 
         assert sorted(bucket.keys) == wanted
 
 
+@pytest.mark.parametrize("ahead", ["x", 1.5, float("nan"), None])
+def test_the_number_of_slides_ahead_is_an_integer(slides, ahead):
+    with pytest.raises(TypeError, match=r"ahead .*: expected an integer from 0 on"):
+        slides.opened(ahead=ahead)
+
+
 def test_many_headers_are_under_way_at_once(slides, bucket):
     """More than the ten connections that botocore opens by default."""
     bucket.gate = 16
@@ -158,7 +164,7 @@ def test_a_loop_that_ends_early_leaves_the_rest_where_it_is(slides, bucket):
     next(loop)
     loop.close()
     assert set(bucket.keys) <= set(keys_of(*NAMES[:2]))
-    with pytest.raises(ValueError, match="ahead is -1"):
+    with pytest.raises(ValueError, match="ahead -1"):
         slides.opened(ahead=-1)
 
 

@@ -149,8 +149,24 @@ def test_so_many_attempts_are_made_and_no_more(slides, on):
     assert list(found.failures) == NAMES
     assert {each.attempts for each in found.failures.values()} == {3}
     assert str(found.failures["S-0"]) == "S-0: OSError: it lasts (after 3 attempts)"
-    with pytest.raises(ValueError, match="retries is -1"):
+    with pytest.raises(ValueError, match="retries -1"):
         slides.map(fails, retries=-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"retries": 1.5}, "retries 1.5: expected an integer from 0 on"),
+        ({"retries": "x"}, "retries 'x'"),
+        ({"workers": "x"}, "workers 'x': expected an integer from 1 on"),
+        ({"workers": 2.0}, "workers 2.0"),
+        ({"progress": "yes"}, "progress 'yes': expected True, False or a function"),
+        ({"progress": None}, "progress None"),
+    ],
+)
+def test_options_of_another_type_are_refused_before_a_slide_is_opened(slides, options, message):
+    with pytest.raises(TypeError, match=message):
+        slides.map(lambda slide: pytest.fail("called"), **options)
 
 
 def test_a_slide_that_does_not_open_is_a_failure_of_the_cohort_too(tmp_path):
@@ -287,7 +303,7 @@ def test_other_places_are_refused(slides):
     ):
         with pytest.raises(error, match=match):
             slides.map(total, on=on)
-    with pytest.raises(ValueError, match="workers is 0"):
+    with pytest.raises(ValueError, match="workers 0"):
         slides.map(total, workers=0)
 
 

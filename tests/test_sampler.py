@@ -301,6 +301,8 @@ def test_results_belong_to_the_caller(matrices):
         (dict(bounding_box=((0, 0), (5, 0))), r"size of the bounding box \(5, 0\)"),
         (dict(bounding_box=((23, 0), (4, 5))), "outside the matrix of 23 × 31"),
         (dict(bounding_box=((0, 31), (1, 1))), "outside the matrix of 23 × 31"),
+        (dict(bounding_box=(0, 0, 1, 1)), r"bounding_box \(0, 0, 1, 1\): expected two pairs"),
+        (dict(bounding_box=5), "bounding_box 5: expected two pairs"),
         (dict(tile_grid_positions=[(0, 0), (4, 0)]), r"no tile at \(4, 0\) in a grid of 4 × 4"),
         (dict(tile_grid_positions=[(0, -1)]), r"no tile at \(0, -1\)"),
         (dict(tile_grid_positions=[0, 1]), "tile_grid_positions: expected integers"),
@@ -315,6 +317,11 @@ def test_impossible_arguments_are_value_errors(matrices, arguments, reason):
     matrix, _ = matrices[1]
     with pytest.raises(ValueError, match=reason):
         TotalPixelMatrixSampler(matrix, **{"region_dimensions": (5, 5), **arguments})
+
+
+def test_a_sampler_is_of_a_matrix():
+    with pytest.raises(TypeError, match="matrix of type list: expected a TotalPixelMatrix"):
+        TotalPixelMatrixSampler([1], (5, 5))
 
 
 def test_memory_is_checked_before_it_is_allocated(matrices):

@@ -530,6 +530,28 @@ TABLE = {"slide": ["S0", "S1"], "x": [1.0, 2.0], "y": [3.0, 4.0], "pixels": [0, 
         (TABLE, {"size": (0, 4)}, ValueError, r"size \(0, 4\)"),
         (TABLE, {"spacing": "fine"}, ValueError, "spacing 'fine'"),
         (TABLE | {"x": [1.0, np.nan]}, {}, ValueError, "centre 1"),
+        (TABLE | {"x": [1.0, pd.NA]}, {}, ValueError, "column 'x': row 1 is <NA>; expected mm"),
+        (TABLE | {"x": ["1", "2"]}, {}, ValueError, "column 'x' holds <U1: expected numbers"),
+        (TABLE | {"x": [1j, 2j]}, {}, ValueError, "column 'x' holds complex128"),
+        (TABLE | {"x": pd.Series(["1", "2"])}, {}, ValueError, "column 'x': row 0 is '1'"),
+        (TABLE | {"x": [True, False]}, {}, ValueError, "column 'x' holds bool"),
+        (TABLE | {"x": 1.0}, {}, ValueError, "column 'x' is 1.0: expected a value per tile"),
+        (TABLE | {"x": [[1.0], [2.0]]}, {}, ValueError, r"column 'x' of shape \(2, 1\)"),
+        (TABLE | {"x": [1.0, [2.0]]}, {}, ValueError, "column 'x' isn't an array"),
+        (TABLE | {"y": [1.0]}, {}, ValueError, "'y' has 1 values, and 'x' has 2"),
+        (TABLE | {"x": [1.0] * 3}, {}, ValueError, "'y' has 2 values, and 'x' has 3"),
+        (TABLE | {"slide": ["S0"]}, {}, ValueError, "'slide' has 1 values, and 'x' has 2"),
+        (TABLE | {"slide": "S0"}, {}, ValueError, "column 'slide' is 'S0'"),
+        (TABLE | {"slide": [["S0"], ["S1"]]}, {}, ValueError, r"'slide' of shape \(2, 1\)"),
+        (TABLE | {"n": [7]}, {"columns": ["n"]}, ValueError, "'n' has 1 values, and 'x' has 2"),
+        (TABLE | {"n": [7] * 3}, {"columns": ["n"]}, ValueError, "'n' has 3 values"),
+        (TABLE | {"n": 7}, {"columns": ["n"]}, ValueError, "column 'n' is 7"),
+        (TABLE, {"threads": 0}, ValueError, "threads 0: expected 1 or more"),
+        (TABLE, {"threads": -1}, ValueError, "threads -1"),
+        (TABLE, {"threads": "x"}, TypeError, "threads 'x': expected an integer from 1 on"),
+        (TABLE, {"threads": 1.5}, TypeError, "threads 1.5"),
+        (TABLE, {"max_open_slides": "x"}, TypeError, "max_open_slides 'x'"),
+        (TABLE, {"frame_cache_bytes": "x"}, TypeError, "frame_cache_bytes 'x'"),
         (TABLE | {"slide": ["S0", None]}, {}, ValueError, "row 1 of the table has no name"),
         (TABLE, {"max_open_slides": 0}, ValueError, "max_open_slides 0"),
         (TABLE, {"slides": {"S0": "a"}}, KeyError, "no slide 'S1'"),
@@ -546,6 +568,78 @@ def test_what_is_no_table_of_tiles_is_refused(table, options, error, message):
 def test_one_slide_is_not_many(slides):
     with pytest.raises(ValueError, match="one slide for tiles of 2 slides"):
         TileDataset(TABLE, slides["S0"], size=4, spacing=0.001)
+
+
+def test_a_table_of_numbers_of_any_kind_is_taken(slides):
+    x_min, y_min, _, _ = slides["S0"].physical_bounds
+    places = np.array([x_min, x_min + 0.01]), np.array([y_min, y_min + 0.01])
+    wanted = TileDataset(
+        dict(zip("xy", places, strict=True)), slides["S0"], size=4, spacing=SPACING
+    )
+    for kind in ("object", "Float64"):
+        table = pd.DataFrame(dict(zip("xy", places, strict=True))).astype(kind)
+        tiles = TileDataset(table, slides["S0"], size=4, spacing=SPACING)
+        np.testing.assert_array_equal(tiles.centers, wanted.centers)
+    table = pd.DataFrame({"x": [1, 2], "y": [3, 4]}).astype("Int32")
+    tiles = TileDataset(table, slides["S0"], size=4, spacing=SPACING)
+    assert tiles.centers.tolist() == [[1.0, 3.0], [2.0, 4.0]]
+
+
+def test_one_slide_with_the_table_of_another_warns(folder, slides):
+    slide = dicomslide.open_slide(folder / "S0")
+    file = slide.levels[0].image.name
+    table = {"x": [1.0], "y": [1.0]}
+    with pytest.warns(
+        dicomslide.MetadataWarning, match="tiles of 'S1'.* the one slide given, 'S0'"
+    ):
+        TileDataset(table | {"slide": ["S1"]}, slide, size=4, spacing=SPACING)
+    with pytest.warns(dicomslide.MetadataWarning, match="tiles of"):
+        TileDataset(table | {"slide": [folder / "S1"]}, slide, size=4, spacing=SPACING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in (
+            "S0", folder / "S0", str(folder / "S0") + "/", file, slide.name, folder,
+            os.path.relpath(folder / "S0"), str(folder / "S*" / "*.dcm"), "S0/pyramid-0",
+            Path(file).stem,
+        ):  # fmt: skip
+            TileDataset(table | {"slide": [name]}, slide, size=4, spacing=SPACING)
+        TileDataset({"slide": [], "x": [], "y": []}, slide, size=4, spacing=SPACING)
+
+
+def test_positions_far_beyond_any_slide_are_background(slides):
+    table = {"x": [-1e300, 1e300, 1.0], "y": [1.0, 1e308, -1e308]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = TileDataset(table, slides["S0"], size=4, spacing=SPACING).read([0, 1, 2])
+    assert (found == 255).all()
+
+
+@pytest.mark.parametrize("spacing", [1.5e-8, 1e-10, 1e-12, 1e-300])
+def test_pixels_far_smaller_than_those_of_the_slide_are_refused(slides, spacing):
+    slide, (x, y) = slides["S0"], slides["S0"].physical_bounds[:2]
+    tiles = TileDataset({"x": [x], "y": [y]}, slide, size=4, spacing=spacing)
+    reads = [
+        lambda: tiles[0],
+        lambda: dicomslide.SlideSampler(slide, (4, 4), spacing=spacing),
+        lambda: dicomslide.SlideSampler(slide, (4, 4), spacing=spacing, centers=[(x, y)]),
+        lambda: slide.to_dataset(spacing=spacing),
+        lambda: slide.to_datatree(spacings=[spacing]),
+        lambda: slide.region((x, x + 0.01), (y, y + 0.01), spacing=spacing),
+        lambda: slide.patches([(x, y)], (4, 4), spacing=spacing),
+    ]
+    for read in reads:
+        with pytest.raises(ValueError, match="at least a thousandth of that of the base level"):
+            read()
+
+
+@pytest.mark.parametrize("part", [7, 300, 999])
+def test_pixels_smaller_than_those_of_the_slide_repeat_these(slides, part):
+    spacing = SPACING / part
+    x_min, _, _, y_max = slides["S0"].physical_bounds
+    x, y = x_min + 20.5 * SPACING, y_max - 30.5 * SPACING
+    tiles = TileDataset({"x": [x], "y": [y]}, slides["S0"], size=4, spacing=spacing)
+    wanted = np.broadcast_to(ARRAYS["S0"][MARGIN + 30, MARGIN + 20], (4, 4, 3))
+    np.testing.assert_array_equal(tiles[0], wanted)
 
 
 def test_what_is_no_index_is_refused(slides):

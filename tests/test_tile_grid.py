@@ -268,6 +268,7 @@ def test_a_mask_of_another_frame_of_reference_is_refused(cohort):
         ({"at_least": "0.5"}, ValueError, "at_least '0.5': expected a fraction from 0 to 1"),
         ({"at_least": None}, ValueError, "at_least None: expected a fraction"),
         ({"spacing": 0}, ValueError, "spacing"),
+        ({"spacing": 1e-12}, ValueError, "at least a thousandth"),
         ({"where": lambda slide: None}, TypeError, "NoneType; expected a DataArray"),
         ({"where": np.ones((2, 2), bool)}, TypeError, "ndarray; expected a DataArray"),
         ({"where": lambda slide: left_half(slide).astype(float)}, ValueError, "float64"),

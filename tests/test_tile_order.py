@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -246,7 +248,15 @@ def test_the_environment_says_which_rank_this_is(monkeypatch):
     [
         ({"block": 0}, ValueError, "block 0"),
         ({"block": float("nan")}, ValueError, "block nan"),
+        ({"block": 1e-300}, ValueError, "block 1e-300: expected a finite number above zero"),
+        ({"block": float("inf")}, ValueError, "block inf"),
+        ({"block": "x"}, TypeError, "block 'x': expected a number"),
         ({"mixed": 0}, ValueError, "mixed 0"),
+        ({"mixed": 10**30}, ValueError, "mixed 10+: expected [0-9]+ or less"),
+        ({"mixed": 1.5}, TypeError, "mixed 1.5: expected an integer"),
+        ({"slides_at_once": "x"}, TypeError, "slides_at_once 'x'"),
+        ({"seed": "x"}, TypeError, "seed 'x'"),
+        ({"rank": [0], "world_size": 2}, ValueError, "rank and world_size"),
         ({"slides_at_once": 0}, ValueError, "slides_at_once 0"),
         ({"seed": -1}, ValueError, "seed -1"),
         ({"uneven": "pad"}, ValueError, "'pad'"),
@@ -258,6 +268,19 @@ def test_the_environment_says_which_rank_this_is(monkeypatch):
 def test_what_is_no_order_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         BlockShuffle(dataset_of([(2, 2)]), **options)
+
+
+@pytest.mark.parametrize("dataset", [[1, 2, 3], None, np.zeros(3)])
+def test_orders_and_streams_are_of_a_data_set_of_tiles(dataset):
+    for made in (BlockShuffle, TileStream):
+        with pytest.raises(TypeError, match=r"dataset of type \w+: expected a TileDataset"):
+            made(dataset)
+
+
+def test_positions_beyond_all_bounds_are_shuffled():
+    table = {"slide": ["S"] * 4, "x": [-1e300, 1e300, 0.0, 0.0], "y": [0.0, 1e308, 0.0, 5.0]}
+    order = BlockShuffle(TileDataset(table, size=4, spacing=0.001), 1e-6)
+    assert sorted(order) == [0, 1, 2, 3]
 
 
 def test_an_epoch_counts_from_zero():
@@ -290,6 +313,26 @@ def test_a_stream_takes_the_order_of_its_own_data_set(tiles):
         TileStream(tiles, BlockShuffle(tiles[:5]))
     with pytest.raises(ValueError, match="at_once 0"):
         TileStream(tiles, at_once=0)
+    with pytest.raises(TypeError, match="at_once 'x'"):
+        TileStream(tiles, at_once="x")
+    with pytest.raises(TypeError, match="order of type list: expected a BlockShuffle"):
+        TileStream(tiles, [1])
+
+
+def test_a_stream_made_before_pytorch_is_imported_says_what_to_do(tiles):
+    need("torch")
+    code = (
+        "import dicomslide; tiles = dicomslide.TileDataset("
+        "{'slide': ['a'], 'x': [0.0], 'y': [0.0]}, size=4, spacing=0.001)\n"
+        "stream = dicomslide.TileStream(tiles)\n"
+        "import torch.utils.data\n"
+        "try:\n    next(iter(torch.utils.data.DataLoader(stream)))\n"
+        "except TypeError as error: print(error)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "import torch.utils.data before the stream is made" in out.stdout
+    with pytest.raises(TypeError, match="no tiles by number"):
+        TileStream(tiles)[0]
 
 
 def numbers_of(loader):

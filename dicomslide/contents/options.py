@@ -6,6 +6,8 @@ import dataclasses
 import numbers
 from typing import TYPE_CHECKING, Any
 
+from dicomslide.readers.matrix_reader import check_on_error
+
 if TYPE_CHECKING:
     from dicomslide.readers.matrix_reader import OnError
 
@@ -26,6 +28,7 @@ class SlideOptions:
     """Pixel spacing of the base level in mm, instead of that of the headers."""
 
     def __post_init__(self) -> None:
+        check_on_error(self.on_error)
         _check_from_zero(self.pyramid_tolerance, numbers.Real, "pyramid_tolerance", "mm")
         if self.max_frame_cache_size is not None:
             _check_from_zero(

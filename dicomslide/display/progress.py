@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -30,9 +32,16 @@ def report_of(progress: bool | Report, what: str) -> Report:
     what : str
         Name of the items, in the plural.
 
+    Raises
+    ------
+    TypeError
+        When `progress` is neither.
+
     """
     if callable(progress):
         return progress
+    if not isinstance(progress, (bool, np.bool_)):
+        raise TypeError(f"progress {progress!r}: expected True, False or a function")
     return Progress(what) if progress else _nothing
 
 

@@ -116,6 +116,28 @@ def codes(dataset: Dataset, keyword: str) -> Iterator[Code]:
             )
 
 
+def integer(value: Any, name: str, *, least: int, most: int | None = LARGEST_INDEX) -> int:
+    """Check an integer, such as a number of threads.
+
+    Raises
+    ------
+    TypeError
+        When `value` isn't an integer.
+    ValueError
+        When it is less than `least`, or more than `most`.
+
+    """
+    try:
+        given = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} {value!r}: expected an integer from {least} on") from None
+    if given < least:
+        raise ValueError(f"{name} {given}: expected {least} or more")
+    if most is not None and given > most:
+        raise ValueError(f"{name} {given}: expected {most} or less")
+    return given
+
+
 def two_integers(values: Sequence[int], name: str, *, least: int | None = None) -> tuple[int, int]:
     """Check a pair of integers, such as rows and columns.
 

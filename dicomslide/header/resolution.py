@@ -22,6 +22,8 @@ Spacing: TypeAlias = float | str
 
 SLIVER = 1e-3
 """Fraction of a pixel that a grid may leave uncovered at its far edge."""
+LEAST_FRACTION = 1e-3
+"""Lower bound on the spacing of a grid, as a fraction of that of the base level."""
 TEN_TIMES = 0.001
 """Pixel spacing in mm at a magnification of 10 ×."""
 _UNITS = {"mm": 1.0, "um": 1e-3, "µm": 1e-3, "μm": 1e-3, "micron": 1e-3, "microns": 1e-3,
@@ -103,9 +105,14 @@ def grid_at(spacing: float, base: SlideGeometry, source: SlideGeometry) -> Slide
     Raises
     ------
     ValueError
-        When the grid has no pixel.
+        When the grid has no pixel, or pixels are smaller than a thousandth of those of the base.
 
     """
+    if spacing < LEAST_FRACTION * min(base.spacing):
+        raise ValueError(
+            f"spacing {spacing:g} mm: expected at least a thousandth of that of the base level,"
+            f" which is {min(base.spacing):g} mm"
+        )
     x, y = base.to_slide((np.divide(spacing, base.spacing) - 1) / 2).tolist()
     grid = dataclasses.replace(base, origin=(x, y), spacing=(spacing, spacing), shape=(1, 1))
     return dataclasses.replace(grid, shape=_shape_over(grid, source))

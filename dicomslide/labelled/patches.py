@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PatchGrid", "Patches", "centers_of", "labelled_patches", "patch_grid"]
 
+FAR = 1e9
+"""Distance in mm beyond which centres needn't be told apart: there is no slide."""
 CHUNK = 64 * 2**20
 """Bytes of patches that are read together."""
 
@@ -129,7 +131,7 @@ class PatchGrid:
 
         Each begins with a whole pixel.
         """
-        corners = self.pixels(centers) - np.divide(size, 2)
+        corners = self.pixels(centers.clip(-FAR, FAR)) - np.divide(size, 2)
         first = np.floor(corners + 0.5 + 1e-9).astype(np.int64)
         return PatchReader(self.reader, self.orientation, first, size)
 

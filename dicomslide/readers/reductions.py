@@ -102,8 +102,8 @@ class Sums(Means):
 
     def finish(self) -> None:
         """Write the means of windows that cover any part of the matrix."""
-        area = np.multiply.outer(*self._covered)[..., None]
-        reached = area > 0
+        whole = area = np.multiply.outer(*self._covered)[..., None]
+        reached = whole > 0
         sums = self._sums
         if self._added is not None and np.isnan(self._background).any():
             area = self._added
@@ -118,7 +118,7 @@ class Sums(Means):
                 least = area * (0.5 - NOISE) if self._labels == "majority" else area * NOISE
                 means = sums >= least
             else:
-                means = np.where(area > NOISE, sums / area, math.nan)  # NaN if all is NaN
+                means = np.where(area > NOISE * whole, sums / area, math.nan)  # NaN if all is NaN
                 if kind in "ui":
                     means = np.floor(means + 0.5)
         np.copyto(self._out, means, where=reached, casting="unsafe")

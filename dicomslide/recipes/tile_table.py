@@ -193,10 +193,10 @@ def _tiles_of(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the (x, y) of the middles of a slide's tiles, and how much of each is covered."""
     grid = patch_grid(slide, spacing=spacing)
-    starts = [np.arange(0, length, by) for length, by in zip(grid.grid.plane_shape, step,
-                                                            strict=True)]  # fmt: skip
-    count = len(starts[0]) * len(starts[1])
+    ranges = [range(0, *each) for each in zip(grid.grid.plane_shape, step, strict=True)]
+    count = len(ranges[0]) * len(ranges[1])
     check_memory(BYTES_PER_TILE * count, f"{slide.name}: {count} tiles")
+    starts = [np.asarray(each) for each in ranges]
     if mask is None:
         values: Any = np.ones((1, 1), np.bool_)
         edges = [_Edges(first, last - first) for first, last in grid.covered]

@@ -21,6 +21,7 @@ from dicomslide.errors import (
     SourceDeniedError,
     SourceNotFoundError,
 )
+from dicomslide.header import dicom
 from dicomslide.options import get_options, set_options
 from dicomslide.process.child import Child, ChildEndedError
 from dicomslide.process.parallel import as_done
@@ -166,13 +167,14 @@ def outcomes(
     Raises
     ------
     ValueError
-        When `on` is none of the places; when there is no cluster.
+        When `on` is none of the places; when there is no cluster; when `workers` is less than one.
     TypeError
-        When `on` is something else; when the function can't be pickled.
+        When `on` is something else; when `workers` isn't an integer; when the function
+        can't be pickled.
 
     """
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers is {workers}; expected 1 or more")
+    if workers is not None:
+        workers = dicom.integer(workers, "workers", least=1)
     client = cluster_client() if on in (None, "cluster") else _as_client(on)
     if client is not None:
         return _on_cluster(client, call, members, workers)

@@ -195,13 +195,13 @@ class Cohort(Identified, Mapping[str, Slide]):
 
         Raises
         ------
+        TypeError
+            When `ahead` isn't an integer.
         ValueError
             When `ahead` is negative.
 
         """
-        if ahead < 0:
-            raise ValueError(f"ahead is {ahead}; expected 0 or more")
-        return self._opened(ahead)
+        return self._opened(dicom.integer(ahead, "ahead", least=0))
 
     def _opened(self, ahead: int) -> Iterator[tuple[str, Slide]]:
         needed = (member.needed for member in self._members.values())
@@ -260,7 +260,8 @@ class Cohort(Identified, Mapping[str, Slide]):
         ValueError
             When an argument has another value; when there is no cluster.
         TypeError
-            When `on` is something else, or the function can't be pickled for other processes.
+            When an argument is of another type, or the function can't be pickled for other
+            processes.
 
         Examples
         --------
@@ -270,8 +271,7 @@ class Cohort(Identified, Mapping[str, Slide]):
         ...     print(error, error.traceback)
 
         """
-        if retries < 0:
-            raise ValueError(f"retries is {retries}; expected 0 or more")
+        retries = dicom.integer(retries, "retries", least=0)
         report = report_of(progress, "slides")
         call, total = Call(function, self._options), len(self)
         found: dict[str, R] = {}
@@ -390,6 +390,8 @@ def open_slides(
         When no slide is found: the first error, or an error that names the source.
     TypeError
         When `study_instance_uid` is given for files.
+    ValueError
+        When an option has another value.
 
     Examples
     --------

@@ -12,6 +12,7 @@ import numpy as np
 from dicomslide.header import dicom
 from dicomslide.labelled.patches import centers_of, patch_grid
 from dicomslide.labelled.resolution import wanted_spacing
+from dicomslide.options import check_memory
 from dicomslide.readers.indexing import Axis, plain_key
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from dicomslide.header.resolution import Spacing
     from dicomslide.slide.slide import Slide
+
+BYTES_PER_REGION = 64
+"""Bytes of the centres of a region and of what is computed from them."""
 
 __all__ = ["SlideSampler"]
 
@@ -93,28 +97,22 @@ class SlideSampler(Sequence["NDArray[Any]"]):
         focal_plane_index: int = 0,
         fast: bool = False,
     ) -> None:
-        wanted = wanted_spacing(spacing, level)
         if centers is not None and bounds is not None:
             raise TypeError("centers say where regions are: bounds are for those side by side")
         size = dicom.two_integers(region_dimensions, "region_dimensions", least=1)
-        if centers is not None:
-            middles = centers_of(centers)
-        else:
-            box = slide.physical_bounds if bounds is None else bounds
-            if wanted is not None:
-                pixel = wanted, wanted
-            else:
-                assert level is not None
-                pixel = slide.level(level).image.geometry.slide_spacing
-            middles = _side_by_side(box, pixel, size)
         grid = patch_grid(
             slide,
-            spacing=wanted,
+            spacing=spacing,
             level=level,
             channel_index=channel_index,
             focal_plane_index=focal_plane_index,
             fast=fast,
         )
+        if centers is not None:
+            middles = centers_of(centers)
+        else:
+            box = slide.physical_bounds if bounds is None else bounds
+            middles = _side_by_side(box, _pixel_of(slide, spacing, level), size)
         self._patches = grid.patches(middles, size)
         self._wanted = np.arange(len(middles))
 
@@ -183,6 +181,15 @@ class SlideSampler(Sequence["NDArray[Any]"]):
 _WHOLE = (slice(None),) * 3
 
 
+def _pixel_of(slide: Slide, spacing: Spacing | None, level: int | None) -> tuple[float, float]:
+    """Return the distance of pixels in mm along y and along x."""
+    wanted = wanted_spacing(spacing, level)
+    if wanted is not None:
+        return wanted, wanted
+    assert level is not None
+    return slide.level(level).image.geometry.slide_spacing
+
+
 def _side_by_side(
     bounds: tuple[float, float, float, float], spacing: tuple[float, float], size: tuple[int, int]
 ) -> NDArray[np.float64]:
@@ -196,6 +203,7 @@ def _side_by_side(
         max(1, int(np.ceil(round((high - low) / extent, 6))))
         for low, high, extent in ((x_min, x_max, width), (y_min, y_max, height))
     )
+    check_memory(BYTES_PER_REGION * across * down, f"centres of {across * down} regions")
     x = x_min + (np.arange(across) + 0.5) * width
     y = y_max - (np.arange(down) + 0.5) * height
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)

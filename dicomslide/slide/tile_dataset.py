@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import fnmatch
+import numbers
 import operator
+import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import pandas as pd
 
+from dicomslide.backends.net.redaction import public_url
+from dicomslide.errors import MetadataWarning
 from dicomslide.header import dicom
 from dicomslide.header.resolution import spacing_in_mm
 from dicomslide.labelled.patches import centers_of, patch_grid
@@ -112,9 +119,18 @@ class TileDataset(Sequence[Any]):
     ------
     KeyError
         When the table lacks a column, or `slides` a name.
+    TypeError
+        When an argument is of another type.
     ValueError
-        When positions aren't finite, a name is missing, `size` or `spacing` aren't known, or one
-        slide is given for several names.
+        When columns differ in length, positions aren't finite numbers, a name is missing, `size` or
+        `spacing` aren't known, a number is out of its range, or one slide is given for several
+        names.
+
+    Warns
+    -----
+    MetadataWarning
+        When one slide is given, and the name in the table is neither its Container Identifier nor a
+        file or a folder of it: tiles would have the pixels of another slide.
 
     Notes
     -----
@@ -177,19 +193,19 @@ class TileDataset(Sequence[Any]):
         edges = (size, size) if np.ndim(size) == 0 else size
         self._size = dicom.two_integers(edges, "size", least=1)  # type: ignore[arg-type]
         self._spacing = spacing_in_mm(spacing)
-        self._centers = centers_of(np.column_stack([table["x"], table["y"]]))
-        self._columns = {name: np.asarray(table[name]) for name in columns}
+        x = _numbers_of(table, "x")
+        y = _same_length(_numbers_of(table, "y"), "y", x)
+        self._centers = centers_of(np.column_stack([x, y]))
+        self._columns = {name: _same_length(_column_of(table, name), name, x) for name in columns}
         self._slides = slides
         self._codes, self._names = self._named(table)
         self._transform = transform
         self._places = operator.index(channel_index), operator.index(focal_plane_index)
         self._fast = bool(fast)
-        self._threads = threads
-        self._max_open_slides = operator.index(max_open_slides)
-        if self._max_open_slides < 1:
-            raise ValueError(f"max_open_slides {max_open_slides}: expected 1 or more")
-        if frame_cache_bytes is not None and operator.index(frame_cache_bytes) < 0:
-            raise ValueError(f"frame_cache_bytes {frame_cache_bytes}: expected 0 or more")
+        self._threads = None if threads is None else dicom.integer(threads, "threads", least=1)
+        self._max_open_slides = dicom.integer(max_open_slides, "max_open_slides", least=1)
+        if frame_cache_bytes is not None:
+            dicom.integer(frame_cache_bytes, "frame_cache_bytes", least=0, most=None)
         self._frame_cache_bytes = frame_cache_bytes
         self._warned: set[str] = set()
         self._begin()
@@ -199,7 +215,10 @@ class TileDataset(Sequence[Any]):
         if isinstance(self._slides, Slide) and "slide" not in table:
             name = self._slides.container_identifier or self._slides.name
             return np.zeros(len(self._centers), np.int32), (name,)
-        codes, found = pd.factorize(np.asarray(table["slide"], object))
+        given = _same_length(_column_of(table, "slide", object), "slide", self._centers)
+        if given.ndim != 1:
+            raise ValueError(f"column 'slide' of shape {given.shape}: expected a name per tile")
+        codes, found = pd.factorize(given)
         if (codes < 0).any():
             raise ValueError(f"row {int(np.argmax(codes < 0))} of the table has no name of a slide")
         names = tuple(found.tolist())
@@ -207,6 +226,13 @@ class TileDataset(Sequence[Any]):
             raise ValueError(
                 f"one slide for tiles of {len(names)} slides, {names[0]!r}, {names[1]!r}, ...: give"
                 " a mapping of names"
+            )
+        if isinstance(self._slides, Slide) and names and not _is_name_of(names[0], self._slides):
+            warnings.warn(
+                f"the table has tiles of {names[0]!r}; their pixels will be those of the one slide"
+                f" given, {self._slides.container_identifier or self._slides.name!r}",
+                MetadataWarning,
+                stacklevel=3,
             )
         if isinstance(self._slides, Mapping):
             unknown = [name for name in names if name not in self._slides]
@@ -427,6 +453,57 @@ class TileDataset(Sequence[Any]):
             grid.reader.source, max_frame_cache_size=None, frame_cache=self._frames
         )
         return dataclasses.replace(grid, reader=dataclasses.replace(grid.reader, source=source))
+
+
+def _column_of(table: Any, name: str, dtype: type | None = None) -> NDArray[Any]:
+    """Return a column of a table as an array, whose first axis is that of the tiles."""
+    try:
+        values = np.asarray(table[name], dtype)
+    except ValueError as error:  # lists of several lengths
+        raise ValueError(f"column {name!r} isn't an array of values: {error}") from error
+    if not values.ndim:
+        raise ValueError(f"column {name!r} is {table[name]!r}: expected a value per tile")
+    return values
+
+
+def _numbers_of(table: Any, name: str) -> NDArray[np.float64]:
+    """Return a column of numbers in mm."""
+    values = _column_of(table, name)
+    if values.ndim != 1:
+        raise ValueError(f"column {name!r} of shape {values.shape}: expected a number per tile")
+    if values.dtype.kind == "O":
+        for row, value in enumerate(values):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise ValueError(f"column {name!r}: row {row} is {value!r}; expected mm")
+    elif values.dtype.kind not in "iuf":
+        raise ValueError(f"column {name!r} holds {values.dtype}: expected numbers in mm")
+    return values.astype(np.float64)
+
+
+def _same_length(values: NDArray[Any], name: str, x: NDArray[Any]) -> NDArray[Any]:
+    """Check that a column has as many values as ``x``."""
+    if len(values) != len(x):
+        raise ValueError(
+            f"column {name!r} has {len(values)} values, and 'x' has {len(x)}: expected one per tile"
+        )
+    return values
+
+
+def _is_name_of(name: Any, slide: Slide) -> bool:
+    """Whether a name is one that a slide has: its identifier, or of its files or their folders."""
+    given = os.fspath(name) if isinstance(name, os.PathLike) else str(name)
+    container = slide.container_identifier
+    if container and (given == container or given.startswith(f"{container}/")):  # of a cohort
+        return True
+    given = public_url(given).rstrip("/")
+    here = os.path.realpath(os.path.expanduser(given))
+    for file in {image.name for level in slide.levels for image in level.images}:
+        path = PurePath(file)
+        if given in (file, path.stem, *path.parts) or fnmatch.fnmatch(file, given):
+            return True
+        if file.startswith(f"{given}/") or PurePath(os.path.realpath(file)).is_relative_to(here):
+            return True
+    return False
 
 
 def _plain_value(value: Any) -> Any:

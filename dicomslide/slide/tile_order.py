@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import operator
+import math
+import numbers
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from dicomslide.header import dicom
+from dicomslide.slide.tile_dataset import TileDataset
 from dicomslide.slide.workers import Share, rank_of, worker_share
 
 if TYPE_CHECKING:
@@ -16,9 +19,32 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dicomslide.slide.tile_dataset import TileDataset
-
 __all__ = ["BlockShuffle", "TileStream"]
+
+
+LEAST_BLOCK = 1e-6
+"""Lower bound on the edge of a block, in edges of a tile."""
+FAR = 2.0**62
+"""Upper bound on the number of a block along an axis."""
+
+
+def _check_tiles(dataset: object) -> None:
+    """Raise a TypeError unless the object is a data set of tiles."""
+    if not isinstance(dataset, TileDataset):
+        raise TypeError(f"dataset of type {type(dataset).__name__}: expected a TileDataset")
+
+
+def _edge_of(block: Any) -> float:
+    """Check the edge of a block."""
+    if not isinstance(block, numbers.Real):
+        raise TypeError(f"block {block!r}: expected a number, in edges of a tile")
+    edge = float(block)
+    if not LEAST_BLOCK <= edge < math.inf:
+        raise ValueError(
+            f"block {block}: expected a finite number above zero, {LEAST_BLOCK:g} or more, in edges"
+            " of a tile"
+        )
+    return edge
 
 
 class BlockShuffle:
@@ -60,7 +86,7 @@ class BlockShuffle:
     Raises
     ------
     TypeError
-        When just one of `rank` and `world_size` is given.
+        When just one of `rank` and `world_size` is given, or an argument is of another type.
     ValueError
         When a number is out of its range.
 
@@ -89,17 +115,15 @@ class BlockShuffle:
         world_size: int | None = None,
         uneven: Literal["keep", "repeat", "drop"] = "keep",
     ) -> None:
-        if not (np.isfinite(block) and block > 0):
-            raise ValueError(f"block {block}: expected a number above zero, in edges of a tile")
-        for name, value in (("mixed", mixed), ("slides_at_once", slides_at_once)):
-            if value is not None and operator.index(value) < 1:
-                raise ValueError(f"{name} {value}: expected 1 or more")
-        if operator.index(seed) < 0:
-            raise ValueError(f"seed {seed}: expected 0 or more")
+        _check_tiles(dataset)
+        mixed = dicom.integer(mixed, "mixed", least=1)
+        if slides_at_once is not None:
+            slides_at_once = dicom.integer(slides_at_once, "slides_at_once", least=1)
+        seed = dicom.integer(seed, "seed", least=0, most=None)
         if uneven not in ("keep", "repeat", "drop"):
             raise ValueError(f'uneven must be "keep", "repeat" or "drop", not {uneven!r}')
         self._dataset = dataset
-        self._block = float(block)
+        self._block = _edge_of(block)
         self._mixed = mixed
         self._slides_at_once = slides_at_once
         self._shuffle = bool(shuffle)
@@ -120,9 +144,7 @@ class BlockShuffle:
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, from 0 on; each has an order of its own."""
-        if operator.index(epoch) < 0:
-            raise ValueError(f"epoch {epoch}: expected 0 or more")
-        self._epoch = operator.index(epoch)
+        self._epoch = dicom.integer(epoch, "epoch", least=0, most=None)
 
     def __repr__(self) -> str:
         number, of = self._rank
@@ -161,7 +183,8 @@ class BlockShuffle:
         edges = self._block * self._dataset.spacing * np.array([columns, rows])
         num_slides = len(self._dataset.slide_names)
         shift = random.random((num_slides, 2))
-        cells = np.floor(tiles / edges + shift[slides]).astype(np.int64)
+        with np.errstate(over="ignore"):  # infinite ones are clipped
+            cells = np.floor(tiles / edges + shift[slides]).clip(-FAR, FAR).astype(np.int64)
         blocks, block = np.unique(_keys(slides, *cells.T), return_inverse=True)
         turn = random.permutation(len(blocks))
         if self._slides_at_once is not None:
@@ -207,6 +230,8 @@ class TileStream(Iterable[Any]):
 
     Raises
     ------
+    TypeError
+        When an argument is of another type.
     ValueError
         When the order is one of another data set, or `at_once` is less than one.
 
@@ -229,12 +254,16 @@ class TileStream(Iterable[Any]):
     def __init__(
         self, dataset: TileDataset, order: BlockShuffle | None = None, *, at_once: int = 64
     ) -> None:
+        _check_tiles(dataset)
+        if not (order is None or isinstance(order, BlockShuffle)):
+            raise TypeError(
+                f"order of type {type(order).__name__}: expected a BlockShuffle of the data set"
+            )
         if order is not None and order.dataset is not dataset:
             raise ValueError("the order is one of another data set")
-        if operator.index(at_once) < 1:
-            raise ValueError(f"at_once {at_once}: expected 1 or more")
+        at_once = dicom.integer(at_once, "at_once", least=1)
         self._order = BlockShuffle(dataset, shuffle=False) if order is None else order
-        self._at_once = operator.index(at_once)
+        self._at_once = at_once
         self._passes = 0
         """How often this worker has begun an epoch."""
         module = sys.modules.get("torch.utils.data")
@@ -248,6 +277,16 @@ class TileStream(Iterable[Any]):
     def __len__(self) -> int:
         """Return the number of tiles of this rank, of all workers together."""
         return len(self._order)
+
+    def __getitem__(self, index: object) -> Any:
+        """Raise a TypeError: a stream is read in its order, and has no tiles by number.
+
+        A ``DataLoader`` asks for them where it doesn't know the stream as an ``IterableDataset``.
+        """
+        raise TypeError(
+            "a TileStream has no tiles by number. For a DataLoader: import torch.utils.data before"
+            " the stream is made, or give the DataLoader the TileDataset, with the order as sampler"
+        )
 
     def __iter__(self) -> Iterator[Any]:
         epoch = self._order.epoch

@@ -52,7 +52,7 @@ def rank_of(rank: int | None, world_size: int | None) -> Share:
         whence = "the environment variables RANK and WORLD_SIZE"
     try:
         number, of = (int(each) for each in given)  # type: ignore[call-overload]
-    except ValueError:
+    except (TypeError, ValueError):
         number, of = -1, 0
     if not 0 <= number < of:
         raise ValueError(f"{whence} are {given[0]!r} and {given[1]!r}: expected 0 <= rank < size")
