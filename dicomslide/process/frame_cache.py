@@ -47,7 +47,7 @@ class FrameCache(Member[tuple["Hashable", int], F]):
         super()._start()
         self._images: dict[Hashable, OrderedDict[int, None]] = {}
         self._touched: OrderedDict[tuple[Hashable, int], None] = OrderedDict()
-        """Frames that were wanted, cached or not, in the order of their last use."""
+        """Frames that were wanted while they weren't cached, in the order of the last time."""
         self._wanted: float = DOUBT
         self._wanted_again = 0.0
         """Numbers of frames, of which early ones count less."""
@@ -110,7 +110,10 @@ class FrameCache(Member[tuple["Hashable", int], F]):
             self._count(len(frames), len(known))
             most = min(limit // nbytes, MOST_TOUCHED)
             for frame in frames:
-                self._touch((image, frame), most)
+                self._touched[image, frame] = None
+                self._touched.move_to_end((image, frame))
+            while len(self._touched) > most:
+                self._touched.popitem(last=False)
             if self._wanted_again > self._wanted * WORTHWHILE:
                 return frames
             has_room = self.nbytes + len(frames) * nbytes <= limit
@@ -169,17 +172,6 @@ class FrameCache(Member[tuple["Hashable", int], F]):
         limit = self._max_bytes()  # the option may have changed
         while self.nbytes > limit:
             dropped.append(self._drop_oldest())
-
-    def _drop_oldest(self) -> F:
-        key = next(iter(self._entries))
-        self._touch(key, MOST_TOUCHED)
-        return self._drop(key)
-
-    def _touch(self, key: tuple[Hashable, int], most: int) -> None:
-        self._touched[key] = None
-        self._touched.move_to_end(key)
-        while len(self._touched) > most:
-            self._touched.popitem(last=False)
 
     def forget(self, part: str) -> None:
         """Forget the frames of images whose keys have a text among their parts."""

@@ -13,6 +13,6 @@
     Decoded frames of an image: cached, or fetched and decoded by threads of the pools.
 ``indexing``
     Keys of NumPy, resolved for an array that is stored in tiles.
-``arrays``
-    The adapter by which xarray and dask read: `ReaderArray`.
+``arrays``, ``chunks``
+    The adapter by which xarray and dask read: `ReaderArray`; and the lengths of chunks.
 """

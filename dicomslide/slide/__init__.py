@@ -6,8 +6,9 @@
     `open_slide` and `find_slides`.
 ``sorting``
     Instances sorted into slides by their headers.
-``cohort``
-    `open_slides`: a mapping of names to slides.
+``cohort``, ``batches``, ``ahead``, ``calls``
+    `open_slides`: a mapping of names to slides; headers in threads or on a cluster, those of the
+    next slides beforehand; and functions of slides.
 ``sampler``, ``tile_dataset``, ``tile_order``, ``workers``
     Map-style data sets of regions and tiles, orders of reading, and shares of processes.
 """
