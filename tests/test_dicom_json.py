@@ -7,9 +7,18 @@ import json
 import numpy as np
 import pydicom
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import dicomslide
-from dicomslide.backends.dicomweb.dicom_json import BulkData, dataset_of_json, frame_groups_of_json
+from dicomslide.backends.dicomweb import dicom_json
+from dicomslide.backends.dicomweb.dicom_json import (
+    MOST_NESTED,
+    BulkData,
+    dataset_of_json,
+    frame_groups_of_json,
+    nesting_of,
+)
 from dicomslide.backends.dicomweb.source import _header_of
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.header.layout import pixel_format_of
@@ -228,3 +237,46 @@ def test_in_a_file_such_a_value_hinders_nobody_either(path, tmp_path, tag, value
             dicomslide.open_slide(path).get_image_region((0, 0), 0, (50, 60), 1),
         )
         assert slide.to_dataset().sizes["channel"] == 2
+
+
+# -- nesting ---------------------------------------------------------------------------------
+
+
+def depth_of(value):
+    """As programs see it: one by one."""
+    if isinstance(value, dict):
+        return 1 + max(map(depth_of, value.values()), default=0)
+    return 1 + max(map(depth_of, value), default=0) if isinstance(value, list) else 0
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.integers() | st.text('[{"\\a', max_size=9),
+    lambda some: st.lists(some, max_size=3) | st.dictionaries(st.text("a[{"), some, max_size=3),
+)
+
+
+@given(ANY_JSON, st.integers(0, 3 * MOST_NESTED))
+def test_json_that_is_nested_too_deep_is_known(value, more):
+    """Brackets that text opens don't make it so."""
+    data = b"[" * more + json.dumps(value, ensure_ascii=False).encode() + b"]" * more
+    assert (nesting_of(data) > MOST_NESTED) == (depth_of(value) + more > MOST_NESTED)
+
+
+@pytest.mark.parametrize("size", [dicom_json.BLOCK - 1, dicom_json.BLOCK, 3 * dicom_json.BLOCK])
+def test_the_nesting_of_long_json_is_counted_across_blocks(size):
+    value = b'"' + b"x" * size + b'"'
+    for _ in range(MOST_NESTED + 1):
+        value = b"[" + value + b"]"
+    assert nesting_of(value) == MOST_NESTED + 1
+
+
+def test_sequences_as_deep_as_the_bound_allows_are_converted():
+    dataset = pydicom.Dataset()
+    dataset.PatientID = "deep"
+    for _ in range(MOST_NESTED // 3 - 1):
+        outer = pydicom.Dataset()
+        outer.ReferencedSeriesSequence = [dataset]
+        dataset = outer
+    text = json.dumps(dataset.to_json_dict()).encode()
+    assert MOST_NESTED - 6 <= nesting_of(text) <= MOST_NESTED
+    assert dataset_of_json(json.loads(text)) == dataset

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.header.per_frame import positions_of_json
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from pydicom.dataelem import DataElement, RawDataElement
     from pydicom.dataset import Dataset
 
-__all__ = ["BulkData", "dataset_of_json", "frame_groups_of_json"]
+__all__ = ["MOST_NESTED", "BulkData", "dataset_of_json", "frame_groups_of_json", "nesting_of"]
 
 BULK_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 NUMBER_VRS = frozenset({"FD", "FL", "SL", "SS", "SV", "UL", "US", "UV"})
@@ -24,12 +27,42 @@ TEXT_VRS = frozenset(
 )  # fmt: skip
 PER_FRAME_GROUPS = "52009230"
 NUMBER_OF_FRAMES = "00280008"
+MOST_NESTED = 192
+"""Upper bound on nested arrays and objects of JSON, which is three for each sequence.
+
+Conversion is recursive. At Python's limit of recursion it would end anywhere, also in the finalizer
+of an object that has nothing to do with it."""
+BLOCK = 2**18
+"""Bytes whose brackets are counted at once."""
+STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 class BulkData(bytes):
     """Empty value with the URI of the bulk data."""
 
     uri: str = ""
+
+
+def nesting_of(data: bytes | bytearray) -> int:
+    """Return how many arrays and objects of JSON lie in one another at most.
+
+    Strings are left out only where the depth with their brackets is out of bounds, because that
+    takes longer than to parse the JSON. Text that closes brackets can hide as many levels.
+    """
+    depth = _depth_of(data)
+    return _depth_of(STRING.sub(b"", data)) if depth > MOST_NESTED else depth
+
+
+def _depth_of(data: bytes | bytearray) -> int:
+    depth = most = 0
+    for start in range(0, len(data), BLOCK):
+        octets = np.frombuffer(data, np.uint8, min(BLOCK, len(data) - start), start) | 0x20
+        # [ is { now, and ] is }
+        brackets = octets[(octets == ord("{")) | (octets == ord("}"))]
+        if brackets.size:
+            depths = depth + np.cumsum(np.where(brackets == ord("{"), 1, -1))
+            depth, most = int(depths[-1]), max(most, int(depths.max()))
+    return most
 
 
 def dataset_of_json(json: Mapping[str, Any]) -> Dataset:
@@ -120,7 +153,7 @@ def _element_by_element(
                 kept = _kept(tag, element, bulk_data, name)
                 if kept is not None:
                     dataset[kept.tag] = kept
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
         raise MetadataError(f"{name}: its metadata aren't DICOM JSON: {error}") from error
     return LenientDataset(dataset, name)
 

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 
+from dicomslide.backends.dicomweb.dicom_json import MOST_NESTED, nesting_of
 from dicomslide.backends.dicomweb.multipart import (
     WHETHER_STORED,
     Part,
@@ -318,6 +319,10 @@ def _read_json(kind: str, chunks: Iterator[bytes]) -> list[Mapping[str, Any]]:
         raise ReplyError("the reply is empty")
     if "json" not in kind:
         raise WrongTypeError(f"the reply is {kind or 'of no type'}, not DICOM JSON")
+    if (depth := nesting_of(data)) > MOST_NESTED:
+        raise ReplyError(
+            f"the reply isn't DICOM JSON: {depth:,} levels deep; expected {MOST_NESTED} at most"
+        )
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
