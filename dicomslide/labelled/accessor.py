@@ -8,9 +8,11 @@ import xarray as xr
 
 from dicomslide.labelled.coordinates import restored, step_of
 from dicomslide.labelled.match import match
+from dicomslide.labelled.presentation import channel_displays
 
 if TYPE_CHECKING:
     from dicomslide.labelled.match import Method
+    from dicomslide.labelled.presentation import ChannelDisplay
 
 __all__ = ["SlideAccessor", "SlideTreeAccessor"]
 
@@ -109,6 +111,32 @@ class SlideAccessor:
         if not isinstance(self._data, xr.DataArray):
             raise TypeError("match() takes an array: dataset[name].slide.match(...)")
         return match(self._data, like, method, fill_value)
+
+    def channel_displays(self) -> tuple[ChannelDisplay, ...]:
+        """Return names, colours and windows in which the channels are displayed.
+
+        A colour is the one that the header recommends: the brightest of an optical path's Palette
+        Color Lookup Table. Otherwise it is that of a fluorochrome or a colour in the name of the
+        channel (DAPI is blue); of the wavelength of its emission; or, by a typical distance, of its
+        illumination. A channel of which nothing is known has a colour that no other channel has, as
+        long as there is one; if it is the only channel, white.
+
+        Returns
+        -------
+        tuple of ChannelDisplay
+            One for each channel, with the attributes ``name``, ``color`` (``"#RRGGBB"``),
+            ``valid_range`` (of Bits Stored; None for real numbers) and ``window`` (recommended by
+            the header; None where it recommends none). No pixels are read.
+
+        Raises
+        ------
+        TypeError
+            When this is a dataset: take one of its variables.
+
+        """
+        if not isinstance(self._data, xr.DataArray):
+            raise TypeError("channel_displays() takes an array: dataset[name].slide")
+        return channel_displays(self._data)
 
     @property
     def spacing(self) -> tuple[float, float]:

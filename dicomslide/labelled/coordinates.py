@@ -1,4 +1,4 @@
-"""Coordinate variables of labelled datasets: positions in mm, focal planes and channels."""
+"""Coordinate variables of labelled datasets: positions in mm, and focal planes."""
 
 from __future__ import annotations
 
@@ -9,23 +9,19 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from dicomslide.enum import ChannelTypes
-from dicomslide.header import dicom
-from dicomslide.labelled.channel_index import ChannelIndex
 from dicomslide.labelled.index import FRAME_OF_REFERENCE, SlideIndex, spacing_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dicomslide.header.channels import Channel
     from dicomslide.header.geometry import Orientation, SlideGeometry
-    from dicomslide.image import TiledImage
 
 __all__ = [
-    "channel_coords",
+    "chunks_of_one",
     "focal_plane_coords",
     "matrix_coords",
     "restored",
+    "scalar",
     "slide_coordinate",
     "step_of",
 ]
@@ -102,19 +98,19 @@ def focal_plane_coords(
     values = np.array(offsets) / 1000
     attrs = {"long_name": "focal plane's offset", "units": "mm"}
     index = xr.Variable(
-        "z", np.array(planes), {"long_name": "focal plane's index"}, _chunks_of_one("z")
+        "z", np.array(planes), {"long_name": "focal plane's index"}, chunks_of_one("z")
     )
     beside: dict[Any, xr.Variable] = {}
     if of_channels is not None:
         dim, of_each = of_channels
-        heights = xr.Variable((dim, "z"), np.array(of_each) / 1000, attrs, _chunks_of_one(dim))
+        heights = xr.Variable((dim, "z"), np.array(of_each) / 1000, attrs, chunks_of_one(dim))
         if is_dim:
             beside[f"{dim}_z"] = heights
         else:
             beside["z"] = heights[:, 0]
     if not is_dim:
         z = xr.Variable("z", values, attrs)[0]
-        return xr.Coordinates({"z": z, "focal_plane": _scalar(index), **beside}, indexes={})
+        return xr.Coordinates({"z": z, "focal_plane": scalar(index), **beside}, indexes={})
     spacing = ONE_PLANE if len(values) == 1 else None
     return slide_coordinate("z", values, attrs, spacing).assign({"focal_plane": index, **beside})
 
@@ -228,132 +224,13 @@ def step_of(array: xr.DataArray | xr.Dataset, dim: str) -> float:
     return whole if math.isclose(step, whole, rel_tol=1e-6) else step
 
 
-def channel_coords(
-    dim: str,
-    channels: Sequence[Channel],
-    labels: Sequence[str],
-    images: Sequence[TiledImage],
-    *,
-    is_dim: bool,
-) -> xr.Coordinates:
-    """Return the labels of channels, with their descriptions, stains, units and so on.
-
-    Parameters
-    ----------
-    dim : str
-        Name of the dim and of the labels: ``channel``, ``segment`` or ``parameter``.
-    channels : sequence of Channel
-        Channels of one type.
-    labels : sequence of str
-        Unique labels: see :attr:`ChannelGroup.labels`. Where they differ from the identifiers, the
-        identifiers and the series are coordinates as well.
-    images : sequence of TiledImage
-        An image of each channel, for the stains and the series in its header.
-    is_dim : bool
-        Whether there is such a dim; else all coordinates are scalars.
-
-    """
-    kind = channels[0].type
-    identifiers = [c.identifier for c in channels]
-    columns: dict[str, tuple[Sequence[Any], dict[str, str]]] = {
-        dim: (labels, {"long_name": _NAMES[kind]}),
-    }
-    if list(labels) != identifiers:
-        series = ("SeriesInstanceUID", "SeriesDescription")
-        uids, names = ([dicom.text(i.metadata, keyword) for i in images] for keyword in series)
-        columns |= {
-            f"{dim}_identifier": (identifiers, {"long_name": _NAMES[kind]}),
-            f"{dim}_series": (uids, {"long_name": "Series Instance UID"}),
-            f"{dim}_series_description": (names, {"long_name": "Series Description"}),
-        }
-    if kind is ChannelTypes.OPTICAL_PATH:
-        stained = {id(image): ", ".join(dicom.stains_of(image.metadata)) for image in images}
-        stains = [stained[id(image)] for image in images]
-        columns |= {
-            f"{dim}_description": (
-                [c.description or c.identifier for c in channels],
-                {"long_name": "Optical Path Description"},
-            ),
-            f"{dim}_stain": (stains, {"long_name": "substances used for specimen staining"}),
-            dim.replace("channel", "wavelength"): (
-                [c.wavelength for c in channels],
-                {"long_name": "Illumination Wave Length", "units": "nm"},
-            ),
-        }
-    elif kind is ChannelTypes.SEGMENT:
-        columns |= {
-            f"{dim}_label": (
-                [c.description or c.identifier for c in channels],
-                {"long_name": "Segment Label"},
-            ),
-            f"{dim}_category": (
-                [c.category for c in channels],
-                {"long_name": "Segmented Property Category"},
-            ),
-            f"{dim}_type": (
-                [c.property_type for c in channels],
-                {"long_name": "Segmented Property Type"},
-            ),
-            f"{dim}_algorithm": (
-                [c.algorithm for c in channels],
-                {"long_name": "Segment Algorithm"},
-            ),
-        }
-    else:
-        mappings = [c.mapping or (None, None) for c in channels]
-        columns |= {
-            f"{dim}_description": (
-                [c.description or c.identifier for c in channels],
-                {"long_name": "LUT Explanation"},
-            ),
-            f"{dim}_quantity": ([c.quantity for c in channels], {"long_name": "Quantity"}),
-            f"{dim}_unit": ([c.unit for c in channels], {"long_name": "Measurement Units (UCUM)"}),
-            f"{dim}_slope": (
-                [slope for slope, _ in mappings],
-                {"long_name": "Real World Value Slope"},
-            ),
-            f"{dim}_intercept": (
-                [intercept for _, intercept in mappings],
-                {"long_name": "Real World Value Intercept"},
-            ),
-        }
-    found = {
-        name: xr.Variable(dim, _filled(values), attrs, _chunks_of_one(dim))
-        for name, (values, attrs) in columns.items()
-        if any(value not in (None, "") for value in values)
-    }
-    if not is_dim:
-        scalars = {name: _scalar(variable) for name, variable in found.items()}
-        return xr.Coordinates(scalars, indexes={})
-    called = {
-        label: channel.description
-        for label, channel in zip(labels, channels, strict=True)
-        if channel.description is not None
-    }
-    index = ChannelIndex(pd.Index(found[dim].values, name=dim), dim, names=called)
-    return xr.Coordinates(found | index.create_variables(found), indexes={dim: index})
-
-
-_NAMES = {
-    ChannelTypes.OPTICAL_PATH: "Optical Path Identifier",
-    ChannelTypes.SEGMENT: "Segment Number",
-    ChannelTypes.PARAMETER: "LUT Label",
-}
-
-
-def _scalar(variable: xr.Variable) -> xr.Variable:
+def scalar(variable: xr.Variable) -> xr.Variable:
     """Return the first value of a variable as a scalar, without an encoding of chunks."""
     scalar = variable[0]
     scalar.encoding = {}
     return scalar
 
 
-def _chunks_of_one(dim: str) -> dict[str, Any]:
+def chunks_of_one(dim: str) -> dict[str, Any]:
     """Return an encoding of chunks of one along a dim, like those of the pixels."""
     return {"preferred_chunks": {dim: 1}}
-
-
-def _filled(values: Sequence[Any]) -> Any:
-    """Return an array of texts or numbers; None becomes an empty text or NaN."""
-    texts = any(isinstance(value, str) for value in values)
-    return np.array([("" if texts else math.nan) if v is None else v for v in values])

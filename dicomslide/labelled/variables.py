@@ -15,11 +15,13 @@ from dicomslide.enum import ChannelTypes
 from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.header.geometry import AS_STORED, Orientation, SlideGeometry
 from dicomslide.header.layout import MICROMETERS
+from dicomslide.header.optics import valid_range
 from dicomslide.header.placement import geometry_of
 from dicomslide.header.scaling import is_fractional
 from dicomslide.header.tiling import SAME_PLANE, match_planes
 from dicomslide.labelled.attributes import derived_attrs, image_attrs
-from dicomslide.labelled.coordinates import channel_coords, focal_plane_coords, matrix_coords
+from dicomslide.labelled.channel_coordinates import channel_coords
+from dicomslide.labelled.coordinates import focal_plane_coords, matrix_coords
 from dicomslide.options import check_memory
 from dicomslide.process.warn import warn
 from dicomslide.readers.stacked_reader import StackedReader, runs_of
@@ -324,6 +326,11 @@ class Stack:
     def _attrs(self, grid: Grid, has_planes: bool) -> dict[str, Any]:
         """Return the attributes of the variable."""
         attrs = image_attrs(self.image, grid.geometry, grid.orientation)
+        ranges = [valid_range(image._layout.pixel_format) for image in self.images]
+        if self.is_image and ranges and None not in ranges:
+            # of Bits Stored, which may be fewer than the data type has
+            lows, highs = zip(*ranges, strict=True)
+            attrs["valid_range"] = [min(lows), max(highs)]
         if not self.is_image:
             scaled = any(reader and reader.scaling for row in self.readers for reader in row)
             attrs |= derived_attrs(self.image, self.channels, scaled=scaled)
