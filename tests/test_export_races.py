@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import shutil
+import sys
 import threading
 import time
 
@@ -186,6 +188,126 @@ def test_a_shard_that_is_written_late_does_not_land_in_what_another_finished(
     ):
         to_ome_zarr(dicomslide.open_slide(slides[1][0]), store, **OPTIONS)
     assert held(store) == slides[0][1]
+
+
+# -- at every step ----------------------------------------------------------------------------
+
+_interrupt: list = []
+"""What is called before a step on files, while there is something."""
+
+
+def _audit(event, args):
+    if _interrupt and event in ("os.mkdir", "open", "os.rename", "os.remove", "os.scandir"):
+        _interrupt[0](args[0])
+
+
+@pytest.fixture(scope="module")
+def _audited():
+    sys.addaudithook(_audit)  # for the rest of the process, but idle
+
+
+@pytest.fixture(scope="module")
+def small_slides(tmp_path_factory):
+    """Two slides of two shards each."""
+    folders = [tmp_path_factory.mktemp(f"small-{number}") for number in range(2)]
+    for number, folder in enumerate(folders):
+        write_slide(folder, shape=(16, 32), downsamples=(1,), tile_shape=(16, 16),
+                    container_id=f"DS-{number}", transfer_syntax_uid=EXPLICIT, associated=False,
+                    seed=number)  # fmt: skip
+    return folders
+
+
+def at_a_step(monkeypatch, store, number, other, export):
+    """Export, with another export just before a step; return how it ended, and whether it was.
+
+    Steps are those on files in the store, by any library, while the store isn't held exclusively.
+    """
+    held, steps = [], []
+    alone = Target.alone
+
+    @contextlib.contextmanager
+    def held_alone(self):
+        with alone(self):
+            held.append(self)
+            try:
+                yield
+            finally:
+                held.pop()
+
+    def interrupt(path):
+        name = str(path)
+        if held or not name.startswith(str(store)) or name.endswith(exclusive.LOCK):
+            return
+        steps.append(name)
+        if len(steps) == number + 1:
+            _interrupt.clear()
+            other()
+
+    monkeypatch.setattr(Target, "alone", held_alone)
+    _interrupt[:] = [interrupt]
+    try:
+        outcomes = []
+        export(outcomes)
+    finally:
+        _interrupt.clear()
+        monkeypatch.undo()
+    return outcomes[0], len(steps) > number
+
+
+@pytest.mark.usefixtures("_audited")
+@pytest.mark.parametrize("what", ["replaces it", "completes the same", "was replaced and leaves"])
+def test_whatever_another_export_does_at_any_step_one_is_left_whole(
+    small_slides, tmp_path, monkeypatch, what
+):
+    """Deterministic: what is between two steps on files is tried for all of them."""
+    slides = [dicomslide.open_slide(folder) for folder in small_slides]
+    wholes = []
+    for number, slide in enumerate(slides):
+        to_ome_zarr(slide, tmp_path / f"alone-{number}.zarr", shard_size=16)
+        wholes.append(files(tmp_path / f"alone-{number}.zarr"))
+    (tmp_path / "again").mkdir()
+    replaced = {"slide": "replaced", "options": {}}
+
+    def run(outcomes, slide, store, **options):
+        try:
+            with dask.config.set(scheduler="synchronous"):
+                to_ome_zarr(slide, store, shard_size=16, **options)
+        except (dicomslide.ExportError, dicomslide.StoreExistsError):
+            outcomes.append("refused")
+        else:
+            outcomes.append("complete")
+
+    endings = set()
+    number, was_interrupted = 0, True
+    while was_interrupted:
+        store = tmp_path / "again" / f"{number}.zarr"
+        others = []
+
+        def other(store=store, others=others):
+            if what == "was replaced and leaves":
+                late = Target.at(store)
+                late.write(f"{shards_of(replaced)}level_0/image/c/0/0/0", b"late")
+                with contextlib.suppress(dicomslide.ExportError):
+                    late.leave(replaced)
+                others.append("left")
+            elif what == "replaces it":
+                run(others, slides[1], store, overwrite=True)
+            else:
+                run(others, slides[0], store, resume=True)
+
+        ended, was_interrupted = at_a_step(
+            monkeypatch, store, number, other,
+            lambda outcomes, store=store: run(outcomes, slides[0], store, resume=True),
+        )  # fmt: skip
+        assert others == (
+            [] if not was_interrupted else ["left" if "leaves" in what else "complete"]
+        )
+        assert files(store) == wholes[ended == "refused"], number
+        assert not list(store.glob("dicomslide*"))
+        endings.add(ended)
+        number += 1
+    assert number > 15
+    assert endings == ({"complete", "refused"} if what == "replaces it" else {"complete"})
 
 
 def test_who_completes_an_export_is_waited_for(slides, tmp_path, monkeypatch):

@@ -427,10 +427,5 @@ def _write(
     *,
     block_id: tuple[int, ...],
 ) -> NDArray[np.uint8]:
-    target = sharded.target
-    target.check_begun(identity)
-    try:
-        sharded.write(block_id, pixels)
-    finally:
-        target.leave(identity)
+    sharded.target.write_temporary(identity, lambda: sharded.write(block_id, pixels))
     return np.ones((1,) * pixels.ndim, np.uint8)

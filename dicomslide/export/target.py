@@ -33,7 +33,7 @@ from dicomslide.process.parallel import together
 from dicomslide.process.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -62,7 +62,7 @@ RESUME_HINT = (
 CONCURRENCY = 16
 """Upper bound on shards that are checked or moved at once."""
 ATTEMPTS = 20
-"""Attempts to delete or list a folder to which a replaced export may still write."""
+"""Attempts at a step on a folder that another export writes to or deletes."""
 
 SHARED_STORE_HINT = (
     "do all workers write to the same place? A store in memory or a disk that isn't shared can't be"
@@ -190,7 +190,7 @@ class Target:
         for _ in range(ATTEMPTS):
             with contextlib.suppress(FileNotFoundError):  # a folder that is being deleted
                 return self.wait(listed())
-        return self.wait(listed())
+        raise ExportError(f"{self}: can't be listed: another process keeps deleting folders in it")
 
     def names_in(self, folder: str) -> set[str]:
         """Return the names in a folder, without caching."""
@@ -223,14 +223,16 @@ class Target:
         for attempt in range(ATTEMPTS):
             try:
                 self.wait(self._fresh().delete_dir(folder))
-            except FileNotFoundError:
-                pass
-            except OSError:  # another process has written to it: not empty
-                if attempt == ATTEMPTS - 1:
-                    raise
+            except OSError as error:  # another process has written to it, or renamed a file
+                failed = error
             else:
                 return
             time.sleep(0.01 * attempt)
+        if not isinstance(failed, FileNotFoundError):
+            raise failed
+        raise ExportError(
+            f"{self}: {folder} can't be deleted: another process keeps writing to it"
+        ) from failed
 
     def move(self, key: str, new: str) -> None:
         """Rename a key; on a server, by a copy on the server."""
@@ -409,6 +411,38 @@ class Target:
             " resumed: overwrite=True (--overwrite) starts again"
         )
 
+    def write_temporary(self, identity: dict[str, Any], write: Callable[[], None]) -> None:
+        """Write to the temporary folder of an export, which other exports may delete meanwhile.
+
+        Parameters
+        ----------
+        identity : dict
+            Identity of the export, as for :meth:`begin`.
+        write : callable
+            Writes the same each time it is called.
+
+        Raises
+        ------
+        ExportError
+            When another export was begun, or the folder is deleted again and again.
+
+        """
+        self.check_begun(identity)
+        for _ in range(ATTEMPTS):
+            try:
+                write()
+            except FileNotFoundError as error:  # a folder or file is deleted between two steps
+                failed = error
+            else:
+                return
+            finally:
+                self.leave(identity)
+            if self.read(BEGUN) is None:  # another process has completed the same export
+                return
+        raise ExportError(
+            f"{self}: another process keeps deleting what is written: {failed}"
+        ) from failed
+
     def complete(self, identity: dict[str, Any], skeleton: MemoryStore, shards: set[str]) -> None:
         """Move the shards to their keys, and write the metadata documents, the root's last.
 
@@ -469,8 +503,9 @@ class Target:
                     with self.alone():
                         if self._identity() != identity:  # the same export may be begun again
                             self.delete_folder(shards_of(identity).rstrip("/"))
-                            if root is not None:
-                                (root / SHARDS).rmdir()  # if empty
+                            # if empty; an export that is under way may just have created it
+                            if root is not None and self.read(BEGUN) is None:
+                                (root / SHARDS).rmdir()
             raise
 
 
