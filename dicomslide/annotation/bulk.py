@@ -221,11 +221,15 @@ def read_annotation_groups(
         raise MetadataError(f"{name}: {error}") from error
     # arrays have the byte order of the file; data sets made in memory are little-endian
     order = ">" if dataset.original_encoding[1] is False else "<"
+    frame = dicom.text(dataset, "FrameOfReferenceUID")
+    if image is not None and origin is not None:
+        frame = dicom.text(image.metadata, "FrameOfReferenceUID") or frame
     groups = []
     for position, item in enumerate(dicom.items(dataset, "AnnotationGroupSequence")):
         number = int(dicom.number(item, "AnnotationGroupNumber") or position + 1)
         try:
-            groups.append(_read_group(item, number, origin, order))
+            group = _read_group(item, number, origin, order)
+            groups.append(dataclasses.replace(group, frame_of_reference_uid=frame))
         except MetadataError as error:
             raise MetadataError(f"{name}: annotation group {number}: {error}") from None
     return tuple(groups)

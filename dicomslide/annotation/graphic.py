@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.floating[Any]]
     Integers: TypeAlias = NDArray[np.int64]
 
-__all__ = ["BLOCK", "NUM_POINTS", "bounding_boxes", "centroids", "ellipse_outlines", "padded"]
+__all__ = ["BLOCK", "NUM_POINTS", "bounding_boxes", "centroids", "ellipse_outlines", "half_axes",
+           "padded"]  # fmt: skip
 
 NUM_POINTS: dict[str, int | None] = {
     "POINT": 1,
@@ -56,7 +57,7 @@ def bounding_boxes(graphic_type: str, points: Floats, offsets: Integers) -> NDAr
     """
     boxes = np.empty((len(offsets) - 1, 4))
     if len(boxes) and graphic_type == "ELLIPSE":
-        center, first, second = _ellipses(points)
+        center, first, second = half_axes(points)
         # extent of c + a cos t + b sin t, for any angle between a and b
         half = np.hypot(first, second)
         boxes[:, :2], boxes[:, 2:] = center - half, center + half
@@ -151,7 +152,7 @@ def ellipse_outlines(points: Floats, vertices: int) -> tuple[NDArray[np.float64]
         Number of corners of each polygon.
 
     """
-    center, first, second = _ellipses(points)
+    center, first, second = half_axes(points)
     angles = np.arange(vertices) * (2 * np.pi / vertices)
     outlines = (
         center[:, None]
@@ -161,7 +162,7 @@ def ellipse_outlines(points: Floats, vertices: int) -> tuple[NDArray[np.float64]
     return outlines.reshape(-1, 2), np.arange(len(center) + 1) * vertices
 
 
-def _ellipses(points: Floats) -> tuple[NDArray[np.float64], ...]:
+def half_axes(points: Floats) -> tuple[NDArray[np.float64], ...]:
     """Return the centre and two conjugate half diameters of each ellipse, shape (n, 2) each.
 
     They are the half axes in the coordinates of the file. An affine transform (pixels to

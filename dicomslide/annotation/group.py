@@ -80,6 +80,9 @@ class AnnotationGroup:
     """Shape (n + 1,): annotation i has the points ``offsets[i]:offsets[i + 1]``."""
     measurements: tuple[Measurement, ...] = ()
     """Measurements in the order of their items; several may have the same name."""
+    frame_of_reference_uid: str | None = None
+    """Frame of Reference UID of the millimetres; None if the instance (or the image of
+    annotations in pixels) has none."""
     slide: Any = dataclasses.field(default=None, repr=False)
     """The slide from which the group was read, for :meth:`patches`; None without a slide."""
 
@@ -160,6 +163,69 @@ class AnnotationGroup:
         )
         return patches
 
+    def rasterize(self, like: xr.DataArray | xr.Dataset, *, labels: bool = False) -> xr.DataArray:
+        """Return the pixels whose centres lie in an annotation, lazily.
+
+        A centre on the border of a polygon or rectangle belongs to it where the shape lies to the
+        right of it (towards larger x) or, on a horizontal side, above it (larger y): of two
+        polygons with a common side, exactly one has the pixel. This is computed without rounding
+        errors. A polygon that intersects itself has the pixels of the even-odd rule. An ellipse is
+        the curve itself, not a polygon; a point has the pixel that contains it.
+
+        Parameters
+        ----------
+        like : xarray.DataArray or xarray.Dataset
+            Any region of any level, whose grid and chunks the result has; upright, with ``y`` and
+            ``x`` in mm, or as stored (``orientation="stored"``).
+        labels : bool, default: False
+            Whether pixels are numbers of annotations, index + 1, rather than True. Where
+            annotations overlap, the last one has the pixel.
+
+        Returns
+        -------
+        xarray.DataArray
+            bool, or unsigned integers with 0 for no annotation; dims (y, x) of `like`, lazy. A
+            chunk costs its own annotations, in a process and in what is sent to a cluster.
+
+        Raises
+        ------
+        GridError
+            When `like` has another frame of reference.
+        ValueError
+            When the annotations are polylines, or `like` has no place on the slide.
+
+        Examples
+        --------
+        >>> nuclei = slide.annotations()[0]
+        >>> mask = nuclei.rasterize(tree["level_0"].image)
+
+        """
+        from dicomslide.annotation.raster import Graphics
+        from dicomslide.annotation.rasterize import rasterized
+
+        if self.graphic_type == "POLYLINE":
+            raise ValueError(
+                "polylines have no area: to_geopandas().buffer(width / 2) has polygons, which"
+                " recipes.rasterize takes"
+            )
+        count = len(self)
+        kind = "POLYGON" if self.graphic_type == "RECTANGLE" else self.graphic_type
+        return rasterized(
+            Graphics(kind, self.coordinates, self.offsets, np.arange(count)),
+            np.arange(1, count + 1, dtype=np.min_scalar_type(count)) if labels else None,
+            like,
+            name=self.label or "annotations",
+            frame_of_reference_uids=self._frames_of_reference,
+        )
+
+    @property
+    def _frames_of_reference(self) -> frozenset[str]:
+        """Frame of Reference UIDs of the millimetres: those of the slide's levels, too."""
+        known = {self.frame_of_reference_uid} - {None}
+        if self.slide is not None:
+            known.update(self.slide._frames)
+        return frozenset(each for each in known if each is not None)
+
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with one row per annotation.
 
@@ -218,7 +284,7 @@ class AnnotationGroup:
         geopandas.GeoDataFrame
             The column ``geometry`` has points, line strings or polygons (64 corners for an
             ellipse), without z and without a coordinate reference system. A polygon of one or two
-            points has no area.
+            points has no area. ``attrs["frame_of_reference_uid"]`` is that of the group.
 
         Raises
         ------
@@ -249,7 +315,10 @@ class AnnotationGroup:
             points, offsets = padded(points, offsets, closed=True, minimum=4)
             rings = np.arange(len(self) + 1)
             shapes = shapely.from_ragged_array(kind, points, (offsets, rings))
-        return geopandas.GeoDataFrame(self.to_pandas(), geometry=shapes)
+        frame = geopandas.GeoDataFrame(self.to_pandas(), geometry=shapes)
+        if self.frame_of_reference_uid is not None:
+            frame.attrs["frame_of_reference_uid"] = self.frame_of_reference_uid
+        return frame
 
 
 def _meaning(code: Code | None) -> str | None:

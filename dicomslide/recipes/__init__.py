@@ -19,6 +19,7 @@ except ImportError:
         "recipes need scikit-image, which isn't installed: pip install 'dicomslide[recipes]'"
     ) from None
 
+from dicomslide.recipes.shapes import outlines, rasterize
 from dicomslide.recipes.stains import estimate_stains, separate_stains
 from dicomslide.recipes.statistics import segment_statistics
 from dicomslide.recipes.tile_table import tile_grid
@@ -31,6 +32,8 @@ __all__ = [
     "embed_tiles",
     "estimate_stains",
     "map_tiles",
+    "outlines",
+    "rasterize",
     "segment_statistics",
     "separate_stains",
     "tile_grid",
