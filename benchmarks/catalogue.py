@@ -3,8 +3,9 @@
 from benchmarks.targets import TARGETS as OTHER_TARGETS
 from benchmarks.tasks import FRESH, WARM
 from benchmarks.tiles import PASSES, TILE_TARGETS, TILE_TASKS
+from benchmarks.training import TRAINING_TARGETS, TRAINING_TASKS
 
 __all__ = ["PASSES", "TARGETS", "TASKS"]
 
-TASKS = (*WARM, *TILE_TASKS, *FRESH)
-TARGETS = (*TILE_TARGETS, *OTHER_TARGETS)
+TASKS = (*WARM, *TILE_TASKS, *TRAINING_TASKS, *FRESH)
+TARGETS = (*TILE_TARGETS, *TRAINING_TARGETS, *OTHER_TARGETS)

@@ -117,6 +117,16 @@ class Decoder(Reader):
             ]
             self._run(frames, self.decode)
 
+    def frames_once(self, at: list[list[int]], size: int) -> None:
+        """Decode each frame that regions touch, once."""
+        touched = dict.fromkeys(
+            r * self.across + c
+            for row, column in at
+            for r in self._touched(row, size)
+            for c in self._touched(column, size)
+        )
+        self._run([self.frames[index] for index in touched], self.decode)
+
     def region(self, row: int, column: int, size: int) -> Any:
         """Return the pixels of a region, the reference for other readers."""
         import numpy as np

@@ -82,6 +82,28 @@ class Reader:
             "cpu_ms": (time.process_time() - cpu) * 1000,
         }
 
+    def loaded_tiles(
+        self, at: list[list[int]], size: int, workers: int, start: str | None
+    ) -> dict[str, float]:
+        """Read squares through PyTorch's DataLoader, by a data set that calls this reader."""
+        from benchmarks.loaders import TilesOfReader, loaded
+
+        return loaded(TilesOfReader(type(self), self.folder, at, size), workers, start)
+
+    def open_each(self) -> None:
+        """Open each slide of a folder."""
+        self.each = []
+        for name in sorted(os.listdir(self.folder)):
+            reader = type(self)(os.path.join(self.folder, name), self.threads)
+            reader.load()
+            reader.open()
+            self.each.append(reader)
+
+    def tiles_of_each(self, at: list[list[int]], size: int) -> None:
+        """Read a square at each (slide, row, column)."""
+        for number, row, column in at:
+            self.each[number].region(row, column, size)
+
     def scaled_regions(self, at: list[list[int]], size: int) -> None:
         """Read squares, and halve their rows and columns."""
         for picture in self._pictures_of(at, size):

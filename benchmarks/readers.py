@@ -17,6 +17,7 @@ from benchmarks.limit import (
     PlacingDecoderInProcesses,
     Python,
 )
+from benchmarks.pairs import InTwoProcesses
 from benchmarks.peers import (
     Fastslide,
     Highdicom,
@@ -71,5 +72,9 @@ READERS: dict[str, Callable[[str], Reader]] = {
     "decoder, placing, 2 processes": PlacingDecoderInProcesses,
     "dask alone": DaskAlone,
     "Python": Python,
+    **{
+        f"{reader}, 2 processes": functools.partial(InTwoProcesses, reader=reader)
+        for reader in ("dicomslide", "dicomslide, 1 thread", "wsidicom", "openslide", "fastslide")
+    },
 }
 """Functions that make the reader of a folder; None for its default number of threads."""

@@ -85,29 +85,37 @@ class Child:
         self.failed = ""
         self.starting = ["load_more", "open"]  # of all children at once
         for operation in self.starting:
-            self._tell({"operation": operation, "arguments": {}})
+            self.tell(operation, {})
 
-    def _tell(self, command: dict[str, Any]) -> None:
+    def tell(self, operation: str, arguments: dict[str, Any], **more: Any) -> None:
+        """Send a command to the child, whose answer is to be heard."""
         assert self.process.stdin is not None
+        command = {"operation": operation, "arguments": arguments, **more}
         print(json.dumps(command), file=self.process.stdin, flush=True)
 
-    def _hear(self) -> dict[str, Any]:
+    def _next(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         return json.loads(self.process.stdout.readline())
+
+    def hear(self) -> dict[str, Any]:
+        """Return the answer to the command that was sent."""
+        try:
+            while self.starting:
+                self.starting.pop()
+                self.failed = self.failed or self._next().get("error", "")
+            found = self._next()
+        except (OSError, ValueError):
+            self.failed = f"its process ended ({self.process.wait()})"
+        return {"error": self.failed} if self.failed else found
 
     def ask(self, operation: str, arguments: dict[str, Any], **more: Any) -> dict[str, Any]:
         """Send a command to the child, and return its answer."""
         try:
-            while self.starting:
-                self.starting.pop()
-                self.failed = self.failed or self._hear().get("error", "")
-            if self.failed:
-                return {"error": self.failed}
-            self._tell({"operation": operation, "arguments": arguments, **more})
-            return self._hear()
-        except (OSError, ValueError):
+            self.tell(operation, arguments, **more)
+        except OSError:
             self.failed = f"its process ended ({self.process.wait()})"
             return {"error": self.failed}
+        return self.hear()
 
     def close(self) -> None:
         """End the process."""

@@ -420,6 +420,14 @@ SLIDES = {
         Served(name="orthanc", about="like jpeg-256, on an Orthanc server on this machine"),
         Cohort(name="cohort", about="1,000 slides of four files, of which each is small"),
         Bucket(name="bucket", about="300 slides of five objects in S3, 50 ms away"),
+        Cohort(
+            name="hundred",
+            about="100 slides of five files, JPEG, frames of 256²",
+            edge=2_048,
+            tile=256,
+            factors=(1, 4, 16),
+            count=100,
+        ),
         Many(
             name="many-sparse",
             about="2,000 slides of 2,500 frames of 32², TILED_SPARSE",

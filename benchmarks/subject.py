@@ -120,16 +120,51 @@ class Dicomslide(Reader):
         """Read tiles of the base level by a data set, as a batch or one by one, once."""
         from dicomslide import TileDataset, clear_all
 
-        middles = [(row + size / 2 - 0.5, column + size / 2 - 0.5) for row, column in at]
-        centers = [self.slide.get_slide_offset(middle, 0) for middle in middles]
-        x, y = zip(*centers, strict=True)
         clear_all("decoded frames")
-        tiles = TileDataset({"x": x, "y": y}, self.slide, size=size, spacing=self.spacing / 2)
+        table = self._table(self.slide, at, size)
+        tiles = TileDataset(table, self.slide, size=size, spacing=self.spacing / 2)
         if together:
             tiles.__getitems__(range(len(at)))
             return
         for index in range(len(at)):
             tiles[index]
+
+    def loaded_tiles(
+        self, at: list[list[int]], size: int, workers: int, start: str | None
+    ) -> dict[str, float]:
+        """Read squares of the base level through PyTorch's DataLoader, by a data set."""
+        from benchmarks.loaders import loaded
+        from dicomslide import TileDataset
+
+        table = self._table(self.slide, at, size)
+        options = {"size": size, "spacing": self.spacing / 2}
+        return loaded(TileDataset(table, self.slide, **options), workers, start)
+
+    def open_each(self) -> None:
+        """Open each slide of a folder."""
+        import dicomslide
+
+        self.cohort = dicomslide.open_slides(self.folder, correct_color=self.corrected)
+
+    def tiles_of_each(self, at: list[list[int]], size: int) -> None:
+        """Read a square at each (slide, row, column), by a data set of all."""
+        from dicomslide import TileDataset
+
+        names = sorted(self.cohort)
+        first = self.cohort[names[0]]  # they lie alike
+        table = self._table(first, [place for _, *place in at], size)
+        table["slide"] = [names[number] for number, *_ in at]
+        spacing = first.pixel_spacings[0][0]
+        tiles = TileDataset(table, self.cohort, size=size, spacing=spacing)
+        for index in range(len(at)):
+            tiles[index]
+
+    @staticmethod
+    def _table(slide: Any, at: list[list[int]], size: int) -> dict[str, Any]:
+        """Return the middles of squares in mm."""
+        middles = [(row + size / 2 - 0.5, column + size / 2 - 0.5) for row, column in at]
+        x, y = zip(*(slide.get_slide_offset(middle, 0) for middle in middles), strict=True)
+        return {"x": x, "y": y}
 
     def mean(self, halved: bool) -> None:
         """Compute the mean of the base level, or of pixels of twice its spacing, through dask."""

@@ -89,7 +89,7 @@ class Fresh:
 
 
 BOTH_WSIDICOM = ("wsidicom", "wsidicom, 2 threads")
-_PEERS = ("dicomslide", *BOTH_WSIDICOM, "openslide", "decoder")
+_PEERS = ("dicomslide", *BOTH_WSIDICOM, "openslide", "fastslide", "decoder")
 
 BUDGET = 128 * 2**20
 """Bytes of `memory_budget`: a third of the cached bytes of 2,000 sparse slides without a bound."""

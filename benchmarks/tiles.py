@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from benchmarks.run import Results
 
-__all__ = ["PASSES", "TILE_TARGETS", "TILE_TASKS"]
+__all__ = ["PASSES", "SLIDES", "TILE_TARGETS", "TILE_TASKS"]
 
 SIZE = 448
 """Rows and columns of a tile: twice those that models take."""
@@ -26,13 +26,14 @@ STEPS, STEP = 64, 128
 """Positions of a window, and the pixels from one to the next."""
 WINDOW = 512
 AGAIN = 2_048
-SIDE, OF_MODELS = 8, 224
-"""Neighbours along an edge of a square of tiles, and rows and columns of each."""
-NEIGHBOURS = "64 tiles of 224² side by side"
 
 SLIDES = (("jpeg-256", "256"), ("jpeg-512", "512"), ("jpeg-1024", "1,024"))
 PEERS = (*BOTH_WSIDICOM, "openslide", "fastslide")
 READERS = ("dicomslide", "dicomslide, 1 thread", *PEERS)
+PAIRED = ("wsidicom", "openslide", "fastslide")
+PAIRS = tuple(
+    f"{reader}, 2 processes" for reader in ("dicomslide", "dicomslide, 1 thread", *PAIRED)
+)
 
 HOW = (
     ("tiles of 448², in raster order", "regions", 0.65),
@@ -72,18 +73,6 @@ def _box(draw: Draw) -> dict[str, Any]:
     return draw.regions(1, AGAIN)
 
 
-def _neighbours(draw: Draw) -> dict[str, Any]:
-    """Return a square of tiles side by side, row by row."""
-    side = min(SIDE, draw.edge // OF_MODELS)
-    row, column = draw.rng.integers(0, draw.edge - side * OF_MODELS + 1, 2).tolist()
-    at = [
-        [row + down * OF_MODELS, column + right * OF_MODELS]
-        for down in range(side)
-        for right in range(side)
-    ]
-    return {"at": at, "size": OF_MODELS}
-
-
 def _tasks(slide: str) -> list[Warm]:
     return [
         *(
@@ -97,14 +86,18 @@ def _tasks(slide: str) -> list[Warm]:
             )
         ),
         *(
-            Warm(
-                f"{NEIGHBOURS}, {how}",
-                slide,
-                "tiles_of_dataset",
-                ("dicomslide", "dicomslide, no cache"),
-                lambda draw, how=how: _neighbours(draw) | {"together": how == "together"},
+            Warm(f"{name}, two processes", slide, operation, PAIRS, arguments, forget=True)
+            for name, operation, arguments in (
+                *((name, operation, _raster) for name, operation, _ in HOW),
+                ("tiles of 448², shuffled", "regions", _shuffled),
             )
-            for how in ("one by one", "together")
+        ),
+        Warm(
+            "the frames under tiles of 448², each once",
+            slide,
+            "frames_once",
+            ("decoder", "decoder, 2 threads"),
+            _raster,
         ),
     ]
 
@@ -126,21 +119,22 @@ def _targets(slide: str, tile: str) -> list[Target]:
         for name, beside, limit, others in rows
     ] + [
         Target(
-            f"{NEIGHBOURS} by __getitems__, frames of {tile}²",
-            f"one by one, {beside}",
-            0.6,
-            lambda found, reader=reader: (
-                found.values(f"{slide}: {NEIGHBOURS}, together", reader)
-                / found.values(f"{slide}: {NEIGHBOURS}, one by one", reader)
+            f"{name}, frames of {tile}², two processes",
+            best,
+            limit,
+            lambda found, task=f"{slide}: {name}, two processes": (
+                found.best(task, PAIRS[:2]) / found.best(task, PAIRS[2:])
             ),
         )
-        for beside, reader in (
-            ("no frame kept", "dicomslide, no cache"), ("frames kept in between", "dicomslide")
+        for name, limit in (
+            *((name, limit) for name, _, limit in HOW), ("tiles of 448², shuffled", 0.95)
         )
     ]  # fmt: skip
 
 
 TILE_TASKS = tuple(task for slide, _ in SLIDES for task in _tasks(slide))
-PASSES = tuple(task for task in TILE_TASKS if task.name.startswith(f"tiles of {SIZE}²"))
-"""Those that read many tiles."""
+PASSES = tuple(
+    task for task in TILE_TASKS if task.readers is READERS and task.name.startswith("tiles")
+)
+"""Those that read many tiles in one process."""
 TILE_TARGETS = tuple(target for slide, tile in SLIDES for target in _targets(slide, tile))
