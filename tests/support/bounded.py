@@ -1,4 +1,4 @@
-"""Runs code in a child process that may take so much memory and time, and no more."""
+"""Runs code in a child process that may take so much memory and processor time, and no more."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 
 MEMORY = 2 * 2**30
 """Bytes of address space: the packages that are imported take nearly a half of it."""
+LONGEST = 900
+"""Seconds after which a child waits for something that never comes."""
 
 _CHILD = """
 import json, resource, sys, warnings
 resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
+resource.setrlimit(resource.RLIMIT_CPU, ({seconds}, {seconds}))
 warnings.simplefilter("ignore")
 import numpy, pydicom, dicomslide
 from dicomslide.errors import DicomSlideError
@@ -33,18 +36,18 @@ json.dump([found, peak], sys.stdout)
 
 
 def tried(
-    tries: dict[str, str], *, seconds: float, memory: int = MEMORY, **names: Any
+    tries: dict[str, str], *, seconds: int, memory: int = MEMORY, **names: Any
 ) -> tuple[dict[str, tuple[str, str]], int]:
     """Return what each expression gave or raised, and the most bytes that were in memory.
 
-    A child that isn't done in time, or ends otherwise, is an error.
+    A child that takes more seconds of a processor, or ends otherwise, is an error.
     """
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD.format(memory=memory)],
+        [sys.executable, "-c", _CHILD.format(memory=memory, seconds=seconds)],
         input=json.dumps({"tries": list(tries.items()), "names": names}),
         capture_output=True,
         text=True,
-        timeout=seconds,
+        timeout=LONGEST,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
