@@ -59,6 +59,24 @@ class DicomSlideBackendArray(ReaderArray, BackendArray):
         return await asyncio.to_thread(self.__getitem__, key)
 
 
+class _Coordinate(xr.Variable):
+    """A coordinate in memory, which the chunks of an engine don't apply to.
+
+    xarray chunks the coordinates of an engine that have no index, too. Then dask arrays tell what
+    channels are called, by which nothing can be chosen.
+    """
+
+    __slots__ = ()
+
+    def chunk(self, *args: Any, **kwargs: Any) -> xr.Variable:  # type: ignore[override]
+        """Return the coordinate as a plain variable: later, it may be chunked."""
+        return xr.Variable(self.dims, self.values, self.attrs, self.encoding)
+
+    def to_base_variable(self) -> xr.Variable:
+        """Return a copy of this class: a dataset makes one of each coordinate."""
+        return self._replace()
+
+
 class DicomSlideBackendEntrypoint(BackendEntrypoint):
     """Opens DICOM whole slide images as labelled arrays in slide coordinates.
 
@@ -381,6 +399,13 @@ def _finished(
     if drop_variables is not None:
         names = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables)
         dataset = dataset.drop_vars(names, errors="ignore")
+    dataset = dataset.assign_coords(
+        {
+            name: _Coordinate(coord.dims, coord.values, coord.attrs, coord.encoding)
+            for name, coord in dataset.coords.items()
+            if coord.ndim and name not in dataset.xindexes
+        }
+    )
     source = _as_given(source)
     if isinstance(source, (str, os.PathLike)):
         from dicomslide.backends.net.redaction import public_url

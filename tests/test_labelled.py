@@ -192,8 +192,7 @@ def test_channels_and_focal_planes_are_dims(stack_slide):
     np.testing.assert_array_equal(one.values, expected_stack((100, 140))[1, 1])
     with pytest.raises(KeyError):
         image.sel(z=0.0151)
-    named = image.swap_dims(channel="channel_description")
-    assert named.sel(channel_description="Fluorescence DAPI").shape == (3, 140, 100)
+    assert image.sel(channel_description="Fluorescence DAPI").shape == (3, 140, 100)
 
 
 @given(data=st.data())

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from dicomslide.labelled.coordinates import restored, step_of
+from dicomslide.labelled.channel_coordinates import channels_restored
+from dicomslide.labelled.coordinates import ONE_PLANE, restored, step_of
 from dicomslide.labelled.match import match
+from dicomslide.labelled.name_index import SAME
 from dicomslide.labelled.presentation import channel_displays
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Literal
+
     from dicomslide.labelled.match import Method
     from dicomslide.labelled.presentation import ChannelDisplay
 
@@ -34,7 +40,7 @@ class SlideAccessor:
         self._data = data
 
     def restore(self, *, frame_of_reference_uid: str | None = None) -> xr.DataArray | xr.Dataset:
-        """Return the data with indexes in mm, like those that the engine returns.
+        """Return the data with the indexes that the engine returns: in mm, and of channels.
 
         Files hold coordinates, but no indexes: opened again, ``x``, ``y`` and ``z`` have xarray's
         default index, for which a slice has a direction and a number has to be exact. ``coarsen``
@@ -50,8 +56,8 @@ class SlideAccessor:
         Returns
         -------
         xarray.DataArray or xarray.Dataset
-            The data with a :class:`~dicomslide.SlideIndex` of ``x``, ``y`` and ``z``; no pixels
-            are read.
+            The data with a :class:`~dicomslide.SlideIndex` of ``x``, ``y`` and ``z``, and with
+            indexes of the identifiers, names and wavelengths of channels; no pixels are read.
 
         Raises
         ------
@@ -67,7 +73,53 @@ class SlideAccessor:
                 if name in self._data.dims
             }
             raise ValueError(f"x, y or z in mm is needed; the coordinates are {found}")
-        return self._data.assign_coords(coords)
+        return self._data.assign_coords(coords).assign_coords(channels_restored(self._data))
+
+    def sel(
+        self,
+        indexers: Mapping[Any, Any] | None = None,
+        method: Literal["nearest"] | None = None,
+        tolerance: float | None = None,
+        **labels: Any,
+    ) -> xr.DataArray | xr.Dataset:
+        """Select as xarray's ``sel`` does, also by what has no dim since there is only one of it.
+
+        Slides of one focal plane have no dim ``z``, and those of one channel none of channels,
+        unless they are opened with ``squeeze=False``; xarray can't select by such coordinates. Here
+        they are compared: ``sel(z=0)`` is valid for a stack and for a single plane.
+
+        Parameters
+        ----------
+        indexers : mapping, optional
+            Values by the name of the coordinate; or as keywords.
+        method, tolerance
+            See ``xarray.DataArray.sel``.
+        **labels
+            Values by the name of the coordinate.
+
+        Returns
+        -------
+        xarray.DataArray or xarray.Dataset
+            The selected data; no pixels are read.
+
+        Raises
+        ------
+        KeyError
+            When nothing has the value; the only focal plane, when it is more than 0.5 µm away.
+
+        """
+        wanted = {**(indexers or {}), **labels}
+        coords = self._data.coords
+        only = {name for name in wanted if name in coords and not coords[name].ndim}
+        for name in only:
+            value = coords[name].item()
+            extent = tolerance
+            if extent is None:
+                extent = math.inf if method else ONE_PLANE / 2 if name == "z" else 0.0
+            if not _selects(wanted[name], value, extent):
+                raise KeyError(f"no {name} {wanted[name]!r}; the only one is {value!r}")
+        rest = {name: label for name, label in wanted.items() if name not in only}
+        return self._data.sel(rest, method=method, tolerance=tolerance) if rest else self._data
 
     def match(
         self,
@@ -169,6 +221,19 @@ class SlideAccessor:
         return float(values.min()) - half, float(values.max()) + half
 
 
+def _selects(label: Any, value: Any, extent: float) -> bool:
+    """Whether a label, or an interval of numbers, selects the only value of a coordinate."""
+    if isinstance(label, slice):
+        bounds = sorted(each for each in (label.start, label.stop) if each is not None)
+        if len(bounds) == 2:
+            return bool(bounds[0] - extent <= value <= bounds[1] + extent)
+        return not bounds or bool(value >= bounds[0] if label.stop is None else value <= bounds[0])
+    if isinstance(value, str) or isinstance(label, str):
+        return bool(label == value)
+    apart = abs(float(label) - value)
+    return apart <= max(extent, SAME * abs(value))
+
+
 @xr.register_datatree_accessor("slide")  # type: ignore[no-untyped-call]
 class SlideTreeAccessor:
     """Indexes in mm of all nodes of a tree: ``tree.slide``.
@@ -209,7 +274,8 @@ class SlideTreeAccessor:
             coords = restored(dataset, frame_of_reference_uid)
             found = found or coords is not None
             path = node.relative_to(self._tree)
-            datasets[path] = dataset if coords is None else dataset.assign_coords(coords)
+            restored_here = dataset if coords is None else dataset.assign_coords(coords)
+            datasets[path] = restored_here.assign_coords(channels_restored(dataset))
         if not found:
             raise ValueError("no node has x, y or z in mm")
         return xr.DataTree.from_dict(datasets, name=self._tree.name)

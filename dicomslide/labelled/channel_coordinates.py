@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from dicomslide.header import dicom
 from dicomslide.header.optics import optics_of, recommended_color, window_of
 from dicomslide.labelled.channel_index import ChannelIndex
 from dicomslide.labelled.coordinates import chunks_of_one, scalar
+from dicomslide.labelled.name_index import NameIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import TypeAlias
 
     from dicomslide.header.channels import Channel
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     Columns: TypeAlias = dict[str, tuple[Sequence[Any], dict[str, str]]]
     """Values by channel and attributes of coordinates, by name."""
 
-__all__ = ["channel_coords"]
+__all__ = ["channel_coords", "channel_indexed", "channels_restored"]
 
 
 def channel_coords(
@@ -72,21 +74,75 @@ def channel_coords(
         ChannelTypes.SEGMENT: _of_segments,
         ChannelTypes.PARAMETER: _of_parameters,
     }[kind](dim, channels, images)
+    # arrays can be aligned if both have the index of a coordinate, also where all values are NaN
+    kept = _indexed(dim) if is_dim and kind is ChannelTypes.OPTICAL_PATH else ()
     found = {
         name: xr.Variable(dim, _filled(values), attrs, chunks_of_one(dim))
         for name, (values, attrs) in columns.items()
-        if any(value not in (None, "") for value in values)
+        if name in kept or any(value not in (None, "") for value in values)
     }
     if not is_dim:
         scalars = {name: scalar(variable) for name, variable in found.items()}
         return xr.Coordinates(scalars, indexes={})
-    called = {
-        label: channel.description
-        for label, channel in zip(labels, channels, strict=True)
-        if channel.description is not None
-    }
-    index = ChannelIndex(pd.Index(found[dim].values, name=dim), dim, names=called)
-    return xr.Coordinates(found | index.create_variables(found), indexes={dim: index})
+    return channel_indexed(dim, found)
+
+
+def channel_indexed(dim: str, variables: Mapping[Any, xr.Variable]) -> xr.Coordinates:
+    """Return coordinates of channels with indexes of identifiers, and of names and wavelengths.
+
+    Parameters
+    ----------
+    dim : str
+        Name of the dim and of the identifiers: ``channel``, ``segment`` or ``parameter``.
+    variables : mapping
+        Coordinates along the dim by name, with the identifiers.
+
+    """
+    identifiers = variables[dim].values
+    names: dict[str, str] = {}
+    for name in (f"{dim}_description", f"{dim}_label"):
+        if name in variables:
+            called = zip(identifiers, variables[name].values.tolist(), strict=True)
+            names = {each: text for each, text in called if text and text != each}
+    index = ChannelIndex(pd.Index(identifiers, name=dim), dim, names=names)
+    found = dict(variables) | index.create_variables(variables)
+    indexes: dict[Any, xr.Index] = {dim: index}
+    for name in _indexed(dim):
+        if name in variables:
+            beside = NameIndex.from_variables(
+                {name: variables[name]}, options={"identifiers": identifiers}
+            )
+            found |= beside.create_variables(variables)
+            indexes[name] = beside
+    return xr.Coordinates(found, indexes=indexes)
+
+
+def channels_restored(data: xr.DataArray | xr.Dataset) -> xr.Coordinates:
+    """Return the coordinates of channels with the indexes that :func:`channel_indexed` gives."""
+    found = xr.Coordinates()
+    for name in map(str, data.coords):
+        if _DIM.fullmatch(name) and data[name].dims == (name,):
+            along = {
+                key: _in_memory(data[key].variable)
+                for key in (name, f"{name}_label", f"{name}_description", *_indexed(name))
+                if key in data.coords and data[key].dims == (name,)
+            }
+            found = found.assign(channel_indexed(name, along))
+    return found
+
+
+def _in_memory(variable: xr.Variable) -> xr.Variable:
+    """Return a coordinate of a file with NumPy's fixed-width texts, or numbers."""
+    values = variable.values
+    if values.dtype.kind in "OT":
+        values = np.array([str(value) for value in values])
+    return xr.Variable(variable.dims, values, variable.attrs, variable.encoding)
+
+
+def _indexed(dim: str) -> tuple[str, ...]:
+    """Return the coordinates of optical paths that have an index beside the identifiers."""
+    number = dim.removeprefix("channel")
+    return () if number == dim else (f"{dim}_description", f"wavelength{number}")
 
 
 def _of_optical_paths(
@@ -218,6 +274,8 @@ def _of_parameters(dim: str, channels: Sequence[Channel], images: Sequence[Tiled
     }
 
 
+_DIM = re.compile(r"(?:channel|segment|parameter)(?:_\d+)?")
+"""Names of dims of channels."""
 _NAMES = {
     ChannelTypes.OPTICAL_PATH: "Optical Path Identifier",
     ChannelTypes.SEGMENT: "Segment Number",
