@@ -30,12 +30,15 @@ from dicomslide.errors import (
     NotPicklableError,
     NotSlideError,
     PerformanceWarning,
+    PixelValueError,
     SlideTaskError,
     SourceChangedError,
     SourceDeniedError,
     SourceNotFoundError,
     SourceReadError,
+    StorageRefusedError,
     StoreExistsError,
+    ViewerWarning,
 )
 from dicomslide.options import Options, get_options, set_options
 from dicomslide.process.budget import clear_all
@@ -94,6 +97,7 @@ if TYPE_CHECKING:
         compute_frame_positions,
         disassemble_total_pixel_matrix,
     )
+    from dicomslide.write.segmentation import write_segmentation
 
 _LAZY_MODULES = {
     "AnnotationGroup": "annotation.group",
@@ -132,6 +136,7 @@ _LAZY_MODULES = {
     "sort_images_by_size": "pyramid",
     "to_ome_zarr": "export.ome_zarr",
     "to_spatialdata": "export.spatialdata",
+    "write_segmentation": "write.segmentation",
 }
 """Module of each public name that is imported at first use."""
 
@@ -167,6 +172,7 @@ __all__ = [
     "OpenSlide",
     "Options",
     "PerformanceWarning",
+    "PixelValueError",
     "Pyramid",
     "PyramidLevel",
     "Slide",
@@ -178,12 +184,14 @@ __all__ = [
     "SourceDeniedError",
     "SourceNotFoundError",
     "SourceReadError",
+    "StorageRefusedError",
     "StoreExistsError",
     "TileDataset",
     "TileStream",
     "TiledImage",
     "TotalPixelMatrix",
     "TotalPixelMatrixSampler",
+    "ViewerWarning",
     "__version__",
     "add_scale_bar",
     "assemble_total_pixel_matrix",
@@ -216,6 +224,7 @@ __all__ = [
     "sort_images_by_size",
     "to_ome_zarr",
     "to_spatialdata",
+    "write_segmentation",
 ]
 
 

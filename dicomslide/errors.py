@@ -8,6 +8,10 @@ what was found and what was expected.
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "AmbiguousSlideError",
@@ -28,12 +32,15 @@ __all__ = [
     "NotPicklableError",
     "NotSlideError",
     "PerformanceWarning",
+    "PixelValueError",
     "SlideTaskError",
     "SourceChangedError",
     "SourceDeniedError",
     "SourceNotFoundError",
     "SourceReadError",
+    "StorageRefusedError",
     "StoreExistsError",
+    "ViewerWarning",
 ]
 
 
@@ -96,6 +103,41 @@ class ExportError(DicomSlideError, OSError):
 
 class StoreExistsError(DicomSlideError, FileExistsError):
     """The path of an export exists, or another export was begun there."""
+
+
+class StorageRefusedError(ExportError):
+    """A server refused to store some instances (STOW-RS, PS3.18 10.5).
+
+    Parameters
+    ----------
+    server : str
+        URL of the service.
+    failures : mapping of str to str
+        Reason by SOP Instance UID of each refused instance.
+    stored : sequence of str
+        SOP Instance UIDs of the instances that were stored, and still are.
+
+    """
+
+    def __init__(
+        self, server: str, failures: Mapping[str, str], stored: Sequence[str] = ()
+    ) -> None:
+        super().__init__(server, failures, stored)  # pickle calls the class with these
+        self.server = server
+        self.failures = dict(failures)
+        self.stored = tuple(stored)
+
+    def __str__(self) -> str:
+        refused = "; ".join(f"{uid}: {reason}" for uid, reason in self.failures.items())
+        stored = f"; it stored, and still has, {', '.join(self.stored)}" if self.stored else ""
+        return (
+            f"{self.server} didn't store {len(self.failures)} of"
+            f" {len(self.failures) + len(self.stored)} instances: {refused}{stored}"
+        )
+
+
+class PixelValueError(DicomSlideError, ValueError):
+    """Values that are to be written don't fit: NaN, fractions beyond 1, labels of no segment."""
 
 
 class SlideTaskError(DicomSlideError):
@@ -188,3 +230,7 @@ class PerformanceWarning(UserWarning):
 
 class MetadataWarning(UserWarning):
     """Something absent or contradictory in a header was worked around."""
+
+
+class ViewerWarning(UserWarning):
+    """What is written is lawful, but no known viewer shows it in this form."""

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["WHITE", "ColorTransform", "cielab_to_srgb", "color_transform"]
+__all__ = ["WHITE", "ColorTransform", "cielab_to_srgb", "color_transform",
+           "srgb_to_cielab"]  # fmt: skip
 
 WHITE = (255, 255, 255)
 
@@ -285,3 +286,21 @@ def cielab_to_srgb(encoded: Sequence[int]) -> tuple[int, int, int]:
     gamma = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     red, green, blue = (int(value) for value in np.rint(gamma * 255))
     return red, green, blue
+
+
+def srgb_to_cielab(color: Sequence[int]) -> tuple[int, int, int]:
+    """Convert 8-bit sRGB to CIELab (D50), as encoded in DICOM; see :func:`cielab_to_srgb`."""
+    encoded = np.asarray(color, np.float64) / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    # linear sRGB to XYZ (D50), Bradford-adapted: the sRGB profile's colorants
+    xyz = np.array(
+        (
+            (0.4360747, 0.3850649, 0.1430804),
+            (0.2225045, 0.7168786, 0.0606169),
+            (0.0139322, 0.0971045, 0.7141733),
+        )
+    ) @ linear / (0.9642, 1.0, 0.8249)  # fmt: skip
+    x, y, z = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    shares = (116 * y - 16) / 100, (500 * (x - y) + 128) / 255, (200 * (y - z) + 128) / 255
+    lightness, a, b = (round(float(share) * 65535) for share in np.clip(shares, 0, 1))
+    return lightness, a, b

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from dicomslide.header.elements import decimal
 from dicomslide.header.tiling import TileGrid
 from dicomslide.testing.encode import LOSSY, PHOTOMETRIC
 
@@ -124,15 +125,6 @@ def _item(**elements: Any) -> Dataset:
     for keyword, value in elements.items():
         setattr(item, keyword, value)
     return item
-
-
-def decimal(value: float) -> str:
-    """Format a number as a Decimal String (DS) of at most 16 characters."""
-    for digits in range(16, 0, -1):
-        text = f"{value:.{digits}g}"
-        if len(text) <= 16:
-            return text
-    raise ValueError(value)
 
 
 def header_of(image: SyntheticImage) -> Dataset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import struct
 import zlib
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomslide.header.elements import ElementEncoder, decimal
 from dicomslide.pixels import DECODERS
 from dicomslide.testing.encode import encode_frame
-from dicomslide.testing.image import UID_ROOT, SyntheticImage, decimal, header_of
+from dicomslide.testing.image import UID_ROOT, SyntheticImage, header_of
 
 if TYPE_CHECKING:
     import os
@@ -24,46 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["write_image"]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Writer:
-    """Encoder of elements and items, for parts that pydicom would write too slowly."""
-
-    little_endian: bool
-    implicit_vr: bool
-    undefined_lengths: bool
-
-    def pack(self, layout: str, *values: Any) -> bytes:
-        return struct.pack(("<" if self.little_endian else ">") + layout, *values)
-
-    def element(self, tag: int, vr: str, value: bytes, length: int | None = None) -> bytes:
-        head = self.pack("HH", tag >> 16, tag & 0xFFFF)
-        size = len(value) if length is None else length
-        if self.implicit_vr:
-            return head + self.pack("I", size) + value
-        if vr in ("OB", "OW", "OF", "OD", "OV", "SQ"):
-            return head + vr.encode() + bytes(2) + self.pack("I", size) + value
-        return head + vr.encode() + self.pack("H", size) + value
-
-    def text(self, tag: int, vr: str, value: str) -> bytes:
-        return self.element(tag, vr, (value + " " * (len(value) % 2)).encode())
-
-    def item(self, content: bytes) -> bytes:
-        head = self.pack("HH", 0xFFFE, 0xE000)
-        if not self.undefined_lengths:
-            return head + self.pack("I", len(content)) + content
-        return head + self.pack("I", 0xFFFFFFFF) + content + self.pack("HHI", 0xFFFE, 0xE00D, 0)
-
-    def fragment(self, content: bytes) -> bytes:
-        return self.pack("HHI", 0xFFFE, 0xE000, len(content)) + content
-
-    def sequence(self, tag: int, items: bytes) -> bytes:
-        if not self.undefined_lengths:
-            return self.element(tag, "SQ", items)
-        end = self.pack("HHI", 0xFFFE, 0xE0DD, 0)
-        return self.element(tag, "SQ", items, 0xFFFFFFFF) + end
-
-
-def _per_frame_groups(image: SyntheticImage, writer: _Writer) -> bytes:
+def _per_frame_groups(image: SyntheticImage, writer: ElementEncoder) -> bytes:
     grid, geometry = image.grid, image.geometry
     several_paths = len(image.optical_paths) > 1
     groups = []
@@ -90,7 +51,7 @@ def _per_frame_groups(image: SyntheticImage, writer: _Writer) -> bytes:
     return writer.sequence(0x52009230, b"".join(groups))
 
 
-def _write_frames(file: Any, image: SyntheticImage, writer: _Writer) -> None:
+def _write_frames(file: Any, image: SyntheticImage, writer: ElementEncoder) -> None:
     """Write offset tables and frames; the tables are filled in after the frames."""
     places = image.places()
     count = len(places)
@@ -121,7 +82,7 @@ def _write_frames(file: Any, image: SyntheticImage, writer: _Writer) -> None:
         size = -(-len(frame) // (2 * image.fragments)) * 2
         for at in range(0, max(len(frame), 1), max(size, 1)):
             file.write(writer.fragment(frame[at : at + size]))
-    file.write(writer.pack("HHI", 0xFFFE, 0xE0DD, 0))
+    file.write(writer.end_of_sequence())
     if extended:
         file.seek(table_at)
         for tag, values in ((0x7FE00001, offsets), (0x7FE00002, lengths)):
@@ -131,7 +92,7 @@ def _write_frames(file: Any, image: SyntheticImage, writer: _Writer) -> None:
         file.write(struct.pack(f"<{count}I", *offsets))
 
 
-def _write_native(file: Any, image: SyntheticImage, writer: _Writer) -> None:
+def _write_native(file: Any, image: SyntheticImage, writer: ElementEncoder) -> None:
     fmt = image.pixel_format
     tiles = [image.tile(*place) for place in image.places()]
     if fmt.bits_allocated == 1:  # frames aren't padded to whole bytes
@@ -184,7 +145,7 @@ def write_image(
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     meta.TransferSyntaxUID = UID(image.transfer_syntax_uid)
     meta.ImplementationClassUID = UID(UID_ROOT + "1")
-    writer = _Writer(decoder.little_endian, decoder.implicit_vr, image.undefined_lengths)
+    writer = ElementEncoder(decoder.little_endian, decoder.implicit_vr, image.undefined_lengths)
     head = DicomBytesIO()
     head.is_little_endian, head.is_implicit_VR = decoder.little_endian, decoder.implicit_vr
     write_dataset(head, dataset)

@@ -1,0 +1,1 @@
+"""Results of analysis as DICOM: segmentations, parametric maps and annotations of a slide."""

@@ -1,0 +1,176 @@
+"""Pixels on the levels to which they are written: their own, all coarser ones, or others."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from dicomslide.errors import GridError
+from dicomslide.labelled.match import match
+from dicomslide.write.grids import grid_of_level, own_grid, placed, placed_on, upright
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import xarray as xr
+
+    from dicomslide.slide.slide import Slide
+    from dicomslide.write.grids import Grid, Placed
+
+__all__ = ["Levels", "Resample", "on_levels"]
+
+Levels: TypeAlias = "Literal['own', 'all', 'free'] | int | Sequence[int]"
+Resample = Literal["nearest", "majority", "any", "mean", "linear"]
+FITTING = {
+    "BINARY": ("majority", "any", "nearest"),
+    "FRACTIONAL": ("mean", "nearest", "linear"),
+    "LABELMAP": ("majority", "nearest"),
+    "MAP": ("mean", "nearest", "linear"),
+}
+"""Ways of resampling by what pixels are, the default of a pyramid first."""
+
+
+def on_levels(
+    array: xr.DataArray, slide: Slide, levels: Levels, resample: Resample | None, kind: str
+) -> list[Placed]:
+    """Return the pixels of an array on each level that is written.
+
+    Parameters
+    ----------
+    array : xarray.DataArray
+        Dims (channel, y, x) in mm, or (channel, row, column) as stored.
+    slide : Slide
+        Slide with the levels.
+    levels, resample
+        See :func:`write_segmentation`.
+    kind : {"BINARY", "FRACTIONAL", "LABELMAP", "MAP"}
+        What the pixels are.
+
+    Raises
+    ------
+    GridError
+        See :func:`dicomslide.write.grids.placed`.
+    ValueError
+        When `levels` or `resample` isn't among those that fit.
+
+    """
+    if resample is not None and resample not in FITTING[kind]:
+        raise ValueError(
+            f"resample {resample!r}: expected one of {list(FITTING[kind])} for {kind}"
+            if resample in get_args(Resample)
+            else f"resample {resample!r}: expected one of {list(get_args(Resample))}"
+        )
+    if levels == "free":
+        return [own_grid(array, slide)]
+    if levels == "own":
+        return [placed(array, slide)]
+    if levels == "all":
+        own = placed(array, slide)
+        assert own.grid.level is not None
+        coarser = range(own.grid.level + 1, slide.num_levels)
+        method = resample or FITTING[kind][0]
+        return [own, *_pyramid(array, slide, coarser, method)]
+    if isinstance(levels, str):
+        raise ValueError(f'levels {levels!r}: expected "own", "all", "free", or numbers of levels')
+    wanted = [levels] if isinstance(levels, (int, np.integer)) else list(levels)
+    return [_on_level(array, slide, int(level), resample) for level in wanted]
+
+
+def _on_level(array: xr.DataArray, slide: Slide, level: int, resample: Resample | None) -> Placed:
+    """Return the pixels on a level: as they are if it is theirs, else resampled."""
+    try:
+        own = placed(array, slide)
+    except GridError:
+        if resample is None:
+            raise
+    else:
+        if own.grid.level == level:
+            return own
+        if resample is None:
+            raise GridError(
+                f"the pixels are those of level {own.grid.level}, not of level {level}: choose how"
+                ' they get there, such as resample="nearest"'
+            )
+    assert resample is not None
+    grid = grid_of_level(slide, level)
+    array = upright(array, slide)
+    return placed_on(_resampled(array, slide, grid, resample), grid)
+
+
+def _pyramid(
+    array: xr.DataArray, slide: Slide, levels: Sequence[int], method: Resample | str
+) -> list[Placed]:
+    """Return the pixels on coarser levels, each computed from the one before."""
+    found: list[Placed] = []
+    if not levels:
+        return found
+    here = upright(array, slide)
+    for level in levels:
+        grid = grid_of_level(slide, level)
+        here = _resampled(here, slide, grid, method)
+        found.append(placed_on(here, grid))
+    return found
+
+
+def _resampled(array: xr.DataArray, slide: Slide, grid: Grid, method: Any) -> xr.DataArray:
+    """Return an array on the pixels of a level whose centres lie within its extent, lazily."""
+    import dask.array as da
+    import xarray as xr
+
+    if grid.orientation is None:
+        raise GridError(
+            f"level {grid.level} lies obliquely on the slide: pixels in mm can't be resampled onto"
+            " it; write rows and columns as stored"
+        )
+    like = grid.like(slide._said("FrameOfReferenceUID"))
+    chunks = []
+    for dim in ("y", "x"):
+        step = abs(float(like[dim][1] - like[dim][0])) if like.sizes[dim] > 1 else None
+        index: Any = array.xindexes[dim]
+        half = index.spacing / 2
+        ends = sorted((float(array[dim][0]), float(array[dim][-1])))
+        inside = (like[dim].values >= ends[0] - half) & (like[dim].values <= ends[1] + half)
+        if not inside.any():
+            raise GridError(
+                f"{dim} from {ends[0]:.9g} to {ends[1]:.9g} mm: no pixel of level {grid.level} is"
+                " there"
+            )
+        like = like.isel({dim: np.flatnonzero(inside)})
+        chunks.append(_chunks_like(array, like, dim, step))
+    shape = like.sizes["y"], like.sizes["x"]
+    empty = da.empty(shape, dtype=np.uint8, chunks=tuple(chunks))
+    grid_of_chunks = xr.DataArray(empty, like.coords, ("y", "x"))
+    if method == "any":
+        return match(array, grid_of_chunks, "mean", 0) > 0
+    if method == "majority" and array.dtype.kind in "bf":  # fractions, compared when written
+        return match(array, grid_of_chunks, "mean", 0)
+    return match(array, grid_of_chunks, method, 0)
+
+
+MOST_IN_CHUNK = 2048
+LEAST_IN_CHUNK = 16
+
+
+def _chunks_like(
+    array: xr.DataArray, like: xr.Dataset, dim: str, step: float | None
+) -> tuple[int, ...]:
+    """Return chunks of the new pixels that need few chunks of an array: with its borders."""
+    count = like.sizes[dim]
+    if step is None or array.chunks is None:
+        return (count,)
+    middles = array[dim].values
+    sign = 1 if dim == "x" else -1
+    first = float(like[dim][0])
+    ends = list(itertools.accumulate(array.chunksizes[dim]))[:-1]
+    borders, last = [0], 0
+    for end in ends:
+        edge = (float(middles[end - 1]) + float(middles[end])) / 2
+        border = min(max(round(sign * (edge - first) / step + 0.5), 0), count)
+        if border - last >= LEAST_IN_CHUNK:
+            # upsampled chunks are cut into parts of a block
+            borders += [*range(last + MOST_IN_CHUNK, border, MOST_IN_CHUNK), border]
+            last = border
+    borders += [*range(last + MOST_IN_CHUNK, count, MOST_IN_CHUNK), count]
+    return tuple(np.diff(sorted(set(borders))).tolist())

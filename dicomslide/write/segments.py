@@ -1,0 +1,204 @@
+"""Descriptions of segments: labels, codes, algorithms and tracking (PS3.3 C.8.20.4)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dicomslide.write.headers import LONGEST_LO, code_item, item, new_uid
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+__all__ = ["WORDS", "segment_items"]
+
+_TISSUE = ("85756007", "SCT", "Tissue")
+_ANATOMICAL = ("91723000", "SCT", "Anatomical Structure")
+_ABNORMAL = ("49755003", "SCT", "Morphologically Abnormal Structure")
+_SPATIAL = ("309825002", "SCT", "Spatial and Relational Concept")
+_OBJECT = ("260787004", "SCT", "Physical object")
+_SUBSTANCE = ("91720002", "SCT", "Body Substance")
+_REGION = ("111030", "DCM", "Image Region")
+WORDS: dict[str, tuple[tuple[str, str, str], tuple[str, str, str]]] = {
+    "tissue": (_TISSUE, _TISSUE),
+    "tumour": (_ABNORMAL, ("108369006", "SCT", "Neoplasm")),
+    "lesion": (_ABNORMAL, ("52988006", "SCT", "Lesion")),
+    "necrosis": (_ABNORMAL, ("6574001", "SCT", "Necrosis")),
+    "inflammation": (_ABNORMAL, ("409774005", "SCT", "Inflammation")),
+    "fibrosis": (_ABNORMAL, ("112674009", "SCT", "Fibrosis")),
+    "stroma": (_TISSUE, ("21793004", "SCT", "Connective tissue")),
+    "connective tissue": (_TISSUE, ("21793004", "SCT", "Connective tissue")),
+    "fat": (_TISSUE, ("55603005", "SCT", "Adipose tissue")),
+    "muscle": (_TISSUE, ("71616004", "SCT", "Muscle")),
+    "nerve": (_ANATOMICAL, ("91728009", "SCT", "Nerve")),
+    "vessel": (_ANATOMICAL, ("59820001", "SCT", "Blood vessel")),
+    "lymph node": (_ANATOMICAL, ("59441001", "SCT", "Lymph node")),
+    "cell": (_ANATOMICAL, ("4421005", "SCT", "Cell")),
+    "nucleus": (_ANATOMICAL, ("84640000", "SCT", "Nucleus")),
+    "blood": (_SUBSTANCE, ("87612001", "SCT", "Blood")),
+    "region": (_SPATIAL, _REGION),
+}
+"""Category and type of usual words."""
+_SYNONYMS = {
+    "tumor": "tumour", "neoplasm": "tumour", "adipose": "fat", "adipose tissue": "fat",
+    "blood vessel": "vessel", "foreground": "tissue", "roi": "region",
+    "region of interest": "region",
+}  # fmt: skip
+_FAMILY = ("123110", "DCM", "Artificial Intelligence")
+FAMILIES = {
+    "otsu": ("123105", "DCM", "Histogram Analysis"),
+    "threshold": ("123105", "DCM", "Histogram Analysis"),
+}
+"""Algorithm families (PS3.16 CID 7162) by words in an algorithm's name; else it is an AI's."""
+KEYS = frozenset(
+    {
+        "label", "category", "type", "algorithm", "algorithm_type", "description", "number",
+        "tracking_id", "tracking_uid", "anatomic_region", "color",
+    }
+)  # fmt: skip
+UNNAMED = "unspecified"
+"""Segment Algorithm Name where none is given: it is required of what wasn't drawn by hand."""
+
+
+def segment_items(described: Sequence[Any], *, numbers: Sequence[int] | None = None) -> list[Any]:
+    """Return the items of the Segment Sequence.
+
+    Parameters
+    ----------
+    described : sequence
+        A label, a mapping, or an item such as highdicom's ``SegmentDescription``, of each segment.
+    numbers : sequence of int, optional
+        Segment Numbers; by default from one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When a description isn't one of these, or a value in it isn't.
+
+    """
+    numbers = range(1, len(described) + 1) if numbers is None else numbers
+    return [_segment(each, number) for each, number in zip(described, numbers, strict=True)]
+
+
+def _segment(described: Any, number: int) -> Dataset:
+    described = getattr(described, "item", described)  # of a Channel
+    if hasattr(described, "SegmentLabel"):  # highdicom's, or another item
+        made = copy.deepcopy(described)
+        made.SegmentNumber = number
+        return made
+    given = {"label": described} if isinstance(described, str) else described
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"a segment is described by {described!r}; expected its label, a mapping with one, or"
+            " highdicom's SegmentDescription"
+        )
+    label = given.get("label")
+    if not isinstance(label, str) or not label.strip() or len(label) > LONGEST_LO:
+        raise ValueError(
+            f"segment {number}: its label is {label!r}; expected text of 1 to {LONGEST_LO}"
+            " characters"
+        )
+    if unknown := set(given) - KEYS:
+        raise ValueError(f"segment {label!r}: unknown keys {sorted(unknown)}; known: {sorted(KEYS)}")
+    word = label.strip().lower()
+    category, kind = WORDS[_SYNONYMS.get(word, word if word in WORDS else "region")]
+    made = item(
+        SegmentNumber=number,
+        SegmentLabel=label,
+        SegmentedPropertyCategoryCodeSequence=[_code(given.get("category", category), label)],
+        SegmentedPropertyTypeCodeSequence=[_code(given.get("type", kind), label)],
+    )
+    if given.get("description"):
+        made.SegmentDescription = str(given["description"])
+    if given.get("anatomic_region"):
+        made.AnatomicRegionSequence = [_code(given["anatomic_region"], label)]
+    _add_algorithm(made, given, label)
+    made.TrackingID = str(given.get("tracking_id") or label)
+    made.TrackingUID = str(given.get("tracking_uid") or new_uid())
+    if given.get("color") is not None:
+        made.RecommendedDisplayCIELabValue = _cielab(given["color"], label)
+    return made
+
+
+def _code(given: Any, label: str) -> Dataset:
+    """Return an item of a code: a word, (value, scheme, meaning), pydicom's Code, or an item."""
+    if isinstance(given, str):
+        word = given.strip().lower()
+        word = _SYNONYMS.get(word, word)
+        if word not in WORDS:
+            raise ValueError(
+                f"segment {label!r}: no code is known for {given!r}; expected one of"
+                f" {sorted(WORDS)}, or a code: (value, scheme, meaning)"
+            )
+        return code_item(*WORDS[word][1])
+    if hasattr(given, "CodingSchemeDesignator"):
+        return copy.deepcopy(given)
+    if hasattr(given, "scheme_designator"):
+        version = getattr(given, "scheme_version", None)
+        return code_item(given.value, given.scheme_designator, given.meaning, version)
+    if isinstance(given, (tuple, list)) and 3 <= len(given) <= 4:
+        return code_item(*map(str, given))
+    raise TypeError(
+        f"segment {label!r}: {given!r} is no code; expected pydicom's Code, (value, scheme,"
+        " meaning), or a word"
+    )
+
+
+def _add_algorithm(made: Dataset, given: Mapping[str, Any], label: str) -> None:
+    """Describe how a segment was made: Segment Algorithm Type, and the algorithm's name."""
+    algorithm = given.get("algorithm")
+    kind = str(given.get("algorithm_type", "AUTOMATIC")).upper()
+    if kind not in ("AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"):
+        raise ValueError(
+            f"segment {label!r}: algorithm_type {kind!r}; expected AUTOMATIC, SEMIAUTOMATIC or"
+            " MANUAL"
+        )
+    made.SegmentAlgorithmType = kind
+    if kind == "MANUAL":
+        if algorithm is not None:
+            raise ValueError(f"segment {label!r}: it is MANUAL, and has an algorithm")
+        return
+    if hasattr(algorithm, "AlgorithmName") or (
+        isinstance(algorithm, Sequence) and algorithm and hasattr(algorithm[0], "AlgorithmName")
+    ):  # highdicom's AlgorithmIdentificationSequence
+        items = [algorithm] if hasattr(algorithm, "AlgorithmName") else list(algorithm)
+        made.SegmentAlgorithmName = items[0].AlgorithmName
+        made.SegmentationAlgorithmIdentificationSequence = copy.deepcopy(items)
+        return
+    if algorithm is None:
+        made.SegmentAlgorithmName = UNNAMED
+        return
+    if isinstance(algorithm, str):
+        name, _, version = algorithm.strip().rpartition(" ")
+        if not name or not any(map(str.isdigit, version)):
+            name, version = algorithm.strip(), ""
+        algorithm = {"name": name, "version": version}
+    if not isinstance(algorithm, Mapping) or not algorithm.get("name"):
+        raise TypeError(
+            f"segment {label!r}: algorithm {algorithm!r}; expected its name and version as text"
+            " (\"otsu 1.0\"), a mapping with name, version and family, or highdicom's"
+        )
+    name = str(algorithm["name"])
+    family = algorithm.get("family") or next(
+        (each for word, each in FAMILIES.items() if word in name.lower()), _FAMILY
+    )
+    made.SegmentAlgorithmName = name[:LONGEST_LO]
+    made.SegmentationAlgorithmIdentificationSequence = [
+        item(
+            AlgorithmFamilyCodeSequence=[_code(family, label)],
+            AlgorithmName=name[:LONGEST_LO],
+            AlgorithmVersion=str(algorithm.get("version") or UNNAMED)[:LONGEST_LO],
+        )
+    ]
+
+
+def _cielab(color: Any, label: str) -> list[int]:
+    """Return a colour as CIELab, as encoded in DICOM: of ``"#ff8000"``, or (r, g, b)."""
+    from dicomslide.pixels.color import srgb_to_cielab
+
+    if isinstance(color, str) and len(color) == 7 and color.startswith("#"):
+        color = tuple(bytes.fromhex(color[1:]))
+    if not (isinstance(color, Sequence) and len(color) == 3 and all(0 <= c <= 255 for c in color)):
+        raise ValueError(f'segment {label!r}: color {color!r}; expected (r, g, b), or "#rrggbb"')
+    return list(srgb_to_cielab(color))
