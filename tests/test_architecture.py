@@ -38,7 +38,7 @@ LAYERS = (
     {"labelled"},
     {"accessor"},
     {"slide"},
-    {"xarray_plugin", "export", "openslide", "recipes"},
+    {"xarray_plugin", "export", "openslide", "recipes", "write"},
     {"demo", "plugins"},
     {"cli"},
     {"__main__"},

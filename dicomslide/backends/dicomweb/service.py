@@ -78,17 +78,19 @@ class WebService:
 
     Parameters
     ----------
-    wado, qido : str
-        URLs of the service, for retrieval and for searches.
+    wado, qido, stow : str
+        URLs of the service, for retrieval, for searches and for storage.
     transport : Transport
         Sender of the requests.
 
     """
 
-    def __init__(self, wado: str, qido: str, transport: Transport) -> None:
+    def __init__(self, wado: str, qido: str, stow: str, transport: Transport) -> None:
         self.wado = wado
         """URL for retrieval, which may contain a user and a password."""
         self._qido = qido
+        self.stow = stow
+        """URL for storage, likewise."""
         self.transport = transport
 
     @classmethod
@@ -114,8 +116,8 @@ class WebService:
         if not _is_plain(client):
             return None
         url = str(client.base_url).rstrip("/")
-        prefixes = (client.wado_url_prefix, client.qido_url_prefix)
-        wado, qido = (f"{url}/{prefix}" if prefix else url for prefix in prefixes)
+        prefixes = (client.wado_url_prefix, client.qido_url_prefix, client.stow_url_prefix)
+        wado, qido, stow = (f"{url}/{prefix}" if prefix else url for prefix in prefixes)
         timeout = getattr(client, "_timeout", None)
         policy = policies.POLICY
         if timeout is not None:
@@ -123,7 +125,7 @@ class WebService:
             policy = dataclasses.replace(
                 policy, connect=connect or policy.connect, silence=silence or policy.silence
             )
-        return cls(wado, qido, Transport(session, refresh=refresh, auth=auth, policy=policy))
+        return cls(wado, qido, stow, Transport(session, refresh=refresh, auth=auth, policy=policy))
 
     # -- searching --
 

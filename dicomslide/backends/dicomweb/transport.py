@@ -1,16 +1,17 @@
-"""GET requests of DICOMweb through a session of requests, bounded in number, time and bytes.
+"""Requests of DICOMweb through a session of requests, bounded in number, time and bytes.
 
 The session holds the credentials, which are sent to the origin that they are for only.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 import time
 from http import HTTPStatus
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from dicomslide.backends.dicomweb.bodies import decompressed, hang_up
 from dicomslide.backends.dicomweb.multipart import ReplyError, WrongTypeError
@@ -40,6 +41,7 @@ __all__ = ["Transport", "TransportError"]
 
 T = TypeVar("T")
 
+_OK = frozenset({int(HTTPStatus.OK)})
 CHUNK = 2**18
 ACCEPTED_ENCODINGS = "gzip, deflate"
 MOST_IN_FLIGHT = 8
@@ -67,8 +69,37 @@ class TransportError(OSError):
         return self.reason
 
 
+class Body(Protocol):
+    """Body of a request, which can be sent again."""
+
+    def __len__(self) -> int:
+        """Return its length in bytes."""
+        ...
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield it from its beginning."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Request:
+    """A request, as it is sent in each attempt."""
+
+    method: Literal["GET", "POST"]
+    url: str
+    headers: dict[str, str]
+    body: Body | None = None
+
+    def sent(self, session: Any, url: str, **options: Any) -> Any:
+        """Send it to a URL; return the response."""
+        if self.method == "GET":
+            return session.get(url, **options)
+        # an iterator has no length: the header that is given says it
+        return session.post(url, data=self.body, **options)
+
+
 class Transport:
-    """Sends GET requests through a session.
+    """Sends requests through a session.
 
     Parameters
     ----------
@@ -144,6 +175,59 @@ class Transport:
             When the request doesn't succeed in time.
 
         """
+        request = _Request("GET", url, {"Accept": accept})
+        return self._asked(request, read, most_bytes, _OK, retried, deadline, nothing)
+
+    def post(
+        self,
+        url: str,
+        body: Body,
+        *,
+        content_type: str,
+        accept: str,
+        read: Read[T],
+        most_bytes: int,
+        answered: frozenset[int],
+    ) -> T:
+        """Post a body to a URL; again after a temporary failure, so that it must be idempotent.
+
+        Parameters
+        ----------
+        url, accept, read, most_bytes
+            See :meth:`get`.
+        body : iterable of bytes
+            The body, with its length; iterated for each attempt.
+        content_type : str
+            Its media type.
+        answered : frozenset of int
+            HTTP status of replies that are read.
+
+        Raises
+        ------
+        TransportError
+            When the request doesn't succeed in time; a long body has more of it.
+
+        """
+        deadline = self.deadline() + self._policy.extra(len(body))
+        headers = {
+            "Accept": accept,
+            "Content-Type": content_type,
+            "Content-Length": str(len(body)),
+        }
+        request = _Request("POST", url, headers, body)
+        return self._asked(request, read, most_bytes, answered, TEMPORARY, deadline, None)
+
+    def _asked(
+        self,
+        request: _Request,
+        read: Read[T],
+        most_bytes: int,
+        answered: frozenset[int],
+        retried: frozenset[int],
+        deadline: float | None,
+        nothing: T | None,
+    ) -> T:
+        """Send a request until it succeeds, or has no prospect."""
         deadline = self.deadline() if deadline is None else deadline
         used: tuple[Any, Any] = (None, None)
 
@@ -153,10 +237,10 @@ class Transport:
                 return Failure("other requests have taken all the time", is_temporary=True)
             try:
                 used = self._session(), self._auth()
-                request = functools.partial(self._send, *used, url, accept, deadline)
-                exchange = _Exchange(request, read, most_bytes, self._policy)
+                send_once = functools.partial(self._send, *used, request, deadline)
+                exchange = _Exchange(send_once, read, most_bytes, self._policy, answered)
                 found = exchange.result(self._policy.left(deadline))
-                return _result_of(exchange, found, nothing, retried)
+                return _result_of(exchange, found, nothing, answered, retried)
             except ReplyError as error:
                 is_temporary = not isinstance(error, WrongTypeError)
                 return Failure(str(error), HTTPStatus.OK, is_temporary, is_damaged=True)
@@ -177,14 +261,16 @@ class Transport:
             raise TransportError(result.reason, result.status)
         return result[0]
 
-    def _send(self, session: Any, auth: Any, url: str, accept: str, deadline: float) -> Any:
+    def _send(self, session: Any, auth: Any, request: _Request, deadline: float) -> Any:
         """Send a request and follow redirects; without credentials to another origin."""
-        policy, home, sender = self._policy, url, session
+        policy, sender = self._policy, session
+        url = home = request.url
         for _ in range(MOST_REDIRECTS + 1):
             left = max(0.001, policy.left(deadline))
-            response = sender.get(
+            response = request.sent(
+                sender,
                 url,
-                headers={"Accept": accept, "Accept-Encoding": ACCEPTED_ENCODINGS},
+                headers={**request.headers, "Accept-Encoding": ACCEPTED_ENCODINGS},
                 stream=True,
                 allow_redirects=False,
                 auth=auth if sender is session else None,
@@ -199,17 +285,23 @@ class Transport:
             if target is None:
                 return response
             response.close()
+            if request.method == "POST" and not is_same_origin(target, home):
+                raise WrongTypeError("a redirect to another server, to which nothing is sent")
             url = target
             sender = session if is_same_origin(url, home) else _stranger(session, url)
         raise WrongTypeError(f"more than {MOST_REDIRECTS} redirects")
 
 
 def _result_of(
-    exchange: _Exchange[T], found: T | None, nothing: T | None, retried: frozenset[int]
+    exchange: _Exchange[T],
+    found: T | None,
+    nothing: T | None,
+    answered: frozenset[int],
+    retried: frozenset[int],
 ) -> tuple[T] | Failure:
     """Return the result of an exchange that was completed, in a tuple."""
     status = exchange.status
-    if status == HTTPStatus.OK:
+    if status in answered:
         return (found,)  # type: ignore[return-value]
     if status == HTTPStatus.NO_CONTENT:
         if nothing is not None:
@@ -234,12 +326,20 @@ class _Exchange(Generic[T]):
         Upper bound on the length of the body after decompression.
     policy : Policy
         Determines how much received bytes extend the deadline.
+    answered : frozenset of int
+        HTTP status of replies that are read.
 
     """
 
     def __init__(
-        self, send: Callable[[], Any], read: Read[T], most_bytes: int, policy: Policy
+        self,
+        send: Callable[[], Any],
+        read: Read[T],
+        most_bytes: int,
+        policy: Policy,
+        answered: frozenset[int],
     ) -> None:
+        self._answered = answered
         self._send = send
         self._read = read
         self._most_bytes = most_bytes
@@ -252,7 +352,7 @@ class _Exchange(Generic[T]):
         """Seconds that the server asks to wait."""
 
     def result(self, seconds: float) -> T:
-        """Return the result of reading the reply; None where its status isn't 200.
+        """Return the result of reading the reply; None where its status isn't among the answers.
 
         Raises
         ------
@@ -299,7 +399,7 @@ class _Exchange(Generic[T]):
         with self._send() as response:
             self.status = response.status_code
             self.asked = retry_after(response.headers.get("Retry-After"), self._policy.clock)
-            if self.status != HTTPStatus.OK:
+            if self.status not in self._answered:
                 return None
             return self._read(response.headers.get("Content-Type") or "", self._chunks(response))
 
