@@ -155,7 +155,7 @@ class BlockWriter:
         block_id: tuple[int, ...],
     ) -> NDArray[Any]:
         empty = self.empty_frame()
-        is_empty = (frames == empty).all(-1) if empty.any() else ~frames.any(-1)
+        is_empty: Any = (frames == empty).all(-1) if empty.any() else ~frames.any(-1)
         known = self.form.encode(empty) if self.form.is_encapsulated else None
         found = []
         path = self.part(block_id)
@@ -200,7 +200,8 @@ def _explained(path: str) -> Iterator[None]:
 
 
 def _write_at(descriptor: int, data: NDArray[np.uint8], offset: int) -> None:
-    view = memoryview(np.ascontiguousarray(data)).cast("B")
+    contiguous: Any = np.ascontiguousarray(data)
+    view = memoryview(contiguous).cast("B")
     while len(view):
         if hasattr(os, "pwrite"):
             written = os.pwrite(descriptor, view, offset)

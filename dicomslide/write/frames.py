@@ -131,7 +131,7 @@ def _jpeg_ls(frame: NDArray[np.uint8], form: FrameForm) -> bytes:
 
 
 def _deflated(frame: NDArray[np.uint8], form: FrameForm) -> bytes:
-    return zlib.compress(frame, DEFLATE_LEVEL, wbits=-zlib.MAX_WBITS)
+    return zlib.compress(frame.tobytes(), DEFLATE_LEVEL, wbits=-zlib.MAX_WBITS)
 
 
 _ENCODERS: dict[str, tuple[Callable[[NDArray[np.uint8], FrameForm], bytes], str]] = {
@@ -157,9 +157,7 @@ def join_bits(frames: Iterable[bytes], bits: int) -> Iterator[bytes]:
     # eight frames end at a byte, whatever their size
     at_once = 8 * max(1, MOST_BITS // (8 * bits))
     for frame in frames:
-        waiting.append(
-            np.unpackbits(np.frombuffer(frame, np.uint8), count=bits, bitorder="little")
-        )
+        waiting.append(np.unpackbits(np.frombuffer(frame, np.uint8), count=bits, bitorder="little"))
         if len(waiting) == at_once:
             yield np.packbits(np.concatenate(waiting), bitorder="little").tobytes()
             waiting.clear()

@@ -240,7 +240,7 @@ def _lazy(array: xr.DataArray) -> xr.DataArray:
     if array.chunks is None:
         if isinstance(array.variable._data, np.ndarray):
             # named by what it is, not by its content: it is written once, and hashing takes long
-            data = da.from_array(array.data, chunks=_CHUNKS, name=False, inline_array=True)
+            data = da.from_array(array.data, chunks=_CHUNKS, name=False)  # type: ignore[no-untyped-call]
             return array.copy(data=data)
         return array.chunk()
     return array
@@ -259,8 +259,10 @@ def _first_pixel(array: xr.DataArray, grid: Grid) -> tuple[int, int] | None:
     """Return the upright (row, column) of an array's first pixel on a grid; None if it isn't."""
     if grid.orientation is None:
         return None
-    axes = zip(("x", "y"), _spacing_of(array), grid.geometry.slide_spacing, reversed(grid.geometry.upright_coordinates()),
-               (1, -1), strict=True)  # fmt: skip
+    y, x = grid.geometry.upright_coordinates()
+    along_x, along_y = grid.geometry.slide_spacing
+    step_x, step_y = _spacing_of(array)
+    axes = (("x", step_x, along_x, x, 1), ("y", step_y, along_y, y, -1))
     found = []
     for dim, step, pixel, centres, sign in axes:
         # the ends decide: a spacing may differ in digits that coordinates haven't
@@ -342,7 +344,7 @@ def _no_level(array: xr.DataArray, grids: Sequence[Grid]) -> str:
     )
     return (
         f"the array's pixels of {spacing[0]:.9g} × {spacing[1]:.9g} mm ({ends}) are on the grid of"
-        f" no level ({levels}). Choose: levels=0 (or another level) with resample=\"nearest\","
+        f' no level ({levels}). Choose: levels=0 (or another level) with resample="nearest",'
         ' "majority", "mean" or "linear" writes them on the grid of that level; levels="free" as'
         " they are, which fewer viewers show"
     )

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from dicomslide.image import TiledImage
     from dicomslide.write.grids import Grid
 
-__all__ = ["SEGMENTATION", "SeriesOptions", "code_item", "derived_header", "item", "matrix_header", "new_uid",
-           "references", "tile_groups"]  # fmt: skip
+__all__ = ["SEGMENTATION", "SeriesOptions", "code_item", "derived_header", "item", "matrix_header",
+           "new_uid", "references", "tile_groups"]  # fmt: skip
 
 COPIED = (
     # Patient, Clinical Trial Subject (PS3.3 C.7.1)
@@ -206,7 +206,7 @@ def _drop_character_sets(dataset: Dataset) -> None:
 
 def _instances(sources: Iterable[TiledImage]) -> list[Dataset]:
     """Return the header of each instance of images, of which a concatenation has several."""
-    found = {}
+    found: dict[str | None, Dataset] = {}
     for image in sources:
         for part in getattr(image._source, "parts", (image._source,)):
             found.setdefault(dicom.text(part.metadata, "SOPInstanceUID"), part.metadata)

@@ -72,7 +72,7 @@ def on_levels(
         coarser = range(own.grid.level + 1, slide.num_levels)
         method = resample or FITTING[kind][0]
         return [own, *_pyramid(array, slide, coarser, method)]
-    if isinstance(levels, str):
+    if isinstance(levels, str):  # type: ignore[unreachable]
         raise ValueError(f'levels {levels!r}: expected "own", "all", "free", or numbers of levels')
     wanted = [levels] if isinstance(levels, (int, np.integer)) else list(levels)
     return [_on_level(array, slide, int(level), resample) for level in wanted]

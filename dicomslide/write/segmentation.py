@@ -394,9 +394,8 @@ def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 def _tile_size(given: Any) -> tuple[int, int] | None:
     if given is None:
         return None
-    rows, columns = two_integers(
-        (given, given) if isinstance(given, (int, np.integer)) else given, "tile_size", least=1
-    )
+    sizes: Any = (given, given) if isinstance(given, (int, np.integer)) else given
+    rows, columns = two_integers(sizes, "tile_size", least=1)
     if max(rows, columns) > 2**16 - 1:
         raise ValueError(f"tile_size {given}: Rows and Columns are 65,535 at most")
     return rows, columns
@@ -407,7 +406,13 @@ def _warn_of_viewers(jobs: Sequence[Job], writing: _Writing) -> None:
     reasons = []
     if any(job.form.transfer_syntax_uid == DEFLATED_FRAME for job in jobs):
         reasons.append("Deflated Image Frame Compression, which only dicomslide is known to read")
-    if writing.kind == "FRACTIONAL" and not writing.split and len(writing.items) > 1:
-        reasons.append("several FRACTIONAL segments in one instance: split=True")
+    full = not writing.sparse
+    if writing.kind == "FRACTIONAL" and full and not writing.split and len(writing.items) > 1:
+        reasons.append(
+            "several FRACTIONAL segments of one TILED_FULL instance: split=True writes an instance"
+            " for each"
+        )
+    if writing.kind == "LABELMAP":
+        reasons.append("LABELMAP on slides: BINARY has a frame for each segment (array == label)")
     for reason in reasons:
-        warn(f"no viewer is known to show {reason}", ViewerWarning)
+        warn(f"no viewer without Python is known to show {reason}", ViewerWarning)

@@ -100,7 +100,9 @@ def _segment(described: Any, number: int) -> Dataset:
             " characters"
         )
     if unknown := set(given) - KEYS:
-        raise ValueError(f"segment {label!r}: unknown keys {sorted(unknown)}; known: {sorted(KEYS)}")
+        raise ValueError(
+            f"segment {label!r}: unknown keys {sorted(unknown)}; known: {sorted(KEYS)}"
+        )
     word = label.strip().lower()
     category, kind = WORDS[_SYNONYMS.get(word, word if word in WORDS else "region")]
     made = item(
@@ -147,7 +149,7 @@ def _code(given: Any, label: str) -> Dataset:
 
 def _add_algorithm(made: Dataset, given: Mapping[str, Any], label: str) -> None:
     """Describe how a segment was made: Segment Algorithm Type, and the algorithm's name."""
-    algorithm = given.get("algorithm")
+    algorithm: Any = given.get("algorithm")
     kind = str(given.get("algorithm_type", "AUTOMATIC")).upper()
     if kind not in ("AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"):
         raise ValueError(
@@ -159,12 +161,12 @@ def _add_algorithm(made: Dataset, given: Mapping[str, Any], label: str) -> None:
         if algorithm is not None:
             raise ValueError(f"segment {label!r}: it is MANUAL, and has an algorithm")
         return
-    if hasattr(algorithm, "AlgorithmName") or (
-        isinstance(algorithm, Sequence) and algorithm and hasattr(algorithm[0], "AlgorithmName")
-    ):  # highdicom's AlgorithmIdentificationSequence
-        items = [algorithm] if hasattr(algorithm, "AlgorithmName") else list(algorithm)
-        made.SegmentAlgorithmName = items[0].AlgorithmName
-        made.SegmentationAlgorithmIdentificationSequence = copy.deepcopy(items)
+    of_highdicom: Any = [algorithm] if hasattr(algorithm, "AlgorithmName") else algorithm
+    if isinstance(of_highdicom, Sequence) and hasattr(
+        next(iter(of_highdicom), None), "AlgorithmName"
+    ):
+        made.SegmentAlgorithmName = of_highdicom[0].AlgorithmName
+        made.SegmentationAlgorithmIdentificationSequence = copy.deepcopy(list(of_highdicom))
         return
     if algorithm is None:
         made.SegmentAlgorithmName = UNNAMED
@@ -177,7 +179,7 @@ def _add_algorithm(made: Dataset, given: Mapping[str, Any], label: str) -> None:
     if not isinstance(algorithm, Mapping) or not algorithm.get("name"):
         raise TypeError(
             f"segment {label!r}: algorithm {algorithm!r}; expected its name and version as text"
-            " (\"otsu 1.0\"), a mapping with name, version and family, or highdicom's"
+            ' ("otsu 1.0"), a mapping with name, version and family, or highdicom\'s'
         )
     name = str(algorithm["name"])
     family = algorithm.get("family") or next(

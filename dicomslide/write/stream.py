@@ -140,7 +140,7 @@ def write_all(jobs: Sequence[Job], folder: str) -> list[Finished]:
         keys += of_job
         of_jobs.append([index[1:] for index in of_job])
     results = iter(compute_as_if_collection(da.Array, HighLevelGraph.merge(*graphs), keys))  # type: ignore[no-untyped-call]
-    finished = []
+    finished: list[Finished] = []
     for job, writer, blocks in zip(jobs, writers, of_jobs, strict=True):
         found = {at: result.flat[0] for at, result in zip(blocks, results, strict=False)}
         finished += _finish(job, writer, found)
@@ -168,9 +168,7 @@ def _prepared(job: Job, folder: str) -> tuple[BlockWriter, Any]:
         for instance in job.instances:
             path = os.path.join(folder, instance.name)
             offset = _create(job, instance, path)
-            files += [
-                NativeFile(path, offset, number) for number in range(len(instance.channels))
-            ]
+            files += [NativeFile(path, offset, number) for number in range(len(instance.channels))]
     writer = BlockWriter(
         form=form,
         values=job.values,
@@ -234,7 +232,7 @@ def _assembled(
     if instance.groups is not None:
         yield from per_frame_groups(instance.groups(positions))
     if form.is_encapsulated:
-        yield encapsulated_head(frames.lengths)
+        yield encapsulated_head(frames.lengths.tolist())
         for data in frames.read():
             yield b"\xfe\xff\x00\xe0" + len(data).to_bytes(4, "little") + data
         yield encapsulated_tail()
@@ -303,15 +301,16 @@ class _Frames:
             order[known] = np.arange(len(known))
         if not len(known):
             order = np.full(len(numbered), -1)
-        at = (
-            np.append(np.concatenate(each), last)[order]  # −1: the last, of an empty frame
+        # an index of −1 takes the appended value, that of an empty frame
+        part, offset, length = (
+            np.append(np.concatenate(each), last)[order]
             for each, last in ((parts, -1), (offsets, 0), (lengths, len(empty)))
         )
         places = np.stack([
             numbered // (down * across), numbered // across % down, numbered % across
         ], axis=-1)  # fmt: skip
         paths = tuple(writer.part(block_id) for block_id in found)
-        return cls(places, *at, paths, empty)  # type: ignore[misc]
+        return cls(places, part, offset, length, paths, empty)
 
     def read(self) -> Iterator[bytes]:
         """Yield the frames in their order."""

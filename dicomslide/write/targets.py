@@ -381,7 +381,5 @@ def stem_of(name: str) -> str:
 
     """
     if not re.fullmatch(r"[\w][\w.-]*", name) or name.lower().endswith(".dcm"):
-        raise ValueError(
-            f"name {name!r}: expected letters, digits, '-', '_' and '.', without .dcm"
-        )
+        raise ValueError(f"name {name!r}: expected letters, digits, '-', '_' and '.', without .dcm")
     return name
