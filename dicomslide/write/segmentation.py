@@ -179,7 +179,7 @@ def write_segmentation(
     >>> image = slide.to_dataset(level=1, chunks="auto").image
     >>> mask = image.mean("sample") < 200
     >>> dicomslide.write_segmentation(mask, slide, "slide/", segments=["tissue"])
-    ['/data/slide/segmentation_level_1.dcm']
+    ['...slide/segmentation_level_1.dcm']
 
     """
     _check_choice("kind", kind, ("BINARY", "FRACTIONAL", "LABELMAP"))
