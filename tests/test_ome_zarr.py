@@ -15,6 +15,7 @@ from dicomslide import to_ome_zarr
 from dicomslide.testing import position_values, write_slide
 from tests.support.derive import mapping, segment, write_map, write_segmentation
 from tests.support.exports import EXPLICIT, SHARD, assert_valid, expected, ome, upright
+from tests.support.markers import palette, write_markers
 
 
 @pytest.fixture
@@ -304,6 +305,46 @@ def masks():
     return [rng.random((*shape, 2)) > 0.6 for shape in ((70, 110), (35, 55))]
 
 
+def assert_scales_are_those_of_the_image(out, name):
+    """A label image has the shape, scale and translation of each level of the image."""
+    (here,), (there,) = (ome(out, path)["multiscales"] for path in (f"labels/{name}", ""))
+    for ours, theirs in zip(here["datasets"], there["datasets"], strict=True):
+        arrays = [
+            zarr.open_array(out, path=path, mode="r")
+            for path in (f"labels/{name}/{ours['path']}", theirs["path"])
+        ]
+        assert arrays[0].shape[-2:] == arrays[1].shape[-2:]
+        assert arrays[0].dtype.kind == "u"
+        for mine, its in zip(*(each["coordinateTransformations"] for each in (ours, theirs)),
+                             strict=True):  # fmt: skip
+            assert list(mine.values())[1][-2:] == pytest.approx(list(its.values())[1][-2:])
+
+
+def assert_nearest(out, path, source, variable, beyond=0):
+    """Each pixel has the value of a pixel of the source whose centre is no farther than others."""
+    target, source = (
+        xr.open_dataset(out, engine="zarr", group=group)[variable] for group in (path, source)
+    )
+    spacing = float(source.x[1] - source.x[0])
+    allowed = np.zeros(target.shape, bool)
+    inside = np.ones(target.shape, bool)
+    near = []
+    for dim in ("y", "x"):
+        distance = np.abs(target[dim].values[:, None] - source[dim].values)
+        least = distance.min(axis=1, keepdims=True)
+        near.append([np.flatnonzero(row <= low + 1e-3 * spacing)
+                     for row, low in zip(distance, least, strict=True)])  # fmt: skip
+        within = least[:, 0] <= spacing * 0.5001
+        inside &= within[:, None] if dim == "y" else within
+    for j, rows in enumerate(near[0]):
+        for i, columns in enumerate(near[1]):
+            values = source.values[np.ix_(rows, columns)]
+            allowed[j, i] = (values == target.values[j, i]).any()
+    assert allowed[inside].all()
+    assert (target.values[~inside] == beyond).all()
+    assert target.attrs["resampled"].startswith("nearest neighbour, of level ")
+
+
 @pytest.mark.usefixtures("_paths_of_several_parts")
 def test_segments_of_all_levels_are_label_images(tmp_path, levels, masks):
     series = pydicom.uid.generate_uid()
@@ -334,8 +375,9 @@ def test_segments_of_all_levels_are_label_images(tmp_path, levels, masks):
                 assert list(ours.values())[1] == list(theirs.values())[1][1:]
 
 
-def test_what_is_on_some_levels_is_an_image_of_its_own(tmp_path, levels, masks):
-    """The same number of levels as the image is a must for label images."""
+@pytest.mark.usefixtures("_paths_of_several_parts")
+def test_segments_of_some_levels_have_all_levels_as_label_images(tmp_path, levels, masks):
+    """The same number of levels as the image is a must; fractions and maps have their own."""
     paths = [
         write_segmentation(tmp_path / "b.dcm", levels[0], masks[0].astype(np.uint8), "BINARY"),
         write_segmentation(
@@ -352,14 +394,19 @@ def test_what_is_on_some_levels_is_an_image_of_its_own(tmp_path, levels, masks):
     to_ome_zarr(dicomslide.open_slide([*levels, *paths]), out, shard_size=SHARD)
     assert_valid(out)
     groups = {name for name, _ in zarr.open_group(out, mode="r").groups()}
-    assert groups == {
-        "level_0", "level_1", "segmentation_segment_1", "segmentation_segment_2",
-        "segmentation_2", "parametric_map",
-    }  # fmt: skip
-    for name in groups - {"level_0", "level_1"}:
+    assert groups == {"level_0", "level_1", "labels", "segmentation_2", "parametric_map"}
+    for name in groups - {"level_0", "level_1", "labels"}:
         assert_valid(out / name)
-    label = ome(out, "segmentation_segment_2")["image-label"]
-    assert (label["properties"][0]["label"], label["source"]) == ("stroma", {"image": "../"})
+    assert ome(out, "labels")["labels"] == ["segmentation_segment_1", "segmentation_segment_2"]
+    label = ome(out, "labels/segmentation_segment_2")["image-label"]
+    assert (label["properties"][0]["label"], label["source"]) == ("stroma", {"image": "../../"})
+    for k in range(2):
+        name = f"segmentation_segment_{k + 1}"
+        assert_scales_are_those_of_the_image(out, name)
+        array = zarr.open_array(out, path=f"labels/{name}/level_0/segmentation", mode="r")
+        np.testing.assert_array_equal(array[:], upright(masks[0][..., k]) * (k + 1))
+        assert "resampled" not in array.attrs
+        assert_nearest(out, f"labels/{name}/level_1", f"labels/{name}/level_0", "segmentation")
     half = zarr.open_array(out, path="segmentation_2/level_0/segmentation_2", mode="r")
     np.testing.assert_array_equal(half[1], upright(masks[0][..., 1]) * 100)
     parameters = zarr.open_array(out, path="parametric_map/level_1/parametric_map", mode="r")
@@ -406,10 +453,10 @@ def test_the_only_segment_of_a_tree_keeps_its_number(tmp_path, levels, masks):
     tree["level_0"] = tree["level_0"].isel(segment=1)
     assert not {"segment", "segment_2"} & set(tree["level_0"].dims)
     to_ome_zarr(tree, tmp_path / "out.zarr")
-    names = {name for name, _ in zarr.open_group(tmp_path / "out.zarr", mode="r").groups()}
-    assert {"segmentation_segment_2", "segmentation_2_segment_1"} <= names
+    names = {*ome(tmp_path / "out.zarr", "labels")["labels"]}
+    assert names == {"segmentation_segment_2", "segmentation_2_segment_1"}
     array = zarr.open_array(
-        tmp_path / "out.zarr", path="segmentation_segment_2/level_0/segmentation", mode="r"
+        tmp_path / "out.zarr", path="labels/segmentation_segment_2/level_0/segmentation", mode="r"
     )
     np.testing.assert_array_equal(array[:], 2 * upright(masks[0][..., 1]))
 
@@ -449,6 +496,109 @@ def test_masks_of_ones_own_are_label_images(levels, tmp_path):
             np.testing.assert_array_equal(array[:], masks[name][mask] * value)
     (properties,) = ome(out, "labels/model_segment_2")["image-label"]["properties"]
     assert properties == {"label-value": 2, "label": "tumour"}
+
+
+@pytest.mark.usefixtures("_paths_of_several_parts")
+@pytest.mark.parametrize("made_for", ["larger", "smaller"])
+def test_a_mask_on_its_own_grid_is_a_label_image_on_the_levels_and_as_it_is(
+    levels, tmp_path, made_for
+):
+    tree = dicomslide.open_slide(levels).to_datatree()
+    base = tree["level_0" if made_for == "smaller" else "level_1"].to_dataset()
+    step = 3 if made_for == "smaller" else 1
+    grid = base.isel(y=slice(7, 65, step), x=slice(4, 50, step))
+    mask = np.random.default_rng(3).random((grid.sizes["y"], grid.sizes["x"])) > 0.5
+    tree["mask"] = xr.Dataset({"mask": (("y", "x"), mask)}, grid.coords).drop_dims("sample")
+    out = tmp_path / "out.zarr"
+    to_ome_zarr(tree, out, shard_size=32)
+    assert_valid(out)
+    assert_valid(out / "mask")
+    assert ome(out, "labels")["labels"] == ["mask"]
+    assert_scales_are_those_of_the_image(out, "mask")
+    np.testing.assert_array_equal(zarr.open_array(out, path="mask/level_0/mask", mode="r")[:], mask)
+    for level in range(2):
+        assert_nearest(out, f"labels/mask/level_{level}", "mask/level_0", "mask")
+
+
+@pytest.mark.usefixtures("_paths_of_several_parts")
+def test_label_images_have_all_levels_without_millimetres_and_as_stored(levels, masks, tmp_path):
+    stored = dicomslide.open_slide(levels).to_datatree(orientation="stored")
+    bare = stored.map_over_datasets(lambda ds: ds.map(lambda each: each.drop_attrs()))
+    for name, tree in (("stored", stored), ("bare", bare)):
+        mask = (("row", "column"), masks[0][..., 0])
+        tree["level_0"] = tree["level_0"].to_dataset().assign(mask=mask)
+        out = tmp_path / f"{name}.zarr"
+        to_ome_zarr(tree, out, shard_size=32)
+        assert_valid(out)
+        assert_scales_are_those_of_the_image(out, "mask")
+        small = zarr.open_array(out, path="labels/mask/level_1/mask", mode="r")[:]
+        quarters = masks[0][..., 0].reshape(35, 2, 55, 2)
+        assert (small <= quarters.any((1, 3))).all()
+        assert (small >= quarters.all((1, 3))).all()
+        assert 0 < small.mean() < 1
+
+
+def test_a_mask_that_lies_in_another_frame_of_reference_is_no_label_image(levels, tmp_path):
+    tree = dicomslide.open_slide(levels).to_datatree()
+    base = tree["level_0"].to_dataset().slide.restore(frame_of_reference_uid="1.2.3")
+    tree["mask"] = xr.Dataset({"mask": base.image.isel(sample=0, drop=True) > 100})
+    to_ome_zarr(tree, tmp_path / "out.zarr")
+    groups = {name for name, _ in zarr.open_group(tmp_path / "out.zarr", mode="r").groups()}
+    assert groups == {"level_0", "level_1", "mask"}
+
+
+def test_colours_and_windows_are_those_of_names_headers_and_bits_stored(tmp_path):
+    """A channel's position doesn't decide: DAPI is blue where it is the third."""
+    path = write_markers(
+        tmp_path / "markers.dcm",
+        [
+            {"OpticalPathDescription": "CD8 (Alexa Fluor 647)"},
+            {
+                "OpticalPathDescription": "CD3",
+                "PaletteColorLookupTableSequence": palette(np.outer(np.arange(256), (0, 1, 1))),
+            },
+            {"OpticalPathDescription": "DAPI"},
+        ],
+        bits=12,
+    )
+    slide = dicomslide.open_slide(path)
+    to_ome_zarr(slide, tmp_path / "out.zarr")
+    channels = ome(tmp_path / "out.zarr")["omero"]["channels"]
+    assert [(each["label"], each["color"]) for each in channels] == [
+        ("CD8 (Alexa Fluor 647)", "FF00FF"), ("CD3", "00FFFF"), ("DAPI", "0000FF")
+    ]  # fmt: skip
+    pixels = slide.to_dataset().image.values
+    for shown, values in zip(channels, pixels, strict=True):
+        assert (shown["window"]["min"], shown["window"]["max"]) == (0, 4095)
+        assert shown["window"]["start"] == np.percentile(values, 0.5)
+        assert shown["window"]["end"] == np.percentile(values, 99.5)
+
+
+def test_a_window_of_the_header_is_that_of_the_export(tmp_path):
+    def change(header):
+        header.WindowCenter, header.WindowWidth = 500, 201
+
+    path = write_markers(
+        tmp_path / "a.dcm", [{"OpticalPathDescription": "FITC"}], bits=10, change=change
+    )
+    to_ome_zarr(dicomslide.open_slide(path), tmp_path / "out.zarr")
+    (shown,) = ome(tmp_path / "out.zarr")["omero"]["channels"]
+    assert shown["window"] == {"min": 0, "max": 1023, "start": 399.5, "end": 599.5}
+    assert shown["color"] == "00FF00"
+
+
+def test_segments_have_the_colours_that_the_header_recommends(tmp_path, levels, masks):
+    """CIELab of red, by scikit-image."""
+    color = pytest.importorskip("skimage.color")
+    lab = color.rgb2lab([[[1.0, 0, 0]]])[0, 0]
+    path = write_segmentation(tmp_path / "b.dcm", levels[0], masks[0].astype(np.uint8), "BINARY")
+    header = pydicom.dcmread(path)
+    scaled = np.round((lab + np.array([0, 128, 128])) * 65535 / (100, 255, 255)).astype(int)
+    header.SegmentSequence[1].RecommendedDisplayCIELabValue = scaled.tolist()
+    header.save_as(path)
+    to_ome_zarr(dicomslide.open_slide([*levels, path]), tmp_path / "out.zarr")
+    (shown,) = ome(tmp_path / "out.zarr", "labels/segmentation_segment_2")["image-label"]["colors"]
+    assert shown["rgba"] == pytest.approx([255, 0, 0, 128], abs=8)  # of another white point
 
 
 def test_variables_and_nodes_by_the_same_name_are_all_written(levels, tmp_path):

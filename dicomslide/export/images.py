@@ -155,9 +155,12 @@ class ExportImage:
     levels: tuple[ExportLevel, ...]
     """From the largest to the smallest."""
     labels: dict[int, dict[str, str]] | None = None
-    """Properties (label, category, type) of each label value; None if it isn't a label image."""
+    """Properties (label, category, type, algorithm, color) of each label value; None if it isn't a
+    label image."""
     samples: str = ""
     """"r", "g" or "b" for each channel, in one string; empty if channels aren't colours."""
+    own_grid: bool = False
+    """Whether the image is of a node of its own, beside the levels of the tree."""
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -180,6 +183,8 @@ class _Variable:
     """Lazy."""
     frame: tuple[int, int]
     """(height, width) of a frame in pixels."""
+    own_grid: bool
+    """Whether it is of another node than ``level_N``."""
 
 
 def images_of(tree: xr.DataTree, shard_size: int) -> tuple[ExportImage, ...]:
@@ -217,7 +222,8 @@ def images_of(tree: xr.DataTree, shard_size: int) -> tuple[ExportImage, ...]:
             if not level:
                 image = name if len(arrays) == 1 else f"{name}_{variable}"
                 image += "_apart" if image in ("image", *images) else ""
-            found = _Variable(int(level[1]) if level else 0, *_chunked(array, shard_size))
+            number = int(level[1]) if level else 0
+            found = _Variable(number, *_chunked(array, shard_size), own_grid=not level)
             images.setdefault(image, []).append(found)
     if not images:
         raise ValueError(
@@ -291,8 +297,8 @@ def _split(name: str, levels: list[_Variable]) -> Iterable[ExportImage]:
         properties = {} if are_numbers else {"label": identifier}
         properties |= {
             key: str(coords[f"{dim}_{key}"].item())
-            for key in ("label", "category", "type")
-            if f"{dim}_{key}" in coords
+            for key in ("label", "category", "type", "algorithm", "color")
+            if f"{dim}_{key}" in coords and coords[f"{dim}_{key}"].item() != ""
         }
         labelled = [_labelled(found, number) for found in of_segment]
         yield _image(f"{name}_segment_{number}", labelled, {number: properties})
@@ -339,7 +345,8 @@ def _image(
     channels = kept[0].array.sizes.get("c", 0)
     samples = _samples(base)
     samples *= channels // max(1, len(samples))
-    return ExportImage(name, str(base.name), tuple(kept), labels, samples)
+    own_grid = levels[0].own_grid
+    return ExportImage(name, str(base.name), tuple(kept), labels, samples, own_grid)
 
 
 def _samples(array: xr.DataArray) -> str:

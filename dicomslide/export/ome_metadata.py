@@ -16,15 +16,12 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from dicomslide.export.images import ExportImage, ExportLevel
+    from dicomslide.labelled.presentation import ChannelDisplay
 
 __all__ = ["VERSION", "channels", "image_label", "label_color", "multiscales"]
 
 VERSION = "0.5"
 SAMPLES = {"r": ("red", "FF0000"), "g": ("green", "00FF00"), "b": ("blue", "0000FF")}
-PALETTE = ("0000FF", "00FF00", "FF0000", "00FFFF", "FF00FF", "FFFF00")
-"""Display colours of greyscale channels; a single channel is white."""
-DESCRIPTIONS = ("channel_description", "parameter_description", "segment_label")
-"""Coordinates with names of channels, in order of preference."""
 LABEL_ALPHA = 128
 """Opacity of labels, 0 to 255."""
 
@@ -80,7 +77,9 @@ def _planes(array: xr.DataArray) -> tuple[float, float]:
 
 
 def channels(
-    image: ExportImage, windows: Sequence[tuple[float, float, float, float]]
+    image: ExportImage,
+    displays: Sequence[ChannelDisplay],
+    windows: Sequence[tuple[float, float, float, float]],
 ) -> list[dict[str, Any]]:
     """Return ``omero.channels`` of an image: name, display colour and window of each channel.
 
@@ -88,17 +87,20 @@ def channels(
     ----------
     image : ExportImage
         With an axis c.
+    displays : sequence of ChannelDisplay
+        Name and colour of each channel; samples red, green and blue have their own.
     windows : sequence of tuple of float
         (min, max, start, end) of each channel: the range of possible values, and the values that
         are displayed darkest and brightest.
 
     """
-    names = _channel_names(image)
-    palette = PALETTE if len(names) > 1 else ("FFFFFF",)
-    colors = [palette[i % len(palette)] for i in range(len(names))]
+    names = [display.name for display in displays]
+    colors = [display.color.removeprefix("#") for display in displays]
+    array = image.levels[0].array
+    identifiers = np.atleast_1d(array["c"].values) if "c" in array.coords else image.samples
     for i, sample in enumerate(image.samples):
         word, colors[i] = SAMPLES[sample]
-        names[i] = names[i][:-1] + word
+        names[i] = str(identifiers[i])[:-1] + word
     return [
         {
             "label": name,
@@ -113,40 +115,41 @@ def channels(
     ]
 
 
-def _channel_names(image: ExportImage) -> list[str]:
-    """Return the names of channels; those of colours end in r, g or b."""
-    array = image.levels[0].array
-    described = () if image.samples else DESCRIPTIONS
-    for name in (*described, "c"):
-        if name in array.coords and array[name].size == array.sizes["c"]:
-            return [str(each) for each in np.atleast_1d(array[name].values)]
-    return [str(i + 1) for i in range(array.sizes["c"])]
-
-
 def image_label(labels: dict[int, dict[str, str]], source: str | None) -> dict[str, Any]:
     """Return ``image-label``: display colour and properties of each label value.
 
     Parameters
     ----------
     labels : dict of int to dict of str
-        Properties of each value.
+        Properties of each value; ``color`` is its display colour, ``#RRGGBB``.
     source : str or None
         Relative path of the labelled image.
 
     """
     described: dict[str, Any] = {
         "version": VERSION,
-        "colors": [{"label-value": value, "rgba": label_color(value)} for value in labels],
-        "properties": [{"label-value": value} | properties for value, properties in labels.items()],
+        "colors": [
+            {"label-value": value, "rgba": label_color(value, properties.get("color"))}
+            for value, properties in labels.items()
+        ],
+        "properties": [
+            {"label-value": value}
+            | {key: each for key, each in properties.items() if key != "color"}
+            for value, properties in labels.items()
+        ],
     }
     return described | ({} if source is None else {"source": {"image": source}})
 
 
-def label_color(value: int) -> list[int]:
-    """Return red, green, blue and opacity, 0 to 255, with hues that differ between near values.
+def label_color(value: int, recommended: str | None = None) -> list[int]:
+    """Return red, green, blue and opacity, 0 to 255, of a label value.
 
-    Zero is the background, and transparent.
+    Without a recommended colour, ``#RRGGBB``, hues differ between near values. Zero is the
+    background, and transparent.
     """
+    alpha = LABEL_ALPHA if value else 0
+    if recommended:
+        return [*bytes.fromhex(recommended.removeprefix("#")), alpha]
     hue = (value * 0.61803398875) % 1  # golden ratio: an even spread for any number of values
     rgb = [0.5 + 0.5 * math.cos(2 * math.pi * (hue - third / 3)) for third in range(3)]
-    return [round(255 * part) for part in rgb] + [LABEL_ALPHA if value else 0]
+    return [*(round(255 * part) for part in rgb), alpha]

@@ -17,8 +17,10 @@ import numpy as np
 from dicomslide._version import __version__
 from dicomslide.export import ome_metadata
 from dicomslide.export.images import ExportImage, blocks, images_of, shard_data
+from dicomslide.export.label_images import on_levels_of
 from dicomslide.export.target import RESUME_HINT, ShardedArray, Target, shards_of
 from dicomslide.labelled.coordinates import restored
+from dicomslide.labelled.presentation import channel_displays
 from dicomslide.options import check_memory
 from dicomslide.slide.slide import Slide
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.abc.store import Store
     from zarr.storage import MemoryStore
+
+    from dicomslide.labelled.presentation import ChannelDisplay
 
 __all__ = ["Compression", "to_ome_zarr"]
 
@@ -110,9 +114,17 @@ def to_ome_zarr(
     The coordinates x, y (and z) beside each array are those of the slide, as in the tree;
     ``tree.slide.restore()`` restores the index for which slices of them have no direction.
 
-    A mask or segment that has all levels of the image is a label image in the group ``labels``.
-    Other masks, fractional segmentations, parametric maps, and images with their own grid are
-    groups beside the image.
+    Masks, segments and label maps are label images in the group ``labels``, with all levels of the
+    image, so that viewers show them at each zoom. A level that they don't have is made by nearest
+    neighbour, of the next larger level, or of the largest one; the attribute ``resampled`` of its
+    array says so. If their own pixels aren't on the grid of a level, these are also written, as a
+    group beside the image. Fractional segmentations, parametric maps, and other images with their
+    own grid are groups beside the image.
+
+    Channels have the names, colours and windows of
+    :meth:`~dicomslide.labelled.accessor.SlideAccessor.channel_displays`, and segments their
+    recommended colours. Where the header recommends no window, it is that from the 0.5th to the
+    99.5th percentile of the smallest level; of brightfield, the range of Bits Stored.
 
     Examples
     --------
@@ -294,7 +306,9 @@ class _Export:
         for path, image in self.images.items():
             if image.labels is None:
                 attributes = zarr.open_group(self.skeleton, path=path[1:]).attrs
-                shown = ome_metadata.channels(image, self._windows(image))
+                displays = channel_displays(image.levels[0].array)
+                windows = self._windows(image, displays)
+                shown = ome_metadata.channels(image, displays, windows)
                 ome: Any = attributes["ome"]
                 attributes["ome"] = {**ome, "omero": {"channels": shown}}
         zarr.open_group(self.skeleton).attrs["dicomslide"] = {
@@ -307,43 +321,62 @@ class _Export:
         shards = {each.sharded.key(index) for each in self.pixels for index in each.indices}
         self.target.complete(self.identity, self.skeleton, shards)
 
-    def _windows(self, image: ExportImage) -> Sequence[tuple[float, float, float, float]]:
-        """Return (min, max, start, end) of each channel, from the values of the smallest level."""
+    def _windows(
+        self, image: ExportImage, displays: Sequence[ChannelDisplay]
+    ) -> list[tuple[float, float, float, float]]:
+        """Return (min, max, start, end) of each channel.
+
+        Minimum and maximum are those of Bits Stored. Start and end are recommended by the header,
+        or else percentiles of the smallest level; for samples and for a large level, the range.
+        """
         *_, smallest = (each for each in self.pixels if each.image is image)
-        dtype = smallest.data.dtype
-        count = smallest.data.shape[0]
-        if image.in_color or math.prod(smallest.data.shape[1:]) > MAX_WINDOW_PIXELS:
-            high = float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
-            return [(0, high, 0, high)] * count
-        return [_window(smallest.sharded.array[index], dtype) for index in range(count)]
+        is_large = math.prod(smallest.data.shape[1:]) > MAX_WINDOW_PIXELS
+        windows = []
+        for index, display in enumerate(displays):
+            if display.window is not None and not image.samples:
+                limits = display.valid_range or display.window
+                windows.append((*limits, *display.window))
+            elif image.in_color or is_large:
+                limits = display.valid_range or (0.0, 1.0)
+                windows.append((*limits, *limits))
+            else:
+                with self.target.reached():
+                    pixels = smallest.sharded.array[index]
+                windows.append(_window(pixels, display.valid_range))
+        return windows
 
 
-def _window(channel: Any, dtype: np.dtype[Any]) -> tuple[float, float, float, float]:
+def _window(
+    channel: Any, valid_range: tuple[float, float] | None
+) -> tuple[float, float, float, float]:
     values = np.asarray(channel)
     values = values[np.isfinite(values)]
     if not values.size:
         return 0.0, 1.0, 0.0, 1.0
     start, end = (float(value) for value in np.percentile(values, WINDOW_PERCENTILES))
-    low, high = float(values.min()), float(values.max())
-    if dtype.kind in "iu":
-        low, high = 0.0, float(np.iinfo(dtype).max)
+    low, high = valid_range or (float(values.min()), float(values.max()))
     if low == high:  # a constant
         high += 1
     return (low, high, start, end) if start < end else (low, high, low, high)
 
 
 def _by_path(images: Sequence[ExportImage]) -> dict[str, ExportImage]:
-    """Return images by the path of their group, from "" (the root) and "/labels/..." on."""
+    """Return images by the path of their group: "" is the root, label images are in "/labels/".
+
+    A label image whose pixels are on another grid than all levels of the image is there twice: in
+    "/labels/", resampled to them, and as it is.
+    """
     first, *others = images
-    of_first = [level.number for level in first.levels] if first.name == "image" else None
-
-    def path(image: ExportImage) -> str:
-        is_label = image.labels is not None and of_first == [each.number for each in image.levels]
-        return f"/labels/{image.name}" if is_label else f"/{image.name}"
-
-    if of_first is None:
-        return {path(image): image for image in images}
-    return {"": first} | {path(image): image for image in others}
+    if first.name != "image":
+        return {f"/{image.name}": image for image in images}
+    paths = {"": first}
+    for image in others:
+        below, is_kept = (None, False) if image.labels is None else on_levels_of(image, first)
+        if below is not None:
+            paths[f"/labels/{image.name}"] = below
+        if not is_kept:
+            paths[f"/{image.name}"] = image
+    return paths
 
 
 def _describe(images: dict[str, ExportImage], skeleton: MemoryStore) -> None:
