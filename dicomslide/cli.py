@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+MOST_CHANNELS = 50
+"""Upper bound on the first channels that are printed; the last one follows."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -260,7 +263,12 @@ def _show_slide(described: dict[str, Any]) -> None:
         mirrored = ", mirrored" if base["mirrored"] else ""
         cosines = "\\".join(f"{value:g}" for value in base["image_orientation_slide"])
         print(f"{'orientation':24}{cosines} ({base['rotation']:g}°{mirrored})")
-    for channel in described["channels"]:
+    channels = described["channels"]
+    for number, channel in enumerate(channels):
+        if MOST_CHANNELS <= number < len(channels) - 1:
+            if number == MOST_CHANNELS:
+                print(f"{'':24}and {len(channels) - MOST_CHANNELS - 1:,} more")
+            continue
         nm = f", {channel['wavelength_nm']:g} nm" if channel["wavelength_nm"] else ""
         kind = channel["type"].replace("_", " ").lower()
         print(f"{kind:24}{channel['identifier']}: {channel['description'] or '-'}{nm}")

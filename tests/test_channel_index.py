@@ -42,24 +42,24 @@ def test_an_identifier_that_is_not_there_raises_with_those_that_are(files, chunk
     level = xr.open_dataset(files, engine="dicomslide", chunks=chunks)
     with pytest.raises(
         KeyError,
-        match=r"no segment 'tissue'; identifiers are '1' \(tissue\), '2' \(tumour\), '3'"
-        r" \(Tissue\); 'tissue' is the description of '1', '3'",
+        match=r"no segment 'tissue'; identifiers are 1 \(tissue\), 2 \(tumour\), 3"
+        r" \(Tissue\); 'tissue' is the description of 1, 3",
     ):
         level.segmentation.sel(segment="tissue")
-    with pytest.raises(KeyError, match=r"no segment '4'; identifiers are [^;]*$"):
-        level.sel(segment="4")
+    with pytest.raises(KeyError, match=r"no segment 4; identifiers are [^;]*$"):
+        level.sel(segment=4)
     with pytest.raises(KeyError, match=r"no segment \['1', 'tumour'\]"):
         level.segmentation.sel(segment=["1", "tumour"])
-    with pytest.raises(KeyError, match=r"no segment 1; identifiers are '1'"):
-        level.segmentation.sel(segment=1)
+    with pytest.raises(KeyError, match=r"no segment \[1, 5\]; identifiers are 1"):
+        level.segmentation.sel(segment=[1, 5])
     with pytest.raises(
         KeyError, match=r"no parameter 'map b'; .*'b' \(map b\); .* description of 'b'"
     ):
         level.parametric_map.sel(parameter="map b")
-    assert level.segmentation.sel(segment="2").segment_label == "tumour"
-    assert level.segmentation.sel(segment=["3", "1"]).segment.values.tolist() == ["3", "1"]
+    assert level.segmentation.sel(segment=2).segment_label == "tumour"
+    assert level.segmentation.sel(segment=[3, 1]).segment.values.tolist() == [3, 1]
     by_label = level.segmentation.swap_dims(segment="segment_label")
-    assert by_label.sel(segment_label="tumour").segment == "2"
+    assert by_label.sel(segment_label="tumour").segment == 2
 
 
 def test_the_index_of_identifiers_goes_through_what_xarray_does(files):
@@ -72,21 +72,35 @@ def test_the_index_of_identifiers_goes_through_what_xarray_does(files):
         xr.concat([some[:1], some[1:]], dim="segment"),
         some & masks,
         some.rename(segment="kind"),
-        masks.sel(segment=["1", "2"]),
+        masks.sel(segment=[1, 2]),
     ):
         (dim,) = {*array.dims} - {"y", "x"}
         assert isinstance(array.xindexes[dim], ChannelIndex)
-        with pytest.raises(KeyError, match=r"identifiers are '1' \(tissue\), '2' \(tumour\); "):
+        with pytest.raises(KeyError, match=r"identifiers are 1 \(tissue\), 2 \(tumour\); "):
             array.sel({dim: "tissue"})
     joined = xr.concat([last, some], dim="segment")
-    assert joined.segment.values.tolist() == ["3", "1", "2"]
+    assert joined.segment.values.tolist() == [3, 1, 2]
     both = xr.align(some, last, join="outer", fill_value=False)[0]
-    assert sorted(both.segment.values) == ["1", "2", "3"]
+    assert sorted(both.segment.values) == [1, 2, 3]
     assert (
         masks.groupby("segment").sum(...).values.tolist() == masks.sum(("y", "x")).values.tolist()
     )
-    weights = xr.DataArray([1, 2, 3], {"segment": ["1", "2", "3"]})
+    weights = xr.DataArray([1, 2, 3], {"segment": [1, 2, 3]})
     assert (masks * weights).sizes == masks.sizes  # an index of one's own
+
+
+def test_numbers_of_segments_are_still_selected_by_text_with_a_warning(files):
+    masks = dicomslide.open_slide(files).to_dataset().segmentation
+    assert masks.segment.dtype == np.int64
+    for text, number in [
+        ("2", 2),
+        (["3", "1"], [3, 1]),
+        (slice("1", "2"), slice(1, 2)),
+        (xr.DataArray(["2", "3"], dims="chosen"), xr.DataArray([2, 3], dims="chosen")),
+    ]:
+        with pytest.warns(FutureWarning, match=r"segment has numbers: .*sel\(segment=\d\)"):
+            found = masks.sel(segment=text)
+        xr.testing.assert_identical(found, masks.sel(segment=number))
 
 
 def test_of_many_identifiers_some_are_listed():

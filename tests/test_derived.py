@@ -18,7 +18,9 @@ from pydicom.uid import generate_uid
 import dicomslide
 from dicomslide import ChannelTypes, TiledImage, open_slide
 from dicomslide.backends.part10.file import FileStore
+from dicomslide.errors import MetadataError
 from dicomslide.header.geometry import SlideGeometry
+from dicomslide.header.lazy_items import LazySequence
 from dicomslide.pixels import PixelFormat
 from dicomslide.testing import PositionDrawing, SyntheticImage, position_values, write_image
 from dicomslide.testing import write_slide as write
@@ -114,7 +116,7 @@ def test_binary_segments_are_boolean_channels(tmp_path, levels, masks, options):
     assert level.segmentation.dtype == bool
     assert level.segmentation.attrs["segmentation_type"] == "BINARY"
     for k, number in enumerate(("1", "2")):
-        chosen = level.segmentation.sel(segment=number)
+        chosen = level.segmentation.sel(segment=int(number))
         np.testing.assert_array_equal(chosen, upright(masks[..., k]))
     assert "segmentation" not in slide.to_datatree()["level_1"]
 
@@ -201,7 +203,7 @@ def test_absent_tiles_of_a_label_map_are_its_background(tmp_path, levels, masks)
 def test_segments_are_labelled(tmp_path, levels, masks):
     path = write_segmentation(tmp_path / "seg.dcm", levels[0], masks.astype(np.uint8), "BINARY")
     variable = open_slide([levels[0], path]).to_dataset().segmentation
-    assert variable.segment.values.tolist() == ["1", "2"]
+    assert variable.segment.values.tolist() == [1, 2]
     assert variable.segment_label.values.tolist() == ["tumour", "stroma"]
     assert set(variable.segment_category.values) == {"Morphologically Abnormal Structure"}
     assert variable.segment_type.values.tolist() == ["Tumor", "Connective tissue"]
@@ -218,7 +220,7 @@ def test_one_segment_is_a_scalar_coordinate(tmp_path, levels, masks):
     slide = open_slide([levels[0], path])
     variable = slide.to_dataset().segmentation
     assert variable.dims == ("y", "x")
-    assert variable.segment.item() == "1"
+    assert variable.segment.item() == 1
     assert variable.segment_label.item() == "tumour"
     assert slide.to_dataset(squeeze=False).segmentation.dims == ("segment", "z", "y", "x")
 
@@ -356,7 +358,7 @@ def test_a_task_is_as_small_with_many_segments_as_with_few(tmp_path, levels, mas
 def test_each_of_many_segments_reads_from_its_frames(levels, cells):
     path, labels = cells
     variable = open_slide([levels[0], path]).to_dataset().segmentation
-    picked = variable.sel(segment=["120", "3", "64"]).compute()
+    picked = variable.sel(segment=[120, 3, 64]).compute()
     for k, number in enumerate((120, 3, 64)):
         np.testing.assert_array_equal(picked[k], upright(labels == number))
     again = pickle.loads(pickle.dumps(variable))
@@ -385,7 +387,7 @@ def test_runs_of_channels_end_where_another_image_begins(tmp_path, levels, masks
         dataset.save_as(path)
         paths.append(path)
     variable = open_slide([levels[0], *paths]).to_dataset().segmentation
-    assert variable.segment.values.tolist() == ["1", "3", "2", "4"]
+    assert variable.segment.values.tolist() == [1, 3, 2, 4]
     expected = np.concatenate([masks, ~masks], axis=2)
     for k in range(4):
         np.testing.assert_array_equal(variable[k], upright(expected[..., k]))
@@ -394,13 +396,89 @@ def test_runs_of_channels_end_where_another_image_begins(tmp_path, levels, masks
 def test_html_of_many_segments_lists_some(levels, cells):
     slide = open_slide([levels[0], cells[0]])
     page = slide._repr_html_()
-    assert "cell 40<" in page
-    assert "cell 60<" not in page
-    assert f"and {1 + MANY - 50} more" in page
+    assert "cell 5<" in page
+    assert "cell 6<" not in page
+    assert f"and {MANY - 6} more" in page
+    assert f"cell {MANY}<" in page
+    assert f"1 channel, {MANY} segments, 1 focal plane" in page
     image = slide.derived_images[0]._repr_html_()
     assert "TiledImage: segmentation" in image
     assert "VOLUME" not in image
     assert f"50, and {MANY - 50} more" in image
+
+
+ITEMS = 300
+ENCODINGS = {
+    "explicit": ("1.2.840.10008.1.2.1", False),
+    "implicit": ("1.2.840.10008.1.2", False),
+    "big endian": ("1.2.840.10008.1.2.2", False),
+    "undefined lengths": ("1.2.840.10008.1.2.1", True),
+    "undefined lengths, implicit": ("1.2.840.10008.1.2", True),
+}
+
+
+@pytest.mark.parametrize(("syntax", "undefined"), ENCODINGS.values(), ids=ENCODINGS.keys())
+def test_thousands_of_segments_are_described_without_being_parsed(
+    tmp_path, levels, masks, syntax, undefined, monkeypatch
+):
+    labels = labels_of(masks)
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], labels, "LABELMAP")
+    dataset = pydicom.dcmread(path)
+    items = list(dataset.SegmentSequence)
+    for number in range(3, ITEMS):
+        item = copy.deepcopy(items[1 + number % 2])
+        item.SegmentNumber = number
+        item.SegmentLabel = f"Zelle {number} µ"
+        if number % 7 == 0:
+            del item.SegmentedPropertyTypeCodeSequence
+        items.append(item)
+    dataset.SegmentSequence = items
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    if undefined:
+        dataset["SegmentSequence"].is_undefined_length = True
+        for item in items:
+            item.is_undefined_length_sequence_item = True
+            for element in item:
+                element.is_undefined_length = element.VR == "SQ"
+    dataset.file_meta.TransferSyntaxUID = syntax
+    implicit, little = syntax == "1.2.840.10008.1.2", syntax != "1.2.840.10008.1.2.2"
+    pydicom.dcmwrite(path, dataset, implicit_vr=implicit, little_endian=little, force_encoding=True)
+    parsed = []
+    whole = LazySequence.__getitem__
+    monkeypatch.setattr(
+        LazySequence, "__getitem__", lambda self, at: parsed.append(at) or whole(self, at)
+    )
+    slide = open_slide([levels[0], path])
+    attrs = slide.to_dataset().segmentation.attrs
+    assert "flag_meanings" not in attrs  # a text of megabytes
+    assert len(str(attrs)) < 2000
+    assert f"{ITEMS:,} segments ('Background', 'tumour'" in repr(slide)
+    assert not parsed
+    expected = pydicom.dcmread(path).SegmentSequence
+    assert attrs["flag_values"] == [item.SegmentNumber for item in expected]
+    assert attrs["segment_labels"] == [item.SegmentLabel for item in expected]
+    kinds = [item.get("SegmentedPropertyTypeCodeSequence") for item in expected]
+    assert attrs["segment_types"] == [kind[0].CodeMeaning if kind else "" for kind in kinds]
+    for at in (0, 2, 700, -1):
+        assert slide.channels[1 + at % ITEMS].item == expected[at]
+    header = slide.derived_images[0].metadata
+    assert header.SegmentSequence == expected
+    assert pickle.loads(pickle.dumps(header)).SegmentSequence == expected
+    header = copy.deepcopy(header)
+    header.SegmentSequence.append(expected[1])
+    assert len(header.SegmentSequence) == ITEMS + 1
+    assert header.SegmentSequence[-1] == expected[1]
+
+
+def test_items_that_are_cut_raise(levels, tmp_path, masks):
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], labels_of(masks), "LABELMAP")
+    dataset = pydicom.dcmread(path)
+    dataset["SegmentSequence"].is_undefined_length = True
+    dataset.save_as(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"stroma")])
+    with pytest.raises(MetadataError, match=r"seg\.dcm"):
+        FileStore.open(path)
 
 
 # -- several derived images ------------------------------------------------------------------
@@ -823,7 +901,7 @@ def test_segments_that_lie_apart_take_those_beside_them_along(tmp_path, levels):
     tree = open_slide([*levels, beside, apart]).to_datatree()
     assert "segmentation" not in tree["level_0"].data_vars
     nodes = [node.segmentation for name, node in tree.items() if name.startswith("segmentation")]
-    assert [str(node.segment.values) for node in nodes] == ["1", "2"]
+    assert [int(node.segment) for node in nodes] == [1, 2]
     for plane, node in enumerate(nodes):
         np.testing.assert_array_equal(node, upright(mask_of(plane)))
         assert float(node.x[-1]) == pytest.approx((18.0, 18.001)[plane])
@@ -934,7 +1012,7 @@ def test_the_engine_opens_derived_images_beside_their_level(tmp_path, levels, ma
     tree = xr.open_datatree([*levels, path], engine="dicomslide", chunks={})
     part = tree["level_0"].to_dataset().sel(x=slice(17.97, 17.98), y=slice(31.96, 31.99))
     np.testing.assert_array_equal(
-        part.segmentation.sel(segment="2").transpose("y", "x"),
+        part.segmentation.sel(segment=2).transpose("y", "x"),
         tree["level_0"].segmentation[1].sel(x=part.x, y=part.y),
     )
     lazy = xr.open_dataset([*levels, path], engine="dicomslide")

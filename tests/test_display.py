@@ -382,7 +382,7 @@ def test_segments_and_annotations_are_mentioned_by_label(tmp_path, tissue_slide,
     )
     label = str(tumour().segment_label)
     slide = open_slide([*tissue_slide.glob("*.dcm"), path])
-    assert repr(slide).endswith(f"2 channels, 1 focal plane, segments '{label}'>")
+    assert repr(slide).endswith(f"1 channel, 1 segment ('{label}'), 1 focal plane>")
     assert f"Segments: '{label}'" in read(slide._repr_html_()).text
     assert f"<segment 1: {label}>" in repr(slide.channels)
     folder = shared_data / "highdicom"

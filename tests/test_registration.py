@@ -203,7 +203,7 @@ def test_a_segmentation_of_a_coarse_level_lies_on_that_level(tmp_path, level_ori
         tmp_path / "seg.dcm", paths[2], np.stack([mask, ~mask], -1).astype(np.uint8), "BINARY"
     )
     tree = xr.open_datatree(tmp_path, engine="dicomslide")
-    segment = tree["level_2"].segmentation.sel(segment="1")
+    segment = tree["level_2"].segmentation.sel(segment=1)
     assert segment.shape == tree["level_2"].image.shape[:2]
     image = tree["level_0"].image
     onto = segment.reindex_like(image, method="nearest", fill_value=False)

@@ -303,12 +303,12 @@ def test_segments_are_true_where_half_is(tmp_path, factor):
     mask = np.random.default_rng(1).integers(0, 2, (128, 192, 2)).astype(np.uint8)
     slide = with_labels(tmp_path, "BINARY", mask)
     found = slide.to_dataset(spacing=BASE * factor).segmentation
-    for segment in ("1", "2"):
+    for segment in (1, 2):
         stored = slide.to_dataset().segmentation.sel(segment=segment)
         area = means(stored.astype(float), found.sel(segment=segment), BASE * factor, BASE)
         clear = np.abs(area - 0.5) > 1e-9
         np.testing.assert_array_equal(found.sel(segment=segment).values[clear], (area > 0.5)[clear])
-    any_of = slide.to_dataset(spacing=BASE * 2, labels="any").segmentation.sel(segment="1")
+    any_of = slide.to_dataset(spacing=BASE * 2, labels="any").segmentation.sel(segment=1)
     expected = mask[..., 0].reshape(64, 2, 96, 2).any(axis=(1, 3))
     np.testing.assert_array_equal(any_of.values, expected)
 

@@ -41,8 +41,9 @@ class DerivedSeries:
         """
         held = _keys_of(image)
         if self._held & held or any(
-            _meaning(self.channels.get(channel.identifier, channel)) != _meaning(channel)
+            _meaning(self.channels[channel.identifier]) != _meaning(channel)
             for channel in image.channels
+            if channel.identifier in self.channels
         ):
             return False
         self._held |= held

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dicomslide.display.tables import listed
+from dicomslide.display.tables import MOST_LABELS, listed
 from dicomslide.enum import ChannelTypes
 from dicomslide.errors import DicomSlideError, MetadataError
 from dicomslide.header import dicom
@@ -13,20 +13,41 @@ if TYPE_CHECKING:
     from dicomslide.contents.contents import SlideContents
     from dicomslide.contents.places import ChannelGroup
 
-__all__ = ["describe", "in_words", "slide_attrs", "summary_of"]
+_NOUNS = {
+    ChannelTypes.OPTICAL_PATH: "channel",
+    ChannelTypes.SEGMENT: "segment",
+    ChannelTypes.PARAMETER: "parameter",
+}
+
+__all__ = ["counted_channels", "describe", "in_words", "slide_attrs", "summary_of"]
 
 
 def in_words(slide: SlideContents) -> str:
     """Return one line of text: the name of a slide, its size, and counts of its parts."""
     rows, columns = slide.size
     smaller = " and less" if slide.num_levels > 1 else ""
-    labels = {"segments": segment_labels(slide), "annotations": annotation_labels(slide)}
+    annotations = annotation_labels(slide)
     return (
         f"{slide.container_identifier or slide.name}: {dicom.counted(slide.num_levels, 'level')}"
-        f" of {rows} × {columns} pixels{smaller}, {dicom.counted(slide.num_channels, 'channel')},"
+        f" of {rows} × {columns} pixels{smaller}, {counted_channels(slide)},"
         f" {dicom.counted(slide.num_focal_planes, 'focal plane')}"
-        + "".join(f", {what} {listed(found)}" for what, found in labels.items() if found)
+        + (f", annotations {listed(annotations)}" if annotations else "")
     )
+
+
+def counted_channels(slide: SlideContents) -> str:
+    """Return counts of a slide's channels, its segments and its parameters, with their labels.
+
+    For example ``4 channels, 2 segments ('tumour', 'stroma')``.
+    """
+    counts = []
+    for kind, noun in _NOUNS.items():
+        found = [channel for channel in slide.channels if channel.type is kind]
+        if found or kind is ChannelTypes.OPTICAL_PATH:
+            first = [channel.description or channel.identifier for channel in found[:MOST_LABELS]]
+            labels = "" if noun == "channel" else f" ({listed(first, len(found))})"
+            counts.append(dicom.counted(len(found), noun) + labels)
+    return ", ".join(counts)
 
 
 def segment_labels(slide: SlideContents) -> list[str]:

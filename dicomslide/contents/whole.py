@@ -65,7 +65,8 @@ class Whole:
     def nbytes(self) -> int:
         """Bytes in memory, approximately."""
         channels = [channel for group in self.arrangement.groups for channel in group.channels]
-        items = sum(dicom.nbytes(channel.item) for channel in channels)
+        lists = {id(channel.items): channel.items for channel in channels}
+        items = sum(map(dicom.nbytes_of_items, lists.values()))
         return items + PER_IMAGE * len(self.arrangement.images)
 
 

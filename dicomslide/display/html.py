@@ -28,7 +28,10 @@ PICTURE_SIZE = 224
 MOST_PIXELS = 2**24
 """Upper bound on the pixels of an image that is read for a picture: a repr must be cheap."""
 MOST_CHANNELS = 50
-"""Upper bound on the channels of a list: a segmentation may have thousands."""
+"""Upper bound on the channels of a type in a list: a segmentation may have thousands."""
+FEW_CHANNELS = 5
+"""Of more than these, the first that are in the list; the last one follows."""
+_NOUNS = {"optical path": "channel"}
 MOST_SLIDES = 20
 """Upper bound on the slides of a cohort in a table, and on the failures."""
 MOST_LINES = 48
@@ -63,23 +66,23 @@ def slide_html(
         ("Segments", listed(described["segments"])),
         ("Annotations", listed(described["annotations"])),
     ]
-    channels = [("", "type", "identifier", "description")] + [
-        (
-            str(index),
-            channel["type"].replace("_", " ").lower(),
-            channel["identifier"],
-            channel["description"] or "",
-        )
-        for index, channel in enumerate(described["channels"][:MOST_CHANNELS])
-    ]
-    levels, num_channels, planes = (
-        len(described[name]) for name in ("levels", "channels", "focal_planes_um")
-    )
-    if num_channels > MOST_CHANNELS:
-        channels.append(("", "", "", f"and {num_channels - MOST_CHANNELS:,} more"))
+    channels = [("", "type", "identifier", "description")]
+    counts = []
+    of_kind = itertools.groupby(enumerate(described["channels"]), lambda each: each[1]["type"])
+    for kind, group in of_kind:
+        noun = kind.replace("_", " ").lower()
+        rows = [
+            (str(index), noun, channel["identifier"], channel["description"] or "")
+            for index, channel in group
+        ]
+        counts.append(counted(len(rows), _NOUNS.get(noun, noun)))
+        if len(rows) > MOST_CHANNELS:  # the first ones and the last
+            left = len(rows) - FEW_CHANNELS - 1
+            rows[FEW_CHANNELS:-1] = [("", "", "", f"and {left:,} more")]
+        channels += rows
+    levels, planes = (len(described[name]) for name in ("levels", "focal_planes_um"))
     return _page(
-        f"Slide: {counted(levels, 'level')}, {counted(num_channels, 'channel')},"
-        f" {counted(planes, 'focal plane')}",
+        f"Slide: {counted(levels, 'level')}, {', '.join(counts)}, {counted(planes, 'focal plane')}",
         _picture(shown, picture) + _caption(caption),
         _facts(facts) + _table(table_of(images)) + _folded("Channels", _table(channels)),
     )

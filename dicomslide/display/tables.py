@@ -11,15 +11,25 @@ if TYPE_CHECKING:
 
     from dicomslide.header.channels import Channel
 
-__all__ = ["channel_label", "cohort_table", "listed", "table_of"]
+__all__ = ["MOST_LABELS", "channel_label", "cohort_table", "listed", "table_of"]
 
 MOST_LABELS = 5
 """Upper bound on the labels of segments or annotations in a list: there may be thousands."""
 
 
-def listed(labels: Sequence[str]) -> str:
-    """Join the first labels to a text, with the number of those left out."""
-    more = f" and {len(labels) - MOST_LABELS:,} more" if len(labels) > MOST_LABELS else ""
+def listed(labels: Sequence[str], total: int | None = None) -> str:
+    """Join the first labels to a text, with the number of those left out.
+
+    Parameters
+    ----------
+    labels : sequence of str
+        All labels, or the first ones.
+    total : int, optional
+        Number of all labels; by default those given.
+
+    """
+    total = len(labels) if total is None else total
+    more = f" and {total - MOST_LABELS:,} more" if total > MOST_LABELS else ""
     return ", ".join(map(repr, labels[:MOST_LABELS])) + more
 
 

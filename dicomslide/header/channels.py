@@ -43,13 +43,20 @@ class Channel:
     type: ChannelTypes
     identifier: str
     """Optical Path Identifier, Segment Number, or LUT Label."""
-    item: Dataset
-    """Item of the Optical Path, Segment or Real World Value Mapping Sequence."""
+    items: Sequence[Dataset] = dataclasses.field(repr=False)
+    """Items of the Optical Path, Segment or Real World Value Mapping Sequence."""
+    index: int
+    """Zero-based index of the channel's item."""
+
+    @property
+    def item(self) -> Dataset:
+        """Item of the Optical Path, Segment or Real World Value Mapping Sequence."""
+        return self.items[self.index]
 
     @property
     def description(self) -> str | None:
         """Optical Path Description, Segment Label or LUT Explanation; None where absent."""
-        return dicom.text(self.item, _DESCRIPTIONS[self.type])
+        return self._text(_DESCRIPTIONS[self.type])
 
     @property
     def wavelength(self) -> float | None:
@@ -69,9 +76,7 @@ class Channel:
     @property
     def algorithm(self) -> str | None:
         """Segment Algorithm Name, else Segment Algorithm Type."""
-        return dicom.text(self.item, "SegmentAlgorithmName") or dicom.text(
-            self.item, "SegmentAlgorithmType"
-        )
+        return self._text("SegmentAlgorithmName") or self._text("SegmentAlgorithmType")
 
     @property
     def quantity(self) -> str | None:
@@ -122,8 +127,17 @@ class Channel:
         of = f", {self.wavelength:g} nm" if self.wavelength else ""
         return f"<{kind} {self.identifier}: {self.description or '-'}{of}>"
 
+    def _value(self, keyword: str) -> Any:
+        """Return a value of the item, without parsing all of it where there are very many."""
+        items: Any = self.items
+        return items.values(keyword)[self.index] if dicom.is_lazy(items) else self.item.get(keyword)
+
+    def _text(self, keyword: str) -> str | None:
+        value = self._value(keyword)
+        return None if value is None else str(value).strip() or None
+
     def _meaning(self, keyword: str) -> str | None:
-        for code in dicom.items(self.item, keyword):
+        for code in self._value(keyword) or ():
             return dicom.text(code, "CodeMeaning")
         return None
 
@@ -188,10 +202,9 @@ def channels_of(
             ChannelTypes.OPTICAL_PATH: "OpticalPathSequence",
             ChannelTypes.SEGMENT: "SegmentSequence",
         }[kind])  # fmt: skip
-    found = tuple(
-        Channel(kind, dicom.text(item, keyword) or str(i + 1), item) for i, item in enumerate(items)
-    )
-    return found or (Channel(kind, "1", _implied(keyword)),)
+    identifiers = dicom.texts(items, keyword)
+    found = tuple(Channel(kind, name or str(i + 1), items, i) for i, name in enumerate(identifiers))
+    return found or (Channel(kind, "1", (_implied(keyword),), 0),)
 
 
 def _implied(keyword: str) -> Dataset:

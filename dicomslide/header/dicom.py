@@ -29,15 +29,18 @@ __all__ = [
     "counted",
     "image_flavor",
     "is_image",
+    "is_lazy",
     "is_tiled_image",
     "items",
     "lacking_of",
     "name_of",
     "nbytes",
+    "nbytes_of_items",
     "number",
     "numbers",
     "stains_of",
     "text",
+    "texts",
     "two_integers",
     "two_numbers",
 ]
@@ -62,6 +65,8 @@ PER_ELEMENT = 500
 def items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
     """Return the items of a sequence; empty where it is absent, or no sequence."""
     value: Any = dataset.get(keyword)
+    if is_lazy(value):
+        return value
     is_list = isinstance(value, MutableSequence)  # true of pydicom's sequences
     return value if is_list and all(hasattr(item, "keys") for item in value) else ()
 
@@ -71,6 +76,29 @@ def text(dataset: Dataset, keyword: str) -> str | None:
     value = dataset.get(keyword)
     stripped = "" if value is None else str(value).strip()
     return stripped or None
+
+
+def is_lazy(value: Any) -> bool:
+    """Whether a value is a :class:`~dicomslide.header.lazy_items.LazySequence`."""
+    return getattr(value, "is_lazy", False) is True
+
+
+def texts(found: Any, keyword: str) -> list[str | None]:
+    """Return a value of each item as text without padding; None where it is absent or empty.
+
+    Parameters
+    ----------
+    found : sequence of pydicom.dataset.Dataset
+        Items of a sequence.
+    keyword : str
+        Keyword of the element.
+
+    """
+    if not is_lazy(found):
+        return [text(item, keyword) for item in found]
+    return [
+        None if value is None else str(value).strip() or None for value in found.values(keyword)
+    ]
 
 
 def number(dataset: Dataset, keyword: str) -> float | None:
@@ -183,7 +211,7 @@ def two_numbers(values: Sequence[float], name: str) -> tuple[float, float]:
 
 def counted(count: int, what: str) -> str:
     """Return a count with its noun: ``1 level``, ``3 levels``."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def nbytes(dataset: Dataset) -> int:
@@ -196,8 +224,13 @@ def nbytes(dataset: Dataset) -> int:
         if isinstance(value, (bytes, str)):
             total += len(value)
         elif not element.is_raw and element.VR == "SQ":
-            total += sum(map(nbytes, value or ()))
+            total += nbytes_of_items(value or ())
     return total
+
+
+def nbytes_of_items(found: Any) -> int:
+    """Return the approximate memory of the items of a sequence, in bytes."""
+    return found.nbytes if is_lazy(found) else sum(map(nbytes, found))
 
 
 def name_of(dataset: Dataset) -> str:

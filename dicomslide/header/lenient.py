@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydicom import filereader
@@ -13,11 +14,13 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_sequence
 
 from dicomslide.header.blobs import MemoryBlob, errors_of_headers, file_of
+from dicomslide.header.lazy_items import LazySequence
 from dicomslide.process.forks import ForkLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pydicom.sequence import Sequence
     from pydicom.tag import BaseTag
 
     from dicomslide.header.blobs import Blob
@@ -26,6 +29,10 @@ __all__ = ["LenientDataset", "LoadedBlob", "no_validation", "read_dataset"]
 
 AT_ONCE = 2**16
 """Bytes of a header that are loaded first: most headers have fewer."""
+SEGMENTS = 0x00620002
+"""Segment Sequence."""
+LARGE = 2**16
+"""Bytes of a Segment Sequence above which its items are parsed as they are asked for."""
 
 
 class _Switch(ForkLock):
@@ -163,7 +170,9 @@ _OF_ITEMS = frozenset({"is_undefined_length_sequence_item", "is_implicit_VR", "i
 
 def _has_plain_items(element: Any) -> bool:
     """Whether items of a sequence are pydicom's: it parses sequences of undefined length itself."""
-    return element.VR == "SQ" and any(type(item) is Dataset for item in element.value or ())
+    if element.VR != "SQ" or isinstance(element.value, LazySequence):
+        return False
+    return any(type(item) is Dataset for item in element.value or ())
 
 
 class LenientDataset(Dataset):
@@ -224,7 +233,7 @@ class LenientDataset(Dataset):
         try:
             self._parse_sequence(key)
             element = super().__getitem__(key)
-            if element.VR == "SQ":
+            if element.VR == "SQ" and not isinstance(element.value, LazySequence):
                 for at, item in enumerate(element.value):  # items are plain data sets
                     if not isinstance(item, LenientDataset):
                         element.value[at] = LenientDataset(item, str(self.filename))
@@ -240,16 +249,55 @@ class LenientDataset(Dataset):
         if vr in (None, "UN"):
             vr = dictionary_VR(raw.tag) if dictionary_has_tag(raw.tag) else vr
         if vr == "SQ" and raw.value:
-            self[raw.tag] = DataElement(
-                raw.tag,
-                vr,
-                read_sequence(
-                    file_of(MemoryBlob(str(self.filename), raw.value), 0),
-                    raw.is_implicit_VR,
-                    raw.is_little_endian,
-                    len(raw.value),
-                    self.original_character_set,
-                    raw.value_tell,
-                ),
-                raw.value_tell,
-            )
+            self[raw.tag] = DataElement(raw.tag, vr, self._items_of(raw), raw.value_tell)
+
+    def _set_pixel_representation(self, elem: DataElement) -> None:
+        # pydicom tells all items whether pixels are signed; segments have no value to which it
+        # matters, and they would all be parsed
+        if not isinstance(elem.value, LazySequence):
+            super()._set_pixel_representation(elem)
+
+    def _items_of(self, raw: Any) -> Sequence:
+        if raw.tag == SEGMENTS and raw.VR != "UN" and len(raw.value) > LARGE:
+            return self._lazy_items(raw.value, raw.is_implicit_VR, raw.is_little_endian)
+        return read_sequence(
+            file_of(MemoryBlob(str(self.filename), raw.value), 0),
+            raw.is_implicit_VR,
+            raw.is_little_endian,
+            len(raw.value),
+            self.original_character_set,
+            raw.value_tell,
+        )
+
+    def add_lazy(self, tag: int, data: bytes, implicit_vr: bool, little_endian: bool) -> None:
+        """Add a sequence whose items are parsed as they are asked for.
+
+        Parameters
+        ----------
+        tag : int
+            Tag of the sequence.
+        data : bytes
+            Its items.
+        implicit_vr, little_endian : bool
+            Their encoding.
+
+        """
+        items = self._lazy_items(data, implicit_vr, little_endian)
+        items.is_undefined_length = True
+        self[tag] = DataElement(tag, "SQ", items)
+
+    def _lazy_items(self, data: bytes, implicit_vr: bool, little_endian: bool) -> LazySequence:
+        charset = self.original_character_set
+        parse = partial(_parsed_item, str(self.filename), implicit_vr, little_endian, charset)
+        return LazySequence(data, implicit_vr, little_endian, charset, parse)
+
+
+def _parsed_item(
+    name: str, implicit_vr: bool, little_endian: bool, charset: Any, item: bytes
+) -> LenientDataset:
+    with errors_of_headers(name):
+        plain, _ = read_dataset(
+            MemoryBlob(name, item), 0, implicit_vr=implicit_vr, little_endian=little_endian
+        )
+        plain.set_original_encoding(implicit_vr, little_endian, charset)
+        return LenientDataset(plain, name)

@@ -26,8 +26,17 @@ if TYPE_CHECKING:
 
     Read: TypeAlias = Callable[[int, int], bytes]
 
-__all__ = ["PerFrameSpan", "find_items", "positions_of_dataset", "positions_of_json",
-           "scan_per_frame_groups"]  # fmt: skip
+__all__ = [
+    "LONG_VRS",
+    "PerFrameSpan",
+    "end_of_sequence",
+    "find_items",
+    "item_spans",
+    "positions_of_dataset",
+    "positions_of_json",
+    "scan_per_frame_groups",
+    "value_of_sequence",
+]
 
 UNDEFINED = 0xFFFFFFFF
 BLOCK = 4 * 2**20
@@ -64,7 +73,7 @@ _MACROS = {
 }
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _PIXEL_DATA_GROUP = b"\xe0\x7f"
-_LONG_VRS = frozenset(
+LONG_VRS = frozenset(
     {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 )
 _ITEM, _ITEM_END, _END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -319,6 +328,42 @@ def find_items(
     return [walker.data[slice(*walker.items[frame])] for frame in frames]
 
 
+def item_spans(
+    data: bytes, *, implicit_vr: bool = False, little_endian: bool = True
+) -> list[tuple[int, int]]:
+    """Return (start, stop) of the content of each item of a sequence.
+
+    Parameters
+    ----------
+    data : bytes
+        The value of the sequence.
+    implicit_vr, little_endian : bool
+        Its encoding.
+
+    Raises
+    ------
+    MetadataError
+        When the bytes aren't those of items.
+
+    """
+    head = struct.Struct("<HHI" if little_endian else ">HHI")
+    spans, at = [], 0
+    try:
+        while at < len(data):
+            *tag, length = head.unpack_from(data, at)
+            if tuple(tag) != _ITEM_TAG or length == UNDEFINED:  # to be parsed to its end
+                walker = _Walker(data, PerFrameSpan(0, len(data), implicit_vr, little_endian))
+                walker.sequence(0, len(data), top=True)
+                return walker.items
+            spans.append((at + 8, at + 8 + length))
+            at += 8 + length
+        if at > len(data):
+            raise IndexError
+    except (struct.error, IndexError):
+        raise MetadataError("a sequence is truncated or isn't well formed") from None
+    return spans
+
+
 def _walk(
     read: Read, size: int, span: PerFrameSpan, num_frames: int
 ) -> tuple[FramePositions | None, int]:
@@ -328,21 +373,64 @@ def _walk(
 
 
 def _walked(read: Read, size: int, span: PerFrameSpan, num_frames: int) -> tuple[_Walker, int]:
+    try:
+        walker, end = _walker_of(read, size, span)
+    except (struct.error, IndexError):
+        raise MetadataError(
+            "the Per-Frame Functional Groups Sequence is truncated or isn't well formed"
+        ) from None
+    _check_count(len(walker.items), num_frames)
+    return walker, end
+
+
+def _walker_of(read: Read, size: int, span: PerFrameSpan) -> tuple[_Walker, int]:
+    """Parse a sequence; return the parser and the offset of the end."""
     available = size - span.start
     length = min(span.length, available) if span.length != UNDEFINED else min(BLOCK, available)
     while True:
         walker = _Walker(read(span.start, length), span)
         try:
             end = walker.sequence(0, length if span.length != UNDEFINED else None, top=True)
-            break
+            return walker, span.start + end
         except (struct.error, IndexError):
             if span.length != UNDEFINED or length == available:
-                raise MetadataError(
-                    "the Per-Frame Functional Groups Sequence is truncated or isn't well formed"
-                ) from None
+                raise
             length = min(4 * length, available)
-    _check_count(len(walker.items), num_frames)
-    return walker, span.start + end
+
+
+def end_of_sequence(
+    data: bytes, at: int, *, implicit_vr: bool = False, little_endian: bool = True
+) -> int:
+    """Return the end of a sequence of undefined length whose items begin at `at`.
+
+    That is beyond the bytes where they aren't those of a sequence.
+    """
+    walker = _Walker(data, PerFrameSpan(0, len(data), implicit_vr, little_endian))
+    try:
+        return walker.sequence(at, None)
+    except (struct.error, IndexError):
+        return len(data) + 1
+
+
+def value_of_sequence(read: Read, size: int, span: PerFrameSpan) -> tuple[bytes, int] | None:
+    """Return the items of a sequence of undefined length as bytes, and the offset of its end.
+
+    Parameters
+    ----------
+    read, size, span
+        See :func:`scan_per_frame_groups`.
+
+    Returns
+    -------
+    tuple of bytes and int, or None
+        None where it is truncated or isn't well formed.
+
+    """
+    try:
+        walker, end = _walker_of(read, size, span)
+    except (struct.error, IndexError):
+        return None
+    return walker.data[: end - span.start - len(_SEQUENCE_END)], end
 
 
 class _Walker:
@@ -392,7 +480,7 @@ class _Walker:
             if self._implicit:
                 (length,) = self._u4(data, at + 4)
                 at += 8
-            elif vr in _LONG_VRS:
+            elif vr in LONG_VRS:
                 (length,) = self._u4(data, at + 8)
                 at += 12
             else:

@@ -17,7 +17,27 @@ if TYPE_CHECKING:
     from dicomslide.header.geometry import Orientation, SlideGeometry
     from dicomslide.image import TiledImage
 
-__all__ = ["derived_attrs", "image_attrs"]
+__all__ = ["LongList", "derived_attrs", "image_attrs"]
+
+MOST_SHOWN = 5
+"""Upper bound on the first values that the repr of a long list has."""
+MOST_FLAGS = 256
+"""Upper bound on the segments whose labels are one text."""
+
+
+class LongList(list[Any]):
+    """List whose repr has the first and the last values only, if it is long.
+
+    Xarray shows attributes whole in notebooks: those of many segments would be megabytes.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        if len(self) <= 2 * MOST_SHOWN:
+            return super().__repr__()
+        first, last = (", ".join(map(repr, each)) for each in (self[:MOST_SHOWN], self[-1:]))
+        return f"[{first}, ..., {last}] ({len(self):,} values)"
 
 
 def image_attrs(
@@ -74,7 +94,7 @@ def derived_attrs(
     """Return the meaning of the pixels of a segmentation or parametric map as attributes.
 
     Segments of a label map are flags of the CF conventions: ``flag_meanings`` are words separated
-    by blanks.
+    by blanks. They are left out where there are more than 256 segments.
 
     Parameters
     ----------
@@ -102,11 +122,12 @@ def derived_attrs(
     if image._layout.label_values is not None:
         names = [channel.description or channel.identifier for channel in channels]
         attrs |= {
-            "flag_values": [int(channel.identifier) for channel in channels],
-            "flag_meanings": " ".join("_".join(name.split()) for name in names),
-            "segment_labels": names,
-            "segment_types": [channel.property_type or "" for channel in channels],
+            "flag_values": LongList(int(channel.identifier) for channel in channels),
+            "segment_labels": LongList(names),
+            "segment_types": LongList(channel.property_type or "" for channel in channels),
         }
+        if len(names) <= MOST_FLAGS:
+            attrs["flag_meanings"] = " ".join("_".join(name.split()) for name in names)
     if channels[0].type is ChannelTypes.PARAMETER:
         attrs["long_name"] = "parametric map"
         quantities = {channel.quantity for channel in channels}

@@ -41,6 +41,8 @@ def channel_coords(
 ) -> xr.Coordinates:
     """Return the labels of channels, with their descriptions, stains, units and so on.
 
+    Labels of segments are their numbers, as integers.
+
     Parameters
     ----------
     dim : str
@@ -58,8 +60,9 @@ def channel_coords(
     """
     kind = channels[0].type
     identifiers = [c.identifier for c in channels]
+    shown = _numbers(labels) if kind is ChannelTypes.SEGMENT else labels
     columns: Columns = {
-        dim: (labels, {"long_name": _NAMES[kind]}),
+        dim: (shown, {"long_name": _NAMES[kind]}),
     }
     if list(labels) != identifiers:
         series = ("SeriesInstanceUID", "SeriesDescription")
@@ -99,11 +102,11 @@ def channel_indexed(dim: str, variables: Mapping[Any, xr.Variable]) -> xr.Coordi
 
     """
     identifiers = variables[dim].values
-    names: dict[str, str] = {}
+    names: dict[Any, str] = {}
     for name in (f"{dim}_description", f"{dim}_label"):
         if name in variables:
-            called = zip(identifiers, variables[name].values.tolist(), strict=True)
-            names = {each: text for each, text in called if text and text != each}
+            called = zip(identifiers.tolist(), variables[name].values.tolist(), strict=True)
+            names = {each: text for each, text in called if text and text != str(each)}
     index = ChannelIndex(pd.Index(identifiers, name=dim), dim, names=names)
     found = dict(variables) | index.create_variables(variables)
     indexes: dict[Any, xr.Index] = {dim: index}
@@ -143,6 +146,14 @@ def _indexed(dim: str) -> tuple[str, ...]:
     """Return the coordinates of optical paths that have an index beside the identifiers."""
     number = dim.removeprefix("channel")
     return () if number == dim else (f"{dim}_description", f"wavelength{number}")
+
+
+def _numbers(labels: Sequence[str]) -> Sequence[Any]:
+    """Return Segment Numbers as integers; as they are where a header has other values."""
+    try:
+        return [int(label) for label in labels]
+    except ValueError:
+        return labels
 
 
 def _of_optical_paths(

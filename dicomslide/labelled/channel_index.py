@@ -1,10 +1,13 @@
-"""Xarray index of the identifiers of channels, segments and parameters."""
+"""Xarray index of the identifiers of channels and parameters, and of the numbers of segments."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from xarray.indexes import PandasIndex
+
+from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -18,12 +21,13 @@ MOST_NAMED = 20
 class ChannelIndex(PandasIndex):
     """Index of identifiers whose errors list the identifiers that exist.
 
-    In other respects it is xarray's ``PandasIndex``.
+    Numbers, of segments, are selected by text as well, with a FutureWarning. In other respects it
+    is xarray's ``PandasIndex``.
     """
 
     __slots__ = ("names",)
 
-    names: Mapping[str, str]
+    names: Mapping[Any, str]
     """Description of each identifier, also of identifiers that were removed by a selection."""
 
     def __init__(
@@ -32,7 +36,7 @@ class ChannelIndex(PandasIndex):
         dim: Hashable,
         coord_dtype: Any = None,
         *,
-        names: Mapping[str, str] | None = None,
+        names: Mapping[Any, str] | None = None,
     ) -> None:
         super().__init__(array, dim, coord_dtype)
         self.names = {} if names is None else names
@@ -79,15 +83,17 @@ class ChannelIndex(PandasIndex):
             descriptions.
 
         """
+        ((name, label),) = labels.items()
         try:
+            if self.index.dtype.kind in "iu":
+                labels = {name: _as_numbers(label, str(name))}
             return super().sel(labels, method, tolerance)
         except KeyError:
-            ((name, label),) = labels.items()
             raise KeyError(f"no {name} {_shown(label)}; {self._known_identifiers(label)}") from None
 
     def _known_identifiers(self, label: Any) -> str:
         """Return a list of the identifiers as text, and those whose description is the label."""
-        there = [str(identifier) for identifier in self.index]
+        there = self.index.tolist()
         named = [
             repr(identifier) + (f" ({self.names[identifier]})" if identifier in self.names else "")
             for identifier in there[:MOST_NAMED]
@@ -95,8 +101,41 @@ class ChannelIndex(PandasIndex):
         more = f" and {len(there) - MOST_NAMED} more" if len(there) > MOST_NAMED else ""
         wanted = str(label).casefold()
         meant = [each for each in there if self.names.get(each, "").casefold() == wanted]
-        hint = f"; {label!r} is the description of {', '.join(map(repr, meant))}" if meant else ""
+        hint = (
+            f"; {label!r} is the description of {', '.join(map(repr, meant[:MOST_NAMED]))}"
+            if meant
+            else ""
+        )
         return f"identifiers are {', '.join(named) or 'none'}{more}{hint}"
+
+
+def _as_numbers(label: Any, name: str) -> Any:
+    """Return a label of an index of numbers, in which text became numbers.
+
+    Raises
+    ------
+    KeyError
+        When a text is no integer.
+
+    """
+    if isinstance(label, slice):
+        start, stop = (_as_numbers(end, name) for end in (label.start, label.stop))
+        return slice(start, stop, label.step)
+    values = np.asarray(getattr(label, "values", label))
+    if values.dtype.kind not in "UTO" or not any(isinstance(each, str) for each in values.flat):
+        return label
+    try:
+        numbers = values.astype(np.int64)
+    except ValueError:
+        raise KeyError(label) from None
+    warn(
+        f"{name} has numbers: select by them, such as sel({name}={numbers.flat[0]}) instead of"
+        f" sel({name}={str(values.flat[0])!r})",
+        FutureWarning,
+    )
+    if hasattr(label, "copy") and hasattr(label, "values"):  # a labelled array
+        return label.copy(data=numbers)
+    return numbers if numbers.ndim else int(numbers)
 
 
 def _shown(label: Any) -> str:

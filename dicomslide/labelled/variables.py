@@ -124,7 +124,7 @@ class Stack:
     labels: tuple[str, ...] = ()
     """Label of each channel, by which it is selected."""
     images: tuple[TiledImage, ...] = ()
-    """First image of each channel."""
+    """First image of each channel; of a label map, only one."""
     planes: tuple[int, ...] = ()
     """Zero-based index of each focal plane in the slide."""
     offsets: tuple[float, ...] = ()
@@ -196,6 +196,10 @@ class Stack:
     ) -> Stack:
         """Return the stack of places by channel and plane; channels are indices in `group`."""
         labels = group.labels
+        if image._layout.label_values is not None:  # all segments are in the same pixels
+            places = [
+                [next(filter(None, of_plane), None) for of_plane in zip(*places, strict=True)]
+            ]
         holders = [[place for place in row if place is not None] for row in places]
         of_plane = [
             [place for place in column if place is not None] for column in zip(*places, strict=True)
@@ -372,7 +376,7 @@ def _offset(place: Place) -> float:
 def _readers(
     places: Sequence[Sequence[Place | None]],
 ) -> tuple[Row, ...]:
-    """Return the readers of places by channel and plane; of a label map, one channel."""
+    """Return the readers of places by channel and plane."""
     readers = tuple(
         tuple(
             None if place is None else place[0].get_total_pixel_matrix(*place[1:])._reader
@@ -383,8 +387,10 @@ def _readers(
     image = next(place[0] for row in places for place in row if place is not None)
     if image._layout.label_values is None:
         return readers
-    of_planes = (next(filter(None, of_plane)) for of_plane in zip(*readers, strict=True))
-    return (tuple(dataclasses.replace(reader, as_labels=True) for reader in of_planes),)
+    return tuple(
+        tuple(reader and dataclasses.replace(reader, as_labels=True) for reader in row)
+        for row in readers
+    )
 
 
 def _regular(lengths: tuple[int, ...]) -> int | tuple[int, ...]:

@@ -159,7 +159,7 @@ def outlines(mask: xr.DataArray, *, simplify: float | None = None) -> geopandas.
 
     Examples
     --------
-    >>> tumour = outlines(tree["level_0"].segmentation.sel(segment="1"))
+    >>> tumour = outlines(tree["level_0"].segmentation.sel(segment=1))
 
     """
     try:

@@ -266,6 +266,9 @@ def _convert(dataset: Dataset, wanted: frozenset[int | None]) -> None:
     for tag in tuple(dataset.keys()):
         if tag in wanted:
             element = dataset[tag]
+            if dicom.is_lazy(element.value):
+                dicom.texts(element.value, "SegmentNumber")
+                continue
             for item in element.value or () if element.VR == "SQ" else ():
                 _convert(item, _tags_of(_NESTED))
 

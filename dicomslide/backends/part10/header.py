@@ -9,6 +9,7 @@ import dataclasses
 import io
 import struct
 import zlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dicomslide.errors import MetadataError, NotDicomError
@@ -20,7 +21,12 @@ from dicomslide.header.blobs import (
     errors_of_headers,
 )
 from dicomslide.header.layout import num_frames_of, pixel_format_of
-from dicomslide.header.per_frame import UNDEFINED, PerFrameSpan, find_items
+from dicomslide.header.per_frame import (
+    UNDEFINED,
+    PerFrameSpan,
+    find_items,
+    value_of_sequence,
+)
 from dicomslide.options import check_memory, get_options
 from dicomslide.pixels import DECODERS, Decoder
 
@@ -52,6 +58,7 @@ PER_FRAME = 2**16
 """Upper bound on the bytes of the per-frame functional groups of one frame."""
 PER_FRAME_GROUPS = 0x52009230
 ANNOTATION_GROUPS = 0x006A0002
+SEGMENTS = 0x00620002
 _BULK = frozenset({PER_FRAME_GROUPS, ANNOTATION_GROUPS})
 PIXEL_DATA = (0x7FE00010, 0x7FE00008, 0x7FE00009)  # integer, float, double float
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"SQ", b"UC", b"UR", b"UT")
@@ -189,15 +196,24 @@ def _read_header(
         if decoder.deflated:
             loaded = blob = _inflated(blob, start)
             start = 0
-        plain, rest = read_dataset(
+        read = partial(
+            read_dataset,
             loaded,
-            start,
             implicit_vr=decoder.implicit_vr,
             little_endian=decoder.little_endian,
-            stop_when=stop_when,
             most_bytes=most_bytes,
         )
+        plain, rest = read(start, stop_when=partial(_is_segments_or, stop_when))
+        segments = _segments_at(blob, rest, decoder)
+        if segments is not None:
+            items, rest = segments
+            others, rest = read(rest, stop_when=stop_when)
+            plain.update(others)
+        elif element_at(blob, rest, decoder)[0] == SEGMENTS:  # truncated
+            plain, rest = read(start, stop_when=stop_when)
         dataset = LenientDataset(plain, blob.name)
+        if segments is not None:
+            dataset.add_lazy(SEGMENTS, items, decoder.implicit_vr, decoder.little_endian)
         dataset.file_meta = file_meta  # type: ignore[assignment]
         nbytes = rest - start + dicom.PER_ELEMENT * len(dataset)
         if decoder.deflated:
@@ -208,6 +224,31 @@ def _read_header(
         per_frame = PerFrameSpan(value, length, decoder.implicit_vr, decoder.little_endian)
         rest = value if length == UNDEFINED else value + length
     return Header(dataset, uid, decoder, blob, per_frame, rest, nbytes)
+
+
+def _is_segments_or(
+    stop_when: Callable[[BaseTag, str | None, int], bool] | None,
+    tag: BaseTag,
+    vr: str | None,
+    length: int,
+) -> bool:
+    """Whether an element ends the header, or is a Segment Sequence of undefined length.
+
+    pydicom parses sequences of undefined length at once, which takes seconds where there are tens
+    of thousands of segments.
+    """
+    if tag == SEGMENTS and length == UNDEFINED:
+        return True
+    return stop_when is not None and stop_when(tag, vr, length)
+
+
+def _segments_at(blob: Blob, at: int, decoder: Decoder) -> tuple[bytes, int] | None:
+    """Return the items of a Segment Sequence of undefined length, and the offset of its end."""
+    tag, _, length, value = element_at(blob, at, decoder)
+    if tag != SEGMENTS or length != UNDEFINED:
+        return None
+    span = PerFrameSpan(value, UNDEFINED, decoder.implicit_vr, decoder.little_endian)
+    return value_of_sequence(blob.read, blob.size, span)
 
 
 def _inflated(blob: Blob, start: int) -> MemoryBlob:
