@@ -459,7 +459,7 @@ def test_thousands_of_segments_are_described_without_being_parsed(
     assert attrs["segment_labels"] == [item.SegmentLabel for item in expected]
     kinds = [item.get("SegmentedPropertyTypeCodeSequence") for item in expected]
     assert attrs["segment_types"] == [kind[0].CodeMeaning if kind else "" for kind in kinds]
-    for at in (0, 2, 700, -1):
+    for at in (0, 2, 250, -1):
         assert slide.channels[1 + at % ITEMS].item == expected[at]
     header = slide.derived_images[0].metadata
     assert header.SegmentSequence == expected
