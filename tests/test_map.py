@@ -17,6 +17,7 @@ import pytest
 import dicomslide
 from dicomslide.display.progress import Progress
 from dicomslide.process.child import Child, ChildEndedError
+from dicomslide.slide import calls
 from dicomslide.testing import write_slide
 from tests.support.optional import need
 from tests.support.parts import starts
@@ -293,6 +294,34 @@ def test_the_current_cluster_is_used_by_default_and_within_its_tasks_threads(sli
     assert len({pid for pid, _ in nested.values()}) == 1
     large = np.zeros(2**21, np.uint8)
     assert set(slides.map(lambda slide: large.size, on=client).values()) == {2**21}
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+def test_a_result_that_is_lost_with_its_worker_is_computed_again(
+    slides, client, monkeypatch, tmp_path, lost
+):
+    """The scheduler may forget such a task, and the wait for its result never ends."""
+    distributed = pytest.importorskip("distributed")
+    result, asked = distributed.Future.result, []
+
+    def late(future, timeout=None):
+        found = result(future)
+        if found.result == "S-2" and len(asked) < lost:
+            asked.append(timeout)
+            raise distributed.TimeoutError
+        return found
+
+    def called(slide):
+        with (tmp_path / slide.container_identifier).open("a") as file:
+            file.write("x")
+        return slide.container_identifier
+
+    monkeypatch.setattr(distributed.Future, "result", late)
+    found = slides.map(called, on=client)
+    assert dict(found) == {name: name for name in NAMES}
+    assert asked == [calls.PATIENCE * 2**number for number in range(lost)]
+    calls_of = {name: len((tmp_path / name).read_text()) for name in NAMES}
+    assert calls_of == {name: 1 + lost * (name == "S-2") for name in NAMES}
 
 
 def test_other_places_are_refused(slides):

@@ -45,6 +45,8 @@ LEAST_BUDGET = 64 * 2**20
 """Lower bound on `memory_budget` of a process, in bytes."""
 PER_THREAD = 2
 """Tasks on a cluster per thread of its workers: one runs while the next one arrives."""
+PATIENCE = 30.0
+"""Seconds to wait for a result that a worker has, at first; twice as long each further time."""
 LARGE = 2**20
 """Bytes of a pickled function from which on it is sent once to each worker."""
 
@@ -304,29 +306,38 @@ def _on_cluster(
     distributed: Any = sys.modules["distributed"]  # whose types mypy doesn't know
     waiting = iter(enumerate(members))
     under_way: dict[Any, int] = {}
+    patience: dict[int, float] = {}
     sent: Any = call
     if len(cloudpickle.dumps(call)) > LARGE:
         sent = client.scatter(call, broadcast=True, hash=False)
     done = distributed.as_completed([], loop=client.loop)
 
-    def submit(most: int) -> None:
+    def submit(at: int, member: Member) -> None:
+        future = client.submit(_called, sent, member, pure=False)
+        under_way[future] = at
+        done.add(future)
+
+    def submit_more() -> None:
+        most = workers or _at_once(client)
         while len(under_way) < most and (item := next(waiting, None)) is not None:
-            at, member = item
-            future = client.submit(_called, sent, member, pure=False)
-            under_way[future] = at
-            done.add(future)
+            submit(*item)
 
     try:
-        submit(workers or _at_once(client))
+        submit_more()
         while under_way:
             future = next(done)
             at = under_way.pop(future)
             try:
-                outcome = future.result()
+                outcome = future.result(timeout=patience.setdefault(at, PATIENCE))
+            except TimeoutError:  # its worker has died since, and the scheduler forgot the task
+                patience[at] *= 2
+                future.release()
+                submit(at, members[at])
+                continue
             except Exception as error:  # of the cluster: a worker that died, a task that is lost
                 outcome = Outcome.of(error)
             future.release()
-            submit(workers or _at_once(client))
+            submit_more()
             yield at, outcome
     finally:
         if under_way:
