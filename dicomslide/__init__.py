@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from dicomslide.backends.dicomweb.connection import register_client
     from dicomslide.backends.net.credentials import forget, register_credentials
     from dicomslide.backends.net.storage_options import register_storage_options
-    from dicomslide.display.picture import add_scale_bar
+    from dicomslide.display.plots import add_scale_bar
     from dicomslide.export.ome_zarr import to_ome_zarr
     from dicomslide.export.spatialdata import to_spatialdata
     from dicomslide.image import TiledImage
@@ -116,7 +116,7 @@ _LAZY_MODULES = {
     "TiledImage": "image",
     "TotalPixelMatrix": "matrix",
     "TotalPixelMatrixSampler": "matrix",
-    "add_scale_bar": "display.picture",
+    "add_scale_bar": "display.plots",
     "assemble_total_pixel_matrix": "tile",
     "compute_frame_positions": "tile",
     "compute_image_center_position": "pyramid",

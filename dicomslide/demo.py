@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.display.picture import add_scale_bar, show_picture
+from dicomslide.display.plots import add_scale_bar, show_picture
 from dicomslide.errors import MetadataError
 from dicomslide.recipes import area, tissue_mask, tissue_threshold
 from dicomslide.recipes.tissue import chroma

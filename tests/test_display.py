@@ -157,7 +157,7 @@ def test_plot_has_axes_in_millimetres_and_a_scale_bar(tissue_slide):
     assert axes.get_xlim() == pytest.approx((x_min, x_max))
     assert axes.get_ylim() == pytest.approx((y_min, y_max))
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("x [mm]", "y [mm]")
-    assert axes.get_title() == "DS-0001"
+    assert axes.get_title() == "DS-0001 · 2.25 µm/px"
     (shown,) = axes.images
     np.testing.assert_array_equal(shown.get_array(), slide.thumbnail(200))
     (bar,) = axes.lines
@@ -346,7 +346,7 @@ def test_grey_of_8_bits_is_stretched_as_that_of_16_and_colour_is_not():
 def test_plot_and_html_say_which_channel_and_plane_they_show(stack_slide, tissue_slide):
     slide = open_slide(stack_slide)
     title = slide.plot(ax=some_axes(), channel_index=1, focal_plane_index=2).get_title()
-    assert title == "DS-0001\nchannel 1: optical path FITC (Fluorescence FITC), focal plane 2: 9 µm"
+    assert title == "DS-0001 · Fluorescence FITC · focal plane 9 µm · 0.5 µm/px"
     html = slide._repr_html_()
     assert (
         "channel 0: optical path DAPI (Fluorescence DAPI), focal plane 0: 5 µm" in read(html).text

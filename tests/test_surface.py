@@ -226,7 +226,7 @@ PUBLIC = {
     dicomslide.TotalPixelMatrixSampler: """
         count get_region_grid_position index matrix padded_region_shape padding read
         region_grid_positions region_positions region_shape""",
-    dicomslide.Cohort: "failures get items keys map opened summaries to_pandas values",
+    dicomslide.Cohort: "failures get items keys map opened plot summaries to_pandas values",
     dicomslide.TileDataset: """
         centers count get_position index read size slide_indices slide_names spacing""",
     dicomslide.BlockShuffle: "dataset epoch indices set_epoch",
@@ -250,8 +250,8 @@ MODULES = {
         does_optical_path_item_match does_segment_item_match does_specimen_description_item_match
         is_image is_label_image is_overview_image is_tiled_image is_volume_image""",
     "recipes": """
-        TileOutput area embed_tiles estimate_stains map_tiles outlines rasterize segment_statistics
-        separate_stains tile_grid tissue_mask tissue_threshold""",
+        TileOutput area composite embed_tiles estimate_stains map_tiles outlines rasterize
+        segment_statistics separate_stains tile_grid tissue_mask tissue_threshold""",
 }
 NEEDED = {"recipes": pytest.mark.needs("skimage")}
 

@@ -1,12 +1,10 @@
-"""Upright 8-bit pictures of matrices, and plots of them with a scale bar."""
+"""Upright 8-bit pictures of matrices."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import time
-import unicodedata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,14 +18,13 @@ from dicomslide.readers.resampled_reader import ResampledReader
 from dicomslide.readers.windows import Windows
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
     from dicomslide.display.progress import Report
     from dicomslide.header.geometry import Orientation, SlideGeometry
     from dicomslide.readers.matrix_reader import MatrixReader
 
-__all__ = ["add_scale_bar", "as_displayed", "picture_of", "plot_picture", "show_picture"]
+__all__ = ["as_displayed", "picture_of", "values_of"]
 
 
 BANDS = 64
@@ -73,6 +70,52 @@ def picture_of(
     """
     from PIL import Image
 
+    pixels, box, shape = _pixels_of(reader, geometry, size, progress)
+    picture = Image.fromarray(np.ascontiguousarray(as_displayed(pixels)))
+    resized = picture.resize(shape, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    return np.array(resized)  # a copy, since an array that shares memory with Pillow is read-only
+
+
+def values_of(
+    reader: MatrixReader,
+    geometry: SlideGeometry | None,
+    size: int,
+    progress: bool | Report = False,
+) -> NDArray[np.float32]:
+    """Return the values of a grey matrix at the pixels of its picture: see :func:`picture_of`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (rows, columns), float32.
+
+    """
+    from PIL import Image
+
+    pixels, box, shape = _pixels_of(reader, geometry, size, progress)
+    values = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0], np.float32))
+    resized = values.resize(shape, Image.Resampling.BOX, box=box)
+    return np.array(resized)
+
+
+def _pixels_of(
+    reader: MatrixReader,
+    geometry: SlideGeometry | None,
+    size: int,
+    progress: bool | Report,
+) -> tuple[NDArray[Any], tuple[float, float, float, float], tuple[int, int]]:
+    """Read a whole matrix, upright, with at least as many pixels as its picture, if it has them.
+
+    Returns
+    -------
+    pixels : numpy.ndarray
+        Shape (rows, columns, samples).
+    box : tuple of float
+        (left, top, right, bottom) of the matrix in these pixels.
+    shape : tuple of int
+        Columns and rows of the picture, whose pixels are square.
+
+    """
     orientation = None if geometry is None else geometry.orientation
     if geometry is not None and orientation is None:
         x_min, y_min, _, _ = geometry.bounds
@@ -90,9 +133,7 @@ def picture_of(
         width_mm, height_mm = geometry.physical_size
         scale = min(size, max(reader.shape[:2])) / max(width_mm, height_mm)
         width, height = (max(1, round(edge * scale)) for edge in (width_mm, height_mm))
-    picture = Image.fromarray(np.ascontiguousarray(as_displayed(pixels)))
-    resized = picture.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-    return np.array(resized)  # a copy, since an array that shares memory with Pillow is read-only
+    return pixels, box, (width, height)
 
 
 class _Estimate:
@@ -241,121 +282,3 @@ def as_displayed(pixels: NDArray[Any]) -> NDArray[np.uint8]:
         low, high = finite.min(), finite.max()
     clipped = np.clip(np.nan_to_num(values, nan=low), low, high)
     return ((clipped / 2 - low / 2) / max(high / 2 - low / 2, 1e-12) * 255).astype(np.uint8)
-
-
-def plot_picture(
-    pixels: NDArray[Any],
-    bounds: tuple[float, float, float, float],
-    *,
-    scale_bar: bool = True,
-    ax: Axes | None = None,
-) -> Axes:
-    """Plot an upright picture with axes in mm, and a scale bar; see :meth:`Slide.plot`."""
-    if ax is None:
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError:
-            raise ImportError(
-                "plot needs matplotlib, which isn't installed: pip install 'dicomslide[plot]'"
-            ) from None
-        ax = plt.gca()
-    show_picture(ax, pixels, bounds)
-    if scale_bar:
-        add_scale_bar(ax)
-    return ax
-
-
-def show_picture(
-    axes: Axes, pixels: NDArray[Any], bounds: tuple[float, float, float, float]
-) -> None:
-    """Show an upright picture within bounds (x_min, y_min, x_max, y_max) in mm."""
-    x_min, y_min, x_max, y_max = bounds
-    grey = dict(cmap="gray") if pixels.ndim == 2 else {}
-    axes.imshow(pixels, extent=(x_min, x_max, y_min, y_max), **grey)  # type: ignore[arg-type]
-    axes.set_xlabel("x [mm]")
-    axes.set_ylabel("y [mm]")
-
-
-def add_scale_bar(axes: Axes, *, color: str = "black", unit: str | None = None) -> None:
-    """Draw a scale bar of a round length into the lower left corner of axes.
-
-    The aspect ratio of the axes is set to "equal", so that the bar is valid in every direction.
-
-    Parameters
-    ----------
-    axes : matplotlib.axes.Axes
-        Axes with x and y in the slide coordinate system, as from ``image.plot.imshow()``.
-    color : str, default: "black"
-        Color of the bar and of its label, which gives the length in mm or µm.
-    unit : str, optional
-        Unit of x and y: mm, µm (also um or micrometer), nm, cm or m. By default the unit in
-        brackets at the end of the axis labels, as xarray writes them ("x [µm]"); mm where there
-        is none.
-
-    Raises
-    ------
-    ValueError
-        When the unit isn't a known unit of length, or x and y have different units.
-
-    Examples
-    --------
-    >>> plot = slide.to_dataset(1).image.plot.imshow()
-    >>> dicomslide.add_scale_bar(plot.axes)
-
-    """
-    from matplotlib.colors import to_rgb
-    from matplotlib.patheffects import withStroke
-
-    mm = _millimeters_of(axes, unit)
-    axes.set_aspect("equal")
-    left, right = sorted(axes.get_xlim())
-    bottom, top = sorted(axes.get_ylim())
-    longest = mm * (right - left) / 4
-    length = 10 ** math.floor(math.log10(longest))
-    length *= max(m for m in (1, 2, 5) if m * length <= longest)
-    x, y = left + 0.05 * (right - left), bottom + 0.05 * (top - bottom)
-    label = f"{length:g} mm" if length >= 0.5 else f"{length * 1000:g} µm"
-    style: dict[str, Any] = dict(color=color, zorder=10)
-    end = x + length / mm
-    (bar,) = axes.plot([x, end], [y, y], linewidth=4, solid_capstyle="butt", **style)
-    text = axes.annotate(
-        label, ((x + end) / 2, y), (0, 5), textcoords="offset points", ha="center", **style
-    )
-    outline = "white" if sum(to_rgb(color)) < 1.5 else "black"  # visible on tissue and on glass
-    bar.set_path_effects([withStroke(linewidth=6, foreground=outline)])
-    text.set_path_effects([withStroke(linewidth=2, foreground=outline)])
-
-
-MILLIMETERS = {
-    "m": 1e3, "meter": 1e3, "metre": 1e3,
-    "cm": 10.0, "centimeter": 10.0, "centimetre": 10.0,
-    "mm": 1.0, "millimeter": 1.0, "millimetre": 1.0,
-    "µm": 1e-3, "um": 1e-3, "micrometer": 1e-3, "micrometre": 1e-3, "micron": 1e-3,
-    "nm": 1e-6, "nanometer": 1e-6, "nanometre": 1e-6,
-}  # fmt: skip
-"""Millimetres per unit of length."""
-
-
-def _millimeters_of(axes: Axes, unit: str | None) -> float:
-    """Return the millimetres per `unit`, or per unit in the axis labels."""
-    if unit is not None:
-        return _millimeters(unit)
-    labels = (axes.get_xlabel(), axes.get_ylabel())
-    named = [re.search(r"[\[(]([^\])]*)[\])]\s*$", label) for label in labels]
-    found = {_millimeters(each[1]) for each in named if each is not None}
-    if len(found) > 1:
-        raise ValueError(
-            "a scale bar is valid in every direction only if x and y have one unit, not"
-            f" {labels[0]!r} and {labels[1]!r}"
-        )
-    return found.pop() if found else 1.0
-
-
-def _millimeters(unit: str) -> float:
-    name = unicodedata.normalize("NFKC", unit.strip()).replace("\N{GREEK SMALL LETTER MU}", "µ")
-    for each in (name, name.removesuffix("s")):
-        if each in MILLIMETERS:
-            return MILLIMETERS[each]
-    raise ValueError(
-        f"{unit!r} is no length: pass the unit of x and y, as in add_scale_bar(..., unit='mm')"
-    )

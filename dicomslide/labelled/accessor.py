@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Literal
 
+    from matplotlib.axes import Axes
+
     from dicomslide.labelled.match import Method
     from dicomslide.labelled.presentation import ChannelDisplay
 
@@ -189,6 +191,43 @@ class SlideAccessor:
         if not isinstance(self._data, xr.DataArray):
             raise TypeError("channel_displays() takes an array: dataset[name].slide")
         return channel_displays(self._data)
+
+    def plot(self, *, ax: Axes | None = None, scale_bar: bool = True, **options: Any) -> Axes:
+        """Plot an image with axes in mm, a scale bar, and a title of its channels and spacing.
+
+        Channels are blended in their colours.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Axes to plot into; by default the current ones.
+        scale_bar : bool, default: True
+            Whether to draw a scale bar of a round length.
+        **options
+            ``colors``, ``limits`` and ``gamma`` of channels: see
+            :func:`dicomslide.recipes.composite`.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            The axes.
+
+        Raises
+        ------
+        ImportError
+            When matplotlib isn't installed.
+        TypeError
+            When this is a dataset: take one of its variables.
+        ValueError
+            When there are dims other than y, x, and one of channels or samples, or no coordinates
+            in mm.
+
+        """
+        from dicomslide.labelled.plots import plot_image
+
+        if not isinstance(self._data, xr.DataArray):
+            raise TypeError("plot() takes an array: dataset[name].slide.plot()")
+        return plot_image(self._data, ax=ax, scale_bar=scale_bar, **options)
 
     @property
     def spacing(self) -> tuple[float, float]:

@@ -19,6 +19,7 @@ except ImportError:
         "recipes need scikit-image, which isn't installed: pip install 'dicomslide[recipes]'"
     ) from None
 
+from dicomslide.labelled.composite import composite
 from dicomslide.recipes.shapes import outlines, rasterize
 from dicomslide.recipes.stains import estimate_stains, separate_stains
 from dicomslide.recipes.statistics import segment_statistics
@@ -29,6 +30,7 @@ from dicomslide.recipes.tissue import area, tissue_mask, tissue_threshold
 __all__ = [
     "TileOutput",
     "area",
+    "composite",
     "embed_tiles",
     "estimate_stains",
     "map_tiles",

@@ -1,7 +1,8 @@
 """Slides: opening, discovery and the class `Slide`.
 
-``slide``, ``arrays``
-    `Slide`: pixels, pictures, annotations and coordinates; and labelled arrays.
+``slide``, ``pictures``, ``overlays``, ``arrays``
+    `Slide`: pixels, annotations and coordinates; pictures, with what lies on them; and labelled
+    arrays.
 ``opening``, ``discovery``
     `open_slide` and `find_slides`.
 ``sorting``

@@ -49,6 +49,7 @@ from dicomslide.slide.calls import (
     may_pass,
     outcomes,
 )
+from dicomslide.slide.contact_sheet import ContactSheet
 from dicomslide.slide.slide import Slide
 from dicomslide.slide.sorting import Instance, Member, sort_instances, split
 
@@ -74,7 +75,7 @@ MAX_NAMES_SHOWN = 5
 R = TypeVar("R")
 
 
-class Cohort(Identified, Mapping[str, Slide]):
+class Cohort(Identified, ContactSheet, Mapping[str, Slide]):
     """Mapping of names to slides, with the errors of files that couldn't be read.
 
     Returned by :func:`open_slides`. The name of a slide is its Container Identifier. If several
@@ -104,6 +105,7 @@ class Cohort(Identified, Mapping[str, Slide]):
     >>> slides["S23-1"].thumbnail()
     >>> slides.to_pandas().groupby("manufacturer").size()
     >>> {name: slide.num_levels for name, slide in slides.opened()}
+    >>> slides.plot()
     >>> slides.failures
 
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.backends.dicomweb.client import frame_source
@@ -14,26 +13,23 @@ from dicomslide.header import dicom
 from dicomslide.header.geometry import AS_STORED, SlideGrid
 from dicomslide.header.resolution import spacing_in_mm
 from dicomslide.process.warn import once
-from dicomslide.slide.arrays import SlideArrays
+from dicomslide.slide.pictures import SlidePictures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
-    from matplotlib.axes import Axes
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
     from dicomslide.annotation.group import AnnotationGroup
-    from dicomslide.display.progress import Report
     from dicomslide.header.resolution import Spacing
-    from dicomslide.image import TiledImage
     from dicomslide.readers.matrix_reader import OnError
 
 __all__ = ["Slide"]
 
 
-class Slide(SlideArrays):
+class Slide(SlidePictures):
     """A digital slide.
 
     It consists of the images with one Frame of Reference UID and one Container Identifier: images
@@ -246,112 +242,6 @@ class Slide(SlideArrays):
         """
         image, channel, plane = self._place(level, channel_index, focal_plane_index)
         return image.get_slide_region(offset, size, channel, plane)
-
-    def thumbnail(
-        self,
-        size: int = 1024,
-        *,
-        channel_index: int = 0,
-        focal_plane_index: int = 0,
-        spacing: Spacing | None = None,
-        progress: bool | Report = False,
-    ) -> NDArray[np.uint8]:
-        """Return an upright picture of the whole slide in 8 bits, for display.
-
-        Frames may be decoded at reduced size where that takes less time, so that pixels approximate
-        means of stored pixels.
-
-        Parameters
-        ----------
-        size : int, default: 1024
-            Pixels along the longer edge, at most those of the base level
-        channel_index, focal_plane_index : int, default: 0
-            Zero-based indices into channels and focal planes
-        spacing : float or str, optional
-            Spacing instead of a size: a number in mm, or text such as ``"10 um"``
-        progress : bool or callable, default: False
-            Whether standard error says how many frames are read; or a function that is called with
-            that number and the number of all frames. Without it, a
-            :class:`~dicomslide.PerformanceWarning` estimates how long a picture takes, after three
-            seconds, if that is long: where no smaller level is stored, all frames are decoded
-
-        Returns
-        -------
-        numpy.ndarray
-            Shape (rows, columns, 3), or (rows, columns) for a slide without colour, uint8
-
-        Raises
-        ------
-        ValueError
-            When there is no such channel or focal plane, or `size` is less than one
-
-        """
-        if spacing is not None:
-            size = max(1, round(max(self.physical_size) / spacing_in_mm(spacing)))
-        image, *options = self._picture_source(size, channel_index, focal_plane_index)
-        return image._picture(*options, progress=progress)
-
-    def _picture_source(
-        self, size: int, channel_index: int, focal_plane_index: int
-    ) -> tuple[TiledImage, int, int, int]:
-        """Return the smallest image that is large enough, with size, channel and focal plane."""
-        if operator.index(size) < 1:
-            raise ValueError(f"a picture of {size} pixels along its longer edge isn't possible")
-        place = (channel_index, focal_plane_index)
-        levels = [i for i, level in enumerate(self.levels) if place in level._places]
-        enough = [level for level in levels if max(self.levels[level].size) >= size]
-        level = max(enough, default=min(levels, default=0))
-        image, channel, plane = self._place(level, channel_index, focal_plane_index)
-        return image, size, channel, plane
-
-    def plot(
-        self,
-        *,
-        size: int = 1024,
-        channel_index: int = 0,
-        focal_plane_index: int = 0,
-        scale_bar: bool = True,
-        ax: Axes | None = None,
-    ) -> Axes:
-        """Plot an upright picture of the whole slide, with axes in mm.
-
-        Parameters
-        ----------
-        size : int, default: 1024
-            Pixels of the picture along its longer edge, at most those of the base level.
-        channel_index, focal_plane_index : int, default: 0
-            Zero-based indices into channels and focal planes.
-        scale_bar : bool, default: True
-            Whether to draw a scale bar of a round length.
-        ax : matplotlib.axes.Axes, optional
-            Axes to plot into; by default the current ones.
-
-        Returns
-        -------
-        matplotlib.axes.Axes
-            Axes with the limits of the slide in mm.
-
-        Raises
-        ------
-        ImportError
-            When matplotlib isn't installed.
-        MetadataError
-            When the header doesn't place the image on the slide.
-        ValueError
-            When there is no such channel or focal plane, or `size` is less than one.
-
-        """
-        from dicomslide.display.picture import plot_picture
-        from dicomslide.display.tables import channel_label
-
-        image, *options = self._picture_source(size, channel_index, focal_plane_index)
-        bounds = image.physical_bounds
-        axes = plot_picture(image._picture(*options), bounds, scale_bar=scale_bar, ax=ax)
-        shown = channel_label(
-            self.channels, self.focal_plane_offsets, channel_index, focal_plane_index
-        )
-        axes.set_title("\n".join(filter(None, (self.container_identifier or "slide", shown))))
-        return axes
 
     def get_slide_region_for_annotation(
         self,
