@@ -13,6 +13,7 @@ from dicomslide._version import __version__
 from dicomslide.enum import ChannelTypes, ImageFlavors
 from dicomslide.errors import (
     AmbiguousSlideError,
+    AnnotationError,
     CacheWarning,
     DicomSlideError,
     ExportError,
@@ -97,6 +98,9 @@ if TYPE_CHECKING:
         compute_frame_positions,
         disassemble_total_pixel_matrix,
     )
+    from dicomslide.write.annotations import write_annotations
+    from dicomslide.write.maps import write_parametric_map
+    from dicomslide.write.measurements import write_measurements
     from dicomslide.write.segmentation import write_segmentation
 
 _LAZY_MODULES = {
@@ -136,6 +140,9 @@ _LAZY_MODULES = {
     "sort_images_by_size": "pyramid",
     "to_ome_zarr": "export.ome_zarr",
     "to_spatialdata": "export.spatialdata",
+    "write_annotations": "write.annotations",
+    "write_measurements": "write.measurements",
+    "write_parametric_map": "write.maps",
     "write_segmentation": "write.segmentation",
 }
 """Module of each public name that is imported at first use."""
@@ -147,6 +154,7 @@ _SUBMODULES = {
 
 __all__ = [
     "AmbiguousSlideError",
+    "AnnotationError",
     "AnnotationGroup",
     "BlockShuffle",
     "ChannelTypes",
@@ -224,6 +232,9 @@ __all__ = [
     "sort_images_by_size",
     "to_ome_zarr",
     "to_spatialdata",
+    "write_annotations",
+    "write_measurements",
+    "write_parametric_map",
     "write_segmentation",
 ]
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AmbiguousSlideError",
+    "AnnotationError",
     "CacheWarning",
     "DicomSlideError",
     "ExportError",
@@ -138,6 +139,10 @@ class StorageRefusedError(ExportError):
 
 class PixelValueError(DicomSlideError, ValueError):
     """Values that are to be written don't fit: NaN, fractions beyond 1, labels of no segment."""
+
+
+class AnnotationError(DicomSlideError, ValueError):
+    """Shapes or measurements that annotations can't hold: points that aren't finite, holes."""
 
 
 class SlideTaskError(DicomSlideError):

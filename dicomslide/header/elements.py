@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["ElementEncoder", "decimal"]
 
-LONG_VRS = frozenset({"OB", "OD", "OF", "OV", "OW", "SQ"})
+LONG_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "SQ"})
 """Value representations whose length has 32 bits in explicit syntaxes (PS3.5 7.1.2)."""
 UNDEFINED = 0xFFFFFFFF
 """Length of sequences, items and pixel data that end with a delimiter (PS3.5 7.5)."""

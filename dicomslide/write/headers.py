@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from dicomslide.image import TiledImage
     from dicomslide.write.grids import Grid
 
-__all__ = ["SEGMENTATION", "SeriesOptions", "code_item", "derived_header", "item", "matrix_header",
-           "new_uid", "references", "tile_groups"]  # fmt: skip
+__all__ = ["SEGMENTATION", "SeriesOptions", "code_item", "derived_header", "instance_headers",
+           "item", "matrix_header", "new_uid", "references", "tile_groups"]  # fmt: skip
 
 COPIED = (
     # Patient, Clinical Trial Subject (PS3.3 C.7.1)
@@ -204,7 +204,7 @@ def _drop_character_sets(dataset: Dataset) -> None:
 # -- references --------------------------------------------------------------------------------
 
 
-def _instances(sources: Iterable[TiledImage]) -> list[Dataset]:
+def instance_headers(sources: Iterable[TiledImage]) -> list[Dataset]:
     """Return the header of each instance of images, of which a concatenation has several."""
     found: dict[str | None, Dataset] = {}
     for image in sources:
@@ -220,14 +220,14 @@ def references(sources: Iterable[TiledImage]) -> list[Dataset]:
             ReferencedSOPClassUID=each.SOPClassUID,
             ReferencedSOPInstanceUID=each.SOPInstanceUID,
         )
-        for each in _instances(sources)
+        for each in instance_headers(sources)
     ]
 
 
 def _referenced_series(sources: Sequence[TiledImage]) -> list[Dataset]:
     """Return the items of the Common Instance Reference module (PS3.3 C.12.2)."""
     by_series: dict[str, list[Dataset]] = {}
-    for each in _instances(sources):
+    for each in instance_headers(sources):
         by_series.setdefault(str(each.SeriesInstanceUID), []).append(
             item(
                 ReferencedSOPClassUID=each.SOPClassUID,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dicomslide.write.grids import Placed
 
-__all__ = ["Kind", "Masks", "masks_of", "values_of"]
+__all__ = ["Kind", "Masks", "masks_of", "values_of", "with_channels"]
 
 Kind = Literal["BINARY", "FRACTIONAL", "LABELMAP"]
 KINDS = {"BINARY": "b", "FRACTIONAL": "f", "LABELMAP": "ui"}
@@ -93,7 +93,7 @@ def masks_of(segmentation: Any, segments: Any, kind: Kind) -> Masks:
         )
     if segmentation.dtype.kind not in KINDS[kind]:
         raise PixelValueError(f"an array of {segmentation.dtype}; expected {EXPECTED[kind]}")
-    array, dim = _with_segments(segmentation)
+    array, dim = with_channels(segmentation, "segment")
     if kind == "LABELMAP":
         if array.sizes[dim] > 1:
             raise ValueError(
@@ -140,16 +140,30 @@ def _of_dataset(dataset: xr.Dataset, kind: Kind) -> xr.DataArray:
     )  # fmt: skip
 
 
-def _with_segments(array: xr.DataArray) -> tuple[xr.DataArray, str]:
-    """Return an array with one dim before those of its plane, and the name of that dim."""
+def with_channels(array: xr.DataArray, what: str) -> tuple[xr.DataArray, str]:
+    """Return an array with one dim before those of its plane, and the name of that dim.
+
+    Parameters
+    ----------
+    array : xarray.DataArray
+        Array with y and x, or row and column, and a further dim at most.
+    what : str
+        Name of that dim if it has none: "segment" or "parameter".
+
+    Raises
+    ------
+    ValueError
+        When it has other dims.
+
+    """
     dims = set(map(str, array.dims))
     plane = next((each for each in PLANES if each <= dims), None)
     if plane is None:
         raise ValueError(
             f"dims {dict(array.sizes)}: expected y and x in mm, or row and column as stored, and"
-            " one more for several segments"
+            f" one more for several {what}s"
         )
-    # a dim of one pixel is no dim of segments, unless it is the only one
+    # a dim of one pixel is no dim of channels, unless it is the only one
     others = [str(dim) for dim in array.dims if str(dim) not in plane]
     for dim in [dim for dim in others if array.sizes[dim] == 1]:
         if len(others) > 1:
@@ -157,7 +171,7 @@ def _with_segments(array: xr.DataArray) -> tuple[xr.DataArray, str]:
             others.remove(dim)
     if len(others) > 1:
         raise ValueError(
-            f"dims {dict(array.sizes)}: {others} are more than one dim of segments; write each"
+            f"dims {dict(array.sizes)}: {others} are more than one dim of {what}s; write each"
             " focal plane by itself: array.isel(z=0)"
         )
     if "z" in others and array.sizes["z"] == 1:
@@ -167,9 +181,8 @@ def _with_segments(array: xr.DataArray) -> tuple[xr.DataArray, str]:
             f"z: {array.sizes['z']} focal planes; write each by itself: array.isel(z=0)"
         )
     if not others:
-        return array.expand_dims("segment" if "segment" not in array.coords else "_segment"), (
-            "segment" if "segment" not in array.coords else "_segment"
-        )
+        dim = what if what not in array.coords else f"_{what}"
+        return array.expand_dims(dim), dim
     return array.transpose(others[0], ...), others[0]
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from dicomslide.write.frames import FrameForm
 
-__all__ = ["ENCODER", "PREAMBLE", "encapsulated_head", "encapsulated_tail", "file_head",
+__all__ = ["ENCODER", "PREAMBLE", "encapsulated_head", "encapsulated_tail", "encoded", "file_head",
            "native_head", "per_frame_groups"]  # fmt: skip
 
 PREAMBLE = bytes(128) + b"DICM"
@@ -35,7 +35,7 @@ def file_head(header: Dataset, transfer_syntax_uid: str) -> bytes:
     """Return a file up to its last element before the groups of each frame and the pixels."""
     from pydicom.dataset import FileMetaDataset
     from pydicom.filebase import DicomBytesIO
-    from pydicom.filewriter import write_dataset, write_file_meta_info
+    from pydicom.filewriter import write_file_meta_info
     from pydicom.uid import UID
 
     meta = FileMetaDataset()
@@ -44,11 +44,20 @@ def file_head(header: Dataset, transfer_syntax_uid: str) -> bytes:
     meta.TransferSyntaxUID = UID(transfer_syntax_uid)
     meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
     meta.ImplementationVersionName = f"dicomslide {__version__}"[:16]
-    group_2, body = DicomBytesIO(), DicomBytesIO()
+    group_2 = DicomBytesIO()
     write_file_meta_info(group_2, meta, enforce_standard=True)
+    return PREAMBLE + bytes(group_2.getvalue()) + encoded(header)
+
+
+def encoded(dataset: Dataset) -> bytes:
+    """Return the elements of a data set or item, in Explicit VR Little Endian."""
+    from pydicom.filebase import DicomBytesIO
+    from pydicom.filewriter import write_dataset
+
+    body = DicomBytesIO()
     body.is_little_endian, body.is_implicit_VR = True, False
-    write_dataset(body, header)
-    return PREAMBLE + bytes(group_2.getvalue()) + bytes(body.getvalue())
+    write_dataset(body, dataset)
+    return bytes(body.getvalue())
 
 
 def native_head(form: FrameForm, nbytes: int) -> bytes:

@@ -203,7 +203,7 @@ def write_segmentation(
         split=kind == "FRACTIONAL" if split is None else bool(split) and kind != "LABELMAP",
         fractional_type=fractional_type,
         transfer_syntax_uid=transfer_syntax_uid,
-        tile_size=_tile_size(tile_size),
+        tile_size=tile_size_of(tile_size),
         name=name,
         series=SeriesOptions(
             series_instance_uid=series_instance_uid or new_uid(),
@@ -391,7 +391,8 @@ def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} {value!r}: expected one of {list(choices)}")
 
 
-def _tile_size(given: Any) -> tuple[int, int] | None:
+def tile_size_of(given: Any) -> tuple[int, int] | None:
+    """Return rows and columns of a frame, of one number or two; None where none is given."""
     if given is None:
         return None
     sizes: Any = (given, given) if isinstance(given, (int, np.integer)) else given

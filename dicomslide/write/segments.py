@@ -6,12 +6,13 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dicomslide.write.headers import LONGEST_LO, code_item, item, new_uid
+from dicomslide.write.codes import coded
+from dicomslide.write.headers import LONGEST_LO, item, new_uid
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["WORDS", "segment_items"]
+__all__ = ["UNNAMED", "algorithm_items", "cielab_of", "codes_of_word", "segment_items"]
 
 _TISSUE = ("85756007", "SCT", "Tissue")
 _ANATOMICAL = ("91723000", "SCT", "Anatomical Structure")
@@ -43,8 +44,10 @@ WORDS: dict[str, tuple[tuple[str, str, str], tuple[str, str, str]]] = {
 _SYNONYMS = {
     "tumor": "tumour", "neoplasm": "tumour", "adipose": "fat", "adipose tissue": "fat",
     "blood vessel": "vessel", "foreground": "tissue", "roi": "region",
-    "region of interest": "region",
+    "region of interest": "region", "nuclei": "nucleus", "cells": "cell",
 }  # fmt: skip
+_TYPES = {word: kind for word, (_, kind) in WORDS.items()}
+_TYPES |= {word: _TYPES[same] for word, same in _SYNONYMS.items()}
 _FAMILY = ("123110", "DCM", "Artificial Intelligence")
 FAMILIES = {
     "otsu": ("123105", "DCM", "Histogram Analysis"),
@@ -103,48 +106,32 @@ def _segment(described: Any, number: int) -> Dataset:
         raise ValueError(
             f"segment {label!r}: unknown keys {sorted(unknown)}; known: {sorted(KEYS)}"
         )
-    word = label.strip().lower()
-    category, kind = WORDS[_SYNONYMS.get(word, word if word in WORDS else "region")]
+    what = f"segment {label!r}"
+    category, kind = codes_of_word(label) or WORDS["region"]
     made = item(
         SegmentNumber=number,
         SegmentLabel=label,
-        SegmentedPropertyCategoryCodeSequence=[_code(given.get("category", category), label)],
-        SegmentedPropertyTypeCodeSequence=[_code(given.get("type", kind), label)],
+        SegmentedPropertyCategoryCodeSequence=[
+            coded(given.get("category", category), what, _TYPES)
+        ],
+        SegmentedPropertyTypeCodeSequence=[coded(given.get("type", kind), what, _TYPES)],
     )
     if given.get("description"):
         made.SegmentDescription = str(given["description"])
     if given.get("anatomic_region"):
-        made.AnatomicRegionSequence = [_code(given["anatomic_region"], label)]
+        made.AnatomicRegionSequence = [coded(given["anatomic_region"], what, _TYPES)]
     _add_algorithm(made, given, label)
     made.TrackingID = str(given.get("tracking_id") or label)
     made.TrackingUID = str(given.get("tracking_uid") or new_uid())
     if given.get("color") is not None:
-        made.RecommendedDisplayCIELabValue = _cielab(given["color"], label)
+        made.RecommendedDisplayCIELabValue = cielab_of(given["color"], what)
     return made
 
 
-def _code(given: Any, label: str) -> Dataset:
-    """Return an item of a code: a word, (value, scheme, meaning), pydicom's Code, or an item."""
-    if isinstance(given, str):
-        word = given.strip().lower()
-        word = _SYNONYMS.get(word, word)
-        if word not in WORDS:
-            raise ValueError(
-                f"segment {label!r}: no code is known for {given!r}; expected one of"
-                f" {sorted(WORDS)}, or a code: (value, scheme, meaning)"
-            )
-        return code_item(*WORDS[word][1])
-    if hasattr(given, "CodingSchemeDesignator"):
-        return copy.deepcopy(given)
-    if hasattr(given, "scheme_designator"):
-        version = getattr(given, "scheme_version", None)
-        return code_item(given.value, given.scheme_designator, given.meaning, version)
-    if isinstance(given, (tuple, list)) and 3 <= len(given) <= 4:
-        return code_item(*map(str, given))
-    raise TypeError(
-        f"segment {label!r}: {given!r} is no code; expected pydicom's Code, (value, scheme,"
-        " meaning), or a word"
-    )
+def codes_of_word(word: str) -> tuple[tuple[str, str, str], tuple[str, str, str]] | None:
+    """Return the category and the type that a usual word means; None for another word."""
+    word = word.strip().lower()
+    return WORDS.get(_SYNONYMS.get(word, word))
 
 
 def _add_algorithm(made: Dataset, given: Mapping[str, Any], label: str) -> None:
@@ -161,16 +148,28 @@ def _add_algorithm(made: Dataset, given: Mapping[str, Any], label: str) -> None:
         if algorithm is not None:
             raise ValueError(f"segment {label!r}: it is MANUAL, and has an algorithm")
         return
+    items = algorithm_items(algorithm, f"segment {label!r}")
+    made.SegmentAlgorithmName = items[0].AlgorithmName if items else UNNAMED
+    if items:
+        made.SegmentationAlgorithmIdentificationSequence = items
+
+
+def algorithm_items(algorithm: Any, what: str) -> list[Dataset]:
+    """Return the items of an Algorithm Identification (PS3.3 10.16); none where none is given.
+
+    Raises
+    ------
+    TypeError
+        When it is neither a text, a mapping nor highdicom's.
+
+    """
     of_highdicom: Any = [algorithm] if hasattr(algorithm, "AlgorithmName") else algorithm
     if isinstance(of_highdicom, Sequence) and hasattr(
         next(iter(of_highdicom), None), "AlgorithmName"
     ):
-        made.SegmentAlgorithmName = of_highdicom[0].AlgorithmName
-        made.SegmentationAlgorithmIdentificationSequence = copy.deepcopy(list(of_highdicom))
-        return
+        return copy.deepcopy(list(of_highdicom))
     if algorithm is None:
-        made.SegmentAlgorithmName = UNNAMED
-        return
+        return []
     if isinstance(algorithm, str):
         name, _, version = algorithm.strip().rpartition(" ")
         if not name or not any(map(str.isdigit, version)):
@@ -178,29 +177,28 @@ def _add_algorithm(made: Dataset, given: Mapping[str, Any], label: str) -> None:
         algorithm = {"name": name, "version": version}
     if not isinstance(algorithm, Mapping) or not algorithm.get("name"):
         raise TypeError(
-            f"segment {label!r}: algorithm {algorithm!r}; expected its name and version as text"
+            f"{what}: algorithm {algorithm!r}; expected its name and version as text"
             ' ("otsu 1.0"), a mapping with name, version and family, or highdicom\'s'
         )
     name = str(algorithm["name"])
     family = algorithm.get("family") or next(
         (each for word, each in FAMILIES.items() if word in name.lower()), _FAMILY
     )
-    made.SegmentAlgorithmName = name[:LONGEST_LO]
-    made.SegmentationAlgorithmIdentificationSequence = [
+    return [
         item(
-            AlgorithmFamilyCodeSequence=[_code(family, label)],
+            AlgorithmFamilyCodeSequence=[coded(family, what, {})],
             AlgorithmName=name[:LONGEST_LO],
             AlgorithmVersion=str(algorithm.get("version") or UNNAMED)[:LONGEST_LO],
         )
     ]
 
 
-def _cielab(color: Any, label: str) -> list[int]:
+def cielab_of(color: Any, what: str) -> list[int]:
     """Return a colour as CIELab, as encoded in DICOM: of ``"#ff8000"``, or (r, g, b)."""
     from dicomslide.pixels.color import srgb_to_cielab
 
     if isinstance(color, str) and len(color) == 7 and color.startswith("#"):
         color = tuple(bytes.fromhex(color[1:]))
     if not (isinstance(color, Sequence) and len(color) == 3 and all(0 <= c <= 255 for c in color)):
-        raise ValueError(f'segment {label!r}: color {color!r}; expected (r, g, b), or "#rrggbb"')
+        raise ValueError(f'{what}: color {color!r}; expected (r, g, b), or "#rrggbb"')
     return list(srgb_to_cielab(color))

@@ -80,7 +80,10 @@ class Job:
     @property
     def is_direct(self) -> bool:
         """Whether tasks write into the file of the instance."""
-        return not (self.is_sparse or self.form.is_encapsulated) and self.form.is_aligned
+        if self.is_sparse or self.form.is_encapsulated or not self.form.is_aligned:
+            return False
+        # where nothing is written, such a file is zero
+        return self.fill == 0 or self.placed.pixels.shape[1:] == self.placed.grid.shape
 
     @property
     def grid(self) -> tuple[int, int]:
