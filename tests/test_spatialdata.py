@@ -22,9 +22,9 @@ from spatialdata.transformations import get_transformation  # noqa: E402
 
 
 def to_um(element, x, y):
-    """Where a point of an element lies on the slide."""
-    affine = get_transformation(element, "slide").to_affine_matrix(("x", "y"), ("x", "y"))
-    return (affine @ [x, y, 1])[:2]
+    """X and Y of the slide in µm, of a point of an element: in SpatialData, y points down."""
+    affine = get_transformation(element).to_affine_matrix(("x", "y"), ("x", "y"))
+    return (affine @ [x, y, 1])[:2] * (1, -1)
 
 
 def test_an_image_is_lazy_upright_and_in_micrometres(levels, frames_read):
@@ -49,7 +49,7 @@ def test_an_image_is_lazy_upright_and_in_micrometres(levels, frames_read):
 def test_one_focal_plane_is_shown(stack_slide):
     data = dicomslide.to_spatialdata(dicomslide.open_slide(stack_slide), focal_plane_index=2)
     array = data["image"]["scale0"].image
-    assert list(array.c.values) == ["DAPI", "FITC"]
+    assert list(array.c.values) == ["Fluorescence DAPI", "Fluorescence FITC"]
     expected = position_values(np.arange(100), np.arange(140), 1, 2, samples=1, dtype=np.uint16)
     np.testing.assert_array_equal(array[1], np.rot90(expected[..., 0], -1))
     with pytest.raises(ValueError, match="no focal plane 3; expected 0 to 2"):
@@ -77,13 +77,14 @@ def test_segments_are_labels_and_annotations_shapes_and_points(tmp_path, levels)
     label = data["segmentation_segment_2"]
     np.testing.assert_array_equal(label["scale0"].image, 2 * np.rot90(mask[..., 1], -1))
     assert to_um(label, 0.5, 0.5) == pytest.approx(to_um(data["image"], 0.5, 0.5))
-    (shape,) = spatialdata.transform(data["annotations_1"], to_coordinate_system="slide").geometry
+    assert data.coordinate_systems == ["global"]
+    (shape,) = spatialdata.transform(data["annotations_1"], to_coordinate_system="global").geometry
     # pixels of annotations count from the corner of the matrix
     corners = 1000 * slide.levels[0].image.geometry.to_slide(square[:, ::-1] - 0.5)
-    np.testing.assert_allclose(np.array(shape.exterior.coords)[:4], corners)
-    point = spatialdata.transform(data["annotations_2"], to_coordinate_system="slide").compute()
+    np.testing.assert_allclose(np.array(shape.exterior.coords)[:4] * (1, -1), corners)
+    point = spatialdata.transform(data["annotations_2"], to_coordinate_system="global").compute()
     expected = 1000 * slide.levels[0].image.geometry.to_slide((8, 7))
-    np.testing.assert_allclose(point[["x", "y"]].to_numpy()[0], expected)
+    np.testing.assert_allclose(point[["x", "y"]].to_numpy()[0] * (1, -1), expected)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what spatialdata imports

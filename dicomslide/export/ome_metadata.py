@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dicomslide.export.images import ExportImage, ExportLevel
     from dicomslide.labelled.presentation import ChannelDisplay
 
-__all__ = ["VERSION", "channels", "image_label", "label_color", "multiscales"]
+__all__ = ["VERSION", "channels", "focal_planes", "image_label", "label_color", "multiscales"]
 
 VERSION = "0.5"
 SAMPLES = {"r": ("red", "FF0000"), "g": ("green", "00FF00"), "b": ("blue", "0000FF")}
@@ -53,7 +53,7 @@ def _transformations(level: ExportLevel) -> list[dict[str, Any]]:
     spacing = dict(zip(("y", "x"), level.raster.spacing, strict=True))
     start = dict(zip(("y", "x"), level.raster.start, strict=True))
     if "z" in level.array.dims:
-        spacing["z"], start["z"] = _planes(level.array)
+        spacing["z"], start["z"] = focal_planes(level.array)
     dims = [str(dim) for dim in level.array.dims]
     return [
         {"type": "scale", "scale": [spacing.get(dim, 1.0) for dim in dims]},
@@ -61,7 +61,7 @@ def _transformations(level: ExportLevel) -> list[dict[str, Any]]:
     ]
 
 
-def _planes(array: xr.DataArray) -> tuple[float, float]:
+def focal_planes(array: xr.DataArray) -> tuple[float, float]:
     """Return the mean distance between focal planes and the position of the first one, in mm."""
     z = np.asarray(array["z"], dtype=float) if "z" in array.coords else np.arange(array.sizes["z"])
     steps = np.diff(z)
