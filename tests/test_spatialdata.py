@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pydicom
 import pytest
 import xarray as xr
+from pydicom.sr.coding import Code
 
 import dicomslide
+from dicomslide import recipes
+from dicomslide.export import images as export_images
+from dicomslide.export import spatialdata as export
 from dicomslide.testing import position_values
 from tests.support.derive import annotations_of, group_of, write_segmentation
+from tests.support.markers import write_markers
 
 spatialdata = pytest.importorskip(
     "spatialdata",
@@ -18,6 +25,7 @@ spatialdata = pytest.importorskip(
     " pytest hypothesis highdicom && .venv-spatialdata/bin/python -m pytest"
     " tests/test_spatialdata.py",
 )
+hd = pytest.importorskip("highdicom")
 from spatialdata.transformations import get_transformation  # noqa: E402
 
 
@@ -105,3 +113,101 @@ def test_a_level_that_lies_elsewhere_is_left_out(tmp_path, levels):
     with pytest.warns(dicomslide.MetadataWarning, match="level 1 is left out"):
         data = dicomslide.to_spatialdata(slide)
     assert list(data["image"]) == ["scale0"]
+
+
+def test_all_focal_planes_are_an_image_of_three_dimensions(stack_slide):
+    slide = dicomslide.open_slide(stack_slide)
+    data = dicomslide.to_spatialdata(slide, focal_plane_index=None)
+    array = data["image"]["scale0"].image
+    assert array.dims == ("c", "z", "y", "x")
+    expected = position_values(np.arange(100), np.arange(140), 1, 2, samples=1, dtype=np.uint16)
+    np.testing.assert_array_equal(array[1, 2], np.rot90(expected[..., 0], -1))
+    dims = ("x", "y", "z")
+    affine = get_transformation(data["image"]).to_affine_matrix(dims, dims)
+    np.testing.assert_allclose((affine @ [0.5, 0.5, 2.5, 1])[2], 9)  # µm of the third plane
+    plane = dicomslide.to_spatialdata(slide)
+    assert (affine @ [3, 4, 0.5, 1])[:2] * (1, -1) == pytest.approx(to_um(plane["image"], 3, 4))
+
+
+def test_of_a_segmentation_the_plane_is_taken_that_is_nearest(stack_slide, tmp_path):
+    """Its planes needn't be those of the image, and it may have one."""
+    slide = dicomslide.open_slide(stack_slide)
+    tree = slide.to_datatree(squeeze=False)
+    image = export_images.images_of(tree, 64)[0]
+    array = image.levels[0].array
+    for planes, nearest in (([0, 2], 1), ([1], None), ([0, 1], 1)):
+        level = dataclasses.replace(image.levels[0], array=array.isel(z=planes))
+        other = dataclasses.replace(image, levels=(level,))
+        taken = export._in_plane(other, 2, export._z_of_plane(image, 2)).levels[0].array
+        assert taken.sizes.get("z") in (None, 1)
+        if nearest is not None:
+            np.testing.assert_array_equal(taken.values, array.isel(z=planes[nearest]).values)
+
+
+def test_channels_of_one_name_have_names_of_their_own(tmp_path):
+    path = write_markers(
+        tmp_path / "a.dcm", [{"OpticalPathDescription": name} for name in ("CD3", "DAPI", "cd3")]
+    )
+    data = dicomslide.to_spatialdata(dicomslide.open_slide(path))
+    assert list(data["image"]["scale0"].c.values) == ["CD3", "DAPI", "cd3_2"]
+    assert [each["color"] for each in data.attrs["channels"]["image"]][1] == "#0000FF"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:zarr v3 autosharding")
+def test_measurements_and_statistics_are_tables(tmp_path, levels):
+    """Rows are annotations or segments; they are there when it is read again."""
+    mask = np.zeros((70, 110, 2), np.uint8)
+    mask[10:20, 30:50, 0] = mask[15:40, 40:60, 1] = 1
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], mask, "BINARY")
+    header = pydicom.dcmread(path)
+    header.SegmentSequence[1].RecommendedDisplayCIELabValue = [0, 32896, 32896]  # black
+    header.save_as(path)
+    square = np.array([[5.0, 5], [25, 5], [25, 15], [5, 15]])
+    measured = [
+        hd.ann.Measurements(Code("42798000", "SCT", "Area"), np.array(values),
+                            Code("um2", "UCUM", "square micrometer"))
+        for values in ([7.0, 9.0], [1.0, 2.0])
+    ]  # fmt: skip
+    annotations = annotations_of(
+        levels[0],
+        [
+            group_of([square, square + 5], number=1, measurements=measured),
+            group_of([square[:1], square[1:2]], "POINT", number=2, measurements=measured[:1]),
+            group_of([square], number=3),
+        ],
+    )
+    annotations.save_as(tmp_path / "ann.dcm")
+    slide = dicomslide.open_slide([*levels, path, tmp_path / "ann.dcm"])
+    level = slide.to_dataset(0)
+    statistics = recipes.segment_statistics(level.image, level.segmentation)
+    data = dicomslide.to_spatialdata(slide, statistics={"segmentation": statistics})
+    data.write(tmp_path / "out.zarr")
+    for each in (data, spatialdata.read_zarr(tmp_path / "out.zarr")):
+        assert set(each.tables) == {"segments", "annotations_1_table", "annotations_2_table"}
+        table = each["annotations_1_table"]
+        assert list(table.var_names) == ["Area", "Area_2"]
+        assert list(table.var["units"]) == ["um2", "um2"]
+        np.testing.assert_array_equal(table.X, [[7, 1], [9, 2]])
+        for name in ("annotations_1", "annotations_2"):
+            of_element = each[f"{name}_table"].obs
+            assert list(of_element["instance_id"]) == list(each[name].index)
+            assert set(of_element["region"]) == {name}
+            assert "Area" not in each[name]
+        segments = each["segments"]
+        assert list(segments.obs["region"]) == [f"segmentation_segment_{i}" for i in (1, 2)]
+        assert list(segments.obs["instance_id"]) == [1, 2]
+        assert list(segments.obs["label"]) == ["tumour", "stroma"]
+        colors = dict(zip(segments.obs["label"].cat.categories, segments.uns["label_colors"],
+                          strict=True))  # fmt: skip
+        assert colors["stroma"] == "#000000"
+        values = segments.to_df()
+        pixels = np.rot90(position_values(np.arange(70), np.arange(110)), -1)
+        for k in range(2):
+            inside = np.rot90(mask[..., k], -1) == 1
+            assert values["mean_g"].iloc[k] == pytest.approx(pixels[inside][:, 1].mean())
+            assert values["area"].iloc[k] == pytest.approx(inside.sum() * 0.0005**2)
+        assert each.attrs["channels"] == data.attrs["channels"]
+    with pytest.raises(ValueError, match="given for 'other'; expected segmentations: 'segmenta"):
+        dicomslide.to_spatialdata(slide, statistics={"other": statistics})
+    with pytest.raises(ValueError, match="expected variables with the dim segment"):
+        dicomslide.to_spatialdata(slide, statistics={"segmentation": level})
