@@ -209,5 +209,5 @@ def test_measurements_and_statistics_are_tables(tmp_path, levels):
         assert each.attrs["channels"] == data.attrs["channels"]
     with pytest.raises(ValueError, match="given for 'other'; expected segmentations: 'segmenta"):
         dicomslide.to_spatialdata(slide, statistics={"other": statistics})
-    with pytest.raises(ValueError, match="expected variables with the dim segment"):
+    with pytest.raises(ValueError, match="variables without the dim segment: image"):
         dicomslide.to_spatialdata(slide, statistics={"segmentation": level})

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 HOW = (
     "is for a venv of its own: python3 -m venv .venv-spatialdata && .venv-spatialdata/bin/python -m"
     " pip install --editable '.[spatialdata]' pytest hypothesis highdicom ome-zarr-models"
-    " spatialdata-plot napari-ome-zarr && .venv-spatialdata/bin/python -m pytest -p no:napari -p no:npe2"
-    " tests/test_viewers.py"
+    " spatialdata-plot napari-ome-zarr && .venv-spatialdata/bin/python -m pytest -p no:napari"
+    " -p no:npe2 tests/test_viewers.py"
 )
 ORIENTATIONS = [(0, -1, 0, -1, 0, 0), (1, 0, 0, 0, -1, 0), (0, 1, 0, 1, 0, 0)]
 

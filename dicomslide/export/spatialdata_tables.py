@@ -144,10 +144,11 @@ def segment_table(
 
 def _by_segment(name: str, dataset: xr.Dataset) -> dict[str, dict[str, float]]:
     """Return the values of each segment by the names of columns."""
-    if "segment" not in dataset.dims or "segment" not in dataset.coords:
+    wrong = [str(key) for key, array in dataset.items() if "segment" not in array.dims]
+    if "segment" not in dataset.coords or wrong:
         raise ValueError(
-            f"statistics of {name!r} have the dims {tuple(map(str, dataset.dims))}; expected"
-            " variables with the dim segment and its coordinate, as of recipes.segment_statistics"
+            f"statistics of {name!r} have variables without the dim segment:"
+            f" {', '.join(wrong) or 'all'}; expected those of recipes.segment_statistics"
         )
     computed = dataset.compute()
     found: dict[str, dict[str, float]] = {str(each): {} for each in dataset["segment"].values}
