@@ -477,15 +477,19 @@ def expected_statistics(pixels, segments):
     return [np.array([f(each, axis=0) for each in inside]) for f in (np.mean, np.std)]
 
 
-@pytest.mark.parametrize("name", ["segmentation", "segmentation_2"])
-def test_statistics_under_a_segmentation(tree, compute, frames_read, name):
+@pytest.mark.parametrize(
+    ("name", "background"),
+    [("segmentation", False), ("segmentation_2", False), ("segmentation_2", True)],
+)
+def test_statistics_under_a_segmentation(tree, compute, frames_read, name, background):
     level = tree["level_0"]
-    lazy = recipes.segment_statistics(level.image, level[name])
+    lazy = recipes.segment_statistics(level.image, level[name], background=background)
     assert all(variable.chunks is not None for variable in lazy.data_vars.values())
     frames_read.clear()
     found = lazy.compute(scheduler="threads")
     is_label_map = "flag_values" in level[name].attrs
-    stored = labels_of(SHAPE)[..., None] == [0, 1, 2] if is_label_map else segments_of(SHAPE) > 0
+    numbers = [0, 1, 2][not background :]
+    stored = labels_of(SHAPE)[..., None] == numbers if is_label_map else segments_of(SHAPE) > 0
     segments = np.rot90(stored, -1).transpose(2, 0, 1)
     mean, std = expected_statistics(level.image.values, segments)
     np.testing.assert_allclose(found["area"], segments.sum((1, 2)) * 0.0005**2)
@@ -545,11 +549,25 @@ def test_statistics_want_the_same_pixels_and_a_segmentation(tree):
     image, segmentation = tree["level_0"].image, tree["level_0"].segmentation
     with pytest.raises(ValueError, match="align"):
         recipes.segment_statistics(tree["level_1"].image, segmentation)
-    with pytest.raises(ValueError, match=r"is uint8 .* expected bool or a label map"):
+    with pytest.raises(ValueError, match=r"the labels are float32; expected integers"):
+        recipes.segment_statistics(image, segmentation.astype(np.float32))
+    with pytest.raises(ValueError, match=r"the label map has the dims \('segment', 'y', 'x'\)"):
         recipes.segment_statistics(image, segmentation.astype(np.uint8))
-    signed = tree["level_0"].segmentation_2.astype(np.int16)
-    with pytest.raises(ValueError, match="is int16; expected unsigned integers"):
-        recipes.segment_statistics(image, signed.assign_attrs(flag_values=[1, 2]))
+    with pytest.raises(TypeError, match="the labels are a ndarray"):
+        recipes.segment_statistics(image, np.zeros((3, 4), int))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint16, np.uint64])
+def test_statistics_of_a_label_map_that_lists_no_labels(dtype):
+    ids = np.array([0, 3, 77, np.iinfo(dtype).max], dtype)
+    labels = np.random.default_rng(0).choice(ids, (40, 50))
+    image = image_of(np.random.default_rng(1).integers(0, 99, (40, 50)).astype(np.uint16))
+    found = recipes.segment_statistics(image, image_of(labels)).compute()
+    assert found.segment.values.tolist() == ids[1:].tolist()
+    expected = expected_statistics(image.values, [labels == number for number in ids[1:]])
+    np.testing.assert_allclose(found["mean"], expected[0])
+    np.testing.assert_allclose(found["std"], expected[1])
+    assert found["area"].sum() == pytest.approx((labels > 0).sum() * 1e-6)
 
 
 def test_what_is_missing_is_named():

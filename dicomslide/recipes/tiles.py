@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dicomslide.header.resolution import Spacing
     from dicomslide.slide.slide import Slide
 
-__all__ = ["TileOutput", "embed_tiles", "map_tiles"]
+__all__ = ["TileOutput", "embed_tiles", "image_of", "map_tiles"]
 
 MIN_OVERLAP = 1e-3
 """Pixels by which a mask's pixel must overlap a tile to select it: coordinates are rounded."""
@@ -297,13 +297,13 @@ def _checked(
     halo = checked_integer(halo, "halo", least=0)
     if batch is not None:
         batch = checked_integer(batch, "batch", or_none=True)
-    image = _image_of(image, spacing, level)
+    image = image_of(image, spacing, level)
     tilings = _tilings_of(image, tile)
     check_tile(image, tilings, halo)
     return image, tilings, halo, batch
 
 
-def _image_of(
+def image_of(
     image: xr.DataArray | Slide, spacing: Spacing | None, level: int | None
 ) -> xr.DataArray:
     """Return the pixels as a labelled array."""

@@ -1,0 +1,155 @@
+"""Values of an image by label: sorted, counted, and their quantiles."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["CountedValues", "quantiles_of", "sorted_values"]
+
+
+def sorted_values(values: NDArray[Any], which: NDArray[np.int64], number: int) -> NDArray[Any]:
+    """Return values sorted by label, and those of a label in ascending order; NaN is last.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        One for each pixel.
+    which : numpy.ndarray
+        Index of the label of each pixel.
+    number : int
+        Number of labels.
+
+    """
+    kind, size = values.dtype.kind, values.dtype.itemsize
+    if kind not in "uib" or size > 4:
+        return values[np.lexsort((values, which))]
+    # one integer per pixel, of label and value: to sort these is several times as fast
+    bits = 8 * size
+    low = 0 if kind in "ub" else np.iinfo(values.dtype).min
+    key: Any = np.uint32 if number <= 2 ** (32 - bits) else np.uint64
+    keys: NDArray[Any] = which.astype(key) << key(bits)
+    keys |= (values.astype(np.int64) - low).astype(key) if low else values.astype(key)
+    keys.sort()
+    keys &= key(2**bits - 1)
+    return (keys.astype(np.int64) + low).astype(values.dtype)
+
+
+def quantiles_of(
+    values: NDArray[Any],
+    counts: NDArray[np.int64],
+    quantiles: NDArray[np.float64],
+    repeats: NDArray[np.int64] | None = None,
+) -> NDArray[np.float64]:
+    """Return quantiles of the values of each label, with linear interpolation, as NumPy's.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        Sorted by label, and ascending for each.
+    counts : numpy.ndarray
+        Number of values of each label: one or more.
+    quantiles : numpy.ndarray
+        Between 0 and 1.
+    repeats : numpy.ndarray, optional
+        How many times each value is there; by default once.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (labels, quantiles).
+
+    """
+    firsts = (np.cumsum(counts) - counts)[:, None]
+    place = (counts - 1)[:, None] * quantiles
+    before = np.floor(place).astype(np.int64)
+    after = np.minimum(before + 1, (counts - 1)[:, None])
+    part = place - before
+    low, high = firsts + before, firsts + after
+    if repeats is not None:
+        ends = np.cumsum(repeats)
+        low, high = (np.searchsorted(ends, each, "right") for each in (low, high))
+    lower, upper = values[low].astype(np.float64), values[high].astype(np.float64)
+    with np.errstate(invalid="ignore"):  # infinities
+        step = upper - lower
+        found = np.where(part < 0.5, lower + step * part, upper - step * (1 - part))
+    return np.where(upper == lower, lower, found)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CountedValues:
+    """Distinct values of some labels in one channel, and how many times each is there."""
+
+    lengths: NDArray[np.int64]
+    """Number of distinct values of each label."""
+    values: NDArray[Any]
+    """Sorted by label, and ascending for each."""
+    repeats: NDArray[np.uint32]
+    """How many times each value is there."""
+
+    @classmethod
+    def of(cls, values: NDArray[Any], counts: NDArray[np.int64]) -> CountedValues:
+        """Count sorted values, of which each label has so many."""
+        which = np.repeat(np.arange(len(counts)), counts)
+        return cls._counted(values, which, np.ones(len(values), np.uint32), len(counts))
+
+    @classmethod
+    def _counted(
+        cls,
+        values: NDArray[Any],
+        which: NDArray[np.int64],
+        repeats: NDArray[np.uint32],
+        number: int,
+    ) -> CountedValues:
+        if not len(values):
+            return cls(np.zeros(number, np.int64), values, repeats)
+        is_new = np.ones(len(values), np.bool_)
+        is_new[1:] = (values[1:] != values[:-1]) | (which[1:] != which[:-1])
+        starts = np.flatnonzero(is_new)
+        return cls(
+            np.bincount(which[starts], minlength=number),
+            values[starts],
+            np.add.reduceat(repeats, starts, dtype=np.uint32),
+        )
+
+    def chosen(self, labels: NDArray[np.bool_]) -> CountedValues:
+        """Return those of some labels."""
+        kept = np.repeat(labels, self.lengths)
+        return CountedValues(self.lengths[labels], self.values[kept], self.repeats[kept])
+
+    def quantiles(
+        self, counts: NDArray[np.int64], quantiles: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return quantiles of each label, which has so many values in all."""
+        return quantiles_of(self.values, counts, quantiles, self.repeats.astype(np.int64))
+
+    @classmethod
+    def merged(
+        cls, parts: Sequence[CountedValues], places: Sequence[NDArray[np.int64]], number: int
+    ) -> CountedValues:
+        """Merge values of several chunks.
+
+        Parameters
+        ----------
+        parts : sequence of CountedValues
+            Values of each chunk.
+        places : sequence of numpy.ndarray
+            Index of each label of a chunk among all.
+        number : int
+            Number of all labels.
+
+        """
+        which = np.concatenate(
+            [np.repeat(at, part.lengths) for at, part in zip(places, parts, strict=True)]
+        )
+        values = np.concatenate([part.values for part in parts])
+        repeats = np.concatenate([part.repeats for part in parts])
+        order = np.lexsort((values, which))
+        return cls._counted(values[order], which[order], repeats[order], number)
