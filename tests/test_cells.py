@@ -292,8 +292,8 @@ def test_cells_are_joined_to_the_annotations_that_they_were_made_of(slide, tmp_p
     np.testing.assert_allclose(joined["centroid_y"], joined["annotation_y"], atol=1e-6)
 
 
+@pytest.mark.needs("anndata")
 def test_cells_become_anndata(slide):
-    pytest.importorskip("anndata")
     dataset = slide.to_dataset(chunks="auto")
     table = recipes.cell_table(dataset.image, dataset.segmentation).compute()
     found = recipes.to_anndata(table, values="median")

@@ -250,8 +250,9 @@ MODULES = {
         does_optical_path_item_match does_segment_item_match does_specimen_description_item_match
         is_image is_label_image is_overview_image is_tiled_image is_volume_image""",
     "recipes": """
-        TileOutput area composite embed_tiles estimate_stains map_tiles outlines rasterize
-        segment_statistics separate_stains tile_grid tissue_mask tissue_threshold""",
+        TileOutput area cell_table composite embed_tiles estimate_background estimate_stains
+        focus_stack map_instances map_tiles outlines rasterize segment_statistics separate_stains
+        subtract_background tile_grid tissue_mask tissue_threshold to_anndata to_pandas unmix""",
 }
 NEEDED = {"recipes": pytest.mark.needs("skimage")}
 

@@ -126,7 +126,11 @@ def _table(
     image = in_one_chunk(image)
     is_one = on_image is labels
     _, (pixels, map_data) = da.core.unify_chunks(  # type: ignore[no-untyped-call]
-        image.data, (*range(2, image.ndim), 0, 1), _as_dask(on_image), (0, 1)
+        image.data,
+        (*range(2, image.ndim), 0, 1),
+        _as_dask(on_image),
+        (0, 1),
+        warn=False,
     )
     shapes = label_graph.shapes(map_data, background=background)
     if not is_one:

@@ -11,6 +11,7 @@ TESTS = Path(__file__).parents[1]
 
 EXTRAS = {
     "aiohttp": "remote",
+    "anndata": "anndata",
     "dicomweb_client": "dicomweb",
     "distributed": "distributed",
     "fsspec": "remote",
