@@ -213,7 +213,7 @@ def test_masks_that_overlap_are_rows_of_a_table():
     assert np.isnan(table["median"][2]).all()
 
 
-def test_wrong_labels_are_refused(monkeypatch):
+def test_wrong_labels_are_refused():
     image = array_of(np.zeros((1, 20, 30), np.float32), (1, 20, 30))
     labels = array_of(np.ones((20, 30), np.int64), (10, 10))
     with pytest.raises(TypeError, match="the labels are a ndarray; expected a DataArray"):
@@ -224,12 +224,11 @@ def test_wrong_labels_are_refused(monkeypatch):
         recipes.cell_table(image, labels.expand_dims("z"))
     with pytest.raises(ValueError, match=r"percentiles \(101,\): expected numbers from 0 to 100"):
         recipes.cell_table(image, labels, percentiles=(101,))
-    dicomslide.set_options(memory_limit_bytes=1000)
-    try:
-        with pytest.raises(MemoryLimitError, match="values of 1 segments that several chunks"):
-            recipes.cell_table(image, labels)
-    finally:
-        dicomslide.set_options(memory_limit_bytes=4 * 2**30)
+    with (
+        dicomslide.set_options(memory_limit_bytes=1000),
+        pytest.raises(MemoryLimitError, match="values of 1 segments that several chunks"),
+    ):
+        recipes.cell_table(image, labels)
 
 
 @pytest.fixture(scope="module")

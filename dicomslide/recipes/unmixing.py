@@ -105,8 +105,7 @@ def estimate_background(
         Dims ``y``, ``x`` and others, of integers of 8 or 16 bits. A coarse level gives as good an
         estimate in less time.
     percentile : float, default: 5
-        Between 0 and 100. Half of the part of the image without tissue is the median of its
-        background.
+        Between 0 and 100: half the percentage of pixels without tissue gives their median.
     scanned : xarray.DataArray, optional
         bool, dims ``y`` and ``x`` of the same grid: the pixels that were scanned, such as
         ``image_scanned`` of a dataset. Others, which are 0, are left out.
