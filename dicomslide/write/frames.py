@@ -89,24 +89,47 @@ class FrameForm:
         """
         *lead, rows, columns = block.shape
         height, width = self.tile
-        count = rows // height, columns // width
-        if self.dtype.kind == "b" and width % 8:
-            tiles = block.reshape(*lead, count[0], height, count[1], width).swapaxes(-3, -2)
-            flat = np.ascontiguousarray(tiles).reshape(*lead, *count, height * width)
-            return np.packbits(flat, axis=-1, bitorder="little")
-        if self.dtype.kind == "b":  # packed first: what is rearranged is an eighth
-            rows_of = np.packbits(block, axis=-1, bitorder="little")
-        else:
-            little = np.ascontiguousarray(block, self.dtype.newbyteorder("<"))
-            rows_of = little.view(np.uint8)
-        size = rows_of.shape[-1] // count[1]
-        tiles = rows_of.reshape(*lead, count[0], height, count[1], size).swapaxes(-3, -2)
-        return np.ascontiguousarray(tiles).reshape(*lead, *count, height * size)
+        down, across = rows // height, columns // width
+
+        def in_tiles(pixels: NDArray[Any]) -> NDArray[Any]:
+            size = pixels.shape[-1] // across
+            tiles = pixels.reshape(*lead, down, height, across, size).swapaxes(-3, -2)
+            return np.ascontiguousarray(tiles).reshape(*lead, down, across, height * size)
+
+        if self.dtype.kind != "b":
+            found = in_tiles(block).astype(self.dtype.newbyteorder("<"), copy=False)
+            return found.view(np.uint8)
+        if width % 8 == 0:  # packed first: what is rearranged is an eighth
+            return in_tiles(_packed_rows(block))
+        return np.packbits(in_tiles(block), axis=-1, bitorder="little")
 
     def encode(self, frame: NDArray[np.uint8]) -> bytes:
         """Return an encoded frame of even length, given its native bytes."""
         encoded = _ENCODERS[self.transfer_syntax_uid][0](frame, self)
         return encoded + bytes(len(encoded) % 2)
+
+
+def _packed_rows(block: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return the bits of each row, eight pixels a byte, the first in the lowest bit.
+
+    NumPy packs rows fast only where their pixels lie side by side in memory: those of turned blocks
+    don't, so that bytes are put together from eight whole columns, or flipped when they are packed.
+    """
+    down, across = block.strides[-2:]
+    if abs(across) > abs(down):
+        *lead, rows, columns = block.shape
+        if down < 0:
+            return _packed_rows(block[..., ::-1, :])[..., ::-1, :]
+        parts = block.view(np.uint8).swapaxes(-1, -2).reshape(*lead, columns // 8, 8, rows)
+        packed = parts[..., 0, :].copy()
+        shifted = np.empty_like(packed)
+        for bit in range(1, 8):
+            np.left_shift(parts[..., bit, :], bit, out=shifted)
+            np.bitwise_or(packed, shifted, out=packed)
+        return packed.swapaxes(-1, -2)
+    if across < 0:
+        return np.packbits(block[..., ::-1], axis=-1, bitorder="big")[..., ::-1]
+    return np.packbits(block, axis=-1, bitorder="little")
 
 
 def _rle(frame: NDArray[np.uint8], form: FrameForm) -> bytes:
