@@ -201,6 +201,13 @@ class Highdicom(Reader):
             dtype=self.dtype,
         )
 
+    def written_mask(self) -> None:
+        """Write a mask of the base level, which dicomslide computes, as a DICOM Segmentation."""
+        from benchmarks.masks import written_by_highdicom
+        from dicomslide import open_slide
+
+        written_by_highdicom(open_slide(self.folder, correct_color=False), self.base)
+
     def prepare_correction(self, edge: int) -> None:
         """Make the transform, and frames to apply it to."""
         from highdicom.color import ColorManager

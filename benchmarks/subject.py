@@ -324,6 +324,20 @@ class Dicomslide(Reader):
         (fused,) = dask.optimize(tissue)
         return {"kB": sent, "tasks": len(fused.__dask_graph__())}
 
+    # -- masks --
+
+    def packed_mask(self) -> None:
+        """Compute a mask of the base level and pack its bits."""
+        from benchmarks.masks import packed
+
+        packed(self.slide)
+
+    def written_mask(self) -> None:
+        """Write a mask of the base level as a DICOM Segmentation."""
+        from benchmarks.masks import written
+
+        written(self.slide)
+
     # -- a cohort --
 
     def open_cohort(self) -> dict[str, float]:
