@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import shutil
@@ -398,6 +399,38 @@ def test_a_bucket_gets_whole_objects(mask, slide, folder, tmp_path):
             )
         assert "wrong" not in str(caught.value)
         assert sorted(p.name for p in tmp_path.iterdir()) == ["copy-0.dcm", "copy-1.dcm"]
+
+
+@pytest.mark.server
+@pytest.mark.needs("s3fs", "moto")
+def test_a_bucket_gets_one_pass_or_nothing(mask, slide, tmp_path):
+    """A native instance of one segment goes there piece by piece, as it is written to disk."""
+    region = mask[77:250, 33:180]
+    with serving_bucket("results") as (options, client):
+        for number, (array, tile) in enumerate([(mask, None), (region, 24), (mask[:50], (16, 32))]):
+            name = f"mask-{number}"
+            writing = dict(segments="tissue", name=name, tile_size=tile)
+            (url,) = dicomslide.write_segmentation(
+                array, slide, "s3://results", storage_options=options, **writing
+            )
+            (path,) = dicomslide.write_segmentation(array, slide, tmp_path, **writing)
+            there = client.get_object(Bucket="results", Key=url.rpartition("/")[2])["Body"].read()
+            there = pydicom.dcmread(io.BytesIO(there))
+            assert there.PixelData == pydicom.dcmread(path).PixelData
+            assert there.NumberOfFrames == pydicom.dcmread(path).NumberOfFrames
+
+        def failing(block, block_info=None):
+            if block_info[0]["chunk-location"][0] == 2:
+                raise RuntimeError("a fault of the model")
+            return block
+
+        data = mask.data.map_blocks(failing, dtype=bool, meta=np.empty((0, 0), bool))
+        with pytest.raises(RuntimeError, match="of the model"):
+            dicomslide.write_segmentation(
+                mask.copy(data=data), slide, "s3://results/failed", storage_options=options
+            )
+        assert not client.list_objects(Bucket="results", Prefix="failed").get("Contents")
+        assert not client.list_multipart_uploads(Bucket="results").get("Uploads")
 
 
 @pytest.mark.server

@@ -100,19 +100,25 @@ class BlockWriter:
 
     def __call__(self, block: NDArray[Any], *, block_id: tuple[int, ...]) -> NDArray[Any]:
         """Write a block; return the records of its frames, if they are in a part file."""
+        frames, channel, at = self.frames_of(block, block_id)
+        if self.files is None:
+            return _boxed(self._to_part(frames, channel, at, block_id))
+        self._to_files(frames, channel, at, self.files)
+        return _boxed(np.empty(0, record))
+
+    def returned(self, block: NDArray[Any], *, block_id: tuple[int, ...]) -> NDArray[Any]:
+        """Return the native frames of a block, instead of writing them."""
+        return _boxed(self.frames_of(block, block_id)[0])
+
+    def frames_of(
+        self, block: NDArray[Any], block_id: tuple[int, ...]
+    ) -> tuple[NDArray[np.uint8], int, list[int]]:
+        """Return the native frames of a block, its first channel, and its first tile."""
         channel, *first = (of[at] for of, at in zip(self.borders, block_id, strict=True))
         where = f"rows from {first[0]}, columns from {first[1]} of the matrix"
         pixels = self.values(np.asarray(block), where)
         at = [start // t for start, t in zip(first, self.form.tile, strict=True)]
-        frames = self.form.frames(self._whole_tiles(pixels, first))
-        if self.files is None:
-            found = self._to_part(frames, channel, at, block_id)
-        else:
-            self._to_files(frames, channel, at, self.files)
-            found = np.empty(0, record)
-        result = np.empty((1,) * block.ndim, object)
-        result.flat[0] = found
-        return result
+        return self.form.frames(self._whole_tiles(pixels, first)), channel, at
 
     def _whole_tiles(self, pixels: NDArray[Any], first: Sequence[int]) -> NDArray[Any]:
         """Return a block with `fill` added up to the borders of its tiles."""
@@ -175,6 +181,13 @@ class BlockWriter:
     def part(self, block_id: tuple[int, ...]) -> str:
         """Return the path of the part file of a block."""
         return os.path.join(self.folder, f"{self.name}.{'-'.join(map(str, block_id))}.part")
+
+
+def _boxed(value: Any) -> NDArray[Any]:
+    """Return an array of one object, as a block of dask's."""
+    result = np.empty((1, 1, 1), object)
+    result[0, 0, 0] = value
+    return result
 
 
 @contextlib.contextmanager

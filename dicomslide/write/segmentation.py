@@ -26,8 +26,8 @@ from dicomslide.write.headers import (
 from dicomslide.write.levels import on_levels
 from dicomslide.write.masks import Masks, masks_of, values_of
 from dicomslide.write.segments import segment_items
-from dicomslide.write.stream import Instance, Job, too_large, write_all
-from dicomslide.write.targets import stem_of, target_at
+from dicomslide.write.stream import Instance, Job, too_large
+from dicomslide.write.targets import stem_of, target_at, write_to
 
 if TYPE_CHECKING:
     import os
@@ -137,7 +137,8 @@ def write_segmentation(
         fsspec options of a URL: see :func:`register_storage_options`.
     temporary_folder : path-like, optional
         Folder for unfinished files of a target that isn't a folder on disk. Workers of a cluster
-        have to reach it by the same path. By default the system's.
+        have to reach it by the same path. By default the system's. A single instance of one
+        segment, native and TILED_FULL, goes to a bucket without it.
 
     Returns
     -------
@@ -215,10 +216,8 @@ def write_segmentation(
         ),
     )
     jobs = writing.jobs(on_levels(masks.array, slide, levels, resample, kind), levels)
-    to.check([instance.name for job in jobs for instance in job.instances])
     _warn_of_viewers(jobs, writing)
-    with to.working_folder() as folder:
-        return to.publish(write_all(jobs, folder))
+    return write_to(to, jobs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import os
 import uuid
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from dicomslide.write.frames import FrameForm
     from dicomslide.write.grids import Placed
 
-__all__ = ["Finished", "Instance", "Job", "write_all"]
+__all__ = ["Finished", "Instance", "Job", "streamed", "too_large", "write_all"]
 
 MOST_OPEN = 256
 """Upper bound on part files that are open at once."""
@@ -86,6 +88,15 @@ class Job:
         return self.fill == 0 or self.placed.pixels.shape[1:] == self.placed.grid.shape
 
     @property
+    def is_stream(self) -> bool:
+        """Whether its only file can be written from its beginning to its end."""
+        return (
+            self.is_direct
+            and len(self.instances) == 1
+            and len(self.instances[0].channels) == 1 == len(self.placed.pixels)
+        )
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Number of tiles down and across."""
         rows, columns = (
@@ -123,35 +134,107 @@ def write_all(jobs: Sequence[Job], folder: str) -> list[Finished]:
         The files, in the order of jobs and instances.
 
     """
+    prepared = [_prepared(job, folder) for job in jobs]
+    results = iter(_computed([(writer, pixels, _indices(pixels)) for writer, pixels in prepared]))
+    finished: list[Finished] = []
+    for job, (writer, pixels) in zip(jobs, prepared, strict=True):
+        found = {at: next(results) for at in _indices(pixels)}
+        finished += _finish(job, writer, found)
+    return finished
+
+
+def streamed(job: Job) -> Iterator[bytes]:
+    """Yield the file of an instance of native frames of one channel, in its order.
+
+    Blocks side by side are computed together, and the next ones while these are taken.
+    """
+    (instance,) = job.instances
+    count = job.frames(instance)
+    nbytes = count * job.form.frame_bits // 8
+    yield file_head(instance.header(count), job.form.transfer_syntax_uid)
+    yield native_head(job.form, nbytes + nbytes % 2)
+    writer, pixels = _prepared(job, folder=None)
+    down, across = job.grid
+    size = job.form.frame_bits // 8
+    empty = writer.empty_frame().tobytes()
+    bands = [
+        [at for at in _indices(pixels) if at[1] == band] for band in range(pixels.numblocks[1])
+    ]
+    row = 0
+    with ThreadPoolExecutor(1) as pool:
+        compute = functools.partial(_band, writer, pixels)
+        waiting = pool.submit(compute, bands[0])
+        for following in [*bands[1:], None]:
+            band = waiting.result()
+            if following is not None:
+                waiting = pool.submit(compute, following)
+            (first, _) = next(iter(band))
+            yield from itertools.repeat(empty * across, first - row)
+            height = next(iter(band.values())).shape[1]
+            frames = np.frombuffer(bytearray(empty * (height * across)), np.uint8)
+            frames = frames.reshape(height, across, size)
+            for (_, column), found in band.items():
+                frames[:, column : column + found.shape[2]] = found[0]
+            yield frames.tobytes()
+            row = first + height
+    yield from itertools.repeat(empty * across, down - row)
+    yield bytes(nbytes % 2)
+
+
+def _band(
+    writer: BlockWriter, pixels: Any, blocks: list[tuple[int, ...]]
+) -> dict[tuple[int, int], NDArray[np.uint8]]:
+    """Return the frames of blocks by the row and column of their first tile."""
+    found = _computed([(writer.returned, pixels, blocks)])
+    firsts = [
+        [
+            writer.borders[axis][at[axis]] // t
+            for axis, t in zip((1, 2), writer.form.tile, strict=True)
+        ]
+        for at in blocks
+    ]
+    return {(row, column): frames for (row, column), frames in zip(firsts, found, strict=True)}
+
+
+def _indices(pixels: Any) -> list[tuple[int, ...]]:
+    """Return the indices of the blocks of an array."""
+    return list(np.ndindex(*pixels.numblocks))
+
+
+def _computed(wanted: Sequence[tuple[Any, Any, list[tuple[int, ...]]]]) -> list[Any]:
+    """Return what functions return of blocks of arrays, computed at once.
+
+    Parameters
+    ----------
+    wanted : sequence of tuple
+        Function of a block, array, and indices of its blocks.
+
+    """
     import dask.array as da
     from dask.base import compute_as_if_collection
     from dask.highlevelgraph import HighLevelGraph
 
-    writers, graphs, keys, of_jobs = [], [], [], []
-    for job in jobs:
-        writer, pixels = _prepared(job, folder)
-        written = pixels.map_blocks(
-            writer,
+    graphs, keys = [], []
+    for function, pixels, blocks in wanted:
+        mapped = pixels.map_blocks(
+            function,
             name=f"write-{uuid.uuid4().hex}",  # unique: a scheduler must not reuse a result
             chunks=tuple((1,) * n for n in pixels.numblocks),
             dtype=object,
             meta=np.empty((0,) * 3, object),
         )
-        of_job = [(written.name, *index) for index in np.ndindex(*pixels.numblocks)]
-        writers.append(writer)
-        graphs.append(written.dask)
-        keys += of_job
-        of_jobs.append([index[1:] for index in of_job])
-    results = iter(compute_as_if_collection(da.Array, HighLevelGraph.merge(*graphs), keys))  # type: ignore[no-untyped-call]
-    finished: list[Finished] = []
-    for job, writer, blocks in zip(jobs, writers, of_jobs, strict=True):
-        found = {at: result.flat[0] for at, result in zip(blocks, results, strict=False)}
-        finished += _finish(job, writer, found)
-    return finished
+        graphs.append(mapped.dask)
+        keys += [(mapped.name, *index) for index in blocks]
+    graph = HighLevelGraph.merge(*graphs)
+    found = compute_as_if_collection(da.Array, graph, keys)  # type: ignore[no-untyped-call]
+    return [each.flat[0] for each in found]
 
 
-def _prepared(job: Job, folder: str) -> tuple[BlockWriter, Any]:
-    """Return what writes the blocks of a job, and its pixels with blocks as chunks."""
+def _prepared(job: Job, folder: str | None) -> tuple[BlockWriter, Any]:
+    """Return what writes the blocks of a job, and its pixels with blocks as chunks.
+
+    Files are created in `folder`, if it is given.
+    """
     placed, form = job.placed, job.form
     pixels = placed.pixels
     blocks = [
@@ -166,7 +249,7 @@ def _prepared(job: Job, folder: str) -> tuple[BlockWriter, Any]:
         for each, first in zip(pixels.chunks, (0, *placed.first), strict=True)
     ]
     files: list[NativeFile] | None = None
-    if job.is_direct:
+    if job.is_direct and folder is not None:
         files = []
         for instance in job.instances:
             path = os.path.join(folder, instance.name)
@@ -178,7 +261,7 @@ def _prepared(job: Job, folder: str) -> tuple[BlockWriter, Any]:
         fill=job.fill,
         shape=placed.grid.shape,
         borders=tuple(borders),
-        folder=folder,
+        folder=folder or "",
         name=job.instances[0].name,
         files=None if files is None else tuple(files),
         is_sparse=job.is_sparse,

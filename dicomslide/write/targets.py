@@ -1,7 +1,8 @@
 """Where instances are written to: a folder or file, a bucket, or a DICOMweb server.
 
 Instances are written to a temporary folder first, and published when all of them are whole. Until
-then, a target shows nothing of them.
+then, a target shows nothing of them. A single instance whose frames come in order goes to a bucket
+without that.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from dicomslide.backends.net.storage_options import (
 )
 from dicomslide.backends.objects.storage import ObjectReach, is_url
 from dicomslide.errors import ExportError, StoreExistsError
+from dicomslide.write.stream import streamed, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from dicomslide.backends.dicomweb.connection import Connection
-    from dicomslide.write.stream import Finished
+    from dicomslide.write.stream import Finished, Job
 
-__all__ = ["Target", "stem_of", "target_at"]
+__all__ = ["Target", "stem_of", "target_at", "write_to"]
 
 TEMPORARY = ".dicomslide-write-"
 """Beginning of the names of temporary folders."""
@@ -115,6 +117,30 @@ def target_at(
     if storage_options is not None:
         raise ValueError(f"storage_options are for URLs of fsspec, not for {target!r}")
     return found
+
+
+def write_to(target: Target, jobs: Sequence[Job]) -> list[str]:
+    """Compute pixels, and write and publish the instances that consist of them.
+
+    Parameters
+    ----------
+    target : Target
+        Where they go.
+    jobs : sequence of Job
+        Arrays with their instances, which are computed together.
+
+    Returns
+    -------
+    list of str
+        Paths, URLs or SOP Instance UIDs.
+
+    """
+    names = [instance.name for job in jobs for instance in job.instances]
+    target.check(names)
+    if isinstance(target, BucketTarget) and len(jobs) == 1 and jobs[0].is_stream:
+        return target.stream(names[0], streamed(jobs[0]))
+    with target.working_folder() as folder:
+        return target.publish(write_all(jobs, folder))
 
 
 def _names_in(place: str, names: Sequence[str]) -> dict[str, str]:
@@ -319,6 +345,28 @@ class BucketTarget:
                         filesystem.rm_file(path)
             raise
         return done
+
+    def stream(self, name: str, pieces: Iterable[bytes]) -> list[str]:
+        """Upload an object piece by piece, without a copy on disk.
+
+        It is there when all of it is.
+        """
+        (url,) = _names_in(self.url, [name]).values()
+        with self._explaining():
+            filesystem, path = self._reached(url)
+            file = filesystem.open(path, "wb")
+        try:
+            for piece in pieces:
+                with self._explaining():
+                    file.write(piece)
+            with self._explaining():
+                file.close()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                file.discard()
+            file.closed = True  # else it would be completed when it is collected
+            raise
+        return [url]
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
