@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.backends.base import layout_of
@@ -114,13 +113,13 @@ class TiledImage(PlacedImage, ChannelsAndPlanes, Identified):
             Corrections of the header by the image's pyramid.
 
         """
-        image = copy.copy(self)
+        image = self._copied()
         image._placement = placement
         return image
 
     def _respaced(self, given: Given) -> TiledImage:
         """Return a copy of this image with a spacing, or also an origin, of the caller."""
-        image = copy.copy(self)
+        image = self._copied()
         image._given = given
         return image
 

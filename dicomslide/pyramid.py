@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from dicomslide import utils
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import MetadataError
 from dicomslide.header import dicom
-from dicomslide.header.channels import channels_of
+from dicomslide.header.channels import have_other_channels
 from dicomslide.header.layout import first_plane_of, size_of
 from dicomslide.header.placement import (
     SAME_SPACING,
@@ -26,6 +26,7 @@ from dicomslide.header.placement import (
     pixel_spacing_of,
     place,
     spacing_of,
+    stated_origin,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ SAME_SIZE = 2.5
 SAME_SHARE = 0.1
 """Fraction of a size by which the sizes of registered channels may differ: few pixels are a large
 fraction of a small level."""
+NEAR_SHARE = 0.02
+"""Fraction of a size by which sizes of one spacing may differ where the headers tell the channels
+apart: levels differ by far more."""
 
 
 # -- levels of a pyramid -------------------------------------------------------------------------
@@ -88,8 +92,8 @@ def group_levels(
 
     Images belong to one level if their total pixel matrices have one size. (Spacing isn't reliable:
     some scanners repeat that of the base on every level.) Images of one spacing whose sizes differ
-    by few pixels, as after a registration of channels, also belong to one level, if they hold
-    different channels.
+    by few pixels, or by up to two percent, as after a registration of channels, also belong to one
+    level, if they hold different channels.
 
     An image is a misfit if its centre differs from that of the base by more than a pixel of the
     level and more than `tolerance`; centres aren't compared where a header lacks the position. Of
@@ -181,7 +185,11 @@ def _are_channels(
         return False
     sizes = np.array([here.physical_size, there.physical_size]) / spacing
     differ = np.abs(np.diff(sizes, axis=0))
-    if differ.max() > SAME_SIZE or (differ > SAME_SHARE * sizes).any():
+    if (differ > SAME_SHARE * sizes).any():
+        return False
+    if have_other_channels(image, other):
+        return bool(differ.max() <= SAME_SIZE or (differ <= NEAR_SHARE * sizes).all())
+    if differ.max() > SAME_SIZE:
         return False
     origins = [
         [
@@ -191,8 +199,7 @@ def _are_channels(
         + [each.get("BitsAllocated")]
         for each in (image, other)
     ]
-    paths = [{channel.identifier for channel in channels_of(each)} for each in (image, other)]
-    return origins[0] != origins[1] or paths[0].isdisjoint(paths[1])
+    return origins[0] != origins[1]
 
 
 def _are_levels(
@@ -232,7 +239,19 @@ def _placer(
         if size_of(image) == size_of(base)
         or are_alike(placement.spacing or pixel_spacing_of(image), finest)
     ]
-    return functools.partial(place, view=view, bases=bases, align=align_levels)
+    # one of the channels that lie at one place stands for all
+    unlike: dict[Any, tuple[Dataset, Placement]] = {}
+    for image, placement in bases:
+        key = (
+            stated_origin(image),
+            pixel_spacing_of(image),
+            dicom.numbers(image, "ImageOrientationSlide", 6),
+            size_of(image),
+            placement.shift,
+            placement.spacing,
+        )
+        unlike.setdefault(key, (image, placement))
+    return functools.partial(place, view=view, bases=tuple(unlike.values()), align=align_levels)
 
 
 def _check_of_place(

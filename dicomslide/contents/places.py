@@ -117,6 +117,15 @@ class _Held:
         return _kind(self.image)
 
     @property
+    def lies(self) -> tuple[object, ...]:
+        """Level, geometry and data type: channels for which these are equal fit one array."""
+        try:
+            geometry: object = self.image.geometry
+        except MetadataError:
+            geometry = self.image.size
+        return self.level, geometry, *self.kind
+
+    @property
     def meaning(self) -> tuple[object, ...]:
         """Description, wavelength and stains of the channel."""
         channel = self.channel
@@ -302,10 +311,10 @@ def _channels(all_held: Iterable[_Held]) -> list[_SlideChannel]:
 def _variables(channels: Iterable[_SlideChannel]) -> list[list[_SlideChannel]]:
     """Group channels that can be in one array."""
     variables: list[list[_SlideChannel]] = []
-    # one channel is compared for all channels of the same images: there may be thousands
-    compared: list[dict[tuple[int, ...], _SlideChannel]] = []
+    # one channel is compared for all that lie alike: there may be thousands
+    compared: list[dict[tuple[object, ...], _SlideChannel]] = []
     for channel in channels:
-        images = tuple(id(held.image) for held in channel.held)
+        images = tuple(held.lies for held in channel.held)
         number = next(
             (
                 number

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-__all__ = ["Channel", "Channels", "channel_type_of", "channels_of", "shared_channel"]
+__all__ = ["Channel", "Channels", "channel_type_of", "channels_of", "have_other_channels",
+           "shared_channel"]  # fmt: skip
 
 _IDENTIFIERS = {
     ChannelTypes.OPTICAL_PATH: ("OpticalPathIdentificationSequence", "OpticalPathIdentifier"),
@@ -227,6 +228,23 @@ def shared_channel(image: Dataset) -> str | None:
         for item in dicom.items(group, sequence)
     ]
     return named[0] if len(named) == 1 else None
+
+
+def have_other_channels(image: Dataset, other: Dataset) -> bool:
+    """Whether no channel of an image is one of another: by identifier, description, wavelength."""
+    here, there = (
+        {channel.identifier: channel for channel in channels_of(each)} for each in (image, other)
+    )
+    return all(
+        any(
+            mine and theirs and mine != theirs
+            for mine, theirs in (
+                (here[each].description, there[each].description),
+                (here[each].wavelength, there[each].wavelength),
+            )
+        )
+        for each in here.keys() & there.keys()
+    )
 
 
 def _mappings(groups: Sequence[Dataset]) -> list[Dataset]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dicomslide.header import dicom
 from dicomslide.header.placement import Placement, geometry_of, spacing_of
+from dicomslide.process.lazy import lazy
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
@@ -43,7 +47,17 @@ class PlacedImage:
             When the header doesn't say where the image lies on the slide.
 
         """
+        return self._geometry
+
+    @lazy
+    def _geometry(self) -> SlideGeometry:
         return geometry_of(self._header, self._placement)
+
+    def _copied(self) -> Self:
+        """Return a shallow copy to be placed elsewhere: without what follows from the place."""
+        image = copy.copy(self)
+        image.__dict__.pop("_geometry", None)
+        return image
 
     @property
     def pixel_spacing(self) -> tuple[float, float]:
