@@ -12,6 +12,7 @@ import xarray as xr
 
 from dicomslide.errors import MetadataWarning
 from dicomslide.labelled.coordinates import step_of
+from dicomslide.labelled.variables import is_mask_of
 from dicomslide.process.warn import warn
 from dicomslide.readers.arrays import dask_array
 from dicomslide.readers.chunks import frame_lengths
@@ -215,7 +216,7 @@ def images_of(tree: xr.DataTree, shard_size: int) -> tuple[ExportImage, ...]:
         arrays = {
             str(variable): array
             for variable, array in node.to_dataset().data_vars.items()
-            if _is_image(array)
+            if _is_image(array) and not is_mask_of(str(variable), node.data_vars)
         }
         for variable, array in arrays.items():
             image = variable

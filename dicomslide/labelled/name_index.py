@@ -235,10 +235,12 @@ class NameIndex(PandasIndex):
             return np.arange(ends[0][0], ends[1][0] + 1)[:: label.step]
         numbers = self.index.to_numpy(np.float64)
         bounds = sorted(float(b) for b in (label.start, label.stop) if b is not None)
+        if not bounds:
+            return np.arange(len(numbers))[:: label.step]
         low, high = -np.inf, np.inf
         if len(bounds) == 2:
             low, high = bounds
-        elif bounds:
+        else:
             low, high = (low, bounds[0]) if label.start is None else (bounds[0], high)
         inside = (numbers >= low * (1 - SAME)) & (numbers <= high * (1 + SAME))
         return np.flatnonzero(inside)[:: label.step]

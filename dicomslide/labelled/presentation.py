@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["ChannelDisplay", "channel_displays", "channel_names"]
 
 _NOT_CHANNELS = {"z", "y", "x", "row", "column", "sample"}
+_IDENTIFIER = re.compile(r"(?:channel|parameter|segment)(?:_\d+)?")
 _OF_CHANNELS = re.compile(r"(?:channel|parameter|segment)(?:_\d+)?_(\w+)$")
 _WAVELENGTHS = re.compile(r"(wavelength|emission|excitation)(?:_\d+)?$")
 
@@ -52,9 +53,7 @@ def channel_displays(array: xr.DataArray) -> tuple[ChannelDisplay, ...]:
         One for each channel.
 
     """
-    lead = [dim for dim in array.dims if dim not in _NOT_CHANNELS]
-    dim = lead[0] if len(lead) == 1 else None
-    count = 1 if dim is None else array.sizes[dim]
+    dim, count = _channels(array)
     columns = _columns(array, dim, count)
     names = channel_names(array)
     colors = false_colors(
@@ -83,27 +82,24 @@ def channel_displays(array: xr.DataArray) -> tuple[ChannelDisplay, ...]:
 
 def channel_names(array: xr.DataArray) -> list[str]:
     """Return the descriptions of channels; else their identifiers, or their numbers from 1 on."""
-    lead = [dim for dim in array.dims if dim not in _NOT_CHANNELS]
-    dim = lead[0] if len(lead) == 1 else None
-    count = 1 if dim is None else array.sizes[dim]
+    dim, count = _channels(array)
     columns = _columns(array, dim, count)
-    identifiers = array[dim].values if dim in array.coords else None
-    if dim is None:
-        identifiers = next(
-            (
-                np.atleast_1d(array[name].values)
-                for name in array.coords
-                if re.fullmatch(r"(channel|parameter|segment)(_\d+)?", str(name))
-                and not array[name].ndim
-            ),
-            None,
-        )
+    named = (
+        np.atleast_1d(coord.values)
+        for name, coord in array.coords.items()
+        if name == dim or (dim is None and not coord.ndim and _IDENTIFIER.fullmatch(str(name)))
+    )
+    identifiers = next(named, range(1, count + 1))
     return [
-        _text(columns, "description", i)
-        or _text(columns, "label", i)
-        or str(i + 1 if identifiers is None else identifiers[i])
+        _text(columns, "description", i) or _text(columns, "label", i) or str(identifiers[i])
         for i in range(count)
     ]
+
+
+def _channels(array: xr.DataArray) -> tuple[Any, int]:
+    """Return the dim of channels, None where there is none, and their number."""
+    lead = [dim for dim in array.dims if dim not in _NOT_CHANNELS]
+    return (lead[0], array.sizes[lead[0]]) if len(lead) == 1 else (None, 1)
 
 
 def _columns(array: xr.DataArray, dim: Any, count: int) -> dict[str, Any]:

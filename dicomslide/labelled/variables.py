@@ -24,10 +24,11 @@ from dicomslide.labelled.channel_coordinates import channel_coords
 from dicomslide.labelled.coordinates import focal_plane_coords, matrix_coords
 from dicomslide.options import check_memory
 from dicomslide.process.warn import warn
+from dicomslide.readers.scanned_reader import ScannedReader, tiles_scanned
 from dicomslide.readers.stacked_reader import StackedReader, runs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from dicomslide.contents.levels import Level
     from dicomslide.contents.places import ChannelGroup, Place
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
     from dicomslide.image import TiledImage
     from dicomslide.readers.stacked_reader import Data, Row
 
-__all__ = ["Grid", "Stack", "deepest_of"]
+__all__ = ["Grid", "Stack", "deepest_of", "is_mask_of"]
 
+SCANNED = "_scanned"
+"""End of the names of masks."""
 DIMS = {
     ChannelTypes.OPTICAL_PATH: "channel",
     ChannelTypes.SEGMENT: "segment",
@@ -325,7 +328,32 @@ class Stack:
             dataset = dataset.assign_coords(coords)
         if samples == 3:
             dataset = dataset.assign_coords(sample=np.array(["r", "g", "b"]))
-        return dataset.assign({self.name: variable})
+        dataset = dataset.assign({self.name: variable})
+        return self._with_scanned(dataset, grid, reader, data) if self.is_image else dataset
+
+    def _with_scanned(
+        self, dataset: xr.Dataset, grid: Grid, reader: StackedReader, data: Data
+    ) -> xr.Dataset:
+        """Return a dataset with the mask of what was scanned, unless each tile has a frame.
+
+        Its dims of channels and focal planes are those along which it differs.
+        """
+        tiles = np.array([[tiles_scanned(each) for each in row] for row in self.readers], object)
+        if not any(tiles.flat):
+            return dataset
+        kept = (
+            reader.kept[0] and bool((tiles != tiles[:1]).any()),
+            reader.kept[1] and bool((tiles != tiles[:, :1]).any()),
+            False,
+        )
+        fields = {f.name: getattr(reader, f.name) for f in dataclasses.fields(reader)}
+        fields |= {"kept": kept, "dtype": np.dtype(bool), "background": (False,)}
+        mask = ScannedReader(**fields)
+        dims = (*itertools.compress((self.dim, "z"), kept), *grid.dims)
+        chunks = dict(zip(dims, map(_regular, mask.unit_lengths()), strict=True))
+        attrs = {"long_name": f"whether {self.name} was scanned"}
+        variable = xr.Variable(dims, data(mask, dims), attrs, {"preferred_chunks": chunks})
+        return dataset.assign({f"{self.name}{SCANNED}": variable})
 
     def _attrs(self, grid: Grid, has_planes: bool) -> dict[str, Any]:
         """Return the attributes of the variable."""
@@ -356,6 +384,11 @@ class Stack:
             is_dim=len(self.planes) > 1 or not squeeze,
             of_channels=(self.dim, self.heights) if self.heights else None,
         )
+
+
+def is_mask_of(name: str, variables: Collection[Any]) -> bool:
+    """Whether a name is that of the mask of what was scanned of one of some variables."""
+    return name.endswith(SCANNED) and name.removesuffix(SCANNED) in variables
 
 
 def deepest_of(stacks: Sequence[Stack]) -> Stack:

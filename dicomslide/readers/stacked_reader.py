@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from dicomslide.header.geometry import Orientation
 
-__all__ = ["Data", "Row", "StackedReader", "runs_of"]
+__all__ = ["Data", "PlaneReader", "Row", "StackedReader", "runs_of", "turned"]
 
 Data: TypeAlias = "Callable[[StackedReader, Sequence[str]], Any]"
 """Makes the data of a variable from its reader and the names of its dims."""
@@ -109,8 +109,8 @@ class StackedReader:
         channel = Axis.of(keys.pop(0) if self.kept[0] else 0, num_channels)
         plane = Axis.of(keys.pop(0) if self.kept[1] else 0, num_planes)
         height, width = self.plane_shape
-        y = _turned(keys.pop(0), height, self.orientation.flip_y)
-        x = _turned(keys.pop(0), width, self.orientation.flip_x)
+        y = turned(keys.pop(0), height, self.orientation.flip_y)
+        x = turned(keys.pop(0), width, self.orientation.flip_x)
         sample = keys.pop(0) if self.kept[2] else 0
         transpose = self.orientation.transpose
         matrix_key = (x, y, sample) if transpose else (y, x, sample)
@@ -227,7 +227,7 @@ def _ordered(axis: Axis) -> list[int]:
     return values[::-1] if axis.reverse else values
 
 
-def _turned(key: Any, length: int, flip: bool) -> Any:
+def turned(key: Any, length: int, flip: bool) -> Any:
     """Return the key that selects from the stored axis what `key` selects from the flipped one."""
     if not flip:
         return key
