@@ -192,9 +192,10 @@ def test_any_part_of_a_mask_is_that_of_numpy(tmp_path, data):
     keys = [
         data.draw(
             st.one_of(
-                st.slices(length),
+                # xarray fails with empty slices of negative steps
+                st.slices(length).filter(lambda key, n=length: len(range(n)[key]) > 0),
                 st.integers(-length, length - 1),
-                st.lists(st.integers(0, length - 1), max_size=5),
+                st.lists(st.integers(0, length - 1), max_size=5).map(lambda at: np.array(at, int)),
             )
         )
         for length in expected.shape
