@@ -412,3 +412,20 @@ def test_a_file_shows_its_own_pyramid_also_within_one_series(tmp_path):
     of_slide = openslide.OpenSlide(dicomslide.open_slide(tmp_path / "glass", pyramid=1))
     assert of_slide.dimensions == (97, 64)
     assert pickle.loads(pickle.dumps(of_slide)).dimensions == (97, 64)
+
+
+def test_a_folder_of_several_slides_says_what_this_class_takes(tmp_path):
+    for number in (1, 2):
+        write_slide(
+            tmp_path / str(number), shape=(64, 64), tile_shape=(32, 32), downsamples=(1,),
+            container_id=f"S-{number}", slide_number=number, associated=False,
+        )  # fmt: skip
+    with pytest.raises(
+        dicomslide.AmbiguousSlideError, match=r"'S-1'(.|\n)*OpenSlide takes the path"
+    ):
+        dicomslide.OpenSlide(tmp_path)
+    for slide in (
+        tmp_path / "1" / "level-0.dcm",
+        dicomslide.open_slide(tmp_path, container_id="S-1"),
+    ):
+        assert dicomslide.OpenSlide(slide).properties["dicom.ContainerIdentifier"] == "S-1"

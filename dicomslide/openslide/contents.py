@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 from dicomslide import utils
 from dicomslide.backends.part10.file import FileSource, FileStore, is_dicom_file
 from dicomslide.enum import ImageFlavors
-from dicomslide.errors import DicomSlideError, MetadataWarning, NotDicomError
+from dicomslide.errors import (
+    AmbiguousSlideError,
+    DicomSlideError,
+    MetadataWarning,
+    NotDicomError,
+)
 from dicomslide.header import dicom
 from dicomslide.openslide.errors import RequestError
 from dicomslide.openslide.properties import properties_of
@@ -31,6 +36,10 @@ if TYPE_CHECKING:
     from dicomslide.slide.slide import Slide
 
 __all__ = ["Contents", "contents_of", "downsamples_of", "is_slide_image", "open_any", "pixel_at"]
+
+HOW_TO_CHOOSE = (
+    "OpenSlide takes the path of one slide's file, or dicomslide.open_slide(..., container_id=...)"
+)
 
 
 def downsamples_of(dimensions: Sequence[tuple[int, int]]) -> tuple[float, ...]:
@@ -110,7 +119,10 @@ def open_any(slide: Any) -> Slide:
     if isinstance(slide, bytes):
         slide = os.fsdecode(slide)
     if not (isinstance(slide, (str, os.PathLike)) and os.path.isfile(slide)):
-        return open_slide(slide)
+        try:
+            return open_slide(slide)
+        except AmbiguousSlideError as error:
+            raise AmbiguousSlideError(f"{error}\n{HOW_TO_CHOOSE}") from None
     try:
         named = FileSource.open(slide)
     except NotDicomError as error:
