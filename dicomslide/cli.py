@@ -1,4 +1,4 @@
-"""The command line ``dicomslide``: info, thumbnail, export, demo."""
+"""The command line ``dicomslide``: info, thumbnail, export, store, demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide._version import __version__
 from dicomslide.display.tables import cohort_table, listed, table_of
-from dicomslide.errors import DicomSlideError, MetadataError
+from dicomslide.errors import DicomSlideError, MetadataError, StorageRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -144,6 +144,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--compression", choices=("zstd", "blosc"), default="zstd",
                         help="lossless codec of chunks (default: %(default)s)")  # fmt: skip
     export.set_defaults(run=_export)
+
+    store = commands.add_parser("store", help="send DICOM files to a DICOMweb server (STOW-RS)")
+    store.add_argument("files", type=Path, nargs="+", metavar="FILE",
+                       help="DICOM file, or a folder of them")  # fmt: skip
+    store.add_argument("url", metavar="URL",
+                       help="DICOMweb service, e.g. https://host/dicom-web")  # fmt: skip
+    store.set_defaults(run=_store)
 
     demo = commands.add_parser(
         "demo", help="open a slide with xarray, measure its tissue with dask, draw the result"
@@ -336,6 +343,26 @@ def _export(options: argparse.Namespace) -> int:
         )
     print(f"{options.out}: complete")
     return 0
+
+
+# -- store -----------------------------------------------------------------------------------
+
+
+def _store(options: argparse.Namespace) -> int:
+    from dicomslide.backends.dicomweb.storing import connection_for, instances_in, store_files
+    from dicomslide.backends.net.addresses import URL_SCHEME
+
+    url = options.url if options.url.startswith(URL_SCHEME) else f"{URL_SCHEME}{options.url}"
+    connection, paths = connection_for(url), instances_in(options.files)
+    failures: dict[str, str] = {}
+    try:
+        store_files(connection, paths)
+    except StorageRefusedError as error:
+        failures = error.failures
+    for uid, reason in failures.items():
+        print(f"dicomslide: error: {paths[uid]}: {uid}: {reason}", file=sys.stderr)
+    print(f"{options.url}: stored {len(paths) - len(failures)} of {len(paths)} instances")
+    return 1 if failures else 0
 
 
 # -- demo ------------------------------------------------------------------------------------

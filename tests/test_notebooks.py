@@ -22,7 +22,7 @@ RUNS = ("nbclient", "nbformat", "ipykernel", "matplotlib")
 NEEDS = {
     "02_physical_coordinates": ("highdicom", "skimage"),
     "03_cluster": ("distributed", "skimage"),
-    "04_dicomweb": ("dicomweb_client",),
+    "04_dicomweb": ("dicomweb_client", "geopandas", "skimage"),
     "05_fluorescence": ("skimage", "scipy"),
     "06_openslide": ("openslide",),
     "07_any_resolution": ("skimage",),

@@ -274,3 +274,26 @@ def test_a_cluster_reads_from_the_server(url, large):
     with some_workers(2, protocol="tcp") as client:
         mean = client.compute(array.mean()).result(timeout=120)
     assert mean == pytest.approx(whole(dicomslide.open_slide(folder)).mean())
+
+
+def test_results_come_back_from_the_server_to_which_they_were_written(tmp_path, url):
+    write_slide(tmp_path, **SMALL, slide_number=230)
+    study, series = orthanc.store(url, sorted(tmp_path.glob("*.dcm")))
+    service = f"dicomweb+{url}"
+    slide = dicomslide.open_slide(f"{service}/studies/{study}/series/{series}")
+    image = slide.to_dataset(chunks={}).image
+    brightness = image.mean("sample")
+    mask, score = brightness < 190, (brightness / 255).astype("float32").rename("score")
+    corners = np.random.default_rng(3).uniform(12, 12.1, (7, 5, 2))
+    dicomslide.write_segmentation(mask, slide, service, segments=["tissue"])
+    dicomslide.write_parametric_map(score, slide, service, quantity="probability", unit="1")
+    dicomslide.write_annotations(corners, slide, service, label="nucleus")
+    found = dicomslide.open_slide(DICOMwebClient(url), study_instance_uid=study)
+    dataset = found.to_dataset()
+    np.testing.assert_array_equal(dataset.segmentation, mask)
+    np.testing.assert_array_equal(dataset.parametric_map, score)
+    xr.testing.assert_equal(dataset.x.reset_coords(drop=True), image.x.reset_coords(drop=True))
+    assert dataset.parameter_quantity == "Probability"
+    (group,) = found.annotations()
+    np.testing.assert_array_equal(group.coordinates.reshape(corners.shape), corners)
+    assert (group.label, group.property_type.meaning) == ("nucleus", "Nucleus")

@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide.backends.dicomweb.transport import TransportError
 from dicomslide.backends.net.redaction import public, said
-from dicomslide.errors import NotDicomError, SourceDeniedError, StorageRefusedError
+from dicomslide.errors import (
+    AmbiguousSlideError,
+    NotDicomError,
+    SourceDeniedError,
+    StorageRefusedError,
+)
 from dicomslide.header import dicom
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from dicomslide.backends.dicomweb.connection import Connection
 
-__all__ = ["connection_for", "store_files"]
+__all__ = ["connection_for", "instances_in", "store_files"]
 
 PIECE = 2**20
 """Bytes that are read from a file at a time."""
@@ -60,6 +65,62 @@ def connection_for(url: str) -> Connection:
             " password or query; see dicomslide.register_credentials"
         )
     return connection_at(Address("DICOMwebClient", found.service, None))
+
+
+def instances_in(paths: Sequence[str | os.PathLike[str]]) -> dict[str, str]:
+    """Return the DICOM files among files and folders, by SOP Instance UID.
+
+    Parameters
+    ----------
+    paths : sequence of path-like
+        Files, all of which have to be DICOM; and folders, with their folders, in which other files
+        are left out.
+
+    Raises
+    ------
+    NotDicomError
+        When a file isn't DICOM, or nothing is found.
+    AmbiguousSlideError
+        When two files are the same instance.
+
+    """
+    found: dict[str, str] = {}
+    for given in paths:
+        path = os.fspath(given)
+        for file in _files_in(path) if os.path.isdir(path) else [path]:
+            uid = _uid_of(file)
+            if uid is None and file == path:
+                raise NotDicomError(f"{path}: isn't a DICOM file")
+            if uid is None:
+                continue
+            if uid in found and not os.path.samefile(found[uid], file):
+                raise AmbiguousSlideError(
+                    f"{found[uid]} and {file} are both the instance {uid}: name one of them"
+                )
+            found.setdefault(uid, file)
+    if not found:
+        raise NotDicomError(f"{', '.join(map(str, paths))}: no DICOM files")
+    return found
+
+
+def _files_in(folder: str) -> Iterator[str]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(place, name) for name in sorted(names))
+
+
+def _uid_of(path: str) -> str | None:
+    """Return the SOP Instance UID of a file, by its File Meta Information; None if it has none."""
+    from pydicom.errors import InvalidDicomError
+    from pydicom.filereader import read_file_meta_info, read_preamble
+
+    try:
+        with open(path, "rb") as file:
+            read_preamble(file, force=False)
+        meta = read_file_meta_info(path)
+    except (InvalidDicomError, EOFError):
+        return None
+    return dicom.text(meta, "MediaStorageSOPInstanceUID")
 
 
 def store_files(connection: Connection, paths: Mapping[str, str]) -> None:
