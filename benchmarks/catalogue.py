@@ -1,5 +1,6 @@
 """All that is measured, and all that is wanted of it."""
 
+from benchmarks.polygons import POLYGON_TARGETS, POLYGON_TASKS
 from benchmarks.targets import TARGETS as OTHER_TARGETS
 from benchmarks.tasks import FRESH, WARM
 from benchmarks.tiles import PASSES, TILE_TARGETS, TILE_TASKS
@@ -8,5 +9,11 @@ from benchmarks.writing import WRITING_TARGETS, WRITING_TASKS
 
 __all__ = ["PASSES", "TARGETS", "TASKS"]
 
-TASKS = (*WARM, *TILE_TASKS, *TRAINING_TASKS, *WRITING_TASKS, *FRESH)
-TARGETS = (*TILE_TARGETS, *TRAINING_TARGETS, *WRITING_TARGETS, *OTHER_TARGETS)
+TASKS = (*WARM, *TILE_TASKS, *TRAINING_TASKS, *WRITING_TASKS, *POLYGON_TASKS, *FRESH)
+TARGETS = (
+    *TILE_TARGETS,
+    *TRAINING_TARGETS,
+    *WRITING_TARGETS,
+    *POLYGON_TARGETS,
+    *OTHER_TARGETS,
+)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from benchmarks.polygons import polygons
+from benchmarks.process import measured_beside
 from benchmarks.reader import THUMBNAIL, Reader
 from benchmarks.server import place_of
 
@@ -178,7 +180,7 @@ class WsidicomOnServer(Wsidicom):
 
 
 class Highdicom(Reader):
-    """highdicom, which reads the base level lazily."""
+    """highdicom, which reads the base level lazily, and writes annotations."""
 
     def load(self) -> None:
         import highdicom
@@ -207,6 +209,36 @@ class Highdicom(Reader):
         from dicomslide import open_slide
 
         written_by_highdicom(open_slide(self.folder, correct_color=False), self.base)
+
+    def load_to_write(self) -> None:
+        """Import what writes annotations."""
+        self.load()
+        import pydicom.sr.codedict  # noqa: F401
+
+    def open_to_write(self) -> None:
+        """Read the header to which annotations refer."""
+        from pydicom import dcmread
+
+        self.source = dcmread(self.base, stop_before_pixels=True)
+
+    def make_polygons(self, count: int, seed: int) -> None:
+        """Make polygons in the form that is written: an array each."""
+        self.polygons = list(polygons(count, seed))
+
+    @measured_beside
+    def write_polygons(self, path: str) -> None:
+        """Write polygons as bulk annotations."""
+        import highdicom as hd
+        from pydicom.sr.codedict import codes
+
+        group = hd.ann.AnnotationGroup(
+            1, hd.UID(), "nucleus", codes.SCT.AnatomicalStructure, codes.SCT.Nucleus, "POLYGON",
+            self.polygons, "AUTOMATIC",
+            hd.AlgorithmIdentificationSequence("net", codes.DCM.ArtificialIntelligence, "1"),
+        )  # fmt: skip
+        hd.ann.MicroscopyBulkSimpleAnnotations(
+            [self.source], "3D", [group], hd.UID(), 1, hd.UID(), 1, "maker", "model", "1", "none"
+        ).save_as(path)
 
     def prepare_correction(self, edge: int) -> None:
         """Make the transform, and frames to apply it to."""

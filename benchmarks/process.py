@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["bytes_read", "memory", "open_descriptors", "peak_memory", "reset_peak"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["bytes_read", "measured_beside", "memory", "open_descriptors", "peak_memory",
+           "reset_peak"]  # fmt: skip
+
+
+def measured_beside(write: Callable[[Any, str], None]) -> Callable[[Any], dict[str, float]]:
+    """Return an operation that writes a file, measured with the memory beside what is there."""
+
+    def measured(reader: Any) -> dict[str, float]:
+        before = memory("VmRSS:")
+        with tempfile.TemporaryDirectory(dir=reader.folder) as folder:
+            write(reader, os.path.join(folder, "annotations.dcm"))
+        return {"MiB": peak_memory() - before}
+
+    return measured
 
 
 def open_descriptors() -> float:

@@ -10,6 +10,8 @@ import time
 from typing import Any
 
 from benchmarks import process
+from benchmarks.polygons import polygons
+from benchmarks.process import measured_beside
 from benchmarks.reader import BLOCK, THUMBNAIL, Reader, blocks, summary
 from benchmarks.server import place_of
 
@@ -66,6 +68,28 @@ class Dicomslide(Reader):
         import xarray as xr
 
         xr.DataArray(dask.array.from_array(np.zeros((8, 8)))).compute(scheduler="sync")
+
+    def load_to_write(self) -> None:
+        """Import what writes annotations."""
+        self.load()
+        import pydicom.sr.codedict  # noqa: F401
+
+        import dicomslide
+
+        self.write_annotations = dicomslide.write_annotations
+
+    def open_to_write(self) -> None:
+        """Open the slide, and what is read of it for annotations."""
+        self.open()
+
+    def make_polygons(self, count: int, seed: int) -> None:
+        """Make polygons in the form that is written: one array."""
+        self.polygons = polygons(count, seed)
+
+    @measured_beside
+    def write_polygons(self, path: str) -> None:
+        """Write polygons as bulk annotations."""
+        self.write_annotations(self.polygons, self.slide, path, label="nucleus", algorithm="net 1")
 
     def forget(self) -> None:
         self.clear_all("decoded frames")
