@@ -153,6 +153,7 @@ def test_a_table_of_shapes_is_read_again_with_its_measurements(slide, tmp_path):
     (again,) = dicomslide.write_annotations(group, slide, tmp_path, name="again")
     (second,) = read_again(slide, again)
     assert second.property_category == group.property_category
+    assert (second.algorithm_name, second.description) == ("net", "by a network")
     assert second.measurements[0].unit == area.unit
     np.testing.assert_array_equal(second.measurements[0].values, area.values)
     np.testing.assert_array_equal(second.coordinates, group.coordinates)
@@ -185,6 +186,14 @@ def test_several_groups_are_one_instance(slide, tmp_path):
     np.testing.assert_array_equal(first.coordinates, points)
     assert (first.optical_paths, first.generation_type) == (("1",), "MANUAL")
     assert second.algorithm_name is None
+    (path,) = dicomslide.write_annotations(first, slide, tmp_path, name="again")
+    (again,) = read_again(slide, path)
+    assert (again.optical_paths, again.generation_type) == (("1",), "MANUAL")
+    with pytest.raises(ValueError, match="algorithm_type is MANUAL"):
+        dicomslide.write_annotations(
+            triangles(), slide, tmp_path, name="x", label="x", algorithm="a",
+            algorithm_type="MANUAL",
+        )  # fmt: skip
 
 
 def test_polygons_are_written_open(slide, tmp_path):
@@ -208,6 +217,33 @@ def test_outlines_of_a_mask_come_back_as_the_mask(slide, tmp_path):
         )
         (group,) = read_again(slide, path)
         np.testing.assert_array_equal(group.rasterize(image), mask)
+
+
+def test_a_concatenation_has_pixels_of_its_first_part(tmp_path):
+    path, *_ = write_slide(
+        tmp_path / "whole", shape=(64, 96), tile_shape=(32, 32), downsamples=(1,),
+        transfer_syntax_uid="1.2.840.10008.1.2.1", associated=False,
+    )  # fmt: skip
+    pixels, parts = pydicom.dcmread(path).PixelData, []
+    for part in (0, 1):
+        dataset = pydicom.dcmread(path)
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.{part}"
+        dataset.ConcatenationUID, dataset.InConcatenationNumber = "1.2.3", part + 1
+        dataset.SOPInstanceUIDOfConcatenationSource = "1.2.4"
+        dataset.ConcatenationFrameOffsetNumber, dataset.NumberOfFrames = 3 * part, 3
+        half = len(pixels) // 2
+        dataset.PixelData = pixels[half * part : half * (part + 1)]
+        parts.append(tmp_path / f"{part}.dcm")
+        dataset.save_as(parts[-1])
+    joined = dicomslide.open_slide(parts)
+    for coordinates, references in (("2D", ["1.2.0"]), ("3D", ["1.2.0", "1.2.1"])):
+        (written,) = dicomslide.write_annotations(
+            triangles(), joined, tmp_path, label="cell", coordinates=coordinates, name=coordinates
+        )
+        found = pydicom.dcmread(written).ReferencedImageSequence
+        assert [each.ReferencedSOPInstanceUID for each in found] == references
+        (group,) = dicomslide.open_slide([*parts, written]).annotations()
+        np.testing.assert_allclose(group.coordinates.reshape(3, 3, 2), triangles(), atol=1e-12)
 
 
 # -- lawful --
@@ -276,11 +312,11 @@ REFUSED = {
     "no annotations": (lambda: triangles(0), {}, WRONG, "no annotations"),
     "rectangle": (
         lambda: np.array([[(0, 0), (1, 0), (2, 1), (0, 1.0)]]), {"graphic_type": "RECTANGLE"},
-        WRONG, "isn't a RECTANGLE",
+        WRONG, "no valid RECTANGLE",
     ),
     "shorter axis first": (
         lambda: np.array([[(0, -1), (0, 1), (-2, 0), (2.0, 0)]]), {"graphic_type": "ELLIPSE"},
-        WRONG, "isn't a ELLIPSE",
+        WRONG, "no valid ELLIPSE",
     ),
     "frame": (of_other_frame, {}, dicomslide.GridError, r"frame of reference 1\.2\.3"),
     "infinite measurement": (

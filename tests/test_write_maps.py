@@ -139,6 +139,16 @@ def test_integers_have_the_mapping_that_is_given(slide, score, tmp_path):
     np.testing.assert_array_equal(found, counts * 0.25 - 3)
 
 
+def test_a_pyramid_of_integers_has_their_mapping(slide, score, tmp_path):
+    counts = (score * 250).astype(np.uint8)
+    paths = dicomslide.write_parametric_map(
+        counts, slide, tmp_path, quantity="area", unit="um2", slope=0.25, levels="all"
+    )
+    tree = dicomslide.open_slide([*files_of(slide), *paths]).to_datatree()
+    expected = counts.coarsen(x=2, y=2).mean() * 0.25
+    np.testing.assert_allclose(tree["level_1"].parametric_map, expected, atol=0.25)
+
+
 def test_a_pyramid_of_maps_has_means(slide, score, tmp_path):
     paths = dicomslide.write_parametric_map(score, slide, tmp_path, **PROBABILITY, levels="all")
     assert [path.rpartition("/")[2] for path in paths] == [

@@ -50,12 +50,12 @@ def write_annotations(
     label: str | None = None,
     coordinates: Literal["3D", "2D"] = "3D",
     level: int = 0,
-    graphic_type: str | None = None,
+    graphic_type: str | Mapping[str, str] | None = None,
     property_category: Any = None,
     property_type: Any = None,
     measurements: Sequence[str] | Mapping[str, Any] | None = None,
     algorithm: Any = None,
-    algorithm_type: Literal["AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"] = "AUTOMATIC",
+    algorithm_type: Literal["AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"] | None = None,
     dtype: Literal["float64", "float32"] = "float64",
     z: float | None = None,
     optical_paths: Sequence[str] | None = None,
@@ -94,9 +94,10 @@ def write_annotations(
         total pixel matrix of a level, (0, 0) at its corner.
     level : int, default: 0
         Zero-based level, to which the annotations refer.
-    graphic_type : {"POINT", "POLYLINE", "POLYGON", "ELLIPSE", "RECTANGLE"}, optional
-        By default what the shapes are; for arrays POLYGON. RECTANGLE: four corners in order.
-        ELLIPSE: four points, the ends of the longer, then of the shorter axis; line strings.
+    graphic_type : {"POINT", "POLYLINE", "POLYGON", "ELLIPSE", "RECTANGLE"} or mapping, optional
+        By default what the shapes are; for arrays POLYGON. Of several groups, a mapping by label.
+        RECTANGLE: four corners in order. ELLIPSE: four points, the ends of the longer, then of the
+        shorter axis, as arrays or line strings.
     property_category, property_type : str, pydicom.sr.coding.Code, tuple or mapping, optional
         What is annotated: a word, such as ``"nucleus"``, or a code; of several groups, a mapping
         by label. By default the label, if it is such a word; else Image Region.
@@ -105,9 +106,10 @@ def write_annotations(
         unit), each a code or a word (``"area"``; UCUM for the unit). For a group of annotations by
         default its own. NaN is no measurement. Stored as float32.
     algorithm : str, mapping or highdicom.AlgorithmIdentificationSequence, optional
-        Name and version, such as ``"net 2.1"``, of what made the annotations.
-    algorithm_type : {"AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"}, default: "AUTOMATIC"
-        Annotation Group Generation Type.
+        Name and version, such as ``"net 2.1"``, of what made the annotations. By default that of a
+        group of annotations.
+    algorithm_type : {"AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"}, optional
+        Annotation Group Generation Type. By default that of a group of annotations, else AUTOMATIC.
     dtype : {"float64", "float32"}, default: "float64"
         How coordinates are stored. float32 halves the file; in mm it is wrong by up to 1 nm per
         16 mm from the origin of the slide, in pixels of a level by 1/256 of a pixel.
@@ -115,9 +117,11 @@ def write_annotations(
         z in mm of annotations without one. By default that of their focal plane, or of the first
         one of the slide.
     optical_paths : sequence of str, optional
-        Optical Path Identifiers for which the annotations hold; by default for all.
+        Optical Path Identifiers for which the annotations hold; by default those of a group of
+        annotations, else all.
     description, color : optional
-        Annotation Group Description; colour for viewers, ``"#rrggbb"`` or (r, g, b).
+        Annotation Group Description, by default that of a group; colour for viewers,
+        ``"#rrggbb"`` or (r, g, b).
     overwrite : bool, default: False
         Whether an existing file or object is replaced.
     name : str, default: "annotations"
@@ -160,7 +164,7 @@ def write_annotations(
     for what, given, choices in (
         ("coordinates", coordinates, ("3D", "2D")),
         ("dtype", dtype, ("float64", "float32")),
-        ("algorithm_type", algorithm_type, ("AUTOMATIC", "SEMIAUTOMATIC", "MANUAL")),
+        ("algorithm_type", algorithm_type, (None, "AUTOMATIC", "SEMIAUTOMATIC", "MANUAL")),
     ):
         if given not in choices:
             raise ValueError(f"{what} {given!r}: expected one of {list(choices)}")
@@ -173,6 +177,8 @@ def write_annotations(
         temporary_folder=temporary_folder,
     )
     groups = _labelled(annotations, label)
+    file = f"{name}.dcm"
+    to.check([file])
     writing = _Writing(
         grid=_grid(slide, level, coordinates),
         coordinates=coordinates,
@@ -181,7 +187,7 @@ def write_annotations(
         z=z,
         optical_paths=None if optical_paths is None else tuple(map(str, optical_paths)),
         description=description,
-        algorithm=_algorithm(algorithm, algorithm_type),
+        algorithm=algorithm,
         algorithm_type=algorithm_type,
         color=None if color is None else cielab_of(color, "annotations"),
     )
@@ -201,19 +207,8 @@ def write_annotations(
         content_creator=content_creator,
     )
     header = writing.header(uid, series)
-    file = f"{name}.dcm"
-    to.check([file])
     with to.working_folder() as folder:
         return to.publish([write_bulk(header, items, folder, file)])
-
-
-def _algorithm(algorithm: Any, kind: str) -> list[Dataset]:
-    """Return the items of the algorithm, which are required unless annotations are MANUAL."""
-    if kind != "MANUAL":
-        return algorithm_items(algorithm or UNNAMED, "annotations")
-    if algorithm is not None:
-        raise ValueError("algorithm is given, but algorithm_type is MANUAL")
-    return []
 
 
 def _labelled(annotations: Any, label: str | None) -> dict[str, Any]:
@@ -259,8 +254,8 @@ class _Writing:
     z: float | None
     optical_paths: tuple[str, ...] | None
     description: str | None
-    algorithm: list[Dataset]
-    algorithm_type: str
+    algorithm: Any
+    algorithm_type: str | None
     color: list[int] | None
 
     def header(self, uid: str, series: SeriesOptions) -> Dataset:
@@ -277,6 +272,8 @@ class _Writing:
         header.AnnotationCoordinateType = self.coordinates
         header.ReferencedImageSequence = references(sources)
         if self.coordinates == "2D":
+            # pixels of one instance: of a concatenation, the first
+            del header.ReferencedImageSequence[1:]
             header.PixelOriginInterpretation = "VOLUME"
             for keyword in ("FrameOfReferenceUID", "PositionReferenceIndicator"):
                 header.pop(keyword, None)  # the module is that of millimetres (PS3.3 A.87.1)
@@ -287,12 +284,13 @@ class _Writing:
         number: int,
         label: str,
         annotations: Any,
-        kind: str | None,
+        kind: Any,
         category: Any,
         property_type: Any,
         measurements: Any,
     ) -> tuple[Dataset, list[Bulk]]:
         """Return a group's item, without its bulky elements, and these."""
+        kind = kind.get(label) if isinstance(kind, Mapping) else kind
         found = checked(graphics_of(annotations, kind))
         found.check_frame(self.frames_of_reference)
         if not len(found):
@@ -302,19 +300,20 @@ class _Writing:
             AnnotationGroupNumber=number,
             AnnotationGroupUID=new_uid(),
             AnnotationGroupLabel=label,
-            AnnotationGroupGenerationType=self.algorithm_type,
             AnnotationPropertyCategoryCodeSequence=[of_category],
             AnnotationPropertyTypeCodeSequence=[of_type],
             NumberOfAnnotations=len(found),
             GraphicType=found.kind,
-            AnnotationAppliesToAllOpticalPaths="YES" if self.optical_paths is None else "NO",
         )
-        if self.description:
-            group.AnnotationGroupDescription = self.description
-        if self.algorithm_type != "MANUAL":
-            group.AnnotationGroupAlgorithmIdentificationSequence = self.algorithm
-        if self.optical_paths is not None:
-            group.ReferencedOpticalPathIdentifier = list(self.optical_paths)
+        known = annotations if isinstance(annotations, AnnotationGroup) else None
+        description = self.description or (known and known.description)
+        if description:
+            group.AnnotationGroupDescription = description
+        self._add_algorithm(group, known)
+        paths = self.optical_paths or (known and known.optical_paths)
+        group.AnnotationAppliesToAllOpticalPaths = "NO" if paths else "YES"
+        if paths:
+            group.ReferencedOpticalPathIdentifier = list(paths)
         if self.color is not None:
             group.RecommendedDisplayCIELabValue = self.color
         points = self._points(found, group)
@@ -322,6 +321,18 @@ class _Writing:
         if of_measurements:
             group.MeasurementsSequence = of_measurements
         return group, _bulks(points, found, self.dtype)
+
+    def _add_algorithm(self, group: Dataset, known: AnnotationGroup | None) -> None:
+        """Say how annotations were made; an algorithm is required unless they are MANUAL."""
+        kind, algorithm = self.algorithm_type, self.algorithm
+        if known is not None and algorithm is None:
+            kind, algorithm = kind or known.generation_type, known.algorithm_name
+        group.AnnotationGroupGenerationType = kind = kind or "AUTOMATIC"
+        if kind != "MANUAL":
+            items = algorithm_items(algorithm or UNNAMED, "annotations")
+            group.AnnotationGroupAlgorithmIdentificationSequence = items
+        elif self.algorithm is not None:
+            raise ValueError("algorithm is given, but algorithm_type is MANUAL")
 
     def _properties(
         self, annotations: Any, label: str, category: Any, kind: Any

@@ -167,7 +167,7 @@ def _check_right_angles(graphics: Graphics) -> None:
     if wrong.any():
         which = int(np.argmax(wrong))
         raise AnnotationError(
-            f"annotation {which} isn't a {graphics.kind}: {corners[which].tolist()}"
+            f"annotation {which} is no valid {graphics.kind}: {corners[which].tolist()}"
             f" ({int(wrong.sum())} such annotations); expected {expected}"
         )
 

@@ -27,8 +27,8 @@ from dicomslide.write.masks import with_channels
 from dicomslide.write.numbers import NumberForm
 from dicomslide.write.palettes import palette_of
 from dicomslide.write.segmentation import TILE_POSITION, tile_size_of
-from dicomslide.write.stream import Instance, Job, too_large, write_all
-from dicomslide.write.targets import stem_of, target_at
+from dicomslide.write.stream import Instance, Job, too_large
+from dicomslide.write.targets import stem_of, target_at, write_to
 
 if TYPE_CHECKING:
     import os
@@ -195,9 +195,7 @@ def write_parametric_map(
         ),
     )
     jobs = writing.jobs(array, on_levels(array, slide, levels, resample, "MAP"), levels)
-    to.check([instance.name for job in jobs for instance in job.instances])
-    with to.working_folder() as folder:
-        return to.publish(write_all(jobs, folder))
+    return write_to(to, jobs)
 
 
 def _check(organization: str, missing: str, qualification: str) -> None:

@@ -153,6 +153,8 @@ def write_measurements(
         storage_options=storage_options,
         temporary_folder=temporary_folder,
     )
+    file = f"{name}.dcm"
+    to.check([file])
     grid = grid_of_level(slide, level)
     if regions is not None and segmentation is not None:
         raise ValueError("regions and segmentation are both given; expected one of them at most")
@@ -174,8 +176,6 @@ def write_measurements(
     )
     evidence = [] if segmentation is None else [_header_of(segmentation)]
     report = _report(groups, grid, uid, series, coded(procedure, "procedure", {}), evidence)
-    file = f"{name}.dcm"
-    to.check([file])
     with to.working_folder() as folder:
         path = os.path.join(folder, file)
         with open(path, "xb") as opened:
