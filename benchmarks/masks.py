@@ -24,13 +24,13 @@ def mask_of(slide: Any, orientation: str = "upright") -> Any:
 
 
 def packed(slide: Any) -> None:
-    """Compute the mask and pack its bits, in the orientation in which it is stored."""
+    """Compute the mask and pack its bits, in the order in which they lie in memory."""
     import numpy as np
 
     def first_bits(block: Any) -> Any:
-        return np.packbits(block, axis=-1)[:1, :1].copy()
+        return np.packbits(block.ravel(order="K"))[:1].reshape(1, 1).copy()
 
-    data = mask_of(slide, "stored").data
+    data = mask_of(slide).data
     ones = tuple((1,) * count for count in data.numblocks)
     data.map_blocks(first_bits, chunks=ones, dtype=np.uint8).compute()
 
