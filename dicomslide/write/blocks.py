@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from dicomslide.write.frames import FrameForm
 
-__all__ = ["BLOCK", "BlockWriter", "NativeFile", "blocks_along", "record"]
+__all__ = ["BLOCK", "BlockWriter", "NativeFile", "blocks_along", "boxed", "explained",
+           "record"]  # fmt: skip
 
 BLOCK = 2048
 """Pixels along an edge of a block, unless chunks are larger."""
@@ -102,13 +103,13 @@ class BlockWriter:
         """Write a block; return the records of its frames, if they are in a part file."""
         frames, channel, at = self.frames_of(block, block_id)
         if self.files is None:
-            return _boxed(self._to_part(frames, channel, at, block_id))
+            return boxed(self._to_part(frames, channel, at, block_id))
         self._to_files(frames, channel, at, self.files)
-        return _boxed(np.empty(0, record))
+        return boxed(np.empty(0, record))
 
     def returned(self, block: NDArray[Any], *, block_id: tuple[int, ...]) -> NDArray[Any]:
         """Return the native frames of a block, instead of writing them."""
-        return _boxed(self.frames_of(block, block_id)[0])
+        return boxed(self.frames_of(block, block_id)[0])
 
     def frames_of(
         self, block: NDArray[Any], block_id: tuple[int, ...]
@@ -166,7 +167,7 @@ class BlockWriter:
         found = []
         path = self.part(block_id)
         draft = f"{path}.{uuid.uuid4().hex}"  # a task may run twice
-        with _explained(path), open(draft, "wb") as file:
+        with explained(path), open(draft, "wb") as file:
             for number, row, column in np.ndindex(frames.shape[:3]):
                 if self.is_sparse and is_empty[number, row, column]:
                     continue
@@ -183,7 +184,7 @@ class BlockWriter:
         return os.path.join(self.folder, f"{self.name}.{'-'.join(map(str, block_id))}.part")
 
 
-def _boxed(value: Any) -> NDArray[Any]:
+def boxed(value: Any) -> NDArray[Any]:
     """Return an array of one object, as a block of dask's."""
     result = np.empty((1, 1, 1), object)
     result[0, 0, 0] = value
@@ -193,7 +194,7 @@ def _boxed(value: Any) -> NDArray[Any]:
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[int]:
     """Open an existing file for writing at offsets."""
-    with _explained(path):
+    with explained(path):
         descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0))
     try:
         yield descriptor
@@ -202,7 +203,7 @@ def _opened(path: str) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _explained(path: str) -> Iterator[None]:
+def explained(path: str) -> Iterator[None]:
     """Say what workers need, where the folder of a file isn't there."""
     try:
         yield

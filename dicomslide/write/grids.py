@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dicomslide.header.geometry import Orientation
     from dicomslide.image import TiledImage
     from dicomslide.slide.slide import Slide
+    from dicomslide.write.scratch import Scratch
 
 __all__ = ["Grid", "Placed", "grid_of_level", "own_grid", "placed", "placed_on", "plane_of",
            "upright"]  # fmt: skip
@@ -88,6 +89,11 @@ class Placed:
     grid: Grid
     first: tuple[int, int] = (0, 0)
     """(row, column) in the matrix of the first pixel."""
+    in_fractions: bool = False
+    """Whether pixels are fractions of 1/255 of what is True in the pixels that they cover."""
+    kept: tuple[Any, Scratch] | None = None
+    """Pixels of the next level, which are computed together with these, and where they are kept
+    until they are written themselves."""
 
 
 def grid_of_level(slide: Slide, level: int) -> Grid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -10,6 +11,7 @@ import numpy as np
 from dicomslide.errors import GridError
 from dicomslide.labelled.match import match
 from dicomslide.write.grids import grid_of_level, own_grid, placed, placed_on, upright
+from dicomslide.write.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,10 +70,7 @@ def on_levels(
         return [placed(array, slide)]
     if levels == "all":
         own = placed(array, slide)
-        assert own.grid.level is not None
-        coarser = range(own.grid.level + 1, slide.num_levels)
-        method = resample or FITTING[kind][0]
-        return [own, *_pyramid(array, slide, coarser, method)]
+        return _pyramid(array, slide, own, resample or FITTING[kind][0])
     if isinstance(levels, str):  # type: ignore[unreachable]
         raise ValueError(f'levels {levels!r}: expected "own", "all", "free", or numbers of levels')
     wanted = [levels] if isinstance(levels, (int, np.integer)) else list(levels)
@@ -96,26 +95,45 @@ def _on_level(array: xr.DataArray, slide: Slide, level: int, resample: Resample 
     assert resample is not None
     grid = grid_of_level(slide, level)
     array = upright(array, slide)
-    return placed_on(_resampled(array, slide, grid, resample), grid)
+    return _on(grid, _resampled(array, slide, grid, resample), array)
 
 
 def _pyramid(
-    array: xr.DataArray, slide: Slide, levels: Sequence[int], method: Resample | str
+    array: xr.DataArray, slide: Slide, own: Placed, method: Resample | str
 ) -> list[Placed]:
-    """Return the pixels on coarser levels, each computed from the one before."""
-    found: list[Placed] = []
-    if not levels:
-        return found
-    here = upright(array, slide)
-    for level in levels:
+    """Return the pixels on their level and on all coarser ones, each computed from the one before.
+
+    Pixels of coarser levels are kept on disk until they are written: tasks that wait for all pixels
+    below them would hold them in memory.
+    """
+    assert own.grid.level is not None
+    found = [own]
+    coarser = range(own.grid.level + 1, slide.num_levels)
+    here = upright(array, slide) if coarser else array
+    for level in coarser:
         grid = grid_of_level(slide, level)
-        here = _resampled(here, slide, grid, method)
-        found.append(placed_on(here, grid))
+        is_fraction = found[-1].in_fractions
+        resampled = _resampled(here, slide, grid, method, in_fractions=is_fraction)
+        scratch = Scratch(resampled.shape, resampled.dtype)
+        found[-1] = dataclasses.replace(found[-1], kept=(resampled.data, scratch))
+        here = resampled.copy(data=scratch.dask_array())
+        found.append(_on(grid, here, array))
     return found
 
 
-def _resampled(array: xr.DataArray, slide: Slide, grid: Grid, method: Any) -> xr.DataArray:
-    """Return an array on the pixels of a level whose centres lie within its extent, lazily."""
+def _on(grid: Grid, resampled: xr.DataArray, array: xr.DataArray) -> Placed:
+    """Return resampled pixels on their grid, and whether they are fractions of the array's."""
+    in_fractions = array.dtype.kind == "b" and resampled.dtype.kind != "b"
+    return dataclasses.replace(placed_on(resampled, grid), in_fractions=in_fractions)
+
+
+def _resampled(
+    array: xr.DataArray, slide: Slide, grid: Grid, method: Any, *, in_fractions: bool = False
+) -> xr.DataArray:
+    """Return an array on the pixels of a level whose centres lie within its extent, lazily.
+
+    Majorities of bool are fractions of 1/255, whose means are those of a coarser level.
+    """
     import dask.array as da
     import xarray as xr
 
@@ -144,8 +162,11 @@ def _resampled(array: xr.DataArray, slide: Slide, grid: Grid, method: Any) -> xr
     grid_of_chunks = xr.DataArray(empty, like.coords, ("y", "x"))
     if method == "any":
         return match(array, grid_of_chunks, "mean", 0) > 0
-    if method == "majority" and array.dtype.kind in "bf":  # fractions, compared when written
-        return match(array, grid_of_chunks, "mean", 0)
+    if method == "majority" and array.dtype.kind == "b":
+        fractions = match(array, grid_of_chunks, "mean", 0)
+        return (fractions * np.float32(255)).round().astype(np.uint8)
+    if method == "majority" and in_fractions:
+        method = "mean"
     return match(array, grid_of_chunks, method, 0)
 
 

@@ -242,7 +242,7 @@ def _of_labels(array: xr.DataArray, segments: Any) -> tuple[tuple[int, ...], lis
 def values_of(masks: Masks, placed: Placed) -> Any:
     """Return what checks and converts the values of a block."""
     if masks.kind == "BINARY":
-        return _bits
+        return _halves if placed.in_fractions else _bits
     if masks.kind == "FRACTIONAL":
         return _fractions
     return _Labels(masks.numbers, masks.stored_dtype)
@@ -250,14 +250,17 @@ def values_of(masks: Masks, placed: Placed) -> Any:
 
 def _bits(block: NDArray[Any], where: str) -> NDArray[Any]:
     if block.dtype.kind != "b":
-        if block.dtype.kind == "f":  # a fraction of what a coarser pixel covers
-            return block >= HALF
         raise PixelValueError(f"{where}: computed values are {block.dtype}; expected bool")
     return block
 
 
-HALF = 0.5 - 1e-6
-"""Lowest fraction of a coarser pixel that is at least half, with rounding errors."""
+def _halves(block: NDArray[Any], where: str) -> NDArray[Any]:
+    """Return where at least half of what a pixel covers is True."""
+    return block >= HALF
+
+
+HALF = 128
+"""Half of 255, which fractions are rounded to."""
 
 
 def _fractions(block: NDArray[Any], where: str) -> NDArray[Any]:

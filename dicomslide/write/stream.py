@@ -31,6 +31,7 @@ from dicomslide.write.part10 import (
     native_head,
     per_frame_groups,
 )
+from dicomslide.write.scratch import Keeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -119,12 +120,12 @@ class Finished:
 
 
 def write_all(jobs: Sequence[Job], folder: str) -> list[Finished]:
-    """Compute all jobs at once, with the current dask scheduler, and write their instances.
+    """Compute jobs one by one, with the current dask scheduler, and write their instances.
 
     Parameters
     ----------
     jobs : sequence of Job
-        Arrays, which may share what they are computed from.
+        Arrays; one may keep pixels from which the next is computed.
     folder : str
         Folder of the files, in which nobody looks for slides.
 
@@ -134,12 +135,24 @@ def write_all(jobs: Sequence[Job], folder: str) -> list[Finished]:
         The files, in the order of jobs and instances.
 
     """
-    prepared = [_prepared(job, folder) for job in jobs]
-    results = iter(_computed([(writer, pixels, _indices(pixels)) for writer, pixels in prepared]))
     finished: list[Finished] = []
-    for job, (writer, pixels) in zip(jobs, prepared, strict=True):
-        found = {at: next(results) for at in _indices(pixels)}
+    scratches = []
+    for job in jobs:
+        writer, pixels = _prepared(job, folder)
+        wanted = [(writer, pixels, _indices(pixels))]
+        if job.placed.kept is not None:
+            kept, scratch = job.placed.kept
+            scratch.create(folder)
+            scratches.append(scratch)
+            borders = tuple(
+                tuple(itertools.accumulate(each[:-1], initial=0)) for each in kept.chunks
+            )
+            wanted.append((Keeper(scratch, borders), kept, _indices(kept)))  # type: ignore[arg-type]
+        results = _computed(wanted)
+        found = dict(zip(_indices(pixels), results, strict=False))
         finished += _finish(job, writer, found)
+    for scratch in scratches:
+        scratch.delete()
     return finished
 
 

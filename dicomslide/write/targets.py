@@ -127,7 +127,7 @@ def write_to(target: Target, jobs: Sequence[Job]) -> list[str]:
     target : Target
         Where they go.
     jobs : sequence of Job
-        Arrays with their instances, which are computed together.
+        Arrays with their instances.
 
     Returns
     -------
