@@ -50,7 +50,7 @@ def blocks_along(chunks: Sequence[int], first: int, tile: int) -> tuple[int, ...
     end = first + sum(chunks)
     least = max(tile, BLOCK // tile * tile)
     borders, at = [first], first
-    for chunk in chunks:
+    for chunk in chunks[:-1]:
         at += chunk
         border = round(at / tile) * tile
         # the first block may begin within a tile: it ends where whole blocks would
