@@ -529,3 +529,18 @@ def test_an_array_of_one_value_needs_no_file_of_its_size(slide, tmp_path):
     (path,) = dicomslide.write_segmentation(whole[:32, :40], slide, tmp_path / "a.dcm")
     dataset = pydicom.dcmread(path)
     assert int(np.unpackbits(np.frombuffer(dataset.PixelData, np.uint8)).sum()) == 32 * 40
+
+
+def test_a_mask_of_a_focal_plane_lies_in_that_plane(tmp_path):
+    paths = write_slide(
+        tmp_path, shape=(60, 70), tile_shape=(32, 32), downsamples=(1,), associated=False,
+        planes=(0.0, 2.0, 4.0), samples=1, bits=16, drawing="position", transfer_syntax_uid=NATIVE,
+    )  # fmt: skip
+    slide = dicomslide.open_slide(tmp_path)
+    image = slide.to_dataset(chunks={}).image
+    with pytest.raises(ValueError, match=r"3 focal planes; .*isel\(z=0\)"):
+        dicomslide.write_segmentation(image < 900, slide, tmp_path)
+    (path,) = dicomslide.write_segmentation(image.isel(z=2) < 900, slide, tmp_path)
+    found = dicomslide.open_slide([*paths, path]).to_dataset().segmentation
+    assert found.attrs["focal_plane_offset"] == pytest.approx(0.004)  # mm
+    np.testing.assert_array_equal(found, image.isel(z=2) < 900)

@@ -202,7 +202,8 @@ def _of_channels(array: xr.DataArray, dim: str, segments: Any) -> list[Any]:
             if len(values) == array.sizes[dim]:
                 return [str(value) for value in values]
     if array.sizes[dim] == 1:
-        return [str(array.name or "region")]
+        # what is computed from an image keeps its name
+        return [str(array.name) if array.name and array.name != "image" else "region"]
     return [f"segment {number}" for number in range(1, array.sizes[dim] + 1)]
 
 

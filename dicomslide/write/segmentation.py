@@ -104,20 +104,21 @@ def write_segmentation(
         ``tracking_id``, ``tracking_uid``, ``anatomic_region`` and ``color``; highdicom's
         ``SegmentDescription``; or a channel of :attr:`Slide.channels`. For LABELMAP a mapping from
         pixel values to these, or a sequence for the values from one. By default, labels come from
-        the coordinates, and codes from the labels where they are usual words.
+        the coordinates or the name of the array, and codes from labels that are usual words.
     kind : {"BINARY", "FRACTIONAL", "LABELMAP"}, default: "BINARY"
         Segmentation Type.
     levels : {"own", "all", "free"}, int or sequence of int, default: "own"
         ``"own"``: the level on whose grid the pixels lie. ``"all"``: this level and all coarser
-        ones, as a pyramid; each is computed from the level before, in one pass. Numbers: these
-        levels. ``"free"``: a matrix of the pixels' own spacing and extent.
+        ones, as a pyramid, in one pass: each is computed from the level before, whose pixels are
+        kept in the temporary folder meanwhile. Numbers: these levels. ``"free"``: a matrix of the
+        pixels' own spacing and extent.
     organization : {"TILED_FULL", "TILED_SPARSE"}, default: "TILED_FULL"
         Whether all tiles are stored, or only those with pixels that aren't zero.
     transfer_syntax_uid : str, optional
         Explicit VR Little Endian, RLE Lossless, JPEG-LS Lossless (both not for BINARY), or Deflated
         Image Frame Compression. By default the first, or the next that fits beyond 4 GiB.
     overwrite : bool, default: False
-        Whether existing files or objects are replaced.
+        Whether existing files or objects of these names are replaced.
     resample : {"nearest", "majority", "any", "mean", "linear"}, optional
         How pixels get to another level. ``"majority"``: at least half of what a pixel covers, for
         labels the most frequent; ``"any"``: anything that it covers. By default, other levels are

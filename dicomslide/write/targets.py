@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dicomslide.backends.dicomweb.protocol import is_client
@@ -37,6 +38,8 @@ __all__ = ["Target", "stem_of", "target_at", "write_to"]
 
 TEMPORARY = ".dicomslide-write-"
 """Beginning of the names of temporary folders."""
+ATTEMPTS = 20
+"""Attempts to delete a temporary folder."""
 LOCK = "lock"
 """File in a temporary folder that its process has locked: without, the folder is left over."""
 
@@ -167,9 +170,18 @@ def _temporary(parent: str | None) -> Iterator[str]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _delete(folder)
         if lock is not None:
             lock.close()
+
+
+def _delete(folder: str) -> None:
+    """Delete a folder, also while tasks that weren't stopped still write there."""
+    for attempt in range(ATTEMPTS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            return
+        time.sleep(0.01 * attempt)
 
 
 def _sweep(parent: str) -> None:
