@@ -266,8 +266,8 @@ RING = np.array(
 """A hole that meets the outside in a corner, and a region that meets another one."""
 
 
-@given(drawn_labels(), st.sampled_from([1, 4, 9, 30]), st.booleans())
-@example(RING, 2, True)
+@given(drawn_labels(), st.sampled_from([4, 9, 30]), st.booleans())
+@example(RING, 1, True)
 @example(np.kron(RING, np.ones((2, 2), int)), 3, False)
 @example(np.zeros((4, 4), int), 3, False)
 @settings(max_examples=50, deadline=None)
@@ -286,8 +286,8 @@ def test_outlines_of_labels_give_the_labels_again(labels, chunks, descending):
     assert shapely.equals(alone.geometry, found.geometry).all()
 
 
-@given(drawn_labels(), st.sampled_from([1, 4, 30]))
-@example(RING, 2)
+@given(drawn_labels(), st.sampled_from([4, 9, 30]))
+@example(RING, 1)
 @settings(max_examples=40, deadline=None)
 def test_outlines_of_a_mask_are_its_regions(labels, chunks):
     from skimage.measure import label

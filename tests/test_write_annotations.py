@@ -468,6 +468,20 @@ def test_regions_of_a_report_lie_where_they_were_drawn(slide, tmp_path):
         assert slide.get_slide_region_for_annotation(region, 0).size
 
 
+def test_units_are_those_that_a_table_says(slide, tmp_path):
+    frame = frame_of(area=[1.5, 2.5, 3.5])
+    (path,) = dicomslide.write_annotations(
+        frame, slide, tmp_path, label="cell", measurements={"area": ("area", "um2")}
+    )
+    (group,) = read_again(slide, path)
+    (report,) = dicomslide.write_measurements(group.to_geopandas(), slide, tmp_path)
+    groups = hd.sr.srread(report).content.get_planar_roi_measurement_groups()
+    found = [each.get_measurements()[0] for each in groups]
+    assert [(each.value, each.unit.value) for each in found] == [
+        (1.5, "um2"), (2.5, "um2"), (3.5, "um2"),
+    ]  # fmt: skip
+
+
 @pytest.mark.skipif(bool(dciodvfy.MISSING), reason=str(dciodvfy.MISSING))
 def test_reports_are_lawful(slide, statistics, tmp_path):
     table, segmentation = statistics
@@ -487,7 +501,7 @@ def test_reports_of_nothing_are_refused(slide, statistics, tmp_path):
         (table, {"regions": frame_of()[:2]}, WRONG, "2 regions for 3"),
         (table, {"regions": of_other_frame()}, dicomslide.GridError, "frame of reference"),
         (table, {"segmentation": files_of(slide)[0]}, ValueError, "expected a segmentation"),
-        (table.rename(area="beauty"), {}, ValueError, "no code is known for 'beauty'"),
+        (table.rename(area="beauty"), {}, ValueError, "'beauty': no code is known"),
         (frame_of(area=[1, np.inf, 2]), {}, WRONG, "area of 1 is inf"),
         ([1], {}, TypeError, "can't report a list"),
     ):

@@ -169,8 +169,9 @@ class AnnotationGroup:
         A centre on the border of a polygon or rectangle belongs to it where the shape lies to the
         right of it (towards larger x) or, on a horizontal side, above it (larger y): of two
         polygons with a common side, exactly one has the pixel. This is computed without rounding
-        errors. A polygon that intersects itself has the pixels of the even-odd rule. An ellipse is
-        the curve itself, not a polygon; a point has the pixel that contains it.
+        errors; of a matrix as stored, to the right and above mean larger column and row. A polygon
+        that intersects itself has the pixels of the even-odd rule. An ellipse is the curve itself,
+        not a polygon; a point has the pixel that contains it.
 
         Parameters
         ----------

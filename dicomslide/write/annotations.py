@@ -14,7 +14,7 @@ from dicomslide.errors import AnnotationError, MetadataError
 from dicomslide.header.dicom import BULK_SIMPLE_ANNOTATIONS_STORAGE
 from dicomslide.slide import Slide, open_slide
 from dicomslide.write.bulk import Bulk, write_bulk
-from dicomslide.write.codes import MEASUREMENTS, coded, unit_item
+from dicomslide.write.codes import QUANTITIES, coded, measurement_items, unit_item
 from dicomslide.write.graphics import checked, graphics_of
 from dicomslide.write.grids import grid_of_level
 from dicomslide.write.headers import (
@@ -422,7 +422,7 @@ def _measured(annotations: Any, measurements: Any, count: int, label: str) -> li
         return [
             _measurement(
                 each.values,
-                coded(each.name or "mean", f"measurement of {label}", _WORDS),
+                coded(each.name or "mean", f"measurement of {label}", QUANTITIES),
                 unit_item(each.unit or "1", label),
                 label,
             )
@@ -443,35 +443,10 @@ def _measured(annotations: Any, measurements: Any, count: int, label: str) -> li
                 f"measurements: {column!r} is no column of {label}, which has"
                 f" {list(map(str, columns))[:20]}"
             )
-        word = str(column).strip().lower().replace("_", " ")
-        if isinstance(measurements, Mapping):
-            quantity, unit = _pair(measurements[column], column)
-        elif word in MEASUREMENTS:
-            quantity, unit = MEASUREMENTS[word]
-            unit = units.get(column, unit)
-        else:
-            raise ValueError(
-                f"measurements: no code is known for the column {column!r}; expected one of"
-                f" {sorted(MEASUREMENTS)}, or {{{column!r}: (quantity, unit)}}"
-            )
-        made.append(
-            _measurement(
-                _numbers(annotations[column], column),
-                coded(quantity, f"measurement {column}", _WORDS),
-                unit_item(unit, column),
-                column,
-            )
-        )
+        given = measurements[column] if isinstance(measurements, Mapping) else None
+        quantity, unit = measurement_items(str(column), given, units.get(column))
+        made.append(_measurement(_numbers(annotations[column], column), quantity, unit, column))
     return made
-
-
-_WORDS = {word: code for word, (code, _) in MEASUREMENTS.items()}
-
-
-def _pair(given: Any, column: str) -> tuple[Any, Any]:
-    if not isinstance(given, (tuple, list)) or len(given) != 2:
-        raise ValueError(f"measurements: {column!r} has {given!r}; expected (quantity, unit)")
-    return given[0], given[1]
 
 
 def _numbers(values: Any, column: str) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-__all__ = ["MEASUREMENTS", "QUANTITIES", "coded", "unit_item"]
+__all__ = ["MEASUREMENTS", "QUANTITIES", "coded", "measurement_items", "unit_item"]
 
 _AREA = ("42798000", "SCT", "Area")
 _MEAN = ("373098007", "SCT", "Mean")
@@ -105,3 +105,37 @@ def unit_item(given: Any, what: str) -> Dataset:
             )
         return code_item(given.strip(), "UCUM", UNITS.get(given.strip(), given.strip()))
     return coded(given, f"unit of {what}", {})
+
+
+def measurement_items(name: str, given: Any, unit: str | None) -> tuple[Dataset, Dataset]:
+    """Return the items of the quantity and the unit of a measurement.
+
+    Parameters
+    ----------
+    name : str
+        Name of its column or variable, which may be a usual word.
+    given : tuple or None
+        (quantity, unit) as the caller gives them.
+    unit : str or None
+        Unit that the table says; else that of the word.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When no code is known, or what is given is none.
+
+    """
+    word = name.strip().lower().replace("_", " ")
+    if given is not None:
+        if not isinstance(given, (tuple, list)) or len(given) != 2:
+            raise ValueError(f"measurement {name!r}: {given!r}; expected (quantity, unit)")
+        quantity, unit = given
+    elif word in MEASUREMENTS:
+        quantity, usual = MEASUREMENTS[word]
+        unit = usual if unit is None else unit
+    else:
+        raise ValueError(
+            f"measurement {name!r}: no code is known for it; expected one of"
+            f" {sorted(MEASUREMENTS)}, or {{{name!r}: (quantity, unit)}}"
+        )
+    return coded(quantity, f"measurement {name!r}", QUANTITIES), unit_item(unit, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from dicomslide.errors import AnnotationError, MetadataError
 from dicomslide.header import dicom
 from dicomslide.pixels.decode import NATIVE
 from dicomslide.slide import Slide, open_slide
-from dicomslide.write.codes import MEASUREMENTS, coded, unit_item
+from dicomslide.write.codes import MEASUREMENTS, coded, measurement_items
 from dicomslide.write.graphics import checked, graphics_of
 from dicomslide.write.grids import grid_of_level
 from dicomslide.write.headers import (
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import xarray as xr
+    from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
     from dicomslide.write.grids import Grid
@@ -48,7 +50,6 @@ NOT_OF_REPORTS = (
 )  # fmt: skip
 """Attributes of derived images that reports don't have: specimens are in their content."""
 MICROMETERS = 1000  # in a millimetre
-_WORDS = {word: code for word, (code, _) in MEASUREMENTS.items()}
 
 
 def write_measurements(
@@ -86,7 +87,8 @@ def write_measurements(
         See :func:`write_segmentation`.
     codes : mapping, optional
         (quantity, unit) of variables or columns by name, each a word or a code, UCUM for the unit.
-        By default ``area`` in mm², ``mean`` and ``std`` without a unit; of a table, all columns
+        By default ``area`` in mm², ``mean`` and ``std`` without a unit, unless an attribute
+        ``units`` says another one; of a table, all columns
         that are called by such words.
     regions : geopandas.GeoDataFrame, GeoSeries or AnnotationGroup, optional
         A polygon or point in mm for each segment or row, in the same order. For a GeoDataFrame
@@ -203,31 +205,38 @@ def _rows_of(
             f"can't report a {type(measurements).__name__}; expected the dataset of"
             " recipes.segment_statistics, or a table"
         )
-    known = {name: (given[0], given[1]) for name, given in (codes or {}).items()}
-    if unknown := set(known) - {variable for variable, _, _ in columns}:
+    given = dict(codes or {})
+    if unknown := set(given) - {each.variable for each in columns}:
         raise ValueError(f"codes: {sorted(unknown)} aren't among the measurements")
     rows: list[list[tuple[str, Dataset, Dataset, float]]] = [[] for _ in labels]
-    for variable, name, values in columns:
-        word = variable.lower().replace("_", " ")
-        if variable not in known and word not in MEASUREMENTS:
-            raise ValueError(
-                f"codes: no code is known for {variable!r}; expected one of {sorted(MEASUREMENTS)},"
-                f" or codes={{{variable!r}: (quantity, unit)}}"
-            )
-        quantity, unit = known.get(variable) or MEASUREMENTS[word]
-        of_quantity, of_unit = coded(quantity, variable, _WORDS), unit_item(unit, variable)
+    for column in columns:
+        name, values = column.name, column.values
+        items = measurement_items(column.variable, given.get(column.variable), column.unit)
         if np.isinf(values).any():
             at = int(np.argmax(np.isinf(values)))
             raise AnnotationError(f"{name} of {labels[at]} is {values[at]}; expected a number")
         for row, value in zip(rows, values.tolist(), strict=True):
             if not np.isnan(value):
-                row.append((name, of_quantity, of_unit, value))
+                row.append((name, *items, value))
     if not any(rows):
         raise AnnotationError("no measurements: all are NaN, or there are no segments")
     return labels, rows
 
 
-def _of_dataset(statistics: xr.Dataset) -> tuple[list[str], list[tuple[str, str, Any]]]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Column:
+    """A measurement of all regions."""
+
+    variable: str
+    """Variable or column of the table."""
+    name: str
+    """With the other dims' labels, such as "mean (channel DAPI)"."""
+    unit: str | None
+    """Unit that the table says."""
+    values: NDArray[np.float64]
+
+
+def _of_dataset(statistics: xr.Dataset) -> tuple[list[str], list[_Column]]:
     if "segment" not in statistics.dims:
         raise ValueError(
             f"the dims are {dict(statistics.sizes)}; expected segment, as"
@@ -250,24 +259,26 @@ def _of_dataset(statistics: xr.Dataset) -> tuple[list[str], list[tuple[str, str,
             place = ", ".join(f"{d} {v}" for d, v in zip(others, of, strict=True))
             name = f"{variable} ({place})" if place else str(variable)
             values = np.asarray(stacked.values[:, number], np.float64)
-            columns.append((str(variable), name, values))
+            columns.append(_Column(str(variable), name, each.attrs.get("units"), values))
     return labels, columns
 
 
-def _of_table(
-    table: Any, codes: Mapping[str, Any] | None
-) -> tuple[list[str], list[tuple[str, str, Any]]]:
+def _of_table(table: Any, codes: Mapping[str, Any] | None) -> tuple[list[str], list[_Column]]:
     names = list(codes) if codes else [
         name for name in table.columns if str(name).lower().replace("_", " ") in MEASUREMENTS
     ]  # fmt: skip
     if missing := [name for name in names if name not in table.columns]:
         raise ValueError(f"codes: {missing} are no columns of the table")
+    units = table.attrs.get("units", {})
     labels = [str(each) for each in (table["label"] if "label" in table.columns else table.index)]
     try:
         columns = [
-            (str(name), str(name), table[name].to_numpy(dtype=np.float64, na_value=np.nan))
+            _Column(
+                str(name), str(name), units.get(name),
+                table[name].to_numpy(dtype=np.float64, na_value=np.nan),
+            )
             for name in names
-        ]
+        ]  # fmt: skip
     except (TypeError, ValueError) as error:
         raise AnnotationError(f"columns {names}: expected numbers ({error})") from error
     return labels, columns
