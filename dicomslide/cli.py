@@ -1,4 +1,4 @@
-"""The command line ``dicomslide``: info, thumbnail, export, store, demo."""
+"""The command line ``dicomslide``: info, thumbnail, export, store, virtualize, demo."""
 
 from __future__ import annotations
 
@@ -151,6 +151,24 @@ def _parser() -> argparse.ArgumentParser:
     store.add_argument("url", metavar="URL",
                        help="DICOMweb service, e.g. https://host/dicom-web")  # fmt: skip
     store.set_defaults(run=_store)
+
+    virtualize = commands.add_parser(
+        "virtualize",
+        help="write slides to an icechunk repository, as zarr on the files as they are",
+    )
+    virtualize.add_argument("--overwrite", action="store_true",
+                            help="replace slides of the same name")  # fmt: skip
+    virtualize.add_argument("--skip-failures", action="store_true",
+                            help="leave out slides that can't be opened or virtual")  # fmt: skip
+    virtualize.add_argument("--as-stated", action="store_true",
+                            help="place each level by the origin in its own header")  # fmt: skip
+    virtualize.add_argument("slide", type=_path, nargs="+", metavar="SLIDE",
+                            help="DICOM file or folder, or its URL; also of several"
+                            " slides")  # fmt: skip
+    virtualize.add_argument("repository", type=Path, metavar="REPO",
+                            help="folder of the repository, which is created, or extended by"
+                            " slides")  # fmt: skip
+    virtualize.set_defaults(run=_virtualize)
 
     demo = commands.add_parser(
         "demo", help="open a slide with xarray, measure its tissue with dask, draw the result"
@@ -363,6 +381,24 @@ def _store(options: argparse.Namespace) -> int:
         print(f"dicomslide: error: {paths[uid]}: {uid}: {reason}", file=sys.stderr)
     print(f"{options.url}: stored {len(paths) - len(failures)} of {len(paths)} instances")
     return 1 if failures else 0
+
+
+# -- virtualize ------------------------------------------------------------------------------
+
+
+def _virtualize(options: argparse.Namespace) -> int:
+    from dicomslide.slide.cohort import open_slides
+    from dicomslide.virtual import to_icechunk
+
+    slides = open_slides(options.slide, align_levels=not options.as_stated)
+    to_icechunk(
+        slides,
+        options.repository,
+        overwrite=options.overwrite,
+        on_error="skip" if options.skip_failures else "raise",
+    )
+    print(f"{options.repository}: committed")
+    return 0
 
 
 # -- demo ------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ __all__ = [
     "NotDicomError",
     "NotPicklableError",
     "NotSlideError",
+    "NotVirtualError",
     "PerformanceWarning",
     "PixelValueError",
     "SlideTaskError",
@@ -104,6 +105,10 @@ class ExportError(DicomSlideError, OSError):
 
 class StoreExistsError(DicomSlideError, FileExistsError):
     """The path of an export exists, or another export was begun there."""
+
+
+class NotVirtualError(DicomSlideError, ValueError):
+    """Pixels can't be chunks of a zarr array where they are; the message says why."""
 
 
 class StorageRefusedError(ExportError):

@@ -37,6 +37,7 @@ LAYERS = (
     {"contents"},
     {"labelled"},
     {"accessor"},
+    {"virtual"},
     {"slide"},
     {"xarray_plugin", "export", "openslide", "recipes", "write"},
     {"demo", "plugins"},

@@ -24,7 +24,7 @@ from dicomslide.process.registry import Registry
 if TYPE_CHECKING:
     from dicomslide.pixels.pixel_format import Pixels
 
-__all__ = ["jpeg", "jpeg_ls"]
+__all__ = ["jpeg", "jpeg_is_ycbcr", "jpeg_ls"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +51,13 @@ def jpeg(
     least = tuple(-(-n >> reduction) if reduction else 0 for n in (header.rows, header.columns))
     if declared.samples == 1:
         return _strict_jpeg(buffer, "GRAY", scratch, least)
-    wanted = _jpeg_is_ycbcr(header, declared)
+    wanted = jpeg_is_ycbcr(header, declared)
     if wanted != _libjpeg_takes_for_ycbcr(header):
         buffer = _with_color_transform(buffer, header, wanted)
     return _strict_jpeg(buffer, "RGB", scratch, least)
 
 
-def _jpeg_is_ycbcr(header: JpegHeader, declared: PixelFormat) -> bool:
+def jpeg_is_ycbcr(header: JpegHeader, declared: PixelFormat) -> bool:
     """Whether a colour JPEG is YCbCr: by its codestream, else by Photometric Interpretation."""
     claimed = declared.photometric != "RGB"
     if header.adobe_transform is not None:
@@ -152,7 +152,7 @@ def _jpeg_uncommon(buffer: memoryview, header: JpegHeader, declared: PixelFormat
     _require_end_of_image(buffer)
     data = bytes(buffer)
     components = "RGB" if declared.samples == 3 else "GRAYSCALE"
-    ycbcr = declared.samples == 3 and _jpeg_is_ycbcr(header, declared)
+    ycbcr = declared.samples == 3 and jpeg_is_ycbcr(header, declared)
     source = "YCBCR" if ycbcr and not header.lossless else components
 
     def decode(codestream: bytes) -> Pixels:

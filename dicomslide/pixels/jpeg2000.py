@@ -26,7 +26,7 @@ from dicomslide.pixels.pixel_format import (
 if TYPE_CHECKING:
     from dicomslide.pixels.pixel_format import Pixels
 
-__all__ = ["jpeg_2000", "jpeg_xl"]
+__all__ = ["jpeg_2000", "jpeg_2000_is_ycbcr", "jpeg_xl"]
 
 TINY_HTJ2K = 1024
 """Bytes of a codestream below which OpenJPH doesn't check declared lengths well enough."""
@@ -49,13 +49,16 @@ def jpeg_2000(buffer: memoryview, declared: PixelFormat, reduction: int = 0) -> 
     if array is None:
         array = imagecodecs().jpeg2k_decode(buffer)
         array = halved(np.atleast_3d(array), reduction) if reduction else array
+    return ybr_to_rgb(array) if jpeg_2000_is_ycbcr(header, declared) else array
+
+
+def jpeg_2000_is_ycbcr(header: Jpeg2000Header, declared: PixelFormat) -> bool:
+    """Whether the components of a codestream are YCbCr, which its decoder leaves as they are."""
     stored_as_ycbcr = declared.photometric == "YBR_FULL" or (
         # some writers declare YBR_FULL_422 for RGB pixels; those aren't subsampled
         declared.photometric == "YBR_FULL_422" and header.subsampled
     )
-    if stored_as_ycbcr and not header.multiple_component_transform:
-        return ybr_to_rgb(array)
-    return array
+    return stored_as_ycbcr and not header.multiple_component_transform
 
 
 def _plain_htj2k(buffer: memoryview, header: Jpeg2000Header, reduction: int) -> Pixels | None:

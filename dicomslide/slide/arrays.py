@@ -182,6 +182,43 @@ class SlideArrays(SlideContents):
         )
         return xr.DataTree.from_dict(groups, name=self.container_identifier)
 
+    def to_virtual(self, *, associated: bool = False, include_patient: bool = False) -> xr.DataTree:
+        """Return the slide as a tree of virtual arrays, whose chunks are the frames in the files.
+
+        A virtual array is metadata of zarr, and URL, offset and length of each frame. The tree is
+        written by VirtualiZarr's accessor ``vz``, or by :func:`dicomslide.virtual.to_icechunk`.
+
+        Parameters
+        ----------
+        associated, include_patient
+            See :meth:`to_datatree`.
+
+        Returns
+        -------
+        xarray.DataTree
+            As of ``to_datatree(orientation="stored", mask_and_scale=False)``; the data of images
+            are ``virtualizarr.manifests.ManifestArray``. Pixels are stored values: without colour
+            correction. Absent tiles are absent chunks, so there are no masks of what was scanned.
+
+        Raises
+        ------
+        NotVirtualError
+            When frames can't be chunks: they have several fragments, begin within a byte, are in a
+            deflated file, or come from a server without files; or the images of one array have
+            tiles of different sizes or encodings.
+        FramePositionError
+            When tiles are off the grid.
+        ImportError
+            When VirtualiZarr isn't installed: the extra ``virtual``.
+
+        """
+        import xarray as xr
+
+        from dicomslide.virtual.tree import virtual_groups
+
+        groups = virtual_groups(self, associated=associated, include_patient=include_patient)
+        return xr.DataTree.from_dict(groups, name=self.container_identifier)
+
     def region(
         self,
         x: tuple[float, float],

@@ -17,6 +17,7 @@ EXTRAS = {
     "fsspec": "remote",
     "geopandas": "geo",
     "highdicom": "test",
+    "icechunk": "virtual",
     "large_image": "large-image",
     "matplotlib": "plot",
     "moto": "test",
@@ -29,6 +30,7 @@ EXTRAS = {
     "scipy": "recipes",
     "skimage": "recipes",
     "torch": "torch",
+    "virtualizarr": "virtual",
     "wsidata": "wsidata",
     "zarr": "zarr",
 }

@@ -19,12 +19,15 @@ from dicomslide.header.per_frame import UNDEFINED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import TypeAlias
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
     from dicomslide.header.blobs import Blob, Span
     from dicomslide.pixels.pixel_format import Buffer, PixelFormat
+
+    Offsets: TypeAlias = NDArray[np.int64]
 
 __all__ = ["EncapsulatedFrames", "Frames", "NativeFrames", "OffsetTableError", "PixelData",
            "locate_frames", "locate_pixel_data", "read_frames", "scan_frames"]  # fmt: skip
@@ -140,6 +143,17 @@ class Frames(Protocol):
         """Return a frame, from its first bit, out of the bytes of its span."""
         ...
 
+    def byte_ranges(self, num_frames: int, blob: Blob) -> tuple[Offsets, Offsets]:
+        """Return where each frame's own bytes lie: the first one, and their number.
+
+        Raises
+        ------
+        FrameReadError
+            When a frame isn't one range of whole bytes.
+
+        """
+        ...
+
 
 def read_frames(frames: Frames, blob: Blob, indices: Sequence[int]) -> list[Buffer]:
     """Read frames; neighbouring spans together.
@@ -205,6 +219,21 @@ class NativeFrames:
         bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
         return np.packbits(bits[shift : shift + self.bits], bitorder="little").tobytes()
 
+    def byte_ranges(self, num_frames: int, blob: Blob) -> tuple[Offsets, Offsets]:
+        """Return where each frame's own bytes lie: the first one, and their number."""
+        if self.bits % 8 and num_frames > 1:
+            raise FrameReadError(
+                f"it begins within a byte: frames of {self.bits} bits follow each other without"
+                " padding",
+                frame=1,
+            )
+        if self.swapped:
+            raise FrameReadError("its 8-bit pixels are stored in swapped 16-bit words", frame=0)
+        self.span(num_frames - 1)
+        length = -(-self.bits // 8)
+        offsets = self.start + np.arange(num_frames, dtype=np.int64) * length
+        return offsets, np.full(num_frames, length, np.int64)
+
     def _bytes_of(self, index: int) -> tuple[int, int, int]:
         """Return a frame's first byte, the one behind its last, and the bits before it."""
         first, shift = divmod(index * self.bits, 8)
@@ -265,6 +294,33 @@ class EncapsulatedFrames:
             if self.single:
                 break
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def byte_ranges(self, num_frames: int, blob: Blob) -> tuple[Offsets, Offsets]:
+        """Return where each frame's own bytes lie: the first one, and their number.
+
+        Item headers say so. Of frames that follow each other as an extended offset table or a scan
+        has them, those of the first and last are read: a wrong table contradicts them, or itself.
+        """
+        self.span(num_frames - 1)
+        lengths = self.ends - self.starts - ITEM_HEADER
+        order = np.argsort(self.starts, kind="stable")
+        gaps = self.starts[order][1:] - self.ends[order][:-1]
+        is_sure = self.single and bool(((gaps == 0) | (gaps == 1)).all() and (lengths >= 0).all())
+        checked = order[[0, -1]] if is_sure else np.arange(num_frames)
+        firsts = self.starts[checked].tolist()
+        heads = blob.read_spans([(at, at + ITEM_HEADER) for at in firsts])
+        for index, head, start in zip(checked.tolist(), heads, firsts, strict=True):
+            length = _item_length(head, 0, start, index)
+            stop = start + ITEM_HEADER + length
+            if stop > self.limit:
+                raise FrameReadError(
+                    f"its item has {length} bytes, the pixel data end at byte {self.limit}",
+                    frame=index,
+                )
+            if not self.single and self.ends[index] - stop >= ITEM_HEADER:
+                raise FrameReadError("it has several fragments", frame=index)
+            lengths[index] = length
+        return self.starts + ITEM_HEADER, lengths
 
 
 def _item_length(data: Buffer, at: int, start: int, index: int) -> int:

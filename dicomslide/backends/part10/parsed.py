@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from dicomslide.backends.part10 import frame_index as pixel_data
 from dicomslide.backends.part10 import header as part10
@@ -18,13 +18,19 @@ from dicomslide.process.lazy import lazy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from dicomslide.backends.part10.local import ChangingBlob
+    from dicomslide.header.blobs import Blob
     from dicomslide.header.tiling import FramePositions
     from dicomslide.pixels.pixel_format import Buffer, PixelFormat
 
 __all__ = ["ParsedFile"]
 
 logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 
 class ParsedFile:
@@ -156,13 +162,34 @@ class ParsedFile:
                 raise FrameReadError(
                     f"the image has {self.num_frames} frames", self.file.name, index
                 )
+        return self._by_index(lambda frames, blob: pixel_data.read_frames(frames, blob, indices))
+
+    def byte_ranges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return where the bytes of each frame lie in the file: the first one, and their number.
+
+        Raises
+        ------
+        FrameReadError
+            Naming the file and a frame that isn't one range of whole bytes.
+
+        """
+        decoder = self.header.decoder
+        if decoder.deflated:
+            raise FrameReadError(f"its data set is deflated ({decoder.name})", self.file.name)
+        try:
+            return self._by_index(lambda frames, blob: frames.byte_ranges(self.num_frames, blob))
+        except FrameReadError as error:
+            raise error.located(self.file.name) from error
+
+    def _by_index(self, use: Callable[[pixel_data.Frames, Blob], R]) -> R:
+        """Call `use` with the frame index; with that of a scan where the offset table is wrong."""
         frames = self.frames()
         self.file.check_unchanged()
         try:
-            return pixel_data.read_frames(frames, self.header.blob, indices)
+            return use(frames, self.header.blob)
         except pixel_data.OffsetTableError as error:
             with self._growing("_scanned"):
                 scanned = self._scanned
             if scanned is None:
                 raise FrameReadError(error.reason, error.source, error.frame) from error
-        return pixel_data.read_frames(scanned, self.header.blob, indices)
+        return use(scanned, self.header.blob)

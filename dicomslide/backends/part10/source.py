@@ -12,6 +12,8 @@ from dicomslide.header import dicom
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.part10.parsed import ParsedFile
@@ -120,3 +122,28 @@ class Part10Source(ABC):
     def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
         """Read frames, in the order of the file, without a lock."""
         return self._instance().read_frames(indices)
+
+    def byte_ranges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return where the bytes of each frame lie: the first one of each, and their number.
+
+        Raises
+        ------
+        FrameReadError
+            When a frame isn't one range of whole bytes of the file: it has several fragments,
+            begins within a byte, or belongs to a deflated data set.
+
+        """
+        return self._instance().byte_ranges()
+
+    def read_heads(self, offsets: Sequence[int], length: int) -> list[Buffer]:
+        """Read the first bytes of frames, without decoding or caching them.
+
+        Parameters
+        ----------
+        offsets : sequence of int
+            Offset of the first byte of each.
+        length : int
+            Bytes of each; fewer come at the end of the file.
+
+        """
+        return self._instance().header.blob.read_spans([(at, at + length) for at in offsets])

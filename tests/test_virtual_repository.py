@@ -1,0 +1,235 @@
+"""Slides in an icechunk repository: read by xarray alone, extended, watched for changes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import dicomslide
+from dicomslide.cli import main
+from dicomslide.errors import MetadataWarning, NotVirtualError, StoreExistsError
+from tests.support.optional import need
+from tests.support.quirky import BASELINE, NATIVE, RLE, open_stored, pyramid, write
+from tests.support.range_server import serving
+
+need("icechunk", "virtualizarr")
+import icechunk  # noqa: E402
+
+from dicomslide.virtual import to_icechunk  # noqa: E402
+
+HAS_ZARR_CODECS = importlib.util.find_spec("imagecodecs.zarr") is not None
+
+
+def tree_of(repository, name):
+    store = repository.readonly_session("main").store
+    return xr.open_datatree(store, group=name, engine="zarr", consolidated=False, chunks={})
+
+
+def names_in(repository):
+    store = repository.readonly_session("main").store
+    return sorted(xr.open_datatree(store, engine="zarr", consolidated=False).children)
+
+
+def assert_read(repository, name, slide):
+    tree = tree_of(repository, name)
+    ours = slide.to_datatree(orientation="stored", mask_and_scale=False)
+    assert tree.attrs == ours.attrs
+    for level in range(slide.num_levels):
+        theirs, own = (each[f"level_{level}"] for each in (tree, ours))
+        assert theirs.attrs == own.attrs
+        assert theirs.image.attrs == own.image.attrs
+        np.testing.assert_array_equal(theirs.image, own.image)
+        assert set(theirs.coords) == set(own.coords)
+        for coord in own.coords:
+            assert theirs[coord].values.tolist() == own[coord].values.tolist()
+
+
+@pytest.fixture(scope="module", params=[NATIVE, BASELINE, RLE])
+def folder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("a slide")  # with a blank: URLs are percent-encoded
+    pyramid(folder, transfer_syntax_uid=request.param, sparse=True, absent=[(0, 1)])
+    return folder
+
+
+def test_pixels_through_icechunk_are_those_of_the_slide(folder, tmp_path):
+    slide = open_stored(folder)
+    repository = to_icechunk(slide, tmp_path / "repo")
+    assert isinstance(repository, icechunk.Repository)
+    assert_read(repository, "DS-0001", slide)
+
+
+def test_a_storage_of_icechunk_can_be_given(folder):
+    slide = open_stored(folder)
+    assert_read(to_icechunk({"a": slide}, icechunk.in_memory_storage()), "a", slide)
+
+
+READER = """
+import sys
+sys.modules["dicomslide"] = None  # importing it is an error
+import icechunk, numpy as np, xarray as xr
+try:
+    from imagecodecs.zarr import register_codecs
+except ImportError:
+    pass
+else:
+    register_codecs()
+path, prefix, name, out = sys.argv[1:]
+access = icechunk.containers_credentials(
+    {prefix: getattr(icechunk.credentials, "LocalFileSystemAccess", None)}
+)
+repository = icechunk.Repository.open(
+    icechunk.local_filesystem_storage(path), authorize_virtual_chunk_access=access
+)
+store = repository.readonly_session("main").store
+tree = xr.open_datatree(store, group=name, engine="zarr", consolidated=False)
+np.save(out, tree["level_0"].image.values)
+"""
+
+
+@pytest.mark.parametrize("uid", [NATIVE, BASELINE])
+def test_a_process_without_dicomslide_reads_the_repository(tmp_path, uid):
+    if uid == BASELINE and not HAS_ZARR_CODECS:
+        pytest.skip("imagecodecs for Python 3.11 has no codecs of zarr")
+    pyramid(tmp_path / "slide", transfer_syntax_uid=uid)
+    slide = open_stored(tmp_path / "slide")
+    to_icechunk(slide, tmp_path / "repo")
+    prefix = f"{(tmp_path / 'slide').as_uri()}/"
+    out = tmp_path / "pixels.npy"
+    command = [sys.executable, "-c", READER, str(tmp_path / "repo"), prefix, "DS-0001", str(out)]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    pixels = slide.get_image_region((0, 0), 0, slide.size)
+    np.testing.assert_array_equal(np.load(out), pixels)
+
+
+# -- a cohort --------------------------------------------------------------------------------------
+
+
+def cohort(folder, *numbers, **options):
+    for number in numbers:
+        pyramid(folder / str(number), container_id=f"S-{number}", slide_number=number, **options)
+    return dicomslide.open_slides(folder, correct_color=False)
+
+
+def test_a_cohort_is_one_commit_and_is_extended_by_another(tmp_path):
+    slides = cohort(tmp_path / "first", 1, 2)
+    repository = to_icechunk(slides, tmp_path / "repo")
+    more = cohort(tmp_path / "second", 3)  # in another folder
+    repository = to_icechunk(more, tmp_path / "repo")
+    assert names_in(repository) == ["S-1", "S-2", "S-3"]
+    messages = [each.message for each in repository.ancestry(branch="main")]
+    assert messages[:2] == ["slides: S-3", "slides: S-1, S-2"]
+    for name, slide in [*slides.opened(), *more.opened()]:
+        assert_read(repository, name, slide)
+
+
+def test_a_slide_that_is_there_is_replaced_only_if_wanted(tmp_path):
+    slides = cohort(tmp_path / "slides", 1, 2)
+    to_icechunk(slides, tmp_path / "repo")
+    other = open_stored(pyramid(tmp_path / "other", shape=(40, 40), container_id="S-1"))
+    with pytest.raises(StoreExistsError, match="S-1 already"):
+        to_icechunk(other, tmp_path / "repo")
+    repository = to_icechunk(other, tmp_path / "repo", overwrite=True)
+    assert names_in(repository) == ["S-1", "S-2"]
+    assert_read(repository, "S-1", other)
+
+
+def test_after_a_failure_nothing_is_committed(tmp_path):
+    good = open_stored(pyramid(tmp_path / "good"))
+    bad = open_stored(write(tmp_path / "bad.dcm", RLE, fragments=2))
+    with pytest.raises(NotVirtualError, match=r"bad\.dcm.*several fragments"):
+        to_icechunk({"good": good, "bad": bad}, tmp_path / "repo")
+    assert not (tmp_path / "repo").exists()
+    with pytest.warns(MetadataWarning, match="left out: bad: .*several fragments"):
+        repository = to_icechunk({"good": good, "bad": bad}, tmp_path / "repo", on_error="skip")
+    assert names_in(repository) == ["good"]
+    with pytest.raises(ValueError, match="on_error"):
+        to_icechunk(good, tmp_path / "repo", on_error="ignore")
+
+
+def test_two_slides_of_one_name_are_an_error(tmp_path):
+    slide = open_stored(pyramid(tmp_path / "slide"))
+    with pytest.raises(NotVirtualError, match="two slides have the name 'DS-0001'"):
+        to_icechunk([slide, slide], tmp_path / "repo")
+
+
+def test_the_command_line_writes_and_extends(tmp_path, capsys):
+    cohort(tmp_path / "slides", 1, 2)
+    repo = str(tmp_path / "repo")
+    assert main(["virtualize", str(tmp_path / "slides" / "1"), repo]) == 0
+    assert main(["virtualize", str(tmp_path / "slides" / "2"), repo]) == 0
+    assert "repo: committed" in capsys.readouterr().out
+    assert main(["virtualize", str(tmp_path / "slides"), repo]) == 1
+    assert "S-1, S-2 already" in capsys.readouterr().err
+    assert main(["virtualize", "--overwrite", str(tmp_path / "slides"), repo]) == 0
+
+
+# -- changes and servers ---------------------------------------------------------------------------
+
+
+def test_a_file_that_has_changed_is_noticed(tmp_path):
+    (path, *_) = pyramid(tmp_path / "slide")
+    repository = to_icechunk(open_stored(tmp_path / "slide"), tmp_path / "repo")
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
+    with pytest.raises(icechunk.IcechunkError, match="has changed"):
+        tree_of(repository, "DS-0001")["level_0"].image.load()
+    tree_of(repository, "DS-0001")["level_1"].image.load()
+
+
+@pytest.mark.server
+def test_objects_of_s3_are_read_and_watched(tmp_path):
+    need("s3fs", "moto")
+    from tests.support.moto_bucket import serving_bucket
+
+    files = pyramid(tmp_path / "slide")
+    with serving_bucket("scans") as (options, client):
+        for path in files:
+            client.upload_file(str(path), "scans", f"a/{path.name}")
+        slide = dicomslide.open_slide(
+            [f"s3://scans/a/{path.name}" for path in files],
+            storage_options=options,
+            correct_color=False,
+        )
+        address = options["client_kwargs"]["endpoint_url"]
+        store = icechunk.s3_store(
+            region="us-east-1", endpoint_url=address, allow_http=True, force_path_style=True,
+            s3_compatible=True,
+        )  # fmt: skip
+        keys = icechunk.s3_credentials(access_key_id="someone", secret_access_key="hush")
+        repository = to_icechunk(
+            slide,
+            icechunk.in_memory_storage(),
+            containers=[icechunk.VirtualChunkContainer("s3://scans/", store)],
+            credentials={"s3://scans/": keys},
+        )
+        assert_read(repository, "DS-0001", slide)
+        client.put_object(
+            Bucket="scans", Key=f"a/{files[0].name}", Body=b"0" + files[0].read_bytes()[1:]
+        )
+        with pytest.raises(icechunk.IcechunkError, match="has changed"):
+            tree_of(repository, "DS-0001")["level_0"].image.load()
+
+
+@pytest.mark.skipif(icechunk.__version__ < "2", reason="icechunk 1 knows servers without a port")
+def test_files_of_an_http_server_are_read(tmp_path):
+    need("aiohttp")
+    files = pyramid(tmp_path / "slide")
+    with serving(tmp_path / "slide") as server:
+        slide = dicomslide.open_slide(
+            [f"{server.url}/{path.name}" for path in files], correct_color=False
+        )
+        repository = to_icechunk(slide, tmp_path / "repo")
+        assert_read(repository, "DS-0001", slide)
+
+
+def test_files_of_other_servers_need_a_container(tmp_path):
+    from dicomslide.virtual.containers import opened
+
+    with pytest.raises(NotVirtualError, match=r"gs://bucket/.*VirtualChunkContainer"):
+        opened(str(tmp_path / "repo"), ["gs://bucket/a.dcm"], (), {})
