@@ -1,4 +1,4 @@
-"""The command line ``dicomslide``: info, thumbnail, export, store, virtualize, demo."""
+"""The command line ``dicomslide``: info, thumbnail, view, export, store, virtualize, demo."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dicomslide.display.tables import cohort_table, listed, table_of
 from dicomslide.errors import DicomSlideError, MetadataError, StorageRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from dicomslide.slide.slide import Slide
 
@@ -135,6 +135,15 @@ def _parser() -> argparse.ArgumentParser:
     thumbnail.add_argument("--focal-plane", type=int, default=0, help="zero-based focal plane")
     thumbnail.set_defaults(run=_thumbnail)
 
+    view = commands.add_parser("view", help="show slides in a browser")
+    view.add_argument("--port", type=_positive, default=0,
+                      help="port of the server (default: any that is free)")  # fmt: skip
+    view.add_argument("--address", default="127.0.0.1",
+                      help="address of the server; others than the default are reachable from"
+                      " elsewhere (default: %(default)s)")  # fmt: skip
+    view.add_argument("--no-browser", action="store_true", help="print the URL only")
+    view.set_defaults(run=_view)
+
     export = commands.add_parser("export", help="write the slide as OME-Zarr")
     again = export.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="complete an interrupted export")
@@ -177,12 +186,12 @@ def _parser() -> argparse.ArgumentParser:
                       help="folder for the pictures (default: %(default)s)")  # fmt: skip
     demo.set_defaults(run=_demo)
 
-    for command in (info, thumbnail, export, demo):
+    for command in (info, thumbnail, view, export, demo):
         optional = command is demo
         command.add_argument(
             "slide",
             type=_path,
-            nargs="?" if optional else "+" if command is info else None,
+            nargs="?" if optional else "+" if command in (info, view) else None,
             metavar="SLIDE",
             help="DICOM file or folder, or its URL"
             + (" (default: a synthetic slide)" if optional else ""),
@@ -334,6 +343,38 @@ def _thumbnail(options: argparse.Namespace) -> int:
     except (ValueError, KeyError) as error:  # a file extension that Pillow doesn't write
         raise OSError(f"{options.out}: can't be written: {error}") from error
     print(f"{options.out}: {pixels.shape[1]} × {pixels.shape[0]} pixels")
+    return 0
+
+
+# -- view ------------------------------------------------------------------------------------
+
+
+def _view(options: argparse.Namespace) -> int:
+    from dicomslide.slide.cohort import open_slides
+    from dicomslide.view import check_installed
+
+    check_installed()
+    if len(options.slide) == 1:
+        (options.slide,) = options.slide
+    chosen = (options.container_id, options.frame_of_reference_uid, options.pyramid)
+    slides: Mapping[str, Slide]
+    if any(each is not None for each in chosen):
+        slide = _open(options)
+        slides = {slide.container_identifier or slide.name: slide}
+    else:
+        slides = open_slides(options.slide, align_levels=not options.as_stated)
+        for name, error in slides.failures.items():
+            _show_error(f"warning: {name}: {error}", error)
+    from dicomslide.view.server import SlideServer
+
+    server = SlideServer(slides, port=options.port, address=options.address)
+    print(server.url, flush=True)
+    if not options.no_browser:
+        import webbrowser
+
+        if not webbrowser.open(server.url):
+            print("dicomslide: no browser was found: open the URL in one", file=sys.stderr)
+    server.run()
     return 0
 
 

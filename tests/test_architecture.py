@@ -39,7 +39,7 @@ LAYERS = (
     {"accessor"},
     {"virtual"},
     {"slide"},
-    {"xarray_plugin", "export", "openslide", "recipes", "write"},
+    {"xarray_plugin", "export", "openslide", "recipes", "view", "write"},
     {"demo", "plugins"},
     {"cli"},
     {"__main__"},

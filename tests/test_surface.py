@@ -210,7 +210,7 @@ PUBLIC = {
         num_levels overview_images patches physical_bounds physical_offset physical_size
         pixel_spacings plot pyramid_index pyramids region size thumbnail thumbnail_images
         to_dataset to_datatree to_virtual
-        total_pixel_matrix_dimensions""",
+        total_pixel_matrix_dimensions view""",
     dicomslide.TiledImage: """
         channel_type channels describe flavor focal_plane_offsets frame_of_reference_uid geometry
         get_channel_identifier get_channel_index get_focal_plane_index get_focal_plane_offset

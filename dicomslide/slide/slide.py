@@ -13,7 +13,7 @@ from dicomslide.header import dicom
 from dicomslide.header.geometry import AS_STORED, SlideGrid
 from dicomslide.header.resolution import spacing_in_mm
 from dicomslide.process.warn import once
-from dicomslide.slide.pictures import SlidePictures
+from dicomslide.slide.views import SlideViews
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Slide"]
 
 
-class Slide(SlidePictures):
+class Slide(SlideViews):
     """A digital slide.
 
     It consists of the images with one Frame of Reference UID and one Container Identifier: images

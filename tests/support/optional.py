@@ -24,6 +24,8 @@ EXTRAS = {
     "nbformat": "notebooks",
     "ome_zarr_models": "test",
     "openslide": "test",
+    "panel": "view",
+    "playwright": "test",
     "pylibjpeg": "test",
     "requests": "dicomweb",
     "s3fs": "test",

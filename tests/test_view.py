@@ -1,0 +1,135 @@
+"""Views of slides: what a box of millimetres shows, and what a browser shows of it."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import dicomslide
+from dicomslide.testing import write_slide
+from tests.support import derive
+from tests.support.browser import Page, chromium, serving
+
+pytestmark = pytest.mark.needs("panel", "playwright")
+
+RAW = "1.2.840.10008.1.2.1"
+
+
+@pytest.fixture(scope="module")
+def tissue(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tissue")
+    files = write_slide(folder, shape=(1200, 1600), downsamples=(1, 4), container_id="S-1")
+    masks = np.zeros((1200, 1600, 2), np.uint8)
+    masks[300:700, 200:800, 0] = masks[700:900, 200:1200, 1] = 1
+    derive.write_segmentation(folder / "seg.dcm", files[0], masks, "BINARY")
+    cells = np.random.default_rng(0).uniform((100, 100), (1500, 1100), (300, 1, 2))
+    graphics = list(cells + np.array([[0, 0], [12.0, 0], [12, 9], [0, 9]]))
+    derive.annotations_of(files[0], [derive.group_of(graphics)]).save_as(folder / "ann.dcm")
+    return dicomslide.open_slide(folder)
+
+
+@pytest.fixture(scope="module")
+def markers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("markers")
+    write_slide(
+        folder, shape=(600, 800), drawing="cells", samples=1, bits=16, transfer_syntax_uid=RAW,
+        optical_paths=("DAPI", "FITC", "Cy5"), planes=(0, 2, 4), container_id="F-1", slide_number=2,
+    )  # fmt: skip
+    return dicomslide.open_slide(folder)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def pages(browser, tissue, markers):
+    """A server of two slides."""
+    with serving({"S-1": tissue, "F-1": markers}) as server:
+        yield server
+
+
+def shown_at(slide, x, y, spacing):
+    """Pixels at columns x and rows y, of the array whose spacing it is."""
+    tree = slide.to_datatree(levels="virtual")
+    arrays = [node.to_dataset().image for node in tree.children.values()]
+    (image,) = (each for each in arrays if each.slide.spacing[0] == pytest.approx(spacing))
+    return image.sel(x=x, y=y, method="nearest")
+
+
+def is_as(found, expected, tolerance=3):
+    """Whether each pixel is as expected, or as one of its neighbours is."""
+    inner = found[1:-1, 1:-1].astype(int)
+    rows, columns = inner.shape[:2]
+    close = [
+        np.abs(inner - expected[i : i + rows, j : j + columns]).max(axis=2) <= tolerance
+        for i in range(3)
+        for j in range(3)
+    ]
+    return np.any(close, axis=0)
+
+
+def test_a_page_shows_the_pixels_of_the_arrays_at_its_millimetres(browser, pages, tissue):
+    page = Page(browser, f"{pages.url}/slide?name=S-1")
+    view = pages.views[-1]
+    for drawn in view._scene.overlays:
+        drawn.visible = False
+    spacings = []
+    for notches in (2, 4):
+        page.wheel(17.6, 31.7, notches=notches)
+        pixels, x, y = page.pixels()
+        spacings.append(view._windows[0].spacing)
+        inside = slice(40, -120)  # beside the scale bar
+        x_min, y_min, x_max, y_max = tissue.physical_bounds
+        columns = (x > x_min) & (x < x_max)
+        rows = (y[inside] > y_min) & (y[inside] < y_max)
+        expected = shown_at(tissue, x[columns], y[inside][rows], spacings[-1]).values
+        assert is_as(pixels[inside][np.ix_(rows, columns)], expected).mean() > 0.99
+    assert len(set(spacings)) == 2  # the level follows the zoom
+    assert page.errors == []
+
+
+def test_a_box_that_is_drawn_is_read_back(browser, pages, tissue):
+    page = Page(browser, f"{pages.url}/slide?name=S-1")
+    view = pages.views[-1]
+    assert view.selection is None
+    page.tool("draw a box")
+    page.drag((17.5, 31.6), (17.62, 31.75))
+    assert wait_for(lambda: view.selection)
+    pixel = 0.002  # of the page, at least, in mm
+    x, y = view.selection.x, view.selection.y
+    assert [x.start, x.stop, y.start, y.stop] == pytest.approx(
+        [17.5, 17.62, 31.6, 31.75], abs=pixel
+    )
+    image = tissue.to_dataset().image
+    xr.testing.assert_identical(view.region.x, image.sel(view.selection.slices).x)
+    assert view.region.chunks is not None  # lazy
+    assert eval(f"image{view.selection.code}").shape == view.region.shape
+    (box,) = view.drawn.geometry
+    assert box.bounds == pytest.approx((17.5, 31.6, 17.62, 31.75), abs=pixel)
+
+
+def test_the_pointer_shows_position_and_values(browser, pages, tissue):
+    page = Page(browser, f"{pages.url}/slide?name=S-1")
+    page.page.mouse.move(*page.at(17.5, 31.7))
+    window = pages.views[-1]._windows[0]
+    assert wait_for(lambda: "rgb" in window.position.text)
+    said = re.search(r"x ([\d.]+) mm, y ([\d.]+) mm · rgb (\d+) (\d+) (\d+)", window.position.text)
+    x, y, *rgb = map(float, said.groups())
+    assert (x, y) == pytest.approx((17.5, 31.7), abs=0.002)
+    assert rgb == shown_at(tissue, x, y, window.spacing).values.tolist()
+
+
+def wait_for(said, seconds=20):
+    """Wait until something is true, and return it."""
+    import time
+
+    until = time.monotonic() + seconds
+    while not said() and time.monotonic() < until:
+        time.sleep(0.02)
+    return said()
