@@ -17,7 +17,7 @@ from dicomslide.view.blocks import BLOCK, BlockCache, TooMuch, levels_of, rectan
 from dicomslide.view.scene import BAD, Scene, positions
 from dicomslide.view.shapes import FEW, shapes_of
 from tests.support import derive
-from tests.support.range_server import serving
+from tests.support.fake_client import FakeClient
 
 RAW = "1.2.840.10008.1.2.1"
 BASE = 0.0005
@@ -247,16 +247,15 @@ def test_a_frame_that_does_not_decode_is_striped_in_its_place(tmp_path):
     assert picture.notes == ["striped: frames that can't be read or decoded"]
 
 
-def test_a_view_of_a_slide_on_a_server_needs_few_requests(folder):
-    with serving(folder) as server:
-        slide = dicomslide.open_slide([f"{server.url}/level-{i}.dcm" for i in (0, 1)])
-        scene = Scene(slide, ())
-        server.forget()
-        scene.render(BOX, SHAPE)
-        assert 0 < len(server.requests) <= 3
-        server.forget()
-        scene.render(BOX, SHAPE)
-        assert server.requests == []
+def test_a_view_of_a_slide_on_a_dicomweb_server_is_few_requests(folder):
+    client = FakeClient(folder)
+    scene = Scene(dicomslide.open_slide(client), ())
+    client.calls.clear()
+    scene.render(BOX, SHAPE)
+    assert 0 < len(client.calls) <= 3
+    client.calls.clear()
+    scene.render(BOX, SHAPE)
+    assert client.calls == []
 
 
 def test_a_level_that_is_too_fine_for_a_view_is_not_read(monkeypatch, tissue):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import xarray as xr
 import dicomslide
 from dicomslide.testing import write_slide
 from tests.support import derive
-from tests.support.browser import Page, chromium, serving
+from tests.support.browser import SETTLED, Page, chromium, serving
 
 pytestmark = pytest.mark.needs("panel", "playwright")
 
@@ -60,6 +63,16 @@ def shown_at(slide, x, y, spacing):
     arrays = [node.to_dataset().image for node in tree.children.values()]
     (image,) = (each for each in arrays if each.slide.spacing[0] == pytest.approx(spacing))
     return image.sel(x=x, y=y, method="nearest")
+
+
+def wait_for(said, seconds=20):
+    """Wait until something is true, and return it."""
+    import time
+
+    until = time.monotonic() + seconds
+    while not said() and time.monotonic() < until:
+        time.sleep(0.02)
+    return said()
 
 
 def is_as(found, expected, tolerance=3):
@@ -125,11 +138,80 @@ def test_the_pointer_shows_position_and_values(browser, pages, tissue):
     assert rgb == shown_at(tissue, x, y, window.spacing).values.tolist()
 
 
-def wait_for(said, seconds=20):
-    """Wait until something is true, and return it."""
-    import time
+def test_channels_planes_and_overlays_are_switched_in_the_page(browser, pages, markers):
+    page = Page(browser, f"{pages.url}/slide?name=F-1")
+    scene = pages.views[-1]._scene
+    window = pages.views[-1]._windows[0]
 
-    until = time.monotonic() + seconds
-    while not said() and time.monotonic() < until:
-        time.sleep(0.02)
-    return said()
+    def shown():
+        (image,) = window.near.data["image"]
+        return image.view(np.uint8).reshape(*image.shape, 4)[..., :3]
+
+    assert wait_for(lambda: shown()[..., 1].any())
+    page.page.get_by_text("Fluorescence FITC", exact=True).click()
+    assert wait_for(lambda: not scene.channels[1].visible)
+    assert wait_for(lambda: not shown()[..., 1].any())  # nothing is green
+    slider = page.page.locator(".noUi-handle").first
+    slider.focus()
+    page.page.keyboard.press("ArrowRight")
+    assert wait_for(lambda: scene.plane == 2)
+    page.settle()
+    box, shape = window._request
+    assert wait_for(lambda: (shown() == scene.render(box, shape).pixels[..., :3]).all())
+    page = Page(browser, f"{pages.url}/slide?name=S-1")
+    drawn = pages.views[-1]._scene.overlays
+    assert [each.name for each in drawn] == ["segmentation", "nuclei"]
+    page.page.get_by_text("segmentation", exact=True).click()
+    assert wait_for(lambda: not drawn[0].visible)
+    assert page.errors == []
+
+
+def test_several_slides_begin_with_a_contact_sheet(browser, pages):
+    page = browser.new_page()
+    page.goto(pages.url)
+    page.get_by_role("link", name="F-1").first.click()
+    page.wait_for_function(SETTLED, timeout=60_000)
+    assert "name=F-1" in page.url
+
+
+def test_pages_are_found_by_the_token_only(pages):
+    import requests
+
+    root, token = pages.url.rsplit("/", 1)
+    assert requests.get(pages.url, timeout=60).status_code == 200
+    for path in ("", "/", "/view", "/slide?name=S-1", f"/{token[:-1]}"):
+        reply = requests.get(root + path, timeout=60, allow_redirects=False)
+        assert reply.status_code == 404
+        assert token not in reply.text
+    assert root.startswith("http://127.0.0.1:")
+
+
+@pytest.mark.needs("highdicom", "geopandas")
+def test_what_is_drawn_is_written_as_annotations(browser, pages, tissue, tmp_path):
+    page = Page(browser, f"{pages.url}/slide?name=S-1")
+    view = pages.views[-1]
+    page.tool("draw a box")
+    page.drag((17.5, 31.6), (17.62, 31.75))
+    assert wait_for(lambda: view.selection)
+    dicomslide.write_annotations(view.drawn, tissue, tmp_path, label="region")
+    files = list(tmp_path.iterdir())
+    slide = dicomslide.open_slide([*(level.image._source.path for level in tissue.levels), *files])
+    (group,) = (each for each in slide.annotations() if each.label == "region")
+    np.testing.assert_allclose(group.bounds[0], view.drawn.total_bounds, atol=1e-6)
+
+
+def test_the_command_prints_a_url_and_ends_with_ctrl_c(tissue):
+    folder = tissue.levels[0].image._source.path
+    command = [sys.executable, "-m", "dicomslide", "view", "--no-browser", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        url = process.stdout.readline().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{20,}", url)
+        import requests
+
+        assert requests.get(url, timeout=60).status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.stdout.close()

@@ -63,7 +63,8 @@ def selection_of(geometry: dict[str, Any]) -> Selection | None:
         points = np.stack([np.asarray(geometry[dim], np.float64) for dim in "xy"], axis=1)
     else:
         return None
-    points = points[np.isfinite(points).all(axis=1)]
+    # to a nanometre, so that the code says exactly what the slices are
+    points = np.round(points[np.isfinite(points).all(axis=1)], 6)
     if len(points) < 3 or not (np.ptp(points, axis=0) > 0).all():
         return None
     return Selection(points)
