@@ -104,6 +104,11 @@ class Reader:
         for number, row, column in at:
             self.each[number].region(row, column, size)
 
+    def open_and_read_each(self, at: list[list[int]], size: int) -> None:
+        """Open each slide of a folder, and read a square at each (slide, row, column)."""
+        self.open_each()
+        self.tiles_of_each(at, size)
+
     def scaled_regions(self, at: list[list[int]], size: int) -> None:
         """Read squares, and halve their rows and columns."""
         for picture in self._pictures_of(at, size):
