@@ -1,5 +1,6 @@
 """All that is measured, and all that is wanted of it."""
 
+from benchmarks.channels import CHANNEL_TARGETS, CHANNEL_TASKS
 from benchmarks.polygons import POLYGON_TARGETS, POLYGON_TASKS
 from benchmarks.targets import TARGETS as OTHER_TARGETS
 from benchmarks.tasks import FRESH, WARM
@@ -9,11 +10,20 @@ from benchmarks.writing import WRITING_TARGETS, WRITING_TASKS
 
 __all__ = ["PASSES", "TARGETS", "TASKS"]
 
-TASKS = (*WARM, *TILE_TASKS, *TRAINING_TASKS, *WRITING_TASKS, *POLYGON_TASKS, *FRESH)
+TASKS = (
+    *WARM,
+    *TILE_TASKS,
+    *TRAINING_TASKS,
+    *WRITING_TASKS,
+    *POLYGON_TASKS,
+    *CHANNEL_TASKS,
+    *FRESH,
+)
 TARGETS = (
     *TILE_TARGETS,
     *TRAINING_TARGETS,
     *WRITING_TARGETS,
     *POLYGON_TARGETS,
+    *CHANNEL_TARGETS,
     *OTHER_TARGETS,
 )

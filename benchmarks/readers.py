@@ -27,6 +27,7 @@ from benchmarks.peers import (
     WsidicomByPillow,
     WsidicomOnServer,
 )
+from benchmarks.stacks import StackDecoder, StackedDicomslide
 from benchmarks.subject import (
     CorrectedDicomslide,
     Dicomslide,
@@ -57,6 +58,7 @@ READERS: dict[str, Callable[[str], Reader]] = {
     "dicomslide, server": DicomslideOnServer,
     "dicomslide, server nearby": DicomslideNearby,
     "dicomslide, server far away": DicomslideFarAway,
+    "dicomslide, stacks": StackedDicomslide,
     "wsidicom": Wsidicom,
     "wsidicom, 2 threads": functools.partial(Wsidicom, threads=2),
     "wsidicom, Pillow": WsidicomByPillow,
@@ -70,6 +72,7 @@ READERS: dict[str, Callable[[str], Reader]] = {
     "decoder, 2 processes": DecoderInProcesses,
     "decoder, placing, 2 threads": functools.partial(PlacingDecoder, threads=2),
     "decoder, placing, 2 processes": PlacingDecoderInProcesses,
+    "decoder, stacks, 2 threads": functools.partial(StackDecoder, threads=2),
     "dask alone": DaskAlone,
     "Python": Python,
     **{

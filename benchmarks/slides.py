@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pydicom
+import xarray as xr
 
+import dicomslide
 from benchmarks.server import served, served_as_objects
 from dicomslide.header.geometry import SlideGeometry
 from dicomslide.pixels import PixelFormat
@@ -84,9 +86,9 @@ class Slide:
         )
 
     @property
-    def is_large(self) -> bool:
-        """Whether it is one image with very many frames."""
-        return len(self.factors) == 1
+    def in_turn(self) -> int | None:
+        """Number of distinct frames of a base level that is alone, which are repeated."""
+        return FRAMES_OF_LARGE if len(self.factors) == 1 else None
 
     def quick(self) -> Slide:
         """Return a small slide with the same properties."""
@@ -100,32 +102,76 @@ class Slide:
         unfinished = folder / "unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
+        self._write_files(unfinished)
+        return unfinished.rename(path)
+
+    def _write_files(self, folder: Path) -> None:
+        for number, factor in enumerate(self.factors):
+            self._write_file(folder / f"level-{number}.dcm", factor, number + 1)
+
+    def _write_file(self, path: Path, factor: int, instance_number: int, **more: Any) -> None:
         base = SlideGeometry(
             (20.0, 50.0), (0.0, -1.0), (-1.0, 0.0), (0.00025, 0.00025), (self.edge, self.edge)
         )
-        for number, factor in enumerate(self.factors):
-            picture = _field(factor, self.samples, self.bits)
-            image = SyntheticImage(
-                geometry=averaged(base, factor),
-                drawing=PeriodicDrawing(picture),
-                pixel_format=self.pixel_format,
-                transfer_syntax_uid=self.transfer_syntax_uid,
-                resampled=factor > 1,
-                instance_number=number + 1,
-                icc_profile=camera_profile() if self.corrected else None,
-                container_id=self.name,
-                **self.layout,
-            )
-            in_turn = FRAMES_OF_LARGE if self.is_large else None
-            frames = Frames(image, len(picture), in_turn)
-            write_image(
-                unfinished / f"level-{number}.dcm", dataclasses.replace(image, encoded=frames)
-            )
-        return unfinished.rename(path)
+        picture = _field(factor, self.samples, self.bits)
+        image = SyntheticImage(
+            geometry=averaged(base, factor),
+            drawing=PeriodicDrawing(picture),
+            pixel_format=self.pixel_format,
+            transfer_syntax_uid=self.transfer_syntax_uid,
+            resampled=factor > 1,
+            instance_number=instance_number,
+            icc_profile=camera_profile() if self.corrected else None,
+            container_id=self.name,
+            **self.layout | more,
+        )
+        frames = Frames(image, len(picture), self.in_turn)
+        write_image(path, dataclasses.replace(image, encoded=frames))
 
     def served(self, path: Path) -> AbstractContextManager[str]:
         """Make the slide available to readers; yield the reason if that fails, else nothing."""
         return contextlib.nullcontext("")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Separate(Slide):
+    """A slide with a file for each of its channels."""
+
+    channels: tuple[str, ...]
+
+    @property
+    def in_turn(self) -> int:
+        """Few, because files don't share frames."""
+        return 4
+
+    def _write_files(self, folder: Path) -> None:
+        for number, channel in enumerate(self.channels):
+            self._write_file(
+                folder / f"level-{number}.dcm", 1, number + 1, optical_paths=(channel,)
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Labelled(Slide):
+    """A slide with a label map, each of whose segments is a square."""
+
+    segments: int
+
+    def _write_files(self, folder: Path) -> None:
+        super()._write_files(folder)
+        slide = dicomslide.open_slide(folder, correct_color=False)
+        image = slide.to_dataset().image
+        across = math.isqrt(self.segments - 1) + 1
+        row, column = np.indices((self.edge, self.edge)) * across // self.edge
+        labels = np.minimum(row * across + column, self.segments - 1) + 1
+        coords = {"y": image.y, "x": image.x}
+        dicomslide.write_segmentation(
+            xr.DataArray(labels.astype(np.uint16), coords, ("y", "x")),
+            slide,
+            folder,
+            kind="LABELMAP",
+            segments=[f"cell {number}" for number in range(1, self.segments + 1)],
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -358,6 +404,17 @@ def camera_profile() -> bytes:
 
 # equal frames are stored once, so that files stay small; readers don't know that they are equal
 _SHARED: dict[str, Any] = dict(offset_table="extended", share_frames=True)
+MARKERS = tuple(f"marker {number:02}" for number in range(1, 41))
+"""Channels of multiplexed fluorescence."""
+
+
+def _fluorescence(name: str, about: str, **more: Any) -> Slide:
+    options: dict[str, Any] = dict(
+        transfer_syntax_uid=JPEG_LS, samples=1, bits=16, factors=(1,), layout=_SHARED
+    )
+    kind = more.pop("kind", Slide)
+    return kind(name=name, about=f"{about}, JPEG-LS, 16 bit", **options | more)
+
 
 SLIDES = {
     slide.name: slide
@@ -416,6 +473,44 @@ SLIDES = {
                     dict(_SHARED, sparse=True, undefined_lengths=True),
                 ),
             )
+        ),
+        _fluorescence(
+            "forty",
+            "40 channels, frames of 256²",
+            edge=5_120,
+            layout=dict(_SHARED, optical_paths=MARKERS),
+        ),
+        _fluorescence(
+            "planes",
+            "15 focal planes, frames of 256²",
+            edge=5_120,
+            layout=dict(_SHARED, planes=tuple(range(15))),
+        ),
+        _fluorescence(
+            "four",
+            "4 channels, frames of 512²",
+            tile=512,
+            layout=dict(_SHARED, optical_paths=MARKERS[:4]),
+        ),
+        _fluorescence(
+            "forty-in-one",
+            "40 channels in one file, frames of 512²",
+            tile=512,
+            layout=dict(_SHARED, optical_paths=MARKERS),
+        ),
+        _fluorescence(
+            "forty-files",
+            "40 channels in as many files, frames of 512²",
+            kind=Separate,
+            tile=512,
+            channels=MARKERS,
+        ),
+        _fluorescence(
+            "cells",
+            "with a label map of 20,000 segments, frames of 256²",
+            kind=Labelled,
+            edge=4_096,
+            segments=20_000,
         ),
         Served(name="orthanc", about="like jpeg-256, on an Orthanc server on this machine"),
         Cohort(name="cohort", about="1,000 slides of four files, of which each is small"),

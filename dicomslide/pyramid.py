@@ -25,12 +25,12 @@ from dicomslide.header.placement import (
     in_proportion,
     pixel_spacing_of,
     place,
+    place_of,
     spacing_of,
-    stated_origin,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from pydicom.dataset import Dataset
 
@@ -228,8 +228,14 @@ def _are_levels(
 def _placer(
     images: Sequence[Dataset], view: FieldOfView | None, align_levels: bool
 ) -> Callable[[Dataset], Placement]:
-    """Return a function that computes the placement of an image of a pyramid."""
-    stated = [(image, place(image, view)) for image in images]
+    """Return a function that computes the placement of an image of a pyramid.
+
+    Images at one place have one placement: those of many channels in separate files are compared
+    once.
+    """
+    places = {id(image): place_of(image) for image in images}
+    alone = _once_per_place(places, functools.partial(place, view=view))
+    stated = [(image, alone(image)) for image in images]
     base, at = max(stated, key=lambda each: math.prod(size_of(each[0])))
     finest = at.spacing or pixel_spacing_of(base)
     # images of other channels may have a row more or less
@@ -242,16 +248,26 @@ def _placer(
     # one of the channels that lie at one place stands for all
     unlike: dict[Any, tuple[Dataset, Placement]] = {}
     for image, placement in bases:
-        key = (
-            stated_origin(image),
-            pixel_spacing_of(image),
-            dicom.numbers(image, "ImageOrientationSlide", 6),
-            size_of(image),
-            placement.shift,
-            placement.spacing,
-        )
-        unlike.setdefault(key, (image, placement))
-    return functools.partial(place, view=view, bases=tuple(unlike.values()), align=align_levels)
+        unlike.setdefault((places[id(image)], placement), (image, placement))
+    of_bases = tuple(unlike.values())
+    return _once_per_place(
+        places, functools.partial(place, view=view, bases=of_bases, align=align_levels)
+    )
+
+
+def _once_per_place(
+    places: Mapping[int, Any], locate: Callable[[Dataset], Placement]
+) -> Callable[[Dataset], Placement]:
+    """Return the function such that it is called once for all images at one place."""
+    known: dict[Any, Placement] = {}
+
+    def placement_of(image: Dataset) -> Placement:
+        at = places[id(image)]
+        if at not in known:
+            known[at] = locate(image)
+        return known[at]
+
+    return placement_of
 
 
 def _check_of_place(

@@ -313,9 +313,9 @@ def _labelled(found: _Variable, number: int) -> _Variable:
 
 
 def _flags(attrs: dict[Any, Any]) -> dict[int, dict[str, str]] | None:
-    """Return label and type of each value of a label map; None for any other image."""
+    """Return label and type of each value of a label map that are known; None for other images."""
     if "flag_values" not in attrs:
-        return None
+        return {} if attrs.get("segmentation_type") == "LABELMAP" else None
     names = attrs.get("segment_labels") or str(attrs.get("flag_meanings", "")).split()
     types = attrs.get("segment_types") or [""] * len(names)
     return {

@@ -10,6 +10,7 @@ import numpy as np
 
 from dicomslide.enum import ChannelTypes
 from dicomslide.header import dicom
+from dicomslide.header.lazy_items import meaning_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -138,9 +139,11 @@ class Channel:
         return None if value is None else str(value).strip() or None
 
     def _meaning(self, keyword: str) -> str | None:
-        for code in self._value(keyword) or ():
-            return dicom.text(code, "CodeMeaning")
-        return None
+        items: Any = self.items
+        if dicom.is_lazy(items):
+            found: str | None = items.meanings(keyword)[self.index]
+            return found
+        return meaning_of(self.item.get(keyword))
 
 
 class Channels(tuple[Channel, ...]):

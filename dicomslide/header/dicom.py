@@ -33,6 +33,7 @@ __all__ = [
     "is_tiled_image",
     "items",
     "lacking_of",
+    "meaning_of",
     "name_of",
     "nbytes",
     "nbytes_of_items",

@@ -14,6 +14,7 @@ from pydicom.charset import convert_encodings
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.sequence import Sequence
 
+from dicomslide.header import dicom
 from dicomslide.header.per_frame import LONG_VRS, UNDEFINED, end_of_sequence, item_spans
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-__all__ = ["LazySequence"]
+__all__ = ["LazySequence", "meaning_of"]
 
 HEAD = 12
 """Bytes of the longest header of an element."""
@@ -30,6 +31,13 @@ PER_ITEM = 300
 """Approximate memory of the position and of the values of an item, in bytes."""
 _TEXTS = frozenset({"CS", "LO", "LT", "SH", "ST", "UT"})
 _LONG = np.frombuffer(b"".join(sorted(LONG_VRS)), "<u2")
+
+
+def meaning_of(codes: Any) -> str | None:
+    """Return the Code Meaning of the first item of a code sequence; None where there is none."""
+    for code in codes or ():
+        return dicom.text(code, "CodeMeaning")
+    return None
 
 
 class LazySequence(Sequence):
@@ -122,6 +130,21 @@ class LazySequence(Sequence):
         found = self._values.get(keyword)
         if found is None:
             found = self._values[keyword] = self._values_of(keyword)
+        return found
+
+    def meanings(self, keyword: str) -> list[str | None]:
+        """Return the Code Meaning of the first code of an element of each item, else None.
+
+        Codes that are equal bytes are read once.
+        """
+        if self._all is not None:
+            return [meaning_of(item.get(keyword)) for item in self._all]
+        found = self._values.get(f"{keyword}: meaning")
+        if found is None:
+            codes = self.values(keyword)
+            by_object = {id(each): each for each in codes}
+            meanings = {at: meaning_of(each) for at, each in by_object.items()}
+            found = self._values[f"{keyword}: meaning"] = [meanings[id(each)] for each in codes]
         return found
 
     def _values_of(self, keyword: str) -> list[Any]:

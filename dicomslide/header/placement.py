@@ -40,6 +40,7 @@ __all__ = [
     "pixel_spacing_of",
     "place",
     "place_beside",
+    "place_of",
     "spacing_of",
     "stated_origin",
     "with_spacing",
@@ -425,6 +426,21 @@ def place(
                 own, (float(shift[0]), float(shift[1])), of_base if stated is None else None
             )
     return Placement(own)
+
+
+def place_of(image: Dataset) -> tuple[Any, ...]:
+    """Return all that a header says of the place of an image: equal values have equal placements.
+
+    They are origin, spacing, orientation, size, and the area that the matrix covers.
+    """
+    return (
+        stated_origin(image),
+        pixel_spacing_of(image),
+        dicom.numbers(image, "ImageOrientationSlide", 6),
+        size_of(image),
+        _imaged_volume(image),
+        dicom.is_tiled_image(image),
+    )
 
 
 def place_beside(image: Dataset, level: Dataset, placement: Placement) -> Placement | None:

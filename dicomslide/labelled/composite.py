@@ -112,8 +112,7 @@ def composite(
         dask="parallelized",
         output_dtypes=[np.uint8],
         dask_gufunc_kwargs=dict(output_sizes={"sample": 3}),
-        keep_attrs=False,
-    )
+    ).drop_attrs(deep=False)
     attrs = {"long_name": "composite", "limits": [list(pair) for pair in ends]}
     return found.assign_coords(sample=np.array(["r", "g", "b"])).assign_attrs(attrs)
 

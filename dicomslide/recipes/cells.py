@@ -9,6 +9,7 @@ import numpy as np
 
 from dicomslide.labelled.coordinates import step_of
 from dicomslide.options import check_memory
+from dicomslide.recipes.grid import coords_of
 from dicomslide.recipes.label_maps import (
     checked_label_map,
     in_common,
@@ -159,13 +160,10 @@ def _table(
     variables["max"] = (dims, high)
     if percentiles:
         variables["percentiles"] = ((*dims, "percentile"), da.stack(rest, axis=-1))  # type: ignore[no-untyped-call]
-    coords: dict[Any, Any] = {
-        name: each for name, each in image.coords.items() if not {"y", "x"} & {*each.dims}
-    }
-    coords |= segment_coords(rows, attrs)
+    found = xr.Dataset(variables).assign_coords(coords_of(image, others))
     if percentiles:
-        coords["percentile"] = np.asarray(percentiles, np.float64)
-    return xr.Dataset(variables, coords)
+        found = found.assign_coords(percentile=np.asarray(percentiles, np.float64))
+    return found.assign_coords(segment_coords(rows, attrs))
 
 
 def _of_masks(

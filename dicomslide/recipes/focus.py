@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomslide.recipes.grid import coords_of
 from dicomslide.recipes.tile_checks import checked_integer
 
 if TYPE_CHECKING:
@@ -89,7 +90,6 @@ def focus_stack(image: xr.DataArray, *, window: int = 15) -> xr.Dataset:
         output_dtypes=[image.dtype],
     )
     kept = [dim for dim in image.dims if dim != "z"]
-    coords = {name: each for name, each in image.coords.items() if "z" not in each.dims}
     result = xr.Dataset(
         {
             "image": fused.transpose(*kept).assign_attrs(image.attrs),
@@ -98,7 +98,7 @@ def focus_stack(image: xr.DataArray, *, window: int = 15) -> xr.Dataset:
             ),
         }
     )
-    return result.assign_coords(coords)
+    return result.assign_coords(coords_of(image, kept))
 
 
 def _sharpest(pixels: NDArray[Any], *, window: int, has_samples: bool) -> NDArray[np.int16]:

@@ -1,4 +1,4 @@
-"""Coordinates in mm of arrays that are coarser than their image."""
+"""Coordinates of results: those of the image, or in mm of what is coarser."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ import numpy as np
 from dicomslide.labelled.coordinates import slide_coordinate, step_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Hashable
+
     import xarray as xr
 
-__all__ = ["coarser"]
+__all__ = ["coarser", "coords_of"]
+
+
+def coords_of(array: xr.DataArray, dims: Collection[Hashable]) -> xr.Coordinates:
+    """Return the coordinates of an array along some of its dims, and those without dims.
+
+    They keep their indexes: a result is selected by millimetres and by names, as its image.
+    """
+    others = {dim: 0 for dim in array.dims if dim not in dims}
+    return array.isel(others, drop=True).coords
 
 
 def coarser(

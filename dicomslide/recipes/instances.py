@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomslide.recipes.grid import coords_of
 from dicomslide.recipes.tile_checks import checked_image, checked_integer
 from dicomslide.recipes.tiles import image_of, map_tiles
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["map_instances"]
 
+LABEL_MAP = {"long_name": "instance", "segmentation_type": "LABELMAP"}
+"""Attributes of the result."""
 FAST = 1
 """Level of compression of label maps that wait to be numbered."""
 
@@ -66,7 +69,8 @@ def map_instances(
     xarray.DataArray
         int32, dims (y, x), with the coordinates of the image: 0, and the numbers of instances from
         1 on, unique over the slide, in the order of tiles. Lazy; a chunk for each tile. Label maps
-        of tiles are kept, compressed, until those of all tiles are there.
+        of tiles are kept, compressed, until those of all tiles are there. The attribute
+        ``segmentation_type``, ``"LABELMAP"``, makes it a label image in :func:`to_ome_zarr`.
 
     Raises
     ------
@@ -121,8 +125,8 @@ def map_instances(
             line.append(da.from_delayed(made, shape, np.int32))  # type: ignore[no-untyped-call]
         blocks.append(line)
     data = da.block(blocks)  # type: ignore[no-untyped-call]
-    coords = {name: each for name, each in pixels.coords.items() if set(each.dims) <= {"y", "x"}}
-    return xr.DataArray(data, coords, ("y", "x"), "instances", {"long_name": "instance"})
+    found = xr.DataArray(data, dims=("y", "x"), name="instances", attrs=LABEL_MAP)
+    return found.assign_coords(coords_of(pixels, ("y", "x")))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

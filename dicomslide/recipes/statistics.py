@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide.labelled.coordinates import step_of
+from dicomslide.recipes.grid import coords_of
 from dicomslide.recipes.label_maps import (
     BACKGROUND,
     checked_label_map,
@@ -90,14 +91,15 @@ def segment_statistics(
     )
     pixel = abs(step_of(image, "y") * step_of(image, "x"))
     area = xr.DataArray(count[(slice(None), *(0 for _ in others))], dims="segment")
-    coords = _non_spatial_coords(image) | segment_coords(labels, attrs)
-    return xr.Dataset(
+    found = xr.Dataset(
         {
             "area": area.fillna(0) * pixel,
             "mean": (("segment", *others), mean),
             "std": (("segment", *others), std),
-        },
-        coords,
+        }
+    )
+    return found.assign_coords(coords_of(image, others)).assign_coords(
+        segment_coords(labels, attrs)
     )
 
 
@@ -114,7 +116,7 @@ def _of_masks(image: xr.DataArray, segmentation: xr.DataArray) -> xr.Dataset:
 
     if "segment" not in segmentation.dims:
         segmentation = segmentation.expand_dims("segment")
-    segments = _non_spatial_coords(segmentation)
+    segments = coords_of(segmentation, ("segment",))
     image, segmentation = xr.align(image, segmentation, join="exact", copy=False)
     others = [dim for dim in image.dims if dim not in ("y", "x")]
     # one chunk along other dims: else dask reads the image once per segment, and vice versa
@@ -133,7 +135,7 @@ def _of_masks(image: xr.DataArray, segmentation: xr.DataArray) -> xr.Dataset:
         meta=np.empty((0,) * (len(others) + 4)),
     ).sum((0, 1))
     table = xr.DataArray(sums, dims=("segment", *others, "sum"))
-    table = table.assign_coords(_non_spatial_coords(image) | segments)
+    table = table.assign_coords(coords_of(image, others)).assign_coords(segments)
     count, total, squares = (table.isel(sum=i) for i in range(3))
     some = count.where(count > 0)
     mean = total / some
@@ -145,10 +147,6 @@ def _of_masks(image: xr.DataArray, segmentation: xr.DataArray) -> xr.Dataset:
             "std": np.sqrt((squares / some - mean**2).clip(min=0)),
         }
     )
-
-
-def _non_spatial_coords(array: xr.DataArray) -> dict[Any, Any]:
-    return {name: each for name, each in array.coords.items() if not {"y", "x"} & {*each.dims}}
 
 
 def _sums(pixels: NDArray[Any], segments: NDArray[np.bool_]) -> NDArray[np.float64]:

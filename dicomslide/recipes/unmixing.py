@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomslide.recipes.grid import coords_of
 from dicomslide.recipes.label_maps import in_one_chunk
 
 if TYPE_CHECKING:
@@ -151,8 +152,8 @@ def estimate_background(
     found = counts.map_blocks(
         _percentile, percentile / 100, low, drop_axis=len(others), dtype=np.float64
     )
-    coords = {name: each for name, each in image.coords.items() if not {"y", "x"} & {*each.dims}}
-    return xr.DataArray(found, coords, image.dims[:-2], "background")
+    dims = image.dims[:-2]
+    return xr.DataArray(found, dims=dims, name="background").assign_coords(coords_of(image, dims))
 
 
 def subtract_background(

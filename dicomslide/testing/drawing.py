@@ -19,6 +19,8 @@ __all__ = ["Drawing", "PositionDrawing", "RasterDrawing", "StackDrawing", "draw_
 
 BLUR = 1.2
 """Blur radius of a cell in pixels per µm of defocus."""
+TYPES = 5
+"""Types of fluorescent cells, each with markers of its own."""
 
 
 class Drawing(Protocol):
@@ -248,7 +250,9 @@ def draw_cells(
     shape : tuple of int
         (rows, columns) of the upright picture.
     channels : int
-        The first shows nuclei, the second bodies, the third granules, the fourth nuclei, ...
+        The first shows nuclei, the second bodies, the third granules, all of all cells; the next
+        three show those of cells of one type, and so on: there are five types of cells, each of
+        which has the markers of every fifth three.
     planes : sequence of float
         Z offset of each focal plane in µm.
     seed : int, default: 0
@@ -265,8 +269,10 @@ def draw_cells(
 
     rng = np.random.default_rng(seed)
     rows, columns = shape
-    layers = [[Image.new("L", (columns, rows)) for _ in planes] for _ in range(3)]
+    kinds = min(channels, 3 + 3 * TYPES) if channels > 3 else 3  # of layers
+    layers = [[Image.new("L", (columns, rows)) for _ in planes] for _ in range(kinds)]
     draws = [[ImageDraw.Draw(layer) for layer in of_kind] for of_kind in layers]
+    of_types = np.random.default_rng((seed, 1))
     count = rows * columns // 1800
     crowd = _noise(rng, shape, 6)  # where cells gather
     for _ in range(count):
@@ -276,20 +282,27 @@ def draw_cells(
         shade = int(rng.integers(140, 255))
         if crowd[int(y), int(x)] < 0.42:
             continue
-        nuclei, bodies, spots = (of_kind[depth] for of_kind in draws)
         width, height = radius * turn, radius / turn
-        bodies.ellipse((x - 2 * width, y - 2 * height, x + 2 * width, y + 2 * height), shade // 2)
-        box = (x - width, y - height, x + width, y + height)
-        bodies.ellipse(box, shade // 5)
-        nuclei.ellipse(box, shade)
-        for dx, dy in granules:
-            spots.ellipse((x + dx - 2, y + dy - 2, x + dx + 2, y + dy + 2), shade)
+        body = (x - 2 * width, y - 2 * height, x + 2 * width, y + 2 * height)
+        nucleus = (x - width, y - height, x + width, y + height)
+        own = 3 + 3 * int(of_types.integers(TYPES))
+        for number in (0, 1, 2, *range(own, min(own + 3, kinds))):
+            draw = draws[number][depth]
+            if number % 3 == 0:
+                draw.ellipse(nucleus, shade)
+            elif number % 3 == 1:
+                draw.ellipse(body, shade // 2)
+                draw.ellipse(nucleus, shade // 5)
+            else:
+                for dx, dy in granules:
+                    draw.ellipse((x + dx - 2, y + dy - 2, x + dx + 2, y + dy + 2), shade)
     picture = np.empty((rows, columns, channels * len(planes)), np.uint16)
     for channel in range(channels):
+        of_kind = layers[channel if channel < 3 else 3 + (channel - 3) % (3 * TYPES)]
         for plane, z in enumerate(planes):
             light = np.zeros(shape, np.float32)
-            for layer, own in zip(layers[channel % 3], planes, strict=True):
-                blurred = layer.filter(ImageFilter.GaussianBlur(0.8 + BLUR * abs(own - z)))
+            for layer, own_z in zip(of_kind, planes, strict=True):
+                blurred = layer.filter(ImageFilter.GaussianBlur(0.8 + BLUR * abs(own_z - z)))
                 light += np.asarray(blurred, np.float32)
             light = 200 + 30 * light
             light += rng.standard_normal(shape, np.float32) * np.sqrt(light)

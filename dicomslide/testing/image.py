@@ -310,7 +310,8 @@ def _optical_path(identifier: str, color: bool, image: SyntheticImage) -> Datase
         item.ICCProfile = image.icc_profile or srgb_profile()
         item.IlluminationColorCodeSequence = [_code("414298005", "SCT", "Full Spectrum")]
     else:
-        item.IlluminationWaveLength = 405.0 + 60 * image.optical_paths.index(identifier)
+        # 405 to 825 nm, and again: as of stains that come in cycles
+        item.IlluminationWaveLength = 405.0 + 60 * (image.optical_paths.index(identifier) % 8)
     return item
 
 
