@@ -23,7 +23,6 @@ CHUNKS: dict[str, Any] = {
     "auto": "auto",
     "all channels": {"channel": -1, "z": -1},
     "all channels of 2 × 2 frames": {"channel": -1, "y": 512, "x": 512},
-    "frames": "frames",
 }
 """Chunks for unmixing."""
 

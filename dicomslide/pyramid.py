@@ -23,6 +23,7 @@ from dicomslide.header.placement import (
     field_of_view,
     geometry_of,
     in_proportion,
+    once_per_place,
     pixel_spacing_of,
     place,
     place_of,
@@ -30,7 +31,7 @@ from dicomslide.header.placement import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from pydicom.dataset import Dataset
 
@@ -233,8 +234,7 @@ def _placer(
     Images at one place have one placement: those of many channels in separate files are compared
     once.
     """
-    places = {id(image): place_of(image) for image in images}
-    alone = _once_per_place(places, functools.partial(place, view=view))
+    alone = once_per_place(functools.partial(place, view=view))
     stated = [(image, alone(image)) for image in images]
     base, at = max(stated, key=lambda each: math.prod(size_of(each[0])))
     finest = at.spacing or pixel_spacing_of(base)
@@ -248,26 +248,9 @@ def _placer(
     # one of the channels that lie at one place stands for all
     unlike: dict[Any, tuple[Dataset, Placement]] = {}
     for image, placement in bases:
-        unlike.setdefault((places[id(image)], placement), (image, placement))
+        unlike.setdefault((place_of(image), placement), (image, placement))
     of_bases = tuple(unlike.values())
-    return _once_per_place(
-        places, functools.partial(place, view=view, bases=of_bases, align=align_levels)
-    )
-
-
-def _once_per_place(
-    places: Mapping[int, Any], locate: Callable[[Dataset], Placement]
-) -> Callable[[Dataset], Placement]:
-    """Return the function such that it is called once for all images at one place."""
-    known: dict[Any, Placement] = {}
-
-    def placement_of(image: Dataset) -> Placement:
-        at = places[id(image)]
-        if at not in known:
-            known[at] = locate(image)
-        return known[at]
-
-    return placement_of
+    return once_per_place(functools.partial(place, view=view, bases=of_bases, align=align_levels))
 
 
 def _check_of_place(

@@ -211,6 +211,8 @@ def test_masks_that_overlap_are_rows_of_a_table():
         assert table["median"][at].item() == np.median(inside)
         assert table["count"][at].item() == inside.size
     assert np.isnan(table["median"][2]).all()
+    assert table["count"].dtype == np.int64
+    assert (table["count"][2].item(), table["area"][2].item()) == (0, 0)
 
 
 def test_wrong_labels_are_refused():
@@ -224,6 +226,9 @@ def test_wrong_labels_are_refused():
         recipes.cell_table(image, labels.expand_dims("z"))
     with pytest.raises(ValueError, match=r"percentiles \(101,\): expected numbers from 0 to 100"):
         recipes.cell_table(image, labels, percentiles=(101,))
+    for odd in (50, ("median",)):
+        with pytest.raises(ValueError, match=r"percentiles .*: expected numbers from 0 to 100"):
+            recipes.cell_table(image, labels, percentiles=odd)
     with (
         dicomslide.set_options(memory_limit_bytes=1000),
         pytest.raises(MemoryLimitError, match="values of 1 segments that several chunks"),

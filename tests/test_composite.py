@@ -93,6 +93,15 @@ def test_a_composite_is_lazy_and_has_the_millimetres_of_its_image(markers, frame
     np.testing.assert_allclose(picture.limits, ends)
 
 
+def test_a_composite_has_the_units_of_its_coordinates_but_not_the_image_s_attributes(markers):
+    image = markers.to_dataset().image.isel(z=0)
+    found = composite(image)
+    for dim in ("y", "x"):
+        assert found[dim].attrs == image[dim].attrs
+        assert found[dim].attrs["units"] == "mm"
+    assert set(found.attrs) == {"long_name", "limits"}
+
+
 def test_limits_come_from_pixels_headers_or_the_caller(markers):
     image = markers.to_dataset(2).image.isel(z=0)
     assert composite(image, limits="header").limits == [[0, 65535]] * 3

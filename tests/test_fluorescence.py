@@ -10,7 +10,9 @@ from dask.delayed import delayed
 from scipy import ndimage
 from skimage.measure import label
 
+import dicomslide
 from dicomslide import recipes
+from dicomslide.testing import write_slide
 
 SHAPE = (150, 205)
 
@@ -220,3 +222,96 @@ def test_a_focus_stack_finds_the_sharp_plane():
         recipes.focus_stack(image.isel(z=0))
     with pytest.raises(ValueError, match="window 4: expected an odd"):
         recipes.focus_stack(image, window=4)
+
+
+@pytest.fixture(scope="module")
+def markers(tmp_path_factory):
+    """A stack of markers, of which the first and the ninth have one wavelength."""
+    folder = tmp_path_factory.mktemp("markers")
+    write_slide(
+        folder, shape=(96, 128), tile_shape=(64, 64), downsamples=(1,), drawing="cells", samples=1,
+        bits=16, optical_paths=[f"m{n}" for n in range(10)], planes=(0, 2), associated=False,
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+    )  # fmt: skip
+    return dicomslide.open_slide(folder).to_dataset(chunks="auto").image
+
+
+RESULTS = {
+    "composite": lambda image: recipes.composite(image.isel(z=0)),
+    "focus_stack": lambda image: recipes.focus_stack(image).image,
+    "plane": lambda image: recipes.focus_stack(image).plane,
+    "map_instances": lambda image: recipes.map_instances(
+        image.isel(channel=0, z=0), connected, halo=4, tile=64
+    ),
+    "subtract_background": lambda image: recipes.subtract_background(image, 100),
+    "unmix": lambda image: recipes.unmix(
+        image, xr.DataArray(np.eye(10)[:, :2], dims=("channel", "fluorophore"))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_are_selected_by_the_millimetres_of_their_image(markers, name):
+    found = RESULTS[name](markers)
+    box = {"y": slice(31.96, 31.98), "x": slice(17.97, 17.99)}  # y descends
+    part = markers.sel(box)
+    assert 0 < part.sizes["y"] < markers.sizes["y"]
+    for dim in ("y", "x"):
+        xr.testing.assert_identical(found.sel(box)[dim].variable, part[dim].variable)
+
+
+TABLES = {
+    "cell_table": lambda image, cells: recipes.cell_table(image, cells)["mean"],
+    "segment_statistics": lambda image, cells: recipes.segment_statistics(image, cells)["mean"],
+    "masks": lambda image, cells: recipes.segment_statistics(image, cells == 1)["mean"],
+    "cell_table of masks": lambda image, cells: recipes.cell_table(image, cells == 1)["mean"],
+    "estimate_background": lambda image, cells: recipes.estimate_background(image),
+    "focus_stack": lambda image, cells: recipes.focus_stack(image).image,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_results_are_selected_by_the_names_of_channels(markers, name):
+    cells = xr.ones_like(markers.isel(channel=0, z=0, drop=True), dtype=np.uint8)
+    found = TABLES[name](markers, cells)
+    assert found.sel(channel_description="Fluorescence m3").channel == "m3"
+    assert found.sel(wavelength=405).channel.values.tolist() == ["m0", "m8"]
+
+
+def test_a_background_that_lacks_channels_is_refused(markers):
+    background = recipes.estimate_background(markers)
+    with pytest.raises(ValueError, match="background has 2 of the image's 10 labels along channel"):
+        recipes.subtract_background(markers, background.isel(channel=[1, 4]))
+    with pytest.raises(ValueError, match=r"background has the dims \['cell'\], which the image"):
+        recipes.subtract_background(markers, background.expand_dims("cell"))
+    scanned = xr.ones_like(markers.isel(channel=0, z=0), dtype=bool).isel(y=slice(9))
+    with pytest.raises(ValueError, match="scanned has 9 of the image's 128 labels along y"):
+        recipes.subtract_background(markers, background, scanned=scanned)
+    two = markers.sel(channel=["m4", "m1"])
+    of_all = recipes.subtract_background(two, background)
+    of_two = recipes.subtract_background(two, recipes.estimate_background(two))
+    xr.testing.assert_identical(of_all.compute(), of_two.compute())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda array: recipes.cell_table(array, xr.DataArray()),
+        lambda array: recipes.segment_statistics(array, xr.DataArray()),
+        recipes.estimate_background,
+        lambda array: recipes.subtract_background(array, 3),
+        lambda array: recipes.unmix(array, np.eye(2)),
+        recipes.focus_stack,
+    ],
+)
+@pytest.mark.parametrize("array", [np.zeros((2, 5, 5)), xr.Dataset(), "slide/"])
+def test_arrays_without_labels_are_refused(wrong, array):
+    message = f"the image is a {type(array).__name__}; expected an xarray.DataArray"
+    with pytest.raises(TypeError, match=message):
+        wrong(array)
+
+
+def test_statistics_of_another_level_point_to_the_table_of_cells(markers):
+    cells = xr.ones_like(markers.isel(channel=0, z=0, drop=True), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"differ in their .* cell_table takes other"):
+        recipes.segment_statistics(markers, cells.isel(y=slice(None, None, 2)))

@@ -23,7 +23,7 @@ NEEDS = {
     "02_physical_coordinates": ("highdicom", "skimage"),
     "03_cluster": ("distributed", "skimage"),
     "04_dicomweb": ("dicomweb_client", "geopandas", "skimage"),
-    "05_fluorescence": ("skimage", "scipy"),
+    "05_fluorescence": ("skimage", "scipy", "zarr"),
     "06_openslide": ("openslide",),
     "07_any_resolution": ("skimage",),
 }

@@ -9,9 +9,10 @@ import pydicom
 import pytest
 import xarray as xr
 import zarr
+from skimage.measure import label
 
 import dicomslide
-from dicomslide import to_ome_zarr
+from dicomslide import recipes, to_ome_zarr
 from dicomslide.testing import position_values, write_slide
 from tests.support.derive import mapping, segment, write_map, write_segmentation
 from tests.support.exports import EXPLICIT, SHARD, assert_valid, expected, ome, upright
@@ -496,6 +497,20 @@ def test_masks_of_ones_own_are_label_images(levels, tmp_path):
             np.testing.assert_array_equal(array[:], masks[name][mask] * value)
     (properties,) = ome(out, "labels/model_segment_2")["image-label"]["properties"]
     assert properties == {"label-value": 2, "label": "tumour"}
+
+
+@pytest.mark.usefixtures("_paths_of_several_parts")
+def test_instances_are_a_label_image(levels, tmp_path):
+    tree = dicomslide.open_slide(levels).to_datatree()
+    red = tree["level_0"].image.isel(sample=0, drop=True)
+    cells = recipes.map_instances(red, lambda tile: label(tile % 40 < 20), halo=8, tile=64)
+    tree["level_0"] = tree["level_0"].to_dataset().assign(cells=cells)
+    to_ome_zarr(tree, tmp_path / "out.zarr")
+    assert_valid(tmp_path / "out.zarr")
+    assert ome(tmp_path / "out.zarr", "labels")["labels"] == ["cells"]
+    array = zarr.open_array(tmp_path / "out.zarr", path="labels/cells/level_0/cells", mode="r")
+    np.testing.assert_array_equal(array[:], cells)
+    assert cells.max() > 1
 
 
 @pytest.mark.usefixtures("_paths_of_several_parts")

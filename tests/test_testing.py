@@ -133,6 +133,17 @@ def test_cells_are_in_their_channel_and_on_their_plane(tmp_path):
     assert not tree.attrs.get("stains")
 
 
+def test_markers_beyond_the_third_are_of_cells_of_one_type():
+    drawn = draw_cells((200, 240), 21, (0.0,)).astype(int) > 1500
+    all_nuclei, *of_types, again = (drawn[..., channel] for channel in range(0, 21, 3))
+    assert (drawn[..., :3] == (draw_cells((200, 240), 3, (0.0,)) > 1500)).all()
+    for nuclei in of_types:
+        assert 0.05 < nuclei.sum() / all_nuclei.sum() < 0.5
+        assert (nuclei & ~all_nuclei).mean() < 0.001
+    assert (again != of_types[0]).mean() < 0.01  # the same cells, with other noise
+    assert sum(nuclei.sum() for nuclei in of_types) > 0.9 * all_nuclei.sum()
+
+
 @pytest.mark.parametrize(
     "other",
     [{"samples": 1}, {"bits": 16}, {"drawing": "cells"}, {"drawing": "cells", "samples": 1}],

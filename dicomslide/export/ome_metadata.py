@@ -121,23 +121,23 @@ def image_label(labels: dict[int, dict[str, str]], source: str | None) -> dict[s
     Parameters
     ----------
     labels : dict of int to dict of str
-        Properties of each value; ``color`` is its display colour, ``#RRGGBB``.
+        Properties of each value; ``color`` is its display colour, ``#RRGGBB``. Empty where values
+        have none.
     source : str or None
         Relative path of the labelled image.
 
     """
-    described: dict[str, Any] = {
-        "version": VERSION,
-        "colors": [
+    described: dict[str, Any] = {"version": VERSION}
+    if labels:
+        described["colors"] = [
             {"label-value": value, "rgba": label_color(value, properties.get("color"))}
             for value, properties in labels.items()
-        ],
-        "properties": [
+        ]
+        described["properties"] = [
             {"label-value": value}
             | {key: each for key, each in properties.items() if key != "color"}
             for value, properties in labels.items()
-        ],
-    }
+        ]
     return described | ({} if source is None else {"source": {"image": source}})
 
 

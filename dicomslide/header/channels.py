@@ -10,7 +10,6 @@ import numpy as np
 
 from dicomslide.enum import ChannelTypes
 from dicomslide.header import dicom
-from dicomslide.header.lazy_items import meaning_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -143,7 +142,7 @@ class Channel:
         if dicom.is_lazy(items):
             found: str | None = items.meanings(keyword)[self.index]
             return found
-        return meaning_of(self.item.get(keyword))
+        return dicom.meaning_of(self.item.get(keyword))
 
 
 class Channels(tuple[Channel, ...]):

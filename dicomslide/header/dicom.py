@@ -79,6 +79,13 @@ def text(dataset: Dataset, keyword: str) -> str | None:
     return stripped or None
 
 
+def meaning_of(codes: Any) -> str | None:
+    """Return the Code Meaning of the first item of a code sequence; None where there is none."""
+    for code in codes or ():
+        return text(code, "CodeMeaning")
+    return None
+
+
 def is_lazy(value: Any) -> bool:
     """Whether a value is a :class:`~dicomslide.header.lazy_items.LazySequence`."""
     return getattr(value, "is_lazy", False) is True

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-__all__ = ["LazySequence", "meaning_of"]
+__all__ = ["LazySequence"]
 
 HEAD = 12
 """Bytes of the longest header of an element."""
@@ -31,13 +31,6 @@ PER_ITEM = 300
 """Approximate memory of the position and of the values of an item, in bytes."""
 _TEXTS = frozenset({"CS", "LO", "LT", "SH", "ST", "UT"})
 _LONG = np.frombuffer(b"".join(sorted(LONG_VRS)), "<u2")
-
-
-def meaning_of(codes: Any) -> str | None:
-    """Return the Code Meaning of the first item of a code sequence; None where there is none."""
-    for code in codes or ():
-        return dicom.text(code, "CodeMeaning")
-    return None
 
 
 class LazySequence(Sequence):
@@ -138,12 +131,12 @@ class LazySequence(Sequence):
         Codes that are equal bytes are read once.
         """
         if self._all is not None:
-            return [meaning_of(item.get(keyword)) for item in self._all]
+            return [dicom.meaning_of(item.get(keyword)) for item in self._all]
         found = self._values.get(f"{keyword}: meaning")
         if found is None:
             codes = self.values(keyword)
             by_object = {id(each): each for each in codes}
-            meanings = {at: meaning_of(each) for at, each in by_object.items()}
+            meanings = {at: dicom.meaning_of(each) for at, each in by_object.items()}
             found = self._values[f"{keyword}: meaning"] = [meanings[id(each)] for each in codes]
         return found
 

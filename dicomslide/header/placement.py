@@ -21,7 +21,7 @@ from dicomslide.header.layout import MICROMETERS, origin_items, shared_items, si
 from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
@@ -37,6 +37,7 @@ __all__ = [
     "field_of_view",
     "geometry_of",
     "in_proportion",
+    "once_per_place",
     "pixel_spacing_of",
     "place",
     "place_beside",
@@ -441,6 +442,19 @@ def place_of(image: Dataset) -> tuple[Any, ...]:
         _imaged_volume(image),
         dicom.is_tiled_image(image),
     )
+
+
+def once_per_place(locate: Callable[[Dataset], Placement]) -> Callable[[Dataset], Placement]:
+    """Return a function of an image's placement that is computed once for images at one place."""
+    known: dict[tuple[Any, ...], Placement] = {}
+
+    def placement_of(image: Dataset) -> Placement:
+        at = place_of(image)
+        if at not in known:
+            known[at] = locate(image)
+        return known[at]
+
+    return placement_of
 
 
 def place_beside(image: Dataset, level: Dataset, placement: Placement) -> Placement | None:

@@ -11,6 +11,7 @@ from dicomslide.labelled.coordinates import step_of
 from dicomslide.options import check_memory
 from dicomslide.recipes.grid import coords_of
 from dicomslide.recipes.label_maps import (
+    checked_array,
     checked_label_map,
     in_common,
     in_one_chunk,
@@ -77,7 +78,7 @@ def cell_table(
     Raises
     ------
     TypeError
-        When the labels are no labelled array.
+        When the image or the labels are no labelled array.
     ValueError
         When they are neither integers nor bool, don't overlap the image, or coordinates aren't
         evenly spaced mm.
@@ -100,12 +101,16 @@ def cell_table(
     >>> recipes.to_anndata(table)
 
     """
+    image = checked_array(image)
     if getattr(labels, "dtype", None) == np.bool_:
         return _of_masks(image, labels, percentiles=percentiles)
     labels = checked_label_map(labels)
-    quantiles = np.array([MEDIAN, *(each / 100 for each in percentiles)], np.float64)
+    try:
+        quantiles = np.array([MEDIAN, *(each / 100 for each in percentiles)], np.float64)
+    except TypeError:
+        quantiles = np.array([np.nan])
     if not ((quantiles >= 0) & (quantiles <= 1)).all():
-        raise ValueError(f"percentiles {tuple(percentiles)}: expected numbers from 0 to 100")
+        raise ValueError(f"percentiles {percentiles!r}: expected numbers from 0 to 100")
     return _table(image, labels, quantiles, tuple(percentiles), background=background)
 
 
@@ -183,8 +188,8 @@ def _of_masks(
             if not each.dims and str(name).startswith("segment")
         }
         table = cell_table(image, mask.astype(np.uint8), percentiles=percentiles)
-        if not table.sizes["segment"]:
-            table = table.reindex(segment=[1])
+        if not table.sizes["segment"]:  # of a mask without pixels
+            table = table.reindex(segment=[1], fill_value={"area": 0, "count": 0})
         number = named.pop("segment", at + 1)
         tables.append(
             table.assign_coords({"segment": [number]}).assign_coords(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide.recipes.grid import coords_of
+from dicomslide.recipes.label_maps import checked_array
 from dicomslide.recipes.tile_checks import checked_integer
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def focus_stack(image: xr.DataArray, *, window: int = 15) -> xr.Dataset:
 
     Raises
     ------
+    TypeError
+        When the image is no labelled array.
     ValueError
         When the image has no dims ``z``, ``y`` and ``x``, or the window isn't a positive odd
         number.
@@ -50,6 +53,7 @@ def focus_stack(image: xr.DataArray, *, window: int = 15) -> xr.Dataset:
     window = checked_integer(window, "window")
     if window % 2 == 0:
         raise ValueError(f"window {window}: expected an odd number of pixels")
+    image = checked_array(image, dims=())
     if not {"z", "y", "x"} <= set(image.dims):
         raise ValueError(
             f"the image has the dims {tuple(map(str, image.dims))}; expected z, y and x: open it"

@@ -10,10 +10,13 @@ from dicomslide.labelled.coordinates import step_of
 from dicomslide.labelled.index import SlideIndex
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import xarray as xr
     from numpy.typing import NDArray
 
-__all__ = ["BACKGROUND", "checked_label_map", "in_common", "in_one_chunk", "segment_coords"]
+__all__ = ["BACKGROUND", "checked_array", "checked_label_map", "in_common", "in_one_chunk",
+           "segment_coords"]  # fmt: skip
 
 BACKGROUND = 0
 """Label of the pixels of no segment."""
@@ -22,6 +25,31 @@ SAME_GRID = 1e-3
 TIE = 1e-6
 """Fraction of a pixel by which a place between two pixels is nearer to the second one, whatever
 rounding does."""
+
+
+def checked_array(array: Any, what: str = "image", dims: Sequence[str] = ("y", "x")) -> Any:
+    """Return a labelled array that has some dims.
+
+    Raises
+    ------
+    TypeError
+        When it is no labelled array.
+    ValueError
+        When it lacks a dim.
+
+    """
+    import xarray as xr
+
+    if not isinstance(array, xr.DataArray):
+        raise TypeError(
+            f"the {what} is a {type(array).__name__}; expected an xarray.DataArray, as in"
+            " slide.to_dataset()"
+        )
+    if not set(dims) <= set(array.dims):
+        raise ValueError(
+            f"the {what} has the dims {tuple(map(str, array.dims))}; expected {' and '.join(dims)}"
+        )
+    return array
 
 
 def checked_label_map(labels: Any) -> xr.DataArray:

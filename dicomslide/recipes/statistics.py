@@ -10,6 +10,7 @@ from dicomslide.labelled.coordinates import step_of
 from dicomslide.recipes.grid import coords_of
 from dicomslide.recipes.label_maps import (
     BACKGROUND,
+    checked_array,
     checked_label_map,
     in_one_chunk,
     segment_coords,
@@ -56,7 +57,7 @@ def segment_statistics(
     Raises
     ------
     TypeError
-        When the segmentation is no labelled array.
+        When the image or the segmentation is no labelled array.
     ValueError
         When the coordinates of the two differ, or the segmentation is neither a mask nor a label
         map.
@@ -68,11 +69,12 @@ def segment_statistics(
     """
     import xarray as xr
 
+    image = checked_array(image)
     if getattr(segmentation, "dtype", None) == np.bool_:
         return _of_masks(image, segmentation)
     segmentation = checked_label_map(segmentation)
     attrs = segmentation.attrs
-    image, segmentation = xr.align(image, segmentation, join="exact", copy=False)
+    image, segmentation = _on_one_grid(image, segmentation)
     from dicomslide.recipes import label_graph
 
     image = in_one_chunk(image)
@@ -117,7 +119,7 @@ def _of_masks(image: xr.DataArray, segmentation: xr.DataArray) -> xr.Dataset:
     if "segment" not in segmentation.dims:
         segmentation = segmentation.expand_dims("segment")
     segments = coords_of(segmentation, ("segment",))
-    image, segmentation = xr.align(image, segmentation, join="exact", copy=False)
+    image, segmentation = _on_one_grid(image, segmentation)
     others = [dim for dim in image.dims if dim not in ("y", "x")]
     # one chunk along other dims: else dask reads the image once per segment, and vice versa
     image = image.chunk(dict.fromkeys(others, -1))
@@ -147,6 +149,20 @@ def _of_masks(image: xr.DataArray, segmentation: xr.DataArray) -> xr.Dataset:
             "std": np.sqrt((squares / some - mean**2).clip(min=0)),
         }
     )
+
+
+def _on_one_grid(
+    image: xr.DataArray, segmentation: xr.DataArray
+) -> tuple[xr.DataArray, xr.DataArray]:
+    import xarray as xr
+
+    try:
+        return xr.align(image, segmentation, join="exact", copy=False)
+    except xr.AlignmentError as error:
+        raise ValueError(
+            "the image and the segmentation differ in their pixels along y or x, or in other"
+            " coordinates: cell_table takes other levels"
+        ) from error
 
 
 def _sums(pixels: NDArray[Any], segments: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide.recipes.grid import coords_of
-from dicomslide.recipes.label_maps import in_one_chunk
+from dicomslide.recipes.label_maps import checked_array, in_one_chunk
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -38,6 +38,8 @@ def unmix(image: xr.DataArray, matrix: xr.DataArray, *, dim: str = "channel") ->
 
     Raises
     ------
+    TypeError
+        When one of the two is no labelled array.
     ValueError
         When dims or channels of the two differ, or the fluorophores can't be told apart.
 
@@ -53,6 +55,7 @@ def unmix(image: xr.DataArray, matrix: xr.DataArray, *, dim: str = "channel") ->
     """
     import xarray as xr
 
+    image, matrix = checked_array(image, dims=()), checked_array(matrix, "matrix", ())
     if dim not in image.dims or matrix.ndim != 2 or dim not in matrix.dims:
         raise ValueError(
             f"the image has the dims {tuple(map(str, image.dims))}, the matrix"
@@ -119,6 +122,8 @@ def estimate_background(
 
     Raises
     ------
+    TypeError
+        When the image is no labelled array.
     ValueError
         When the image has another data type, `scanned` is no mask of its grid, or the percentile
         isn't between 0 and 100.
@@ -127,6 +132,7 @@ def estimate_background(
     import dask.array as da
     import xarray as xr
 
+    image = checked_array(image)
     if image.dtype.kind not in "ui" or image.dtype.itemsize > 2:
         raise ValueError(f"the image is {image.dtype}; expected integers of 8 or 16 bits")
     if not 0 <= percentile <= 100:
@@ -166,7 +172,8 @@ def subtract_background(
     image : xarray.DataArray
         With any dims.
     background : xarray.DataArray or float
-        Of each channel, as of :func:`estimate_background`, or for all.
+        Of each channel, as of :func:`estimate_background`, or for all. It may have other channels
+        beside those of the image.
     scanned : xarray.DataArray, optional
         The pixels that were scanned: others are NaN.
 
@@ -175,11 +182,33 @@ def subtract_background(
     xarray.DataArray
         float32, lazy if the image or the background is, with the dims and coordinates of the image.
 
+    Raises
+    ------
+    TypeError
+        When the image is no labelled array.
+    ValueError
+        When the background or the mask lacks channels or pixels of the image, or has other dims.
+
     """
+    image = checked_array(image, dims=())
     found = (image.astype(np.float32) - background).clip(min=0).astype(np.float32)
+    _check_whole(image, found, "background")
     if scanned is not None:
         found = found.where(scanned)
+        _check_whole(image, found, "mask of what was scanned")
     return found.transpose(*image.dims).rename(image.name).assign_attrs(image.attrs)
+
+
+def _check_whole(image: xr.DataArray, found: xr.DataArray, what: str) -> None:
+    """Check that a result has all of an image: xarray leaves out what the other operand lacks."""
+    if set(found.dims) != set(image.dims):
+        more = [str(dim) for dim in found.dims if dim not in image.dims]
+        raise ValueError(f"the {what} has the dims {more}, which the image doesn't have")
+    for dim, size in image.sizes.items():
+        if found.sizes[dim] != size:
+            raise ValueError(
+                f"the {what} has {found.sizes[dim]} of the image's {size} labels along {dim}"
+            )
 
 
 def _unmixed(pixels: NDArray[Any], inverse: NDArray[np.float32]) -> NDArray[np.float32]:
