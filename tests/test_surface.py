@@ -209,7 +209,7 @@ PUBLIC = {
         map_slide_coordinates_to_pixel_indices metadata name num_channels num_focal_planes
         num_levels overview_images patches physical_bounds physical_offset physical_size
         pixel_spacings plot pyramid_index pyramids region size thumbnail thumbnail_images
-        to_dataset to_datatree to_virtual
+        to_dataset to_datatree to_virtual to_zarr_store
         total_pixel_matrix_dimensions view""",
     dicomslide.TiledImage: """
         channel_type channels describe flavor focal_plane_offsets frame_of_reference_uid geometry

@@ -140,7 +140,7 @@ def to_ome_zarr(
         raise ValueError(f"compression is {compression!r}; expected one of {get_args(Compression)}")
     if not isinstance(shard_size, int) or shard_size < 1:
         raise ValueError(f"shard_size is {shard_size!r}; expected a number of pixels, one or more")
-    _check_installed()
+    check_installed()
     target = Target.at(store, storage_options)
     tree = _tree(source, shard_size)
     export = _Export.of(tree, target, shard_size, compression)
@@ -156,7 +156,7 @@ def to_ome_zarr(
             raise
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
     try:
         import zarr  # noqa: F401
     except ImportError:
@@ -229,18 +229,18 @@ class _Export:
         import zarr
         from zarr.storage import MemoryStore
 
-        images = _by_path(images_of(tree, shard_size))
+        images = by_path(images_of(tree, shard_size))
         groups: dict[str, xr.Dataset] = {"/": xr.Dataset(attrs=tree.attrs)}
         encoding: dict[str, dict[str, dict[str, Any]]] = {}
         data: dict[str, tuple[ExportImage, Any]] = {}
         for path, image in images.items():
             for level in image.levels:
                 group = f"{path}/level_{level.number}"
-                chunks, shards = _blocks(image, level.array, level.frame, shard_size)
+                chunks, shards = block_shapes(image, level.array, level.frame, shard_size)
                 check_memory(
                     math.prod(shards) * level.array.dtype.itemsize, f"{group}: a shard of {shards}"
                 )
-                groups[group] = _described(level.array, image.variable)
+                groups[group] = described(level.array, image.variable)
                 if path == "":
                     groups[group].attrs = dict(tree[group].attrs)
                 if restored(level.array) is not None:
@@ -258,7 +258,7 @@ class _Export:
         xr.DataTree.from_dict(groups).to_zarr(
             skeleton, compute=False, consolidated=False, zarr_format=3, encoding=encoding
         )
-        _describe(images, skeleton)
+        describe(images, skeleton)
         identity = {
             "slide": tree.attrs.get("container_identifier"),
             "options": {"shard_size": shard_size, "compression": compression},
@@ -342,11 +342,11 @@ class _Export:
             else:
                 with self.target.reached():
                     pixels = smallest.sharded.array[index]
-                windows.append(_window(pixels, display.valid_range))
+                windows.append(display_window(pixels, display.valid_range))
         return windows
 
 
-def _window(
+def display_window(
     channel: Any, valid_range: tuple[float, float] | None
 ) -> tuple[float, float, float, float]:
     values = np.asarray(channel)
@@ -360,7 +360,7 @@ def _window(
     return (low, high, start, end) if start < end else (low, high, low, high)
 
 
-def _by_path(images: Sequence[ExportImage]) -> dict[str, ExportImage]:
+def by_path(images: Sequence[ExportImage]) -> dict[str, ExportImage]:
     """Return images by the path of their group: "" is the root, label images are in "/labels/".
 
     A label image whose pixels are on another grid than all levels of the image is there twice: in
@@ -379,7 +379,7 @@ def _by_path(images: Sequence[ExportImage]) -> dict[str, ExportImage]:
     return paths
 
 
-def _describe(images: dict[str, ExportImage], skeleton: MemoryStore) -> None:
+def describe(images: dict[str, ExportImage], skeleton: MemoryStore) -> None:
     """Write the OME-Zarr attributes of groups that don't depend on pixels."""
     import zarr
 
@@ -416,7 +416,7 @@ def _digest(skeleton: MemoryStore, names: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _blocks(
+def block_shapes(
     image: ExportImage, array: xr.DataArray, frame: tuple[int, int], shard_size: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the shapes of chunks and shards: three for colours, one for channels and planes."""
@@ -442,7 +442,7 @@ def _compressor(compression: Compression, dtype: np.dtype[Any]) -> Any:
     ]
 
 
-def _described(array: xr.DataArray, name: str) -> xr.Dataset:
+def described(array: xr.DataArray, name: str) -> xr.Dataset:
     """Return a dataset of an array's coordinates and attributes, with a placeholder as pixels."""
     import dask.array
 

@@ -10,10 +10,12 @@ from dicomslide.slide.pictures import SlidePictures
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dicomslide.header.geometry import OrientationName
+
 __all__ = ["SlideViews"]
 
-VIEW = "dicomslide.view"
-"""Room that shows slides; `SlideViews` and the command line name it, nothing below."""
+VIEW, EXPORT = "dicomslide.view", "dicomslide.export"
+"""Rooms above that are named here, and nowhere else below them."""
 
 
 class SlideViews(SlidePictures):
@@ -74,3 +76,38 @@ class SlideViews(SlidePictures):
         return importlib.import_module(f"{VIEW}.view").shown(
             self, overlay, variable=variable, height=height
         )
+
+    def to_zarr_store(self, *, orientation: OrientationName = "upright") -> Any:
+        """Return the slide as a live store of OME-Zarr 0.5, without a copy.
+
+        The store is laid out as that of :func:`~dicomslide.to_ome_zarr`: levels, label images,
+        coordinates, metadata of channels. Its chunks, a frame each, are decoded when they are asked
+        for, so that whatever reads zarr in Python reads the slide.
+
+        Parameters
+        ----------
+        orientation : {"upright", "stored"}, default: "upright"
+            Upright, with y and x in mm; or rows and columns as stored. Upright, chunks may overlap
+            several frames, where rows or columns are reversed and no whole number of frames.
+
+        Returns
+        -------
+        zarr.abc.store.Store
+            Read-only and picklable.
+
+        Raises
+        ------
+        ImportError
+            When zarr isn't installed.
+        ValueError
+            When `orientation` has another value.
+
+        Examples
+        --------
+        >>> root = zarr.open_group(slide.to_zarr_store(), mode="r")
+        >>> root["level_0/image"][:, 0, :256, :256]
+        >>> xr.open_datatree(slide.to_zarr_store(), engine="zarr", consolidated=False)
+
+        """
+        importlib.import_module(f"{EXPORT}.ome_zarr").check_installed()
+        return importlib.import_module(f"{EXPORT}.live_store").live_store(self, orientation)
