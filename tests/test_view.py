@@ -138,6 +138,34 @@ def test_the_pointer_shows_position_and_values(browser, pages, tissue):
     assert rgb == shown_at(tissue, x, y, window.spacing).values.tolist()
 
 
+def test_channels_planes_and_overlays_are_switched_in_the_page(browser, pages, markers):
+    page = Page(browser, f"{pages.url}/slide?name=F-1")
+    scene = pages.views[-1]._scene
+    window = pages.views[-1]._windows[0]
+
+    def shown():
+        (image,) = window.near.data["image"]
+        return image.view(np.uint8).reshape(*image.shape, 4)[..., :3]
+
+    assert wait_for(lambda: shown()[..., 1].any())
+    page.page.locator("input[type=checkbox]").nth(1).click()
+    assert wait_for(lambda: not scene.channels[1].visible)
+    assert wait_for(lambda: not shown()[..., 1].any())  # nothing is green
+    slider = page.page.locator(".noUi-handle").first
+    slider.focus()
+    page.page.keyboard.press("ArrowRight")
+    assert wait_for(lambda: scene.plane == 2)
+    page.settle()
+    box, shape = window._request
+    assert wait_for(lambda: (shown() == scene.render(box, shape).pixels[..., :3]).all())
+    page = Page(browser, f"{pages.url}/slide?name=S-1")
+    drawn = pages.views[-1]._scene.overlays
+    assert [each.name for each in drawn] == ["segmentation", "nuclei"]
+    page.page.locator("input[type=checkbox]").first.click()
+    assert wait_for(lambda: not drawn[0].visible)
+    assert page.errors == []
+
+
 def test_several_slides_begin_with_a_contact_sheet(browser, pages):
     page = browser.new_page()
     page.goto(pages.url)
