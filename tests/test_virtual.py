@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import io
 import tomllib
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -408,6 +409,15 @@ def test_bytes_without_a_file_are_refused(tmp_path):
     data = write(tmp_path / "image.dcm").read_bytes()
     with pytest.raises(NotVirtualError, match="in memory, without a URL"):
         dicomslide.open_slide(data).to_virtual()
+
+
+def test_files_in_an_archive_are_refused(tmp_path):
+    need("fsspec")
+    with zipfile.ZipFile(tmp_path / "slide.zip", "w") as archive:
+        archive.write(write(tmp_path / "image.dcm"), "image.dcm")
+    slide = dicomslide.open_slide(f"zip://::{tmp_path / 'slide.zip'}")
+    with pytest.raises(NotVirtualError, match="in an archive"):
+        slide.to_virtual()
 
 
 def test_channels_with_tiles_of_two_sizes_are_refused(tmp_path):

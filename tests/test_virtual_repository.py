@@ -156,6 +156,8 @@ def test_two_slides_of_one_name_are_an_error(tmp_path):
     slide = open_stored(pyramid(tmp_path / "slide"))
     with pytest.raises(NotVirtualError, match="two slides have the name 'DS-0001'"):
         to_icechunk([slide, slide], tmp_path / "repo")
+    with pytest.raises(NotVirtualError, match="'a_b': the group 'a_b' is that of another slide"):
+        to_icechunk({"a/b": slide, "a_b": slide}, tmp_path / "repo")
 
 
 def test_the_command_line_writes_and_extends(tmp_path, capsys):

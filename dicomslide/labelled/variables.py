@@ -326,7 +326,7 @@ class Stack:
                 self.dim, self.channels, self.labels, self.images, is_dim=kept[0]
             )
             dataset = dataset.assign_coords(coords)
-        if samples == 3:
+        if samples == 3 and "sample" not in dataset.coords:
             dataset = dataset.assign_coords(sample=np.array(["r", "g", "b"]))
         dataset = dataset.assign({self.name: variable})
         return self._with_scanned(dataset, grid, reader, data) if self.is_image else dataset

@@ -79,6 +79,8 @@ def references_of(source: FrameSource, urls: Mapping[str, str] | None = None) ->
         url = given.get(part.name) or url_of(part)
         if "://" not in url:
             raise NotVirtualError(f"{part.name}: its bytes are in memory, without a URL")
+        if "::" in url:
+            raise NotVirtualError(f"{part.name}: it is in an archive; chunks are ranges of a file")
         names.append(url)
         try:
             starts, counts = part.byte_ranges()

@@ -138,8 +138,7 @@ def _built(
         cohort: Any = slides
         results = cohort.map(build)
         failures = {name: error.error or error for name, error in results.failures.items()}
-        found = {_checked_name(name): built for name, built in results.items()}
-        return found, {**cohort.failures, **failures}
+        return _grouped(results), {**cohort.failures, **failures}
     named = dict(slides) if isinstance(slides, Mapping) else _by_name(slides)
     built: dict[str, Built] = {}
     failed: dict[str, Exception] = {}
@@ -152,7 +151,7 @@ def _built(
             failed[name] = error
 
     together(one, list(named.items()), AT_ONCE)
-    return {_checked_name(name): built[name] for name in named if name in built}, failed
+    return _grouped({name: built[name] for name in named if name in built}), failed
 
 
 def _by_name(slides: Iterable[SlideContents]) -> dict[str, SlideContents]:
@@ -167,9 +166,15 @@ def _by_name(slides: Iterable[SlideContents]) -> dict[str, SlideContents]:
     return named
 
 
-def _checked_name(name: str) -> str:
-    """Return the name of a slide's group: one part of a path."""
-    return name.replace("/", "_").strip("._") or "slide"
+def _grouped(built: Mapping[str, Built]) -> dict[str, Built]:
+    """Return slides by the names of their groups: one part of a path each."""
+    found: dict[str, Built] = {}
+    for name, each in built.items():
+        group = name.replace("/", "_").strip("._") or "slide"
+        if group in found:
+            raise NotVirtualError(f"{name!r}: the group {group!r} is that of another slide")
+        found[group] = each
+    return found
 
 
 def _checksums(sources: Iterable[FrameSource]) -> Iterator[tuple[str, str]]:

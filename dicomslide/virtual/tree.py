@@ -85,12 +85,15 @@ def virtual_groups(
 def _storable(dataset: xr.Dataset) -> xr.Dataset:
     """Return a dataset without masks, and with texts as zarr stores them."""
     masks = [name for name in dataset.data_vars if is_mask_of(str(name), dataset.data_vars)]
-    texts = {
-        name: coord.variable.astype(object)  # variable-length strings: zarr's specification
-        for name, coord in dataset.coords.items()
-        if coord.dtype.kind == "U"
-    }
-    kept = dataset.drop_vars(masks).assign_coords(texts)
-    for variable in kept.variables.values():
+    kept = dataset.drop_vars(masks) if masks else dataset
+    of_dims = {}
+    for name, variable in kept.variables.items():
         variable.encoding = {}
-    return kept
+        if variable.dtype.kind != "U":
+            continue
+        texts = np.asarray(variable.values, object)  # variable-length: zarr's specification
+        if name in kept.xindexes:  # whose values can't be set
+            of_dims[name] = (variable.dims, texts, variable.attrs)
+        else:
+            variable.data = texts
+    return kept.assign_coords(of_dims) if of_dims else kept
