@@ -8,9 +8,21 @@ from pathlib import Path
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-USERS = re.findall(r"[\w-]+", EXTRAS["complete"][0].partition("[")[2])
-"""The extras that are for users; the others' tools are as new as they go."""
+OWN = re.compile(r"dicomslide\[([\w,-]+)\]")
 
-for requirement in PROJECT["dependencies"] + [each for name in USERS for each in EXTRAS[name]]:
+
+def requirements(extra: str) -> set[str]:
+    """Return what an extra requires, with the extras of this project that it names."""
+    found: set[str] = set()
+    for each in EXTRAS[extra]:
+        if own := OWN.fullmatch(each):
+            found = found.union(*map(requirements, own[1].split(",")))
+        else:
+            found.add(each)
+    return found
+
+
+# the extras that are for users; the others' tools are as new as they go
+for requirement in sorted({*PROJECT["dependencies"], *requirements("complete")}):
     name, floor = re.fullmatch(r"([\w-]+)(?:\[[\w,-]+\])?>=([\w.]+)", requirement).groups()
     print(f"{name}=={floor}")
