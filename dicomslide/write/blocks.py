@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dicomslide.write.frames import FrameForm
 
 __all__ = ["BLOCK", "BlockWriter", "NativeFile", "blocks_along", "boxed", "explained",
-           "record"]  # fmt: skip
+           "opened", "record", "write_at"]  # fmt: skip
 
 BLOCK = 2048
 """Pixels along an edge of a block, unless chunks are larger."""
@@ -149,10 +149,10 @@ class BlockWriter:
         size = frames.shape[-1]
         for number, of_channel in enumerate(frames):
             file = files[channel + number]
-            with _opened(file.path) as descriptor:
+            with opened(file.path) as descriptor:
                 for row, run in enumerate(of_channel):
                     frame = (file.channel * down + at[0] + row) * across + at[1]
-                    _write_at(descriptor, run, file.offset + frame * size)
+                    write_at(descriptor, run, file.offset + frame * size)
 
     def _to_part(
         self,
@@ -192,7 +192,7 @@ def boxed(value: Any) -> NDArray[Any]:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[int]:
+def opened(path: str) -> Iterator[int]:
     """Open an existing file for writing at offsets."""
     with explained(path):
         descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0))
@@ -213,7 +213,8 @@ def explained(path: str) -> Iterator[None]:
         ) from None
 
 
-def _write_at(descriptor: int, data: NDArray[np.uint8], offset: int) -> None:
+def write_at(descriptor: int, data: NDArray[Any], offset: int) -> None:
+    """Write an array at an offset of a file."""
     contiguous: Any = np.ascontiguousarray(data)
     view = memoryview(contiguous).cast("B")
     while len(view):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide.errors import ExportError
-from dicomslide.write.blocks import BLOCK, boxed, explained
+from dicomslide.write.blocks import BLOCK, boxed, explained, opened, write_at
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,15 +53,22 @@ class Scratch:
         """Delete the file."""
         os.unlink(self.path)
 
-    def _mapped(self, mode: Any) -> NDArray[Any]:
-        with explained(self.path):
-            return np.memmap(self.path, self.dtype, mode, shape=self.shape)
-
     def __getitem__(self, key: Any) -> NDArray[Any]:
-        return np.array(self._mapped("r")[key])  # a copy: pages of the file aren't kept
+        with explained(self.path):
+            mapped = np.memmap(self.path, self.dtype, "r", shape=self.shape)
+        return np.array(mapped[key])  # a copy: pages of the file aren't kept
 
-    def __setitem__(self, key: Any, pixels: NDArray[Any]) -> None:
-        self._mapped("r+")[key] = pixels
+    def write(self, first: tuple[int, ...], pixels: NDArray[Any]) -> None:
+        """Write a block whose first pixel is at a position.
+
+        Rows are written, not mapped: on a full disk, a mapped page ends the process (SIGBUS).
+        """
+        rows = np.ascontiguousarray(pixels, self.dtype)
+        with opened(self.path) as descriptor:
+            for at in np.ndindex(rows.shape[:-1]):
+                start = (*np.add(first[:-1], at), first[-1])
+                number = int(np.ravel_multi_index(start, self.shape))
+                write_at(descriptor, rows[at], number * self.dtype.itemsize)
 
     def dask_array(self) -> Any:
         """Return it as a dask array, which is computed when the file is written."""
@@ -81,8 +88,6 @@ class Keeper:
 
     def __call__(self, block: NDArray[Any], *, block_id: tuple[int, ...]) -> NDArray[Any]:
         """Write a block."""
-        firsts = [of[at] for of, at in zip(self.borders, block_id, strict=True)]
-        self.scratch[
-            tuple(slice(at, at + n) for at, n in zip(firsts, block.shape, strict=True))
-        ] = block
+        first = tuple(of[at] for of, at in zip(self.borders, block_id, strict=True))
+        self.scratch.write(first, block)
         return boxed(None)
