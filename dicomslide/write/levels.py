@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -70,15 +72,32 @@ def on_levels(
         return [placed(array, slide)]
     if levels == "all":
         own = placed(array, slide)
-        return _pyramid(array, slide, own, resample or FITTING[kind][0])
+        return _pyramid(array, slide, own, resample or FITTING[kind][0], kind)
     if isinstance(levels, str):  # type: ignore[unreachable]
         raise ValueError(f'levels {levels!r}: expected "own", "all", "free", or numbers of levels')
-    wanted = [levels] if isinstance(levels, (int, np.integer)) else list(levels)
-    return [_on_level(array, slide, int(level), resample) for level in wanted]
+    return [_on_level(array, slide, level, resample, kind) for level in _numbers(levels)]
 
 
-def _on_level(array: xr.DataArray, slide: Slide, level: int, resample: Resample | None) -> Placed:
+def _numbers(levels: Any) -> list[int]:
+    """Return the numbers of levels, each once."""
+    given = [levels] if isinstance(levels, (int, np.integer)) else levels
+    numbers = list(given) if isinstance(given, Iterable) else []
+    if (
+        not numbers
+        or any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) for n in numbers)
+        or len(set(numbers)) < len(numbers)
+    ):
+        raise ValueError(
+            f'levels {levels!r}: expected "own", "all", "free", or numbers of levels, each once'
+        )
+    return [int(n) for n in numbers]
+
+
+def _on_level(
+    array: xr.DataArray, slide: Slide, level: int, resample: Resample | None, kind: str
+) -> Placed:
     """Return the pixels on a level: as they are if it is theirs, else resampled."""
+    own = None
     try:
         own = placed(array, slide)
     except GridError:
@@ -95,11 +114,13 @@ def _on_level(array: xr.DataArray, slide: Slide, level: int, resample: Resample 
     assert resample is not None
     grid = grid_of_level(slide, level)
     array = upright(array, slide)
+    if own is not None and kind != "MAP":
+        array = _padded(array, slide, own, grid)
     return _on(grid, _resampled(array, slide, grid, resample), array)
 
 
 def _pyramid(
-    array: xr.DataArray, slide: Slide, own: Placed, method: Resample | str
+    array: xr.DataArray, slide: Slide, own: Placed, method: Resample | str, kind: str
 ) -> list[Placed]:
     """Return the pixels on their level and on all coarser ones, each computed from the one before.
 
@@ -110,6 +131,8 @@ def _pyramid(
     found = [own]
     coarser = range(own.grid.level + 1, slide.num_levels)
     here = upright(array, slide) if coarser else array
+    if coarser and kind != "MAP":
+        here = _padded(here, slide, own, grid_of_level(slide, coarser[-1]))
     for level in coarser:
         grid = grid_of_level(slide, level)
         is_fraction = found[-1].in_fractions
@@ -119,6 +142,36 @@ def _pyramid(
         here = resampled.copy(data=scratch.dask_array())
         found.append(_on(grid, here, array))
     return found
+
+
+def _padded(array: xr.DataArray, slide: Slide, own: Placed, coarser: Grid) -> xr.DataArray:
+    """Return an upright array with zeros around it, up to the edges of its level.
+
+    Coarser pixels that lie partly in a region are then those of the whole level, of which the rest
+    is zero. There are as many zeros as two pixels of the coarsest level need.
+    """
+    import dask.array as da
+    import xarray as xr
+
+    like = own.grid.like(slide._said("FrameOfReferenceUID"))
+    kept, widths = {}, []
+    for dim, reach in zip(("y", "x"), reversed(coarser.geometry.slide_spacing), strict=True):
+        count, centres = array.sizes[dim], like[dim].values
+        first = int(np.abs(centres - float(array[dim][0])).argmin())
+        index: Any = like.xindexes[dim]
+        wanted = math.ceil(2 * reach / index.spacing)
+        before, after = min(first, wanted), min(len(centres) - first - count, wanted)
+        kept[dim] = slice(first - before, first + count + after)
+        widths.append((before, after))
+    if not any(map(any, widths)):
+        return array
+    array = array.transpose(..., "y", "x")
+    pixels: Any = array.data
+    widths = [(0, 0)] * (array.ndim - 2) + widths
+    around = da.pad(pixels, widths, constant_values=0)
+    others = {name: each for name, each in array.coords.items() if not {"y", "x"} & {*each.dims}}
+    padded = xr.DataArray(around, others, array.dims, array.name, array.attrs)
+    return padded.assign_coords(like.isel(kept).coords)
 
 
 def _on(grid: Grid, resampled: xr.DataArray, array: xr.DataArray) -> Placed:
