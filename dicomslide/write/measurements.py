@@ -94,8 +94,9 @@ def write_measurements(
         A polygon or point in mm for each segment or row, in the same order. For a GeoDataFrame
         of measurements, its own shapes.
     segmentation : path-like, pydicom.dataset.Dataset or TiledImage, optional
-        Segmentation of the slide whose segments were measured, in the same order: a file of
-        :func:`write_segmentation`. Either this or `regions` at most.
+        Segmentation of the slide whose segments were measured: a file of
+        :func:`write_segmentation`. Segments are found by their labels, else by their numbers; where
+        the measurements have neither, they are in the same order. Either this or `regions` at most.
     findings : mapping, optional
         What each segment is, by its label: a word such as ``"tumour"``, or a code. By default the
         codes in the segmentation; else the label, if it is such a word.
@@ -120,8 +121,8 @@ def write_measurements(
     Raises
     ------
     AnnotationError
-        When there are no measurements, or infinite ones; when regions don't fit: their number,
-        holes, several parts.
+        When there are no measurements, or infinite ones; when regions don't fit: their number or
+        order, holes, several parts; when segments don't fit: their number or labels.
     GridError
         When the regions have another frame of reference than the slide.
     ImportError
@@ -163,7 +164,8 @@ def write_measurements(
     if regions is None and segmentation is None and hasattr(measurements, "geometry"):
         regions = measurements
     labels, rows = _rows_of(measurements, codes)
-    places = _places(regions, segmentation, slide, grid, len(labels))
+    _check_order(measurements, regions)
+    places = _places(regions, segmentation, slide, grid, labels)
     groups = [
         _group(label, row, place, _finding(label, findings, place))
         for label, row, place in zip(labels, rows, places, strict=True)
@@ -287,15 +289,28 @@ def _of_table(table: Any, codes: Mapping[str, Any] | None) -> tuple[list[str], l
 # -- where -------------------------------------------------------------------------------------
 
 
+def _check_order(measurements: Any, regions: Any) -> None:
+    """Raise an AnnotationError if the rows of two tables are the same, in another order."""
+    of_rows: Any = getattr(measurements, "index", None)
+    of_regions: Any = getattr(regions, "index", None)
+    if not (hasattr(of_rows, "sort_values") and hasattr(of_regions, "sort_values")):
+        return
+    if not of_rows.equals(of_regions) and set(of_rows) == set(of_regions):
+        raise AnnotationError(
+            "regions have the rows of measurements in another order:"
+            " regions.loc[measurements.index]"
+        )
+
+
 def _places(
-    regions: Any, segmentation: Any, slide: Slide, grid: Grid, count: int
+    regions: Any, segmentation: Any, slide: Slide, grid: Grid, labels: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return the reference of each group of measurements to a region or a segment."""
     if regions is not None:
-        return _in_regions(regions, slide, grid, count)
+        return _in_regions(regions, slide, grid, len(labels))
     if segmentation is not None:
-        return _in_segments(_header_of(segmentation), grid, count)
-    return [{} for _ in range(count)]
+        return _in_segments(_header_of(segmentation), grid, labels)
+    return [{} for _ in labels]
 
 
 def _in_regions(regions: Any, slide: Slide, grid: Grid, count: int) -> list[dict[str, Any]]:
@@ -314,22 +329,17 @@ def _in_regions(regions: Any, slide: Slide, grid: Grid, count: int) -> list[dict
         points[:, 2] = (found.planes or (grid.first_plane / MICROMETERS,))[0]
         some = found.points[first:stop]
         points[:, : some.shape[1]] = some
-        if found.kind == "POLYGON":  # closed here, unlike in annotations (PS3.3 C.18.9)
-            points = np.concatenate([points, points[:1]])
         kind = "POLYGON" if found.kind == "RECTANGLE" else found.kind
+        if kind == "POLYGON":  # closed here, unlike in annotations (PS3.3 C.18.9)
+            points = np.concatenate([points, points[:1]])
         places.append({"referenced_region": hd.sr.ImageRegion3D(kind, points, uid)})
     return places
 
 
-def _in_segments(header: Dataset, grid: Grid, count: int) -> list[dict[str, Any]]:
+def _in_segments(header: Dataset, grid: Grid, labels: Sequence[str]) -> list[dict[str, Any]]:
     import highdicom as hd
 
-    segments = dicom.items(header, "SegmentSequence")
-    if len(segments) != count:
-        raise AnnotationError(
-            f"the segmentation has {len(segments)} segments for {count} measured ones; expected the"
-            " same"
-        )
+    segments = _measured_segments(dicom.items(header, "SegmentSequence"), labels)
     series = hd.sr.SourceSeriesForSegmentation(grid.sources[0].metadata.SeriesInstanceUID)
     return [
         {
@@ -343,6 +353,27 @@ def _in_segments(header: Dataset, grid: Grid, count: int) -> list[dict[str, Any]
         }
         for segment in segments
     ]
+
+
+def _measured_segments(segments: Sequence[Dataset], labels: Sequence[str]) -> list[Dataset]:
+    """Return the segment of each label: by its label, its number, or its place."""
+    names = [str(segment.get("SegmentLabel")) for segment in segments]
+    numbers = [str(segment.SegmentNumber) for segment in segments]
+    are_unique = len({*labels}) == len(labels) and len({*names}) == len(names)
+    if are_unique and {*labels} <= {*names}:
+        return [segments[names.index(label)] for label in labels]
+    if sorted(labels) == sorted(numbers):
+        return [segments[numbers.index(label)] for label in labels]
+    if len(names) != len(labels):
+        raise AnnotationError(
+            f"the segmentation has {len(names)} segments for {len(labels)} measured ones; expected"
+            " the same"
+        )
+    if names != list(labels) and {*names} & {*labels}:
+        raise AnnotationError(
+            f"the segmentation has the segments {names[:20]}; measured are {list(labels)[:20]}"
+        )
+    return list(segments)
 
 
 def _header_of(segmentation: Any) -> Dataset:
