@@ -8,6 +8,7 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 import xarray as xr
@@ -468,6 +469,99 @@ def test_regions_of_a_report_lie_where_they_were_drawn(slide, tmp_path):
         assert slide.get_slide_region_for_annotation(region, 0).size
 
 
+def test_segments_of_a_report_are_those_of_the_same_labels_in_any_order(slide, tmp_path):
+    image = slide.to_dataset(chunks={}).image.isel(sample=0, drop=True)
+    data = xr.concat([image < 100, image < 180, image < 250], "segment")
+    (segmentation,) = dicomslide.write_segmentation(
+        data, slide, tmp_path, segments=["tumour", "stroma", "fat"]
+    )
+    table = pd.DataFrame({"area": [3.0, 1.0], "label": ["fat", "tumour"]})
+    (path,) = dicomslide.write_measurements(table, slide, tmp_path, segmentation=segmentation)
+    groups = hd.sr.srread(path).content.get_volumetric_roi_measurement_groups()
+    assert [(each.get_measurements()[0].value, _segment_of(each)) for each in groups] == [
+        (3.0, [3]), (1.0, [1]),
+    ]  # fmt: skip
+    by_number = pd.DataFrame({"area": [3.0, 1.0, 2.0]}, index=[3, 1, 2])
+    (path,) = dicomslide.write_measurements(
+        by_number, slide, tmp_path, segmentation=segmentation, name="numbers"
+    )
+    groups = hd.sr.srread(path).content.get_volumetric_roi_measurement_groups()
+    assert [(each.get_measurements()[0].value, _segment_of(each)) for each in groups] == [
+        (3.0, [3]), (1.0, [1]), (2.0, [2]),
+    ]  # fmt: skip
+    table = pd.DataFrame({"area": [3.0, 1.0, 2.0], "label": ["fat", "tumour", "nerve"]})
+    with pytest.raises(dicomslide.AnnotationError, match=r"segments .*'stroma'.*measured .*nerve"):
+        dicomslide.write_measurements(
+            table, slide, tmp_path, segmentation=segmentation, name="other"
+        )
+
+
+def _segment_of(group):
+    """The segments that a group refers to."""
+    return [
+        int(reference.ReferencedSegmentNumber)
+        for content in group[0].ContentSequence
+        for reference in content.get("ReferencedSOPSequence", [])
+        if "ReferencedSegmentNumber" in reference
+    ]
+
+
+def test_regions_in_another_order_than_measurements_are_refused(slide, tmp_path):
+    frame = frame_of(area=[1.5, 2.5, 3.5])
+    table = frame[["area"]].sort_values("area", ascending=False)
+    with pytest.raises(dicomslide.AnnotationError, match=r"regions\.loc\[measurements\.index\]"):
+        dicomslide.write_measurements(table, slide, tmp_path, regions=frame)
+    regions = frame.loc[table.index]
+    (path,) = dicomslide.write_measurements(table, slide, tmp_path, regions=regions)
+    first, *_ = hd.sr.srread(path).content.get_planar_roi_measurement_groups()
+    assert first.get_measurements()[0].value == 3.5
+    np.testing.assert_allclose(first.roi.value[:-1, :2], triangles()[2], rtol=0, atol=1e-5)
+
+
+def test_rectangles_are_regions_of_a_report(slide, tmp_path):
+    corners = np.array([[[10.0, 20.0], [10.5, 20.0], [10.5, 20.25], [10.0, 20.25]]])
+    (path,) = dicomslide.write_annotations(
+        corners, slide, tmp_path, label="x", graphic_type="RECTANGLE"
+    )
+    (group,) = dicomslide.open_slide(
+        [*(image._source.path for level in slide.levels for image in level.images), path]
+    ).annotations()
+    table = pd.DataFrame({"area": [1.0]})
+    (path,) = dicomslide.write_measurements(table, slide, tmp_path, regions=group)
+    (found,) = hd.sr.srread(path).content.get_planar_roi_measurement_groups()
+    expected = np.concatenate([corners[0], corners[0, :1]])
+    np.testing.assert_allclose(found.roi.value[:, :2], expected)
+
+
+@pytest.mark.parametrize("unit", ["µm²", "um 2", ""])
+def test_units_that_are_no_ucum_are_refused(slide, tmp_path, unit):
+    frame = frame_of(size=[1.5, 2.5, 3.5])
+    with pytest.raises(ValueError, match="expected UCUM"):
+        dicomslide.write_annotations(
+            frame, slide, tmp_path, label="cell", measurements={"size": ("area", unit)}
+        )
+
+
+def test_text_that_would_be_several_values_is_refused(slide, tmp_path):
+    mask = slide.to_dataset().image.isel(sample=0, drop=True) < 180
+    for options in (
+        {"segments": ["a\\b"]}, {"segments": "a", "series_description": "a\\b"},
+        {"segments": "a", "content_creator": "a\\b"},
+        {"segments": {"label": "a", "algorithm": "net\\2 1.0"}},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="without a backslash"):
+            dicomslide.write_segmentation(mask, slide, tmp_path, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_unknown_groups_are_refused(slide, tmp_path):
+    points = np.array([[10.0, 20.0]])
+    with pytest.raises(ValueError, match=r"\['cels'\] aren't among the groups \['cells'\]"):
+        dicomslide.write_annotations(
+            {"cells": points}, slide, tmp_path, graphic_type={"cels": "POINT"}
+        )
+
+
 def test_units_are_those_that_a_table_says(slide, tmp_path):
     frame = frame_of(area=[1.5, 2.5, 3.5])
     (path,) = dicomslide.write_annotations(
@@ -497,7 +591,12 @@ def test_reports_of_nothing_are_refused(slide, statistics, tmp_path):
     for measurements, options, error, message in (
         (table * np.nan, {}, WRONG, "all are NaN"),
         (table.drop_dims("segment"), {}, ValueError, "expected segment"),
-        (table.isel(segment=[0]), {"segmentation": segmentation}, WRONG, "3 segments for 1"),
+        (
+            table.isel(segment=[0]).drop_vars("segment_label"),
+            {"segmentation": segmentation},
+            WRONG,
+            "3 segments for 1",
+        ),
         (table, {"regions": frame_of()[:2]}, WRONG, "2 regions for 3"),
         (table, {"regions": of_other_frame()}, dicomslide.GridError, "frame of reference"),
         (table, {"segmentation": files_of(slide)[0]}, ValueError, "expected a segmentation"),

@@ -177,6 +177,7 @@ def write_annotations(
         temporary_folder=temporary_folder,
     )
     groups = _labelled(annotations, label)
+    _check_labels(groups, graphic_type, property_category, property_type)
     file = f"{name}.dcm"
     to.check([file])
     writing = _Writing(
@@ -230,6 +231,13 @@ def _labelled(annotations: Any, label: str | None) -> dict[str, Any]:
     if not groups:
         raise AnnotationError("no group of annotations: an instance has one at least")
     return groups
+
+
+def _check_labels(groups: Mapping[str, Any], *options: Any) -> None:
+    """Raise a ValueError if an option is given for a group that isn't there."""
+    for option in options:
+        if isinstance(option, Mapping) and (unknown := set(option) - set(groups)):
+            raise ValueError(f"{option}: {sorted(unknown)} aren't among the groups {list(groups)}")
 
 
 def _grid(slide: Slide, level: int, coordinates: str) -> Grid:

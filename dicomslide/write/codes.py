@@ -98,9 +98,9 @@ def unit_item(given: Any, what: str) -> Dataset:
 
     """
     if isinstance(given, str):
-        if not given.strip() or " " in given.strip():
+        if not given.strip() or " " in given.strip() or not given.isascii():
             raise ValueError(
-                f'{what}: the unit is {given!r}; expected UCUM, such as "mm2", "um", "%", or "1"'
+                f'{what}: the unit is {given!r}; expected UCUM, such as "um2", "mm", "%", or "1"'
                 " for no unit"
             )
         return code_item(given.strip(), "UCUM", UNITS.get(given.strip(), given.strip()))

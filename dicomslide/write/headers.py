@@ -67,6 +67,8 @@ EMPTY_IF_ABSENT = (
 """Attributes of type 2, which are written without a value where the source lacks them."""
 UTF_8 = "ISO_IR 192"
 LONGEST_LO, LONGEST_SH = 64, 16
+SEPARATED = frozenset({"CS", "LO", "PN", "SH", "UC", "UI"})
+"""Value representations of text in which a backslash separates values."""
 """Most characters of a value (PS3.5 6.2)."""
 
 
@@ -90,11 +92,21 @@ def new_uid() -> str:
 
 
 def item(**values: Any) -> Dataset:
-    """Return a data set of elements by keyword."""
+    """Return a data set of elements by keyword.
+
+    Raises
+    ------
+    ValueError
+        When a text has a backslash, which separates values (PS3.5 6.2).
+
+    """
+    from pydicom.datadict import dictionary_VR
     from pydicom.dataset import Dataset
 
     made = Dataset()
     for keyword, value in values.items():
+        if isinstance(value, str) and "\\" in value and dictionary_VR(keyword) in SEPARATED:
+            raise ValueError(f"{keyword} {value!r}: expected text without a backslash")
         setattr(made, keyword, value)
     return made
 
@@ -168,8 +180,7 @@ def derived_header(
         "ContentCreatorName": series.content_creator,
         "ReferencedSeriesSequence": _referenced_series(sources),
     }
-    for keyword, value in values.items():
-        setattr(header, keyword, value)
+    header.update(item(**values))
     return header
 
 
