@@ -433,6 +433,25 @@ def test_a_bucket_gets_one_pass_or_nothing(mask, slide, tmp_path):
         assert not client.list_multipart_uploads(Bucket="results").get("Uploads")
 
 
+@pytest.mark.parametrize("scheme", ["memory", "local"])
+def test_nothing_is_left_where_files_are_there_from_the_beginning(mask, slide, tmp_path, scheme):
+    import fsspec
+
+    def failing(block, block_info=None):
+        if block_info[0]["chunk-location"][0] == 2:
+            raise RuntimeError("a fault of the model")
+        return block
+
+    data = mask.data.map_blocks(failing, dtype=bool, meta=np.empty((0, 0), bool))
+    url = f"{scheme}://{tmp_path}/failed"
+    with pytest.raises(RuntimeError, match="of the model"):
+        dicomslide.write_segmentation(mask.copy(data=data), slide, url, segments="tissue")
+    filesystem, path = fsspec.url_to_fs(url)
+    assert filesystem.find(path) == []
+    (written,) = dicomslide.write_segmentation(mask, slide, url, segments="tissue")
+    assert filesystem.find(path) == [fsspec.url_to_fs(written)[1]]
+
+
 @pytest.mark.server
 @pytest.mark.skipif(bool(orthanc.reason_to_skip()), reason=str(orthanc.reason_to_skip()))
 @pytest.mark.filterwarnings("ignore::dicomslide.ViewerWarning")

@@ -40,6 +40,8 @@ TEMPORARY = ".dicomslide-write-"
 """Beginning of the names of temporary folders."""
 ATTEMPTS = 20
 """Attempts to delete a temporary folder."""
+LOCAL = ("file://", "local://")
+"""Schemes of URLs of paths."""
 LOCK = "lock"
 """File in a temporary folder that its process has locked: without, the folder is left over."""
 
@@ -98,14 +100,17 @@ def target_at(
         from dicomslide.backends.dicomweb.storing import connection_for
 
         found = ServerTarget(connection_for(target), overwrite, temporary)
-    elif is_url(target) and not target.startswith("file://"):
+    elif is_url(target) and not target.startswith(LOCAL):
         if storage_options is not None:
             register_storage_options(target, storage_options)
             storage_options = None
         url = remembered(target)
         found = BucketTarget(url, harmless_for(url), overwrite, temporary)
     elif isinstance(target, (str, os.PathLike)):
-        path = os.path.abspath(os.fspath(target).removeprefix("file://"))
+        path = os.fspath(target)
+        for scheme in LOCAL:
+            path = path.removeprefix(scheme)
+        path = os.path.abspath(path)
         if temporary is not None:
             raise ValueError(
                 f"temporary_folder is for buckets and servers: in {path}, unfinished files are in a"
@@ -363,6 +368,8 @@ class BucketTarget:
 
         It is there when all of it is.
         """
+        from fsspec.spec import AbstractBufferedFile
+
         (url,) = _names_in(self.url, [name]).values()
         with self._explaining():
             filesystem, path = self._reached(url)
@@ -376,7 +383,13 @@ class BucketTarget:
         except BaseException:
             with contextlib.suppress(Exception):
                 file.discard()
-            file.closed = True  # else it would be completed when it is collected
+            if isinstance(file, AbstractBufferedFile):
+                file.closed = True  # else it would be completed when it is collected
+            else:  # such a file is there from the beginning
+                with contextlib.suppress(Exception):
+                    file.close()
+                with contextlib.suppress(Exception):
+                    filesystem.rm_file(path)
             raise
         return [url]
 
