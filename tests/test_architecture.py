@@ -45,7 +45,7 @@ LAYERS = (
     {"__main__"},
 )
 BACKENDS = (
-    {"base", "coalesce"},
+    {"base", "coalesce", "criteria"},
     {"concatenation", "search"},
     {"part10", "batching", "net"},
     {"objects", "dicomweb"},

@@ -13,10 +13,10 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID
 
 import dicomslide
-from dicomslide.backends.dicomweb import client as client_module
+from dicomslide.backends.dicomweb import searching
 from dicomslide.slide.discovery import find_slides
 from dicomslide.testing import uid_of, write_slide
-from tests.support.fake_client import FakeClient, refused
+from tests.support.fake_client import FILTERS, FakeClient, refused
 
 EOSIN = Code("36879007", "SCT", "water soluble eosin stain")
 SMALL = dict(
@@ -196,14 +196,14 @@ def test_what_is_no_client_is_an_error(value):
 
 
 def test_a_server_that_gives_its_only_page_again_may_have_more(archive, monkeypatch):
-    monkeypatch.setattr(client_module, "PAGE", 2)
+    monkeypatch.setattr(searching, "PAGE", 2)
     with pytest.warns(dicomslide.MetadataWarning, match="may be more than these 2"):
         found = find_slides(FakeClient(archive, offsets=False), include_derived=False)
     assert containers(found) == ["A", "B"]
 
 
 def test_results_that_never_end_are_an_error(archive, monkeypatch):
-    monkeypatch.setattr(client_module, "MOST_RESULTS", 1000)
+    monkeypatch.setattr(searching, "MOST_RESULTS", 1000)
     client = FakeClient(archive)
     numbers = itertools.count()
 
@@ -316,7 +316,8 @@ def test_a_failure_is_an_error_or_leaves_out_and_says_why(archive):
 def test_a_search_that_fails_is_an_error_or_leaves_out_and_says_why(
     archive, method, modality, left
 ):
-    client = FakeClient(archive)
+    filters = ("ContainerIdentifier",) if method == "search_for_studies" else FILTERS
+    client = FakeClient(archive, filters=filters)
     search = getattr(client, method)
 
     def failing(*args, search_filters=None, **kwargs):

@@ -6,37 +6,41 @@ import contextlib
 from typing import TYPE_CHECKING, Protocol
 
 from dicomslide.backends.base import FrameStore, Series, is_searchable
+from dicomslide.backends.criteria import SLIDE_MODALITY, Criteria
 from dicomslide.header import dicom
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.base import FrameSource
 
-__all__ = ["DERIVED_MODALITIES", "SLIDE_MODALITY", "Catalog", "StoreCatalog", "selected"]
-
-SLIDE_MODALITY = "SM"
-DERIVED_MODALITIES = ("SEG", "OT", "ANN")
-"""Modality of segmentations, parametric maps (which have no value of their own) and annotations."""
+__all__ = ["Catalog", "StoreCatalog", "selected"]
 
 
 class Catalog(Protocol):
     """Instances of a store or server: slide images, derived images and annotations."""
 
+    @property
+    def may_share(self) -> bool:
+        """Whether several threads may read metadata at once."""
+        ...
+
     def source(self, metadata: Dataset) -> FrameSource:
         """Return the source of an instance."""
         ...
 
-    def series(
+    def pages(
         self,
         *,
         include_derived: bool = True,
         attempt: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext,
-    ) -> list[Series]:
-        """Return the series of slides, and series that may be derived from them.
+    ) -> Iterator[list[Series]]:
+        """Yield the series of slides, and then series that may be derived from them.
+
+        Each list is searched for when it is asked for.
 
         Parameters
         ----------
@@ -64,50 +68,48 @@ class StoreCatalog:
     ----------
     store : FrameStore
         Store.
-    study_instance_uid, patient_id, study_id : str, optional
-        Values that the studies have; by default any.
+    criteria : Criteria, optional
+        Values that instances have; by default any.
 
     """
 
-    def __init__(
-        self,
-        store: FrameStore,
-        study_instance_uid: str | None = None,
-        patient_id: str | None = None,
-        study_id: str | None = None,
-    ) -> None:
+    def __init__(self, store: FrameStore, criteria: Criteria | None = None) -> None:
         self._store = store
-        self._wanted = {
-            "StudyInstanceUID": study_instance_uid,
-            "PatientID": patient_id,
-            "StudyID": study_id,
-        }
-        self._modalities: tuple[str, ...] = (SLIDE_MODALITY, *DERIVED_MODALITIES)
+        self._criteria = Criteria() if criteria is None else criteria
+        self._modalities = self._criteria.modalities()
         self._listed: dict[Series, list[Dataset]] = {}
+
+    @property
+    def may_share(self) -> bool:
+        """True: stores are used by several threads."""
+        return True
 
     def source(self, metadata: Dataset) -> FrameSource:
         """Return the source of an instance."""
         return self._store.source(metadata)
 
-    def series(
+    def pages(
         self,
         *,
         include_derived: bool = True,
         attempt: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext,
-    ) -> list[Series]:
-        """Return the series: see :meth:`Catalog.series`."""
-        if not include_derived:
-            self._modalities = (SLIDE_MODALITY,)
+    ) -> Iterator[list[Series]]:
+        """Yield the series: see :meth:`Catalog.pages`."""
+        self._modalities = self._criteria.modalities(include_derived=include_derived)
         store = self._store
+        found: Iterable[Series] = ()
         with attempt(f"the series of a {type(store).__name__}"):
             if is_searchable(store):
-                return sorted(set(store.series(self._wanted["StudyInstanceUID"])))
-            self._listed = {}
-            for each in store.metadata:
-                uids = (dicom.text(each, "StudyInstanceUID"), dicom.text(each, "SeriesInstanceUID"))
-                series = Series(*(uid or "" for uid in uids))
-                self._listed.setdefault(series, []).append(each)
-        return sorted(self._listed)
+                found = store.series(self._criteria.study_instance_uid)
+            else:
+                self._listed = {}
+                for each in store.metadata:
+                    keywords = ("StudyInstanceUID", "SeriesInstanceUID")
+                    series = Series(*(dicom.text(each, keyword) or "" for keyword in keywords))
+                    self._listed.setdefault(series, []).append(each)
+                found = self._listed
+            found = sorted(set(found))
+        yield list(found)
 
     def metadata_of(self, series: Series) -> list[Dataset]:
         """Return the metadata of a series: see :meth:`Catalog.metadata_of`."""
@@ -115,28 +117,14 @@ class StoreCatalog:
         found = store.metadata_of(series) if is_searchable(store) else self._listed[series]
         return [
             each
-            for each in selected(found, self._wanted)
+            for each in selected(found, self._criteria)
             if (dicom.text(each, "Modality") or SLIDE_MODALITY) in self._modalities
         ]
 
 
-def selected(metadata: Iterable[Dataset], wanted: dict[str, str | None]) -> list[Dataset]:
-    """Return the metadata with the given values, ordered by Instance Number and UID.
-
-    Parameters
-    ----------
-    metadata : iterable of pydicom.dataset.Dataset
-        Metadata of instances.
-    wanted : dict of str to str or None
-        Values by keyword; None for any.
-
-    """
-    kept = [
-        each
-        for each in metadata
-        if all(value in (None, dicom.text(each, key)) for key, value in wanted.items())
-    ]
-    return sorted(kept, key=_order)
+def selected(metadata: Iterable[Dataset], criteria: Criteria) -> list[Dataset]:
+    """Return the metadata that fulfil criteria, ordered by Instance Number and UID."""
+    return sorted(filter(criteria.keeps, metadata), key=_order)
 
 
 def _order(metadata: Dataset) -> tuple[float, str]:

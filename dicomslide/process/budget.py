@@ -34,7 +34,7 @@ KINDS = frozenset({
     "ICC profiles", "arranged slides", "bytes of objects read ahead", "colour tables",
     "colour transforms",
     "decoded frames", "decoded frames of tiles", "decoding threads", "exported stores",
-    "file systems", "folders of clients",
+    "file systems", "filters of servers", "folders of clients",
     "headers", "heads of objects", "layouts", "objects", "open files", "open slides",
     "parsed files", "places in archives", "received frames", "request batchers",
     "requesting threads", "tiles of OpenSlide", "versions of objects", "warnings of JPEG headers",

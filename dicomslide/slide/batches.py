@@ -24,6 +24,7 @@ MIN_WAIT = 0.05
 Failures = dict[str, Exception]
 T = TypeVar("T")
 F = TypeVar("F")
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,17 +74,20 @@ def on_cluster(
     ]
 
 
-def in_threads(function: Callable[[list[T]], Batch[F]], items: Sequence[T]) -> list[Batch[F]]:
+def in_threads(
+    function: Callable[[list[T]], R], items: Sequence[T], *, may_share: bool = True
+) -> list[R]:
     """Apply a function to each item; in threads, once processing turns out to be I/O-bound.
 
     Threads speed up waiting for a server or a disk, and slow down the parsing of headers. Items
-    are processed one by one until more than half of the elapsed time was spent waiting.
+    are processed one by one until more than half of the elapsed time was spent waiting; all of them
+    if `may_share` is False.
     """
-    done: list[Batch[F]] = []
+    done: list[R] = []
     began, worked = time.perf_counter(), time.thread_time()
     for at, item in enumerate(items):
         elapsed = time.perf_counter() - began
-        if elapsed > max(MIN_WAIT, 2 * (time.thread_time() - worked)):
+        if may_share and elapsed > max(MIN_WAIT, 2 * (time.thread_time() - worked)):
             return done + together(lambda each: function([each]), items[at:], MAX_THREADS)
         done.append(function([item]))
     return done

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dicomslide.backends.base import is_store
+from dicomslide.backends.criteria import Criteria
 from dicomslide.backends.dicomweb.client import (
     ClientStore,
     check_access,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dicomslide.backends.base import FrameStore, Series
+    from dicomslide.backends.criteria import Dates
     from dicomslide.backends.search import Catalog
     from dicomslide.display.progress import Report
     from dicomslide.errors import SlideTaskError
@@ -353,6 +355,13 @@ def open_slides(
     source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | FrameStore | Any,
     *,
     study_instance_uid: str | None = None,
+    patient_id: str | None = None,
+    study_id: str | None = None,
+    container_id: str | None = None,
+    study_date: Dates | None = None,
+    accession_number: str | None = None,
+    modality: str | Iterable[str] | None = None,
+    stains: Iterable[Any] | None = None,
     max_frame_cache_size: int | None = None,
     pyramid_tolerance: float = 0.1,
     correct_color: bool = True,
@@ -374,8 +383,19 @@ def open_slides(
         or fsspec URLs (whose patterns have ``*`` only), and other inputs of :func:`open_slide`; or
         a ``dicomweb_client.api.DICOMClient``, the URL of a DICOMweb service or study,
         ``"dicomweb+https://host/.../studies/..."``, or a store (see ``dicomslide.backends``).
-    study_instance_uid : str, optional
-        Study Instance UID that limits the search of a client or a store.
+    study_instance_uid, patient_id, study_id, container_id, accession_number : str, optional
+        Study Instance UID, Patient ID, Study ID, Container Identifier and Accession Number of the
+        slides of a server or a store; ``*`` stands for any characters and ``?`` for one. A server
+        is asked for them, and what it finds is compared with the headers.
+    study_date : datetime.date, str or tuple of two, optional
+        Study Date, as a date or as text ``"2026-01-31"``; or the first and the last day, None for
+        no bound.
+    modality : str or iterable of str, optional
+        Modality of the series; by default ``"SM"``, and those of what is derived from slides.
+    stains : iterable of str, pydicom.sr.coding.Code or highdicom.sr.CodedConcept, optional
+        Stains, of which a volume image of the slide has at least one (Specimen Preparation
+        Sequence), as codes or as their meaning, without regard to case. Headers are compared; the
+        server isn't asked.
     max_frame_cache_size, pyramid_tolerance, correct_color, on_error, align_levels, storage_options
         Options of each slide: see :func:`open_slide`.
     session : requests.Session or callable, optional
@@ -391,14 +411,15 @@ def open_slides(
     DicomSlideError, OSError
         When no slide is found: the first error, or an error that names the source.
     TypeError
-        When `study_instance_uid` is given for files.
+        When `study_instance_uid` or another criterion is given for files, or is of another type.
     ValueError
-        When an option has another value.
+        When an option or a criterion has another value.
 
     Examples
     --------
     >>> slides = dicomslide.open_slides("cohort/")
     >>> slides["S23-1"].plot()
+    >>> slides = dicomslide.open_slides(client, study_date=("2026-01-01", None), stains=["*eosin*"])
 
     """
     check_access(source, storage_options, session)
@@ -409,24 +430,38 @@ def open_slides(
         on_error=on_error,
         align_levels=align_levels,
     )
+    criteria = Criteria(
+        study_instance_uid=study_instance_uid,
+        patient_id=patient_id,
+        study_id=study_id,
+        container_id=container_id,
+        study_date=study_date,
+        accession_number=accession_number,
+        modality=modality,
+        stains=stains,
+    )
     failures: Failures = {}
+    stained: set[Hashable] = set()
     given: list[Any]
     store: Catalog | None = None
     if is_client(source):
-        store = ClientStore(source, study_instance_uid)
+        store = ClientStore(source, criteria)
     elif isinstance(source, str) and is_dicomweb_url(source):
-        store = store_at(source, session)
+        store = store_at(source, session, criteria)
     elif is_store(source):
-        store = StoreCatalog(source, study_instance_uid)
-    elif study_instance_uid is not None:
+        store = StoreCatalog(source, criteria)
+    elif criteria.given:
         raise TypeError(
-            f"study_instance_uid is given with a {type(source).__name__}; expected a client or a"
-            " store"
+            f"{', '.join(criteria.given)} is given with a {type(source).__name__}; expected a"
+            " client or a store"
         )
     if store is not None:
         given = [source if isinstance(source, str) else type(source).__name__]
-        series = store.series(attempt=functools.partial(attempt, failures))
-        batches = in_threads(functools.partial(_read_series, store), series)
+        pages = store.pages(attempt=functools.partial(attempt, failures))
+        read = functools.partial(_read_series, store, criteria, stained)
+        batches = [
+            batch for page in pages for batch in in_threads(read, page, may_share=store.may_share)
+        ]
     else:
         given, streams = paths_and_streams(source)
         paths = _paths_of(given, storage_options, failures)
@@ -436,14 +471,21 @@ def open_slides(
     for batch in batches:
         failures |= batch.failures
     instances = [each for batch in batches for each in batch.found]
-    cohort = _sorted(instances, options, failures)
+
+    def is_wanted(member: Member) -> bool:
+        has_stain = stains is None or any(each.identity in stained for each in member.sources)
+        return has_stain and criteria.matches("ContainerIdentifier", member.container)
+
+    cohort = _sorted(instances, options, failures, is_wanted)
     if cohort:
         return cohort
     if cohort.failures:
         raise next(iter(cohort.failures.values()))
     what = ", ".join(public_url(str(each)) for each in given) or "an empty list"
-    if instances:
+    if instances and not criteria.given:
         raise NotSlideError(f"{what}: none of {len(instances)} instances is a slide image")
+    if criteria.given:
+        raise NotSlideError(f"{what}: no slide with this {', '.join(criteria.given)} is there")
     kind = "file" if store is None else "slide image"
     raise NotDicomError(f"{what}: no DICOM {kind} is there")
 
@@ -517,14 +559,20 @@ def _read_streams(streams: Sequence[Any]) -> Batch[list[Instance]]:
     return Batch(found, failures)
 
 
-def _read_series(store: Catalog, series: Sequence[Series]) -> Batch[list[Instance]]:
+def _read_series(
+    store: Catalog, criteria: Criteria, stained: set[Hashable], series: Sequence[Series]
+) -> Batch[list[Instance]]:
+    """Read the metadata of series; add to `stained` the identity of images that have a stain."""
     found: list[Instance] = []
     failures: Failures = {}
     for each in series:
         with attempt(failures, f"series {each.series_instance_uid}"):
             for metadata in store.metadata_of(each):
                 with attempt(failures, dicom.name_of(metadata)):
-                    found.append(Instance.of(store.source(metadata)))
+                    instance = Instance.of(store.source(metadata))
+                    found.append(instance)
+                    if instance.rank == 2 and criteria.has_stain(metadata):
+                        stained.add(instance.source.identity)
     return Batch(found, failures)
 
 
@@ -552,8 +600,13 @@ def _summarize(
 # -- sorting and naming ----------------------------------------------------------------------
 
 
-def _sorted(instances: Iterable[Instance], options: SlideOptions, failures: Failures) -> Cohort:
-    """Sort instances into slides, and name the slides."""
+def _sorted(
+    instances: Iterable[Instance],
+    options: SlideOptions,
+    failures: Failures,
+    is_wanted: Callable[[Member], bool],
+) -> Cohort:
+    """Sort instances into slides, and name the wanted ones."""
     found: list[Member] = []
     separate = functools.partial(_split, options.pyramid_tolerance)
     # in this process: few groups need their headers again
@@ -563,6 +616,7 @@ def _sorted(instances: Iterable[Instance], options: SlideOptions, failures: Fail
         found += batch.found
         failures |= batch.failures
     frames: dict[str | None, set[str | None]] = {}
+    found = list(filter(is_wanted, found))
     for member in found:
         frames.setdefault(member.container, set()).add(member.frame_of_reference_uid)
     members: dict[str, Member] = {}

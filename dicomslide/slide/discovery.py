@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from dicomslide import utils
 from dicomslide.backends.base import is_store
+from dicomslide.backends.criteria import Criteria, is_code, is_text, listed
 from dicomslide.backends.dicomweb.client import ClientStore, is_client
 from dicomslide.backends.search import StoreCatalog
 from dicomslide.contents.collection import SlideGroup, group_by_slide
@@ -17,13 +18,16 @@ from dicomslide.errors import MetadataError, MetadataWarning
 from dicomslide.header import dicom
 from dicomslide.image import TiledImage
 from dicomslide.process.warn import once, warn
+from dicomslide.slide.batches import in_threads
 from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pydicom.dataset import Dataset
 
+    from dicomslide.backends.base import Series
+    from dicomslide.backends.criteria import Dates
     from dicomslide.backends.search import Catalog
 
 __all__ = ["find_slides"]
@@ -44,8 +48,14 @@ def find_slides(
     optical_path_ids: Sequence[str] | None = None,
     *,
     align_levels: bool = True,
+    study_date: Dates | None = None,
+    accession_number: str | None = None,
+    modality: str | Iterable[str] | None = None,
 ) -> list[Slide]:
     """Find the slides of a DICOMweb server or a store.
+
+    A server is asked for the studies and for the container only; what it finds is compared with the
+    headers. In identifiers, ``*`` stands for any characters and ``?`` for one.
 
     Parameters
     ----------
@@ -76,6 +86,13 @@ def find_slides(
         Images with none of these Optical Path Identifiers are left out
     align_levels : bool, default: True
         Whether to align levels that repeat the origin of the base level: see :class:`Slide`
+    study_date : datetime.date, str or tuple of two, optional
+        Study Date, as a date or as text ``"2026-01-31"``; or the first and the last day, None for
+        no bound
+    accession_number : str, optional
+        Accession Number
+    modality : str or iterable of str, optional
+        Modality of the series; by default ``"SM"``, and those of what is derived from slides
 
     Returns
     -------
@@ -86,8 +103,10 @@ def find_slides(
     Raises
     ------
     TypeError
-        When `client` is neither a client nor a store, or `specimen_stains` or `optical_path_ids`
-        isn't a list: a single code or str is refused
+        When `client` is neither a client nor a store, or a criterion is of another type; a single
+        code or str as `specimen_stains` or `optical_path_ids` is refused
+    ValueError
+        When an identifier is empty, or `study_date` has no such date
     MetadataError
         When the server refuses a request, or a header lacks a required attribute
     AmbiguousSlideError
@@ -96,18 +115,27 @@ def find_slides(
     """
     from dicomslide.annotation.bulk import are_annotations_of
 
+    criteria = Criteria(
+        study_instance_uid=study_instance_uid,
+        patient_id=patient_id,
+        study_id=study_id,
+        container_id=container_id,
+        study_date=study_date,
+        accession_number=accession_number,
+        modality=modality,
+    )
     store: Catalog
     if is_client(client):
-        store = ClientStore(client, study_instance_uid, patient_id, study_id)
+        store = ClientStore(client, criteria)
     elif is_store(client):
-        store = StoreCatalog(client, study_instance_uid, patient_id, study_id)
+        store = StoreCatalog(client, criteria)
     else:
         raise TypeError(
             f"client is a {type(client).__name__}; expected a dicomweb_client.api.DICOMClient or a"
             " FrameStore"
         )
-    stains = _listed(specimen_stains, "specimen_stains", "codes", _is_code)
-    paths = _listed(optical_path_ids, "optical_path_ids", "identifiers, which are text", _is_text)
+    stains = listed(specimen_stains, "specimen_stains", "codes", is_code)
+    paths = listed(optical_path_ids, "optical_path_ids", "identifiers, which are text", is_text)
 
     @contextlib.contextmanager
     def attempt(what: str) -> Iterator[None]:
@@ -120,11 +148,16 @@ def find_slides(
 
     images: list[TiledImage] = []
     others: list[Dataset] = []
-    for series in store.series(include_derived=include_derived, attempt=attempt):
+
+    def read(page: Sequence[Series]) -> list[Dataset]:
         metadata: list[Dataset] = []
-        with attempt(f"series {series.series_instance_uid}"):
-            metadata = store.metadata_of(series)
-        for each in metadata:
+        for series in page:
+            with attempt(f"series {series.series_instance_uid}"):
+                metadata += store.metadata_of(series)
+        return metadata
+
+    for page in store.pages(include_derived=include_derived, attempt=attempt):
+        for each in itertools.chain(*in_threads(read, page, may_share=store.may_share)):
             if dicom.is_tiled_image(each):
                 with attempt(dicom.name_of(each)):
                     images.append(TiledImage(store, each))
@@ -147,7 +180,7 @@ def find_slides(
             volumes=tuple(filter(is_wanted, group.volumes)),
             others=tuple(filter(is_wanted, group.others)),
         )
-        if not kept.volumes or container_id not in (None, group.container):
+        if not kept.volumes or not criteria.matches("ContainerIdentifier", group.container):
             continue
         annotations = [
             each for each in others if are_annotations_of(each, group.images, group.frames)
@@ -169,27 +202,6 @@ def find_slides(
 def _order(group: SlideGroup) -> tuple[str, ...]:
     names = sorted(image.name for image in group.images)
     return group.container or "", group.frame_of_reference_uid or "", *names
-
-
-def _is_code(value: object) -> bool:
-    return hasattr(value, "scheme_designator")
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _listed(
-    given: Any, name: str, kind: str, is_one: Callable[[object], bool]
-) -> tuple[Any, ...] | None:
-    """Return the items of a list; a single code or str, though iterable, is a TypeError."""
-    if given is None:
-        return None
-    items = None if is_one(given) or not isinstance(given, Iterable) else tuple(given)
-    if items is None or not all(map(is_one, items)):
-        shown = " ".join(repr(given).split())  # on one line; a data set has several
-        raise TypeError(f"{name} is {shown}; expected a list of {kind}")
-    return items
 
 
 def _has_path(image: TiledImage, identifiers: Sequence[str] | None) -> bool:

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.backends.base import is_store
+from dicomslide.backends.criteria import Criteria, has_wildcard
 from dicomslide.backends.dicomweb.client import (
     ClientStore,
     check_access,
@@ -132,10 +133,13 @@ def open_slide(
         return source._reopened(**given)
     store: Any
     web = source if isinstance(source, str) and is_dicomweb_url(source) else None
+    criteria = Criteria(study_instance_uid=study_instance_uid)
+    if container_id is not None and not has_wildcard(container_id):
+        criteria = dataclasses.replace(criteria, container_id=container_id)
     if is_client(source):
-        store = ClientStore(source, study_instance_uid)
+        store = ClientStore(source, criteria)
     elif web is not None:
-        store = store_at(web, session)
+        store = store_at(web, session, criteria)
     elif is_store(source):
         store = source
     else:
@@ -150,7 +154,10 @@ def open_slide(
     if not metadata:
         study = f"no instance of study {study_instance_uid}"
         where = web or type(source).__name__
-        raise NotSlideError(study if study_instance_uid else f"{where}: no slide image is there")
+        container = "" if container_id is None else f" with container {container_id!r}"
+        raise NotSlideError(
+            study if study_instance_uid else f"{where}: no slide image{container} is there"
+        )
     if container_id is not None or frame_of_reference_uid is not None:
         metadata = _choose(store, metadata, container_id, frame_of_reference_uid)
     options = SlideOptions().changed(**given)

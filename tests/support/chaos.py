@@ -59,6 +59,7 @@ class _Chaotic(Handler):
     """Answers as the server behind the proxy does, or plays a fault."""
 
     def do_GET(self):
+        self.owner.requests.append((self.path, dict(self.headers)))
         is_of_frames = "/frames/" in self.path
         with contextlib.suppress(OSError):
             self.respond(self.owner.choose(OF_ALL + (OF_FRAMES if is_of_frames else OF_JSON)))

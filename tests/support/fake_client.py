@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from dicomslide.header.layout import pixel_format_of
 from dicomslide.pixels import DECODERS, decode_frame
 
 BULK = ("00282000",)  # ICC Profile
+FILTERS = ("PatientID", "StudyID", "StudyDate", "AccessionNumber", "ContainerIdentifier")
 _numbers = itertools.count()
 
 
@@ -46,6 +48,10 @@ class FakeClient:
         Whether searches know an offset.
     bulk : bool, default: True
         Whether ICC profiles are bulk data.
+    filters : iterable of str, optional
+        Filters of searches that it knows; it ignores others.
+    shows : bool, default: True
+        Whether results show the values by which they were found.
 
     """
 
@@ -55,7 +61,7 @@ class FakeClient:
     qido_url_prefix = wado_url_prefix = stow_url_prefix = delete_url_prefix = None
 
     def __init__(self, folder, *, accepts=None, send=None, transcodes=False, page=None,
-                 offsets=True, bulk=True, base_url=None):  # fmt: skip
+                 offsets=True, bulk=True, base_url=None, filters=FILTERS, shows=True):  # fmt: skip
         # another server each time: this process remembers what it has read from one
         self.base_url = base_url or f"https://u:secret@host{next(_numbers)}/dicom-web?token=secret"
         self.folder = Path(folder)
@@ -69,6 +75,8 @@ class FakeClient:
         self.page = page
         self.offsets = offsets
         self.bulk = bulk
+        self.filters = {"StudyInstanceUID", "SeriesInstanceUID", "Modality", *filters}
+        self.shows = shows
         self.calls = []
 
     # -- searching --
@@ -78,14 +86,23 @@ class FakeClient:
         wanted = dict(search_filters or {}) | where
         found = {}
         for dataset in self.datasets.values():
-            if all(str(dataset.get(k)) == v for k, v in wanted.items()):
+            if all(self._matches(dataset, k, v) for k, v in wanted.items() if k in self.filters):
                 result = pydicom.Dataset()
-                for key in keys:
+                for key in (*keys, *(self.filters & wanted.keys() if self.shows else ())):
                     setattr(result, key, dataset.get(key))
                 found.setdefault(dataset.get(keyword), result.to_json_dict())
         results = list(found.values())
         results = results[offset or 0 :] if self.offsets else results
         return results[: min(limit or 10**6, self.page or 10**6)]
+
+    @staticmethod
+    def _matches(dataset, keyword, wanted):
+        """Whether a data set has a value, by ranges of dates and wildcards (PS3.4 C.2.2.2)."""
+        value = str(dataset.get(keyword, ""))
+        if keyword == "StudyDate" and "-" in wanted:
+            first, last = wanted.split("-")
+            return bool(value) and first <= value <= (last or "9")
+        return fnmatch.fnmatchcase(value, wanted.replace("[", "[[]"))
 
     def search_for_studies(self, limit=None, offset=None, search_filters=None):
         return self._search("StudyInstanceUID", ["StudyInstanceUID"], limit, offset, search_filters)
@@ -96,6 +113,13 @@ class FakeClient:
         where = {} if study_instance_uid is None else {"StudyInstanceUID": study_instance_uid}
         keys = ["StudyInstanceUID", "SeriesInstanceUID", "Modality"]
         return self._search(keys[1], keys, limit, offset, search_filters, **where)
+
+    def search_for_instances(
+        self, study_instance_uid=None, limit=None, offset=None, search_filters=None
+    ):
+        where = {} if study_instance_uid is None else {"StudyInstanceUID": study_instance_uid}
+        keys = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Modality"]
+        return self._search(keys[2], keys, limit, offset, search_filters, **where)
 
     # -- metadata --
 

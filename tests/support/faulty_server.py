@@ -204,19 +204,17 @@ class Handler(BaseHTTPRequestHandler):
                 and uids.get("instances") in (None, dataset.SOPInstanceUID)
             ]
             return self.send(200, "application/dicom+json", json.dumps(found).encode())
-        if path[-1] in ("series", "studies"):
+        if path[-1] in ("series", "studies", "instances"):
             return self.search(path, parse_qs(parts.query))
         return self.send(404, "text/plain", b"")
 
     def search(self, path, query):
         archive = self.owner.archive
         page = dict(limit=int(query["limit"][0]), offset=int(query["offset"][0]))
-        filters = {k: v[0] for k, v in query.items() if k in ("Modality", "PatientID", "StudyID")}
-        if path[-1] == "studies":
-            found = archive.search_for_studies(search_filters=filters, **page)
-        else:
-            study = path[1] if len(path) > 2 else None
-            found = archive.search_for_series(study, search_filters=filters, **page)
+        filters = {k: v[0] for k, v in query.items() if k not in page}
+        search = getattr(archive, f"search_for_{path[-1]}")
+        where = {} if len(path) < 3 else {"study_instance_uid": path[1]}
+        found = search(search_filters=filters, **where, **page)
         self.send(200, "application/dicom+json", json.dumps(found).encode())
 
     # -- faults --

@@ -4,40 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.backends.base import Series, is_source, is_store
+from dicomslide.backends.criteria import Criteria
 from dicomslide.backends.dicomweb.protocol import is_client
+from dicomslide.backends.dicomweb.searching import PAGE, Search, pages_of, value_of
 from dicomslide.backends.net.addresses import URL_SCHEME, is_dicomweb_url, parse_web_url
 from dicomslide.backends.part10.file import FileSource, files_of, is_dicom_file
-from dicomslide.backends.search import DERIVED_MODALITIES, SLIDE_MODALITY, selected
-from dicomslide.errors import MetadataError, MetadataWarning, NotDicomError
+from dicomslide.backends.search import selected
+from dicomslide.errors import MetadataError, NotDicomError, NotSlideError
 from dicomslide.header import dicom
 from dicomslide.process.forks import ForkLock
 from dicomslide.process.registry import Registry
-from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from pydicom.dataset import Dataset
 
     from dicomslide.backends.base import FrameSource
     from dicomslide.backends.dicomweb.connection import Address, Connection
-    from dicomslide.backends.dicomweb.protocol import Answering, DicomWebClient, Json
+    from dicomslide.backends.dicomweb.protocol import DicomWebClient
 
 __all__ = ["ClientStore", "check_access", "frame_source", "is_client", "is_dicomweb_url",
            "store_at"]  # fmt: skip
 
 SOP_INSTANCE_UID = 0x00080018
-PAGE = 200
-"""Results per page of a search: the number that the strictest servers allow."""
-MOST_RESULTS = 10**6
-"""Upper bound on the results of a search, which ends searches that repeat forever."""
+ANY = Criteria()
 
 
 def frame_source(client: Any, metadata: Dataset) -> FrameSource:
@@ -95,7 +92,7 @@ def check_access(source: Any, storage_options: Any, session: Any) -> None:
         )
 
 
-def store_at(url: str, session: Any = None) -> ClientStore:
+def store_at(url: str, session: Any = None, criteria: Criteria | None = None) -> ClientStore:
     """Return the instances at ``dicomweb+https://host/.../studies/.../series/...``.
 
     Parameters
@@ -104,11 +101,15 @@ def store_at(url: str, session: Any = None) -> ClientStore:
         URL of a service, a study or a series.
     session : requests.Session or callable, optional
         Session for all requests; by default what is registered for the server.
+    criteria : Criteria, optional
+        Values that instances have; by default any.
 
     Raises
     ------
     NotDicomError
         When it isn't such a URL, or contains credentials.
+    NotSlideError
+        When it is the URL of another study than the requested one.
 
     """
     from dicomslide.backends.dicomweb.connection import Address, connection_at, connection_with
@@ -125,7 +126,12 @@ def store_at(url: str, session: Any = None) -> ClientStore:
     address = Address("DICOMwebClient", found.service, None)
     own = None if session is None else connection_with(address, session)
     client = connection_at(address).client if own is None else own.client
-    return ClientStore(client, found.study, series_instance_uid=found.series, link=own or address)
+    wanted = Criteria() if criteria is None else criteria
+    if found.study is not None:
+        if wanted.study_instance_uid not in (None, found.study):
+            raise NotSlideError(f"no instance of study {wanted.study_instance_uid}: it is {url}")
+        wanted = wanted.of(found.study)
+    return ClientStore(client, wanted, found.series, own or address)
 
 
 # -- clients of files ------------------------------------------------------------------------
@@ -210,8 +216,8 @@ class ClientStore:
     ----------
     client : dicomweb_client.api.DICOMClient
         Client.
-    study_instance_uid, patient_id, study_id : str, optional
-        Values that the studies have; by default any.
+    criteria : Criteria, optional
+        Values that instances have; by default any.
     series_instance_uid : str, optional
         Restricts the store to one series of the study.
     link : Connection or Address, optional
@@ -221,11 +227,13 @@ class ClientStore:
     """
 
     client: DicomWebClient
-    study_instance_uid: str | None = None
-    patient_id: str | None = None
-    study_id: str | None = None
+    criteria: Criteria = ANY
     series_instance_uid: str | None = None
     link: Connection | Address | None = None
+    _read: dict[Series, list[Dataset]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Metadata that a search has read, until they are asked for."""
 
     def source(self, metadata: Dataset) -> FrameSource:
         """Return the source of an instance."""
@@ -246,20 +254,27 @@ class ClientStore:
     @property
     def metadata(self) -> list[Dataset]:
         """Metadata of all instances, ordered by series, Instance Number and UID."""
-        return [each for series in self.series() for each in self.metadata_of(series)]
+        return [
+            each for page in self.pages() for series in page for each in self.metadata_of(series)
+        ]
 
-    def series(
+    @property
+    def may_share(self) -> bool:
+        """Whether threads may use the client: a database of files is its thread's own."""
+        return _folder_of(self.client) is None
+
+    def pages(
         self,
         *,
         include_derived: bool = True,
         attempt: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext,
-    ) -> list[Series]:
+    ) -> Iterator[list[Series]]:
         """Search for series of slides, and in their studies for series derived from them.
 
         Parameters
         ----------
         include_derived, attempt
-            See :meth:`Catalog.series <dicomslide.backends.search.Catalog.series>`.
+            See :meth:`Catalog.pages <dicomslide.backends.search.Catalog.pages>`.
 
         Raises
         ------
@@ -267,41 +282,18 @@ class ClientStore:
             When a search fails.
 
         """
-        study, series = self.study_instance_uid, self.series_instance_uid
+        study, series = self.criteria.study_instance_uid, self.series_instance_uid
         if study is not None and series is not None:
-            return [Series(study, series)]
-        wanted = (SLIDE_MODALITY, *(DERIVED_MODALITIES if include_derived else ()))
-        found: set[Series] = set()
-        studies: list[str | None] = []
-        with attempt("the search for studies"):
-            studies = self._studies()
-        for study in studies:
-            by_modality: dict[str, set[Series]] = {}
-            where = "" if study is None else f" of study {study}"
-            # one search finds all series of a given study
-            for modality in wanted if self.study_instance_uid is None else (None,):
-                what = "" if modality is None else f" of modality {modality}"
-                with attempt(f"the series{what}{where}"):
-                    for each, its in self._search(study, modality):
-                        by_modality.setdefault(its, set()).add(each)
-                if not by_modality.get(SLIDE_MODALITY):
-                    break
-            slides = by_modality.pop(SLIDE_MODALITY, set())
-            having_slides = {each.study_instance_uid for each in slides}
-            found |= slides
-            for modality in by_modality.keys() & set(wanted):
-                found |= {
-                    each
-                    for each in by_modality[modality]
-                    if each.study_instance_uid in having_slides
-                }
-        return sorted(found)
+            return iter([[Series(study, series)]])
+        wanted = self.criteria.modalities(include_derived=include_derived)
+        search = Search(self._connection, self.criteria, not self.may_share, self._peek)
+        return search.pages(wanted, attempt)
 
     def metadata_of(self, series: Series) -> list[Dataset]:
         """Retrieve the metadata of a series in one request, ordered by Instance Number and UID.
 
-        Instances with another PatientID or StudyID than requested are left out, because some
-        servers ignore filters.
+        Instances with other values than requested are left out, because some servers ignore
+        filters.
 
         Raises
         ------
@@ -309,105 +301,32 @@ class ClientStore:
             When they can't be retrieved.
 
         """
+        found = self._read.pop(series, None)
+        return selected(self._all_of(series) if found is None else found, self.criteria)
+
+    def _peek(self, series: Series) -> list[Dataset]:
+        """Return the metadata of all instances of a series, which aren't retrieved again."""
+        found = self._read[series] = self._all_of(series)
+        return found
+
+    def _all_of(self, series: Series) -> list[Dataset]:
         uids = dataclasses.astuple(series)
         folder = _folder_of(self.client)
         if folder is None:
-            metadata = self._connection.series_metadata(*uids)
-        else:
-            instances = self._pages(
-                "instances",
-                "SOPInstanceUID",
-                lambda offset, _: self.client.search_for_instances(
-                    study_instance_uid=uids[0],
-                    series_instance_uid=uids[1],
-                    limit=PAGE,
-                    offset=offset,
-                ),
-            )
-            metadata = [
-                folder.source(_value(each, "SOPInstanceUID") or "").metadata for each in instances
-            ]
-        return selected(metadata, {"PatientID": self.patient_id, "StudyID": self.study_id})
-
-    def _studies(self) -> list[str | None]:
-        if self.study_instance_uid is not None:
-            return [self.study_instance_uid]
-        filters = {"PatientID": self.patient_id, "StudyID": self.study_id}
-        given = {key: value for key, value in filters.items() if value is not None}
-        if not given:
-            return [None]
-        found = self._pages(
-            "studies",
-            "StudyInstanceUID",
-            lambda offset, asked: asked.search_for_studies(
-                limit=PAGE, offset=offset, search_filters=given
+            return self._connection.series_metadata(*uids)
+        pages = pages_of(
+            self._connection,
+            "instances",
+            "SOPInstanceUID",
+            lambda offset, _: self.client.search_for_instances(
+                study_instance_uid=uids[0],
+                series_instance_uid=uids[1],
+                limit=PAGE,
+                offset=offset,
             ),
         )
-        uids = {_value(study, "StudyInstanceUID") for study in found}
-        return [*sorted(uid for uid in uids if uid)]
-
-    def _search(self, study: str | None, modality: str | None) -> Iterator[tuple[Series, str]]:
-        """Search for series; yield each with its modality, which defaults to that of slides."""
-        where: dict[str, Any] = {} if study is None else {"study_instance_uid": study}
-        if modality is not None:
-            where["search_filters"] = {"Modality": modality}
-        for found in self._pages(
-            "series",
-            "SeriesInstanceUID",
-            lambda offset, asked: asked.search_for_series(limit=PAGE, offset=offset, **where),
-        ):
-            uids = (
-                _value(found, "StudyInstanceUID") or study,
-                _value(found, "SeriesInstanceUID"),
-            )
-            its = _value(found, "Modality") or modality or SLIDE_MODALITY
-            # some servers ignore the filter
-            if None not in uids and modality in (None, its):
-                yield Series(str(uids[0]), str(uids[1])), its
-
-    def _pages(
-        self, kind: str, key: str, search: Callable[[int, Answering], Sequence[Json]]
-    ) -> list[Json]:
-        """Search page by page, until a page has no new result.
-
-        Servers that ignore the offset repeat the first page; if it is full, there is a warning that
-        results may be missing.
-
-        Parameters
-        ----------
-        kind : str
-            Name of the results, in the plural.
-        key : str
-            Keyword of the UID that identifies a result.
-        search : callable
-            Given an offset and a client, searches for :data:`PAGE` results from this offset.
-
-        """
-        connection = self._connection
-        found: dict[str | None, Json] = {}
-        received = 0
-        what = f"the results of a search for {kind}"
-        while True:
-            page = connection.ask(what, functools.partial(search, received))
-            new = {_value(each, key): each for each in page or ()}
-            if new.keys() <= found.keys():
-                if len(page or ()) >= PAGE:
-                    warn(
-                        f"{connection.address.url} gives the same page of {what} again: there may"
-                        f" be more than these {len(found)}",
-                        MetadataWarning,
-                    )
-                return list(found.values())
-            found |= new
-            received += len(page)
-            if received > MOST_RESULTS:
-                raise MetadataError(f"{connection.address.url}: {what} have no end")
-
-
-def _value(found: Json, keyword: str) -> str | None:
-    """Return a value of a search result, DICOM JSON, as text."""
-    from pydicom.datadict import tag_for_keyword
-
-    element = found.get(f"{tag_for_keyword(keyword):08X}")
-    values = element.get("Value") if isinstance(element, dict) else None
-    return None if not isinstance(values, list) or values[:1] in ([], [None]) else str(values[0])
+        return [
+            folder.source(value_of(each, "SOPInstanceUID") or "").metadata
+            for page in pages
+            for each in page
+        ]

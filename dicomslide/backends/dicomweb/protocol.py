@@ -43,6 +43,21 @@ class Answering(Protocol):
         """Search for series, of a study if it is given."""
         ...
 
+    def search_for_instances(
+        self,
+        *,
+        limit: int,
+        offset: int,
+        study_instance_uid: str | None = None,
+        series_instance_uid: str | None = None,
+        search_filters: dict[str, Any] | None = None,
+    ) -> Sequence[Json]:
+        """Search for instances, of a study or a series if they are given.
+
+        Optional: without it, containers are found by the metadata of all series.
+        """
+        ...
+
     def retrieve_series_metadata(self, study: str, series: str, /) -> Sequence[Json]:
         """Retrieve the metadata of all instances of a series."""
         ...
@@ -70,12 +85,6 @@ class DicomWebClient(Answering, Protocol):
     The attributes ``base_url``, ``wado_url_prefix``, ``scheme`` and ``url_prefix`` are used if the
     client has them.
     """
-
-    def search_for_instances(
-        self, *, study_instance_uid: str, series_instance_uid: str, limit: int, offset: int
-    ) -> Sequence[Json]:
-        """Search for the instances of a series; used with a ``DICOMfileClient`` only."""
-        ...
 
     def retrieve_instance_frames(
         self,

@@ -46,6 +46,7 @@ ANSWERED = tuple(
         DicomWebClient.retrieve_instance_frames,
         DicomWebClient.retrieve_instance_metadata,
         DicomWebClient.retrieve_series_metadata,
+        DicomWebClient.search_for_instances,
         DicomWebClient.search_for_series,
         DicomWebClient.search_for_studies,
     )
@@ -150,6 +151,20 @@ class WebService:
         """Search for series, of a study if it is given."""
         where = f"/studies/{study_instance_uid}" if study_instance_uid else ""
         return self._search(f"{where}/series", limit, offset, search_filters)
+
+    def search_for_instances(
+        self,
+        *,
+        limit: int,
+        offset: int,
+        study_instance_uid: str | None = None,
+        series_instance_uid: str | None = None,
+        search_filters: dict[str, Any] | None = None,
+    ) -> list[Mapping[str, Any]]:
+        """Search for instances, of a study or a series if they are given."""
+        where = f"/studies/{study_instance_uid}" if study_instance_uid else ""
+        where += f"/series/{series_instance_uid}" if series_instance_uid else ""
+        return self._search(f"{where}/instances", limit, offset, search_filters)
 
     def _search(
         self, path: str, limit: int, offset: int, filters: dict[str, Any] | None

@@ -156,7 +156,12 @@ class DicomWebSource:
         return self
 
     def without_header(self) -> DicomWebSource:
-        """Return the same source without the header, which is retrieved when it is needed."""
+        """Return the same source without the header.
+
+        This process keeps the header within its budget; it is retrieved when it is needed again.
+        """
+        if self._here.header is not None:
+            _headers.put(self.kept_as(), self._here.header)
         return dataclasses.replace(self, _here=dataclasses.replace(self._here, header=None))
 
     @property
