@@ -326,7 +326,7 @@ def test_a_search_that_fails_is_an_error_or_leaves_out_and_says_why(
         return search(*args, search_filters=search_filters, **kwargs)
 
     setattr(client, method, failing)
-    options = dict(patient_id="SYNTHETIC-1")
+    options = dict(patient_id="SYNTHETIC-1" if method == "search_for_series" else "SYNTHETIC-3")
     with pytest.raises(dicomslide.MetadataError, match="HTTPError: 500"):
         find_slides(client, **options)
     with pytest.warns(dicomslide.MetadataWarning, match=r"left out: the se.* HTTPError: 500"):

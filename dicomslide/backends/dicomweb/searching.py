@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from dicomslide.backends.base import Series
@@ -109,9 +110,7 @@ class Search:
         filters, container = self.criteria.of_study, self.criteria.container_id
         ways = []
         if not self.is_folder and container is not None and SLIDE_MODALITY in first:
-            ways.append(
-                self._by_container({**filters, CONTAINER: container.strip()}, derived, attempt)
-            )
+            ways.append(self._by_container(container.strip(), derived, attempt))
         if self.criteria.study_instance_uid is None and not (self.is_folder and filters):
             ways.append(self._by_series(filters, first, derived, attempt))
         ways.append(self._by_studies(first, derived, attempt))
@@ -128,12 +127,13 @@ class Search:
     # -- ways to search --
 
     def _by_container(
-        self, filters: dict[str, str], derived: tuple[str, ...], attempt: Attempt
+        self, container: str, derived: tuple[str, ...], attempt: Attempt
     ) -> Iterator[list[Series]]:
         """Search for instances by their container, and in their studies for what is derived."""
         study = self.criteria.study_instance_uid
         where = {} if study is None else {"study_instance_uid": study}
         what = "the search for instances"
+        filters = {**self.criteria.of_study, CONTAINER: container}
         studies: set[str] = set()
         for page in self._filtered("instances", filters, (SLIDE_MODALITY,), attempt, what, **where):
             studies.update(each.study_instance_uid for each in page)
@@ -245,7 +245,7 @@ class Search:
             _applied.put(key, True)
             yield list(self._series_in(page, modalities, **where))
         if is_empty and filters and not self._applies(resource, filters):
-            if resource == "series" or not self._is_found_by(filters, **where):
+            if resource == "series" or not self._finds_containers(filters[CONTAINER], **where):
                 raise _UnknownFilterError
             _applied.put(key, True)
 
@@ -310,29 +310,24 @@ class Search:
                 found.append(keyword)
         return found
 
-    def _is_found_by(self, filters: dict[str, str], **where: str) -> bool:
-        """Whether the server finds an instance that it has by its own values of these filters.
+    def _finds_containers(self, wanted: str, **where: str) -> bool:
+        """Whether the server finds a slide that it has by the container in its header.
 
-        Else it isn't known whether there are none, or the server doesn't know the filters.
+        Else it isn't known whether a container is absent, or the server doesn't know the filter.
         """
+        slides = {"Modality": SLIDE_MODALITY}
         try:
-            for page in self._asked("series", {"Modality": SLIDE_MODALITY}, where, 1):
-                for series in self._series_in(page, (SLIDE_MODALITY,), **where):
-                    for header in self.metadata_of(series):
-                        own = {keyword: dicom.text(header, keyword) for keyword in filters}
-                        if all(own.values()):
-                            probe = {
-                                keyword: f"{value[:-1]}*"
-                                if has_wildcard(filters[keyword])
-                                else value
-                                for keyword, value in own.items()
-                                if value is not None
-                            }
-                            return any(self._asked("instances", probe, where, 1))
-                return False
+            (page, *_) = [*itertools.islice(self._asked("series", slides, where, 1), 1)] or ([],)
+            every = dataclasses.replace(self, criteria=Criteria())
+            for series in every._series_in(page, (SLIDE_MODALITY,), **where):
+                for header in self.metadata_of(series):
+                    value = dicom.text(header, CONTAINER)
+                    if value is not None:
+                        probe = f"{value[:-1]}*" if has_wildcard(wanted) else value
+                        return any(self._asked("instances", {CONTAINER: probe}, where, 1))
+            return not page  # there are no slides, or none that has a container
         except (_RefusedError, MetadataError):
             return False
-        return True  # there are no slides
 
     def _of_study(
         self, study: str, first: tuple[str, ...], derived: tuple[str, ...], attempt: Attempt

@@ -169,7 +169,8 @@ class WebService:
     def _search(
         self, path: str, limit: int, offset: int, filters: dict[str, Any] | None
     ) -> list[Mapping[str, Any]]:
-        query = urlencode({**(filters or {}), "limit": limit, "offset": offset})
+        # wildcards as they are: some servers take encoded ones literally
+        query = urlencode({**(filters or {}), "limit": limit, "offset": offset}, safe="*?")
         return self._json(f"{self._qido}{path}?{query}", MOST_RESULT_BYTES)
 
     # -- metadata --
