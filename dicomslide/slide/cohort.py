@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import glob
 import itertools
-import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,15 +20,9 @@ from dicomslide.backends.dicomweb.client import (
     store_at,
 )
 from dicomslide.backends.net.redaction import public_url
-from dicomslide.backends.net.storage_options import remembered
 from dicomslide.backends.open import (
-    local_paths_and_urls,
-    objects_at,
-    open_source,
     paths_and_streams,
 )
-from dicomslide.backends.part10.file import files_of
-from dicomslide.backends.part10.streams import StreamSource
 from dicomslide.backends.search import StoreCatalog
 from dicomslide.contents.description import summary_of
 from dicomslide.contents.options import SlideOptions
@@ -51,15 +42,17 @@ from dicomslide.slide.calls import (
     outcomes,
 )
 from dicomslide.slide.contact_sheet import ContactSheet
+from dicomslide.slide.reading import paths_of, read_files, read_series, read_streams
 from dicomslide.slide.slide import Slide
 from dicomslide.slide.sorting import Instance, Member, sort_instances, split
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
     import pandas as pd
 
-    from dicomslide.backends.base import FrameStore, Series
+    from dicomslide.backends.base import FrameStore
     from dicomslide.backends.criteria import Dates
     from dicomslide.backends.search import Catalog
     from dicomslide.display.progress import Report
@@ -458,15 +451,15 @@ def open_slides(
     if store is not None:
         given = [source if isinstance(source, str) else type(source).__name__]
         pages = store.pages(attempt=functools.partial(attempt, failures))
-        read = functools.partial(_read_series, store, criteria, stained)
+        read = functools.partial(read_series, store, criteria, stained)
         batches = [
             batch for page in pages for batch in in_threads(read, page, may_share=store.may_share)
         ]
     else:
         given, streams = paths_and_streams(source)
-        paths = _paths_of(given, storage_options, failures)
-        batches = on_cluster(_read_files, paths, size=FILES_PER_TASK)
-        batches += in_threads(_read_streams, streams)
+        paths = paths_of(given, storage_options, failures)
+        batches = on_cluster(read_files, paths, size=FILES_PER_TASK)
+        batches += in_threads(read_streams, streams)
         given += streams
     for batch in batches:
         failures |= batch.failures
@@ -490,90 +483,7 @@ def open_slides(
     raise NotDicomError(f"{what}: no DICOM {kind} is there")
 
 
-# -- list of files ---------------------------------------------------------------------------
-
-
-Named = tuple[str, bool]
-"""Path or URL, and whether the caller named it: if so, a file that isn't DICOM is an error."""
-
-
-def _paths_of(given: list[Any], storage_options: Any, failures: Failures) -> list[Named]:
-    local, urls = local_paths_and_urls(given, storage_options)
-    found: dict[str, bool] = {}
-
-    def add(paths: Iterable[str], is_named: bool) -> None:
-        for path in paths:
-            found[path] = is_named or found.get(path, False)
-
-    for each in local:
-        path = Path(each).expanduser().absolute()  # workers may have another working directory
-        if path.is_dir():
-            add(files_of(path), False)
-            continue
-        matching = [] if path.exists() else sorted(glob.glob(str(path), recursive=True))
-        for match in map(Path, matching):
-            if match.is_dir():
-                add(files_of(match), False)
-        add((match for match in matching if not os.path.isdir(match)), False)
-        if not matching:  # a file, or a path that doesn't exist, which is an error later
-            add([str(path)], True)
-    for batch in in_threads(_list_objects, urls):
-        failures |= batch.failures
-        for url, is_named in batch.found:
-            add([url], is_named)
-    return list(found.items())
-
-
 # -- batches of items -----------------------------------------------------------------------
-
-
-def _list_objects(urls: Sequence[str]) -> Batch[list[Named]]:
-    found: list[Named] = []
-    failures: Failures = {}
-    for url in urls:
-        with attempt(failures, public_url(url)):
-            # without credentials, which aren't sent to workers
-            found += [(remembered(each), is_given) for each, is_given in objects_at(url)]
-    return Batch(found, failures)
-
-
-def _read_files(paths: Sequence[Named]) -> Batch[list[Instance]]:
-    found: list[Instance] = []
-    failures: Failures = {}
-    for path, is_named in paths:
-        with attempt(failures, path):
-            try:
-                found.append(Instance.of(open_source(path)))
-            except NotDicomError:
-                if is_named:
-                    raise
-    return Batch(found, failures)
-
-
-def _read_streams(streams: Sequence[Any]) -> Batch[list[Instance]]:
-    found: list[Instance] = []
-    failures: Failures = {}
-    for each in streams:
-        with attempt(failures, f"{type(each).__name__} at {id(each):#x}"):
-            found.append(Instance.of(StreamSource.open(each)))
-    return Batch(found, failures)
-
-
-def _read_series(
-    store: Catalog, criteria: Criteria, stained: set[Hashable], series: Sequence[Series]
-) -> Batch[list[Instance]]:
-    """Read the metadata of series; add to `stained` the identity of images that have a stain."""
-    found: list[Instance] = []
-    failures: Failures = {}
-    for each in series:
-        with attempt(failures, f"series {each.series_instance_uid}"):
-            for metadata in store.metadata_of(each):
-                with attempt(failures, dicom.name_of(metadata)):
-                    instance = Instance.of(store.source(metadata))
-                    found.append(instance)
-                    if instance.rank == 2 and criteria.has_stain(metadata):
-                        stained.add(instance.source.identity)
-    return Batch(found, failures)
 
 
 def _split(tolerance: float, groups: Sequence[Sequence[Instance]]) -> Batch[list[Member]]:
