@@ -18,7 +18,7 @@ from dicomslide.backends.open import open_source
 from dicomslide.backends.part10 import file, local
 from dicomslide.cli import main
 from dicomslide.process.registry import Registry
-from dicomslide.slide import batches, cohort
+from dicomslide.slide import batches, reading
 from dicomslide.testing import write_slide
 from tests.support.fake_client import FakeClient
 
@@ -354,7 +354,7 @@ def test_several_files_are_opened_at_once_where_that_means_to_wait(written, monk
             barrier.wait(10)
         return open_source(path)
 
-    monkeypatch.setattr(cohort, "open_source", opening)
+    monkeypatch.setattr(reading, "open_source", opening)
     monkeypatch.setattr(batches, "MIN_WAIT", 0 if waits else 60)
     monkeypatch.setattr(batches.time, "thread_time", lambda: 0.0)
     slides = dicomslide.open_slides(written)

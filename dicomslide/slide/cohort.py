@@ -412,7 +412,6 @@ def open_slides(
     --------
     >>> slides = dicomslide.open_slides("cohort/")
     >>> slides["S23-1"].plot()
-    >>> slides = dicomslide.open_slides(client, study_date=("2026-01-01", None), stains=["*eosin*"])
 
     """
     check_access(source, storage_options, session)
