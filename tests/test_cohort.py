@@ -18,7 +18,7 @@ from dicomslide.backends.open import open_source
 from dicomslide.backends.part10 import file, local
 from dicomslide.cli import main
 from dicomslide.process.registry import Registry
-from dicomslide.slide import batches, reading
+from dicomslide.slide import batches, cohort, reading
 from dicomslide.testing import write_slide
 from tests.support.fake_client import FakeClient
 
