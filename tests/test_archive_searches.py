@@ -133,6 +133,20 @@ def test_searches_that_a_server_refuses_are_replaced_and_not_tried_again(folder,
     assert asked == {"instances": 1, "series": 1, "studies": 0}[resource]
 
 
+@pytest.mark.needs("requests")
+@pytest.mark.parametrize("status", [400, 404, 503])
+def test_a_search_without_filters_that_is_refused_is_an_error_in_words(folder, status):
+    client = FakeClient(folder)
+    study = pydicom.dcmread(folder / "S-003.dcm").StudyInstanceUID
+
+    def answer(**where):
+        raise refused(status)
+
+    client.search_for_series = answer
+    with pytest.raises(dicomslide.MetadataError, match=f"{status}.*search for series"):
+        dicomslide.open_slide(client, study_instance_uid=study)
+
+
 def test_a_server_that_ignores_a_filter_is_found_out_once(folder):
     client = FakeClient(folder, filters=())
     assert names(find_slides(client, container_id="S-003")) == ["S-003"]

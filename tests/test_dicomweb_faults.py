@@ -628,7 +628,7 @@ def test_the_engine_opens_a_url(server, folder, engine):
 def test_a_url_names_a_service_and_what_is_wanted_of_it(url, service, study, series):
     store = store_at(f"dicomweb+{url}")
     assert store.client.base_url == service
-    assert (store.study_instance_uid, store.series_instance_uid) == (study, series)
+    assert (store.criteria.study_instance_uid, store.series_instance_uid) == (study, series)
 
 
 @pytest.mark.parametrize("bad", ["u:secret@host/x", "host/x?token=secret"])

@@ -367,7 +367,7 @@ class Search:
         where: dict[str, str],
         limit: int | None = None,
     ) -> Iterator[list[Json]]:
-        """Yield pages of results that are new; a refused search is a _RefusedError."""
+        """Yield pages of results that are new; a refused search with filters is a _RefusedError."""
         where_and_what: dict[str, Any] = {
             **where,
             **({"search_filters": filters} if filters else {}),
@@ -389,7 +389,7 @@ class Search:
         try:
             yield from pages_of(self.connection, resource, _KEYS[resource], search)
         except MetadataError as error:
-            if not is_refused:
+            if not (is_refused and filters):  # no other search asks for less
                 raise
             raise _RefusedError(error) from None
 
