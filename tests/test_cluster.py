@@ -208,7 +208,8 @@ def test_every_error_comes_from_a_worker_as_what_it_is(client):
 
 
 def fail(kind):
-    raise kind("reason")
+    more = ({"1.2.3": "no room"},) if kind is dicomslide.StorageRefusedError else ()
+    raise kind("reason", *more)
 
 
 def test_a_file_that_workers_do_not_see_is_an_error_that_says_what_they_need(client, folder):

@@ -547,7 +547,7 @@ def test_statistics_of_the_largest_label_that_there_can_be(largest):
 
 def test_statistics_want_the_same_pixels_and_a_segmentation(tree):
     image, segmentation = tree["level_0"].image, tree["level_0"].segmentation
-    with pytest.raises(ValueError, match="align"):
+    with pytest.raises(ValueError, match="differ in their pixels along y or x"):
         recipes.segment_statistics(tree["level_1"].image, segmentation)
     with pytest.raises(ValueError, match=r"the labels are float32; expected integers"):
         recipes.segment_statistics(image, segmentation.astype(np.float32))
