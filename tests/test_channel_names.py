@@ -170,7 +170,13 @@ def test_slides_are_aligned_by_identifiers_not_by_names(tmp_path):
     assert stacked.sel(channel_description="CD8").channel == "3"
 
 
-@pytest.mark.parametrize("form", ["zarr", "netcdf"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param("zarr", marks=pytest.mark.needs("zarr")),
+        pytest.param("netcdf", marks=pytest.mark.needs("scipy")),
+    ],
+)
 def test_restored_data_of_files_is_selected_by_name(path, tmp_path, form):
     level = dicomslide.open_slide(path).to_dataset(chunks=-1)[["image"]]
     level.image.encoding.clear()

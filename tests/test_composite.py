@@ -264,6 +264,7 @@ def test_numbers_of_objects_are_told_apart():
         assert tuple(one) != tuple(other)
 
 
+@pytest.mark.needs("matplotlib")
 def test_numbers_without_a_value_are_clear():
     values = np.array([[np.nan, 0.0, 1.0]], np.float32)
     drawn = overlay_of(xr.DataArray(values, dims=("y", "x"), attrs=dict(units="1")), limits=(0, 1))

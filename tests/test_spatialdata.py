@@ -11,7 +11,6 @@ import xarray as xr
 from pydicom.sr.coding import Code
 
 import dicomslide
-from dicomslide import recipes
 from dicomslide.export import images as export_images
 from dicomslide.export import spatialdata as export
 from dicomslide.testing import position_values
@@ -27,6 +26,8 @@ spatialdata = pytest.importorskip(
 )
 hd = pytest.importorskip("highdicom")
 from spatialdata.transformations import get_transformation  # noqa: E402
+
+from dicomslide import recipes  # noqa: E402
 
 
 def to_um(element, x, y):

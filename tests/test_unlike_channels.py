@@ -220,7 +220,14 @@ def test_a_mask_is_no_image_of_an_export(tmp_path):
 
 
 @pytest.mark.parametrize("bits", [10, 12, 15])
-@pytest.mark.parametrize("codec", ["JPEG 2000", "signed JPEG 2000", "lossless JPEG"])
+@pytest.mark.parametrize(
+    "codec",
+    [
+        "JPEG 2000",
+        "signed JPEG 2000",
+        pytest.param("lossless JPEG", marks=pytest.mark.needs("pylibjpeg")),
+    ],
+)
 def test_signed_words_of_few_bits_are_as_pydicom_has_them(tmp_path, bits, codec):
     values = np.random.default_rng(bits).integers(-(1 << bits - 1), 1 << bits - 1, (32, 32))
     path = write_markers(

@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dicomslide
-from dicomslide import recipes
 from dicomslide.testing import write_slide
 from dicomslide.write.blocks import blocks_along
 from dicomslide.write.frames import FrameForm, join_bits
@@ -103,7 +102,10 @@ def test_workers_without_the_folder_say_what_they_need(mask, slide, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.needs("skimage")
 def test_what_models_return_streams_into_instances(slide, folder, tmp_path):
+    from dicomslide import recipes
+
     calls = []
 
     def model(tile):
