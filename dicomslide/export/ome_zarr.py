@@ -122,7 +122,7 @@ def to_ome_zarr(
     own grid are groups beside the image.
 
     Channels have the names, colours and windows of
-    :meth:`~dicomslide.labelled.accessor.SlideAccessor.channel_displays`, and segments their
+    ``array.slide.channel_displays()``, and segments their
     recommended colours. Where the header recommends no window, it is that from the 0.5th to the
     99.5th percentile of the smallest level; of brightfield, the range of Bits Stored.
 

@@ -27,7 +27,7 @@ class ChannelDisplay(NamedTuple):
     name: str
     """Description of the channel; else its identifier, or its number from 1 on."""
     color: str
-    """Colour of its brightest value, ``#RRGGBB``: see :func:`channel_displays`."""
+    """Colour of its brightest value, ``#RRGGBB``: see ``array.slide.channel_displays()``."""
     valid_range: tuple[float, float] | None
     """Lowest and highest value of Bits Stored; None if unknown, as for real numbers."""
     window: tuple[float, float] | None
@@ -38,7 +38,7 @@ class ChannelDisplay(NamedTuple):
 def channel_displays(array: xr.DataArray) -> tuple[ChannelDisplay, ...]:
     """Return names, colours and windows in which the channels of an array are displayed.
 
-    See :meth:`dicomslide.labelled.accessor.SlideAccessor.channel_displays`. The position of a
+    See ``array.slide.channel_displays()``. The position of a
     channel never decides against what is known of it.
 
     Parameters

@@ -48,7 +48,7 @@ class FrameCodec(ArrayBytesCodec):
         Transfer Syntax UID of the frames.
     pixel_format : mapping
         Attributes of the Image Pixel module (PS3.3 C.7.6.3): fields of
-        :class:`~dicomslide.pixels.PixelFormat` other than `rows` and `columns`, which are those of
+        ``dicomslide.pixels.PixelFormat`` other than `rows` and `columns`, which are those of
         a chunk. Fields that are left out have their default.
 
     """

@@ -46,7 +46,7 @@ def to_icechunk(
 ) -> icechunk.Repository:
     """Write slides to an icechunk repository, as virtual arrays on the files as they are.
 
-    Each slide is a group by its name, with the groups of :meth:`Slide.to_virtual`. All slides are
+    Each slide is a group by its name, with the groups of :meth:`dicomslide.Slide.to_virtual`. All slides are
     one commit on the branch ``main``; further calls add slides. The headers of a cohort are read in
     parallel, by the workers of a dask cluster if there is one.
 
@@ -62,7 +62,7 @@ def to_icechunk(
         Whether a slide that can't be opened or virtual raises, and nothing is committed; or is left
         out with a warning.
     associated, include_patient
-        See :meth:`Slide.to_datatree`.
+        See :meth:`dicomslide.Slide.to_datatree`.
     containers : sequence of icechunk.VirtualChunkContainer, default: ()
         Where icechunk reads the files, by prefix of their URLs. Without one for a prefix: the local
         disk; the HTTP server; a public or by its environment accessible bucket of S3.
@@ -79,7 +79,7 @@ def to_icechunk(
     StoreExistsError
         When a slide of that name is there, unless it is to be overwritten.
     NotVirtualError
-        When frames can't be chunks: see :meth:`Slide.to_virtual`.
+        When frames can't be chunks: see :meth:`dicomslide.Slide.to_virtual`.
     ImportError
         When icechunk or VirtualiZarr isn't installed: the extra ``virtual``.
 

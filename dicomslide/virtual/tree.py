@@ -53,7 +53,7 @@ def virtual_groups(
     slide : SlideContents
         The slide.
     associated, include_patient
-        See :meth:`Slide.to_datatree`.
+        See :meth:`dicomslide.Slide.to_datatree`.
     urls : mapping of str to str, optional
         URL of a source by its name, where it isn't that of a file or object.
 
