@@ -70,7 +70,8 @@ def map_instances(
         int32, dims (y, x), with the coordinates of the image: 0, and the numbers of instances from
         1 on, unique over the slide, in the order of tiles, with gaps. Lazy; a chunk for each tile.
         Label maps of tiles are kept, compressed, until those of all tiles are there. The attribute
-        ``segmentation_type``, ``"LABELMAP"``, makes it a label image in :func:`dicomslide.to_ome_zarr`.
+        ``segmentation_type``, ``"LABELMAP"``, makes it a label image in
+        :func:`dicomslide.to_ome_zarr`.
 
     Raises
     ------

@@ -30,8 +30,9 @@ READ_AHEAD = 2**17
 class DicomParser:
     """Parser of one DICOM file for VirtualiZarr, after its protocol ``Parser``.
 
-    The groups are those of :meth:`dicomslide.Slide.to_virtual`: a level, or a segmentation or parametric map.
-    A slide of several files is best opened with dicomslide, which registers its levels.
+    The groups are those of :meth:`dicomslide.Slide.to_virtual`: a level, or a segmentation or
+    parametric map. A slide of several files is best opened with dicomslide, which registers its
+    levels.
 
     Parameters
     ----------

@@ -46,9 +46,9 @@ def to_icechunk(
 ) -> icechunk.Repository:
     """Write slides to an icechunk repository, as virtual arrays on the files as they are.
 
-    Each slide is a group by its name, with the groups of :meth:`dicomslide.Slide.to_virtual`. All slides are
-    one commit on the branch ``main``; further calls add slides. The headers of a cohort are read in
-    parallel, by the workers of a dask cluster if there is one.
+    Each slide is a group by its name, with the groups of :meth:`dicomslide.Slide.to_virtual`. All
+    slides are one commit on the branch ``main``; further calls add slides. The headers of a cohort
+    are read in parallel, by the workers of a dask cluster if there is one.
 
     Parameters
     ----------
