@@ -265,6 +265,19 @@ def test_numbers_of_objects_are_told_apart():
 
 
 @pytest.mark.needs("matplotlib")
+def test_each_segmentation_of_a_level_has_the_name_of_its_own_segment():
+    masks = {
+        name: (("y", "x"), np.ones((2, 3), bool)) for name in ("segmentation", "segmentation_2")
+    }
+    labels = {"segment": 1, "segment_label": "dark", "segment_2": 1, "segment_2_label": "tissue"}
+    level = xr.Dataset(masks, labels)
+    for name, label in (("segmentation", "dark"), ("segmentation_2", "tissue")):
+        assert overlay_of(level[name]).describe(1) == label
+        ((shown, _),) = overlay_of(level[name]).legend
+        assert shown == label
+
+
+@pytest.mark.needs("matplotlib")
 def test_numbers_without_a_value_are_clear():
     values = np.array([[np.nan, 0.0, 1.0]], np.float32)
     drawn = overlay_of(xr.DataArray(values, dims=("y", "x"), attrs=dict(units="1")), limits=(0, 1))

@@ -191,9 +191,16 @@ def _labels(
 
 
 def _of_segments(array: xr.DataArray, what: str, count: int) -> list[str] | None:
-    """Return a text for each segment from a coordinate such as ``segment_label``, or None."""
-    pattern = r"segment(_\d+)?" + (f"_{what}" if what else "")
-    named = next((name for name in array.coords if re.fullmatch(pattern, str(name))), None)
+    """Return a text for each segment from a coordinate such as ``segment_label``, or None.
+
+    Variables of a level have the coordinates without dims of all: ``segmentation_2`` has those that
+    begin with ``segment_2``.
+    """
+    end = f"_{what}" if what else ""
+    own = str(array.name).removeprefix("segmentation") + end
+    pattern = rf"segment(_\d+)?{end}"
+    names = [str(name) for name in array.coords if re.fullmatch(pattern, str(name))]
+    named = f"segment{own}" if f"segment{own}" in names else next(iter(names), None)
     if named is None or array[named].size not in (1, count):
         return None
     return [str(each) for each in np.broadcast_to(array[named].values, count)]
