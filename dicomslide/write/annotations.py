@@ -12,12 +12,14 @@ from dicomslide.annotation.graphic import BLOCK, NUM_POINTS
 from dicomslide.annotation.group import AnnotationGroup
 from dicomslide.errors import AnnotationError, MetadataError
 from dicomslide.header.dicom import BULK_SIMPLE_ANNOTATIONS_STORAGE
+from dicomslide.header.layout import MICROMETERS
 from dicomslide.slide import Slide, open_slide
 from dicomslide.write.bulk import Bulk, write_bulk
 from dicomslide.write.codes import QUANTITIES, coded, measurement_items, unit_item
 from dicomslide.write.graphics import checked, graphics_of
 from dicomslide.write.grids import grid_of_level
 from dicomslide.write.headers import (
+    LONGEST_LO,
     SeriesOptions,
     code_item,
     derived_header,
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from dicomslide.write.grids import Grid
 
 __all__ = ["write_annotations"]
-
-LONGEST_LO = 64
 
 
 def write_annotations(
@@ -385,9 +385,6 @@ class _Writing:
                 raise ValueError(f"z {planes}: expected finite millimetres")
             group.CommonZCoordinateValue = list(planes)
         return points
-
-
-MICROMETERS = 1000  # in a millimetre
 
 
 def _pixels(points: NDArray[Any], grid: Grid, dtype: np.dtype[Any]) -> NDArray[Any]:

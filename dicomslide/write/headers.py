@@ -67,9 +67,9 @@ EMPTY_IF_ABSENT = (
 """Attributes of type 2, which are written without a value where the source lacks them."""
 UTF_8 = "ISO_IR 192"
 LONGEST_LO, LONGEST_SH = 64, 16
+"""Most characters of a value (PS3.5 6.2)."""
 SEPARATED = frozenset({"CS", "LO", "PN", "SH", "UC", "UI"})
 """Value representations of text in which a backslash separates values."""
-"""Most characters of a value (PS3.5 6.2)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,25 +226,21 @@ def instance_headers(sources: Iterable[TiledImage]) -> list[Dataset]:
 
 def references(sources: Iterable[TiledImage]) -> list[Dataset]:
     """Return a SOP Instance Reference of each source instance (PS3.3 10.8)."""
-    return [
-        item(
-            ReferencedSOPClassUID=each.SOPClassUID,
-            ReferencedSOPInstanceUID=each.SOPInstanceUID,
-        )
-        for each in instance_headers(sources)
-    ]
+    return list(map(_reference, instance_headers(sources)))
+
+
+def _reference(header: Dataset) -> Dataset:
+    return item(
+        ReferencedSOPClassUID=header.SOPClassUID,
+        ReferencedSOPInstanceUID=header.SOPInstanceUID,
+    )
 
 
 def _referenced_series(sources: Sequence[TiledImage]) -> list[Dataset]:
     """Return the items of the Common Instance Reference module (PS3.3 C.12.2)."""
     by_series: dict[str, list[Dataset]] = {}
     for each in instance_headers(sources):
-        by_series.setdefault(str(each.SeriesInstanceUID), []).append(
-            item(
-                ReferencedSOPClassUID=each.SOPClassUID,
-                ReferencedSOPInstanceUID=each.SOPInstanceUID,
-            )
-        )
+        by_series.setdefault(str(each.SeriesInstanceUID), []).append(_reference(each))
     return [
         item(SeriesInstanceUID=uid, ReferencedInstanceSequence=instances)
         for uid, instances in by_series.items()

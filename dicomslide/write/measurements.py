@@ -11,6 +11,7 @@ import numpy as np
 from dicomslide._version import __version__
 from dicomslide.errors import AnnotationError, MetadataError
 from dicomslide.header import dicom
+from dicomslide.header.layout import MICROMETERS
 from dicomslide.pixels.decode import NATIVE
 from dicomslide.slide import Slide, open_slide
 from dicomslide.write.codes import MEASUREMENTS, coded, measurement_items
@@ -49,7 +50,6 @@ NOT_OF_REPORTS = (
     "SpecimenDescriptionSequence",
 )  # fmt: skip
 """Attributes of derived images that reports don't have: specimens are in their content."""
-MICROMETERS = 1000  # in a millimetre
 
 
 def write_measurements(
