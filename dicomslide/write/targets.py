@@ -30,6 +30,7 @@ from dicomslide.write.stream import streamed, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from dicomslide.backends.dicomweb.connection import Connection
     from dicomslide.write.stream import Finished, Job
@@ -57,7 +58,7 @@ class Target(Protocol):
         """Publish whole files; return their paths, URLs or SOP Instance UIDs."""
         ...
 
-    def working_folder(self) -> Any:
+    def working_folder(self) -> AbstractContextManager[str]:
         """Return a context with a folder for unfinished files, which is deleted at its end."""
         ...
 
@@ -178,6 +179,13 @@ def _temporary(parent: str | None) -> Iterator[str]:
         _delete(folder)
         if lock is not None:
             lock.close()
+
+
+@contextlib.contextmanager
+def _on_disk(parent: str | None) -> Iterator[str]:
+    """Make such a folder for what is sent elsewhere; by default in that of the system."""
+    with _explaining(parent or tempfile.gettempdir()), _temporary(parent) as folder:
+        yield folder
 
 
 def _delete(folder: str) -> None:
@@ -334,14 +342,9 @@ class BucketTarget:
                 if filesystem.exists(path):
                     raise exists_error(url)
 
-    @contextlib.contextmanager
-    def working_folder(self) -> Iterator[str]:
+    def working_folder(self) -> AbstractContextManager[str]:
         """Make a folder on disk, from which whole files are uploaded."""
-        with (
-            _explaining(self.temporary_folder or tempfile.gettempdir()),
-            _temporary(self.temporary_folder) as folder,
-        ):
-            yield folder
+        return _on_disk(self.temporary_folder)
 
     def publish(self, files: Sequence[Finished]) -> list[str]:
         """Upload the files; an object is there when all of its parts are."""
@@ -398,9 +401,7 @@ class BucketTarget:
         """Turn errors of clients into an ExportError without credentials."""
         try:
             yield
-        except StoreExistsError:
-            raise
-        except (ImportError, MemoryError):
+        except (StoreExistsError, ImportError, MemoryError):
             raise
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
@@ -427,14 +428,9 @@ class ServerTarget:
                 " UIDs, and lie beside the old ones"
             )
 
-    @contextlib.contextmanager
-    def working_folder(self) -> Iterator[str]:
+    def working_folder(self) -> AbstractContextManager[str]:
         """Make a folder on disk, from which whole instances are sent."""
-        with (
-            _explaining(self.temporary_folder or tempfile.gettempdir()),
-            _temporary(self.temporary_folder) as folder,
-        ):
-            yield folder
+        return _on_disk(self.temporary_folder)
 
     def publish(self, files: Sequence[Finished]) -> list[str]:
         """Send the instances; return their SOP Instance UIDs."""
