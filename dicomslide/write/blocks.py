@@ -93,12 +93,6 @@ class BlockWriter:
     is_sparse: bool
     """Whether tiles of `fill` only are left out."""
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Number of tiles down and across."""
-        rows, columns = (-(-n // t) for n, t in zip(self.shape, self.form.tile, strict=True))
-        return rows, columns
-
     def __call__(self, block: NDArray[Any], *, block_id: tuple[int, ...]) -> NDArray[Any]:
         """Write a block; return the records of its frames, if they are in a part file."""
         frames, channel, at = self.frames_of(block, block_id)
@@ -145,7 +139,7 @@ class BlockWriter:
         at: Sequence[int],
         files: Sequence[NativeFile],
     ) -> None:
-        down, across = self.grid
+        down, across = self.form.tiles(self.shape)
         size = frames.shape[-1]
         for number, of_channel in enumerate(frames):
             file = files[channel + number]

@@ -72,6 +72,11 @@ class FrameForm:
         """Whether each native frame begins at a byte (PS3.5 8.1.1)."""
         return self.frame_bits % 8 == 0
 
+    def tiles(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return the number of tiles down and across a matrix of rows and columns."""
+        rows, columns = (-(-n // t) for n, t in zip(shape, self.tile, strict=True))
+        return rows, columns
+
     def frames(self, block: NDArray[Any]) -> NDArray[np.uint8]:
         """Return the native bytes of the frames of whole tiles.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -317,8 +318,7 @@ class _Writing:
     def _frame_form(self, grid: Grid) -> FrameForm:
         tile = self.tile_size or grid.tile
         form = FrameForm(self.form.dtype, tile, self.transfer_syntax_uid or NATIVE)
-        rows, columns = (-(-n // t) for n, t in zip(grid.shape, tile, strict=True))
-        nbytes = rows * columns * form.frame_bits // 8
+        nbytes = math.prod(form.tiles(grid.shape)) * form.frame_bits // 8
         if nbytes > MOST_NATIVE and not form.is_encapsulated and not self.sparse:
             if self.transfer_syntax_uid is not None or not self.form.is_integer:
                 raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -263,8 +264,7 @@ class _Writing:
             (grid.tile[0], -(-grid.tile[1] // 8) * 8) if self.kind == "BINARY" else grid.tile
         )
         form = FrameForm(dtype, tile, self.transfer_syntax_uid or NATIVE)
-        rows, columns = (-(-n // t) for n, t in zip(grid.shape, tile, strict=True))
-        frames = channels * rows * columns
+        frames = channels * math.prod(form.tiles(grid.shape))
         nbytes = frames * form.frame_bits // 8
         if frames > MOST_FRAMES:
             raise ValueError(f"{frames:,} frames are more than an instance can have: larger tiles")

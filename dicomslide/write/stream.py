@@ -100,10 +100,7 @@ class Job:
     @property
     def grid(self) -> tuple[int, int]:
         """Number of tiles down and across."""
-        rows, columns = (
-            -(-n // t) for n, t in zip(self.placed.grid.shape, self.form.tile, strict=True)
-        )
-        return rows, columns
+        return self.form.tiles(self.placed.grid.shape)
 
     def frames(self, instance: Instance) -> int:
         """Return the number of frames of an instance with all tiles."""
