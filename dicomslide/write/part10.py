@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -99,5 +98,5 @@ def per_frame_groups(groups: Iterable[bytes]) -> Iterable[bytes]:
     """Yield the Per-frame Functional Groups Sequence, given the content of each item."""
     yield ENCODER.element(PER_FRAME_GROUPS, "SQ", b"", UNDEFINED)
     for content in groups:
-        yield struct.pack("<HHI", 0xFFFE, 0xE000, len(content)) + content
+        yield ENCODER.item(content)
     yield ENCODER.end_of_sequence()

@@ -24,6 +24,7 @@ from dicomslide.options import check_memory
 from dicomslide.write.blocks import BlockWriter, NativeFile, blocks_along
 from dicomslide.write.frames import MOST_NATIVE, join_bits
 from dicomslide.write.part10 import (
+    ENCODER,
     PREAMBLE,
     encapsulated_head,
     encapsulated_tail,
@@ -330,7 +331,7 @@ def _assembled(
     if form.is_encapsulated:
         yield encapsulated_head(frames.lengths.tolist())
         for data in frames.read():
-            yield b"\xfe\xff\x00\xe0" + len(data).to_bytes(4, "little") + data
+            yield ENCODER.fragment(data)
         yield encapsulated_tail()
         return
     nbytes = -(-len(positions) * form.frame_bits // 8)
