@@ -165,7 +165,8 @@ def write_measurements(
         regions = measurements
     labels, rows = _rows_of(measurements, codes)
     _check_order(measurements, regions)
-    places = _places(regions, segmentation, slide, grid, labels)
+    measured = None if segmentation is None else _header_of(segmentation)
+    places = _places(regions, measured, slide, grid, labels)
     groups = [
         _group(label, row, place, _finding(label, findings, place))
         for label, row, place in zip(labels, rows, places, strict=True)
@@ -178,7 +179,7 @@ def write_measurements(
         content_label="MEASUREMENTS",
         content_creator=content_creator,
     )
-    evidence = [] if segmentation is None else [_header_of(segmentation)]
+    evidence = [] if measured is None else [measured]
     report = _report(groups, grid, uid, series, coded(procedure, "procedure", {}), evidence)
     with to.working_folder() as folder:
         path = os.path.join(folder, file)
@@ -303,13 +304,13 @@ def _check_order(measurements: Any, regions: Any) -> None:
 
 
 def _places(
-    regions: Any, segmentation: Any, slide: Slide, grid: Grid, labels: Sequence[str]
+    regions: Any, segmentation: Dataset | None, slide: Slide, grid: Grid, labels: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return the reference of each group of measurements to a region or a segment."""
     if regions is not None:
         return _in_regions(regions, slide, grid, len(labels))
     if segmentation is not None:
-        return _in_segments(_header_of(segmentation), grid, labels)
+        return _in_segments(segmentation, grid, labels)
     return [{} for _ in labels]
 
 
