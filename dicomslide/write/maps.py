@@ -7,8 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from dicomslide.header.elements import decimal
 from dicomslide.slide import Slide, open_slide
 from dicomslide.write.codes import QUANTITIES, coded, unit_item
@@ -24,7 +22,7 @@ from dicomslide.write.headers import (
     tile_groups,
 )
 from dicomslide.write.levels import on_levels
-from dicomslide.write.masks import with_channels
+from dicomslide.write.masks import labels_along, with_channels
 from dicomslide.write.numbers import NumberForm
 from dicomslide.write.palettes import palette_of
 from dicomslide.write.segmentation import TILE_POSITION, tile_size_of
@@ -274,13 +272,9 @@ def _is_several(given: Any) -> bool:
 def _labels_of(array: xr.DataArray, dim: str, labels: Any) -> list[str]:
     if labels is not None:
         return [labels] if isinstance(labels, str) else [str(each) for each in labels]
-    of_dim = dim.lstrip("_")
-    if array.sizes[dim] > 1 or of_dim in array.coords:
-        for name in (f"{of_dim}_label", of_dim):
-            if name in array.coords and array[name].dtype.kind in "UTOiu":
-                values = np.atleast_1d(array[name].values)
-                if len(values) == array.sizes[dim]:
-                    return [str(value) for value in values]
+    by_coordinate = labels_along(array, dim, or_numbers=True)
+    if by_coordinate is not None:
+        return by_coordinate
     if array.sizes[dim] == 1:
         return [str(array.name or "map")]
     return [f"map {number}" for number in range(1, array.sizes[dim] + 1)]

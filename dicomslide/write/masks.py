@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dicomslide.write.grids import Placed
 
-__all__ = ["Kind", "Masks", "masks_of", "values_of", "with_channels"]
+__all__ = ["Kind", "Masks", "labels_along", "masks_of", "values_of", "with_channels"]
 
 Kind = Literal["BINARY", "FRACTIONAL", "LABELMAP"]
 KINDS = {"BINARY": "b", "FRACTIONAL": "f", "LABELMAP": "ui"}
@@ -186,6 +186,26 @@ def with_channels(array: xr.DataArray, what: str) -> tuple[xr.DataArray, str]:
     return array.transpose(others[0], ...), others[0]
 
 
+def labels_along(array: xr.DataArray, dim: str, *, or_numbers: bool = False) -> list[str] | None:
+    """Return the labels of channels by their coordinates; None where there are none.
+
+    Parameters
+    ----------
+    array, dim
+        Array with one dim of channels: see :func:`with_channels`.
+    or_numbers : bool, default: False
+        Whether integers are labels, too.
+
+    """
+    of_dim = dim.lstrip("_")
+    for name in (f"{of_dim}_label", of_dim):
+        if name in array.coords and array[name].dtype.kind in ("UTOiu" if or_numbers else "UTO"):
+            values = np.atleast_1d(array[name].values)
+            if len(values) == array.sizes[dim]:
+                return [str(value) for value in values]
+    return None
+
+
 # -- descriptions ------------------------------------------------------------------------------
 
 
@@ -195,12 +215,9 @@ def _of_channels(array: xr.DataArray, dim: str, segments: Any) -> list[Any]:
         if isinstance(segments, (str, Mapping)) or hasattr(segments, "SegmentLabel"):
             return [segments]
         return list(segments)
-    of_dim = dim.lstrip("_")
-    for name in (f"{of_dim}_label", of_dim):
-        if name in array.coords and array[name].dtype.kind in "UTO":
-            values = np.atleast_1d(array[name].values)
-            if len(values) == array.sizes[dim]:
-                return [str(value) for value in values]
+    labels = labels_along(array, dim)
+    if labels is not None:
+        return labels
     if array.sizes[dim] == 1:
         # what is computed from an image keeps its name
         return [str(array.name) if array.name and array.name != "image" else "region"]
