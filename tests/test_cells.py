@@ -97,7 +97,7 @@ def test_tables_of_any_labels_and_chunks_are_numpys(data):
     some = rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, 5, dtype, endpoint=True)
     labels = rng.choice(np.append(some, dtype(0)), (rows, columns))
     pixels = rng.integers(0, 9, (2, rows, columns)).astype(
-        data.draw(st.sampled_from([np.uint8, np.uint16, np.float32]))
+        data.draw(st.sampled_from([np.uint8, np.int16, np.uint16, np.float32]))
     )
     chunks = data.draw(st.tuples(st.integers(1, 14), st.integers(1, 14)))
     table = recipes.cell_table(

@@ -92,12 +92,12 @@ class Runs:
             reduce.at(found[name], self.which, values)
         return found
 
-    def pixels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return each pixel, counted in row-major order, and the index of its label."""
-        total = int(self.lengths.sum())
-        firsts = np.cumsum(self.lengths) - self.lengths
-        at = np.arange(total) + np.repeat(self.starts - firsts, self.lengths)
-        return at, np.repeat(self.which, self.lengths)
+    def pixels(self) -> NDArray[np.int64]:
+        """Return each pixel, counted in row-major order; those of the first label come first."""
+        order = np.argsort(self.which, kind="stable")
+        lengths = self.lengths[order]
+        firsts = np.cumsum(lengths) - lengths
+        return np.arange(int(lengths.sum())) + np.repeat(self.starts[order] - firsts, lengths)
 
 
 def moments_of(runs: Runs, values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -150,11 +150,11 @@ def cells_of(
     smallest, largest = (np.empty((number, len(channels)), pixels.dtype) for _ in range(2))
     found = np.full((number, len(channels), len(quantiles)), np.nan)
     values = []
-    at, which = runs.pixels()
+    at = runs.pixels()
     ends = np.cumsum(counts)
     is_waiting = np.repeat(waiting, counts)
     for channel, plane in enumerate(channels):
-        ordered = sorted_values(plane.reshape(-1)[at], which, number)
+        ordered = sorted_values(plane.reshape(-1)[at], counts)
         smallest[:, channel], largest[:, channel] = ordered[ends - counts], ordered[ends - 1]
         values.append(CountedValues.of(ordered[is_waiting], counts[waiting]))
         found[~waiting, channel] = quantiles_of(ordered[~is_waiting], counts[~waiting], quantiles)

@@ -14,28 +14,39 @@ if TYPE_CHECKING:
 
 __all__ = ["CountedValues", "quantiles_of", "sorted_values"]
 
+LARGE = 16
+"""Mean number of values from which those of each label are sorted by themselves: short arrays are
+sorted several times as fast as long ones, but each costs a call."""
 
-def sorted_values(values: NDArray[Any], which: NDArray[np.int64], number: int) -> NDArray[Any]:
-    """Return values sorted by label, and those of a label in ascending order; NaN is last.
+
+def sorted_values(values: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[Any]:
+    """Return the values of each label in ascending order; NaN is last.
 
     Parameters
     ----------
     values : numpy.ndarray
-        One for each pixel.
-    which : numpy.ndarray
-        Index of the label of each pixel.
-    number : int
-        Number of labels.
+        One for each pixel, those of the first label first.
+    counts : numpy.ndarray
+        Number of values of each label.
 
     """
-    kind, size = values.dtype.kind, values.dtype.itemsize
-    if kind not in "uib" or size > 4:
-        return values[np.lexsort((values, which))]
-    # one integer per pixel, of label and value: to sort these is several times as fast
-    bits = 8 * size
-    low = 0 if kind in "ub" else np.iinfo(values.dtype).min
+    is_small = values.dtype.kind in "uib" and values.dtype.itemsize <= 4
+    if is_small and len(values) < LARGE * len(counts):
+        return _sorted_at_once(values, counts)
+    found = values.copy()
+    start = 0
+    for stop in np.cumsum(counts).tolist():
+        found[start:stop].sort()
+        start = stop
+    return found
+
+
+def _sorted_at_once(values: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[Any]:
+    """Sort the values of many labels as one integer each, of label and value."""
+    number, bits = len(counts), 8 * values.dtype.itemsize
+    low = 0 if values.dtype.kind in "ub" else np.iinfo(values.dtype).min
     key: Any = np.uint32 if number <= 2 ** (32 - bits) else np.uint64
-    keys: NDArray[Any] = which.astype(key) << key(bits)
+    keys: NDArray[Any] = np.repeat(np.arange(number, dtype=key) << key(bits), counts)
     keys |= (values.astype(np.int64) - low).astype(key) if low else values.astype(key)
     keys.sort()
     keys &= key(2**bits - 1)
