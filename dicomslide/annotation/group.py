@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide.annotation.graphic import bounding_boxes, centroids, ellipse_outlines, padded
+from dicomslide.header.layout import MICROMETERS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["AnnotatedRegion", "AnnotationGroup", "Measurement", "region_of_annotation"]
 
 ELLIPSE_VERTICES = 64  # polygon of an ellipse: the error is at most 0.12 % of its half axis
-MICROMETERS = 1000  # in a millimetre
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

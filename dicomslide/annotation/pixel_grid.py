@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
-__all__ = ["PixelAxis", "PixelGrid"]
+__all__ = ["FRAME_OF_REFERENCE", "PixelAxis", "PixelGrid"]
 
 FRAME_OF_REFERENCE = "frame_of_reference_uid"
 CHUNK = 2048

@@ -28,6 +28,7 @@ __all__ = [
     "codes",
     "counted",
     "image_flavor",
+    "integer",
     "is_image",
     "is_lazy",
     "is_tiled_image",

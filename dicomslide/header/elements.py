@@ -6,12 +6,9 @@ import dataclasses
 import struct
 from typing import Any
 
-__all__ = ["ElementEncoder", "decimal"]
+from dicomslide.header.per_frame import LONG_VRS, UNDEFINED
 
-LONG_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "SQ"})
-"""Value representations whose length has 32 bits in explicit syntaxes (PS3.5 7.1.2)."""
-UNDEFINED = 0xFFFFFFFF
-"""Length of sequences, items and pixel data that end with a delimiter (PS3.5 7.5)."""
+__all__ = ["ElementEncoder", "decimal"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,7 +30,7 @@ class ElementEncoder:
         size = len(value) if length is None else length
         if self.implicit_vr:
             return head + self.pack("I", size) + value
-        if vr in LONG_VRS:
+        if vr.encode() in LONG_VRS:
             return head + vr.encode() + bytes(2) + self.pack("I", size) + value
         return head + vr.encode() + self.pack("H", size) + value
 

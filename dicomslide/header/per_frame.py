@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LONG_VRS",
+    "UNDEFINED",
     "PerFrameSpan",
     "end_of_sequence",
     "find_items",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 UNDEFINED = 0xFFFFFFFF
+"""Length of sequences, items and pixel data that end with a delimiter (PS3.5 7.5)."""
 BLOCK = 4 * 2**20
 LONGEST = 64  # bytes by which blocks overlap: no wanted element is longer
 
@@ -76,6 +78,7 @@ _PIXEL_DATA_GROUP = b"\xe0\x7f"
 LONG_VRS = frozenset(
     {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 )
+"""Value representations whose length has 32 bits in explicit syntaxes (PS3.5 7.1.2)."""
 _ITEM, _ITEM_END, _END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _ITEM_TAG = (0xFFFE, 0xE000)
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomslide.header.layout import MICROMETERS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from dicomslide.annotation.group import AnnotationGroup
 
 __all__ = ["to_anndata", "to_pandas"]
-
-MICROMETERS = 1000  # in a millimetre
 
 
 def to_pandas(table: xr.Dataset, *, annotations: AnnotationGroup | None = None) -> pd.DataFrame:

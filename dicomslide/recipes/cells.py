@@ -59,7 +59,7 @@ def cell_table(
     percentiles : sequence of float, default: (5, 25, 75, 95)
         Between 0 and 100, with linear interpolation; those of :func:`numpy.percentile`.
     background : bool, default: False
-        Whether the background is a row.
+        Whether 0, the background of a label map, is a row.
 
     Returns
     -------

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide.annotation.group import AnnotationGroup
-from dicomslide.annotation.pixel_grid import PixelGrid
+from dicomslide.annotation.pixel_grid import FRAME_OF_REFERENCE, PixelGrid
 from dicomslide.annotation.raster import Graphics
 from dicomslide.annotation.rasterize import rasterized
 from dicomslide.recipes.borders import rings_of, runs_in
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from dicomslide.recipes.borders import Rings
 
 __all__ = ["outlines", "rasterize"]
-
-FRAME_OF_REFERENCE = "frame_of_reference_uid"
 
 
 def rasterize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide.errors import AnnotationError
-from dicomslide.header.elements import UNDEFINED
+from dicomslide.header.per_frame import UNDEFINED
 from dicomslide.pixels.decode import NATIVE
 from dicomslide.write.part10 import ENCODER, PREAMBLE, encoded, file_head
 from dicomslide.write.stream import Finished

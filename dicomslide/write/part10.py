@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dicomslide._version import __version__
-from dicomslide.header.elements import UNDEFINED, ElementEncoder
+from dicomslide.header.elements import ElementEncoder
+from dicomslide.header.per_frame import UNDEFINED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
