@@ -181,6 +181,12 @@ def test_an_array_is_plotted_where_it_lies(markers):
 
 
 @pytest.mark.needs("matplotlib")
+def test_a_plot_reads_each_frame_once(markers, frames_read):
+    markers.to_dataset().image.isel(z=0).slide.plot(ax=some_axes())
+    assert len(frames_read) == len(set(frames_read)) > 0
+
+
+@pytest.mark.needs("matplotlib")
 @pytest.mark.parametrize("dark", [True, False])
 def test_a_scale_bar_is_legible_on_any_ground(dark):
     from matplotlib.colors import to_rgb
@@ -220,6 +226,17 @@ def test_overlays_lie_where_their_millimetres_are(tissue):
     (group,) = tissue.annotations()
     np.testing.assert_allclose(lines[0][:-1], group[0][:, :2])
     assert numbers.get_alpha().shape == heat.shape
+
+
+@pytest.mark.needs("matplotlib")
+def test_an_overlay_lies_where_it_is_in_any_order_of_its_pixels(tissue):
+    mask = tissue.to_dataset(1).image.isel(sample=0).astype("float32").rename("mask") > 200
+    turned = mask.isel(y=slice(None, None, -1), x=slice(None, None, -1))
+    first, second = (
+        tissue.plot(ax=some_axes(), overlay=each).images[1].get_array() for each in (mask, turned)
+    )
+    assert first.any()
+    np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.needs("matplotlib")

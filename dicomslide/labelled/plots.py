@@ -23,6 +23,7 @@ from dicomslide.labelled.presentation import channel_displays
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 __all__ = ["plot_array", "plot_image", "plot_shapes"]
 
@@ -47,22 +48,28 @@ def plot_image(image: xr.DataArray, *, ax: Axes | None, scale_bar: bool, **optio
         if "channel" in image.coords:  # selected of several, or the only one
             names = channel_displays(image)[0].name
     else:
-        picture = composite(image, **options).transpose("y", "x", "sample").values
+        # computed first: robust limits and the picture need the same pixels
+        picture = composite(image.compute(), **options).transpose("y", "x", "sample").values
         shown = channel_displays(image)
         colors = options.get("colors") or [each.color for each in shown]
         names = ", ".join(each.name for each in shown)
         legend = [(each.name, color) for each, color in zip(shown, colors, strict=True)]
-    if image["y"].values[0] < image["y"].values[-1]:
-        picture = picture[::-1]
-    if image["x"].values[0] > image["x"].values[-1]:
-        picture = picture[:, ::-1]
     axes = current_axes(ax)
-    show_picture(axes, picture, (x_min, y_min, x_max, y_max))
+    show_picture(axes, _upright(picture, image), (x_min, y_min, x_max, y_max))
     show_legend(axes, legend)
     if scale_bar:
         add_scale_bar(axes)
     axes.set_title(title_of(names, spacing=image.slide.spacing[0]))
     return axes
+
+
+def _upright(pixels: NDArray[Any], array: xr.DataArray) -> NDArray[Any]:
+    """Return pixels, shape (rows, columns, ...), with x to the right and y upwards."""
+    if array["y"].values[0] < array["y"].values[-1]:
+        pixels = pixels[::-1]
+    if array["x"].values[0] > array["x"].values[-1]:
+        pixels = pixels[:, ::-1]
+    return pixels
 
 
 def plot_array(axes: Axes, array: xr.DataArray, name: str, opacity: float) -> list[tuple[str, str]]:
@@ -91,9 +98,7 @@ def plot_array(axes: Axes, array: xr.DataArray, name: str, opacity: float) -> li
         values = values[0] if values.ndim == 3 else values
         drawn = drawn.within(values)
     x_min, y_min, x_max, y_max = array.slide.extent
-    rgba = drawn.rgba(values)
-    if array.sizes["y"] > 1 and array["y"].values[0] < array["y"].values[-1]:
-        rgba = rgba[::-1]
+    rgba = _upright(drawn.rgba(values), array)
     axes.imshow(
         rgba,
         extent=(x_min, x_max, y_min, y_max),
