@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dicomslide
+from dicomslide.backends.part10.file import FileSource
 from dicomslide.display.blend import blend
-from dicomslide.errors import MetadataError, SourceReadError
+from dicomslide.errors import FrameDecodeError, FrameReadError, MetadataError, SourceReadError
 from dicomslide.testing import write_slide
 from dicomslide.view.blocks import BLOCK, BlockCache, TooMuch, levels_of, rectangles
 from dicomslide.view.scene import BAD, Scene, positions
@@ -245,6 +246,55 @@ def test_a_frame_that_does_not_decode_is_striped_in_its_place(tmp_path):
     np.testing.assert_array_equal(upright[~bad][:, :3], whole.values[~bad])
     assert {tuple(each) for each in upright[bad]} == {tuple(each) for each in BAD}
     assert picture.notes == ["striped: frames that can't be read or decoded"]
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Errors of frames by their index, which files raise at present."""
+    errors, read = {}, FileSource.read_frames
+
+    def read_frames(source, frames):
+        for frame in frames:
+            if frame in errors:
+                raise errors[frame]
+        return read(source, frames)
+
+    monkeypatch.setattr(FileSource, "read_frames", read_frames)
+    return errors
+
+
+def test_frames_that_are_read_at_another_attempt_are_striped_no_longer(tmp_path, failing):
+    write_slide(tmp_path, shape=(512, 512), downsamples=(1,), tile_shape=(128, 128))
+    slide = dicomslide.open_slide(tmp_path)
+    scene, box = Scene(slide, ()), slide.physical_bounds
+    failing[5] = FrameReadError("no answer")
+    assert scene.render(box, (512, 512)).notes
+    failing.clear()
+    picture = scene.render(box, (512, 512))
+    assert picture.notes == []
+    np.testing.assert_array_equal(
+        picture.pixels[..., :3], at(slide.to_dataset().image, box, (512, 512))
+    )
+
+
+def test_stripes_are_those_of_the_channels_that_are_shown(tmp_path, failing):
+    write_slide(
+        tmp_path, shape=(256, 256), drawing="cells", samples=1, bits=16, transfer_syntax_uid=RAW,
+        optical_paths=("DAPI", "FITC"), downsamples=(1,), tile_shape=(128, 128),
+    )  # fmt: skip
+    slide = dicomslide.open_slide(tmp_path)
+    scene, box = Scene(slide, ()), slide.physical_bounds
+    scene._cache.drop([*scene._cache._blocks])
+    failing[0] = failing[7] = FrameDecodeError("damaged")  # one of each channel
+    striped = []
+    for shown in ([True, False], [False, True], [True, True]):
+        for channel, visible in zip(scene.channels, shown, strict=True):
+            channel.visible = visible
+        pixels = scene.render(box, (256, 256)).pixels
+        is_bad = [(pixels == color).all(axis=-1) for color in BAD]
+        striped.append(is_bad[0] | is_bad[1])
+    assert [each.sum() for each in striped] == [128 * 128, 128 * 128, 2 * 128 * 128]
+    np.testing.assert_array_equal(striped[0] | striped[1], striped[2])
 
 
 def test_a_view_of_a_slide_on_a_dicomweb_server_is_few_requests(folder):

@@ -305,12 +305,14 @@ class Levels:
             for row, column in itertools.product(rows, columns):
                 top, left = (row - rows.start) * BLOCK, (column - columns.start) * BLOCK
                 part = np.s_[top : top + BLOCK, left : left + BLOCK]
+                is_bad = bad is not None and bad[part].any()
                 for channel, plain in zip(new, pixels, strict=True):
                     key = self._key(number, row, column, channel, plane)
                     self._cache.put(key, plain[part].copy())
-                marks = (*self._key(number, row, column, -1, plane),)
-                if bad is not None and bad[part].any():
-                    self._cache.put(marks, bad[part].copy())
+                    if bad is not None and is_bad:
+                        self._cache.put(_marks(key), bad[part].copy())
+                    else:  # of an earlier attempt
+                        self._cache.drop([_marks(key)])
             if bad is not None and not lasting:
                 self._passing.update(
                     self._key(number, row, column, channel, plane)
@@ -379,14 +381,20 @@ class Levels:
                     max(left, box[2]) - left : min(left + BLOCK, box[3]) - left,
                 ]
                 for channel, into in zip(channels, found, strict=True):
-                    block = self._cache.get(self._key(number, row, column, channel, plane))
+                    key = self._key(number, row, column, channel, plane)
+                    block = self._cache.get(key)
                     if block is not None:  # else it was dropped for others meanwhile
                         into[here] = block[there]
-                marks = self._cache.get(self._key(number, row, column, -1, plane))
-                if marks is not None:
-                    bad = np.zeros(shape, bool) if bad is None else bad
-                    bad[here] |= marks[there]
+                    marks = self._cache.get(_marks(key))
+                    if marks is not None:
+                        bad = np.zeros(shape, bool) if bad is None else bad
+                        bad[here] |= marks[there]
         return found, bad
+
+
+def _marks(key: Any) -> Any:
+    """Return the key of the marks of bad frames in a block."""
+    return *key, "bad"
 
 
 def _distance(positions: NDArray[np.float64]) -> float:
