@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-import zarr
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from dicomslide.export import ome_metadata
 from dicomslide.export.images import ExportImage, images_of
 from dicomslide.export.ome_zarr import (
-    MAX_WINDOW_PIXELS,
     block_shapes,
     by_path,
     describe,
+    describe_channels,
     described,
-    display_window,
 )
-from dicomslide.labelled.presentation import channel_displays
 from dicomslide.labelled.tree import slide_groups
 from dicomslide.readers.arrays import dask_data
 
@@ -86,13 +81,7 @@ class LiveStore(Store):
         self._arrays: dict[str, _LiveArray] = {}
         self._skeleton = self._described(tree, images, readers)
         describe(images, self._skeleton)
-        for path, image in images.items():
-            if image.labels is None:
-                attributes = zarr.open_group(self._skeleton, path=path[1:]).attrs
-                ome: Any = attributes["ome"]
-                displays = channel_displays(image.levels[0].array)
-                shown = ome_metadata.channels(image, displays, self._windows(path, image, displays))
-                attributes["ome"] = {**ome, "omero": {"channels": shown}}
+        describe_channels(images, self._skeleton, self._channel)
 
     def _described(
         self,
@@ -124,24 +113,9 @@ class LiveStore(Store):
         )
         return skeleton
 
-    def _windows(
-        self, path: str, image: ExportImage, displays: Sequence[Any]
-    ) -> list[tuple[float, float, float, float]]:
-        """Return (min, max, start, end) of each channel, as an export has them."""
-        last = image.levels[-1]
-        array = self._arrays[f"{path}/level_{last.number}/{image.variable}"[1:]]
-        is_large = math.prod(array.shape[1:]) > MAX_WINDOW_PIXELS
-        windows = []
-        for index, display in enumerate(displays):
-            limits = display.valid_range or display.window or (0.0, 1.0)
-            if display.window is not None and not image.samples:
-                windows.append((*limits, *display.window))
-            elif image.in_color or is_large:
-                windows.append((*limits, *limits))
-            else:
-                box = (slice(index, index + 1), *(slice(0, n) for n in array.shape[1:]))
-                windows.append(display_window(array.read(box), display.valid_range))
-        return windows
+    def _channel(self, name: str, index: int) -> NDArray[Any]:
+        array = self._arrays[name]
+        return array.read((slice(index, index + 1), *(slice(0, n) for n in array.shape[1:])))
 
     def __reduce__(self) -> Any:
         return live_store, (self._slide, self._orientation)

@@ -26,7 +26,7 @@ from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import xarray as xr
     from numpy.typing import NDArray
@@ -195,7 +195,6 @@ def _noting_how_to_resume(target: Target) -> Iterator[None]:
 class _Pixels:
     """An array of the export."""
 
-    image: ExportImage
     sharded: ShardedArray
     data: Any
     """Dask array with shards as chunks."""
@@ -232,7 +231,7 @@ class _Export:
         images = by_path(images_of(tree, shard_size))
         groups: dict[str, xr.Dataset] = {"/": xr.Dataset(attrs=tree.attrs)}
         encoding: dict[str, dict[str, dict[str, Any]]] = {}
-        data: dict[str, tuple[ExportImage, Any]] = {}
+        data: dict[str, Any] = {}
         for path, image in images.items():
             for level in image.levels:
                 group = f"{path}/level_{level.number}"
@@ -253,7 +252,7 @@ class _Export:
                         "_FillValue": None,
                     }
                 }
-                data[f"{group}/{image.variable}"[1:]] = image, level.array.data.rechunk(shards)
+                data[f"{group}/{image.variable}"[1:]] = level.array.data.rechunk(shards)
         skeleton = MemoryStore()
         xr.DataTree.from_dict(groups).to_zarr(
             skeleton, compute=False, consolidated=False, zarr_format=3, encoding=encoding
@@ -262,11 +261,10 @@ class _Export:
         identity = {
             "slide": tree.attrs.get("container_identifier"),
             "options": {"shard_size": shard_size, "compression": compression},
-            "pixels": _digest(skeleton, [array.name for _, array in data.values()]),
+            "pixels": _digest(skeleton, [array.name for array in data.values()]),
         }
         pixels = tuple(
             _Pixels(
-                image,
                 ShardedArray(
                     target,
                     path,
@@ -275,7 +273,7 @@ class _Export:
                 ),
                 array,
             )
-            for path, (image, array) in data.items()
+            for path, array in data.items()
         )
         return cls(target, images, skeleton, pixels, identity)
 
@@ -303,14 +301,7 @@ class _Export:
         """Write the metadata documents, which make the shards a readable image."""
         import zarr
 
-        for path, image in self.images.items():
-            if image.labels is None:
-                attributes = zarr.open_group(self.skeleton, path=path[1:]).attrs
-                displays = channel_displays(image.levels[0].array)
-                windows = self._windows(image, displays)
-                shown = ome_metadata.channels(image, displays, windows)
-                ome: Any = attributes["ome"]
-                attributes["ome"] = {**ome, "omero": {"channels": shown}}
+        describe_channels(self.images, self.skeleton, self._written)
         zarr.open_group(self.skeleton).attrs["dicomslide"] = {
             "version": __version__,
             "export": self.identity,
@@ -321,43 +312,11 @@ class _Export:
         shards = {each.sharded.key(index) for each in self.pixels for index in each.indices}
         self.target.complete(self.identity, self.skeleton, shards)
 
-    def _windows(
-        self, image: ExportImage, displays: Sequence[ChannelDisplay]
-    ) -> list[tuple[float, float, float, float]]:
-        """Return (min, max, start, end) of each channel.
-
-        Minimum and maximum are those of Bits Stored. Start and end are recommended by the header,
-        or else percentiles of the smallest level; for samples and for a large level, the range.
-        """
-        *_, smallest = (each for each in self.pixels if each.image is image)
-        is_large = math.prod(smallest.data.shape[1:]) > MAX_WINDOW_PIXELS
-        windows = []
-        for index, display in enumerate(displays):
-            if display.window is not None and not image.samples:
-                limits = display.valid_range or display.window
-                windows.append((*limits, *display.window))
-            elif image.in_color or is_large:
-                limits = display.valid_range or (0.0, 1.0)
-                windows.append((*limits, *limits))
-            else:
-                with self.target.reached():
-                    pixels = smallest.sharded.array[index]
-                windows.append(display_window(pixels, display.valid_range))
-        return windows
-
-
-def display_window(
-    channel: Any, valid_range: tuple[float, float] | None
-) -> tuple[float, float, float, float]:
-    values = np.asarray(channel)
-    values = values[np.isfinite(values)]
-    if not values.size:
-        return 0.0, 1.0, 0.0, 1.0
-    start, end = (float(value) for value in np.percentile(values, WINDOW_PERCENTILES))
-    low, high = valid_range or (float(values.min()), float(values.max()))
-    if low == high:  # a constant
-        high += 1
-    return (low, high, start, end) if start < end else (low, high, low, high)
+    def _written(self, path: str, index: int) -> Any:
+        """Return a channel of an array, of the shards that are written."""
+        (written,) = (each.sharded for each in self.pixels if each.sharded.path == path)
+        with self.target.reached():
+            return written.array[index]
 
 
 def by_path(images: Sequence[ExportImage]) -> dict[str, ExportImage]:
@@ -404,6 +363,74 @@ def describe(images: dict[str, ExportImage], skeleton: MemoryStore) -> None:
             "version": ome_metadata.VERSION,
             "labels": labels,
         }
+
+
+def describe_channels(
+    images: dict[str, ExportImage],
+    skeleton: MemoryStore,
+    pixels: Callable[[str, int], Any],
+) -> None:
+    """Write the OME-Zarr attributes of channels: names, colours and windows.
+
+    Parameters
+    ----------
+    images : dict of str to ExportImage
+        See :func:`by_path`.
+    skeleton : zarr.storage.MemoryStore
+        Metadata documents, described by :func:`describe`.
+    pixels : callable
+        Given the path of an array and the index of a channel, returns its pixels.
+
+    """
+    import zarr
+
+    for path, image in images.items():
+        if image.labels is None:
+            attributes = zarr.open_group(skeleton, path=path[1:]).attrs
+            displays = channel_displays(image.levels[0].array)
+            smallest = f"{path}/level_{image.levels[-1].number}/{image.variable}"[1:]
+            windows = _windows(image, displays, functools.partial(pixels, smallest))
+            shown = ome_metadata.channels(image, displays, windows)
+            ome: Any = attributes["ome"]
+            attributes["ome"] = {**ome, "omero": {"channels": shown}}
+
+
+def _windows(
+    image: ExportImage,
+    displays: Sequence[ChannelDisplay],
+    pixels: Callable[[int], Any],
+) -> list[tuple[float, float, float, float]]:
+    """Return (min, max, start, end) of each channel.
+
+    Minimum and maximum are those of Bits Stored. Start and end are recommended by the header, or
+    else percentiles of the smallest level; for samples and for a large level, the range.
+    """
+    is_large = math.prod(image.levels[-1].array.shape[1:]) > MAX_WINDOW_PIXELS
+    windows = []
+    for index, display in enumerate(displays):
+        if display.window is not None and not image.samples:
+            limits = display.valid_range or display.window
+            windows.append((*limits, *display.window))
+        elif image.in_color or is_large:
+            limits = display.valid_range or (0.0, 1.0)
+            windows.append((*limits, *limits))
+        else:
+            windows.append(_display_window(pixels(index), display.valid_range))
+    return windows
+
+
+def _display_window(
+    channel: Any, valid_range: tuple[float, float] | None
+) -> tuple[float, float, float, float]:
+    values = np.asarray(channel)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 1.0, 0.0, 1.0
+    start, end = (float(value) for value in np.percentile(values, WINDOW_PERCENTILES))
+    low, high = valid_range or (float(values.min()), float(values.max()))
+    if low == high:  # a constant
+        high += 1
+    return (low, high, start, end) if start < end else (low, high, low, high)
 
 
 def _digest(skeleton: MemoryStore, names: Sequence[str]) -> str:
