@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from dicomslide.backends.base import Series
@@ -135,7 +134,7 @@ class Search:
         what = "the search for instances"
         filters = {**self.criteria.of_study, CONTAINER: container}
         studies: set[str] = set()
-        for page in self._filtered("instances", filters, (SLIDE_MODALITY,), attempt, what, **where):
+        for page in self._filtered("instances", filters, SLIDE_MODALITY, attempt, what, **where):
             studies.update(each.study_instance_uid for each in page)
             yield sorted(page)
         if derived:
@@ -154,7 +153,7 @@ class Search:
 
         def of(modality: str) -> Iterator[list[Series]]:
             what = f"the series of modality {modality}"
-            for page in self._filtered("series", filters, (modality,), attempt, what):
+            for page in self._filtered("series", filters, modality, attempt, what):
                 yield sorted(page)
 
         def derived_of(modality: str) -> list[Series]:
@@ -199,7 +198,7 @@ class Search:
         self,
         resource: str,
         filters: dict[str, str],
-        modalities: tuple[str, ...],
+        modality: str,
         attempt: Attempt,
         what: str,
         **where: str,
@@ -212,8 +211,8 @@ class Search:
             ``"instances"`` or ``"series"``.
         filters : dict of str to str
             Matching keys besides the modality.
-        modalities : tuple of str
-            The modality.
+        modality : str
+            Modality of the series.
         attempt : callable
             Context manager of a request.
         what : str
@@ -230,7 +229,7 @@ class Search:
         if self._applies(resource, filters) is False:
             raise _UnknownFilterError
         key = (self._server, resource, _label(filters))
-        pages = self._asked(resource, {**filters, "Modality": modalities[0]}, where)
+        pages = self._asked(resource, {**filters, "Modality": modality}, where)
         is_empty = True
         for page in self._attempted(pages, filters, resource, attempt, what):
             if page is None:  # it failed, and the caller goes on
@@ -243,7 +242,7 @@ class Search:
             if ignored:
                 raise _UnknownFilterError
             _applied.put(key, True)
-            yield list(self._series_in(page, modalities, **where))
+            yield list(self._series_in(page, (modality,), **where))
         if is_empty and filters and not self._applies(resource, filters):
             if resource == "series" or not self._finds_containers(filters[CONTAINER], **where):
                 raise _UnknownFilterError
@@ -317,7 +316,7 @@ class Search:
         """
         slides = {"Modality": SLIDE_MODALITY}
         try:
-            (page, *_) = [*itertools.islice(self._asked("series", slides, where, 1), 1)] or ([],)
+            page = next(self._asked("series", slides, where, 1), [])
             every = dataclasses.replace(self, criteria=Criteria())
             for series in every._series_in(page, (SLIDE_MODALITY,), **where):
                 for header in self.metadata_of(series):
