@@ -20,6 +20,8 @@ from dicomslide.header import dicom
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from pydicom.dataset import Dataset
+
     from dicomslide.backends.dicomweb.connection import Connection
 
 __all__ = ["connection_for", "instances_in", "store_files"]
@@ -168,7 +170,7 @@ def _store(connection: Connection, uid: str, path: str) -> str | None:
         most_bytes=MOST_REPLY,
         answered=ANSWERED,
     )
-    return _failure_in(answer, uid)
+    return _failure_said(answer, uid)
 
 
 def _by_client(client: Any, uid: str, path: str) -> str | None:
@@ -182,13 +184,11 @@ def _by_client(client: Any, uid: str, path: str) -> str | None:
         answer = store([pydicom.dcmread(path)])
     except Exception as error:  # each client has error types of its own
         return said(error)
-    if answer is None or not hasattr(answer, "to_json_dict"):
-        return None
-    return _failure_in(json.dumps(answer.to_json_dict()).encode(), uid)
+    return _failure_in(answer, uid) if isinstance(answer, pydicom.Dataset) else None
 
 
-def _failure_in(answer: bytes, uid: str) -> str | None:
-    """Return the failure of an instance in a reply, in words; None where it was stored."""
+def _failure_said(answer: bytes, uid: str) -> str | None:
+    """Return the failure of an instance in a reply of JSON: see :func:`_failure_in`."""
     from pydicom.dataset import Dataset
 
     try:
@@ -196,6 +196,11 @@ def _failure_in(answer: bytes, uid: str) -> str | None:
         reply = Dataset.from_json(found[0] if isinstance(found, list) else found)
     except (ValueError, TypeError, IndexError, AttributeError):
         return f"the server's reply can't be read: {answer[:200]!r}"
+    return _failure_in(reply, uid)
+
+
+def _failure_in(reply: Dataset, uid: str) -> str | None:
+    """Return the failure of an instance in a reply, in words; None where it was stored."""
     failed = [
         each
         for keyword in ("FailedSOPSequence", "OtherFailuresSequence")
