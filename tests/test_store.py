@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pydicom
 import pytest
@@ -66,6 +68,15 @@ def test_nothing_is_sent_where_a_file_is_not_to_be_stored(folder, tmp_path, caps
         assert main(["store", *(str(tmp_path / name) for name in names), server.url]) == 1
     assert server.stored == {}
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_in_a_folder_are_left_out(folder, tmp_path, capsys):
+    (tmp_path / "level-0.dcm").write_bytes((folder / "level-0.dcm").read_bytes())
+    os.mkfifo(tmp_path / "pipe")
+    with StowServer() as server:
+        assert main(["store", str(tmp_path), server.url]) == 0
+    assert len(server.stored) == 1
 
 
 def test_a_url_with_a_password_is_refused(folder, capsys):

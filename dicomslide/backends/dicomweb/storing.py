@@ -108,17 +108,16 @@ def instances_in(paths: Sequence[str | os.PathLike[str]]) -> dict[str, str]:
 def _files_in(folder: str) -> Iterator[str]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(place, name) for name in sorted(names))
+        paths = (os.path.join(place, name) for name in sorted(names))
+        yield from filter(os.path.isfile, paths)  # a pipe would be waited for
 
 
 def _uid_of(path: str) -> str | None:
     """Return the SOP Instance UID of a file, by its File Meta Information; None if it has none."""
     from pydicom.errors import InvalidDicomError
-    from pydicom.filereader import read_file_meta_info, read_preamble
+    from pydicom.filereader import read_file_meta_info
 
     try:
-        with open(path, "rb") as file:
-            read_preamble(file, force=False)
         meta = read_file_meta_info(path)
     except (InvalidDicomError, EOFError):
         return None
