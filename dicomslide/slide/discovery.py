@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from dicomslide import utils
 from dicomslide.backends.base import is_store
 from dicomslide.backends.criteria import Criteria, is_code, is_text, listed
 from dicomslide.backends.dicomweb.client import ClientStore, is_client
@@ -115,6 +114,8 @@ def find_slides(
     """
     from dicomslide.annotation.bulk import are_annotations_of
 
+    stains = listed(specimen_stains, "specimen_stains", "codes", is_code)
+    paths = listed(optical_path_ids, "optical_path_ids", "identifiers, which are text", is_text)
     criteria = Criteria(
         study_instance_uid=study_instance_uid,
         patient_id=patient_id,
@@ -123,6 +124,7 @@ def find_slides(
         study_date=study_date,
         accession_number=accession_number,
         modality=modality,
+        stains=stains,
     )
     store: Catalog
     if is_client(client):
@@ -134,8 +136,6 @@ def find_slides(
             f"client is a {type(client).__name__}; expected a dicomweb_client.api.DICOMClient or a"
             " FrameStore"
         )
-    stains = listed(specimen_stains, "specimen_stains", "codes", is_code)
-    paths = listed(optical_path_ids, "optical_path_ids", "identifiers, which are text", is_text)
 
     @contextlib.contextmanager
     def attempt(what: str) -> Iterator[None]:
@@ -172,7 +172,7 @@ def find_slides(
     slides: list[Slide] = []
 
     def is_wanted(image: TiledImage) -> bool:
-        return _has_stain(image, stains) and _has_path(image, paths)
+        return criteria.has_stain(image.metadata) and _has_path(image, paths)
 
     for group in sorted(group_by_slide(images), key=_order):
         kept = dataclasses.replace(
@@ -207,12 +207,4 @@ def _order(group: SlideGroup) -> tuple[str, ...]:
 def _has_path(image: TiledImage, identifiers: Sequence[str] | None) -> bool:
     return identifiers is None or any(
         channel.identifier in identifiers for channel in image.channels
-    )
-
-
-def _has_stain(image: TiledImage, stains: Sequence[Any] | None) -> bool:
-    return stains is None or any(
-        utils.does_specimen_description_item_match(specimen, stain)
-        for specimen in dicom.items(image.metadata, "SpecimenDescriptionSequence")
-        for stain in stains
     )
