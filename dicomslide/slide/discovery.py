@@ -53,8 +53,8 @@ def find_slides(
 ) -> list[Slide]:
     """Find the slides of a DICOMweb server or a store.
 
-    A server is asked for the studies and for the container only; what it finds is compared with the
-    headers. In identifiers, ``*`` stands for any characters and ``?`` for one.
+    A server is asked for the studies, the container and the modality; what it finds is compared
+    with the headers. In identifiers, ``*`` stands for any characters and ``?`` for one.
 
     Parameters
     ----------
