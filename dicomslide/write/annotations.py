@@ -15,6 +15,7 @@ from dicomslide.header.dicom import BULK_SIMPLE_ANNOTATIONS_STORAGE
 from dicomslide.header.layout import MICROMETERS
 from dicomslide.slide import Slide, open_slide
 from dicomslide.write.bulk import Bulk, write_bulk
+from dicomslide.write.choices import check_choice
 from dicomslide.write.codes import QUANTITIES, coded, measurement_items, unit_item
 from dicomslide.write.graphics import checked, graphics_of
 from dicomslide.write.grids import grid_of_level
@@ -161,13 +162,9 @@ def write_annotations(
     ... )
 
     """
-    for what, given, choices in (
-        ("coordinates", coordinates, ("3D", "2D")),
-        ("dtype", dtype, ("float64", "float32")),
-        ("algorithm_type", algorithm_type, (None, "AUTOMATIC", "SEMIAUTOMATIC", "MANUAL")),
-    ):
-        if given not in choices:
-            raise ValueError(f"{what} {given!r}: expected one of {list(choices)}")
+    check_choice("coordinates", coordinates, ("3D", "2D"))
+    check_choice("dtype", dtype, ("float64", "float32"))
+    check_choice("algorithm_type", algorithm_type, (None, "AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"))
     stem_of(name)
     slide = slide if isinstance(slide, Slide) else open_slide(slide)
     to = target_at(

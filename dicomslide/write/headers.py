@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from dicomslide.image import TiledImage
     from dicomslide.write.grids import Grid
 
-__all__ = ["SEGMENTATION", "SeriesOptions", "code_item", "derived_header", "instance_headers",
-           "item", "matrix_header", "new_uid", "references", "tile_groups"]  # fmt: skip
+__all__ = ["SEGMENTATION", "TILE_POSITION", "SeriesOptions", "code_item", "derived_header",
+           "instance_headers", "item", "matrix_header", "new_uid", "references",
+           "tile_groups"]  # fmt: skip
 
 COPIED = (
     # Patient, Clinical Trial Subject (PS3.3 C.7.1)
@@ -60,6 +61,11 @@ COPIED = (
 """Attributes of the source that what is derived from it has, too."""
 SEGMENTATION = ("113076", "DCM", "Segmentation")
 """Derivation Code of segmentations (PS3.16 CID 7203)."""
+TILE_POSITION = (
+    (0x0048021F, 0x0048021A, "Row Position In Total Image Pixel Matrix"),
+    (0x0048021E, 0x0048021A, "Column Position In Total Image Pixel Matrix"),
+)
+"""Dimensions of tiles: pointer, pointer of the functional group, and label of each."""
 EMPTY_IF_ABSENT = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
     "ReferringPhysicianName", "StudyID", "AccessionNumber",

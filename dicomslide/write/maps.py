@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dicomslide.header.elements import decimal
 from dicomslide.slide import Slide, open_slide
+from dicomslide.write.choices import Organization, check_choice, tile_size_of
 from dicomslide.write.codes import QUANTITIES, coded, unit_item
 from dicomslide.write.frames import JPEG_LS, MOST_NATIVE, NATIVE, FrameForm
 from dicomslide.write.grids import plane_of
 from dicomslide.write.headers import (
+    TILE_POSITION,
     SeriesOptions,
     code_item,
     derived_header,
@@ -25,7 +27,6 @@ from dicomslide.write.levels import on_levels
 from dicomslide.write.masks import labels_along, with_channels
 from dicomslide.write.numbers import NumberForm
 from dicomslide.write.palettes import palette_of
-from dicomslide.write.segmentation import TILE_POSITION, tile_size_of
 from dicomslide.write.stream import Instance, Job, too_large
 from dicomslide.write.targets import stem_of, target_at, write_to
 
@@ -43,8 +44,8 @@ __all__ = ["write_parametric_map"]
 
 STORAGE = "1.2.840.10008.5.1.4.1.1.30"
 MissingValues = Literal["refuse", "allow"]
+Qualification = Literal["PRODUCT", "RESEARCH", "SERVICE"]
 LONGEST_LABEL = 16
-QUALIFICATIONS = ("PRODUCT", "RESEARCH", "SERVICE")
 IMAGE_TYPE = ["DERIVED", "PRIMARY", "VOLUME", "QUANTITY"]
 FIRST_MAPPED, LAST_MAPPED = 0x00409216, 0x00409211
 """Real World Value First and Last Value Mapped, whose VR depends on the pixels."""
@@ -67,12 +68,12 @@ def write_parametric_map(
     missing: MissingValues = "refuse",
     palette: Any = None,
     levels: Levels = "own",
-    organization: Literal["TILED_FULL", "TILED_SPARSE"] = "TILED_FULL",
+    organization: Organization = "TILED_FULL",
     transfer_syntax_uid: str | None = None,
     overwrite: bool = False,
     resample: Resample | None = None,
     tile_size: int | tuple[int, int] | None = None,
-    content_qualification: Literal["PRODUCT", "RESEARCH", "SERVICE"] = "RESEARCH",
+    content_qualification: Qualification = "RESEARCH",
     name: str = "parametric_map",
     series_description: str | None = None,
     series_number: int = 101,
@@ -171,7 +172,9 @@ def write_parametric_map(
         storage_options=storage_options,
         temporary_folder=temporary_folder,
     )
-    _check(organization, missing, content_qualification)
+    check_choice("organization", organization, get_args(Organization))
+    check_choice("missing", missing, get_args(MissingValues))
+    check_choice("content_qualification", content_qualification, get_args(Qualification))
     array, described = _described(parametric_map, labels, quantity, unit)
     form = NumberForm.of(array.dtype, dtype, value_range, (slope, intercept), missing == "allow")
     description = series_description or f"Map: {', '.join(each.label for each in described)}"
@@ -195,16 +198,6 @@ def write_parametric_map(
     )
     jobs = writing.jobs(array, on_levels(array, slide, levels, resample, "MAP"), levels)
     return write_to(to, jobs)
-
-
-def _check(organization: str, missing: str, qualification: str) -> None:
-    for what, given, choices in (
-        ("organization", organization, ("TILED_FULL", "TILED_SPARSE")),
-        ("missing", missing, ("refuse", "allow")),
-        ("content_qualification", qualification, QUALIFICATIONS),
-    ):
-        if given not in choices:
-            raise ValueError(f"{what} {given!r}: expected one of {list(choices)}")
 
 
 @dataclasses.dataclass(frozen=True)

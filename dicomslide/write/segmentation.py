@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from dicomslide.errors import ViewerWarning
-from dicomslide.header.dicom import two_integers
 from dicomslide.process.warn import warn
 from dicomslide.slide import Slide, open_slide
+from dicomslide.write.choices import Organization, check_choice, tile_size_of
 from dicomslide.write.frames import DEFLATED_FRAME, JPEG_LS, MOST_NATIVE, NATIVE, FrameForm
 from dicomslide.write.grids import plane_of
 from dicomslide.write.headers import (
     SEGMENTATION,
+    TILE_POSITION,
     SeriesOptions,
     derived_header,
     item,
@@ -25,7 +26,7 @@ from dicomslide.write.headers import (
     tile_groups,
 )
 from dicomslide.write.levels import on_levels
-from dicomslide.write.masks import Masks, masks_of, values_of
+from dicomslide.write.masks import Kind, Masks, masks_of, values_of
 from dicomslide.write.segments import segment_items
 from dicomslide.write.stream import Instance, Job, too_large
 from dicomslide.write.targets import stem_of, target_at, write_to
@@ -39,19 +40,13 @@ if TYPE_CHECKING:
 
     from dicomslide.write.grids import Grid, Placed
     from dicomslide.write.levels import Levels, Resample
-    from dicomslide.write.masks import Kind
 
-__all__ = ["FractionalType", "Organization", "write_segmentation"]
+__all__ = ["FractionalType", "write_segmentation"]
 
-Organization = Literal["TILED_FULL", "TILED_SPARSE"]
 FractionalType = Literal["PROBABILITY", "OCCUPANCY"]
 STORAGE = "1.2.840.10008.5.1.4.1.1.66.4"
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 SEGMENT_NUMBER = (0x0062000B, 0x0062000A, "Segment Number")
-TILE_POSITION = (
-    (0x0048021F, 0x0048021A, "Row Position In Total Image Pixel Matrix"),
-    (0x0048021E, 0x0048021A, "Column Position In Total Image Pixel Matrix"),
-)
 MOST_FRAMES = 2**31 - 1
 
 
@@ -185,9 +180,9 @@ def write_segmentation(
     ['...slide/segmentation_level_1.dcm']
 
     """
-    _check_choice("kind", kind, ("BINARY", "FRACTIONAL", "LABELMAP"))
-    _check_choice("organization", organization, get_args(Organization))
-    _check_choice("fractional_type", fractional_type, get_args(FractionalType))
+    check_choice("kind", kind, get_args(Kind))
+    check_choice("organization", organization, get_args(Organization))
+    check_choice("fractional_type", fractional_type, get_args(FractionalType))
     stem_of(name)
     slide = slide if isinstance(slide, Slide) else open_slide(slide)
     to = target_at(
@@ -384,22 +379,6 @@ def _segment_group(channel: int) -> bytes:
 
     number = ENCODER.element(0x0062000B, "US", ENCODER.pack("H", channel + 1))
     return ENCODER.sequence(0x0062000A, ENCODER.item(number))
-
-
-def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} {value!r}: expected one of {list(choices)}")
-
-
-def tile_size_of(given: Any) -> tuple[int, int] | None:
-    """Return rows and columns of a frame, of one number or two; None where none is given."""
-    if given is None:
-        return None
-    sizes: Any = (given, given) if isinstance(given, (int, np.integer)) else given
-    rows, columns = two_integers(sizes, "tile_size", least=1)
-    if max(rows, columns) > 2**16 - 1:
-        raise ValueError(f"tile_size {given}: Rows and Columns are 65,535 at most")
-    return rows, columns
 
 
 def _warn_of_viewers(jobs: Sequence[Job], writing: _Writing) -> None:
