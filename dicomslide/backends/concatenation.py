@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dicomslide.backends.base import FrameSource
     from dicomslide.pixels.pixel_format import Buffer
 
-__all__ = ["ConcatenatedSource"]
+__all__ = ["ConcatenatedSource", "parts_of"]
 
 _joined: Registry[tuple[Hashable, ...], Dataset] = Registry(1024, "headers", dicom.nbytes)
 """Metadata of concatenations."""
@@ -192,3 +192,8 @@ class ConcatenatedSource:
                 "it belongs to a part of the concatenation that isn't here", self.name, index
             )
         return part
+
+
+def parts_of(source: FrameSource) -> tuple[FrameSource, ...]:
+    """Return the sources of the instances of an image: the parts of a concatenation, or itself."""
+    return source.parts if isinstance(source, ConcatenatedSource) else (source,)

@@ -12,7 +12,7 @@ import operator
 import os
 from typing import TYPE_CHECKING
 
-from dicomslide.backends.concatenation import ConcatenatedSource
+from dicomslide.backends.concatenation import parts_of
 from dicomslide.enum import ImageFlavors
 from dicomslide.errors import MetadataError, MetadataWarning, NotSlideError
 from dicomslide.header import dicom
@@ -85,8 +85,7 @@ class GlassPyramid:
 
 
 def _names_of(image: TiledImage) -> list[str]:
-    source = image._source
-    parts = source.parts if isinstance(source, ConcatenatedSource) else (source,)
+    parts = parts_of(image._source)
     uids = (dicom.text(part.metadata, "SOPInstanceUID") for part in parts)
     return [*(part.name for part in parts), *filter(None, uids)]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dicomslide.annotation.bulk import are_annotations_of
 from dicomslide.backends.base import fetch_headers, without_header
-from dicomslide.backends.concatenation import ConcatenatedSource
+from dicomslide.backends.concatenation import parts_of
 from dicomslide.backends.part10.file import FileStore, check_opens
 from dicomslide.backends.part10.source import Part10Source
 from dicomslide.contents.collection import (
@@ -268,15 +268,11 @@ def open_members(
     # in the order that they have in the slide when all headers are read
     place = {each.identity: at for at, each in reversed(list(enumerate(sources)))}
     whole += _without_copies([each for each in sources if id(each) in put_off])
-    whole.sort(key=lambda each: min(place[part.identity] for part in _parts_of(each)))
+    whole.sort(key=lambda each: min(place[part.identity] for part in parts_of(each)))
     found = {id(each) for each in sources} & put_off
     return slide_of(
         Slide, whole, options, later=[i for i, each in enumerate(whole) if id(each) in found]
     )
-
-
-def _parts_of(source: FrameSource) -> Sequence[FrameSource]:
-    return source.parts if isinstance(source, ConcatenatedSource) else (source,)
 
 
 def _without_copies(sources: Sequence[FrameSource]) -> Sequence[FrameSource]:

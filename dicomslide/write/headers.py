@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide._version import __version__
+from dicomslide.backends.concatenation import parts_of
 from dicomslide.errors import MetadataError
 from dicomslide.header import dicom
 from dicomslide.header.elements import decimal
@@ -225,7 +226,7 @@ def instance_headers(sources: Iterable[TiledImage]) -> list[Dataset]:
     """Return the header of each instance of images, of which a concatenation has several."""
     found: dict[str | None, Dataset] = {}
     for image in sources:
-        for part in getattr(image._source, "parts", (image._source,)):
+        for part in parts_of(image._source):
             found.setdefault(dicom.text(part.metadata, "SOPInstanceUID"), part.metadata)
     return list(found.values())
 
