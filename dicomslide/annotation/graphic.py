@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Integers: TypeAlias = NDArray[np.int64]
 
 __all__ = ["BLOCK", "NUM_POINTS", "bounding_boxes", "centroids", "ellipse_outlines", "half_axes",
-           "padded"]  # fmt: skip
+           "padded", "ranges"]  # fmt: skip
 
 NUM_POINTS: dict[str, int | None] = {
     "POINT": 1,
@@ -139,6 +139,19 @@ def padded(
     within = np.arange(new_offsets[-1]) - np.repeat(new_offsets[:-1], new_counts)
     within[within >= np.repeat(counts, new_counts)] = 0
     return points[np.repeat(offsets[:-1], new_counts) + within], new_offsets
+
+
+def ranges(starts: Integers, counts: Integers) -> Integers:
+    """Return each start and the integers that follow it, so many in all, one range after another.
+
+    Parameters
+    ----------
+    starts, counts : numpy.ndarray
+        First integer and length of each range, shape (n,).
+
+    """
+    before = np.cumsum(counts) - counts
+    return np.arange(int(counts.sum())) + np.repeat(starts - before, counts)
 
 
 def ellipse_outlines(points: Floats, vertices: int) -> tuple[NDArray[np.float64], Integers]:

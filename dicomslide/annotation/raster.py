@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.annotation.graphic import bounding_boxes, half_axes
+from dicomslide.annotation.graphic import bounding_boxes, half_axes, ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,7 +56,7 @@ class Graphics:
         """Return the graphics with these ascending indices."""
         counts = self.offsets[chosen + 1] - self.offsets[chosen]
         offsets = np.concatenate([[0], np.cumsum(counts)])
-        at = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], counts)
+        at = ranges(self.offsets[chosen], counts)
         return Graphics(self.kind, self.points[at], offsets, self.shapes[chosen])
 
     def blocks(self, chosen: Integers) -> Iterator[Graphics]:
@@ -197,8 +197,7 @@ def _set_runs(
         done = ends[start] - lengths[start]
         stop = max(int(np.searchsorted(ends, done + PIXELS, side="right")), start + 1)
         run = slice(start, stop)
-        within = np.arange(done, ends[stop - 1]) - np.repeat(ends[run] - lengths[run], lengths[run])
-        at = np.repeat(rows[run], lengths[run]), np.repeat(columns[run], lengths[run]) + within
+        at = np.repeat(rows[run], lengths[run]), ranges(columns[run], lengths[run])
         # of several values for one pixel, NumPy assigns the last
         pixels[at] = True if values is None else np.repeat(values[shapes[run]], lengths[run])
         start = stop
@@ -212,18 +211,12 @@ def _of_edges(edges: Edges, x: NDArray[np.float64], y: NDArray[np.float64]) -> A
 
     def found() -> tuple[Integers, Integers, Integers]:
         edge = np.repeat(np.arange(len(counts)), counts)
-        rows = _within(counts) + np.repeat(first, counts)
+        rows = ranges(first, counts)
         start, end = edges.start[edge], edges.end[edge]
         columns = _columns(start, end, x, y[rows])
         return edges.shapes[edge], rows, columns
 
     return int(counts.sum()), found
-
-
-def _within(counts: Integers) -> Integers:
-    """Return 0, 1, … for each of several counts, one after the other."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
 
 
 def _columns(
@@ -303,7 +296,7 @@ def _of_ellipses(graphics: Graphics, x: NDArray[np.float64], y: NDArray[np.float
 
     def found() -> tuple[Integers, Integers, Integers]:
         which = np.repeat(np.arange(len(counts)), counts)
-        rows = _within(counts) + np.repeat(first, counts)
+        rows = ranges(first, counts)
         up = y[rows] - center[which, 1]
         # (x, y) = c + a cos t + b sin t: with y given, x varies around a middle by `reach`
         tall = half[which]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomslide.annotation.graphic import ranges
 from dicomslide.annotation.pixel_grid import PixelGrid
 from dicomslide.annotation.raster import Edges, Graphics, fill
 
@@ -117,7 +118,7 @@ class _Index:
         )
         counts = down * across
         which = np.repeat(np.arange(len(boxes)), counts)
-        within = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+        within = ranges(np.zeros_like(counts), counts)
         row, column = np.divmod(within, across[which])
         width = len(parts[1])
         chunk = (rows[which] + row) * width + columns[which] + column

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomslide.annotation.graphic import ranges
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -95,9 +97,7 @@ class Runs:
     def pixels(self) -> NDArray[np.int64]:
         """Return each pixel, counted in row-major order; those of the first label come first."""
         order = np.argsort(self.which, kind="stable")
-        lengths = self.lengths[order]
-        firsts = np.cumsum(lengths) - lengths
-        return np.arange(int(lengths.sum())) + np.repeat(self.starts[order] - firsts, lengths)
+        return ranges(self.starts[order], self.lengths[order])
 
 
 def moments_of(runs: Runs, values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

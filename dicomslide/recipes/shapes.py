@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomslide.annotation.graphic import ranges
 from dicomslide.annotation.group import AnnotationGroup
 from dicomslide.annotation.pixel_grid import FRAME_OF_REFERENCE, PixelGrid
 from dicomslide.annotation.raster import Graphics
@@ -278,7 +279,7 @@ def _closed(rings: Rings, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64],
     """Return the indices of the corners of some rings, each closed, and their offsets."""
     counts = np.diff(rings.offsets)[chosen] + 1
     ends = np.cumsum(counts)
-    at = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
-    at[ends - 1] = 0
-    at += np.repeat(rings.offsets[:-1][chosen], counts)
+    starts = rings.offsets[:-1][chosen]
+    at = ranges(starts, counts)
+    at[ends - 1] = starts
     return at, np.concatenate([[0], ends])
