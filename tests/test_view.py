@@ -12,36 +12,20 @@ import pytest
 import xarray as xr
 
 import dicomslide
-from dicomslide.testing import write_slide
-from tests.support import derive
 from tests.support.browser import SETTLED, Page, chromium, serving
+from tests.support.looked_at import write_markers, write_tissue
 
 pytestmark = pytest.mark.needs("panel", "playwright")
-
-RAW = "1.2.840.10008.1.2.1"
 
 
 @pytest.fixture(scope="module")
 def tissue(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tissue")
-    files = write_slide(folder, shape=(1200, 1600), downsamples=(1, 4), container_id="S-1")
-    masks = np.zeros((1200, 1600, 2), np.uint8)
-    masks[300:700, 200:800, 0] = masks[700:900, 200:1200, 1] = 1
-    derive.write_segmentation(folder / "seg.dcm", files[0], masks, "BINARY")
-    cells = np.random.default_rng(0).uniform((100, 100), (1500, 1100), (300, 1, 2))
-    graphics = list(cells + np.array([[0, 0], [12.0, 0], [12, 9], [0, 9]]))
-    derive.annotations_of(files[0], [derive.group_of(graphics)]).save_as(folder / "ann.dcm")
-    return dicomslide.open_slide(folder)
+    return dicomslide.open_slide(write_tissue(tmp_path_factory.mktemp("tissue")))
 
 
 @pytest.fixture(scope="module")
 def markers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("markers")
-    write_slide(
-        folder, shape=(600, 800), drawing="cells", samples=1, bits=16, transfer_syntax_uid=RAW,
-        optical_paths=("DAPI", "FITC", "Cy5"), planes=(0, 2, 4), container_id="F-1", slide_number=2,
-    )  # fmt: skip
-    return dicomslide.open_slide(folder)
+    return dicomslide.open_slide(write_markers(tmp_path_factory.mktemp("markers")))
 
 
 @pytest.fixture(scope="module")
