@@ -17,6 +17,9 @@ __all__ = ["CountedValues", "quantiles_of", "sorted_values"]
 LARGE = 16
 """Mean number of values from which those of each label are sorted by themselves: short arrays are
 sorted several times as fast as long ones, but each costs a call."""
+COUNTED = 256
+"""Mean number of values from which integers of 8 and 16 bits are sorted by counting, as NumPy's
+stable sort does, in 1 to 4 ns a value; its other sort takes 2 to 32 ns, by the processor."""
 
 
 def sorted_values(values: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[Any]:
@@ -34,9 +37,11 @@ def sorted_values(values: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[An
     if is_small and len(values) < LARGE * len(counts):
         return _sorted_at_once(values, counts)
     found = values.copy()
+    is_countable = values.dtype.kind in "uib" and values.dtype.itemsize <= 2
+    kind: Any = "stable" if is_countable and len(values) >= COUNTED * len(counts) else None
     start = 0
     for stop in np.cumsum(counts).tolist():
-        found[start:stop].sort()
+        found[start:stop].sort(kind=kind)
         start = stop
     return found
 
