@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from dicomslide.header.geometry import OrientationName
     from dicomslide.header.resolution import Spacing
+    from dicomslide.labelled.parts import Parts
     from dicomslide.labelled.tree import Levels
     from dicomslide.readers.reductions import Labels
     from dicomslide.readers.stacked_reader import StackedReader
@@ -201,7 +202,7 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         """
         from dicomslide.contents.description import slide_attrs
         from dicomslide.errors import LevelNotFoundError
-        from dicomslide.labelled.tree import level_dataset, other_groups, spacing_dataset
+        from dicomslide.labelled.tree import level_parts, other_parts, spacing_parts
 
         slide = _open(
             filename_or_obj, container_id, frame_of_reference_uid, pyramid, correct_color,
@@ -216,17 +217,17 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         if name.startswith("level_") and name[6:].isdecimal():
             level = int(name[6:])
         if spacing is not None:
-            dataset = spacing_dataset(slide, spacing, labels=labels, fast=fast, **common)
+            parts = spacing_parts(slide, spacing, labels=labels, fast=fast, **common)
         elif name and level is None:
-            others = other_groups(slide, **common)
+            others = other_parts(slide, **common)
             if name not in others:
                 there = [f"level_{i}" for i in range(slide.num_levels)] + list(others)
                 raise LevelNotFoundError(f"{slide.name}: no group {group!r}; there are {there}")
-            dataset = others[name]
+            parts = others[name]
         else:
-            dataset = level_dataset(slide, level or 0, **common)
-        dataset.attrs = slide_attrs(slide, include_patient=include_patient) | dataset.attrs
-        return _finished(dataset, filename_or_obj, drop_variables)
+            parts = level_parts(slide, level or 0, **common)
+        parts.attrs = slide_attrs(slide, include_patient=include_patient) | parts.attrs
+        return _finished(parts, filename_or_obj, drop_variables)
 
     @renamed_frame
     def open_groups_as_dict(
@@ -253,13 +254,13 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
         session: Any = None,
     ) -> dict[str, xr.Dataset]:
         """Open all levels of a slide, by path; see :meth:`open_datatree`."""
-        from dicomslide.labelled.tree import slide_groups
+        from dicomslide.labelled.tree import slide_parts
 
         slide = _open(
             filename_or_obj, container_id, frame_of_reference_uid, pyramid, correct_color,
             on_error, align_levels, storage_options, session,
         )  # fmt: skip
-        groups = slide_groups(
+        groups = slide_parts(
             slide,
             data=_lazy,
             orientation=orientation,
@@ -273,8 +274,8 @@ class DicomSlideBackendEntrypoint(BackendEntrypoint):
             fast=fast,
         )
         return {
-            path: _finished(dataset, filename_or_obj, drop_variables)
-            for path, dataset in groups.items()
+            path: _finished(parts, filename_or_obj, drop_variables)
+            for path, parts in groups.items()
         }
 
     @renamed_frame
@@ -393,19 +394,16 @@ def _open(
     )
 
 
-def _finished(
-    dataset: xr.Dataset, source: Any, drop_variables: str | Iterable[str] | None
-) -> xr.Dataset:
+def _finished(parts: Parts, source: Any, drop_variables: str | Iterable[str] | None) -> xr.Dataset:
+    parts.coords |= {
+        name: _Coordinate(coord.dims, coord.values, coord.attrs, coord.encoding)
+        for name, coord in parts.coords.items()
+        if coord.ndim and name not in parts.indexes
+    }
+    dataset = parts.dataset()
     if drop_variables is not None:
         names = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables)
         dataset = dataset.drop_vars(names, errors="ignore")
-    dataset = dataset.assign_coords(
-        {
-            name: _Coordinate(coord.dims, coord.values, coord.attrs, coord.encoding)
-            for name, coord in dataset.coords.items()
-            if coord.ndim and name not in dataset.xindexes
-        }
-    )
     source = _as_given(source)
     if isinstance(source, (str, os.PathLike)):
         from dicomslide.backends.net.redaction import public_url

@@ -20,7 +20,8 @@ from dicomslide.export.ome_zarr import (
     describe_channels,
     described,
 )
-from dicomslide.labelled.tree import slide_groups
+from dicomslide.labelled.parts import datasets_of
+from dicomslide.labelled.tree import slide_parts
 from dicomslide.readers.arrays import dask_data
 
 if TYPE_CHECKING:
@@ -73,10 +74,10 @@ class LiveStore(Store):
             readers[array.name] = reader, tuple(dims)
             return array
 
-        groups = slide_groups(
+        groups = slide_parts(
             slide, data=data, orientation=orientation, squeeze=False, mask_and_scale=False
         )
-        tree = xr.DataTree.from_dict(groups)
+        tree = xr.DataTree.from_dict(datasets_of(groups))
         images = by_path(images_of(tree, 1))
         self._arrays: dict[str, _LiveArray] = {}
         self._skeleton = self._described(tree, images, readers)

@@ -168,12 +168,13 @@ def check_installed() -> None:
 def _tree(source: Slide | xr.DataTree, shard_size: int) -> xr.DataTree:
     import xarray as xr
 
-    from dicomslide.labelled.tree import slide_groups
+    from dicomslide.labelled.parts import datasets_of
+    from dicomslide.labelled.tree import slide_parts
 
     if isinstance(source, Slide):
         data = shard_data(shard_size)
-        groups = slide_groups(source, data=data, squeeze=False, mask_and_scale=False)
-        return xr.DataTree.from_dict(groups)
+        groups = slide_parts(source, data=data, squeeze=False, mask_and_scale=False)
+        return xr.DataTree.from_dict(datasets_of(groups))
     if isinstance(source, xr.DataTree):
         return source
     raise TypeError(f"expected a Slide or an xarray.DataTree, not a {type(source).__name__}")

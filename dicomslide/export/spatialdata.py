@@ -17,8 +17,9 @@ from dicomslide.export.spatialdata_tables import (
     segment_table,
     unique,
 )
+from dicomslide.labelled.parts import datasets_of
 from dicomslide.labelled.presentation import channel_displays
-from dicomslide.labelled.tree import slide_groups
+from dicomslide.labelled.tree import slide_parts
 from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ def to_spatialdata(
         raise ImportError(
             "to_spatialdata needs the package spatialdata: pip install 'dicomslide[spatialdata]'"
         ) from None
-    groups = slide_groups(slide, data=shard_data(CHUNK), squeeze=False, mask_and_scale=False)
-    tree = xr.DataTree.from_dict(groups)
+    groups = slide_parts(slide, data=shard_data(CHUNK), squeeze=False, mask_and_scale=False)
+    tree = xr.DataTree.from_dict(datasets_of(groups))
     found = images_of(tree, CHUNK)
     plane = None if focal_plane_index is None else _z_of_plane(found[0], focal_plane_index)
     images: dict[str, Any] = {}

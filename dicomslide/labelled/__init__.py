@@ -1,7 +1,7 @@
 """A slide as xarray objects: datasets and trees, labelled in millimetres.
 
-``tree``
-    Datasets of levels, spacings, and associated and derived images.
+``tree``, ``parts``
+    Datasets of levels, spacings, and associated and derived images; what they are made of.
 ``variables``, ``attributes``
     Channels and focal planes as one variable on a grid, and its attributes.
 ``coordinates``, ``index``, ``channel_index``

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from xarray.indexes import PandasIndex
 
 from dicomslide.labelled.index import FRAME_OF_REFERENCE, SlideIndex, spacing_of
 
@@ -21,6 +22,7 @@ __all__ = [
     "focal_plane_coords",
     "matrix_coords",
     "restored",
+    "sample_coords",
     "scalar",
     "slide_coordinate",
     "step_of",
@@ -54,22 +56,38 @@ def matrix_coords(
 
     """
     if geometry is None or orientation is None:
-        return xr.Coordinates(
+        return _indexed(
             {
-                name: xr.Variable(name, np.arange(length))
+                name: PandasIndex(np.arange(length), name)
                 for name, length in zip(("row", "column"), size, strict=True)
             }
         )
     y, x = geometry.upright_coordinates()
     along_x, along_y = geometry.slide_spacing
-    coords = xr.Coordinates()
+    variables: dict[Any, xr.Variable] = {}
+    indexes: dict[Any, xr.Index] = {}
     for name, values, spacing in (("y", y, along_y), ("x", x, along_x)):
         # xarray labels the axes of plots with these: "x [mm]"
         attrs = {"long_name": name, "units": "mm"}
         if frame_of_reference_uid is not None:
             attrs[FRAME_OF_REFERENCE] = frame_of_reference_uid
-        coords = coords.assign(slide_coordinate(name, values, attrs, spacing))
-    return coords
+        coordinate = slide_coordinate(name, values, attrs, spacing)
+        variables |= coordinate.variables
+        indexes |= coordinate.xindexes
+    return xr.Coordinates(variables, indexes)
+
+
+def sample_coords() -> xr.Coordinates:
+    """Return the coordinate of the samples of coloured pixels: r, g, b."""
+    names = np.array(["r", "g", "b"])
+    return _indexed({"sample": PandasIndex(names, "sample", coord_dtype=names.dtype)})
+
+
+def _indexed(indexes: dict[str, PandasIndex]) -> xr.Coordinates:
+    variables: dict[Any, xr.Variable] = {}
+    for index in indexes.values():
+        variables |= index.create_variables()
+    return xr.Coordinates(variables, indexes)
 
 
 def focal_plane_coords(

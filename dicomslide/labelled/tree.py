@@ -1,4 +1,4 @@
-"""Labelled datasets of a slide: of its levels, and of associated and derived images."""
+"""Parts of a slide's labelled datasets: of its levels, and of associated and derived images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
-import xarray as xr
 
 from dicomslide.contents.description import slide_attrs
 from dicomslide.contents.places import lies_on, turned_onto
@@ -17,6 +16,7 @@ from dicomslide.header.tiling import match_planes
 from dicomslide.labelled import (
     accessor as accessor,  # registers the accessor
 )
+from dicomslide.labelled.parts import Parts
 from dicomslide.labelled.resolution import (
     check_labels,
     grid_of_spacing,
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Levels",
     "MaskAndScale",
-    "level_dataset",
-    "other_groups",
-    "slide_groups",
-    "spacing_dataset",
+    "level_parts",
+    "other_parts",
+    "slide_parts",
+    "spacing_parts",
 ]
 
 Levels = Literal["stored", "virtual"]
@@ -69,7 +69,7 @@ def _warning_once(
     return call
 
 
-def slide_groups(
+def slide_parts(
     slide: SlideContents,
     *,
     data: Data,
@@ -82,8 +82,9 @@ def slide_groups(
     spacings: Sequence[Spacing] | None = None,
     labels: Labels = "majority",
     fast: bool | None = None,
-) -> dict[str, xr.Dataset]:
-    """Return the datasets of a slide's tree by path.
+    with_scanned: bool = True,
+) -> dict[str, Parts]:
+    """Return the parts of the datasets of a slide's tree by path.
 
     Parameters
     ----------
@@ -107,9 +108,11 @@ def slide_groups(
     spacings : sequence of float or str, optional
         Spacings that replace the levels, sorted from the finest to the coarsest.
     labels : {"majority", "any"}
-        See :func:`spacing_dataset`.
+        See :func:`spacing_parts`.
     fast : bool, optional
         See :meth:`ResampledReader.of`; by default True for virtual levels only.
+    with_scanned : bool
+        Whether images with absent tiles have masks of what was scanned.
 
     Raises
     ------
@@ -125,33 +128,33 @@ def slide_groups(
         raise ValueError("either virtual levels or spacings can be had, not both")
     check_labels(labels)
     common: dict[str, Any] = dict(
-        data=data, orientation=orientation, squeeze=squeeze, mask_and_scale=mask_and_scale
-    )
+        data=data, orientation=orientation, squeeze=squeeze, mask_and_scale=mask_and_scale,
+        with_scanned=with_scanned,
+    )  # fmt: skip
     if spacings is not None:
-        datasets = [
-            spacing_dataset(slide, spacing, labels=labels, fast=bool(fast), **common)
+        found = [
+            spacing_parts(slide, spacing, labels=labels, fast=bool(fast), **common)
             for spacing in sorted({spacing_in_mm(spacing) for spacing in spacings})
         ]
     else:
-        datasets = []
+        found = []
         for level in range(slide.num_levels):
-            datasets.append(level_dataset(slide, level, **common))
+            found.append(level_parts(slide, level, **common))
             factors = virtual_factors(slide, level) if levels == "virtual" else []
-            datasets += [
-                virtual_dataset(
-                    slide, level, factor, labels=labels, fast=fast is not False, **common
-                )
+            found += [
+                virtual_parts(slide, level, factor, labels=labels, fast=fast is not False, **common)
                 for factor in factors
             ]
-    groups = {"/": xr.Dataset(attrs=slide_attrs(slide, include_patient=include_patient))}
-    for number, dataset in enumerate(datasets):
-        groups[f"/level_{number}"] = dataset.assign_attrs(level=number)
-    others = other_groups(slide, associated=associated, **common)
-    return groups | {f"/{name}": dataset for name, dataset in others.items()}
+    groups = {"/": Parts(attrs=slide_attrs(slide, include_patient=include_patient))}
+    for number, parts in enumerate(found):
+        parts.attrs["level"] = number
+        groups[f"/level_{number}"] = parts
+    others = other_parts(slide, associated=associated, **common)
+    return groups | {f"/{name}": parts for name, parts in others.items()}
 
 
 @_warning_once
-def other_groups(
+def other_parts(
     slide: SlideContents,
     *,
     data: Data,
@@ -159,20 +162,21 @@ def other_groups(
     squeeze: bool = True,
     mask_and_scale: MaskAndScale = True,
     associated: bool = True,
-) -> dict[str, xr.Dataset]:
-    """Return the datasets beside the levels, by name; see :func:`slide_groups`.
+    with_scanned: bool = True,
+) -> dict[str, Parts]:
+    """Return the parts of the datasets beside the levels, by name; see :func:`slide_parts`.
 
     These are images that aren't on the grid of their level's first image, or have other focal
     planes, by the name of the variable; and label, overview and thumbnail, the first of each
     without a number.
     """
-    groups: dict[str, xr.Dataset] = {}
+    groups: dict[str, Parts] = {}
     uid = slide._said("FrameOfReferenceUID")
     for group in slide._groups:
         for number, stack in enumerate(_stacks_apart(slide, group)):
             name = group.name if number == 0 else f"{group.name}_level_{number}"
             stack = _as_wanted(stack, mask_and_scale)
-            groups[name] = _dataset(stack, data, orientation, squeeze, uid)
+            groups[name] = _parts(stack, data, orientation, squeeze, uid, with_scanned)
     if associated:
         for kind, images in (
             ("label", slide.label_images),
@@ -182,12 +186,13 @@ def other_groups(
             for number, image in enumerate(images, 1):
                 name = kind if number == 1 else f"{kind}_{number}"
                 own = dicom.text(image.metadata, "FrameOfReferenceUID")
-                groups[name] = _dataset(Stack.of_associated(image), data, orientation, squeeze, own)
+                stack = Stack.of_associated(image)
+                groups[name] = _parts(stack, data, orientation, squeeze, own, with_scanned)
     return groups
 
 
 @_warning_once
-def level_dataset(
+def level_parts(
     slide: SlideContents,
     level: int,
     *,
@@ -195,8 +200,9 @@ def level_dataset(
     orientation: OrientationName = "upright",
     squeeze: bool = True,
     mask_and_scale: MaskAndScale = True,
-) -> xr.Dataset:
-    """Return the dataset of a level, with the derived images on its grid.
+    with_scanned: bool = True,
+) -> Parts:
+    """Return the parts of the dataset of a level, with the derived images on its grid.
 
     Parameters
     ----------
@@ -204,8 +210,8 @@ def level_dataset(
         The slide.
     level : int
         Zero-based index into pyramid levels.
-    data, orientation, squeeze, mask_and_scale
-        See :func:`slide_groups`.
+    data, orientation, squeeze, mask_and_scale, with_scanned
+        See :func:`slide_parts`.
 
     Raises
     ------
@@ -217,11 +223,13 @@ def level_dataset(
     stacks = _level_stacks(slide, level, mask_and_scale)
     grid = Grid.of(stacks[0].image, orientation, slide._said("FrameOfReferenceUID"))
     rows, columns = slide.size
-    return _assembled(stacks, grid, data, squeeze).assign_attrs(
-        level=level,
-        image_flavor=stacks[0].image.flavor.lower(),  # a thumbnail may be a level
-        downsampling_factors=[rows / here.size[0], columns / here.size[1]],
-    )
+    parts = _assembled(stacks, grid, data, squeeze, with_scanned)
+    parts.attrs = {
+        "level": level,
+        "image_flavor": stacks[0].image.flavor.lower(),  # a thumbnail may be a level
+        "downsampling_factors": [rows / here.size[0], columns / here.size[1]],
+    }
+    return parts
 
 
 def _level_stacks(slide: SlideContents, level: int, mask_and_scale: MaskAndScale) -> list[Stack]:
@@ -235,7 +243,7 @@ def _level_stacks(slide: SlideContents, level: int, mask_and_scale: MaskAndScale
 
 
 @_warning_once
-def virtual_dataset(
+def virtual_parts(
     slide: SlideContents,
     level: int,
     factor: int,
@@ -246,8 +254,9 @@ def virtual_dataset(
     mask_and_scale: MaskAndScale = True,
     labels: Labels = "majority",
     fast: bool = True,
-) -> xr.Dataset:
-    """Return the dataset of a virtual level, computed from a stored level.
+    with_scanned: bool = True,
+) -> Parts:
+    """Return the parts of the dataset of a virtual level, computed from a stored level.
 
     Parameters
     ----------
@@ -257,10 +266,10 @@ def virtual_dataset(
         Zero-based index of the stored level.
     factor : int
         Number of its pixels along an edge of a virtual pixel.
-    data, orientation, squeeze, mask_and_scale
-        See :func:`slide_groups`.
+    data, orientation, squeeze, mask_and_scale, with_scanned
+        See :func:`slide_parts`.
     labels, fast
-        See :func:`spacing_dataset`.
+        See :func:`spacing_parts`.
 
     Raises
     ------
@@ -273,15 +282,18 @@ def virtual_dataset(
         resampled(stack, grid, labels, fast=fast)
         for stack in _level_stacks(slide, level, mask_and_scale)
     ]
-    dataset = _assembled([stack for stack in stacks if stack is not None], grid, data, squeeze)
+    there = [stack for stack in stacks if stack is not None]
+    parts = _assembled(there, grid, data, squeeze, with_scanned)
     factors = np.divide(grid.placed.spacing, slide.levels[0].image.pixel_spacing)
-    return dataset.assign_attrs(
-        image_flavor=grid.image.flavor.lower(), downsampling_factors=factors.tolist()
-    )
+    parts.attrs = {
+        "image_flavor": grid.image.flavor.lower(),
+        "downsampling_factors": factors.tolist(),
+    }
+    return parts
 
 
 @_warning_once
-def spacing_dataset(
+def spacing_parts(
     slide: SlideContents,
     spacing: Spacing,
     *,
@@ -291,8 +303,11 @@ def spacing_dataset(
     mask_and_scale: MaskAndScale = True,
     labels: Labels = "majority",
     fast: bool = False,
-) -> xr.Dataset:
-    """Return the dataset of a slide at a spacing; see :mod:`dicomslide.labelled.resolution`.
+    with_scanned: bool = True,
+) -> Parts:
+    """Return the parts of the dataset of a slide at a spacing.
+
+    See :mod:`dicomslide.labelled.resolution`.
 
     Parameters
     ----------
@@ -300,8 +315,8 @@ def spacing_dataset(
         The slide.
     spacing : float or str
         Spacing of pixels: see :func:`spacing_in_mm`.
-    data, orientation, squeeze, mask_and_scale
-        See :func:`slide_groups`.
+    data, orientation, squeeze, mask_and_scale, with_scanned
+        See :func:`slide_parts`.
     labels : {"majority", "any"}
         Rule for the label of a pixel, from the labels that it covers.
     fast : bool
@@ -327,29 +342,36 @@ def spacing_dataset(
         as_wanted=lambda stack: _as_wanted(stack, mask_and_scale),
     )
     base = slide.levels[0].image
-    return _assembled(stacks, grid, data, squeeze).assign_attrs(
-        spacing=wanted,
-        image_flavor=base.flavor.lower(),
-        downsampling_factors=[wanted / each for each in base.pixel_spacing],
-    )
+    parts = _assembled(stacks, grid, data, squeeze, with_scanned)
+    parts.attrs = {
+        "spacing": wanted,
+        "image_flavor": base.flavor.lower(),
+        "downsampling_factors": [wanted / each for each in base.pixel_spacing],
+    }
+    return parts
 
 
-def _assembled(stacks: Sequence[Stack], grid: Grid, data: Data, squeeze: bool) -> xr.Dataset:
-    """Return the dataset of variables on one grid."""
+def _assembled(
+    stacks: Sequence[Stack], grid: Grid, data: Data, squeeze: bool, with_scanned: bool
+) -> Parts:
+    """Return the parts of a dataset of variables on one grid."""
     # z is that of the first image with several planes; other images have one of these
     deepest = deepest_of(stacks)
     has_colors = any(stack.image._layout.pixel_format.is_color for stack in stacks)
-    dataset = xr.Dataset(coords=grid.coords()).assign_coords(deepest.plane_coords(squeeze))
+    parts = Parts()
+    parts.add(grid.coords())
+    parts.add(deepest.plane_coords(squeeze))
     for stack in stacks:
-        dataset = stack.add_to(
-            dataset,
+        stack.add_to(
+            parts,
             grid,
             data,
             squeeze,
             has_planes=stack.has_planes_of(deepest),
             has_samples=not has_colors,
+            with_scanned=with_scanned,
         )
-    return dataset
+    return parts
 
 
 def _as_wanted(stack: Stack, mask_and_scale: MaskAndScale) -> Stack:
@@ -359,17 +381,21 @@ def _as_wanted(stack: Stack, mask_and_scale: MaskAndScale) -> Stack:
     return stack.as_meant() if mask_and_scale else stack
 
 
-def _dataset(
+def _parts(
     stack: Stack,
     data: Data,
     orientation: OrientationName,
     squeeze: bool,
     frame_of_reference_uid: str | None,
-) -> xr.Dataset:
-    """Return the dataset of one variable on its own grid."""
+    with_scanned: bool,
+) -> Parts:
+    """Return the parts of a dataset of one variable on its own grid."""
     grid = Grid.of(stack.image, orientation, frame_of_reference_uid)
-    dataset = xr.Dataset(coords=grid.coords()).assign_coords(stack.plane_coords(squeeze))
-    return stack.add_to(dataset, grid, data, squeeze)
+    parts = Parts()
+    parts.add(grid.coords())
+    parts.add(stack.plane_coords(squeeze))
+    stack.add_to(parts, grid, data, squeeze, with_scanned=with_scanned)
+    return parts
 
 
 def _stacks_apart(slide: SlideContents, group: ChannelGroup) -> list[Stack]:

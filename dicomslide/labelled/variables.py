@@ -21,7 +21,7 @@ from dicomslide.header.scaling import is_fractional
 from dicomslide.header.tiling import SAME_PLANE, match_planes
 from dicomslide.labelled.attributes import derived_attrs, image_attrs
 from dicomslide.labelled.channel_coordinates import channel_coords
-from dicomslide.labelled.coordinates import focal_plane_coords, matrix_coords
+from dicomslide.labelled.coordinates import focal_plane_coords, matrix_coords, sample_coords
 from dicomslide.options import check_memory
 from dicomslide.process.warn import warn
 from dicomslide.readers.scanned_reader import ScannedReader, tiles_scanned
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dicomslide.header.channels import Channel
     from dicomslide.header.geometry import OrientationName
     from dicomslide.image import TiledImage
+    from dicomslide.labelled.parts import Parts
     from dicomslide.readers.stacked_reader import Data, Row
 
 __all__ = ["Grid", "Stack", "deepest_of", "is_mask_of"]
@@ -267,20 +268,21 @@ class Stack:
 
     def add_to(
         self,
-        dataset: xr.Dataset,
+        parts: Parts,
         grid: Grid,
         data: Data,
         squeeze: bool,
         *,
         has_planes: bool = True,
         has_samples: bool = True,
-    ) -> xr.Dataset:
-        """Return a dataset with the variable, and the coordinates of its channels, added.
+        with_scanned: bool = True,
+    ) -> None:
+        """Add the variable, and the coordinates of its channels, to the parts of a dataset.
 
         Parameters
         ----------
-        dataset : xarray.Dataset
-            Dataset with the coordinates of the grid and of the focal planes.
+        parts : Parts
+            Parts with the coordinates of the grid and of the focal planes.
         grid : Grid
             The grid of the dataset.
         data : callable
@@ -291,6 +293,8 @@ class Stack:
             Whether its focal planes are those of the dataset; else its only plane is an attribute.
         has_samples : bool
             Whether a dim of samples of size one is kept when `squeeze` is False.
+        with_scanned : bool
+            Whether the mask of what was scanned is added as well, where tiles are absent.
 
         """
         image = self.image
@@ -322,25 +326,23 @@ class Stack:
             dims, data(reader, dims), attrs, encoding={"preferred_chunks": chunks}
         )
         if self.channels and not is_label_map:
-            coords = channel_coords(
-                self.dim, self.channels, self.labels, self.images, is_dim=kept[0]
+            parts.add(
+                channel_coords(self.dim, self.channels, self.labels, self.images, is_dim=kept[0])
             )
-            dataset = dataset.assign_coords(coords)
-        if samples == 3 and "sample" not in dataset.coords:
-            dataset = dataset.assign_coords(sample=np.array(["r", "g", "b"]))
-        dataset = dataset.assign({self.name: variable})
-        return self._with_scanned(dataset, grid, reader, data) if self.is_image else dataset
+        if samples == 3 and "sample" not in parts.coords:
+            parts.add(sample_coords())
+        parts.variables[self.name] = variable
+        if self.is_image and with_scanned:
+            self._add_scanned(parts, grid, reader, data)
 
-    def _with_scanned(
-        self, dataset: xr.Dataset, grid: Grid, reader: StackedReader, data: Data
-    ) -> xr.Dataset:
-        """Return a dataset with the mask of what was scanned, unless each tile has a frame.
+    def _add_scanned(self, parts: Parts, grid: Grid, reader: StackedReader, data: Data) -> None:
+        """Add the mask of what was scanned, unless each tile has a frame.
 
         Its dims of channels and focal planes are those along which it differs.
         """
         tiles = np.array([[tiles_scanned(each) for each in row] for row in self.readers], object)
         if not any(tiles.flat):
-            return dataset
+            return
         kept = (
             reader.kept[0] and bool((tiles != tiles[:1]).any()),
             reader.kept[1] and bool((tiles != tiles[:, :1]).any()),
@@ -353,7 +355,7 @@ class Stack:
         chunks = dict(zip(dims, map(_regular, mask.unit_lengths()), strict=True))
         attrs = {"long_name": f"whether {self.name} was scanned"}
         variable = xr.Variable(dims, data(mask, dims), attrs, {"preferred_chunks": chunks})
-        return dataset.assign({f"{self.name}{SCANNED}": variable})
+        parts.variables[f"{self.name}{SCANNED}"] = variable
 
     def _attrs(self, grid: Grid, has_planes: bool) -> dict[str, Any]:
         """Return the attributes of the variable."""

@@ -106,7 +106,7 @@ class SlideArrays(SlideContents):
         of its chunk once.
 
         """
-        from dicomslide.labelled.tree import level_dataset, spacing_dataset
+        from dicomslide.labelled.tree import level_parts, spacing_parts
         from dicomslide.readers.arrays import dask_data
 
         common: dict[str, Any] = dict(
@@ -116,10 +116,10 @@ class SlideArrays(SlideContents):
             mask_and_scale=mask_and_scale,
         )
         if spacing is None:
-            return level_dataset(self, level, **common)
+            return level_parts(self, level, **common).dataset()
         if level:
             raise TypeError("level and spacing both say a resolution: give one of them")
-        return spacing_dataset(self, spacing, labels=labels, fast=fast, **common)
+        return spacing_parts(self, spacing, labels=labels, fast=fast, **common).dataset()
 
     @renamed_frame
     def to_datatree(
@@ -164,10 +164,11 @@ class SlideArrays(SlideContents):
         """
         import xarray as xr
 
-        from dicomslide.labelled.tree import slide_groups
+        from dicomslide.labelled.parts import datasets_of
+        from dicomslide.labelled.tree import slide_parts
         from dicomslide.readers.arrays import dask_data
 
-        groups = slide_groups(
+        groups = slide_parts(
             self,
             data=dask_data(chunks),
             orientation=orientation,
@@ -180,7 +181,7 @@ class SlideArrays(SlideContents):
             labels=labels,
             fast=fast,
         )
-        return xr.DataTree.from_dict(groups, name=self.container_identifier)
+        return xr.DataTree.from_dict(datasets_of(groups), name=self.container_identifier)
 
     def to_virtual(self, *, associated: bool = False, include_patient: bool = False) -> xr.DataTree:
         """Return the slide as a tree of virtual arrays, whose chunks are the frames in the files.
@@ -214,10 +215,11 @@ class SlideArrays(SlideContents):
         """
         import xarray as xr
 
-        from dicomslide.virtual.tree import virtual_groups
+        from dicomslide.labelled.parts import datasets_of
+        from dicomslide.virtual.tree import virtual_parts
 
-        groups = virtual_groups(self, associated=associated, include_patient=include_patient)
-        return xr.DataTree.from_dict(groups, name=self.container_identifier)
+        groups = virtual_parts(self, associated=associated, include_patient=include_patient)
+        return xr.DataTree.from_dict(datasets_of(groups), name=self.container_identifier)
 
     def region(
         self,

@@ -8,9 +8,9 @@ import json
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import xarray as xr
 
 from dicomslide.errors import NotVirtualError, StoreExistsError
+from dicomslide.labelled.parts import Parts
 from dicomslide.virtual.documents import array_document, chunk_of, group_document
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Built", "write_slides"]
 
-Built: TypeAlias = tuple[dict[str, xr.Dataset], dict[str, str]]
-"""Datasets of a slide by path, and the ETag of each file by URL; empty where it has none."""
+Built: TypeAlias = tuple[dict[str, Parts], dict[str, str]]
+"""Parts of a slide's datasets by path, and the ETag of each file by URL; empty if it has none."""
 FORMS = ("{}", '"{}"', '""{}""')
 """Forms of an ETag, which icechunk compares with quotes or without: its versions differ."""
 
@@ -44,10 +44,10 @@ def write_slides(store: Any, slides: Mapping[str, Built], overwrite: bool) -> No
     for name, (groups, checksums) in slides.items():
         documents: dict[str, bytes] = {}
         virtual = []
-        for path, dataset in groups.items():
+        for path, parts in groups.items():
             group = f"{name}{path}".rstrip("/")
-            documents[f"{group}/zarr.json"] = _encoded(group_document(dataset))
-            for key, variable in dataset.variables.items():
+            documents[f"{group}/zarr.json"] = _encoded(group_document(parts))
+            for key, variable in parts.all().items():
                 array = f"{group}/{key}"
                 documents[f"{array}/zarr.json"] = _encoded(array_document(variable, "/"))
                 if hasattr(variable.data, "manifest"):

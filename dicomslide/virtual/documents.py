@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
+    from dicomslide.labelled.parts import Parts
+
 __all__ = ["array_document", "chunk_of", "group_document"]
 
 
-def group_document(dataset: xr.Dataset) -> dict[str, Any]:
+def group_document(parts: Parts) -> dict[str, Any]:
     """Return the metadata of a group, with the names of coordinates as xarray reads them."""
-    names = " ".join(map(str, dataset.coords))
-    attributes = _plain(dataset.attrs) | ({"coordinates": names} if names else {})
+    names = " ".join(map(str, parts.coords))
+    attributes = _plain(parts.attrs) | ({"coordinates": names} if names else {})
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 

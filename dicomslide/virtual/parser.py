@@ -13,12 +13,14 @@ from dicomslide.backends.part10.streams import StreamSource
 from dicomslide.contents.contents import SlideContents
 from dicomslide.contents.options import SlideOptions
 from dicomslide.virtual.documents import array_document, chunk_of, group_document
-from dicomslide.virtual.tree import check_installed, virtual_groups
+from dicomslide.virtual.tree import check_installed, virtual_parts
 
 if TYPE_CHECKING:
     import xarray as xr
     from obspec_utils.registry import ObjectStoreRegistry
     from virtualizarr.manifests import ChunkManifest, ManifestArray, ManifestGroup, ManifestStore
+
+    from dicomslide.labelled.parts import Parts
 
 __all__ = ["DicomParser"]
 
@@ -79,9 +81,7 @@ class DicomParser:
         store, path = registry.resolve(url)
         source = StreamSource.open(_StoreFile(store, str(path)))
         slide = SlideContents([source], SlideOptions())
-        groups = virtual_groups(
-            slide, include_patient=self.include_patient, urls={source.name: url}
-        )
+        groups = virtual_parts(slide, include_patient=self.include_patient, urls={source.name: url})
         return ManifestStore(group=_manifest_group(groups, registry), registry=registry)
 
 
@@ -111,18 +111,16 @@ class _StoreFile:
         return found
 
 
-def _manifest_group(
-    groups: dict[str, xr.Dataset], registry: ObjectStoreRegistry[Any]
-) -> ManifestGroup:
-    """Return the root of manifest groups: below it, those of datasets by path."""
+def _manifest_group(groups: dict[str, Parts], registry: ObjectStoreRegistry[Any]) -> ManifestGroup:
+    """Return the root of manifest groups: below it, others by path."""
     from virtualizarr.manifests import ManifestGroup
 
     below = {
         path[1:]: ManifestGroup(
-            arrays={str(name): _array(each, registry) for name, each in dataset.variables.items()},
-            attributes=group_document(dataset)["attributes"],
+            arrays={str(name): _array(each, registry) for name, each in parts.all().items()},
+            attributes=group_document(parts)["attributes"],
         )
-        for path, dataset in groups.items()
+        for path, parts in groups.items()
         if path != "/"
     }
     return ManifestGroup(groups=below, attributes=group_document(groups["/"])["attributes"])

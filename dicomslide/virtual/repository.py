@@ -16,7 +16,7 @@ from dicomslide.process.warn import warn
 from dicomslide.virtual.commit import Built, write_slides
 from dicomslide.virtual.containers import opened
 from dicomslide.virtual.references import url_of
-from dicomslide.virtual.tree import check_installed, virtual_groups
+from dicomslide.virtual.tree import check_installed, virtual_parts
 
 if TYPE_CHECKING:
     import os
@@ -114,7 +114,7 @@ def to_icechunk(
 
 
 class _Build:
-    """Picklable function that returns the virtual datasets of a slide."""
+    """Picklable function that returns the parts of the virtual datasets of a slide."""
 
     def __init__(self, associated: bool, include_patient: bool) -> None:
         self.options: dict[str, Any] = {
@@ -123,7 +123,7 @@ class _Build:
         }
 
     def __call__(self, slide: SlideContents) -> Built:
-        groups = virtual_groups(slide, **self.options)
+        groups = virtual_parts(slide, **self.options)
         return groups, dict(_checksums(slide._sources))
 
 

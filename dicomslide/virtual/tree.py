@@ -5,22 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+import xarray as xr
+from xarray.indexes import PandasIndex
 
-from dicomslide.labelled.tree import slide_groups
-from dicomslide.labelled.variables import is_mask_of
-from dicomslide.readers.scanned_reader import ScannedReader
+from dicomslide.labelled.tree import slide_parts
 from dicomslide.virtual.arrays import virtual_data
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import Any
-
-    import xarray as xr
+    from collections.abc import Mapping
 
     from dicomslide.contents.contents import SlideContents
-    from dicomslide.readers.stacked_reader import StackedReader
+    from dicomslide.labelled.parts import Parts
 
-__all__ = ["check_installed", "virtual_groups"]
+__all__ = ["check_installed", "virtual_parts"]
 
 
 def check_installed(*packages: str) -> None:
@@ -36,14 +34,14 @@ def check_installed(*packages: str) -> None:
             ) from None
 
 
-def virtual_groups(
+def virtual_parts(
     slide: SlideContents,
     *,
     associated: bool = False,
     include_patient: bool = False,
     urls: Mapping[str, str] | None = None,
-) -> dict[str, xr.Dataset]:
-    """Return the datasets of a slide by path, whose images are virtual arrays.
+) -> dict[str, Parts]:
+    """Return the parts of the datasets of a slide by path, whose images are virtual arrays.
 
     They are those of ``slide.to_datatree(orientation="stored", mask_and_scale=False)``, without
     masks of what was scanned: a chunk that isn't there says the same.
@@ -64,36 +62,28 @@ def virtual_groups(
 
     """
     check_installed("virtualizarr")
-    of_reader = virtual_data(urls)
-
-    def data(reader: StackedReader, dims: Sequence[str]) -> Any:
-        if isinstance(reader, ScannedReader):  # left out below; costs no memory
-            return np.broadcast_to(np.False_, reader.shape)
-        return of_reader(reader, dims)
-
-    groups = slide_groups(
+    groups = slide_parts(
         slide,
-        data=data,
+        data=virtual_data(urls),
         orientation="stored",
         mask_and_scale=False,
         associated=associated,
         include_patient=include_patient,
+        with_scanned=False,
     )
-    return {path: _storable(dataset) for path, dataset in groups.items()}
+    for parts in groups.values():
+        _make_storable(parts)
+    return groups
 
 
-def _storable(dataset: xr.Dataset) -> xr.Dataset:
-    """Return a dataset without masks, and with texts as zarr stores them."""
-    masks = [name for name in dataset.data_vars if is_mask_of(str(name), dataset.data_vars)]
-    kept = dataset.drop_vars(masks) if masks else dataset
-    of_dims = {}
-    for name, variable in kept.variables.items():
+def _make_storable(parts: Parts) -> None:
+    """Convert texts to those of variable length, which zarr specifies."""
+    for name, variable in parts.coords.items():
+        if variable.dtype.kind == "U":
+            texts = np.asarray(variable.values, object)
+            parts.coords[name] = xr.Variable(variable.dims, texts, variable.attrs)
+            if parts.indexes.pop(name, None) is not None and variable.dims == (name,):
+                parts.indexes[name] = index = PandasIndex(pd.Index(texts, dtype=object), name)
+                parts.coords |= index.create_variables({name: parts.coords[name]})
+    for variable in (*parts.coords.values(), *parts.variables.values()):
         variable.encoding = {}
-        if variable.dtype.kind != "U":
-            continue
-        texts = np.asarray(variable.values, object)  # variable-length: zarr's specification
-        if name in kept.xindexes:  # whose values can't be set
-            of_dims[name] = (variable.dims, texts, variable.attrs)
-        else:
-            variable.data = texts
-    return kept.assign_coords(of_dims) if of_dims else kept
