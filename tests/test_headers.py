@@ -267,6 +267,23 @@ def test_a_thread_never_sees_a_sequence_that_another_one_is_converting(tmp_path,
     assert found == [lenient.LenientDataset]
 
 
+def test_values_by_keyword_are_those_of_pydicom_also_after_changes(tmp_path):
+    (path,) = write_slide(tmp_path, downsamples=(1,), **SMALL)
+    plain, metadata = pydicom.dcmread(path, stop_before_pixels=True), FileSource.open(path).metadata
+    keywords = [element.keyword for element in plain] + ["PyramidUID", "filename", "no keyword"]
+    for _ in "twice":  # before values are converted, and after
+        for keyword in keywords[:-2]:
+            assert metadata.get(keyword, "absent") == plain.get(keyword, "absent"), keyword
+    assert metadata.get("filename") == str(path)
+    assert metadata.get("no keyword") is None
+    assert metadata.get(0x00280010) == plain[0x00280010]  # by its tag: the element
+    metadata = copy.deepcopy(metadata)
+    metadata.Rows = 7
+    assert metadata.get("Rows") == 7
+    del metadata.Rows
+    assert metadata.get("Rows", "absent") == "absent"
+
+
 def test_a_value_that_can_not_be_converted_raises_and_names_the_file(tmp_path):
     (path,) = write_slide(tmp_path, downsamples=(1,), **SMALL)
     data = path.read_bytes()

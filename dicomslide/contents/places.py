@@ -13,6 +13,7 @@ from dicomslide.errors import AmbiguousSlideError, MetadataError
 from dicomslide.header import dicom
 from dicomslide.header.geometry import AS_STORED, Orientation
 from dicomslide.header.tiling import SAME_PLANE, focal_planes
+from dicomslide.process.lazy import lazy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -89,7 +90,7 @@ class SlidePlaces:
     """By level: (channel, focal plane) of the slide -> image, and channel and focal plane in it."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class _Held:
     """Channel of an image at a level."""
 
@@ -125,7 +126,7 @@ class _Held:
             geometry = self.image.size
         return self.level, geometry, *self.kind
 
-    @property
+    @lazy
     def meaning(self) -> tuple[object, ...]:
         """Description, wavelength and stains of the channel."""
         channel = self.channel
@@ -139,22 +140,25 @@ class _SlideChannel:
     def __init__(self, held: _Held) -> None:
         self.held = [held]
 
-    def fit(self, other: _Held) -> tuple[bool, ...] | None:
-        """Return how well a channel of an image matches this one; None where it doesn't.
+    def may_be(self, other: _Held) -> bool:
+        """Whether a channel of an image with the same identifier may be this one.
 
         Channels with one identifier in images of one series match, unless both have pixels at one
         level and focal plane. Different series may reuse identifiers, as in cycles of staining:
         their channels match only at different levels, and if their meanings don't contradict.
+        """
+        return not any(_is_apart(other, held) for held in self.held)
+
+    def fit(self, other: _Held) -> tuple[bool, ...]:
+        """Return how well a channel of an image matches this one.
 
         Returns
         -------
-        tuple of bool or None
+        tuple of bool
             Whether the data type, the series and the meaning agree; a greater tuple is a better
             match.
 
         """
-        if any(_is_apart(other, held) for held in self.held):
-            return None
         return (
             any(held.kind == other.kind for held in self.held),
             any(held.series == other.series for held in self.held),
@@ -187,12 +191,11 @@ class _SlideChannel:
 
 def _is_apart(a: _Held, b: _Held) -> bool:
     """Whether channels of images with one identifier are different channels."""
-    contradict = _contradict(a.meaning, b.meaning)
-    if a.series != b.series:
-        return contradict or a.level == b.level
     if a.level != b.level:
-        return False
-    if a.image is b.image or contradict or not _is_array_with(a.image, b.image):
+        return a.series != b.series and _contradict(a.meaning, b.meaning)
+    if a.series != b.series or a.image is b.image or not _is_array_with(a.image, b.image):
+        return True
+    if _contradict(a.meaning, b.meaning):
         return True
     return any(abs(z - other) < SAME_PLANE for z in a.offsets for other in b.offsets)
 
@@ -293,9 +296,11 @@ def _channels(all_held: Iterable[_Held]) -> list[_SlideChannel]:
     found: list[_SlideChannel] = []
     for held in all_held:
         called = by_identifier.setdefault(held.channel.identifier, [])
-        fits = {channel: fit for channel in called if (fit := channel.fit(held)) is not None}
-        if fits:
-            max(fits, key=lambda channel: fits[channel]).held.append(held)
+        fitting = [channel for channel in called if channel.may_be(held)]
+        if len(fitting) > 1:  # else the stains needn't be read of the header
+            fitting.sort(key=lambda channel: channel.fit(held), reverse=True)
+        if fitting:
+            fitting[0].held.append(held)
             continue
         for double in filter(None, (channel.is_doubled_by(held) for channel in called)):
             raise AmbiguousSlideError(

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydicom import filereader
 from pydicom.config import disable_value_validation, settings
-from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_sequence
+from pydicom.tag import BaseTag
 
 from dicomslide.header.blobs import MemoryBlob, errors_of_headers, file_of
 from dicomslide.header.lazy_items import LazySequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pydicom.sequence import Sequence
-    from pydicom.tag import BaseTag
 
     from dicomslide.header.blobs import Blob
 
@@ -208,6 +208,21 @@ class LenientDataset(Dataset):
     def __eq__(self, other: object) -> bool:
         """Whether another data set, of any class of pydicom, has equal elements."""
         return other is self or self[:].__eq__(other)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return a value by its keyword, or an element by its tag, as pydicom does.
+
+        Headers are asked for values by keyword some thousand times per slide: what has been
+        converted is found by one look-up.
+        """
+        tag = tag_for_keyword(key) if isinstance(key, str) else None
+        if tag is not None and not self._is_converting:
+            element = self._dict.get(BaseTag(tag))
+            if element is None:
+                return default
+            if not (element.is_raw or _has_plain_items(element)):
+                return element.value
+        return super().get(key, default)
 
     def __getitem__(self, key: Any) -> Any:
         """Return an element, or the data set of a slice of tags."""

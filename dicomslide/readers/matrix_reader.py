@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["MatrixReader", "OnError", "as_contiguous", "check_on_error", "picked",
            "pixel_assignment"]  # fmt: skip
 
+ROWS_AT_ONCE = 64
+"""Rows of a frame that are transposed or flipped together: those of frames of 256² are 48 KB."""
+
 
 def check_on_error(on_error: str) -> None:
     """Raise a ValueError unless the value is one of :data:`OnError`."""
@@ -517,22 +520,25 @@ def _turned(array: Pixels, rows: Axis, columns: Axis) -> Pixels:
 
 
 def pixel_assignment(out: Pixels) -> Callable[[Any, Pixels], None]:
-    """Return a function that assigns pixels to parts of an array, as whole pixels if faster.
+    """Return a function that assigns pixels to parts of an array, sample by sample if faster.
 
-    For a transposed array, NumPy copies sample by sample, which takes three times as long.
+    It is where the array is transposed or flipped: NumPy copies the three bytes of a pixel in a
+    loop of their own, which takes twice to three times as long. Rows are copied in groups that stay
+    in the processor's cache from sample to sample.
     """
     samples, itemsize = out.shape[2], out.itemsize
-    pixel = samples * itemsize
-    if samples == 1 or out.strides[1] == pixel or out.strides[2] != itemsize:
+    if samples == 1 or out.strides[1] == samples * itemsize or out.strides[2] != itemsize:
         return out.__setitem__
-    kind = f"V{pixel}"
-    wholes = out.view(kind)[..., 0]
 
     def assign(target: Any, part: Pixels) -> None:
-        if part.strides[2] == itemsize:
-            wholes[target] = part.view(kind)[..., 0]
-        else:
+        if not all(isinstance(each, slice) for each in target):
             out[target] = part
+            return
+        inner = out[target]
+        for top in range(0, len(part), ROWS_AT_ONCE):
+            rows = slice(top, top + ROWS_AT_ONCE)
+            for sample in range(samples):
+                inner[rows, :, sample] = part[rows, :, sample]
 
     return assign
 
