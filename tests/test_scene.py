@@ -346,7 +346,9 @@ def test_a_server_that_goes_away_is_said_and_asked_again(tissue, monkeypatch):
     from dicomslide.view.window import RETRY, Window
 
     window = Window(Scene(tissue, ()), lambda geometry: None)
-    asked = dict(x0=[BOX[0]], y0=[BOX[1]], x1=[BOX[2]], y1=[BOX[3]], w=[200], h=[160], n=[1])
+    asked = dict(
+        x0=[BOX[0]], y0=[BOX[1]], x1=[BOX[2]], y1=[BOX[3]], w=[199], h=[159], ratio=[1], n=[1]
+    )
 
     def gone(*arguments, **options):
         raise SourceReadError("http://server/level-0.dcm: no answer")
@@ -361,9 +363,10 @@ def test_a_server_that_goes_away_is_said_and_asked_again(tissue, monkeypatch):
         assert window.answered.data["retry"] == [RETRY]
     window._on_asked("data", {}, asked | {"n": [2]})
     assert window.message.text == ""
-    assert window.answered.data["retry"] == [0]
+    assert window.near.data["retry"] == [0]
     (shown,) = window.near.data["image"]
-    expected = at(tissue.to_dataset().image, BOX, SHAPE).values
+    x, y = np.linspace(BOX[0], BOX[2], 200), np.linspace(BOX[1], BOX[3], 160)
+    expected = tissue.to_dataset().image.sel(x=x, y=y, method="nearest")
     np.testing.assert_array_equal(shown.view(np.uint8).reshape(*SHAPE, 4)[..., :3], expected)
 
 

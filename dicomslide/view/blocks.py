@@ -209,11 +209,10 @@ class Levels:
                 len(x),
                 *level.array.shape[level.array.ndim - self._tail :],
             )
-            values = np.zeros(shape, self.dtype)
             if not inside.any() or not len(channels):
-                return Sampled(values, inside, None, level.spacing)
-            rows, columns = rows[down], columns[across]
-            box = (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1)
+                return Sampled(np.zeros(shape, self.dtype), inside, None, level.spacing)
+            box = (rows[down].min(), rows[down].max() + 1,
+                   columns[across].min(), columns[across].max() + 1)  # fmt: skip
             if not cached:
                 pixels = (box[1] - box[0]) * (box[3] - box[2]) * level.cost
                 if pixels > MOST_PIXELS:
@@ -222,15 +221,14 @@ class Levels:
             elif list(self._missing(number, box, channels, plane)):
                 continue
             region, bad = self._assembled(number, box, channels, plane)
-            at = np.ix_(rows - box[0], columns - box[2])
-            where = np.ix_(down, across)
-            marked = None
+            rows, columns = rows - box[0], columns - box[2]  # beyond the edge, those at the edge
+            values = np.empty(shape, self.dtype)
+            for part, into in zip(region, values, strict=True):
+                part.take(rows, 0, mode="clip").take(columns, 1, into, mode="clip")
+            values[:, ~down] = values[:, :, ~across] = 0
             if bad is not None:
-                marked = np.zeros(inside.shape, bool)
-                marked[where] = bad[at]
-            for channel, part in enumerate(region):
-                values[channel][where] = part[at]
-            return Sampled(values, inside, marked, level.spacing)
+                bad = bad.take(rows, 0, mode="clip").take(columns, 1, mode="clip") & inside
+            return Sampled(values, inside, bad, level.spacing)
         return None
 
     def needs_reading(

@@ -29,16 +29,16 @@ function ask() {
   asked._again = false
   asked._since = Date.now()
   asked._count = (asked._count ?? 0) + 1
-  const ratio = Math.min(window.devicePixelRatio || 1, 2)
-  asked.data = {x0: [x.start], x1: [x.end], y0: [y.start], y1: [y.end],
-                w: [Math.round(w * ratio)], h: [Math.round(h * ratio)], n: [asked._count]}
+  asked.data = {x0: [x.start], x1: [x.end], y0: [y.start], y1: [y.end], w: [w], h: [h],
+                ratio: [window.devicePixelRatio || 1], n: [asked._count]}
 }
 asked._ask = ask
-if (!asked._planned) { asked._planned = true; setTimeout(ask, 0) }
+if (!asked._planned) { asked._planned = true; queueMicrotask(ask) }
 """.replace("PATIENCE", "15000")
 
 ANSWERED = """
-// the server has drawn a view, or says that it can't, and when to ask again
+// the server has drawn a view, or says that it can't, and when to ask again; or something stands in
+if (!answered.data.n[0]) return
 asked._busy = false
 const retry = answered.data.retry[0]
 if (asked._again) asked._ask?.()

@@ -107,7 +107,7 @@ class SlideServer:
 
     def _view(self, name: str) -> Any:
         try:
-            view = SlideView(self._slides[name], self._overlay, height=640)
+            view = SlideView(self._slides[name], self._overlay, height=None)
         except Exception as error:  # the page says it, and other pages go on
             text = html.escape(f"{name}: {type(error).__name__}: {error}")
             return pn.pane.Alert(text, alert_type="danger")

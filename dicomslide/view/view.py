@@ -41,6 +41,9 @@ def in_notebook() -> bool:
 
 LABEL_SIZE = 220
 """Edge of the picture of the label in pixels."""
+SIDE_WIDTH = 310
+LEAST_WIDTH, LEAST_HEIGHT = 420, 400
+"""Least size in pixels of a figure beside its controls, and of one that fills a page."""
 
 
 class SlideView:
@@ -56,13 +59,18 @@ class SlideView:
         What is drawn over the image: see :meth:`dicomslide.Slide.view`.
     variable : str, default: "image"
         Variable of the tree that is the image.
-    height : int, default: 600
-        Height in pixels.
+    height : int or None, default: 600
+        Height in pixels; None for that of the page.
 
     """
 
     def __init__(
-        self, slide: Slide, overlay: Any = None, *, variable: str = "image", height: int = 600
+        self,
+        slide: Slide,
+        overlay: Any = None,
+        *,
+        variable: str = "image",
+        height: int | None = 600,
     ) -> None:
         self.slide = slide
         self._variable, self._height = variable, height
@@ -144,9 +152,9 @@ class SlideView:
             if pane is not None:
                 pn.io.push_notebook(pane)
 
-        window = Window(
-            self._scene, self._select, height=self._height, background=background, push=push
-        )
+        is_page = self._height is None
+        height = LEAST_HEIGHT if self._height is None else self._height
+        window = Window(self._scene, self._select, height=height, background=background, push=push)
         self._windows.append(window)
         code = pn.widgets.TextInput(label="selected", value=self._code(), disabled=True, width=260)
         self._codes.append(code)
@@ -161,18 +169,28 @@ class SlideView:
             *controls_of(self._scene, self._changed),
             code,
             pn.Row(copy, clear),
-            width=310,
-            height=self._height,
-            scroll=True,
-        )
+            width=SIDE_WIDTH,
+            **dict(sizing_mode="stretch_height", min_height=height) if is_page
+            else dict(height=height),
+            scroll="y-auto",
+            styles={"flex": f"0 1 {SIDE_WIDTH}px"},
+        )  # fmt: skip
         figure = pn.Column(
             pn.pane.Bokeh(window.figure, sizing_mode="stretch_both"),
             window.position,
             window.message,
             sizing_mode="stretch_both",
-            min_height=self._height,
+            min_height=height,
+            styles={"flex": "1 1 0", "min-width": f"min(100%, {LEAST_WIDTH}px)"},
         )
-        pane = pn.Row(figure, side, sizing_mode="stretch_width", min_height=self._height)
+        pane = pn.FlexBox(  # the controls are below, where a page is narrow
+            figure,
+            side,
+            flex_wrap="wrap",
+            gap="8px",
+            sizing_mode="stretch_both" if is_page else "stretch_width",
+            min_height=height,
+        )
         self._show_drawn()
         return pane
 

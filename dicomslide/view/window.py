@@ -41,8 +41,14 @@ RETRY = 3000
 """Milliseconds after which a view is asked for again, when a server didn't answer."""
 MOST_PIXELS = 1 << 23
 """Upper bound on the pixels of a picture, whatever the browser's window is."""
+FINEST = 2.0
+"""Upper bound on the pixels of a picture along an edge, per pixel of CSS."""
 OVERVIEW = 220
 """Edge of the overview in pixels."""
+STAND_IN = 2
+"""Pixels of a view, along an edge, per pixel of a coarser picture that stands in for it."""
+AXIS = 64
+"""Pixels for the axis of y with its numbers, however long: or each zoom would resize the figure."""
 BEYOND = 4.0
 """Times the slide's size that a view may have."""
 
@@ -97,13 +103,13 @@ class Window:
 
     def _sources(self) -> None:
         empty: dict[str, list[Any]] = dict(image=[], x=[], y=[], dw=[], dh=[])
-        self.far, self.near = ColumnDataSource(empty), ColumnDataSource(empty)
+        self.far, self.near = ColumnDataSource(empty), ColumnDataSource(empty, name="near")
         self.lines = ColumnDataSource(dict(xs=[], ys=[], color=[], name=[]))
         self.points = ColumnDataSource(dict(x=[], y=[], color=[], name=[]))
         self.drawn = ColumnDataSource(dict(xs=[], ys=[]))
         self.box_source = ColumnDataSource(dict(x=[], y=[], width=[], height=[]))
         self.asked = ColumnDataSource({}, name="asked")
-        self.answered = ColumnDataSource({"retry": [0]})
+        self.answered = ColumnDataSource({"retry": [0], "n": [0]})
         self.pointed = ColumnDataSource({}, name="pointed")
 
     def _figure(self, height: int) -> Any:
@@ -118,9 +124,9 @@ class Window:
         wheel = WheelZoomTool(maintain_focus=False)
         found = figure(
             x_range=self.x, y_range=self.y, height=height, sizing_mode="stretch_both",
-            min_width=300, min_height=height, tools=["pan", wheel, "box_zoom", "reset", "save"],
-            active_scroll=wheel, match_aspect=True, x_axis_label="x [mm]", y_axis_label="y [mm]",
-            name="slide",
+            min_width=300, min_height=300, min_border_left=AXIS, name="slide",
+            tools=["pan", wheel, "box_zoom", "reset", "save"], active_scroll=wheel,
+            match_aspect=True, x_axis_label="x [mm]", y_axis_label="y [mm]",
         )  # fmt: skip
         found.background_fill_color = "#F4F4F4" if self.scene.is_color else "#000000"
         found.grid.visible = False
@@ -194,10 +200,9 @@ class Window:
                 range_.js_on_change(name, ask)
         for name in ("inner_width", "inner_height"):
             self.figure.js_on_change(name, ask)
-        self.answered.js_on_change(
-            "data",
-            CustomJS(args=dict(asked=self.asked, answered=self.answered), code=scripts.ANSWERED),
-        )
+        for source in (self.near, self.answered):
+            args = dict(asked=self.asked, answered=source)
+            source.js_on_change("data", CustomJS(args=args, code=scripts.ANSWERED))
         self.asked.on_change("data", self._on_asked)
         pointed = dict(pointed=self.pointed)
         self.figure.js_on_event(MouseMove, CustomJS(args=pointed, code=scripts.POINT))
@@ -209,11 +214,8 @@ class Window:
 
     def _on_asked(self, _name: str, _old: Any, new: dict[str, Any]) -> None:
         first = {name: value[0] for name, value in new.items()}
-        rows, columns = max(1, int(first["h"])), max(1, int(first["w"]))
-        shrink = max(1.0, (rows * columns / MOST_PIXELS) ** 0.5)
-        shape = max(1, int(rows / shrink)), max(1, int(columns / shrink))
         self.box = (first["x0"], first["y0"], first["x1"], first["y1"])
-        self._request = self.box, shape
+        self._request = pixels_in_sight(self.box, first["w"], first["h"], first["ratio"])
         self.refresh()
 
     def refresh(self, *, whole: bool = False) -> None:
@@ -244,7 +246,9 @@ class Window:
         picture: Picture | None = None
         try:
             if self.scene.needs_reading(box, shape):
-                coarse = self.scene.render(box, shape, cached=True)
+                # of a level whose pixels are larger: few of them, which are there at once
+                fewer = shape[0] // STAND_IN + 1, shape[1] // STAND_IN + 1
+                coarse = self.scene.render(box, fewer, cached=True)
                 if coarse is not None:
                     self._show(coarse, message=None)
             picture = self.scene.render(box, shape)
@@ -271,19 +275,22 @@ class Window:
         retry: int = 0,
     ) -> None:
         def change() -> None:
-            if picture is not None:
-                self.near.data = image_of(picture)
-                self.spacing = picture.spacing
-                for source, new in (
-                    (self.lines, lines_of(picture)),
-                    (self.points, points_of(picture)),
-                ):
-                    if len(new["name"]) or len(source.data["name"]):
-                        source.data = new
+            self._count += 1
+            answer = {"retry": [retry], "n": [0 if message is None else self._count]}
             if message is not None:
                 self.message.text = html.escape(message)
-                self._count += 1
-                self.answered.data = {"retry": [retry], "n": [self._count]}
+            if picture is None:
+                self.answered.data = answer
+                return
+            self.spacing = picture.spacing
+            for source, new in (
+                (self.lines, lines_of(picture)),
+                (self.points, points_of(picture)),
+            ):
+                if len(new["name"]) or len(source.data["name"]):
+                    source.data = new
+            # in one message: the browser asks for the next view before it draws this one
+            self.near.data = image_of(picture) | answer
 
         self._later(change)
 
@@ -321,6 +328,30 @@ class Window:
         """End the thread."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def pixels_in_sight(box: Box, width: int, height: int, ratio: float) -> tuple[Box, tuple[int, int]]:
+    """Return the box of the pixels of a screen that show a view, and their rows and columns.
+
+    Bokeh draws a position of a figure at the centre of a pixel of CSS (its canvas is moved by half
+    of one), as a pointer tells it: positions at both ends of a range lie in pixels, of which a
+    figure has one more than its width says.
+
+    Parameters
+    ----------
+    box : tuple of float
+        (x_min, y_min, x_max, y_max) of the ranges in mm.
+    width, height : int
+        Size of the figure in pixels of CSS.
+    ratio : float
+        Pixels of the screen per pixel of CSS.
+
+    """
+    x_min, y_min, x_max, y_max = box
+    across, down = (x_max - x_min) / width / 2, (y_max - y_min) / height / 2
+    ratio = min(ratio, FINEST, (MOST_PIXELS / ((width + 1) * (height + 1))) ** 0.5)
+    shape = max(1, round((height + 1) * ratio)), max(1, round((width + 1) * ratio))
+    return (x_min - across, y_min - down, x_max + across, y_max + down), shape
 
 
 def packed(pixels: NDArray[np.uint8]) -> NDArray[np.uint32]:

@@ -69,8 +69,10 @@ def serving(slides, **options):
 class Page:
     """A page that shows a view."""
 
-    def __init__(self, browser, url, size=(1280, 760)):
-        self.page = browser.new_page(viewport=dict(width=size[0], height=size[1]))
+    def __init__(self, browser, url, size=(1280, 760), ratio=1):
+        viewport = dict(width=size[0], height=size[1])
+        self.page = browser.new_page(viewport=viewport, device_scale_factor=ratio)
+        self.ratio = ratio
         self.errors = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(url)
@@ -87,20 +89,27 @@ class Page:
         return self.page.evaluate(FIGURE)
 
     def pixels(self):
-        """Pixels of the figure, and the x of their columns and the y of their rows in mm."""
+        """Pixels within the figure's edge and ticks, and x of columns and y of rows in mm.
+
+        A pointer at a pixel, as Bokeh's axes, tells the position of its centre.
+        """
         from PIL import Image
 
         at = self.figure()
         left, top = round(at["left"]), round(at["top"])
+        assert (left, top) == (at["left"], at["top"])
         shot = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
-        width, height = int(at["width"]) - 1, int(at["height"]) - 1
-        pixels = np.asarray(shot)[top : top + height, left : left + width]
-        x = at["x0"] + (left - at["left"] + np.arange(width) + 0.5) / at["width"] * (
-            at["x1"] - at["x0"]
+        # the centres of pixels of the screen, as distances from those of the figure's first ones
+        columns, rows = (
+            (np.arange(3 * self.ratio, (int(at[edge]) - 2) * self.ratio) + 0.5) / self.ratio - 0.5
+            for edge in ("width", "height")
         )
-        y = at["y1"] - (top - at["top"] + np.arange(height) + 0.5) / at["height"] * (
-            at["y1"] - at["y0"]
-        )
+        first = 3 * self.ratio
+        pixels = np.asarray(shot)[top * self.ratio + first :, left * self.ratio + first :][
+            : len(rows), : len(columns)
+        ]
+        x = at["x0"] + columns / at["width"] * (at["x1"] - at["x0"])
+        y = at["y1"] - rows / at["height"] * (at["y1"] - at["y0"])
         return pixels, x, y
 
     def at(self, x, y):
