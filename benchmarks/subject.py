@@ -31,7 +31,7 @@ LATE = (
     "dicomslide.xarray_plugin",
     "dicomslide.labelled.tree",
     "dicomslide.slide",
-    "dicomslide.slide.cohort",
+    "dicomslide.slide.collecting",
     "imagecodecs",
     "pydicom.filereader",
     "simplejpeg",

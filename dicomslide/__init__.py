@@ -90,7 +90,8 @@ if TYPE_CHECKING:
     )
     from dicomslide.slide import Slide, find_slides, open_slide
     from dicomslide.slide.calls import SlideResults
-    from dicomslide.slide.cohort import Cohort, open_slides
+    from dicomslide.slide.cohort import Cohort
+    from dicomslide.slide.collecting import open_slides
     from dicomslide.slide.sampler import SlideSampler
     from dicomslide.slide.tile_dataset import TileDataset
     from dicomslide.slide.tile_order import BlockShuffle, TileStream
@@ -131,7 +132,7 @@ _LAZY_MODULES = {
     "get_image_pixel_spacing": "pyramid",
     "get_image_size": "pyramid",
     "open_slide": "slide",
-    "open_slides": "slide.cohort",
+    "open_slides": "slide.collecting",
     "register_client": "backends.dicomweb.connection",
     "register_credentials": "backends.net.credentials",
     "register_storage_options": "backends.net.storage_options",

@@ -246,7 +246,7 @@ def _path(text: str) -> Path | str:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from dicomslide.slide.cohort import open_slides
+    from dicomslide.slide.collecting import open_slides
 
     if len(options.slide) == 1:
         (options.slide,) = options.slide  # a DICOMweb URL is accepted alone, not in a list
@@ -350,7 +350,7 @@ def _thumbnail(options: argparse.Namespace) -> int:
 
 
 def _view(options: argparse.Namespace) -> int:
-    from dicomslide.slide.cohort import open_slides
+    from dicomslide.slide.collecting import open_slides
     from dicomslide.view import check_installed
 
     check_installed()
@@ -428,7 +428,7 @@ def _store(options: argparse.Namespace) -> int:
 
 
 def _virtualize(options: argparse.Namespace) -> int:
-    from dicomslide.slide.cohort import open_slides
+    from dicomslide.slide.collecting import open_slides
     from dicomslide.virtual import to_icechunk
 
     slides = open_slides(options.slide, align_levels=not options.as_stated)
