@@ -17,6 +17,7 @@ __all__ = [
     "AmbiguousSlideError",
     "AnnotationError",
     "CacheWarning",
+    "CohortIndexError",
     "DicomSlideError",
     "ExportError",
     "FrameDecodeError",
@@ -109,6 +110,10 @@ class StoreExistsError(DicomSlideError, FileExistsError):
 
 class NotVirtualError(DicomSlideError, ValueError):
     """Pixels can't be chunks of a zarr array where they are; the message says why."""
+
+
+class CohortIndexError(DicomSlideError, ValueError):
+    """An index of a cohort is damaged or of another version, or can't hold a slide."""
 
 
 class StorageRefusedError(ExportError):

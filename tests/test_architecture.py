@@ -45,11 +45,11 @@ LAYERS = (
     {"__main__"},
 )
 BACKENDS = (
-    {"base", "coalesce", "criteria"},
+    {"base", "coalesce", "criteria", "packing"},
     {"concatenation", "search"},
     {"part10", "batching", "net"},
     {"objects", "dicomweb"},
-    {"open"},
+    {"open", "records"},
 )
 IN_WORDS = Path(__file__).parent.parent / "docs" / "internals" / "index.md"
 FOR_TESTING = {"errors", "enum", "_version", "process", "options", "pixels", "header"}

@@ -18,7 +18,7 @@ from dicomslide.backends.part10 import file
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.header.geometry import SlideGeometry
 from dicomslide.pixels.pixel_format import PixelFormat
-from dicomslide.slide import batches, cohort
+from dicomslide.slide import batches, reading
 from dicomslide.testing import (
     PositionDrawing,
     SyntheticImage,
@@ -372,13 +372,13 @@ def _lose_files():
     def lost(path):
         raise FileNotFoundError(f"{path}: not here")
 
-    cohort.open_source = lost
+    reading.open_source = lost
 
 
 def _find_files():
     from dicomslide.backends.open import open_source
 
-    cohort.open_source = open_source
+    reading.open_source = open_source
 
 
 def test_a_cohort_is_opened_in_a_task(client, slides):

@@ -11,13 +11,15 @@
 ``part10``
     DICOM Part 10 files on disk and in memory: header, offset tables, index cache.
 ``objects``
-    Part 10 files in buckets, on HTTP servers and in archives, by fsspec.
+    Part 10 files in buckets, on HTTP servers and in archives, by fsspec; storages of icechunk.
 ``dicomweb``
     DICOMweb servers: metadata, search, negotiation of media types, transport.
 ``batching``
     Joining of requests of several threads, prefetch, and the cache of encoded frames.
 ``net``
     Retries, credentials and addresses, for objects and DICOMweb servers.
+``records``
+    Sources as plain values, for the index of a cohort; ``packing``: their headers as bytes.
 ``coalesce``
     Joining of neighbouring spans to one read.
 

@@ -120,6 +120,28 @@ def _describe_group(group: ChannelGroup) -> dict[str, Any]:
     }
 
 
+STAIN = "stain"
+"""Name of the list of stains: see :func:`row_of`."""
+COLUMNS: dict[str, type] = {
+    "rows": int,
+    "columns": int,
+    "um_per_pixel": float,
+    "levels": int,
+    "channels": int,
+    "focal_planes": int,
+    "stains": str,
+    "objective_lens_power": float,
+    "manufacturer": str,
+    "manufacturer_model_name": str,
+    "container_identifier": str,
+    "frame_of_reference_uid": str,
+    "study_instance_uid": str,
+    "series_instance_uid": str,
+    "file": str,
+}
+"""Names of the values of :func:`summary_of`, and their type where they aren't None."""
+
+
 def summary_of(slide: SlideContents) -> dict[str, Any]:
     """Return a summary of a slide: one value per column, the same columns for all slides."""
     attrs = slide_attrs(slide)
@@ -147,6 +169,11 @@ def summary_of(slide: SlideContents) -> dict[str, Any]:
         },
         "file": slide.name,
     }  # fmt: skip
+
+
+def row_of(slide: SlideContents) -> dict[str, Any]:
+    """Return the summary of a slide, with the list of its stains, by which slides are selected."""
+    return summary_of(slide) | {STAIN: dicom.stains_of(slide.metadata)}
 
 
 def slide_attrs(slide: SlideContents, *, include_patient: bool = False) -> dict[str, Any]:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from dicomslide.pixels.pixel_format import Buffer
 
-__all__ = ["Span", "MOST_HEADER", "Blob", "MemoryBlob", "errors_of_headers", "file_of"]
+__all__ = ["Span", "MOST_HEADER", "Blob", "MemoryBlob", "errors_of_headers", "file_of",
+           "raw_file_of"]  # fmt: skip
 
 Span: TypeAlias = tuple[int, int]
 """Byte range: its first byte, and the byte after its last."""
@@ -88,22 +89,28 @@ class MemoryBlob:
         return self.read
 
 
-class _Readable(Protocol):
-    """The part of a blob that pydicom reads."""
+class Readable(Protocol):
+    """The part of a blob that is read as a file."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """File name or URL."""
+        ...
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Number of bytes."""
+        ...
 
-    def read(self, offset: int, length: int) -> bytes: ...
+    def read(self, offset: int, length: int) -> bytes:
+        """Read bytes."""
+        ...
 
 
 class _BlobFile(io.RawIOBase):
-    """Blob as a binary file, for pydicom's reader."""
+    """Blob as a binary file, for readers that take no offsets."""
 
-    def __init__(self, blob: _Readable) -> None:
+    def __init__(self, blob: Readable) -> None:
         self._blob = blob
         self._at = 0
 
@@ -142,7 +149,7 @@ class BoundedReader(io.BufferedReader):
 
     """
 
-    def __init__(self, blob: _Readable, most_bytes: int) -> None:
+    def __init__(self, blob: Readable, most_bytes: int) -> None:
         super().__init__(_BlobFile(blob), 2**16)
         self._blob = blob
         self._most_bytes = most_bytes
@@ -178,7 +185,12 @@ class BoundedReader(io.BufferedReader):
         return super().read(size)
 
 
-def file_of(blob: _Readable, at: int, *, most_bytes: int | None = None) -> BinaryIO:
+def raw_file_of(blob: Readable) -> io.RawIOBase:
+    """Return a blob as a binary file, without bounds on what is read."""
+    return _BlobFile(blob)
+
+
+def file_of(blob: Readable, at: int, *, most_bytes: int | None = None) -> BinaryIO:
     """Return a blob as a binary file, positioned at a byte, with bounds on what is read.
 
     Parameters

@@ -15,6 +15,7 @@ from dicomslide.backends.dicomweb.connection import (
 )
 from dicomslide.backends.dicomweb.dicom_json import BulkData
 from dicomslide.backends.dicomweb.failures import NotServedError, listed, read_error
+from dicomslide.backends.dicomweb.packed import pack, unpack
 from dicomslide.backends.part10.frame_index import NativeFrames, read_frames
 from dicomslide.errors import FrameReadError, MetadataError, MetadataWarning
 from dicomslide.header import dicom
@@ -27,7 +28,7 @@ from dicomslide.process.registry import Registry
 from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from pydicom.dataset import Dataset
 
@@ -163,6 +164,14 @@ class DicomWebSource:
         if self._here.header is not None:
             _headers.put(self.kept_as(), self._here.header)
         return dataclasses.replace(self, _here=dataclasses.replace(self._here, header=None))
+
+    def pack_header(self, shared: dict[str, bytes]) -> bytes:
+        """Return the header with what else a read needs: see :func:`.packed.pack`."""
+        return pack(self.metadata, shared)
+
+    def restore_header(self, data: bytes, shared: Mapping[str, bytes]) -> None:
+        """Have the process keep what :meth:`pack_header` returned, unless it keeps the header."""
+        _headers.get(self.kept_as(), lambda: unpack(data, shared, self.name))
 
     @property
     def identity(self) -> tuple[Hashable, ...]:

@@ -24,6 +24,7 @@ from dicomslide.backends.net.storage_options import harmless_for, remembered, sc
 from dicomslide.backends.objects import ranges
 from dicomslide.backends.objects.attempts import deadline_of
 from dicomslide.backends.objects.storage import ObjectReach
+from dicomslide.backends.part10.packed import unpack
 from dicomslide.backends.part10.parsed import ParsedFile
 from dicomslide.backends.part10.source import Part10Source
 from dicomslide.errors import (
@@ -36,7 +37,7 @@ from dicomslide.header import dicom
 from dicomslide.process.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from dicomslide.header.blobs import Span
     from dicomslide.pixels.pixel_format import Buffer
@@ -102,41 +103,81 @@ _latest: Registry[str, list[str]] = Registry(MOST_OBJECTS, "versions of objects"
 class RemoteFile:
     """An object that is read by position, by any number of threads.
 
+    Every answer is compared with its size and version.
+
     Parameters
     ----------
     url : str
         URL without credentials.
     options : str
         Harmless storage options, as JSON.
-
-    Raises
-    ------
-    SourceNotFoundError, SourceDeniedError
-        When the object isn't there, or the server refuses to give it.
-    SourceReadError
-        When it can't be read for another reason.
+    size : int
+        Bytes of the object.
+    version : str
+        Version of the object: see :class:`RemoteSource`.
 
     """
 
-    def __init__(self, url: str, options: str) -> None:
+    def __init__(self, url: str, options: str, size: int, version: str) -> None:
         self.name = url
+        self.size = size
+        self.version = version
+        self._etag = "" if version.startswith(OF_HEAD) else version
         self._reach = ObjectReach(url, options)
-        scope = scope_of(url)
+        self._key = url, version, scope_of(url)
+        self._latest = _latest.get(url, lambda: [""])
+
+    @classmethod
+    def open(cls, url: str, options: str) -> RemoteFile:
+        """Request the first bytes of an object, with its size and version.
+
+        Raises
+        ------
+        SourceNotFoundError, SourceDeniedError
+            When the object isn't there, or the server refuses to give it.
+        SourceReadError
+            When it can't be read for another reason.
+
+        """
         try:
-            (answer,) = ranges.read_ranges(self._reach, [(0, HEAD)], is_known=False)
+            (answer,) = ranges.read_ranges(ObjectReach(url, options), [(0, HEAD)], is_known=False)
         except RangeError as error:
             raise error_of(url, error) from None
         if answer.size is None:
             raise SourceReadError(f"{url}: the server doesn't say how many bytes it has")
-        self.size: int = answer.size
-        self._etag = answer.version
         # where the server names no version, a digest of the head shows most changes
-        self.version = self._etag or f"{OF_HEAD}{hashlib.sha256(answer.data).hexdigest()[:16]}"
-        self._key = url, self.version, scope
-        self._latest = _latest.get(url, lambda: [self.version])
-        self._latest[0] = self.version
+        digest = f"{OF_HEAD}{hashlib.sha256(answer.data).hexdigest()[:16]}"
+        file = cls(url, options, answer.size, answer.version or digest)
+        file._latest[0] = file.version
         head = _Window(0, answer.data, HEAD)
-        _heads.get(self._key, lambda: head)
+        _heads.get(file._key, lambda: head)
+        return file
+
+    @classmethod
+    def known(cls, url: str, options: str, size: int, version: str) -> RemoteFile:
+        """Return an object that was opened before, maybe by another process.
+
+        Without a request, since answers are compared; the first bytes of an object without a
+        version are requested, and compared.
+
+        Raises
+        ------
+        SourceChangedError
+            When they are others.
+        SourceNotFoundError, SourceDeniedError, SourceReadError
+            See :meth:`open`.
+
+        """
+        file = cls(url, options, size, version)
+        return file if file._etag else cls.again(url, options, size, version)
+
+    @classmethod
+    def again(cls, url: str, options: str, size: int, version: str) -> RemoteFile:
+        """Request the first bytes of an object that was opened before: see :meth:`known`."""
+        found = cls.open(url, options)
+        if (found.size, found.version) != (size, version):
+            raise cls(url, options, size, version)._changed(found.size, found.version)
+        return found
 
     @property
     def is_current(self) -> bool:
@@ -219,18 +260,18 @@ class RemoteFile:
         for answer in answers:
             if answer.version != self._etag or answer.size not in (None, self.size):
                 self._latest[0] = ""
-                raise _changed(self.name, self.size, answer.size)
+                raise self._changed(answer.size, answer.version)
         self._latest[0] = self.version
         return [answer.data for answer in answers]
 
-
-def _changed(url: str, expected: int, found: int | None) -> SourceChangedError:
-    other = "is another version"
-    if found not in (None, expected):
-        other = f"has {found} bytes, expected {expected}"
-    return SourceChangedError(
-        f"{url}: the object has changed since it was opened, it {other}; open the slide again"
-    )
+    def _changed(self, size: int | None, version: str) -> SourceChangedError:
+        found = f"is another version, {version or 'unnamed'}, expected {self.version}"
+        if size not in (None, self.size):
+            found = f"has {size} bytes, expected {self.size}"
+        return SourceChangedError(
+            f"{self.name}: the object has changed since it was opened, it {found}; open the slide"
+            " again"
+        )
 
 
 def error_of(url: str, error: RangeError) -> SourceReadError:
@@ -288,7 +329,7 @@ class RemoteSource(Part10Source):
         """
         public = remembered(os.fspath(url))
         options = harmless_for(public)
-        file = RemoteFile(public, options)
+        file = RemoteFile.open(public, options)
         source = cls(public, "", file.size, file.version, options)
         _objects.get(source._key, lambda: file)
         dataset = source.metadata
@@ -367,15 +408,20 @@ class RemoteSource(Part10Source):
         """Whether cached frames are of the version that the server has now."""
         return not self.version.startswith(OF_HEAD) and self._file().is_current
 
-    def _instance(self) -> ParsedFile:
+    def restore_header(self, data: bytes, shared: Mapping[str, bytes]) -> None:
+        """Have the process keep the header: see :meth:`RemoteFile.known` for requests."""
+        _objects.get(self._key, lambda: RemoteFile.known(*self._known))
+        self._instance(partial(unpack, data, shared))
+
+    def _instance(
+        self, parse: Callable[[RemoteFile, Callable[[ParsedFile], None]], ParsedFile] = ParsedFile
+    ) -> ParsedFile:
         key = self._key
-        return _parsed.get(key, lambda: ParsedFile(self._file(), partial(_parsed.reweigh, key)))
+        return _parsed.get(key, lambda: parse(self._file(), partial(_parsed.reweigh, key)))
+
+    @property
+    def _known(self) -> tuple[str, str, int, str]:
+        return self.path, self.options, self.size, self.version
 
     def _file(self) -> RemoteFile:
-        def reopen() -> RemoteFile:
-            file = RemoteFile(self.path, self.options)
-            if (file.size, file.version) != (self.size, self.version):
-                raise _changed(self.path, self.size, file.size)
-            return file
-
-        return _objects.get(self._key, reopen)
+        return _objects.get(self._key, lambda: RemoteFile.again(*self._known))

@@ -12,10 +12,9 @@ from dicomslide.backends.part10 import header as part10
 from dicomslide.backends.part10.local import (
     ChangingBlob,
     LocalFile,
-    Signature,
     check_is_file,
-    check_unchanged,
 )
+from dicomslide.backends.part10.packed import unpack
 from dicomslide.backends.part10.parsed import ParsedFile
 from dicomslide.backends.part10.source import Part10Source
 from dicomslide.enum import ImageFlavors
@@ -30,7 +29,7 @@ from dicomslide.process.registry import Registry
 from dicomslide.process.warn import warn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
     from typing import TypeAlias
 
     from pydicom.dataset import Dataset
@@ -43,11 +42,12 @@ _instances: Registry[Key, ParsedFile] = Registry(1024, "parsed files", lambda pa
 """By path, size, and what tells versions apart: a file that is opened again isn't parsed again."""
 
 
-def _parsed(key: Key, open_file: Callable[[], ChangingBlob]) -> ParsedFile:
-    def parse() -> ParsedFile:
-        return ParsedFile(open_file(), partial(_instances.reweigh, key))
-
-    return _instances.get(key, parse)
+def _parsed(
+    key: Key,
+    open_file: Callable[[], ChangingBlob],
+    parse: Callable[[ChangingBlob, Callable[[ParsedFile], None]], ParsedFile] = ParsedFile,
+) -> ParsedFile:
+    return _instances.get(key, lambda: parse(open_file(), partial(_instances.reweigh, key)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,15 +103,15 @@ class FileSource(Part10Source):
     def _key(self) -> Key:
         return self.path, self.size, (self.mtime_ns, self.node, self.ctime_ns)
 
+    def restore_header(self, data: bytes, shared: Mapping[str, bytes]) -> None:
+        """Have the process keep the header; the file is opened, and compared, but not read."""
+        _parsed(self._key, self._file, partial(unpack, data, shared))
+
     def _instance(self) -> ParsedFile:
         return _parsed(self._key, self._file)
 
     def _file(self) -> ChangingBlob:
-        file = LocalFile.again(self.path)
-        # another machine knows it by another inode
-        before = Signature(self.size, self.mtime_ns, file.signature.node)
-        check_unchanged(self.path, before, file.signature)
-        return file
+        return LocalFile.known(self.path, self.size, self.mtime_ns)
 
 
 def is_dicom_file(path: str | os.PathLike[str]) -> bool:

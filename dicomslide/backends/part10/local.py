@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import os
 import platform
 import stat
@@ -129,17 +130,22 @@ class LocalFile:
         return _open_files.get((self.name, self.signature), self._reopen)
 
     @classmethod
-    def again(cls, path: str) -> LocalFile:
+    def known(cls, path: str, size: int, mtime_ns: int) -> LocalFile:
         """Open a file that was opened before, maybe by another process.
 
         Raises
         ------
         SourceNotFoundError
             When it doesn't exist on this machine.
+        SourceChangedError
+            When it has another size or time of change.
 
         """
         with _found_again(path):
-            return cls(path)
+            file = cls(path)
+        # another machine knows it by another inode
+        check_unchanged(path, Signature(size, mtime_ns, file.signature.node), file.signature)
+        return file
 
     def _reopen(self) -> _OpenFile:
         with _found_again(self.name):
@@ -167,11 +173,15 @@ def _found_again(path: str) -> Iterator[None]:
 def check_unchanged(path: str, before: Signature, now: Signature) -> None:
     """Raise a SourceChangedError where the signature of a file has changed."""
     if now != before:
-        what = "or another time of change" if now.size != before.size else "and was changed since"
         raise SourceChangedError(
-            f"{path}: the file isn't any more the one that was opened: it has {now.size} bytes,"
-            f" expected {before.size}, {what}; open the slide again"
+            f"{path}: the file isn't any more the one that was opened: it has {_said(now)},"
+            f" expected {_said(before)}; open the slide again"
         )
+
+
+def _said(signature: Signature) -> str:
+    changed = datetime.datetime.fromtimestamp(signature.mtime_ns / 1e9, datetime.UTC)
+    return f"{signature.size} bytes, changed {changed:%Y-%m-%d %H:%M:%S.%f} UTC"
 
 
 class ChangingBlob(Blob, Protocol):

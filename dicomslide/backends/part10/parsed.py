@@ -42,15 +42,20 @@ class ParsedFile:
         Bytes of the file.
     grown : callable, optional
         Called with this object after its `nbytes` has increased.
+    header : Header, optional
+        Header, if it was read before.
 
     """
 
     def __init__(
-        self, file: ChangingBlob, grown: Callable[[ParsedFile], None] = lambda parsed: None
+        self,
+        file: ChangingBlob,
+        grown: Callable[[ParsedFile], None] = lambda parsed: None,
+        header: part10.Header | None = None,
     ) -> None:
         self.file = file
         self._grown = grown
-        self.header = part10.read_header(file)
+        self.header = part10.read_header(file) if header is None else header
         self._lock = ForkLock()
 
     @property
@@ -138,6 +143,29 @@ class ParsedFile:
             with self._growing("_frames"):
                 frames = self._frames
         return frames
+
+    @property
+    def rest(self) -> int:
+        """Offset of the first byte after the per-frame functional groups."""
+        return self._positions_and_rest[1]
+
+    @property
+    def pixels(self) -> pixel_data.PixelData:
+        """Place of the Pixel Data element, without tables."""
+        return self._pixel_data.without_tables()
+
+    def fill(
+        self,
+        positions: FramePositions | None,
+        rest: int,
+        pixels: pixel_data.PixelData | None,
+        frames: pixel_data.Frames | None,
+    ) -> None:
+        """Set what was read of the file before; frames that are None are read when needed."""
+        vars(self)["_positions_and_rest"] = positions, rest
+        if pixels is not None and frames is not None:
+            vars(self)["_pixel_data"] = pixels
+            vars(self)["_frames"] = frames
 
     @contextlib.contextmanager
     def _growing(self, name: str) -> Iterator[None]:

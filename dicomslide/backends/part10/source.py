@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from dicomslide.backends.part10 import header as part10
+from dicomslide.backends.part10.packed import pack
 from dicomslide.errors import DicomSlideError
 from dicomslide.header import dicom
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -122,6 +123,21 @@ class Part10Source(ABC):
     def read_frames(self, indices: Sequence[int]) -> list[Buffer]:
         """Read frames, in the order of the file, without a lock."""
         return self._instance().read_frames(indices)
+
+    def pack_header(self, shared: dict[str, bytes]) -> bytes | None:
+        """Return the header with what else a read needs: see :func:`.packed.pack`."""
+        return pack(self._instance(), shared)
+
+    @abstractmethod
+    def restore_header(self, data: bytes, shared: Mapping[str, bytes]) -> None:
+        """Have the process keep what :meth:`pack_header` returned, unless it keeps the header.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            When it isn't such a result.
+
+        """
 
     def byte_ranges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return where the bytes of each frame lie: the first one of each, and their number.
