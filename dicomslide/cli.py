@@ -1,4 +1,4 @@
-"""The command line ``dicomslide``: info, thumbnail, view, export, store, virtualize, demo."""
+"""The command line ``dicomslide``: info, thumbnail, view, export, store, index, and others."""
 
 from __future__ import annotations
 
@@ -161,6 +161,16 @@ def _parser() -> argparse.ArgumentParser:
                        help="DICOMweb service, e.g. https://host/dicom-web")  # fmt: skip
     store.set_defaults(run=_store)
 
+    index = commands.add_parser(
+        "index", help="write an index of slides, from which they open without a search"
+    )
+    index.add_argument("--overwrite", action="store_true", help="replace an existing index")
+    index.add_argument("slide", type=_path, nargs="+", metavar="SLIDE",
+                       help="DICOM file or folder, or its URL; also of several slides")  # fmt: skip
+    index.add_argument("index", type=_path, metavar="INDEX",
+                       help="Parquet file or its URL, e.g. cohort.parquet")  # fmt: skip
+    index.set_defaults(run=_index)
+
     virtualize = commands.add_parser(
         "virtualize",
         help="write slides to an icechunk repository, as zarr on the files as they are",
@@ -260,10 +270,14 @@ def _info(options: argparse.Namespace) -> int:
         _show(slides.opened(), options.json)
     else:
         _print_rows(cohort_table(slides.summaries()))
-    for name, error in slides.failures.items():
+    _show_failures(slides.failures)
+    return 1 if slides.failures else 0
+
+
+def _show_failures(failures: Mapping[str, Exception]) -> None:
+    for name, error in failures.items():
         text = str(error)
         print(f"dicomslide: error: {text if name in text else f'{name}: {text}'}", file=sys.stderr)
-    return 1 if slides.failures else 0
 
 
 def _show(slides: Iterable[tuple[str, Slide]], as_json: bool) -> None:
@@ -422,6 +436,21 @@ def _store(options: argparse.Namespace) -> int:
         print(f"dicomslide: error: {paths[uid]}: {uid}: {reason}", file=sys.stderr)
     print(f"{options.url}: stored {len(paths) - len(failures)} of {len(paths)} instances")
     return 1 if failures else 0
+
+
+# -- index -----------------------------------------------------------------------------------
+
+
+def _index(options: argparse.Namespace) -> int:
+    from dicomslide.slide.collecting import open_slides
+
+    if len(options.slide) == 1:
+        (options.slide,) = options.slide
+    slides = open_slides(options.slide)
+    slides.save(options.index, overwrite=options.overwrite)
+    _show_failures(slides.failures)
+    print(f"{options.index}: complete")
+    return 1 if slides.failures else 0
 
 
 # -- virtualize ------------------------------------------------------------------------------

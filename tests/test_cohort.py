@@ -18,7 +18,7 @@ from dicomslide.backends.open import open_source
 from dicomslide.backends.part10 import file, local
 from dicomslide.cli import main
 from dicomslide.process.registry import Registry
-from dicomslide.slide import batches, cohort, reading
+from dicomslide.slide import batches, cohort, collecting, reading
 from dicomslide.testing import write_slide
 from tests.support.fake_client import FakeClient
 
@@ -143,7 +143,7 @@ def test_workers_are_sent_no_secret_of_a_url(monkeypatch):
         sent.extend(items)
         return []
 
-    monkeypatch.setattr(cohort, "on_cluster", on_cluster)
+    monkeypatch.setattr(collecting, "on_cluster", on_cluster)
     with pytest.raises(dicomslide.NotDicomError) as caught:
         dicomslide.open_slides(["https://me:pass@host/a.dcm?sig=secret"])
     assert len(sent) == 1

@@ -33,6 +33,7 @@ from dicomslide.testing import write_slide
 from tests.support import derive, orthanc, parts
 from tests.support.derive import annotations_of, group_of
 from tests.support.moto_bucket import serving_bucket
+from tests.support.optional import need
 from tests.support.range_server import serving
 
 ROOT = Path(__file__).parents[1]
@@ -171,6 +172,8 @@ def names(request, addressed, monkeypatch):
         monkeypatch.setitem(sys.modules, "page", page)
     if "torch.utils.data.DataLoader(" in text:
         names["torch"] = pytest.importorskip("torch", reason="PyTorch isn't installed")
+    if '.parquet")\n' in text:
+        need("pyarrow")
     with contextlib.ExitStack() as stack:
         if REGISTERS in text and "client = " not in text:
             from distributed import Client

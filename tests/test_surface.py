@@ -226,7 +226,8 @@ PUBLIC = {
     dicomslide.TotalPixelMatrixSampler: """
         count get_region_grid_position index matrix padded_region_shape padding read
         region_grid_positions region_positions region_shape""",
-    dicomslide.Cohort: "failures get items keys map opened plot summaries to_pandas values",
+    dicomslide.Cohort: "failures get items keys map opened plot save select summaries"
+    " to_pandas values",
     dicomslide.TileDataset: """
         centers count get_position index read size slide_indices slide_names spacing""",
     dicomslide.BlockShuffle: "dataset epoch indices set_epoch",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 import subprocess
 import sys
 
@@ -39,6 +40,7 @@ def names_in(repository):
 def assert_read(repository, name, slide):
     tree = tree_of(repository, name)
     ours = slide.to_datatree(orientation="stored", mask_and_scale=False)
+    assert "level-0.dcm" in tree.attrs.pop("dicomslide_sources")
     assert tree.attrs == ours.attrs
     for level in range(slide.num_levels):
         theirs, own = (each[f"level_{level}"] for each in (tree, ours))
@@ -235,3 +237,98 @@ def test_files_of_other_servers_need_a_container(tmp_path):
 
     with pytest.raises(NotVirtualError, match=r"gs://bucket/.*VirtualChunkContainer"):
         opened(str(tmp_path / "repo"), ["gs://bucket/a.dcm"], (), {})
+
+
+# -- opened as a cohort ----------------------------------------------------------------------------
+
+
+def test_a_repository_opens_as_the_cohort_that_it_was_made_of(tmp_path):
+    slides = cohort(tmp_path / "slides", 1, 2, associated=True)
+    repository = to_icechunk(slides, tmp_path / "repo")
+    dicomslide.clear_all()
+    again = dicomslide.open_slides(tmp_path / "repo", correct_color=False)
+    assert type(again) is dicomslide.Cohort
+    assert list(again) == ["S-1", "S-2"]
+    for name, slide in pickle.loads(pickle.dumps(again)).opened():
+        assert slide.describe() == slides[name].describe()
+        assert slide.to_datatree(associated=True).identical(
+            slides[name].to_datatree(associated=True)
+        )
+        assert_read(repository, name, slide)
+    assert again.to_pandas().equals(slides.to_pandas())
+    other = cohort(tmp_path / "others", 3)
+    to_icechunk(other, tmp_path / "repo")
+    for source in (str(tmp_path / "repo"), repository, repository.storage):
+        assert list(dicomslide.open_slides(source)) == ["S-1", "S-2", "S-3"]
+    with pytest.raises(TypeError, match=r"stains is given with an index; see Cohort.select"):
+        dicomslide.open_slides(tmp_path / "repo", stains=["x"])
+    with pytest.raises(ValueError, match="storage_options are for URLs"):
+        dicomslide.open_slides(tmp_path / "repo", storage_options={})
+
+
+def test_a_slide_of_a_repository_that_changed_since_is_noticed(tmp_path):
+    to_icechunk(cohort(tmp_path / "slides", 1, 2), tmp_path / "repo")
+    path = tmp_path / "slides" / "1" / "level-0.dcm"
+    path.write_bytes(path.read_bytes() + b"\0\0")
+    dicomslide.clear_all()
+    slides = dicomslide.open_slides(tmp_path / "repo")
+    with pytest.raises(dicomslide.SourceChangedError, match=r"1/level-0\.dcm.*expected"):
+        slides["S-1"]
+    assert slides["S-2"].num_levels
+
+
+def test_groups_of_unknown_origin_are_failures(tmp_path):
+    import zarr
+
+    repository = to_icechunk(cohort(tmp_path / "slides", 1, 2), tmp_path / "repo")
+    session = repository.writable_session("main")
+    root = zarr.open_group(session.store)
+    root.create_group("other")
+    root["S-1"].attrs["dicomslide_sources"] = '{"version": 99, "sources": []}'
+    session.commit("other groups")
+    slides = dicomslide.open_slides(tmp_path / "repo")
+    assert list(slides) == ["S-2"]
+    assert isinstance(slides.failures["other"], dicomslide.NotSlideError)
+    assert "is of version 99" in str(slides.failures["S-1"])
+    session = repository.writable_session("main")
+    root = zarr.open_group(session.store)
+    root["S-2"].attrs["dicomslide_sources"] = '{"version": 1, "sources": [{"kind": "pickle"}]}'
+    session.commit("damaged")
+    with pytest.raises(dicomslide.CohortIndexError, match=r"its attribute .* is"):
+        dicomslide.open_slides(tmp_path / "repo")
+
+
+def test_a_repository_that_is_none_is_an_error(tmp_path):
+    (tmp_path / "refs").mkdir()
+    (tmp_path / "snapshots").mkdir()
+    with pytest.raises(dicomslide.SourceReadError, match="icechunk can't read the repository"):
+        dicomslide.open_slides(tmp_path)
+    with pytest.raises(NotVirtualError, match=r"give an icechunk\.Storage for others"):
+        dicomslide.open_slides("memory://cohort.icechunk")
+
+
+@pytest.mark.server
+def test_a_repository_of_s3_opens_as_a_cohort(tmp_path):
+    need("s3fs", "moto")
+    from tests.support.moto_bucket import serving_bucket
+
+    slides = cohort(tmp_path / "slides", 1)
+    with serving_bucket("repositories") as (options, _):
+        url = "s3://repositories/a/cohort.icechunk"
+        dicomslide.register_storage_options("s3://repositories", options)
+        to_icechunk(slides, url)
+        assert dicomslide.open_slides(url)["S-1"].describe() == slides["S-1"].describe()
+        dicomslide.forget("s3://repositories")
+        again = dicomslide.open_slides(url, storage_options=options)
+        assert list(again) == ["S-1"]
+        assert "hush" not in str(pickle.dumps(again))
+        dicomslide.forget("s3://repositories")
+
+
+@pytest.mark.skipif(icechunk.__version__ < "2", reason="icechunk 1 has no storage of HTTP servers")
+def test_a_repository_of_a_web_server_opens_as_a_cohort(tmp_path):
+    slides = cohort(tmp_path / "slides", 1)
+    to_icechunk(slides, tmp_path / "cohort.icechunk")
+    with serving(tmp_path) as server:
+        again = dicomslide.open_slides(f"{server.url}/cohort.icechunk")
+        assert again["S-1"].describe() == slides["S-1"].describe()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from dicomslide.contents.options import SlideOptions
     from dicomslide.slide.slide import Slide
-    from dicomslide.slide.sorting import Member
+    from dicomslide.slide.sorting import Openable
 
 __all__ = ["Call", "Outcome", "Place", "SlideResults", "bare", "cluster_client", "failure_of",
            "may_pass", "outcomes"]  # fmt: skip
@@ -124,7 +124,7 @@ class Call:
     function: Callable[[Slide], Any]
     options: SlideOptions
 
-    def __call__(self, member: Member) -> Outcome:
+    def __call__(self, member: Openable) -> Outcome:
         """Return the result or the error; nothing of the slide is referenced afterwards."""
         is_open = False
         try:
@@ -153,7 +153,7 @@ def failure_of(name: str, outcome: Outcome, attempts: int) -> SlideTaskError:
 
 
 def outcomes(
-    call: Call, members: Sequence[Member], on: Place | None, workers: int | None
+    call: Call, members: Sequence[Openable], on: Place | None, workers: int | None
 ) -> Iterator[tuple[int, Outcome]]:
     """Yield the index and the outcome of each call, as soon as it is there.
 
@@ -161,7 +161,7 @@ def outcomes(
     ----------
     call : Call
         What is called.
-    members : sequence of Member
+    members : sequence of Openable
         Slides, in the order in which they are begun.
     on, workers
         See :meth:`Cohort.map`.
@@ -196,7 +196,7 @@ def outcomes(
     )
 
 
-def _threads_for(members: Sequence[Member]) -> int:
+def _threads_for(members: Sequence[Openable]) -> int:
     sources = (source for member in members[:THREADS] for source in member.sources)
     return THREADS if any(map(is_distant, sources)) else max(1, get_options().num_threads)
 
@@ -207,7 +207,7 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def _submitted(executor: concurrent.futures.Executor, call: Call, member: Member) -> Outcome:
+def _submitted(executor: concurrent.futures.Executor, call: Call, member: Openable) -> Outcome:
     try:
         outcome: Outcome = executor.submit(call, member).result()
     except Exception as error:  # the executor's own: a process that died, what doesn't pickle
@@ -219,7 +219,7 @@ def _submitted(executor: concurrent.futures.Executor, call: Call, member: Member
 
 
 def _in_processes(
-    call: Call, members: Sequence[Member], workers: int
+    call: Call, members: Sequence[Openable], workers: int
 ) -> Iterator[tuple[int, Outcome]]:
     """Call in processes, each of which a thread of this one attends to.
 
@@ -236,7 +236,7 @@ def _in_processes(
     children: list[Child] = []
     ended = threading.Event()
 
-    def do(member: Member) -> Outcome:
+    def do(member: Openable) -> Outcome:
         child: Child | None = getattr(mine, "child", None)
         if child is None:
             child = mine.child = Child(call, prepare)
@@ -298,7 +298,7 @@ def _as_client(value: Any) -> Any:
 
 
 def _on_cluster(
-    client: Any, call: Call, members: Sequence[Member], workers: int | None
+    client: Any, call: Call, members: Sequence[Openable], workers: int | None
 ) -> Iterator[tuple[int, Outcome]]:
     """Call in tasks of a cluster: a few a thread at once, so that no worker collects results."""
     import cloudpickle
@@ -312,7 +312,7 @@ def _on_cluster(
         sent = client.scatter(call, broadcast=True, hash=False)
     done = distributed.as_completed([], loop=client.loop)
 
-    def submit(at: int, member: Member) -> None:
+    def submit(at: int, member: Openable) -> None:
         future = client.submit(_called, sent, member, pure=False)
         under_way[future] = at
         done.add(future)
@@ -349,5 +349,5 @@ def _at_once(client: Any) -> int:
     return max(1, PER_THREAD * sum(client.nthreads().values()))
 
 
-def _called(call: Call, member: Member) -> Outcome:
+def _called(call: Call, member: Openable) -> Outcome:
     return call(member)

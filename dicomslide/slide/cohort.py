@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dicomslide.contents.description import summary_of
+from dicomslide.backends.net.redaction import public_url
+from dicomslide.contents.description import COLUMNS, row_of
 from dicomslide.display.progress import report_of
+from dicomslide.errors import NotSlideError
 from dicomslide.header import dicom
 from dicomslide.process.identity import Identified
 from dicomslide.process.warn import once
@@ -25,10 +27,13 @@ from dicomslide.slide.calls import (
     may_pass,
     outcomes,
 )
+from dicomslide.slide.cohort_index import IndexedMembers, check_installed, is_index
 from dicomslide.slide.contact_sheet import ContactSheet
+from dicomslide.slide.selection import tests_of
 from dicomslide.slide.slide import Slide
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
     import pandas as pd
@@ -37,12 +42,15 @@ if TYPE_CHECKING:
     from dicomslide.display.progress import Report
     from dicomslide.errors import SlideTaskError
     from dicomslide.slide.calls import Place
-    from dicomslide.slide.sorting import Member
+    from dicomslide.slide.cohort_writer import Row
+    from dicomslide.slide.sorting import Openable
 
 __all__ = ["Cohort"]
 
 SLIDES_PER_TASK = 8
 """Batch size of tasks on a cluster."""
+SLIDES_AT_ONCE = 256
+"""Slides whose headers are packed before they are written."""
 MAX_NAMES_SHOWN = 5
 """Upper bound on names in the representation of a cohort."""
 
@@ -64,8 +72,8 @@ class Cohort(Identified, ContactSheet, Mapping[str, Slide]):
 
     Parameters
     ----------
-    members : mapping of str to Member
-        Sources of each slide, by its name.
+    members : mapping of str to Openable
+        Sources of each slide, by its name, in the order of names; or the slides of an index.
     options : SlideOptions
         Options of each slide.
     failures : mapping of str to Exception
@@ -86,12 +94,12 @@ class Cohort(Identified, ContactSheet, Mapping[str, Slide]):
 
     def __init__(
         self,
-        members: Mapping[str, Member],
+        members: Mapping[str, Openable],
         options: SlideOptions,
         failures: Mapping[str, Exception],
         warned: Iterable[str] = (),
     ) -> None:
-        self._members = dict(sorted(members.items()))
+        self._members = members
         self._options = options
         self._failures = dict(failures)
         self._warned = set(warned)
@@ -125,11 +133,15 @@ class Cohort(Identified, ContactSheet, Mapping[str, Slide]):
         return name in self._members  # without opening the slide
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
-        options = self._options
-        slides = tuple(
-            (name, *(source.identity for source in member.sources))
-            for name, member in self._members.items()
-        )
+        options, members = self._options, self._members
+        slides: Hashable
+        if isinstance(members, IndexedMembers):
+            slides = members.identity
+        else:
+            slides = tuple(
+                (name, *(source.identity for source in member.sources))
+                for name, member in members.items()
+            )
         return (
             "dicomslide.Cohort",
             slides,
@@ -280,7 +292,8 @@ class Cohort(Identified, ContactSheet, Mapping[str, Slide]):
     def summaries(self) -> dict[str, dict[str, Any]]:
         """Return the main properties of each slide.
 
-        Slides are opened in parallel, by the workers of a dask cluster if there is one.
+        Slides are opened in parallel, by the workers of a dask cluster if there is one; those of an
+        index aren't opened.
 
         Returns
         -------
@@ -289,14 +302,28 @@ class Cohort(Identified, ContactSheet, Mapping[str, Slide]):
             are left out; their errors are in :attr:`failures`.
 
         """
-        return self._summaries(self, functools.partial(on_cluster, size=SLIDES_PER_TASK))
+        return self._summaries(self, _on_cluster)
 
     def _summaries(
         self, names: Iterable[str], do: Callable[..., list[Batch[Any]]]
     ) -> dict[str, dict[str, Any]]:
-        items = [(name, self._members[name]) for name in names]
+        members = self._members
+        if isinstance(members, IndexedMembers):
+            some = members.only(names)
+            values = zip(*some.columns(COLUMNS).values(), strict=True)
+            return {
+                name: dict(zip(COLUMNS, each, strict=True))
+                for name, each in zip(some, values, strict=True)
+            }
+        rows = self._rows({name: members[name] for name in names}, do)
+        return {name: {key: row[key] for key in COLUMNS} for name, row in rows.items()}
+
+    def _rows(
+        self, members: Mapping[str, Openable], do: Callable[..., list[Batch[Any]]]
+    ) -> dict[str, dict[str, Any]]:
+        """Open slides and return their rows; errors are added to the failures."""
         found: dict[str, dict[str, Any]] = {}
-        for batch in do(functools.partial(_summarize, self._options), items):
+        for batch in do(functools.partial(_read_rows, self._options), list(members.items())):
             found |= batch.found
             self._failures |= batch.failures
         return found
@@ -318,16 +345,160 @@ class Cohort(Identified, ContactSheet, Mapping[str, Slide]):
         """
         import pandas as pd
 
-        table = pd.DataFrame.from_dict(self.summaries(), orient="index")
+        if isinstance(self._members, IndexedMembers):
+            table = pd.DataFrame(self._members.columns(COLUMNS), index=list(self))
+        else:
+            table = pd.DataFrame.from_dict(self.summaries(), orient="index", columns=list(COLUMNS))
         return table.rename_axis(index="slide")
 
+    def select(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        stain: str | Iterable[str] | None = None,
+        um_per_pixel: float | tuple[float | None, float | None] | None = None,
+        **columns: Any,
+    ) -> Cohort:
+        """Return the slides with some names, and some values in the table of :meth:`to_pandas`.
 
-def _summarize(
-    options: SlideOptions, items: Sequence[tuple[str, Member]]
+        Slides of an index aren't opened for it; other slides are, as by :meth:`summaries`.
+
+        Parameters
+        ----------
+        names : iterable of str, optional
+            Names of slides.
+        stain : str or iterable of str, optional
+            Stains, of which a slide has at least one: see `columns`.
+        um_per_pixel : float or tuple of two, optional
+            µm per pixel of the base level: see `columns`.
+        **columns
+            Values by column. Texts are compared without regard to case, and ``*`` stands for any
+            characters, ``?`` for one; of several texts, one has to match. Of numbers, a tuple is
+            the lowest and the highest one, None for no bound.
+
+        Returns
+        -------
+        Cohort
+            The slides that have all of these, which may be none.
+
+        Raises
+        ------
+        KeyError
+            When there is no slide of a name.
+        TypeError
+            When there is no such column, or a value is of another type.
+
+        Examples
+        --------
+        >>> slides.select(stain="*eosin*", um_per_pixel=(0.2, 0.3))
+        >>> slides.select(manufacturer=["Leica*", "Hamamatsu*"], levels=(3, None))
+        >>> table = slides.to_pandas()
+        >>> slides.select(table.index[table["rows"] > table["columns"]])
+
+        """
+        if isinstance(names, str):
+            raise TypeError(f"names is {names!r}; expected several names")
+        tests = tests_of({"stain": stain, "um_per_pixel": um_per_pixel, **columns})
+        members = self._members
+        if isinstance(members, IndexedMembers):
+            members = members if names is None else members.only(names)
+            return self._of(members.having(tests) if tests else members)
+        kept = members if names is None else {name: members[name] for name in sorted(set(names))}
+        if tests:
+            rows = self._rows(kept, _on_cluster)
+            kept = {
+                name: kept[name]
+                for name, row in rows.items()
+                if all(is_wanted(row[column]) for column, is_wanted in tests.items())
+            }
+        return self._of(kept)
+
+    def _of(self, members: Mapping[str, Openable]) -> Cohort:
+        return Cohort(members, self._options, {}, self._warned)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        progress: bool | Report = False,
+    ) -> None:
+        """Write an index of the slides, from which :func:`open_slides` opens them without a search.
+
+        The index is a Parquet file with a row per slide: the columns of :meth:`to_pandas`, the
+        headers as stored, and where frames lie. Opening it sends no request to where slides are,
+        and a first tile takes one; a slide that has changed since raises a
+        :class:`SourceChangedError` when it is read. Slides are opened in parallel, by the workers
+        of a dask cluster if there is one. Those that don't open, or can't be in an index (bytes,
+        own stores and clients, signed URLs), are left out, and their errors are in
+        :attr:`failures`.
+
+        Parameters
+        ----------
+        path : path-like
+            Path or URL, which ends with ``.parquet``. Files and objects below its folder are named
+            relative to it, so that they can be moved together.
+        overwrite : bool, default: False
+            Whether to replace a file that is there.
+        progress : bool or callable, default: False
+            See :meth:`map`.
+
+        Raises
+        ------
+        StoreExistsError
+            When the file exists, unless `overwrite` is True.
+        DicomSlideError, OSError
+            When no slide can be in the index: the first error; when the file can't be written.
+        ValueError
+            When the path ends with something else.
+        ImportError
+            When pyarrow isn't installed: the extra ``parquet``.
+
+        Notes
+        -----
+        Headers contain whatever identifies patients: give access to the index to those who have it
+        to the slides. No credentials are written. Of files without an offset table, all pixel data
+        are searched for frames once.
+
+        Examples
+        --------
+        >>> dicomslide.open_slides("cohort/").save("cohort/index.parquet")
+        >>> slides = dicomslide.open_slides("cohort/index.parquet")
+
+        """
+        from dicomslide.slide.cohort_writer import packed_slides, writing
+
+        if not is_index(path):
+            raise ValueError(f"{public_url(str(path))}: expected a path that ends with .parquet")
+        check_installed()
+        report, total, done, saved = report_of(progress, "slides"), len(self), 0, 0
+        names = iter(sorted(self))
+        with writing(path, overwrite=overwrite) as (writer, folder):
+            pack = functools.partial(packed_slides, self._options, folder)
+            while some := list(itertools.islice(names, SLIDES_AT_ONCE)):
+                items = [(name, self._members[name]) for name in some]
+                rows: dict[str, Row] = {}
+                for batch in _on_cluster(pack, items):
+                    rows |= batch.found
+                    self._failures |= batch.failures
+                for name in sorted(rows):
+                    writer.add(name, rows[name])
+                done, saved = done + len(some), saved + len(rows)
+                report(done, total)
+            if not saved:
+                raise next(iter(self._failures.values()), NotSlideError("a cohort without slides"))
+
+
+def _on_cluster(function: Callable[..., Batch[R]], items: Sequence[Any]) -> list[Batch[R]]:
+    return on_cluster(function, items, size=SLIDES_PER_TASK)
+
+
+def _read_rows(
+    options: SlideOptions, items: Sequence[tuple[str, Openable]]
 ) -> Batch[dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, Any]] = {}
     failures: Failures = {}
     for name, member in items:
         with attempt(failures, name):
-            found[name] = summary_of(member.open(options))
+            found[name] = row_of(member.open(options))
     return Batch(found, failures)

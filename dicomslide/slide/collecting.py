@@ -15,13 +15,18 @@ from dicomslide.backends.dicomweb.client import (
     store_at,
 )
 from dicomslide.backends.net.redaction import public_url
+from dicomslide.backends.net.storage_options import register_for_all
+from dicomslide.backends.objects.repositories import is_repository
+from dicomslide.backends.objects.storage import is_url
 from dicomslide.backends.open import paths_and_streams
+from dicomslide.backends.records import folder_of
 from dicomslide.backends.search import StoreCatalog
 from dicomslide.contents.options import SlideOptions
 from dicomslide.errors import NotDicomError, NotSlideError
 from dicomslide.process.warn import once
 from dicomslide.slide.batches import Batch, Failures, attempt, in_threads, on_cluster
 from dicomslide.slide.cohort import Cohort
+from dicomslide.slide.cohort_index import CohortIndex, IndexedMembers, is_index
 from dicomslide.slide.reading import paths_of, read_files, read_series, read_streams
 from dicomslide.slide.sorting import Instance, Member, sort_instances, split
 
@@ -70,7 +75,10 @@ def open_slides(
     ----------
     source : path-like, bytes, file object, iterable of these, DICOMClient or FrameStore
         Folders (searched recursively), files and patterns such as ``"cohort/*/*.dcm"``, as paths
-        or fsspec URLs (whose patterns have ``*`` only), and other inputs of :func:`open_slide`; or
+        or fsspec URLs (whose patterns have ``*`` only), and other inputs of :func:`open_slide`;
+        an index that :meth:`Cohort.save` wrote, by its path or URL (``.parquet``); a repository
+        that :func:`dicomslide.virtual.to_icechunk` wrote, by its path, URL (``.icechunk``) or
+        storage, whose slides are opened by the files that they were made from; or
         a ``dicomweb_client.api.DICOMClient``, the URL of a DICOMweb service or study,
         ``"dicomweb+https://host/.../studies/..."``, or a store (see ``dicomslide.backends``).
     study_instance_uid, patient_id, study_id, container_id, accession_number : str, optional
@@ -87,7 +95,8 @@ def open_slides(
         Sequence), as codes or as their meaning, without regard to case. Headers are compared; the
         server isn't asked.
     max_frame_cache_size, pyramid_tolerance, correct_color, on_error, align_levels, storage_options
-        Options of each slide: see :func:`open_slide`.
+        Options of each slide: see :func:`open_slide`. The storage options of an index are also
+        those of slides below its folder.
     session : requests.Session or callable, optional
         Session for the URL of a DICOMweb service: see :func:`open_slide`.
 
@@ -100,6 +109,8 @@ def open_slides(
     ------
     DicomSlideError, OSError
         When no slide is found: the first error, or an error that names the source.
+    CohortIndexError
+        When an index is damaged, or of another version.
     TypeError
         When `study_instance_uid` or another criterion is given for files, or is of another type.
     ValueError
@@ -129,6 +140,12 @@ def open_slides(
         modality=modality,
         stains=stains,
     )
+    if criteria.given and (is_index(source) or is_repository(source)):
+        raise TypeError(f"{', '.join(criteria.given)} is given with an index; see Cohort.select")
+    if is_index(source):
+        return Cohort(IndexedMembers(CohortIndex.open(source, storage_options)), options, {})
+    if is_repository(source):
+        return _of_repository(source, options, storage_options)
     failures: Failures = {}
     stained: set[Hashable] = set()
     given: list[Any]
@@ -179,6 +196,26 @@ def open_slides(
     raise NotDicomError(f"{what}: no DICOM {kind} is there")
 
 
+def _of_repository(source: Any, options: SlideOptions, storage_options: Any) -> Cohort:
+    from dicomslide.virtual.origins import origins_in
+    from dicomslide.virtual.tree import check_installed
+
+    check_installed("icechunk", "zarr")
+    if storage_options is not None:
+        if not is_url(source):
+            raise ValueError("storage_options are for URLs, and there is none")
+        register_for_all([source, folder_of(source.rstrip("/"))], storage_options)
+    origins, failures = origins_in(source)
+    if not origins:
+        where = public_url(str(source))
+        raise next(iter(failures.values()), NotSlideError(f"{where}: no slide is there"))
+    members = {
+        name: Member(None, None, sources, later=later)
+        for name, (sources, later) in sorted(origins.items())
+    }
+    return Cohort(members, options, failures)
+
+
 def _sorted(
     instances: Iterable[Instance],
     options: SlideOptions,
@@ -207,7 +244,7 @@ def _sorted(
         if member.pyramid is not None:
             name = f"{name}/pyramid-{member.pyramid}"
         members[file if name in members else name] = member
-    return Cohort(members, options, failures, warned)
+    return Cohort(dict(sorted(members.items())), options, failures, warned)
 
 
 def _split(tolerance: float, groups: Sequence[Sequence[Instance]]) -> Batch[list[Member]]:

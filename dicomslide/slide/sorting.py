@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from dicomslide.annotation.bulk import are_annotations_of
 from dicomslide.backends.base import fetch_headers, without_header
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dicomslide.contents.options import SlideOptions
     from dicomslide.header.geometry import SlideGeometry
 
-__all__ = ["Instance", "Member", "open_members", "sort_instances", "split"]
+__all__ = ["Instance", "Member", "Openable", "open_members", "sort_instances", "split"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,6 +134,29 @@ def sort_instances(instances: Iterable[Instance]) -> list[list[Instance]]:
     for number, each in enumerate(instances):
         groups.setdefault(root(number), []).append(each)
     return list(groups.values())
+
+
+class Openable(Protocol):
+    """A slide of a cohort, which any process can open."""
+
+    @property
+    def sources(self) -> tuple[FrameSource, ...]:
+        """Sources of its instances."""
+        ...
+
+    @property
+    def later(self) -> tuple[int, ...]:
+        """Indices of sources that aren't needed to open the slide."""
+        ...
+
+    @property
+    def needed(self) -> Sequence[FrameSource]:
+        """Sources whose headers are read when the slide is opened."""
+        ...
+
+    def open(self, options: SlideOptions) -> Slide:
+        """Open the slide."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

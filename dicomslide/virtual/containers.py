@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from dicomslide.backends.objects.repositories import storage_of
 from dicomslide.errors import NotVirtualError
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ def opened(
     """Open or create a repository that has access to files."""
     import icechunk
 
-    if isinstance(storage, (str, os.PathLike)):
-        storage = icechunk.local_filesystem_storage(os.path.abspath(os.fspath(storage)))
+    storage = storage_of(storage)
     exists = icechunk.Repository.exists(storage)
     config = icechunk.Repository.fetch_config(storage) if exists else None
     config = config or icechunk.RepositoryConfig.default()

@@ -15,6 +15,7 @@ from dicomslide.process.parallel import together
 from dicomslide.process.warn import warn
 from dicomslide.virtual.commit import Built, write_slides
 from dicomslide.virtual.containers import opened
+from dicomslide.virtual.origins import ATTRIBUTE, origin_of
 from dicomslide.virtual.references import url_of
 from dicomslide.virtual.tree import check_installed, virtual_parts
 
@@ -55,7 +56,9 @@ def to_icechunk(
     slides : Slide, Cohort, mapping of str to Slide, or iterable of Slide
         Slides by name; without names, their Container Identifier is the name.
     storage : path-like or icechunk.Storage
-        Folder of the repository, or its storage. It is created if it doesn't exist.
+        Folder of the repository, its URL (``s3://``), or its storage. It is created if it doesn't
+        exist. Storage options for the URL are those of
+        :func:`dicomslide.register_storage_options`.
     overwrite : bool, default: False
         Whether a slide replaces one of the same name that is there.
     on_error : {"raise", "skip"}, default: "raise"
@@ -88,11 +91,15 @@ def to_icechunk(
     Each chunk has the ETag of its file: icechunk raises an error for chunks of a file that has
     changed since. Of a local file the ETag consists of inode, size and time of change.
 
+    The group of a slide has the attribute ``dicomslide_sources``, which says what files it was made
+    from: :func:`dicomslide.open_slides` opens these, by the path of the repository.
+
     Examples
     --------
     >>> repository = to_icechunk(dicomslide.open_slides("cohort/"), "cohort.icechunk")
     >>> store = repository.readonly_session("main").store
     >>> xr.open_datatree(store, group="S23-1", engine="zarr", consolidated=False, chunks={})
+    >>> slides = dicomslide.open_slides("cohort.icechunk")
 
     """
     if on_error not in ("raise", "skip"):
@@ -124,6 +131,7 @@ class _Build:
 
     def __call__(self, slide: SlideContents) -> Built:
         groups = virtual_parts(slide, **self.options)
+        groups["/"].attrs[ATTRIBUTE] = origin_of(slide)
         return groups, dict(_checksums(slide._sources))
 
 

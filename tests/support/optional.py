@@ -26,6 +26,7 @@ EXTRAS = {
     "openslide": "test",
     "panel": "view",
     "playwright": "test",
+    "pyarrow": "parquet",
     "pylibjpeg": "test",
     "requests": "dicomweb",
     "s3fs": "test",
