@@ -44,6 +44,13 @@ def at(array, box, shape):
     return array.sel(x=x, y=y, method="nearest")
 
 
+def lines_of(picture):
+    """Lines of the only overlay of shapes."""
+    (outlines,) = picture.outlines
+    gaps = np.flatnonzero(np.isnan(outlines.lines[:, 0]))
+    return [line[~np.isnan(line[:, 0])] for line in np.split(outlines.lines, gaps + 1)[:-1]]
+
+
 BOX = (17.50012, 31.50012, 17.60012, 31.58012)
 SHAPE = (160, 200)  # pixels of the base level
 
@@ -175,8 +182,9 @@ def test_annotations_are_outlines_from_near(tissue):
         & (boxes[:, 3] >= y_min)
     )
     expected = np.flatnonzero(meets)
-    assert len(picture.lines) == len(expected) > 0
-    for line, index in zip(picture.lines, expected, strict=True):
+    lines = lines_of(picture)
+    assert len(lines) == len(expected) > 0
+    for line, index in zip(lines, expected, strict=True):
         np.testing.assert_allclose(line[:-1], group[int(index)])
         np.testing.assert_array_equal(line[0], line[-1])
     np.testing.assert_array_equal(picture.pixels, Scene(tissue, ()).render(BOX, SHAPE).pixels)
@@ -208,10 +216,13 @@ def test_shapes_of_geopandas_have_holes_parts_and_points(tissue):
     )
     two = shapely.MultiPoint([(17.53, 31.51), (17.54, 31.51)])
     frame = geopandas.GeoDataFrame({"kind": ["ring", "two", "none"]}, geometry=[ring, two, None])
-    picture = Scene(tissue, {"mine": frame}).render(BOX, SHAPE)
-    assert [len(line) for line in picture.lines] == [5, 5]
-    assert picture.line_names == ["mine: kind ring"] * 2
-    assert picture.point_names == ["mine: kind two"]
+    scene = Scene(tissue, {"mine": frame})
+    picture = scene.render(BOX, SHAPE)
+    assert [len(line) for line in lines_of(picture)] == [5, 5]
+    assert picture.outlines[0].points.tolist() == [[17.535, 31.51]]  # the middle of both
+    assert scene.describe(17.521, 31.521, BASE).endswith("mine: kind ring")
+    assert scene.describe(17.53, 31.51, BASE).endswith("mine: kind two")
+    assert "mine" not in scene.describe(17.51, 31.51, BASE)
 
 
 def test_a_frame_that_does_not_decode_is_striped_in_its_place(tmp_path):

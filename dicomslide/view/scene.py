@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from dicomslide.slide.slide import Slide
     from dicomslide.view.shapes import Box
 
-__all__ = ["Channel", "Drawn", "Picture", "Scene"]
+__all__ = ["Channel", "Drawn", "Outlines", "Picture", "Scene"]
 
 BAD = np.array([[230, 0, 120, 255], [60, 60, 60, 255]], np.uint8)
 """Colours of the stripes of frames that can't be decoded."""
 STRIPE = 6
 """Width of stripes in pixels."""
+REACH = 3
+"""Pixels within which a shape is under the pointer."""
 SMALL = 512
 """Longer edge, in pixels, of the picture of which robust limits are computed."""
 
@@ -70,6 +72,18 @@ class Drawn:
         return list(range(self.levels.num_channels)) if isinstance(self.look, Labels) else [0]
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Outlines:
+    """Shapes of an overlay in a view."""
+
+    color: str
+    """``#RRGGBBAA``."""
+    lines: NDArray[np.float64]
+    """Lines, shape (points, 2), with NaN between them."""
+    points: NDArray[np.float64]
+    """Shapes that are points, shape (n, 2)."""
+
+
 @dataclasses.dataclass(slots=True)
 class Picture:
     """A rendered view."""
@@ -80,14 +94,8 @@ class Picture:
     """(x_min, y_min, x_max, y_max) of the outer edges in mm."""
     spacing: float
     """Spacing in mm of the level of the image."""
-    lines: list[NDArray[Any]]
-    """Outlines of shapes, each shape (points, 2)."""
-    line_colors: list[str]
-    line_names: list[str]
-    points: list[tuple[float, float]]
-    """Shapes that are points."""
-    point_colors: list[str]
-    point_names: list[str]
+    outlines: list[Outlines]
+    """Shapes that aren't drawn into the pixels, by overlay."""
     notes: list[str]
     """What isn't shown, and why."""
 
@@ -249,7 +257,7 @@ class Scene:
 
         """
         x, y = positions(box, shape)
-        picture = Picture(np.zeros((*shape, 4), np.uint8), box, 0.0, [], [], [], [], [], [], [])
+        picture = Picture(np.zeros((*shape, 4), np.uint8), box, 0.0, [], [])
         shown = [i for i, channel in enumerate(self.channels) if channel.visible]
         try:
             sampled = self.image.sample(
@@ -320,13 +328,10 @@ class Scene:
             return
         color = drawn.color + f"{round(drawn.opacity * 255):02X}"
         lines, indices = drawn.shapes.outlines(chosen)
-        picture.lines += lines
-        picture.line_colors += [color] * len(lines)
-        picture.line_names += [f"{drawn.name}: {drawn.shapes.describe(i)}" for i in indices]
-        others = sorted({*chosen.tolist()} - {*indices})
-        picture.points += [tuple(each) for each in drawn.shapes.points(np.array(others, int))]
-        picture.point_colors += [color] * len(others)
-        picture.point_names += [f"{drawn.name}: {drawn.shapes.describe(i)}" for i in others]
+        gap = np.full((1, 2), np.nan)  # one line with gaps is fast to send and to draw
+        joined = np.concatenate([gap[:0], *(part for line in lines for part in (line, gap))])
+        others = np.setdiff1d(chosen, indices)
+        picture.outlines.append(Outlines(color, joined, drawn.shapes.points(others)))
 
     def needs_reading(self, box: Box, shape: tuple[int, int]) -> bool:
         """Whether some pixels of the image in a view weren't read before."""
@@ -347,7 +352,13 @@ class Scene:
                     for i, value in zip(shown, values, strict=True)
                 ]
         for drawn in self.overlays:
-            if drawn.visible and drawn.levels is not None and drawn.look is not None:
+            if not drawn.visible:
+                continue
+            if drawn.shapes is not None:
+                index = drawn.shapes.at(x, y, REACH * distance)
+                if index is not None:
+                    parts.append(f"{drawn.name}: {drawn.shapes.describe(index)}")
+            elif drawn.levels is not None and drawn.look is not None:
                 found = drawn.levels.at(x, y, distance, drawn.channels, 0)
                 if found is not None:
                     value = np.array(found) if drawn.levels.channel_dim else found[0]

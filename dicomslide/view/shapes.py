@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Shapes", "shapes_of"]
 
-FEW = 3000
+FEW = 1000
 """Shapes in a view up to which each is drawn as its outline."""
 ELLIPSE_VERTICES = 32
 FAINTEST = 90
@@ -54,6 +54,17 @@ class Shapes(abc.ABC):
         meets &= bottom <= y_max
         meets &= top >= y_min
         return np.flatnonzero(meets)
+
+    def at(self, x: float, y: float, reach: float) -> int | None:
+        """Return the index of the shape at a position in mm, or within reach of it; None if none.
+
+        Of several whose boxes are there, it is that with the nearest point.
+        """
+        chosen = self.within((x - reach, y - reach, x + reach, y + reach))
+        if not chosen.size:
+            return None
+        distances = np.hypot(*(self._points[chosen] - (x, y)).T)
+        return int(chosen[np.argmin(distances)])
 
     @abc.abstractmethod
     def outlines(self, chosen: NDArray[np.int64]) -> tuple[list[NDArray[Any]], list[int]]:

@@ -14,7 +14,6 @@ from bokeh.models import (
     ColumnDataSource,
     CustomJS,
     Div,
-    HoverTool,
     LassoSelectTool,
     Metric,
     PolySelectTool,
@@ -104,8 +103,8 @@ class Window:
     def _sources(self) -> None:
         empty: dict[str, list[Any]] = dict(image=[], x=[], y=[], dw=[], dh=[])
         self.far, self.near = ColumnDataSource(empty), ColumnDataSource(empty, name="near")
-        self.lines = ColumnDataSource(dict(xs=[], ys=[], color=[], name=[]))
-        self.points = ColumnDataSource(dict(x=[], y=[], color=[], name=[]))
+        self.lines = ColumnDataSource(dict(xs=[], ys=[], color=[]))
+        self.points = ColumnDataSource(dict(x=[], y=[], color=[]))
         self.drawn = ColumnDataSource(dict(xs=[], ys=[]))
         self.box_source = ColumnDataSource(dict(x=[], y=[], width=[], height=[]))
         self.asked = ColumnDataSource({}, name="asked")
@@ -133,15 +132,14 @@ class Window:
         found.toolbar.logo = None
         for source in (self.far, self.near):
             found.image_rgba("image", "x", "y", "dw", "dh", source=source)
-        lines = found.multi_line("xs", "ys", line_color="color", line_width=1.5, source=self.lines)
-        points = found.scatter("x", "y", size=7, fill_color="color", line_color=None,
+        found.multi_line("xs", "ys", line_color="color", line_width=1.5, source=self.lines)
+        found.scatter("x", "y", size=7, fill_color="color", line_color=None,
                                source=self.points)  # fmt: skip
         found.multi_line("xs", "ys", line_color="#00C8FF", line_width=2, source=self.drawn)
         found.add_tools(
             BoxSelectTool(renderers=[], description="draw a box"),
             LassoSelectTool(renderers=[], description="draw a shape", continuous=False),
             PolySelectTool(renderers=[], description="draw a polygon (double click ends)"),
-            HoverTool(renderers=[lines, points], tooltips="@name", line_policy="nearest"),
         )
         found.add_layout(
             ScaleBar(
@@ -287,7 +285,7 @@ class Window:
                 (self.lines, lines_of(picture)),
                 (self.points, points_of(picture)),
             ):
-                if len(new["name"]) or len(source.data["name"]):
+                if len(new["color"]) or len(source.data["color"]):
                     source.data = new
             # in one message: the browser asks for the next view before it draws this one
             self.near.data = image_of(picture) | answer
@@ -368,20 +366,16 @@ def image_of(picture: Picture) -> dict[str, Any]:
 
 
 def lines_of(picture: Picture) -> dict[str, Any]:
-    """Return the columns of outlines."""
+    """Return the columns of outlines: a row per overlay."""
     return dict(
-        xs=[line[:, 0] for line in picture.lines],
-        ys=[line[:, 1] for line in picture.lines],
-        color=picture.line_colors,
-        name=picture.line_names,
+        xs=[each.lines[:, 0] for each in picture.outlines],
+        ys=[each.lines[:, 1] for each in picture.outlines],
+        color=[each.color for each in picture.outlines],
     )
 
 
 def points_of(picture: Picture) -> dict[str, Any]:
     """Return the columns of points."""
-    return dict(
-        x=[x for x, _ in picture.points],
-        y=[y for _, y in picture.points],
-        color=picture.point_colors,
-        name=picture.point_names,
-    )
+    points = np.concatenate([np.zeros((0, 2)), *(each.points for each in picture.outlines)])
+    colors = [each.color for each in picture.outlines for _ in each.points]
+    return dict(x=points[:, 0], y=points[:, 1], color=colors)
