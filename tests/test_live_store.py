@@ -121,6 +121,37 @@ def test_it_is_read_only_and_pickles_thin(slide):
     assert len(pickle.dumps(store)) < 20_000
 
 
+def test_a_chunk_is_the_same_without_an_event_loop(slide):
+    from zarr.abc.store import RangeByteRequest
+    from zarr.core.buffer import default_buffer_prototype
+    from zarr.core.sync import sync
+
+    store, prototype = slide.to_zarr_store(), default_buffer_prototype()
+    for part in (None, RangeByteRequest(3, 90)):
+        keys = ("level_0/image/c/0/1/1", "level_0/image/c/1/1/1/1")  # without and with planes
+        waited = [sync(store.get(key, prototype, part)) for key in keys]
+        found = [store.get_sync(key, prototype=prototype, byte_range=part) for key in keys]
+        assert sum(each is not None for each in found) == 1
+        assert [each and each.to_bytes() for each in found] == [
+            each and each.to_bytes() for each in waited
+        ]
+    for change in (lambda: store.set_sync("x", None), lambda: store.delete_sync("x")):
+        with pytest.raises(ValueError, match="read-only"):
+            change()
+
+
+def test_zarr_reads_without_a_task_for_each_chunk(slide):
+    import zarr
+    from zarr.core import codec_pipeline
+
+    if not hasattr(codec_pipeline, "FusedCodecPipeline"):
+        pytest.skip("zarr reads each chunk in a task of its own before 3.3")
+    expected = zarr.open_group(slide.to_zarr_store(), mode="r")["level_0/image"][:]
+    with zarr.config.set({"codec_pipeline.path": "zarr.core.codec_pipeline.FusedCodecPipeline"}):
+        found = zarr.open_group(slide.to_zarr_store(), mode="r")["level_0/image"][:]
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_chunk_reads_one_frame_as_stored(slide, frames_read):
     import zarr
 
