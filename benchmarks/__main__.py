@@ -12,7 +12,7 @@ from benchmarks.report import report, write
 from benchmarks.run import run
 from benchmarks.slides import SLIDES
 
-QUICK = ("bucket", "jpeg-256", "large-extended")
+QUICK = ("bucket", "index", "jpeg-256", "large-extended")
 """Slides of a quick run."""
 
 

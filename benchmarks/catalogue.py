@@ -1,6 +1,7 @@
 """All that is measured, and all that is wanted of it."""
 
 from benchmarks.channels import CHANNEL_TARGETS, CHANNEL_TASKS
+from benchmarks.indexed import INDEX_TARGETS, INDEX_TASKS
 from benchmarks.polygons import POLYGON_TARGETS, POLYGON_TASKS
 from benchmarks.targets import TARGETS as OTHER_TARGETS
 from benchmarks.tasks import FRESH, WARM
@@ -17,6 +18,7 @@ TASKS = (
     *WRITING_TASKS,
     *POLYGON_TASKS,
     *CHANNEL_TASKS,
+    *INDEX_TASKS,
     *FRESH,
 )
 TARGETS = (
@@ -25,5 +27,6 @@ TARGETS = (
     *WRITING_TARGETS,
     *POLYGON_TARGETS,
     *CHANNEL_TARGETS,
+    *INDEX_TARGETS,
     *OTHER_TARGETS,
 )

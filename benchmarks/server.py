@@ -50,7 +50,7 @@ def served(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def served_as_objects(folder: Path) -> Iterator[str]:
+def served_as_objects(folder: Path, latency: float = LATENCY) -> Iterator[str]:
     """Serve the files of a folder as a bucket; yield why that can't be, or nothing."""
     try:
         import s3fs  # noqa: F401 - by which the bucket is read
@@ -59,7 +59,7 @@ def served_as_objects(folder: Path) -> Iterator[str]:
     except ImportError as error:
         yield str(error)
         return
-    with bucket_beside(folder, LATENCY) as url:
+    with bucket_beside(folder, latency) as url:
         # so short that it isn't taken for an image
         (folder / NAME).write_text(json.dumps({"bucket": url}), encoding="utf-8")
         yield ""

@@ -21,7 +21,8 @@ import pydicom
 import xarray as xr
 
 import dicomslide
-from benchmarks.server import served, served_as_objects
+from benchmarks.indexed import write_index
+from benchmarks.server import ROUND_TRIP, served, served_as_objects
 from dicomslide.header.geometry import SlideGeometry
 from dicomslide.pixels import PixelFormat
 from dicomslide.testing import (
@@ -238,6 +239,33 @@ class Bucket(Cohort):
     def served(self, path: Path) -> AbstractContextManager[str]:
         """Run a server with the slides."""
         return served_as_objects(path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Indexed(Cohort):
+    """A few slides in a bucket, with an index of many that have their frames."""
+
+    edge: int = 2_048
+    tile: int = 128
+    factors: tuple[int, ...] = (1, 4)
+    count: int = 4
+    rows: int = 100_000
+
+    def quick(self) -> Indexed:
+        """Return slides with a short index."""
+        return dataclasses.replace(self, edge=512, count=2, rows=200)
+
+    def write(self, folder: Path) -> Path:
+        """Write the slides and the index if they don't exist, and return their folder."""
+        path = super().write(folder)
+        with contextlib.suppress(ImportError), served_as_objects(path, 0) as reason:
+            if not (reason or (path / "index.parquet").exists()):
+                write_index(path, self.rows)
+        return path
+
+    def served(self, path: Path) -> AbstractContextManager[str]:
+        """Run a server with the slides."""
+        return served_as_objects(path, ROUND_TRIP)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -515,6 +543,7 @@ SLIDES = {
         Served(name="orthanc", about="like jpeg-256, on an Orthanc server on this machine"),
         Cohort(name="cohort", about="1,000 slides of four files, of which each is small"),
         Bucket(name="bucket", about="300 slides of five objects in S3, 50 ms away"),
+        Indexed(name="index", about="100,000 slides of four files in S3, 20 ms away, by an index"),
         Cohort(
             name="hundred",
             about="100 slides of five files, JPEG, frames of 256²",

@@ -386,6 +386,24 @@ class Dicomslide(Reader):
             raise error
         return {"slides": len(tiles)}
 
+    def open_index(self) -> dict[str, float]:
+        """Open the index of a cohort."""
+        from benchmarks.indexed import open_index
+
+        return open_index(self)
+
+    def select(self) -> dict[str, float]:
+        """Choose slides of the index."""
+        from benchmarks.indexed import select
+
+        return select(self)
+
+    def first_of_index(self, numbers: list[int]) -> dict[str, float]:
+        """Open some slides of the index, and read a tile of each."""
+        from benchmarks.indexed import first_tiles
+
+        return first_tiles(self, numbers)
+
     def open_many(self, budget: int) -> dict[str, float]:
         """Open slides one after the other within a memory budget, and read a tile of each."""
         import dicomslide

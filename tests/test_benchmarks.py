@@ -64,7 +64,7 @@ def test_every_target_is_of_tasks_that_are_run() -> None:
 
 def measure() -> dict[str, float]:
     quantities = ("ms", "cpu_ms", "MiB", "more_MiB", "read_MB", "kB", "tasks", "descriptors")
-    quantities += ("budget_share", "worker_MiB")
+    quantities += ("budget_share", "worker_MiB", "requests")
     return dict.fromkeys(quantities, 2.0)
 
 

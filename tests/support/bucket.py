@@ -87,6 +87,8 @@ class BucketServer:
 
     def _answer(self, method, target, wanted):
         path, _, query = target.partition("?")
+        if path == "/requests":  # for who counts them in another process
+            return "200 OK", {}, str(len(self.requests)).encode()
         bucket, _, key = unquote(path).strip("/").partition("/")
         if not key:
             given = {name: values[0] for name, values in parse_qs(query).items()}
