@@ -236,6 +236,11 @@ def _open(options: argparse.Namespace) -> Slide:
     )
 
 
+def _alone(slides: list[Any]) -> Any:
+    """Return a single slide: the URL of a server, or an index, isn't accepted in a list."""
+    return slides[0] if len(slides) == 1 else slides
+
+
 def _pyramid(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
@@ -258,8 +263,7 @@ def _path(text: str) -> Path | str:
 def _info(options: argparse.Namespace) -> int:
     from dicomslide.slide.collecting import open_slides
 
-    if len(options.slide) == 1:
-        (options.slide,) = options.slide  # a DICOMweb URL is accepted alone, not in a list
+    options.slide = _alone(options.slide)
     chosen = (options.container_id, options.frame_of_reference_uid, options.pyramid)
     if any(each is not None for each in chosen):
         slide = _open(options)
@@ -368,8 +372,7 @@ def _view(options: argparse.Namespace) -> int:
     from dicomslide.view import check_installed
 
     check_installed()
-    if len(options.slide) == 1:
-        (options.slide,) = options.slide
+    options.slide = _alone(options.slide)
     chosen = (options.container_id, options.frame_of_reference_uid, options.pyramid)
     slides: Mapping[str, Slide]
     if any(each is not None for each in chosen):
@@ -444,9 +447,7 @@ def _store(options: argparse.Namespace) -> int:
 def _index(options: argparse.Namespace) -> int:
     from dicomslide.slide.collecting import open_slides
 
-    if len(options.slide) == 1:
-        (options.slide,) = options.slide
-    slides = open_slides(options.slide)
+    slides = open_slides(_alone(options.slide))
     slides.save(options.index, overwrite=options.overwrite)
     _show_failures(slides.failures)
     print(f"{options.index}: complete")
@@ -460,7 +461,7 @@ def _virtualize(options: argparse.Namespace) -> int:
     from dicomslide.slide.collecting import open_slides
     from dicomslide.virtual import to_icechunk
 
-    slides = open_slides(options.slide, align_levels=not options.as_stated)
+    slides = open_slides(_alone(options.slide), align_levels=not options.as_stated)
     to_icechunk(
         slides,
         options.repository,
