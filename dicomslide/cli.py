@@ -181,6 +181,10 @@ def _parser() -> argparse.ArgumentParser:
                             help="leave out slides that can't be opened or virtual")  # fmt: skip
     virtualize.add_argument("--as-stated", action="store_true",
                             help="place each level by the origin in its own header")  # fmt: skip
+    virtualize.add_argument("--check-frames", choices=["all", "sample"],
+                            help="frames whose headers are examined before a codec that doesn't"
+                            " need dicomslide is chosen (default: all of files on this machine;"
+                            " none of others)")  # fmt: skip
     virtualize.add_argument("slide", type=_path, nargs="+", metavar="SLIDE",
                             help="DICOM file or folder, or its URL; also of several"
                             " slides")  # fmt: skip
@@ -467,6 +471,7 @@ def _virtualize(options: argparse.Namespace) -> int:
         options.repository,
         overwrite=options.overwrite,
         on_error="skip" if options.skip_failures else "raise",
+        check_frames=options.check_frames,
     )
     print(f"{options.repository}: committed")
     return 0

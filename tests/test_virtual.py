@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import dicomslide
+from dicomslide.backends.part10.file import FileSource
 from dicomslide.errors import FrameDecodeError, FramePositionError, NotVirtualError
 from dicomslide.pixels import PixelFormat
 from dicomslide.testing import ENCODERS, encode_frame, write_image, write_slide
@@ -257,6 +258,71 @@ def test_frames_of_different_colour_spaces_have_our_codec(tmp_path):
     )
     virtual = assert_same(open_stored(path))
     assert codec_names(virtual["level_0"].image.variable) == ["dicomslide_frame"]
+
+
+def test_one_frame_of_another_colour_space_decides_the_codec(tmp_path):
+    """Frame 24 of 49 is neither at an edge, nor in a sample by place."""
+
+    def encoded(channel, plane, tile):
+        return pillow_frame(tile, size=(16, 16), keep_rgb=tile == 24)
+
+    path = write(tmp_path / "image.dcm", BASELINE, shape=(112, 112), tile=(16, 16),
+                 encoded=encoded)  # fmt: skip
+    virtual = assert_same(open_stored(path))
+    assert codec_names(virtual["level_0"].image.variable) == ["dicomslide_frame"]
+
+
+def blank_tiles(*numbers):
+    """Return an encoder of frames of which some are blank, by another encoder: RGB, and short."""
+
+    def encoded(channel, plane, tile):
+        if tile not in numbers:
+            return pillow_frame(tile, size=(16, 16))
+        target = io.BytesIO()
+        Image.new("RGB", (16, 16), (240, 241, 239)).save(target, "JPEG", keep_rgb=True)
+        return target.getvalue()
+
+    return encoded
+
+
+@pytest.mark.parametrize("numbers", [(24,), (16, 17, 24)])
+def test_a_sample_has_blank_tiles(tmp_path, numbers):
+    path = write(tmp_path / "image.dcm", BASELINE, shape=(112, 112), tile=(16, 16),
+                 encoded=blank_tiles(*numbers))  # fmt: skip
+    virtual = open_stored(path).to_virtual(check_frames="sample")
+    assert codec_names(virtual["level_0"].image.variable) == ["dicomslide_frame"]
+
+
+@pytest.fixture
+def heads(monkeypatch):
+    """Offsets of the frames whose first bytes were read."""
+    found = []
+    original = FileSource.read_heads
+
+    def spying(self, offsets, length):
+        found.extend(offsets)
+        return original(self, offsets, length)
+
+    monkeypatch.setattr(FileSource, "read_heads", spying)
+    return found
+
+
+@pytest.mark.skipif(not HAS_ZARR_CODECS, reason="imagecodecs for Python 3.11 has no codecs of zarr")
+def test_each_frame_of_a_file_is_examined_unless_a_sample_is_wanted(tmp_path, heads):
+    path = write(tmp_path / "image.dcm", BASELINE, shape=(160, 160), tile=(16, 16),
+                 encoded=lambda *place: pillow_frame(*place, size=(16, 16)))  # fmt: skip
+    slide = open_stored(path)
+    for options, least, most in (({}, 100, 100), ({"check_frames": "sample"}, 12, 29)):
+        heads.clear()
+        virtual = slide.to_virtual(**options)
+        assert least <= len(heads) <= most
+        assert codec_names(virtual["level_0"].image.variable) == ["imagecodecs_jpeg"]
+
+
+def test_which_frames_are_examined_is_one_of_two_words(tmp_path):
+    slide = open_stored(write(tmp_path / "image.dcm"))
+    with pytest.raises(ValueError, match="check_frames must be"):
+        slide.to_virtual(check_frames="each")
 
 
 def test_cropped_tiles_at_the_edge_are_placed_top_left(tmp_path):

@@ -232,6 +232,19 @@ def test_files_of_an_http_server_are_read(tmp_path):
         assert_read(repository, "DS-0001", slide)
 
 
+@pytest.mark.parametrize("check_frames", [None, "sample", "all"])
+def test_frames_of_a_server_are_examined_if_wanted(tmp_path, check_frames):
+    """Without a request for each frame, its own codec examines it as it is read."""
+    need("aiohttp")
+    files = pyramid(tmp_path / "slide", transfer_syntax_uid=BASELINE, downsamples=(1,))
+    with serving(tmp_path / "slide") as server:
+        slide = dicomslide.open_slide(f"{server.url}/{files[0].name}", correct_color=False)
+        virtual = slide.to_virtual(check_frames=check_frames)
+    (codec,) = virtual["level_0"].image.data.metadata.codecs
+    is_foreign = HAS_ZARR_CODECS and check_frames is not None
+    assert codec.to_dict()["name"] == ("imagecodecs_jpeg" if is_foreign else "dicomslide_frame")
+
+
 def test_files_of_other_servers_need_a_container(tmp_path):
     from dicomslide.virtual.containers import opened
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dicomslide.contents.contents import SlideContents
 from dicomslide.errors import MetadataError
@@ -183,7 +183,13 @@ class SlideArrays(SlideContents):
         )
         return xr.DataTree.from_dict(datasets_of(groups), name=self.container_identifier)
 
-    def to_virtual(self, *, associated: bool = False, include_patient: bool = False) -> xr.DataTree:
+    def to_virtual(
+        self,
+        *,
+        associated: bool = False,
+        include_patient: bool = False,
+        check_frames: Literal["all", "sample"] | None = None,
+    ) -> xr.DataTree:
         """Return the slide as a tree of virtual arrays, whose chunks are the frames in the files.
 
         A virtual array is metadata of zarr, and URL, offset and length of each frame. The tree is
@@ -193,6 +199,8 @@ class SlideArrays(SlideContents):
         ----------
         associated, include_patient
             See :meth:`to_datatree`.
+        check_frames : {"all", "sample"}, optional
+            See :func:`dicomslide.virtual.to_icechunk`.
 
         Returns
         -------
@@ -216,9 +224,15 @@ class SlideArrays(SlideContents):
         import xarray as xr
 
         from dicomslide.labelled.parts import datasets_of
+        from dicomslide.virtual.references import checked
         from dicomslide.virtual.tree import virtual_parts
 
-        groups = virtual_parts(self, associated=associated, include_patient=include_patient)
+        groups = virtual_parts(
+            self,
+            associated=associated,
+            include_patient=include_patient,
+            check_frames=checked(check_frames),
+        )
         return xr.DataTree.from_dict(datasets_of(groups), name=self.container_identifier)
 
     def region(

@@ -11,7 +11,7 @@ from dicomslide.errors import NotVirtualError
 from dicomslide.header.geometry import AS_STORED
 from dicomslide.readers.matrix_reader import MatrixReader
 from dicomslide.virtual.encoding import codecs_of
-from dicomslide.virtual.references import References, references_of
+from dicomslide.virtual.references import CheckFrames, References, references_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ MOST_CHUNKS = 10**8
 """Upper bound on the chunks of an array: a manifest takes some 40 bytes of memory for each."""
 
 
-def virtual_data(urls: Mapping[str, str] | None = None) -> Data:
+def virtual_data(urls: Mapping[str, str] | None = None, check_frames: CheckFrames = None) -> Data:
     """Return a function that makes a ManifestArray of a reader.
 
     Parameters
     ----------
-    urls : mapping of str to str, optional
-        URL of a source by its name: see :func:`~dicomslide.virtual.references.references_of`.
+    urls, check_frames
+        See :func:`~dicomslide.virtual.references.references_of`.
 
     """
     known: dict[Any, References] = {}
@@ -38,7 +38,7 @@ def virtual_data(urls: Mapping[str, str] | None = None) -> Data:
     def of_source(reader: MatrixReader) -> References:
         key = reader.source.identity
         if key not in known:
-            known[key] = references_of(reader.source, urls)
+            known[key] = references_of(reader.source, urls, check_frames)
         return known[key]
 
     def data(reader: StackedReader, dims: Sequence[str]) -> Any:
@@ -137,8 +137,8 @@ class _Builder:
             )
         lead = sum(self.reader.kept[:2])
         uid = layout.transfer_syntax_uid
-        found = self.of_source(matrix)
-        return codecs_of(layout.pixel_format, str(uid), found.heads, lead)
+        found = self.of_source(matrix).foreign
+        return codecs_of(layout.pixel_format, str(uid), found and dict(found), lead)
 
     def _same(
         self, codecs: list[dict[str, Any]] | None, own: list[dict[str, Any]], matrix: MatrixReader

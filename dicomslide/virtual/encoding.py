@@ -1,4 +1,4 @@
-"""Choice of the zarr codecs of an image's frames, from its header and those of some codestreams."""
+"""Choice of the zarr codecs of an image's frames, from its header and those of codestreams."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dicomslide.pixels.jpeg2000 import jpeg_2000_is_ycbcr
 from dicomslide.pixels.pixel_format import check_precision, check_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from dicomslide.pixels import PixelFormat
 
-__all__ = ["HEAD", "check_head", "codecs_of", "is_native"]
+__all__ = ["HEAD", "check_head", "codecs_of", "foreign_codec", "is_native", "may_be_foreign"]
 
-HEAD = 4096
+HEAD = 1024
 """Bytes of a codestream within which its header usually ends."""
 
 _UID = "1.2.840.10008.1.2.4"
@@ -41,13 +41,11 @@ def is_native(transfer_syntax_uid: str) -> bool:
 
 
 def codecs_of(
-    declared: PixelFormat, transfer_syntax_uid: str, heads: Iterable[memoryview], lead: int
+    declared: PixelFormat, transfer_syntax_uid: str, foreign: dict[str, Any] | None, lead: int
 ) -> list[dict[str, Any]]:
     """Return the codecs of frames, as in the metadata document of a zarr array.
 
-    Codecs of zarr and imagecodecs are used where they give exactly the pixels of
-    :func:`dicomslide.pixels.decode_frame`, as far as headers tell; elsewhere
-    :class:`~dicomslide.virtual.codec.FrameCodec`.
+    Without a codec of zarr or imagecodecs, :class:`~dicomslide.virtual.codec.FrameCodec`.
 
     Parameters
     ----------
@@ -55,8 +53,8 @@ def codecs_of(
         The header's description of the frames.
     transfer_syntax_uid : str
         Their Transfer Syntax UID.
-    heads : iterable of memoryview
-        First bytes of some frames; see :func:`check_head`.
+    foreign : dict or None
+        Codec of imagecodecs for all frames: see :func:`foreign_codec`.
     lead : int
         Number of dims before rows and columns.
 
@@ -74,12 +72,25 @@ def codecs_of(
             return [plain]
         order = [*range(lead), lead + 2, lead, lead + 1]  # one plane of rows for each sample
         return [{"name": "transpose", "configuration": {"order": order}}, plain]
-    foreign = _FOREIGN.get(transfer_syntax_uid)
-    if foreign is not None and not declared.signed and declared.bits_allocated > 1:
-        found = [foreign(head, declared) for head in heads]
-        if found and found[0] is not None and all(each == found[0] for each in found):
-            return [found[0]]
-    return [configuration_of(declared, transfer_syntax_uid)]
+    return [foreign or configuration_of(declared, transfer_syntax_uid)]
+
+
+def may_be_foreign(declared: PixelFormat, transfer_syntax_uid: str) -> bool:
+    """Whether imagecodecs may have a codec of frames, which depends on their codestreams."""
+    name = _NAMES.get(transfer_syntax_uid)
+    is_plain = not declared.signed and declared.bits_allocated > 1
+    return name is not None and is_plain and _has(name)
+
+
+def foreign_codec(
+    head: memoryview, declared: PixelFormat, transfer_syntax_uid: str
+) -> dict[str, Any] | None:
+    """Return imagecodecs' codec of a frame, as in a metadata document.
+
+    None if it wouldn't give exactly the pixels of :func:`dicomslide.pixels.decode_frame`. `head`
+    is that of :func:`check_head`.
+    """
+    return _FOREIGN[_NAMES[transfer_syntax_uid]](head, declared)
 
 
 def _is_plain(declared: PixelFormat) -> bool:
@@ -119,10 +130,8 @@ def check_head(head: memoryview, declared: PixelFormat, transfer_syntax_uid: str
 def _jpeg(head: memoryview, declared: PixelFormat) -> dict[str, Any] | None:
     header = parse_jpeg(head)
     is_ycbcr = declared.samples == 3 and jpeg_is_ycbcr(header, declared)
-    if (
-        not _decodes_to(header.rows, header.columns, header.precision, declared)
-        or (is_ycbcr and header.lossless)
-        or not _has("Jpeg", "colorspace_jpeg", "colorspace_data")
+    if not _decodes_to(header.rows, header.columns, header.precision, declared) or (
+        is_ycbcr and header.lossless
     ):
         return None
     pixels = "RGB" if declared.samples == 3 else "GRAYSCALE"
@@ -132,10 +141,8 @@ def _jpeg(head: memoryview, declared: PixelFormat) -> dict[str, Any] | None:
 
 def _jpeg_ls(head: memoryview, declared: PixelFormat) -> dict[str, Any] | None:
     header = parse_jpeg(head)
-    if (
-        declared.photometric.startswith("YBR_FULL")
-        or not _decodes_to(header.rows, header.columns, header.precision, declared)
-        or not _has("Jpegls")
+    if declared.photometric.startswith("YBR_FULL") or not _decodes_to(
+        header.rows, header.columns, header.precision, declared
     ):
         return None
     return {"name": "imagecodecs_jpegls"}
@@ -148,7 +155,6 @@ def _jpeg_2000(head: memoryview, declared: PixelFormat) -> dict[str, Any] | None
         or header.plain_htj2k
         or jpeg_2000_is_ycbcr(header, declared)
         or not _decodes_to(header.rows, header.columns, header.precision, declared)
-        or not _has("Jpeg2k")
     ):
         return None
     return {"name": "imagecodecs_jpeg2k"}
@@ -161,21 +167,28 @@ def _decodes_to(rows: int, columns: int, precision: int, declared: PixelFormat) 
     return is_whole and precision <= 16 and declared.dtype == dtype
 
 
+_NAMES = {
+    **dict.fromkeys(_JPEG, "Jpeg"),
+    **dict.fromkeys(_JPEG_LS, "Jpegls"),
+    **dict.fromkeys(_JPEG_2000, "Jpeg2k"),
+}
+"""Name of imagecodecs' class by Transfer Syntax UID."""
 _FOREIGN: dict[str, Callable[[memoryview, PixelFormat], dict[str, Any] | None]] = {
-    **dict.fromkeys(_JPEG, _jpeg),
-    **dict.fromkeys(_JPEG_LS, _jpeg_ls),
-    **dict.fromkeys(_JPEG_2000, _jpeg_2000),
+    "Jpeg": _jpeg,
+    "Jpegls": _jpeg_ls,
+    "Jpeg2k": _jpeg_2000,
 }
 
 
 @cache
-def _has(name: str, *fields: str) -> bool:
-    """Whether imagecodecs has a codec of zarr 3, with these parameters; zarr then knows it."""
+def _has(name: str) -> bool:
+    """Whether imagecodecs has a codec of zarr 3 with the parameters used; zarr then knows it."""
+    fields = {"colorspace_jpeg", "colorspace_data"} if name == "Jpeg" else set()
     try:
         codec = getattr(importlib.import_module("imagecodecs.zarr"), name, None)
     except ImportError:  # before 2026.6; Python 3.11 has no later one
         return False
-    if codec is None or not set(fields) <= inspect.signature(codec).parameters.keys():
+    if codec is None or not fields <= inspect.signature(codec).parameters.keys():
         return False
     from zarr.registry import register_codec
 

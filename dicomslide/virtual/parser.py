@@ -13,6 +13,7 @@ from dicomslide.backends.part10.streams import StreamSource
 from dicomslide.contents.contents import SlideContents
 from dicomslide.contents.options import SlideOptions
 from dicomslide.virtual.documents import array_document, chunk_of, group_document
+from dicomslide.virtual.references import checked
 from dicomslide.virtual.tree import check_installed, virtual_parts
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from virtualizarr.manifests import ChunkManifest, ManifestArray, ManifestGroup, ManifestStore
 
     from dicomslide.labelled.parts import Parts
+    from dicomslide.virtual.references import CheckFrames
 
 __all__ = ["DicomParser"]
 
@@ -40,6 +42,8 @@ class DicomParser:
     ----------
     include_patient : bool, default: False
         Whether the attributes include those that identify the patient.
+    check_frames : {"all", "sample"}, optional
+        See :func:`dicomslide.virtual.to_icechunk`; files are others, wherever they are.
 
     Examples
     --------
@@ -50,6 +54,7 @@ class DicomParser:
     """
 
     include_patient: bool = False
+    check_frames: CheckFrames = None
 
     def __call__(self, url: str, registry: ObjectStoreRegistry[Any]) -> ManifestStore:
         """Parse a file.
@@ -81,7 +86,12 @@ class DicomParser:
         store, path = registry.resolve(url)
         source = StreamSource.open(_StoreFile(store, str(path)))
         slide = SlideContents([source], SlideOptions())
-        groups = virtual_parts(slide, include_patient=self.include_patient, urls={source.name: url})
+        groups = virtual_parts(
+            slide,
+            include_patient=self.include_patient,
+            urls={source.name: url},
+            check_frames=checked(self.check_frames),
+        )
         return ManifestStore(group=_manifest_group(groups, registry), registry=registry)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -14,7 +14,13 @@ from dicomslide.backends.part10.file import FileSource
 from dicomslide.backends.part10.source import Part10Source
 from dicomslide.errors import FrameError, FrameReadError, NotVirtualError
 from dicomslide.pixels import DECODERS
-from dicomslide.virtual.encoding import HEAD, check_head, is_native
+from dicomslide.virtual.encoding import (
+    HEAD,
+    check_head,
+    foreign_codec,
+    is_native,
+    may_be_foreign,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +28,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dicomslide.backends.base import FrameSource
+    from dicomslide.pixels.pixel_format import Buffer
 
-__all__ = ["References", "references_of", "url_of"]
+__all__ = ["CheckFrames", "References", "checked", "references_of", "url_of"]
 
+CheckFrames: TypeAlias = Literal["all", "sample"] | None
+"""Frames whose codestreams are examined before imagecodecs' codec is chosen for all of an image."""
 SAMPLED = 12
-"""Frames of an image, evenly spaced, whose headers are read, besides those at the edges."""
+"""Frames of a sample by place, and again by length."""
+AT_ONCE = 256
+"""Upper bound on frames that are examined together."""
+
+
+def checked(check_frames: CheckFrames) -> CheckFrames:
+    """Return an option after a check of its value."""
+    if check_frames not in ("all", "sample", None):
+        raise ValueError(f'check_frames must be "all", "sample" or None, not {check_frames!r}')
+    return check_frames
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,8 +57,8 @@ class References:
     """Index of the file of each frame; −1 for a frame that isn't here or has no bytes."""
     offsets: NDArray[np.int64]
     lengths: NDArray[np.int64]
-    heads: tuple[memoryview, ...]
-    """First bytes of some frames: of encapsulated ones, with the header of the codestream."""
+    foreign: Mapping[str, Any] | None
+    """Codec of imagecodecs that decodes all frames, as in a metadata document; else None."""
 
 
 def url_of(source: Part10Source) -> str:
@@ -48,7 +66,11 @@ def url_of(source: Part10Source) -> str:
     return Path(source.path).as_uri() if isinstance(source, FileSource) else source.path
 
 
-def references_of(source: FrameSource, urls: Mapping[str, str] | None = None) -> References:
+def references_of(
+    source: FrameSource,
+    urls: Mapping[str, str] | None = None,
+    check_frames: CheckFrames = None,
+) -> References:
     """Return the byte ranges of an image's frames, after checks of headers.
 
     Parameters
@@ -57,6 +79,8 @@ def references_of(source: FrameSource, urls: Mapping[str, str] | None = None) ->
         Source of the image.
     urls : mapping of str to str, optional
         URL of a source by its name, where it isn't that of a file or object.
+    check_frames : {"all", "sample"}, optional
+        See :func:`dicomslide.virtual.to_icechunk`.
 
     Raises
     ------
@@ -92,24 +116,63 @@ def references_of(source: FrameSource, urls: Mapping[str, str] | None = None) ->
     if is_native(uid):
         _check_whole(source, files, lengths, layout.pixel_format.native_bytes)
         lengths[files >= 0] = layout.pixel_format.native_bytes  # without padding
-    heads = []
-    for frame in _sample(source, files):
-        part, first = parts[files[frame]]
-        length = int(min(lengths[frame], HEAD))
-        (head,) = part.read_heads([int(offsets[frame])], length)
-        view = memoryview(head)
+    ranges = References(tuple(names), files, offsets, lengths, None)
+    return dataclasses.replace(ranges, foreign=_examined(source, parts, ranges, check_frames))
+
+
+def _examined(
+    source: FrameSource,
+    parts: Sequence[tuple[Part10Source, int]],
+    found: References,
+    check_frames: CheckFrames,
+) -> dict[str, Any] | None:
+    """Examine headers of codestreams; return imagecodecs' codec of all, or None."""
+    layout = layout_of(source)
+    declared, uid = layout.pixel_format, str(layout.transfer_syntax_uid)
+    if check_frames is None and all(isinstance(part, FileSource) for part, _ in parts):
+        check_frames = "all"  # no request is needed
+    has_foreign = may_be_foreign(declared, uid)
+    is_each = has_foreign and check_frames == "all"
+    frames = np.flatnonzero(found.files >= 0) if is_each else _sample(source, found)
+    codecs: list[dict[str, Any] | None] = []
+    for frame, head in _heads(parts, frames, found, whole=is_each):
         try:
             try:
-                check_head(view, layout.pixel_format, uid)
+                check_head(head, declared, uid)
             except FrameError:
                 raise
             except ValueError:  # its header is longer than usual, or it is none
-                view = memoryview(part.read_frames([frame - first])[0])
-                check_head(view, layout.pixel_format, uid)
+                part, first = parts[found.files[frame]]
+                head = memoryview(part.read_frames([frame - first])[0])
+                check_head(head, declared, uid)
+            codec = foreign_codec(head, declared, uid) if has_foreign else None
         except ValueError as error:
             raise NotVirtualError(f"{source.name}, frame {frame + 1}: {error}") from error
-        heads.append(view)
-    return References(tuple(names), files, offsets, lengths, tuple(heads))
+        if codec not in codecs:
+            codecs.append(codec)
+    return codecs[0] if len(codecs) == 1 and check_frames is not None else None
+
+
+def _heads(
+    parts: Sequence[tuple[Part10Source, int]],
+    frames: NDArray[np.int64],
+    of: References,
+    *,
+    whole: bool,
+) -> Iterator[tuple[int, memoryview]]:
+    """Yield frames with their first bytes, or with all of those for which that is one request."""
+    for number, (part, first) in enumerate(parts):
+        own = frames[of.files[frames] == number]
+        for start in range(0, len(own), AT_ONCE):
+            batch = own[start : start + AT_ONCE]
+            data: Sequence[Buffer]
+            if whole and not isinstance(part, FileSource):  # neighbours at once, without gaps
+                data = part.read_frames((batch - first).tolist())
+            else:
+                data = part.read_heads(of.offsets[batch].tolist(), HEAD)
+            lengths = of.lengths[batch].tolist()
+            for frame, length, head in zip(batch.tolist(), lengths, data, strict=True):
+                yield frame, memoryview(head)[:length]
 
 
 def _parts_of(source: FrameSource) -> Iterator[tuple[Part10Source, int]]:
@@ -138,16 +201,23 @@ def _check_whole(
         )
 
 
-def _sample(source: FrameSource, files: NDArray[np.int64]) -> Sequence[int]:
-    """Return frames spread over an image, and those in its last row and column of tiles.
+def _sample(source: FrameSource, found: References) -> NDArray[np.int64]:
+    """Return frames spread over an image, frames of all lengths, and some at the edges.
 
-    Writers that crop tiles crop the latter.
+    Writers that crop tiles crop the last row and column. Blank tiles, which some writers take from
+    another encoder, are short, and often have one length.
     """
     layout = layout_of(source)
     down, across = layout.grid.shape
     last = down * across - 1
     corners = np.array([across - 1, (down // 2 + 1) * across - 1, last - across // 2, last])
     at_edges = layout.frames.frames(0, 0, corners.clip(0, last))
-    spread = np.linspace(0, layout.num_frames - 1, SAMPLED).astype(np.int64)
-    frames = np.unique(np.concatenate([spread, at_edges[at_edges >= 0]]))
-    return frames[files[frames] >= 0].tolist()
+    there, lengths = np.flatnonzero(found.files >= 0), found.lengths
+    if not len(there):
+        return there
+    spread = np.linspace(0, len(there) - 1, SAMPLED).astype(np.int64)
+    by_length = there[np.argsort(lengths[there], kind="stable")]
+    _, firsts, counts = np.unique(lengths[by_length], return_index=True, return_counts=True)
+    most_common = by_length[firsts[[counts.argmax()]]]
+    frames = np.concatenate([there[spread], by_length[spread], most_common, at_edges])
+    return np.intersect1d(frames, there)

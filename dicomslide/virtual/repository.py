@@ -16,7 +16,7 @@ from dicomslide.process.warn import warn
 from dicomslide.virtual.commit import Built, write_slides
 from dicomslide.virtual.containers import opened
 from dicomslide.virtual.origins import ATTRIBUTE, origin_of
-from dicomslide.virtual.references import url_of
+from dicomslide.virtual.references import checked, url_of
 from dicomslide.virtual.tree import check_installed, virtual_parts
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import icechunk
 
     from dicomslide.backends.base import FrameSource
+    from dicomslide.virtual.references import CheckFrames
 
 __all__ = ["to_icechunk"]
 
@@ -42,6 +43,7 @@ def to_icechunk(
     on_error: Literal["raise", "skip"] = "raise",
     associated: bool = False,
     include_patient: bool = False,
+    check_frames: CheckFrames = None,
     containers: Sequence[icechunk.VirtualChunkContainer] = (),
     credentials: Mapping[str, Any] | None = None,
 ) -> icechunk.Repository:
@@ -66,6 +68,13 @@ def to_icechunk(
         out with a warning.
     associated, include_patient
         See :meth:`dicomslide.Slide.to_datatree`.
+    check_frames : {"all", "sample"}, optional
+        Frames of JPEG, JPEG-LS and JPEG 2000 whose headers are examined before imagecodecs' codec,
+        which doesn't need dicomslide, is chosen for all of an image: each, or a sample by place
+        and length. A frame beyond the sample that differs from it would be decoded in wrong colours
+        without an error. By default, each frame of files on this machine is; of others, which
+        would have to be transferred, a sample is, and dicomslide's codec is chosen, which examines
+        each frame as it is read.
     containers : sequence of icechunk.VirtualChunkContainer, default: ()
         Where icechunk reads the files, by prefix of their URLs. Without one for a prefix: the local
         disk; the HTTP server; a public or by its environment accessible bucket of S3.
@@ -105,7 +114,10 @@ def to_icechunk(
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error must be "raise" or "skip", not {on_error!r}')
     check_installed("icechunk", "virtualizarr")
-    found, failures = _built(slides, associated, include_patient)
+    build = _Build(
+        associated=associated, include_patient=include_patient, check_frames=checked(check_frames)
+    )
+    found, failures = _built(slides, build)
     for name, error in failures.items():
         if on_error == "raise":
             raise error
@@ -123,11 +135,8 @@ def to_icechunk(
 class _Build:
     """Picklable function that returns the parts of the virtual datasets of a slide."""
 
-    def __init__(self, associated: bool, include_patient: bool) -> None:
-        self.options: dict[str, Any] = {
-            "associated": associated,
-            "include_patient": include_patient,
-        }
+    def __init__(self, **options: Any) -> None:
+        self.options = options
 
     def __call__(self, slide: SlideContents) -> Built:
         groups = virtual_parts(slide, **self.options)
@@ -135,11 +144,8 @@ class _Build:
         return groups, dict(_checksums(slide._sources))
 
 
-def _built(
-    slides: Any, associated: bool, include_patient: bool
-) -> tuple[dict[str, Built], dict[str, Exception]]:
+def _built(slides: Any, build: _Build) -> tuple[dict[str, Built], dict[str, Exception]]:
     """Return what slides consist of by name, and the errors of others."""
-    build = _Build(associated, include_patient)
     if isinstance(slides, SlideContents):
         slides = [slides]
     if isinstance(slides, Mapping) and hasattr(slides, "map"):  # a cohort, on a cluster maybe

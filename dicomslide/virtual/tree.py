@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from dicomslide.contents.contents import SlideContents
     from dicomslide.labelled.parts import Parts
+    from dicomslide.virtual.references import CheckFrames
 
 __all__ = ["check_installed", "virtual_parts"]
 
@@ -40,6 +41,7 @@ def virtual_parts(
     associated: bool = False,
     include_patient: bool = False,
     urls: Mapping[str, str] | None = None,
+    check_frames: CheckFrames = None,
 ) -> dict[str, Parts]:
     """Return the parts of the datasets of a slide by path, whose images are virtual arrays.
 
@@ -54,6 +56,8 @@ def virtual_parts(
         See :meth:`dicomslide.Slide.to_datatree`.
     urls : mapping of str to str, optional
         URL of a source by its name, where it isn't that of a file or object.
+    check_frames : {"all", "sample"}, optional
+        See :func:`dicomslide.virtual.to_icechunk`.
 
     Raises
     ------
@@ -64,7 +68,7 @@ def virtual_parts(
     check_installed("virtualizarr")
     groups = slide_parts(
         slide,
-        data=virtual_data(urls),
+        data=virtual_data(urls, check_frames),
         orientation="stored",
         mask_and_scale=False,
         associated=associated,
