@@ -42,7 +42,8 @@ _SERVER = {"url": str, "prefix": (str, type(None)), "study_instance_uid": str,
 
 def folder_of(path: str) -> str:
     """Return the folder of a path or URL, with a slash at its end."""
-    return path.replace(os.sep, "/").rpartition("/")[0] + "/" if path else ""
+    plain = path.partition("?")[0] if is_url(path) else path.replace(os.sep, "/")
+    return plain.rpartition("/")[0] + "/"
 
 
 def relative(path: str, folder: str) -> str:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from dicomslide.backends.net.storage_options import StorageOptions
     from dicomslide.contents.options import SlideOptions
     from dicomslide.header.blobs import Span
+    from dicomslide.pixels.pixel_format import Buffer
     from dicomslide.slide.selection import Test
     from dicomslide.slide.slide import Slide
 
@@ -87,24 +88,22 @@ class _Fetched:
     def __init__(self, blob: LocalFile | RemoteFile) -> None:
         self.name, self.size = blob.name, blob.size
         self._blob = blob
-        self._parts: list[tuple[int, bytes]] = []
+        self._parts: dict[int, Buffer] = {}
 
     @contextlib.contextmanager
     def fetching(self, spans: Sequence[Span]) -> Iterator[None]:
         """Read ranges, several requests at once, and keep them for a ``with`` block."""
         parts = self._blob.read_spans(spans)
-        self._parts = [(at, bytes(part)) for (at, _), part in zip(spans, parts, strict=True)]
+        self._parts = {at: part for (at, _), part in zip(spans, parts, strict=True)}
         try:
             yield
         finally:
-            self._parts = []
+            self._parts = {}
 
     def read(self, offset: int, length: int) -> bytes:
         """Read bytes."""
-        for at, part in self._parts:
-            if at <= offset and offset + length <= at + len(part):
-                return part[offset - at : offset - at + length]
-        return self._blob.read(offset, length)
+        part = self._parts.get(offset, b"")
+        return bytes(part) if len(part) == length else self._blob.read(offset, length)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -196,7 +195,7 @@ class _Table:
                 if chunk.has_dictionary_page:
                     first = min(first, chunk.dictionary_page_offset)
                 spans.append((first, first + chunk.total_compressed_size))
-                nbytes += chunk.total_uncompressed_size
+                nbytes += max(chunk.total_compressed_size, chunk.total_uncompressed_size)
         check_memory(nbytes, f"{self._blob.name}: {', '.join(names)}")
         with self._lock, self._errors(), self._blob.fetching(spans):
             yield
@@ -316,8 +315,10 @@ class IndexedMember:
     name: str
     row: int
 
-    needed: tuple[FrameSource, ...] = dataclasses.field(default=(), init=False, repr=False)
-    """None: the index has the headers."""
+    @property
+    def needed(self) -> tuple[FrameSource, ...]:
+        """No sources: the index has the headers."""
+        return ()
 
     @property
     def sources(self) -> tuple[FrameSource, ...]:
