@@ -7,6 +7,7 @@ Names and submodules that need dask, xarray or Pillow are imported at first use,
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dicomslide._version import __version__
@@ -44,6 +45,7 @@ from dicomslide.errors import (
     ViewerWarning,
 )
 from dicomslide.options import Options, get_options, set_options
+from dicomslide.process import above
 from dicomslide.process.budget import clear_all
 from dicomslide.utils import (
     does_optical_path_item_match,
@@ -150,6 +152,9 @@ _LAZY_MODULES = {
 }
 """Module of each public name that is imported at first use."""
 
+_METHODS = {"store_of": "export", "view_of": "view"}
+"""Functions by which methods of a slide are served, and the room of each, above that of slides."""
+
 _SUBMODULES = {
     "enum", "errors", "image", "matrix", "openslide", "options", "pyramid", "recipes", "slide",
     "testing", "tile", "utils",
@@ -252,9 +257,17 @@ def __getattr__(name: str) -> Any:
             raise AttributeError(str(error)) from error
     if name not in _LAZY_MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_LAZY_MODULES[name]}"), name)
+    value = _imported(_LAZY_MODULES[name], name)
     globals()[name] = value
     return value
+
+
+def _imported(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+
+
+for _method, _module in _METHODS.items():
+    above.register(_method, partial(_imported, _module, _method))
 
 
 def __dir__() -> list[str]:

@@ -62,8 +62,16 @@ def modules():
 
 
 def imported(path):
-    """Modules and packages of the package that a module imports: late, or for its types, too."""
+    """Modules and packages of the package that a module imports: late, or for its types, too.
+
+    Modules of other rooms that it names in a text are meant to be imported by name.
+    """
+    room = path.relative_to(PACKAGE).parts[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            named = re.fullmatch(r"dicomslide\.([\w.]+)", node.value)
+            if named and named[1].split(".")[0] != room and is_module(named[1]):
+                yield named[1]
         names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -76,8 +84,12 @@ def imported(path):
                 continue
             for alias in node.names:  # of a package: its modules, or what it offers itself
                 module = f"{inner}.{alias.name}".lstrip(".")
-                at = PACKAGE.joinpath(*module.split("."))
-                yield module if at.with_suffix(".py").exists() or at.is_dir() else inner
+                yield module if is_module(module) else inner
+
+
+def is_module(name):
+    at = PACKAGE.joinpath(*name.split("."))
+    return at.with_suffix(".py").exists() or at.is_dir()
 
 
 PACKAGES = {

@@ -37,12 +37,7 @@ if TYPE_CHECKING:
     Read = Callable[[tuple[slice, ...]], NDArray[Any]]
     """Returns the pixels of a box of an array."""
 
-__all__ = ["LiveStore", "live_store"]
-
-
-def live_store(slide: Slide, orientation: OrientationName = "upright") -> LiveStore:
-    """Return a slide as a store of zarr; see :meth:`dicomslide.Slide.to_zarr_store`."""
-    return LiveStore(slide, orientation)
+__all__ = ["LiveStore"]
 
 
 class LiveStore(Store):
@@ -119,7 +114,7 @@ class LiveStore(Store):
         return array.read((slice(index, index + 1), *(slice(0, n) for n in array.shape[1:])))
 
     def __reduce__(self) -> Any:
-        return live_store, (self._slide, self._orientation)
+        return LiveStore, (self._slide, self._orientation)
 
     def __eq__(self, other: object) -> bool:
         return (

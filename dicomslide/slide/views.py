@@ -1,10 +1,10 @@
-"""Methods of a slide that rooms above it serve: they are imported by name when they are called."""
+"""Methods of a slide that rooms above it serve."""
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from dicomslide.process.above import served_by
 from dicomslide.slide.pictures import SlidePictures
 
 if TYPE_CHECKING:
@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from dicomslide.header.geometry import OrientationName
 
 __all__ = ["SlideViews"]
-
-VIEW, EXPORT = "dicomslide.view", "dicomslide.export"
-"""Rooms above that are named here, and nowhere else below them."""
 
 
 class SlideViews(SlidePictures):
@@ -71,11 +68,7 @@ class SlideViews(SlidePictures):
         >>> view.region.mean(("y", "x")).compute()
 
         """
-        room = importlib.import_module(VIEW)
-        room.check_installed()
-        return importlib.import_module(f"{VIEW}.view").shown(
-            self, overlay, variable=variable, height=height
-        )
+        return served_by("view_of")(self, overlay, variable=variable, height=height)
 
     def to_zarr_store(self, *, orientation: OrientationName = "upright") -> Any:
         """Return the slide as a live store of OME-Zarr 0.5, without a copy.
@@ -109,5 +102,4 @@ class SlideViews(SlidePictures):
         >>> xr.open_datatree(slide.to_zarr_store(), engine="zarr", consolidated=False)
 
         """
-        importlib.import_module(f"{EXPORT}.ome_zarr").check_installed()
-        return importlib.import_module(f"{EXPORT}.live_store").live_store(self, orientation)
+        return served_by("store_of")(self, orientation)

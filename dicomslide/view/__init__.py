@@ -13,8 +13,12 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["check_installed"]
+if TYPE_CHECKING:
+    from dicomslide.slide.slide import Slide
+
+__all__ = ["check_installed", "view_of"]
 
 NEEDED = ("panel", "bokeh", "matplotlib")
 
@@ -34,3 +38,11 @@ def check_installed() -> None:
             f"a view needs {', '.join(missing)}: pip install 'dicomslide[view]'. Without a view,"
             " slide.plot() draws a still picture"
         )
+
+
+def view_of(slide: Slide, overlay: Any, **options: Any) -> Any:
+    """Return a view of a slide; see :meth:`dicomslide.Slide.view`."""
+    check_installed()
+    from dicomslide.view.view import shown
+
+    return shown(slide, overlay, **options)
