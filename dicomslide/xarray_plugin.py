@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import itertools
 import os
 import re
@@ -17,6 +17,7 @@ from dicomslide.header.geometry import renamed_frame
 from dicomslide.labelled import accessor as accessor  # registered, for what other engines open, too
 from dicomslide.readers.arrays import ReaderArray
 from dicomslide.readers.matrix_reader import as_contiguous
+from dicomslide.readers.rounds import read_in_round
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -56,8 +57,14 @@ class DicomSlideBackendArray(ReaderArray, BackendArray):
         return as_contiguous(array)  # xarray turns what was read around by itself
 
     async def async_getitem(self, key: indexing.ExplicitIndexer) -> Any:
-        """Read in another thread, so that the event loop goes on."""
-        return await asyncio.to_thread(self.__getitem__, key)
+        """Read in another thread, with the requests of what the event loop reads as well."""
+        array = await indexing.async_explicit_indexing_adapter(
+            key,
+            self.shape,
+            indexing.IndexingSupport.OUTER,
+            functools.partial(read_in_round, self),
+        )
+        return as_contiguous(array)
 
 
 class _Coordinate(xr.Variable):

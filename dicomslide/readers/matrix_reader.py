@@ -270,6 +270,14 @@ class MatrixReader:
             self.frames.visit(frames, place, threads=threads, keep=keep, cut=cut)
         return picked(out, (rows, columns, samples), transpose=transpose, contiguous=contiguous)
 
+    def frames_within(self, key: Sequence[Any]) -> list[int]:
+        """Return the frames of the tiles that a key for rows, columns and samples meets."""
+        rows, columns, _ = (
+            Axis.of(part, length) for part, length in zip(key, self.shape, strict=True)
+        )
+        frames, _, _ = self._meetings(rows, columns)
+        return [frame for frame in frames if frame >= 0]
+
     def _meetings(
         self, rows: Axis, columns: Axis
     ) -> tuple[list[int], list[Meeting], Collection[int]]:

@@ -17,10 +17,11 @@ from dicomslide.readers.pools import Shared, helped
 from dicomslide.readers.resampled_reader import ResampledReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from dicomslide.backends.base import FrameSource
     from dicomslide.header.geometry import Orientation
 
 __all__ = ["Data", "PlaneReader", "Row", "StackedReader", "runs_of", "turned"]
@@ -104,16 +105,8 @@ class StackedReader:
 
         See :meth:`MatrixReader.read`.
         """
-        keys = list(key)
-        num_channels, num_planes = self.stack_shape
-        channel = Axis.of(keys.pop(0) if self.kept[0] else 0, num_channels)
-        plane = Axis.of(keys.pop(0) if self.kept[1] else 0, num_planes)
-        height, width = self.plane_shape
-        y = turned(keys.pop(0), height, self.orientation.flip_y)
-        x = turned(keys.pop(0), width, self.orientation.flip_x)
-        sample = keys.pop(0) if self.kept[2] else 0
+        channel, plane, matrix_key = self._resolved(key)
         transpose = self.orientation.transpose
-        matrix_key = (x, y, sample) if transpose else (y, x, sample)
         lengths = [Axis.of(k, n) for k, n in zip(matrix_key, self.matrix_shape, strict=True)]
         upright = [lengths[1], lengths[0], lengths[2]] if transpose else lengths
         shape = tuple(len(axis) for axis in upright if not axis.drop)
@@ -155,6 +148,29 @@ class StackedReader:
         with helped(work, calls=at_once - 1, pool_size=threads - 1):
             work()
         return stack.reshape((*lead, *shape))
+
+    def frames_of(self, key: Sequence[Any]) -> Iterator[tuple[FrameSource, list[int]]]:
+        """Yield the source and the frames of each matrix that a key for each dim needs.
+
+        Resampled matrices are left out.
+        """
+        channel, plane, matrix_key = self._resolved(key)
+        for place in itertools.product(_ordered(channel), _ordered(plane)):
+            reader = self.reader(*place)
+            if isinstance(reader, MatrixReader):
+                yield reader.source, reader.frames_within(matrix_key)
+
+    def _resolved(self, key: Sequence[Any]) -> tuple[Axis, Axis, tuple[Any, Any, Any]]:
+        """Return the channels, the focal planes, and the key of each matrix as stored."""
+        keys = list(key)
+        num_channels, num_planes = self.stack_shape
+        channel = Axis.of(keys.pop(0) if self.kept[0] else 0, num_channels)
+        plane = Axis.of(keys.pop(0) if self.kept[1] else 0, num_planes)
+        height, width = self.plane_shape
+        y = turned(keys.pop(0), height, self.orientation.flip_y)
+        x = turned(keys.pop(0), width, self.orientation.flip_x)
+        sample = keys.pop(0) if self.kept[2] else 0
+        return channel, plane, (x, y, sample) if self.orientation.transpose else (y, x, sample)
 
     def _absent(self, shape: tuple[int, ...]) -> NDArray[Any]:
         """Return the pixels of a region of a focal plane without pixels."""

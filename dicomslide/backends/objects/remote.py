@@ -377,7 +377,7 @@ class RemoteSource(Part10Source):
             begin=policy.POLICY.begin,
             most=self.frames_per_request,
             most_ahead=encoded_frames.frames_ahead(self.size // max(1, instance.num_frames)),
-            keeps=self._keeps,
+            keeps=self.keeps_frames,
             scope=scope_of(self.path),
         )
 
@@ -399,12 +399,12 @@ class RemoteSource(Part10Source):
         """Read a frame from the server, also where it is cached."""
         self.drop_frame(index)
         (frame,) = map(bytes, self._instance().read_frames([index]))
-        if self._keeps:
+        if self.keeps_frames:
             encoded_frames.keep(self.identity, {index: frame}, scope=scope_of(self.path))
         return frame
 
     @property
-    def _keeps(self) -> bool:
+    def keeps_frames(self) -> bool:
         """Whether cached frames are of the version that the server has now."""
         return not self.version.startswith(OF_HEAD) and self._file().is_current
 
