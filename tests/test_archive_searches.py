@@ -322,6 +322,26 @@ def test_all_slides_of_a_large_archive_take_a_request_each_and_pages(server, cli
 
 
 @pytest.mark.server
+@pytest.mark.needs("pyarrow")
+def test_an_index_of_a_large_archive_asks_for_frames_only(server, client, tmp_path):
+    slides = dicomslide.open_slides(f"dicomweb+{server.url}")
+    server.requests.clear()
+    slides.save(tmp_path / "archive.parquet")
+    assert server.requests == []
+    expected = slides["S-123"].get_image_region((0, 0), 0, (40, 50))
+    dicomslide.clear_all()
+    server.requests.clear()
+    again = dicomslide.open_slides(tmp_path / "archive.parquet")
+    assert again.to_pandas().equals(slides.to_pandas())
+    server.requests.clear()
+    slide = again["S-123"]
+    assert slide.container_identifier == "S-123"
+    assert server.requests == []
+    assert (slide.get_image_region((0, 0), 0, (40, 50)) == expected).all()
+    assert len(server.requests) <= 2  # and the colour profile
+
+
+@pytest.mark.server
 @pytest.mark.parametrize(
     ("criteria", "numbers"),
     [

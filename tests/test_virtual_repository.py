@@ -16,7 +16,7 @@ import dicomslide
 from dicomslide.cli import main
 from dicomslide.errors import MetadataWarning, NotVirtualError, StoreExistsError
 from tests.support.optional import need
-from tests.support.quirky import BASELINE, NATIVE, RLE, open_stored, pyramid, write
+from tests.support.quirky import BASELINE, NATIVE, RLE, open_stored, pyramid, split_in_two, write
 from tests.support.range_server import serving
 
 need("icechunk", "virtualizarr")
@@ -277,6 +277,19 @@ def test_a_repository_opens_as_the_cohort_that_it_was_made_of(tmp_path):
         dicomslide.open_slides(tmp_path / "repo", stains=["x"])
     with pytest.raises(ValueError, match="storage_options are for URLs"):
         dicomslide.open_slides(tmp_path / "repo", storage_options={})
+
+
+def test_parts_of_an_image_open_as_one(tmp_path):
+    files = pyramid(tmp_path / "slide", transfer_syntax_uid=NATIVE)
+    split_in_two(files[1])
+    slide = open_stored(tmp_path / "slide")
+    to_icechunk(slide, tmp_path / "repo")
+    again = dicomslide.open_slides(tmp_path / "repo", correct_color=False)["DS-0001"]
+    assert again.describe() == slide.describe()
+    for level in range(slide.num_levels):
+        size = slide.levels[level].size
+        ours, theirs = (each.get_image_region((0, 0), level, size) for each in (slide, again))
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_slide_of_a_repository_that_changed_since_is_noticed(tmp_path):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pydicom
-from pydicom.uid import UID
+from pydicom.uid import UID, generate_uid
 
 import dicomslide
 from dicomslide.header.geometry import SlideGeometry
@@ -127,6 +128,22 @@ def pyramid(folder: Path, **options: Any) -> list[Path]:
         associated=False,
     )
     return write_slide(folder, **kept | options)
+
+
+def split_in_two(path: Path) -> None:
+    """Make a concatenation of an image of native frames."""
+    whole = pydicom.dcmread(path)
+    count, size = int(whole.NumberOfFrames), len(whole.PixelData) // int(whole.NumberOfFrames)
+    for number, (first, last) in enumerate([(0, 1), (1, count)], 1):
+        part = copy.deepcopy(whole)
+        part.NumberOfFrames = last - first
+        part.ConcatenationUID = "2.25.7"
+        part.InConcatenationNumber, part.ConcatenationFrameOffsetNumber = number, first
+        part.SOPInstanceUID = part.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        part.SOPInstanceUIDOfConcatenationSource = whole.SOPInstanceUID
+        part.PixelData = whole.PixelData[first * size : last * size]
+        part.save_as(path.with_name(f"part-{number}.dcm"))
+    path.unlink()
 
 
 def pixels_of_image(image: dicomslide.TiledImage) -> np.ndarray:
