@@ -12,6 +12,7 @@ TESTS = Path(__file__).parents[1]
 EXTRAS = {
     "aiohttp": "remote",
     "anndata": "anndata",
+    "dask_array": "test",
     "dicomweb_client": "dicomweb",
     "distributed": "distributed",
     "fsspec": "remote",
