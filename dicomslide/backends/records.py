@@ -185,7 +185,9 @@ def restored(
         raise CohortIndexError(f"{name}: {error}") from error
     except DicomSlideError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
+    ) as error:  # fmt: skip
         raise CohortIndexError(f"{name}: its row is damaged: {error}") from error
     return source
 

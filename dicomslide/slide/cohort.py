@@ -374,8 +374,8 @@ class Cohort(Identified, ContactSheet, Mapping[str, Slide]):
             µm per pixel of the base level: see `columns`.
         **columns
             Values by column. Texts are compared without regard to case, and ``*`` stands for any
-            characters, ``?`` for one; of several texts, one has to match. Of numbers, a tuple is
-            the lowest and the highest one, None for no bound.
+            characters, ``?`` for one; of several texts, one has to match. Numbers are equal up to
+            a millionth; a tuple is the lowest and the highest one, None for no bound.
 
         Returns
         -------
