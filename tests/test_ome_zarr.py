@@ -13,6 +13,7 @@ from skimage.measure import label
 
 import dicomslide
 from dicomslide import recipes, to_ome_zarr
+from dicomslide.labelled.overlay import overlay_of
 from dicomslide.testing import position_values, write_slide
 from tests.support.derive import mapping, segment, write_map, write_segmentation
 from tests.support.exports import EXPLICIT, SHARD, assert_valid, expected, ome, upright
@@ -374,6 +375,27 @@ def test_segments_of_all_levels_are_label_images(tmp_path, levels, masks):
             there = ome(out)["multiscales"][0]["datasets"][i]["coordinateTransformations"]
             for ours, theirs in zip(dataset["coordinateTransformations"], there, strict=True):
                 assert list(ours.values())[1] == list(theirs.values())[1][1:]
+
+
+@pytest.mark.usefixtures("_paths_of_several_parts")
+def test_labels_of_a_label_map_have_the_colours_that_its_header_recommends(tmp_path, levels, masks):
+    labels = np.where(masks[0][..., 1], 2, masks[0][..., 0]).astype(np.uint8)
+    path = write_segmentation(tmp_path / "seg.dcm", levels[0], labels, "LABELMAP")
+    header = pydicom.dcmread(path)
+    (of_tumour,) = (each for each in header.SegmentSequence if each.SegmentNumber == 1)
+    of_tumour.RecommendedDisplayCIELabValue = [34885, 53485, 50171]  # about red
+    header.save_as(path)
+    slide = dicomslide.open_slide([levels[0], path])
+    to_ome_zarr(slide, tmp_path / "out.zarr", shard_size=SHARD)
+    described = ome(tmp_path / "out.zarr", "labels/segmentation")["image-label"]
+    shown = {each["label-value"]: each["rgba"] for each in described["colors"]}
+    red, green, blue, _ = shown[1]
+    assert red > 240
+    assert max(green, blue) < 30
+    assert shown[2] != shown[1]  # one of its own, where none is recommended
+    assert not any("color" in each for each in described["properties"])
+    drawn = overlay_of(slide.to_dataset().segmentation)
+    assert drawn.colors[drawn.values.index(1)] == f"#{red:02X}{green:02X}{blue:02X}"
 
 
 @pytest.mark.usefixtures("_paths_of_several_parts")

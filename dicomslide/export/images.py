@@ -313,14 +313,19 @@ def _labelled(found: _Variable, number: int) -> _Variable:
 
 
 def _flags(attrs: dict[Any, Any]) -> dict[int, dict[str, str]] | None:
-    """Return label and type of each value of a label map that are known; None for other images."""
+    """Return what is known of each value of a label map; None for other images."""
     if "flag_values" not in attrs:
         return {} if attrs.get("segmentation_type") == "LABELMAP" else None
     names = attrs.get("segment_labels") or str(attrs.get("flag_meanings", "")).split()
-    types = attrs.get("segment_types") or [""] * len(names)
+    unknown = [""] * len(names)
+    types, colors = (attrs.get(f"segment_{what}") or unknown for what in ("types", "colors"))
     return {
-        int(value): {"label": label} | ({"type": kind} if kind else {})
-        for value, label, kind in zip(attrs["flag_values"], names, types, strict=True)
+        int(value): {"label": label}
+        | ({"type": kind} if kind else {})
+        | ({"color": color} if color else {})
+        for value, label, kind, color in zip(
+            attrs["flag_values"], names, types, colors, strict=True
+        )
     }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from dicomslide.enum import ChannelTypes
 from dicomslide.header import dicom
+from dicomslide.header.optics import recommended_color
 from dicomslide.header.placement import pixel_spacing_of
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def derived_attrs(
     """Return the meaning of the pixels of a segmentation or parametric map as attributes.
 
     Segments of a label map are flags of the CF conventions: ``flag_meanings`` are words separated
-    by blanks. They are left out where there are more than 256 segments.
+    by blanks. ``segment_colors`` are recommended display colours, if there are any. Both are left
+    out where there are more than 256 segments, whose items would all be parsed for them.
 
     Parameters
     ----------
@@ -128,6 +130,8 @@ def derived_attrs(
         }
         if len(names) <= MOST_FLAGS:
             attrs["flag_meanings"] = " ".join("_".join(name.split()) for name in names)
+            colors = [recommended_color(channel) or "" for channel in channels]
+            attrs["segment_colors"] = LongList(colors) if any(colors) else None
     if channels[0].type is ChannelTypes.PARAMETER:
         attrs["long_name"] = "parametric map"
         quantities = {channel.quantity for channel in channels}

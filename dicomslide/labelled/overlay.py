@@ -154,7 +154,7 @@ def overlay_of(array: xr.DataArray, **options: Any) -> Overlay:
         names = attrs.get("segment_labels") or str(attrs.get("flag_meanings", "")).split()
         if len(names) != len(values):
             names = [str(value) for value in values]
-        return _labels(values, tuple(map(str, names)), None, options)
+        return _labels(values, tuple(map(str, names)), attrs.get("segment_colors"), options)
     lead = [str(dim) for dim in array.dims if dim not in ("y", "x", "row", "column")]
     is_fraction = "segmentation_type" in attrs and array.dtype.kind == "f"
     if array.dtype == np.bool_ or is_fraction or any(dim.startswith("segment") for dim in lead):
