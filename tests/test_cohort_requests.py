@@ -197,6 +197,17 @@ def test_map_reads_frames_of_many_slides_at_once_whether_headers_are_kept_or_not
     assert bucket.gate == 0
 
 
+def test_an_object_that_came_whole_with_its_header_is_not_requested_again(bucket, monkeypatch):
+    from dicomslide.backends.objects import remote
+
+    monkeypatch.setattr(remote._heads, "_size", 1)  # a cohort has more objects than heads are kept
+    slides = dicomslide.open_slides("s3://slides/")
+    asked = len(bucket.keys)
+    found = slides.map(lambda slide: slide.get_image_region((0, 0), 0, (8, 8)).shape)
+    assert dict(found) == dict.fromkeys(NAMES, (8, 8, 3))
+    assert len(bucket.keys) == asked
+
+
 def test_headers_of_more_objects_are_kept_than_a_thousand(tmp_path):
     """Else all of a cohort of 300 slides would be fetched again by whoever loops over it."""
     from dicomslide.backends.objects import remote

@@ -92,6 +92,10 @@ _Key: TypeAlias = tuple[str, str, str]
 """URL, version, and the scope of the storage options with which the object was read."""
 _heads: Registry[_Key, _Window] = Registry(256, "heads of objects", lambda window: len(window.data))
 """First bytes of objects."""
+_wholes: Registry[_Key, _Window] = Registry(
+    2048, "heads of objects", lambda window: len(window.data)
+)
+"""Objects that the first request gave as a whole, such as small levels and labels of a cohort."""
 _ahead: Registry[_Key, _Window] = Registry(
     8, "bytes of objects read ahead", lambda window: len(window.data)
 )
@@ -150,7 +154,7 @@ class RemoteFile:
         file = cls(url, options, answer.size, answer.version or digest)
         file._latest[0] = file.version
         head = _Window(0, answer.data, HEAD)
-        _heads.get(file._key, lambda: head)
+        file._kept.get(file._key, lambda: head)
         return file
 
     @classmethod
@@ -180,6 +184,11 @@ class RemoteFile:
         return found
 
     @property
+    def _kept(self) -> Registry[_Key, _Window]:
+        """Where the first bytes are kept."""
+        return _wholes if self.size <= HEAD else _heads
+
+    @property
     def is_current(self) -> bool:
         """Whether the last answer was of this version of the object."""
         return self._latest[0] == self.version
@@ -187,7 +196,7 @@ class RemoteFile:
     def read(self, offset: int, length: int) -> bytes:
         """Read bytes, and some ahead; fewer than `length` only at the end of the object."""
         length = max(0, min(length, self.size - offset))
-        head = _heads.get(self._key, lambda: _NOTHING)
+        head = self._kept.get(self._key, lambda: _NOTHING)
         window = _ahead.get(self._key, lambda: head)
         found = head.take(offset, length) or window.take(offset, length)
         if len(found) == length:
@@ -220,7 +229,7 @@ class RemoteFile:
         """
         spans = [(start, max(start, min(stop, self.size))) for start, stop in spans]
         found: list[Buffer] = [b""] * len(spans)
-        head = _heads.get(self._key, lambda: _NOTHING)
+        head = self._kept.get(self._key, lambda: _NOTHING)
         if self.is_current and all(stop <= head.stop for _, stop in spans):
             return [head.take(start, stop - start) for start, stop in spans]
         batch: list[tuple[int, int, list[int]]] = []
@@ -392,8 +401,8 @@ class RemoteSource(Part10Source):
     def drop_frame(self, index: int) -> None:
         """Remove a frame from the caches."""
         encoded_frames.drop(self.identity, [index], scope=scope_of(self.path))
-        _heads.discard(self._key)
-        _ahead.discard(self._key)
+        for kept in (_heads, _wholes, _ahead):
+            kept.discard(self._key)
 
     def read_anew(self, index: int) -> Buffer:
         """Read a frame from the server, also where it is cached."""
