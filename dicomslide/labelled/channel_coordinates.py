@@ -14,7 +14,7 @@ from dicomslide.enum import ChannelTypes
 from dicomslide.header import dicom
 from dicomslide.header.optics import optics_of, recommended_color, window_of
 from dicomslide.labelled.channel_index import ChannelIndex
-from dicomslide.labelled.coordinates import chunks_of_one, scalar
+from dicomslide.labelled.coordinates import chunks_of_one
 from dicomslide.labelled.name_index import NameIndex
 
 if TYPE_CHECKING:
@@ -79,15 +79,17 @@ def channel_coords(
     }[kind](dim, channels, images)
     # arrays can be aligned if both have the index of a coordinate, also where all values are NaN
     kept = _indexed(dim) if is_dim and kind is ChannelTypes.OPTICAL_PATH else ()
-    found = {
-        name: xr.Variable(dim, _filled(values), attrs, chunks_of_one(dim))
+    there = {
+        name: (_filled(values), attrs)
         for name, (values, attrs) in columns.items()
         if name in kept or any(value not in (None, "") for value in values)
     }
     if not is_dim:
-        scalars = {name: scalar(variable) for name, variable in found.items()}
+        scalars = {name: xr.Variable((), of[0], attrs) for name, (of, attrs) in there.items()}
         return xr.Coordinates(scalars, indexes={})
-    return channel_indexed(dim, found)
+    return channel_indexed(
+        dim, {name: xr.Variable(dim, *of, chunks_of_one(dim)) for name, of in there.items()}
+    )
 
 
 def channel_indexed(dim: str, variables: Mapping[Any, xr.Variable]) -> xr.Coordinates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +80,13 @@ def matrix_coords(
 
 def sample_coords() -> xr.Coordinates:
     """Return the coordinate of the samples of coloured pixels: r, g, b."""
+    return _indexed({"sample": _sample_index()})
+
+
+@functools.cache
+def _sample_index() -> PandasIndex:
     names = np.array(["r", "g", "b"])
-    return _indexed({"sample": PandasIndex(names, "sample", coord_dtype=names.dtype)})
+    return PandasIndex(names, "sample", coord_dtype=names.dtype)
 
 
 def _indexed(indexes: dict[str, PandasIndex]) -> xr.Coordinates:

@@ -34,8 +34,8 @@ __all__ = ["CheckFrames", "References", "checked", "references_of", "url_of"]
 
 CheckFrames: TypeAlias = Literal["all", "sample"] | None
 """Frames whose codestreams are examined before imagecodecs' codec is chosen for all of an image."""
-SAMPLED = 12
-"""Frames of a sample by place, and again by length."""
+SAMPLED, FEW = 12, 3
+"""Frames of a sample by place, and again by length; frames by place where it decides nothing."""
 AT_ONCE = 256
 """Upper bound on frames that are examined together."""
 
@@ -133,7 +133,11 @@ def _examined(
         check_frames = "all"  # no request is needed
     has_foreign = may_be_foreign(declared, uid)
     is_each = has_foreign and check_frames == "all"
-    frames = np.flatnonzero(found.files >= 0) if is_each else _sample(source, found)
+    frames = (
+        np.flatnonzero(found.files >= 0)
+        if is_each
+        else _sample(source, found, few=check_frames is None)
+    )
     codecs: list[dict[str, Any] | None] = []
     for frame, head in _heads(parts, frames, found, whole=is_each):
         try:
@@ -201,8 +205,8 @@ def _check_whole(
         )
 
 
-def _sample(source: FrameSource, found: References) -> NDArray[np.int64]:
-    """Return frames spread over an image, frames of all lengths, and some at the edges.
+def _sample(source: FrameSource, found: References, *, few: bool) -> NDArray[np.int64]:
+    """Return frames spread over an image, frames of all lengths unless few, and some at the edges.
 
     Writers that crop tiles crop the last row and column. Blank tiles, which some writers take from
     another encoder, are short, and often have one length.
@@ -215,6 +219,9 @@ def _sample(source: FrameSource, found: References) -> NDArray[np.int64]:
     there, lengths = np.flatnonzero(found.files >= 0), found.lengths
     if not len(there):
         return there
+    if few:
+        spread = np.linspace(0, len(there) - 1, FEW).astype(np.int64)
+        return np.intersect1d(np.concatenate([there[spread], at_edges]), there)
     spread = np.linspace(0, len(there) - 1, SAMPLED).astype(np.int64)
     by_length = there[np.argsort(lengths[there], kind="stable")]
     _, firsts, counts = np.unique(lengths[by_length], return_index=True, return_counts=True)

@@ -73,7 +73,7 @@ def to_icechunk(
         which doesn't need dicomslide, is chosen for all of an image: each, or a sample by place
         and length. A frame beyond the sample that differs from it would be decoded in wrong colours
         without an error. By default, each frame of files on this machine is; of others, which
-        would have to be transferred, a sample is, and dicomslide's codec is chosen, which examines
+        would have to be transferred, a few are, and dicomslide's codec is chosen, which examines
         each frame as it is read.
     containers : sequence of icechunk.VirtualChunkContainer, default: ()
         Where icechunk reads the files, by prefix of their URLs. Without one for a prefix: the local
