@@ -102,6 +102,18 @@ def test_channels_and_planes_of_fluorescence_are_named_and_coloured(tmp_path):
         assert channel.min() <= low < high <= channel.max()
 
 
+def test_what_is_shown_of_a_channel_is_read_alone(tmp_path, frames_read):
+    write_slide(
+        tmp_path, shape=(256, 384), drawing="cells", samples=1, bits=16, downsamples=(1, 4),
+        optical_paths=("FITC", "DAPI"), tile_shape=(64, 64), transfer_syntax_uid=EXPLICIT,
+    )  # fmt: skip
+    ((data, *_),) = layers_of(tmp_path)
+    dicomslide.clear_all()
+    frames_read.clear()
+    np.asarray(data[0][1, 64:128, :64])
+    assert len(frames_read) == 1
+
+
 def test_annotations_that_napari_would_be_slow_with_are_points(folder, monkeypatch):
     monkeypatch.setattr(plugin, "MOST_SHAPES", 0)
     *_, (points, described, kind) = layers_of(folder)
