@@ -14,7 +14,7 @@ from dicomslide.backends.part10.file import FileSource
 from dicomslide.display.blend import blend
 from dicomslide.errors import FrameDecodeError, FrameReadError, MetadataError, SourceReadError
 from dicomslide.testing import write_slide
-from dicomslide.view.blocks import BLOCK, BlockCache, TooMuch, levels_of, rectangles
+from dicomslide.view.blocks import BLOCK, Block, BlockCache, TooMuch, levels_of, rectangles
 from dicomslide.view.scene import BAD, Scene, positions
 from dicomslide.view.shapes import FEW, shapes_of
 from tests.support.fake_client import FakeClient
@@ -274,6 +274,36 @@ def test_frames_that_are_read_at_another_attempt_are_striped_no_longer(tmp_path,
     )
 
 
+def test_a_view_is_whole_though_the_cache_holds_less(tissue):
+    scene = Scene(tissue, ())
+    scene.image._cache = BlockCache(most=1)
+    x_min, y_min, x_max, y_max = box = tissue.physical_bounds
+    shape = round((y_max - y_min) / BASE), round((x_max - x_min) / BASE)
+    picture = scene.render(box, shape)
+    expected = at(tissue.to_dataset().image, box, shape)
+    np.testing.assert_array_equal(picture.pixels[..., :3], expected)
+
+
+def test_a_server_that_gives_no_frame_is_not_asked_for_all(tmp_path, failing, monkeypatch):
+    monkeypatch.setattr("dicomslide.view.blocks.PATIENCE", 0)
+    write_slide(tmp_path, shape=(512, 512), downsamples=(1,), tile_shape=(128, 128))
+    slide = dicomslide.open_slide(tmp_path)
+    scene, box = Scene(slide, ()), slide.physical_bounds
+    failing.update({frame: FrameReadError("no answer") for frame in range(16)})
+    with pytest.raises(FrameReadError):
+        scene.render(box, (512, 512))
+    for frame in (0, 3, 12, 15):  # the corners: reading begins at one of them
+        del failing[frame]
+    picture = scene.render(box, (512, 512))
+    assert not picture.is_lasting
+    failing.clear()
+    picture = scene.render(box, (512, 512))
+    assert picture.is_lasting
+    np.testing.assert_array_equal(
+        picture.pixels[..., :3], at(slide.to_dataset().image, box, (512, 512))
+    )
+
+
 def test_stripes_are_those_of_the_channels_that_are_shown(tmp_path, failing):
     write_slide(
         tmp_path, shape=(256, 256), drawing="cells", samples=1, bits=16, transfer_syntax_uid=RAW,
@@ -281,7 +311,7 @@ def test_stripes_are_those_of_the_channels_that_are_shown(tmp_path, failing):
     )  # fmt: skip
     slide = dicomslide.open_slide(tmp_path)
     scene, box = Scene(slide, ()), slide.physical_bounds
-    scene._cache.drop([*scene._cache._blocks])
+    scene.image._cache = BlockCache()
     failing[0] = failing[7] = FrameDecodeError("damaged")  # one of each channel
     striped = []
     for shown in ([True, False], [False, True], [True, True]):
@@ -347,9 +377,15 @@ def test_what_a_moved_view_lacks_is_two_rectangles():
 def test_blocks_are_bounded_in_bytes():
     cache = BlockCache(most=1000)
     for number in range(5):
-        cache.put(number, np.zeros(300, np.uint8))
+        cache.put(number, Block(np.zeros(300, np.uint8), None, True))
         assert cache.get(0) is not None  # in use
-    assert [number in cache for number in range(5)] == [True, False, False, True, True]
+    assert [cache.get(number) is not None for number in range(5)] == [
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 @pytest.mark.needs("panel")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
@@ -12,6 +13,9 @@ import pytest
 import xarray as xr
 
 import dicomslide
+from dicomslide.backends.net import policy
+from dicomslide.testing import write_slide
+from tests.support import range_server
 from tests.support.browser import SETTLED, Page, chromium, serving
 from tests.support.looked_at import write_markers, write_tissue
 
@@ -64,6 +68,18 @@ def wait_for(said, seconds=20):
     return said()
 
 
+def assert_it_shows(page, slide, spacing):
+    """Check the pixels of a page above the scale bar: those of the arrays at its millimetres."""
+    pixels, x, y = page.pixels()
+    pixels, y = pixels[: -120 * page.ratio], y[: -120 * page.ratio]
+    x_min, y_min, x_max, y_max = slide.physical_bounds
+    columns = (x > x_min) & (x < x_max) & is_within(x - x_min, spacing)
+    rows = (y > y_min) & (y < y_max) & is_within(y_max - y, spacing)
+    assert columns.sum() > 200 < rows.sum()
+    expected = shown_at(slide, x[columns], y[rows], spacing).values
+    np.testing.assert_array_equal(pixels[np.ix_(rows, columns)], expected)
+
+
 @pytest.mark.parametrize(("ratio", "zooms"), [(1, (2, 4)), (2, (-3, 6))])
 def test_a_page_shows_the_pixels_of_the_arrays_at_its_millimetres(
     browser, pages, tissue, ratio, zooms
@@ -75,16 +91,8 @@ def test_a_page_shows_the_pixels_of_the_arrays_at_its_millimetres(
     spacings = []
     for notches in zooms:
         page.wheel(17.6, 31.7, notches=notches)
-        pixels, x, y = page.pixels()
         spacings.append(view._windows[0].spacing)
-        inside = slice(None, -120 * ratio)  # above the scale bar
-        x_min, y_min, x_max, y_max = tissue.physical_bounds
-        columns = (x > x_min) & (x < x_max) & is_within(x - x_min, spacings[-1])
-        rows = (y > y_min) & (y < y_max) & is_within(y_max - y, spacings[-1])
-        rows = rows[inside]
-        expected = shown_at(tissue, x[columns], y[inside][rows], spacings[-1]).values
-        found = pixels[inside][np.ix_(rows, columns)]
-        np.testing.assert_array_equal(found, expected)
+        assert_it_shows(page, tissue, spacings[-1])
     assert len(set(spacings)) == 2  # the level follows the zoom
     assert page.errors == []
 
@@ -182,18 +190,54 @@ def test_what_is_drawn_is_written_as_annotations(browser, pages, tissue, tmp_pat
     np.testing.assert_allclose(group.bounds[0], view.drawn.total_bounds, atol=1e-6)
 
 
-def test_the_command_prints_a_url_and_ends_with_ctrl_c(tissue):
+@pytest.fixture
+def command(tissue):
+    """The process of ``dicomslide view``, and the URL that it prints."""
     folder = tissue.levels[0].image._source.path
-    command = [sys.executable, "-m", "dicomslide", "view", "--no-browser", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    words = [sys.executable, "-m", "dicomslide", "view", "--no-browser", str(folder)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
-        url = process.stdout.readline().strip()
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{20,}", url)
-        import requests
-
-        assert requests.get(url, timeout=60).status_code == 200
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        yield process, process.stdout.readline().strip()
     finally:
         process.kill()
+        process.wait()
         process.stdout.close()
+
+
+def test_the_command_prints_a_url_and_ends_with_ctrl_c(command):
+    process, url = command
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{20,}", url)
+    import requests
+
+    assert requests.get(url, timeout=60).status_code == 200
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+
+
+def test_a_page_says_that_its_program_has_ended(browser, command):
+    process, url = command
+    page = Page(browser, url)
+    lost = page.page.get_by_text("start the program again")
+    assert lost.count() == 0
+    process.kill()
+    lost.wait_for()
+
+
+@pytest.mark.needs("aiohttp")
+def test_a_view_recovers_when_the_server_of_the_slide_is_back(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(policy, "POLICY", policy.Policy(attempts=2))
+    monkeypatch.setattr("dicomslide.view.window.RETRY", 200)
+    write_slide(tmp_path, shape=(2400, 3200), downsamples=(1, 2), associated=False)
+    with contextlib.ExitStack() as stack:
+        with range_server.serving(tmp_path) as files:
+            slide = dicomslide.open_slide([f"{files.url}/level-{n}.dcm" for n in (0, 1)])
+            viewer = stack.enter_context(serving({"S-1": slide}))
+            page = Page(browser, viewer.url)
+        dicomslide.clear_all()
+        page.wheel(17.6, 31.7, notches=8)
+        page.page.get_by_text("trying again").wait_for()
+        (window,) = viewer.views[0]._windows
+        with range_server.serving(tmp_path, files.server_address[1]):
+            assert wait_for(lambda: window.message.text == "")
+            page.settle()
+            assert_it_shows(page, slide, window.spacing)

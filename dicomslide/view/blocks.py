@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 import threading
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,15 @@ from dicomslide.errors import FrameError
 from dicomslide.labelled.coordinates import step_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     import xarray as xr
     from numpy.typing import NDArray
 
-__all__ = ["BlockCache", "Levels", "Sampled", "TooMuch", "levels_of"]
+    Held = dict[tuple[int, int, int], "Block | None"]
+    """Blocks by row, column and channel; None if a block isn't there."""
+
+__all__ = ["Block", "BlockCache", "Levels", "Sampled", "TooMuch", "levels_of"]
 
 BLOCK = 512
 """Edge of a block in pixels."""
@@ -32,7 +36,12 @@ COARSER = 1.25
 """Upper bound on the spacing of a level, relative to the distance of positions."""
 MOST_PIXELS = 1 << 26
 """Upper bound on stored pixels of a channel that are decoded for one view."""
-CACHE_BYTES = 96 << 20
+PATIENCE = 2.0
+"""Seconds in which frames are asked for one by one, though none can be read."""
+IN_A_ROW = 3
+"""Frames in a row, after these seconds, that can't be read: the others aren't asked for."""
+CACHE_BYTES = 80 << 20
+"""Upper bound on the blocks that views of a slide keep, beside those of the view itself."""
 
 
 class TooMuch(Exception):
@@ -87,17 +96,36 @@ class Sampled:
     """Where frames couldn't be read or decoded; None if all could."""
     spacing: float
     """Spacing of the level in mm."""
+    is_lasting: bool
+    """False if another attempt may read more of what is bad."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Pixels of a channel in a square of a level."""
+
+    values: NDArray[Any]
+    """Shape (rows, columns[, samples])."""
+    bad: NDArray[np.bool_] | None
+    """Where frames couldn't be read or decoded; None if all could."""
+    is_lasting: bool
+    """False if another attempt may read more."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return self.values.nbytes + (0 if self.bad is None else self.bad.nbytes)
 
 
 class BlockCache:
     """Blocks by what they are of, bounded in bytes; the one used longest ago goes first."""
 
     def __init__(self, most: int = CACHE_BYTES) -> None:
-        self._blocks: OrderedDict[Any, NDArray[Any]] = OrderedDict()
+        self._blocks: OrderedDict[Any, Block] = OrderedDict()
         self._most, self._bytes = most, 0
         self._lock = threading.Lock()
 
-    def get(self, key: Any) -> NDArray[Any] | None:
+    def get(self, key: Any) -> Block | None:
         """Return a block, or None."""
         with self._lock:
             block = self._blocks.get(key)
@@ -105,7 +133,7 @@ class BlockCache:
                 self._blocks.move_to_end(key)
             return block
 
-    def put(self, key: Any, block: NDArray[Any]) -> None:
+    def put(self, key: Any, block: Block) -> None:
         """Keep a block."""
         with self._lock:
             before = self._blocks.pop(key, None)
@@ -113,16 +141,6 @@ class BlockCache:
             self._blocks[key] = block
             while self._bytes > self._most and len(self._blocks) > 1:
                 self._bytes -= self._blocks.popitem(last=False)[1].nbytes
-
-    def drop(self, keys: Iterable[Any]) -> None:
-        """Forget blocks."""
-        with self._lock:
-            for key in keys:
-                block = self._blocks.pop(key, None)
-                self._bytes -= 0 if block is None else block.nbytes
-
-    def __contains__(self, key: Any) -> bool:
-        return key in self._blocks
 
 
 class Levels:
@@ -140,7 +158,6 @@ class Levels:
     def __init__(self, levels: Sequence[Level], cache: BlockCache) -> None:
         self.levels = sorted(levels, key=lambda level: level.spacing)
         self._cache = cache
-        self._passing: set[Any] = set()  # blocks with frames that another attempt may read
         array = self.levels[0].array
         lead = [str(dim) for dim in array.dims if dim not in ("z", "y", "x", "sample")]
         self.channel_dim = lead[0] if lead else None
@@ -194,9 +211,6 @@ class Levels:
 
         """
         wanted = self.level_for(_distance(x) or self.levels[0].spacing)
-        if not cached:
-            self._cache.drop(self._passing)
-            self._passing = set()
         for number in range(wanted, len(self.levels) if cached else wanted + 1):
             level = self.levels[number]
             rows, columns = level.y.indices(y), level.x.indices(x)
@@ -210,17 +224,19 @@ class Levels:
                 *level.array.shape[level.array.ndim - self._tail :],
             )
             if not inside.any() or not len(channels):
-                return Sampled(np.zeros(shape, self.dtype), inside, None, level.spacing)
+                return Sampled(np.zeros(shape, self.dtype), inside, None, level.spacing, True)
             box = (rows[down].min(), rows[down].max() + 1,
                    columns[across].min(), columns[across].max() + 1)  # fmt: skip
-            if not cached:
+            held = self._held(number, box, channels, plane)
+            missing = _missing(held, again=not cached)
+            if missing and cached:
+                continue
+            if missing:
                 pixels = (box[1] - box[0]) * (box[3] - box[2]) * level.cost
                 if pixels > MOST_PIXELS:
                     raise TooMuch
-                self._read_missing(number, box, channels, plane)
-            elif list(self._missing(number, box, channels, plane)):
-                continue
-            region, bad = self._assembled(number, box, channels, plane)
+                self._read_missing(number, missing, channels, plane, held)
+            region, bad = self._assembled(number, box, channels, held)
             rows, columns = rows - box[0], columns - box[2]  # beyond the edge, those at the edge
             values = np.empty(shape, self.dtype)
             for part, into in zip(region, values, strict=True):
@@ -228,7 +244,8 @@ class Levels:
             values[:, ~down] = values[:, :, ~across] = 0
             if bad is not None:
                 bad = bad.take(rows, 0, mode="clip").take(columns, 1, mode="clip") & inside
-            return Sampled(values, inside, bad, level.spacing)
+            is_lasting = all(block is None or block.is_lasting for block in held.values())
+            return Sampled(values, inside, bad, level.spacing, is_lasting)
         return None
 
     def needs_reading(
@@ -247,7 +264,7 @@ class Levels:
         if not len(rows) or not len(columns):
             return False
         box = (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1)
-        return any(True for _ in self._missing(number, box, channels, plane))
+        return bool(_missing(self._held(number, box, channels, plane), again=True))
 
     def at(self, x: float, y: float, distance: float, channels: Sequence[int], plane: int) -> Any:
         """Return the values at a position that blocks in the cache have; None if none does."""
@@ -257,13 +274,13 @@ class Levels:
             row, column = int(level.y.indices(point[1])[0]), int(level.x.indices(point[0])[0])
             if not (0 <= row < level.y.size and 0 <= column < level.x.size):
                 return None
-            keys = [
-                self._key(number, row // BLOCK, column // BLOCK, channel, plane)
+            blocks = [
+                self._cache.get(self._key(number, row // BLOCK, column // BLOCK, channel, plane))
                 for channel in channels
             ]
-            blocks = [self._cache.get(key) for key in keys]
-            if None not in [None if block is None else 0 for block in blocks]:
-                return [block[row % BLOCK, column % BLOCK] for block in blocks]  # type: ignore[index]
+            there = [block.values for block in blocks if block is not None]
+            if len(there) == len(blocks):
+                return [values[row % BLOCK, column % BLOCK] for values in there]
         return None
 
     @property
@@ -273,51 +290,40 @@ class Levels:
     def _key(self, number: int, row: int, column: int, channel: int, plane: int) -> Any:
         return id(self), number, row, column, channel, plane
 
-    def _missing(
-        self, number: int, box: Sequence[int], channels: Sequence[int], plane: int
-    ) -> Iterator[tuple[int, int]]:
-        """Yield row and column of blocks in a box that aren't in the cache for all channels."""
-        for row in range(box[0] // BLOCK, -(-box[1] // BLOCK)):
-            for column in range(box[2] // BLOCK, -(-box[3] // BLOCK)):
-                keys = (self._key(number, row, column, channel, plane) for channel in channels)
-                if not all(key in self._cache for key in keys):
-                    yield row, column
+    def _held(self, number: int, box: Sequence[int], channels: Sequence[int], plane: int) -> Held:
+        """Return the blocks in a box that are in the cache; they stay, whatever that drops."""
+        return {
+            (row, column, channel): self._cache.get(self._key(number, row, column, channel, plane))
+            for row in range(box[0] // BLOCK, -(-box[1] // BLOCK))
+            for column in range(box[2] // BLOCK, -(-box[3] // BLOCK))
+            for channel in channels
+        }
 
     def _read_missing(
-        self, number: int, box: Sequence[int], channels: Sequence[int], plane: int
+        self,
+        number: int,
+        missing: Sequence[tuple[int, int, int]],
+        channels: Sequence[int],
+        plane: int,
+        held: Held,
     ) -> None:
+        """Read blocks, in rectangles of all channels of which a block is missing."""
         level = self.levels[number]
-        for rows, columns in rectangles(list(self._missing(number, box, channels, plane))):
-            new = [
-                channel
-                for channel in channels
-                if any(
-                    self._key(number, row, column, channel, plane) not in self._cache
-                    for row in rows
-                    for column in columns
-                )
-            ]
+        places = dict.fromkeys((row, column) for row, column, _ in missing)
+        for rows, columns in rectangles(list(places)):
+            lacking = {c for row, column, c in missing if row in rows and column in columns}
+            new = [channel for channel in channels if channel in lacking]
             y = slice(rows.start * BLOCK, min(rows.stop * BLOCK, level.y.size))
             x = slice(columns.start * BLOCK, min(columns.stop * BLOCK, level.x.size))
-            pixels, bad, lasting = self._read(level, y, x, new, plane)
+            pixels, bad, is_lasting = self._read(level, y, x, new, plane)
             for row, column in itertools.product(rows, columns):
                 top, left = (row - rows.start) * BLOCK, (column - columns.start) * BLOCK
                 part = np.s_[top : top + BLOCK, left : left + BLOCK]
-                is_bad = bad is not None and bad[part].any()
+                marks = bad[part].copy() if bad is not None and bad[part].any() else None
                 for channel, plain in zip(new, pixels, strict=True):
-                    key = self._key(number, row, column, channel, plane)
-                    self._cache.put(key, plain[part].copy())
-                    if bad is not None and is_bad:
-                        self._cache.put(_marks(key), bad[part].copy())
-                    else:  # of an earlier attempt
-                        self._cache.drop([_marks(key)])
-            if bad is not None and not lasting:
-                self._passing.update(
-                    self._key(number, row, column, channel, plane)
-                    for row in rows
-                    for column in columns
-                    for channel in new
-                )
+                    block = Block(plain[part].copy(), marks, is_lasting or marks is None)
+                    held[row, column, channel] = block
+                    self._cache.put(self._key(number, row, column, channel, plane), block)
 
     def _read(
         self, level: Level, y: slice, x: slice, channels: Sequence[int], plane: int
@@ -343,56 +349,62 @@ class Levels:
         tops, lefts = level.frames()
         shape = (len(channels), y.stop - y.start, x.stop - x.start)
         values = np.zeros((*shape, *array.shape[array.ndim - self._tail :]), self.dtype)
-        bad = np.zeros(shape[1:], bool)
-        lasting = True
-        for rows in _pieces(y, tops):
-            for columns in _pieces(x, lefts):
-                at = np.s_[
-                    rows.start - y.start : rows.stop - y.start,
-                    columns.start - x.start : columns.stop - x.start,
-                ]
-                try:
-                    values[(slice(None), *at)] = read(y=rows, x=columns)
-                except FrameError as error:
-                    bad[at] = True
-                    lasting = lasting and not isinstance(error, OSError)
-        return values, bad, lasting
+        bad = np.ones(shape[1:], bool)
+        is_lasting, any_read, in_a_row = True, False, 0
+        late = time.monotonic() + PATIENCE
+        for rows, columns in itertools.product(_pieces(y, tops), _pieces(x, lefts)):
+            at = np.s_[
+                rows.start - y.start : rows.stop - y.start,
+                columns.start - x.start : columns.stop - x.start,
+            ]
+            try:
+                values[(slice(None), *at)] = read(y=rows, x=columns)
+            except FrameError as error:
+                if not isinstance(error, OSError):
+                    continue
+                is_lasting = False
+                in_a_row += 1
+                if time.monotonic() > late and not any_read:
+                    raise  # not the frame, but where it comes from
+                if time.monotonic() > late and in_a_row >= IN_A_ROW:
+                    break
+            else:
+                bad[at] = False
+                any_read, in_a_row = True, 0
+        return values, bad, is_lasting
 
     def _assembled(
-        self, number: int, box: Sequence[int], channels: Sequence[int], plane: int
+        self, number: int, box: Sequence[int], channels: Sequence[int], held: Held
     ) -> tuple[list[NDArray[Any]], NDArray[np.bool_] | None]:
-        """Return the pixels of a box from blocks in the cache, by channel, and marks of bad."""
+        """Return the pixels of a box from blocks, by channel, and where frames are bad."""
         level = self.levels[number]
         shape = (box[1] - box[0], box[3] - box[2])
         tail = level.array.shape[level.array.ndim - self._tail :]
-        found = [np.zeros((*shape, *tail), self.dtype) for _ in channels]
+        found = {channel: np.empty((*shape, *tail), self.dtype) for channel in channels}
         bad: NDArray[np.bool_] | None = None
-        for row in range(box[0] // BLOCK, -(-box[1] // BLOCK)):
-            for column in range(box[2] // BLOCK, -(-box[3] // BLOCK)):
-                top, left = row * BLOCK, column * BLOCK
-                here = np.s_[
-                    max(top, box[0]) - box[0] : min(top + BLOCK, box[1]) - box[0],
-                    max(left, box[2]) - box[2] : min(left + BLOCK, box[3]) - box[2],
-                ]
-                there = np.s_[
-                    max(top, box[0]) - top : min(top + BLOCK, box[1]) - top,
-                    max(left, box[2]) - left : min(left + BLOCK, box[3]) - left,
-                ]
-                for channel, into in zip(channels, found, strict=True):
-                    key = self._key(number, row, column, channel, plane)
-                    block = self._cache.get(key)
-                    if block is not None:  # else it was dropped for others meanwhile
-                        into[here] = block[there]
-                    marks = self._cache.get(_marks(key))
-                    if marks is not None:
-                        bad = np.zeros(shape, bool) if bad is None else bad
-                        bad[here] |= marks[there]
-        return found, bad
+        for (row, column, channel), block in held.items():
+            assert block is not None
+            top, left = row * BLOCK, column * BLOCK
+            here = np.s_[
+                max(top, box[0]) - box[0] : min(top + BLOCK, box[1]) - box[0],
+                max(left, box[2]) - box[2] : min(left + BLOCK, box[3]) - box[2],
+            ]
+            there = np.s_[
+                max(top, box[0]) - top : min(top + BLOCK, box[1]) - top,
+                max(left, box[2]) - left : min(left + BLOCK, box[3]) - left,
+            ]
+            found[channel][here] = block.values[there]
+            if block.bad is not None:
+                bad = np.zeros(shape, bool) if bad is None else bad
+                bad[here] |= block.bad[there]
+        return [found[channel] for channel in channels], bad
 
 
-def _marks(key: Any) -> Any:
-    """Return the key of the marks of bad frames in a block."""
-    return *key, "bad"
+def _missing(held: Held, *, again: bool) -> list[tuple[int, int, int]]:
+    """Return which blocks aren't there; `again`: or may be read at another attempt."""
+    return [
+        place for place, block in held.items() if block is None or (again and not block.is_lasting)
+    ]
 
 
 def _distance(positions: NDArray[np.float64]) -> float:

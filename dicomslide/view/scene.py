@@ -98,6 +98,8 @@ class Picture:
     """Shapes that aren't drawn into the pixels, by overlay."""
     notes: list[str]
     """What isn't shown, and why."""
+    is_lasting: bool = True
+    """False if another attempt may show more."""
 
 
 class Scene:
@@ -268,7 +270,7 @@ class Scene:
         except TooMuch:
             picture.notes.append("zoom in: the slide has no level for this view")
         else:
-            picture.spacing = sampled.spacing
+            picture.spacing, picture.is_lasting = sampled.spacing, sampled.is_lasting
             colors = picture.pixels
             colors[..., 3] = sampled.inside * np.uint8(255)
             if self.is_color:

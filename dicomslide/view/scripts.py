@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["ANSWERED", "ASK", "COPY", "JUMP", "POINT", "POINTED"]
+__all__ = ["ANSWERED", "ASK", "COPY", "JUMP", "LOST", "POINT", "POINTED"]
+
+PATIENCE = 15_000
+"""Milliseconds after which a view that isn't answered is asked for again at the next change."""
 
 ASK = """
 // asks for the view when ranges or the size of the figure change: one request at a time, the last
@@ -31,15 +34,21 @@ function ask() {
   asked._count = (asked._count ?? 0) + 1
   asked.data = {x0: [x.start], x1: [x.end], y0: [y.start], y1: [y.end], w: [w], h: [h],
                 ratio: [window.devicePixelRatio || 1], n: [asked._count]}
+  clearTimeout(asked._timer)
+  asked._timer = setTimeout(() => {
+    lost.text = "No picture yet: the program that makes it is busy, or has ended."
+  }, PATIENCE)
 }
 asked._ask = ask
 if (!asked._planned) { asked._planned = true; queueMicrotask(ask) }
-""".replace("PATIENCE", "15000")
+""".replace("PATIENCE", str(PATIENCE))
 
 ANSWERED = """
 // the server has drawn a view, or says that it can't, and when to ask again; or something stands in
 if (!answered.data.n[0]) return
 asked._busy = false
+clearTimeout(asked._timer)
+lost.text = ""
 const retry = answered.data.retry[0]
 if (asked._again) asked._ask?.()
 else if (retry > 0) setTimeout(() => asked._ask?.(), retry)
@@ -65,6 +74,11 @@ if (pointed._next) {
   pointed._since = Date.now()
   pointed.data = {x: [x], y: [y]}
 }
+"""
+
+LOST = """
+lost.text = "The connection to the program that makes pictures is lost. Reload this page; if it"
+  + " isn't there, start the program again, and open the address that it prints."
 """
 
 JUMP = """

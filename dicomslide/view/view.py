@@ -179,6 +179,7 @@ class SlideView:
             pn.pane.Bokeh(window.figure, sizing_mode="stretch_both"),
             window.position,
             window.message,
+            window.lost,
             sizing_mode="stretch_both",
             min_height=height,
             styles={"flex": "1 1 0", "min-width": f"min(100%, {LEAST_WIDTH}px)"},
@@ -191,6 +192,8 @@ class SlideView:
             sizing_mode="stretch_both" if is_page else "stretch_width",
             min_height=height,
         )
+        if background and pn.state.curdoc is not None:
+            window.watch(pn.state.curdoc)
         self._show_drawn()
         return pane
 

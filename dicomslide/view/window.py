@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from bokeh.events import MouseMove, SelectionGeometry, Tap
+from bokeh.events import ConnectionLost, MouseMove, SelectionGeometry, Tap
 from bokeh.models import (
     BoxSelectTool,
     ColumnDataSource,
@@ -29,6 +29,7 @@ from dicomslide.view import scripts
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bokeh.document import Document
     from numpy.typing import NDArray
 
     from dicomslide.view.scene import Picture, Scene
@@ -46,6 +47,7 @@ OVERVIEW = 220
 """Edge of the overview in pixels."""
 STAND_IN = 2
 """Pixels of a view, along an edge, per pixel of a coarser picture that stands in for it."""
+ALARM = {"color": "#B00020"}
 AXIS = 64
 """Pixels for the axis of y with its numbers, however long: or each zoom would resize the figure."""
 BEYOND = 4.0
@@ -95,7 +97,8 @@ class Window:
         self.figure = self._figure(height)
         self.overview = self._overview()
         self.position = Div(text="", styles={"font-family": "monospace", "min-height": "1.3em"})
-        self.message = Div(text="", styles={"color": "#B00020", "min-height": "1.3em"})
+        self.message = Div(text="", styles=ALARM | {"min-height": "1.3em"})
+        self.lost = Div(text="", styles=ALARM)
         self._wire()
 
     # -- models --
@@ -190,6 +193,7 @@ class Window:
     def _wire(self) -> None:
         args = dict(
             figure=self.figure, x=self.x, y=self.y, asked=self.asked, box=self.box_source,
+            lost=self.lost,
             answered=self.answered,  # which is sent to the browser only if something there has it
         )  # fmt: skip
         ask = CustomJS(args=args, code=scripts.ASK)
@@ -199,7 +203,7 @@ class Window:
         for name in ("inner_width", "inner_height"):
             self.figure.js_on_change(name, ask)
         for source in (self.near, self.answered):
-            args = dict(asked=self.asked, answered=source)
+            args = dict(asked=self.asked, answered=source, lost=self.lost)
             source.js_on_change("data", CustomJS(args=args, code=scripts.ANSWERED))
         self.asked.on_change("data", self._on_asked)
         pointed = dict(pointed=self.pointed)
@@ -250,7 +254,10 @@ class Window:
                 if coarse is not None:
                     self._show(coarse, message=None)
             picture = self.scene.render(box, shape)
-            message = "; ".join(picture.notes) if picture else ""
+            assert picture is not None  # as it may be read
+            message = "; ".join(picture.notes)
+            if not picture.is_lasting:
+                retry, message = RETRY, f"{message}: trying again"
         except (DicomSlideError, OSError, MemoryError) as error:
             retry = RETRY if isinstance(error, OSError) else 0
             again = ": trying again" if retry else ""
@@ -321,6 +328,11 @@ class Window:
             )
 
         self._later(change)
+
+    def watch(self, document: Document) -> None:
+        """Let a page say when it has lost its server."""
+        lost = CustomJS(args=dict(lost=self.lost), code=scripts.LOST)
+        document.js_on_event(ConnectionLost, lost)
 
     def close(self) -> None:
         """End the thread."""

@@ -19,8 +19,8 @@ class RangeServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, folder):
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, folder, port=0):
+        super().__init__(("127.0.0.1", port), _Handler)
         self.folder = Path(folder)
         self.faults = []
         self.always = None
@@ -29,6 +29,7 @@ class RangeServer(ThreadingHTTPServer):
         self.gate = None  # a barrier at which requests wait for each other
         self.token = None
         self.clients = set()
+        self.connections = set()
         self.hangs = threading.Event()
         self.released = threading.Event()
         self.lock = threading.Lock()
@@ -41,6 +42,17 @@ class RangeServer(ThreadingHTTPServer):
         with self.lock:
             self.requests.clear()
             self.nbytes = 0
+
+    def process_request(self, request, client_address):
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def server_close(self):
+        """End connections, too, as a process that ends."""
+        super().server_close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):  # it has ended already
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request, client_address):
         """Clients that hang up are part of the play."""
@@ -149,8 +161,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(folder):
-    server = RangeServer(folder)
+def serving(folder, port=0):
+    server = RangeServer(folder, port)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
