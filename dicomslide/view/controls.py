@@ -82,9 +82,10 @@ def _channel(channel: Channel, changed: Callable[[], None]) -> Any:
     color = pn.widgets.ColorPicker(value=channel.color, width=45, height=30)
     low, high = channel.valid_range
     low, high = min(low, channel.limits[0]), max(high, channel.limits[1])
+    is_wide = high - low > 20
     limits = pn.widgets.EditableRangeSlider(
         label="", start=low, end=high, value=channel.limits, width=WIDTH,
-        step=1.0 if high - low > 20 else (high - low) / 200,
+        step=1.0 if is_wide else (high - low) / 200, format="0" if is_wide else "0.[000]",
     )  # fmt: skip
     _watch(visible, channel, "visible", changed)
     _watch(color, channel, "color", changed)

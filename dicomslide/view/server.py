@@ -134,4 +134,4 @@ class SlideServer:
             png = _png(Image.fromarray(picture))
             image = pn.pane.PNG(png, link_url=link, width=PICTURE, target="_self")
             cards.append(pn.Column(pn.pane.HTML(title), image, width=PICTURE))
-        return pn.FlexBox(*cards, sizing_mode="stretch_width")
+        return pn.FlexBox(*cards, gap="16px", sizing_mode="stretch_width")
