@@ -146,11 +146,12 @@ MEASURED = 300
 
 
 def write_slides(folder: Path, number: int, edge: int = EDGE) -> None:
-    """Write slides of four files, of different pixels."""
+    """Write slides of four files."""
     from dicomslide.testing import write_slide
 
     write_slide(folder / "0", shape=(edge, edge), tile_shape=(TILE, TILE), associated=False,
-                downsamples=DOWNSAMPLES, container_id="S-0", slide_number=0)  # fmt: skip
+                downsamples=DOWNSAMPLES, offset_table="extended", container_id="S-0",
+                slide_number=0)  # fmt: skip
     for each in range(1, number):
         # other paths: nothing is shared but the disk
         shutil.copytree(folder / "0", folder / str(each), copy_function=os.link)
@@ -174,7 +175,6 @@ ACTIONS: dict[str, Callable[[Any], Any]] = {
     "open": lambda slide: slide,
     "virtualise": lambda slide: slide.to_virtual(),
     "tile": lambda slide: slide.get_volume_images()[0].get_total_pixel_matrix()[30],
-    "coarse level": _level(2),
     "base level": _level(0),
 }
 """What is done with an open slide, by name."""
@@ -300,7 +300,8 @@ def _repository(folder: Path) -> tuple[float, float]:
 SLIDES = 1_000_000
 FRAMES, FRAME_BYTES = 54_000, 15_000
 """Frames of a slide of four levels, 51,200² pixels at the base, and bytes of one."""
-FRAMES_PER_REQUEST = 100
+FRAMES_PER_REQUEST, AT_ONCE = 100, 8
+"""Frames of a request for many, and requests of a slide that are under way at once."""
 COUNTS = (1, 10, 100, 1000)
 
 
@@ -328,17 +329,18 @@ def main() -> None:
     )
     whole, opened = units["base level"], units["open"]
     requests = FRAMES // FRAMES_PER_REQUEST
+    virtual = dataclasses.replace(
+        _after(opened, units["virtualise"]),
+        cpu=opened.cpu + units["virtualise"].cpu + FRAMES * seconds_of_chunk,
+    )
+    per_frame = whole.cpu / frames
     jobs = {
         "open, by files": opened,
         "a tile, by an index": dataclasses.replace(units["tile"], cpu=opened.cpu),
-        "virtualise": dataclasses.replace(
-            _after(opened, units["virtualise"]),
-            cpu=opened.cpu + units["virtualise"].cpu + FRAMES * seconds_of_chunk,
-        ),
-        "a coarse level": _after(opened, units["coarse level"]),
-        "all pixels": Job(requests, FRAMES * FRAME_BYTES, requests // 8,
-                          FRAMES * whole.cpu / frames),
-    }  # fmt: skip
+        "a level of 2,048²": _after(opened, Job(1, 64 * FRAME_BYTES, 1, 64 * per_frame)),
+        "virtualise, extended offset tables": virtual,
+        "all pixels": Job(requests, FRAMES * FRAME_BYTES, requests // AT_ONCE, FRAMES * per_frame),
+    }
     heads = "".join(f" h, {n:,} workers |" for n in COUNTS)
     print(f"| of {SLIDES:,} slides | 10⁶ requests | TB |{heads} refused at the last |")
     print("|---|---|---|" + "---|" * len(COUNTS) + "---|")
