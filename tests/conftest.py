@@ -77,7 +77,7 @@ def _wait_for_threads(seconds):
     """Wait for threads that go on after an error: as of other files, where one doesn't open."""
     until = time.monotonic() + seconds
     for thread in threading.enumerate():
-        if thread.name == "dicomslide":
+        if thread.name == "dicomslide" and thread.is_alive():  # one that starts can't be joined
             thread.join(max(0.0, until - time.monotonic()))
 
 

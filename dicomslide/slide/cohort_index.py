@@ -216,7 +216,7 @@ _tables: Registry[tuple[Hashable, ...], _Table] = Registry(
     16, "indices of cohorts", lambda table: table.nbytes
 )
 _groups: Registry[tuple[Hashable, ...], _Group] = Registry(
-    MOST_GROUPS, "row groups", lambda group: group.nbytes
+    MOST_GROUPS, "row groups of indices", lambda group: group.nbytes
 )
 
 
