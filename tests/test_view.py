@@ -97,6 +97,18 @@ def test_a_page_shows_the_pixels_of_the_arrays_at_its_millimetres(
     assert page.errors == []
 
 
+def test_numbers_of_axes_never_resize_the_figure(browser, pages):
+    page = Page(browser, f"{pages.url}/slide?name=S-1")
+    before = page.figure()
+    for _ in range(6):
+        page.wheel(17.6123, 31.7123, notches=4)
+        after = page.figure()
+        assert [after[edge] for edge in ("width", "height")] == [
+            before[edge] for edge in ("width", "height")
+        ]
+    assert after["x1"] - after["x0"] < 0.02  # numbers of four decimals
+
+
 def test_a_box_that_is_drawn_is_read_back(browser, pages, tissue):
     page = Page(browser, f"{pages.url}/slide?name=S-1")
     view = pages.views[-1]

@@ -48,7 +48,7 @@ OVERVIEW = 220
 STAND_IN = 2
 """Pixels of a view, along an edge, per pixel of a coarser picture that stands in for it."""
 ALARM = {"color": "#B00020"}
-AXIS = 64
+AXIS = 96
 """Pixels for the axis of y with its numbers, however long: or each zoom would resize the figure."""
 BEYOND = 4.0
 """Times the slide's size that a view may have."""
