@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("--overwrite", action="store_true", help="replace an existing index")
     index.add_argument("slide", type=_path, nargs="+", metavar="SLIDE",
                        help="DICOM file or folder, or its URL; also of several slides")  # fmt: skip
-    index.add_argument("index", type=_path, metavar="INDEX",
+    index.add_argument("index", type=_index_path, metavar="INDEX",
                        help="Parquet file or its URL, e.g. cohort.parquet")  # fmt: skip
     index.set_defaults(run=_index)
 
@@ -191,9 +191,9 @@ def _parser() -> argparse.ArgumentParser:
     virtualize.add_argument("slide", type=_path, nargs="+", metavar="SLIDE",
                             help="DICOM file or folder, or its URL; also of several"
                             " slides")  # fmt: skip
-    virtualize.add_argument("repository", type=Path, metavar="REPO",
-                            help="folder of the repository, which is created, or extended by"
-                            " slides")  # fmt: skip
+    virtualize.add_argument("repository", type=_path, metavar="REPO",
+                            help="folder or URL (s3://) of the repository, which is created, or"
+                            " extended by slides")  # fmt: skip
     virtualize.set_defaults(run=_virtualize)
 
     demo = commands.add_parser(
@@ -262,6 +262,15 @@ def _path(text: str) -> Path | str:
     if not text:
         raise argparse.ArgumentTypeError("an empty path")
     return text if "://" in text else Path(text)
+
+
+def _index_path(text: str) -> Path | str:
+    from dicomslide.slide.cohort_index import is_index
+
+    path = _path(text)
+    if not is_index(path):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a path that ends with .parquet")
+    return path
 
 
 # -- info ------------------------------------------------------------------------------------

@@ -652,6 +652,9 @@ def test_an_index_is_written_at_the_prompt(folder, tmp_path, capsys):
     assert "broken.dcm: its header" in capsys.readouterr().err
     assert main(["info", str(path)]) == 0
     assert "S-3" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["index", "absent", str(tmp_path / "i.csv")])
+    assert "i.csv': expected a path that ends with .parquet" in capsys.readouterr().err
 
 
 def test_a_header_of_a_file_is_not_read_again(index, folder, frames_read):

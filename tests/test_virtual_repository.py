@@ -173,6 +173,14 @@ def test_the_command_line_writes_and_extends(tmp_path, capsys):
     assert main(["virtualize", "--overwrite", str(tmp_path / "slides"), repo]) == 0
 
 
+def test_the_command_line_takes_urls_of_repositories(tmp_path, capsys, monkeypatch):
+    cohort(tmp_path / "slides", 1)
+    monkeypatch.chdir(tmp_path)
+    assert main(["virtualize", "slides", "memory://cohort.icechunk"]) == 1
+    assert "memory://cohort.icechunk: icechunk has storages of" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["slides"]
+
+
 # -- changes and servers ---------------------------------------------------------------------------
 
 
