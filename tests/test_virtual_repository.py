@@ -14,7 +14,7 @@ import xarray as xr
 
 import dicomslide
 from dicomslide.cli import main
-from dicomslide.errors import MetadataWarning, NotVirtualError, StoreExistsError
+from dicomslide.errors import ExportError, MetadataWarning, NotVirtualError, StoreExistsError
 from tests.support.optional import need
 from tests.support.quirky import BASELINE, NATIVE, RLE, open_stored, pyramid, split_in_two, write
 from tests.support.range_server import serving
@@ -22,6 +22,7 @@ from tests.support.range_server import serving
 need("icechunk", "virtualizarr")
 import icechunk  # noqa: E402
 
+import dicomslide.virtual.repository as repository_module  # noqa: E402
 from dicomslide.virtual import to_icechunk  # noqa: E402
 
 HAS_ZARR_CODECS = importlib.util.find_spec("imagecodecs.zarr") is not None
@@ -171,6 +172,39 @@ def test_the_command_line_writes_and_extends(tmp_path, capsys):
     assert main(["virtualize", str(tmp_path / "slides"), repo]) == 1
     assert "S-1, S-2 already" in capsys.readouterr().err
     assert main(["virtualize", "--overwrite", str(tmp_path / "slides"), repo]) == 0
+
+
+def test_what_is_no_folder_for_a_repository_is_one_line(tmp_path, capfd):
+    cohort(tmp_path / "slides", 1)
+    (tmp_path / "file").write_text("")
+    for place, said in ("slides", "clean prefix"), ("file", "file"), ("file/repo", "file/repo"):
+        assert main(["virtualize", str(tmp_path / "slides"), str(tmp_path / place)]) == 1
+        errors = [line for line in capfd.readouterr().err.splitlines() if "dicomslide:" in line]
+        assert len(errors) == 1
+        assert said in errors[0]
+        assert "context" not in errors[0]
+
+
+def test_slides_that_others_add_meanwhile_stay(tmp_path, monkeypatch):
+    slides = {name: open_stored(pyramid(tmp_path / name)) for name in "abc"}
+    to_icechunk({"a": slides["a"]}, tmp_path / "repo")
+    write_slides = repository_module.write_slides
+
+    def meanwhile(name):
+        def write(*arguments):
+            monkeypatch.setattr(repository_module, "write_slides", write_slides)
+            to_icechunk({name: slides["b"]}, tmp_path / "repo")
+            write_slides(*arguments)
+
+        monkeypatch.setattr(repository_module, "write_slides", write)
+
+    meanwhile("b")
+    assert names_in(to_icechunk({"c": slides["c"]}, tmp_path / "repo")) == ["a", "b", "c"]
+    meanwhile("d")
+    with pytest.raises(ExportError, match=r"repo: nothing is committed.*same names"):
+        to_icechunk({"d": slides["c"]}, tmp_path / "repo")
+    (again,) = dicomslide.open_slides(tmp_path / "repo").select(["d"]).values()
+    assert again.name == slides["b"].name
 
 
 def test_the_command_line_takes_urls_of_repositories(tmp_path, capsys, monkeypatch):

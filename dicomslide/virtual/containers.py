@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from dicomslide.backends.objects.repositories import storage_of
+from dicomslide.backends.objects.storage import is_url
 from dicomslide.errors import NotVirtualError
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ def opened(
     """Open or create a repository that has access to files."""
     import icechunk
 
+    if isinstance(storage, (str, os.PathLike)) and not is_url(storage):
+        # icechunk ends in a panic where it can't
+        os.makedirs(os.path.expanduser(storage), exist_ok=True)
     storage = storage_of(storage)
     exists = icechunk.Repository.exists(storage)
     config = icechunk.Repository.fetch_config(storage) if exists else None

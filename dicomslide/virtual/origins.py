@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dicomslide.backends.concatenation import parts_of
 from dicomslide.backends.net.redaction import public_url
-from dicomslide.backends.objects.repositories import storage_of
+from dicomslide.backends.objects.repositories import reason_of, storage_of
 from dicomslide.backends.records import record_of, source_of
 from dicomslide.errors import CohortIndexError, NotSlideError, SourceReadError
 
@@ -62,7 +62,9 @@ def origins_in(repository: Any) -> tuple[dict[str, Origin], dict[str, Exception]
         documents = sync(_documents(repository.readonly_session("main").store))
     except icechunk.IcechunkError as error:
         name = public_url(str(repository))
-        raise SourceReadError(f"{name}: icechunk can't read the repository: {error}") from error
+        raise SourceReadError(
+            f"{name}: icechunk can't read the repository: {reason_of(error)}"
+        ) from error
     found: dict[str, Origin] = {}
     failures: dict[str, Exception] = {}
     for name, document in sorted(documents.items()):

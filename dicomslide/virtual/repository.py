@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from dicomslide.backends.concatenation import ConcatenatedSource
+from dicomslide.backends.net.redaction import public_url
 from dicomslide.backends.objects.remote import OF_HEAD, RemoteSource
+from dicomslide.backends.objects.repositories import reason_of
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.contents.contents import SlideContents
-from dicomslide.errors import DicomSlideError, MetadataWarning, NotVirtualError
+from dicomslide.errors import DicomSlideError, ExportError, MetadataWarning, NotVirtualError
 from dicomslide.process.parallel import together
 from dicomslide.process.warn import warn
 from dicomslide.virtual.commit import Built, write_slides
@@ -92,6 +95,9 @@ def to_icechunk(
         When a slide of that name is there, unless it is to be overwritten.
     NotVirtualError
         When frames can't be chunks: see :meth:`dicomslide.Slide.to_virtual`.
+    ExportError, OSError
+        When icechunk can't write there: a folder with other files, no permission; or another
+        process has written slides of the same names meanwhile.
     ImportError
         When icechunk or VirtualiZarr isn't installed: the extra ``virtual``.
 
@@ -114,6 +120,8 @@ def to_icechunk(
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error must be "raise" or "skip", not {on_error!r}')
     check_installed("icechunk", "virtualizarr")
+    import icechunk
+
     build = _Build(
         associated=associated, include_patient=include_patient, check_frames=checked(check_frames)
     )
@@ -125,11 +133,32 @@ def to_icechunk(
     if not found:
         raise NotVirtualError("no slide to write")
     urls = {url for _, checksums in found.values() for url in checksums}
-    repository = opened(storage, sorted(urls), containers, credentials or {})
-    session = repository.writable_session("main")
-    write_slides(session.store, found, overwrite)
-    session.commit(f"slides: {', '.join(found)}")
+    with _errors(storage):
+        repository = opened(storage, sorted(urls), containers, credentials or {})
+        session = repository.writable_session("main")
+        write_slides(session.store, found, overwrite)
+        # slides that another process has added meanwhile stay
+        session.commit(f"slides: {', '.join(found)}", rebase_with=icechunk.ConflictDetector())
     return repository
+
+
+@contextlib.contextmanager
+def _errors(storage: Any) -> Iterator[None]:
+    """Convert errors of icechunk to those of the package."""
+    import icechunk
+
+    name = public_url(str(storage))
+    try:
+        yield
+    except (icechunk.ConflictError, icechunk.RebaseFailedError) as error:
+        raise ExportError(
+            f"{name}: nothing is committed, since another process has begun the repository, or"
+            " written slides of the same names, meanwhile; write them again"
+        ) from error
+    except icechunk.IcechunkError as error:
+        raise ExportError(
+            f"{name}: icechunk can't write to the repository: {reason_of(error)}"
+        ) from error
 
 
 class _Build:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
 
     import icechunk
 
-__all__ = ["is_repository", "storage_of"]
+__all__ = ["is_repository", "reason_of", "storage_of"]
 
 SUFFIX = ".icechunk"
 """End of the URL of a repository."""
+_REASON = re.compile(r"^ *(?:x|×|[|├╰`]─?-?[>▶]) (.+)$", re.MULTILINE)
+"""Line of an error of icechunk that says what happened; others say where in its code."""
 
 
 def is_repository(source: object) -> bool:
@@ -93,3 +96,8 @@ def _of_s3(options: Mapping[str, Any]) -> dict[str, Any]:
         "from_env": None if key or is_anonymous else True,
         "requester_pays": bool(given.get("requester_pays")),
     }
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error of icechunk says, as a line."""
+    return ": ".join(dict.fromkeys(_REASON.findall(str(error)))) or str(error)
