@@ -163,6 +163,19 @@ def test_two_slides_of_one_name_are_an_error(tmp_path):
         to_icechunk({"a/b": slide, "a_b": slide}, tmp_path / "repo")
 
 
+def test_names_that_zarr_has_for_other_things_are_replaced(tmp_path):
+    slide = open_stored(pyramid(tmp_path / "slide"))
+    repository = to_icechunk({"zarr.json": slide, "a.zarr.json": slide}, tmp_path / "repo")
+    assert names_in(repository) == ["a.zarr.json", "slide"]
+    assert list(dicomslide.open_slides(repository)) == ["a.zarr.json", "slide"]
+
+
+@pytest.mark.parametrize("slides", [{"a": 5}, {1: "slide"}, ["slide"], "slide"])
+def test_what_is_no_slide_is_refused(tmp_path, slides):
+    with pytest.raises(TypeError, match=r"expected slides.* not a (int|str)"):
+        to_icechunk(slides, tmp_path / "repo")
+
+
 def test_the_command_line_writes_and_extends(tmp_path, capsys):
     cohort(tmp_path / "slides", 1, 2)
     repo = str(tmp_path / "repo")

@@ -100,7 +100,7 @@ async def _documents(store: Any) -> dict[str, dict[str, Any]]:
     from zarr.core.buffer import default_buffer_prototype
 
     prototype = default_buffer_prototype()
-    names = [name async for name in store.list_dir("") if not name.endswith("zarr.json")]
+    names = [name async for name in store.list_dir("") if name != "zarr.json"]
 
     async def read(some: Iterable[str]) -> list[Any]:
         return await asyncio.gather(*(store.get(f"{each}/zarr.json", prototype) for each in some))

@@ -183,6 +183,9 @@ def _built(slides: Any, build: _Build) -> tuple[dict[str, Built], dict[str, Exce
         failures = {name: error.error or error for name, error in results.failures.items()}
         return _grouped(results), {**cohort.failures, **failures}
     named = dict(slides) if isinstance(slides, Mapping) else _by_name(slides)
+    for name, slide in named.items():
+        if not (isinstance(name, str) and isinstance(slide, SlideContents)):
+            raise TypeError(f"expected slides by name, not a {type(slide).__name__} by {name!r}")
     built: dict[str, Built] = {}
     failed: dict[str, Exception] = {}
 
@@ -213,7 +216,9 @@ def _grouped(built: Mapping[str, Built]) -> dict[str, Built]:
     """Return slides by the names of their groups: one part of a path each."""
     found: dict[str, Built] = {}
     for name, each in built.items():
-        group = name.replace("/", "_").strip("._") or "slide"
+        group = name.replace("/", "_").strip("._")
+        if group in ("", "zarr.json"):  # the latter is the name of metadata
+            group = "slide"
         if group in found:
             raise NotVirtualError(f"{name!r}: the group {group!r} is that of another slide")
         found[group] = each
