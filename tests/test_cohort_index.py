@@ -21,6 +21,7 @@ from dicomslide.contents.description import COLUMNS, summary_of
 from dicomslide.errors import (
     CohortIndexError,
     NotDicomError,
+    NotSlideError,
     SourceChangedError,
     SourceNotFoundError,
     StoreExistsError,
@@ -328,7 +329,8 @@ def test_a_file_that_changed_since_is_noticed(tmp_path):
     size = path.stat().st_size
     path.write_bytes(path.read_bytes() + b"\0\0")
     slides = dicomslide.open_slides(tmp_path / "i.parquet")
-    with pytest.raises(SourceChangedError, match=rf"level-0.dcm: .* {size + 2} .* {size} bytes"):
+    said = rf"level-0.dcm: .* {size + 2} .* {size} bytes.*, or its index, written anew"
+    with pytest.raises(SourceChangedError, match=said):
         slides["S-1"]
     assert slides["S-2"].size == (70, 90)
     path.unlink()
@@ -485,6 +487,19 @@ def test_an_index_is_written_whole_or_not_at_all(folder, index, monkeypatch):
         dicomslide.open_slides(index, stains=["x"])
     with pytest.raises(NotDicomError, match=r"cohort.parquet: not a DICOM file"):
         dicomslide.open_slides([index])
+    with pytest.raises(NotDicomError, match=r"cohort.parquet: not a DICOM file") as error:
+        dicomslide.open_slide(index)
+    assert error.value.__notes__ == [
+        "open_slides opens an index of slides, or a repository of them"
+    ]
+
+
+def test_an_index_without_slides_is_refused(folder, tmp_path):
+    none = dicomslide.open_slides(folder).select([])
+    assert repr(none) == "<Cohort of 0 slides>"
+    with pytest.raises(NotSlideError, match="a cohort without slides"):
+        none.save(tmp_path / "i.parquet")
+    assert not list(tmp_path.iterdir())
 
 
 # -- buckets and servers ---------------------------------------------------------------------

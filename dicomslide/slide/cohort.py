@@ -157,9 +157,10 @@ class Cohort(Identified, ContactSheet, Mapping[str, Slide]):
 
     def __repr__(self) -> str:
         names = ", ".join(itertools.islice(self, MAX_NAMES_SHOWN))
+        names = f": {names}" if names else ""
         more = ", ..." if len(self) > MAX_NAMES_SHOWN else ""
         failed = f"; {dicom.counted(len(self._failures), 'failure')}" if self._failures else ""
-        return f"<Cohort of {dicom.counted(len(self), 'slide')}: {names}{more}{failed}>"
+        return f"<Cohort of {dicom.counted(len(self), 'slide')}{names}{more}{failed}>"
 
     def _repr_html_(self) -> str:
         from dicomslide.display.html import MOST_SLIDES, cohort_html

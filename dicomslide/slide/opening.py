@@ -17,7 +17,7 @@ from dicomslide.backends.dicomweb.client import (
 )
 from dicomslide.contents.collection import SlideGroup, group_by_slide
 from dicomslide.contents.options import SlideOptions
-from dicomslide.errors import NotSlideError
+from dicomslide.errors import NotDicomError, NotSlideError
 from dicomslide.header import dicom
 from dicomslide.header.resolution import Spacing, spacing_in_mm
 from dicomslide.image import TiledImage
@@ -145,7 +145,15 @@ def open_slide(
     else:
         from dicomslide.backends.open import open_store
 
-        store = open_store(source, storage_options)
+        try:
+            store = open_store(source, storage_options)
+        except NotDicomError as error:
+            from dicomslide.backends.objects.repositories import is_repository
+            from dicomslide.slide.cohort_index import is_index
+
+            if is_index(source) or is_repository(source):
+                error.add_note("open_slides opens an index of slides, or a repository of them")
+            raise
     metadata = store.metadata
     if study_instance_uid is not None:
         metadata = [

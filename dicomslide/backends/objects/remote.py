@@ -24,6 +24,7 @@ from dicomslide.backends.net.storage_options import harmless_for, remembered, sc
 from dicomslide.backends.objects import ranges
 from dicomslide.backends.objects.attempts import deadline_of
 from dicomslide.backends.objects.storage import ObjectReach
+from dicomslide.backends.part10.local import OPEN_AGAIN
 from dicomslide.backends.part10.packed import unpack
 from dicomslide.backends.part10.parsed import ParsedFile
 from dicomslide.backends.part10.source import Part10Source
@@ -278,8 +279,7 @@ class RemoteFile:
         if size not in (None, self.size):
             found = f"has {size} bytes, expected {self.size}"
         return SourceChangedError(
-            f"{self.name}: the object has changed since it was opened, it {found}; open the slide"
-            " again"
+            f"{self.name}: the object has changed since it was opened, it {found}; {OPEN_AGAIN}"
         )
 
 

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from dicomslide.header.blobs import Span
     from dicomslide.pixels.pixel_format import Buffer
 
-__all__ = ["ChangingBlob", "LocalFile", "Signature", "check_is_file", "check_unchanged"]
+__all__ = ["OPEN_AGAIN", "ChangingBlob", "LocalFile", "Signature", "check_is_file",
+           "check_unchanged"]  # fmt: skip
+
+OPEN_AGAIN = "open the slide again, or its index, written anew"
+"""Remedy for a file or object that has changed since."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -175,7 +179,7 @@ def check_unchanged(path: str, before: Signature, now: Signature) -> None:
     if now != before:
         raise SourceChangedError(
             f"{path}: the file isn't any more the one that was opened: it has {_said(now)},"
-            f" expected {_said(before)}; open the slide again"
+            f" expected {_said(before)}; {OPEN_AGAIN}"
         )
 
 
