@@ -16,7 +16,7 @@ import dicomslide
 from dicomslide.backends.net import policy
 from dicomslide.testing import write_slide
 from tests.support import range_server
-from tests.support.browser import SETTLED, Page, chromium, serving
+from tests.support.browser import FIGURE, SETTLED, Page, chromium, serving
 from tests.support.looked_at import write_markers, write_tissue
 
 pytestmark = pytest.mark.needs("panel", "playwright")
@@ -174,6 +174,34 @@ def test_several_slides_begin_with_a_contact_sheet(browser, pages):
     page.get_by_role("link", name="F-1").first.click()
     page.wait_for_function(SETTLED, timeout=60_000)
     assert "name=F-1" in page.url
+
+
+def test_a_view_in_a_cell_fills_its_height(browser, tissue, tmp_path):
+    from bokeh.resources import INLINE
+
+    tissue.view(height=700).panel().save(tmp_path / "cell.html", resources=INLINE)
+    page = browser.new_page()
+    page.goto((tmp_path / "cell.html").as_uri())
+    page.wait_for_function("() => Bokeh?.documents?.[0]?.get_model_by_name('slide')?.inner_height")
+    assert 0.7 * 700 < page.evaluate(FIGURE)["height"] < 700
+
+
+@pytest.mark.needs("nbformat")
+def test_a_notebook_shows_a_view_without_the_internet(browser, tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    write_slide(tmp_path, shape=(300, 400), downsamples=(1,))
+    cell = f"import dicomslide; dicomslide.open_slide({str(tmp_path)!r}).view()"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    NotebookClient(notebook, timeout=120).execute()
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    for output in notebook.cells[0].outputs:
+        if script := output.data.get("application/javascript"):
+            page.evaluate(f"() => {{{script}}}")
+    page.wait_for_function("() => window.Bokeh?.Models?.get('Figure') && Bokeh.Panel")
+    context.close()
 
 
 def test_pages_are_found_by_the_token_only(pages):

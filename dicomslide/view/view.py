@@ -27,7 +27,7 @@ def shown(slide: Slide, overlay: Any, **options: Any) -> SlideView:
     """Return a view, and load what a notebook needs to show it, if this is one."""
     view = SlideView(slide, overlay, **options)
     if in_notebook() and not pn.extension._loaded:
-        pn.extension()
+        pn.extension(inline=True)  # scripts are in the notebook: not every browser reaches a CDN
     return view
 
 
@@ -180,10 +180,10 @@ class SlideView:
             window.position,
             window.message,
             window.lost,
-            sizing_mode="stretch_both",
-            min_height=height,
+            **dict(sizing_mode="stretch_both", min_height=height) if is_page
+            else dict(sizing_mode="stretch_width", height=height),
             styles={"flex": "1 1 0", "min-width": f"min(100%, {LEAST_WIDTH}px)"},
-        )
+        )  # fmt: skip
         pane = pn.FlexBox(  # the controls are below, where a page is narrow
             figure,
             side,
