@@ -31,10 +31,14 @@ def execute(path: Path) -> nbformat.NotebookNode:
     ).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _is_log(output)]
             for output in cell.outputs:
-                if "image/jpeg" in output.get("data", {}):
-                    output.data.pop("image/png", None)  # Pillow's pictures come as both
+                data = output.get("data", {})
+                if "image/jpeg" in data:
+                    data.pop("image/png", None)  # Pillow's pictures come as both
+                if "application/vnd.holoviews_exec.v0+json" in data:  # a view, which needs Python
+                    del data["application/vnd.holoviews_exec.v0+json"], data["text/html"]
+                    output.metadata.clear()
+            cell.outputs = [output for output in cell.outputs if not _is_left_out(output)]
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -44,9 +48,11 @@ def execute(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def _is_log(output: nbformat.NotebookNode) -> bool:
-    """Whether it is what a cluster says as it closes, which depends on the moment."""
-    return output.get("name") == "stderr" and " - distributed." in output.text
+def _is_left_out(output: nbformat.NotebookNode) -> bool:
+    """Whether it is a cluster's log as it closes, which depends on the moment, or scripts only."""
+    if output.get("name") == "stderr":
+        return " - distributed." in output.text
+    return output.output_type == "display_data" and "text/plain" not in output.data
 
 
 def main() -> None:

@@ -20,10 +20,11 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 RUNS = ("nbclient", "nbformat", "ipykernel", "matplotlib")
 NEEDS = {
-    "02_physical_coordinates": ("highdicom", "skimage"),
+    "01_first_slide": ("panel",),
+    "02_physical_coordinates": ("highdicom", "panel", "skimage"),
     "03_cluster": ("distributed", "skimage"),
     "04_dicomweb": ("dicomweb_client", "geopandas", "skimage"),
-    "05_fluorescence": ("skimage", "scipy", "zarr"),
+    "05_fluorescence": ("panel", "skimage", "scipy", "zarr"),
     "06_openslide": ("openslide",),
     "07_any_resolution": ("skimage",),
 }
@@ -115,6 +116,7 @@ def test_it_is_committed_with_outputs_of_no_machine(path):
     without_pictures = re.sub(r'"image/\w+": "[^"]*"|base64,[\w+/=]*', "", text)
     assert not MACHINE.findall(without_pictures)
     assert "application/vnd.jupyter.widget" not in text
+    assert "application/vnd.holoviews" not in text
     assert set(json.loads(text)["metadata"]) == {"kernelspec", "language_info"}
     assert not any(cell["metadata"] for cell in cells)
 
