@@ -12,7 +12,7 @@ TESTS = Path(__file__).parents[1]
 EXTRAS = {
     "aiohttp": "remote",
     "anndata": "anndata",
-    "dask_array": "test",
+    "dask_array": "dask-array",
     "dicomweb_client": "dicomweb",
     "distributed": "distributed",
     "fsspec": "remote",
