@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 
 import dicomslide
+from dicomslide.backends.objects.repositories import reason_of
 from dicomslide.cli import main
 from dicomslide.errors import ExportError, MetadataWarning, NotVirtualError, StoreExistsError
 from tests.support.optional import need
@@ -196,6 +197,15 @@ def test_what_is_no_folder_for_a_repository_is_one_line(tmp_path, capfd):
         assert len(errors) == 1
         assert said in errors[0]
         assert "context" not in errors[0]
+
+
+def test_an_error_of_icechunk_says_each_reason_once():
+    text = (
+        "  x can't write: no access\n  | \n  | context:\n  |    0: icechunk::create\n"
+        "  |              at icechunk/src/a.rs:1\n  | \n  |-> no access\n  `-> it is full\n"
+    )
+    assert reason_of(icechunk.IcechunkError(text)) == "can't write: no access: it is full"
+    assert reason_of(icechunk.IcechunkError("plain")) == "plain"
 
 
 def test_slides_that_others_add_meanwhile_stay(tmp_path, monkeypatch):

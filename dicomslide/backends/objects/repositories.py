@@ -99,5 +99,9 @@ def _of_s3(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what an error of icechunk says, as a line."""
-    return ": ".join(dict.fromkeys(_REASON.findall(str(error)))) or str(error)
+    """Return what an error of icechunk says, as a line; a cause often repeats its effect."""
+    said = ""
+    for reason in _REASON.findall(str(error)):
+        if reason not in said:
+            said += f": {reason}" if said else reason
+    return said or str(error)
