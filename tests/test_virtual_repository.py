@@ -285,6 +285,16 @@ def test_objects_of_s3_are_read_and_watched(tmp_path):
             tree_of(repository, "DS-0001")["level_0"].image.load()
 
 
+@pytest.mark.skipif(icechunk.__version__ >= "2", reason="icechunk 2 knows servers with a port")
+def test_a_server_with_a_port_is_refused_by_name(tmp_path):
+    need("aiohttp")
+    files = pyramid(tmp_path / "slide", downsamples=(1,))
+    with serving(tmp_path / "slide") as server:
+        slide = dicomslide.open_slide(f"{server.url}/{files[0].name}")
+        with pytest.raises(NotVirtualError, match=r"level-0\.dcm: no container.*from version 2 on"):
+            to_icechunk(slide, tmp_path / "repo")
+
+
 @pytest.mark.skipif(icechunk.__version__ < "2", reason="icechunk 1 knows servers without a port")
 def test_files_of_an_http_server_are_read(tmp_path):
     need("aiohttp")

@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import json
 from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -157,7 +158,9 @@ class _References:
 
 
 def _no_container(url: str) -> NotVirtualError:
-    return NotVirtualError(f"{url}: no container of the repository has this URL")
+    has_port = url.startswith(("http://", "https://")) and urlsplit(url).port is not None
+    why = "; icechunk reads from servers with a port from version 2 on" if has_port else ""
+    return NotVirtualError(f"{url}: no container of the repository has this URL{why}")
 
 
 def _spec(index: list[int], url: str, offset: int, length: int, checksum: Any) -> Any:
