@@ -174,6 +174,9 @@ def test_several_slides_begin_with_a_contact_sheet(browser, pages):
     page.get_by_role("link", name="F-1").first.click()
     page.wait_for_function(SETTLED, timeout=60_000)
     assert "name=F-1" in page.url
+    page.get_by_role("link", name="all slides").click()
+    page.get_by_role("link", name="S-1").first.wait_for()
+    assert page.url == pages.url
 
 
 def test_a_view_in_a_cell_fills_its_height(browser, tissue, tmp_path):

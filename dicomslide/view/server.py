@@ -103,7 +103,9 @@ class SlideServer:
         name = pn.state.session_args.get("name", [b""])[0].decode()
         if name not in self._slides:
             return pn.pane.Alert(f"there is no slide {html.escape(name)!r}", alert_type="danger")
-        return self._view(name)
+        link = f'<a href="../{self.token}">all slides</a>'
+        back = pn.pane.HTML(link, height=20)  # whole: the figure begins at a pixel of the screen
+        return pn.Column(back, self._view(name), sizing_mode="stretch_both")
 
     def _view(self, name: str) -> Any:
         try:
