@@ -255,6 +255,14 @@ def test_two_scans_of_a_container_are_told_apart_by_their_frame_of_reference(tmp
         assert name.endswith(slide.frame_of_reference_uid)
 
 
+def test_a_container_with_a_backslash_has_the_name_that_is_stored(tmp_path):
+    """pydicom reads it as several values."""
+    write_slide(tmp_path, shape=SHAPE, downsamples=(1,), container_id="S23_3\\a")
+    ((name, slide),) = dicomslide.open_slides(tmp_path).items()
+    assert name == slide.container_identifier == "S23_3\\a"
+    assert dicomslide.open_slide(tmp_path, container_id=name).name == slide.name
+
+
 def test_a_label_is_that_of_its_series_rather_than_of_its_container(tmp_path):
     for number in (1, 2):
         write_slide(tmp_path / str(number), shape=SHAPE, downsamples=(1,), slide_number=number)

@@ -166,9 +166,11 @@ def test_two_slides_of_one_name_are_an_error(tmp_path):
 
 def test_names_that_zarr_has_for_other_things_are_replaced(tmp_path):
     slide = open_stored(pyramid(tmp_path / "slide"))
-    repository = to_icechunk({"zarr.json": slide, "a.zarr.json": slide}, tmp_path / "repo")
-    assert names_in(repository) == ["a.zarr.json", "slide"]
-    assert list(dicomslide.open_slides(repository)) == ["a.zarr.json", "slide"]
+    slides = dict.fromkeys(["zarr.json", "a.zarr.json", "b\\c"], slide)
+    repository = to_icechunk(slides, tmp_path / "repo")
+    assert names_in(repository) == ["a.zarr.json", "b_c", "slide"]
+    assert list(dicomslide.open_slides(repository)) == ["a.zarr.json", "b_c", "slide"]
+    assert_read(repository, "b_c", slide)
 
 
 @pytest.mark.parametrize("slides", [{"a": 5}, {1: "slide"}, ["slide"], "slide"])

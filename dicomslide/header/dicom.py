@@ -74,10 +74,18 @@ def items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
 
 
 def text(dataset: Dataset, keyword: str) -> str | None:
-    """Return a value as text without padding; None where it is absent or empty."""
-    value = dataset.get(keyword)
-    stripped = "" if value is None else str(value).strip()
-    return stripped or None
+    """Return a value as text without padding; None where it is absent or empty.
+
+    Several values are one text with backslashes between them, as they are stored (PS3.5 6.4).
+    """
+    return _text_of(dataset.get(keyword))
+
+
+def _text_of(value: Any) -> str | None:
+    if value is None:
+        return None
+    several = not isinstance(value, str) and isinstance(value, MutableSequence)
+    return ("\\".join(map(str, value)) if several else str(value)).strip() or None
 
 
 def meaning_of(codes: Any) -> str | None:
@@ -105,9 +113,7 @@ def texts(found: Any, keyword: str) -> list[str | None]:
     """
     if not is_lazy(found):
         return [text(item, keyword) for item in found]
-    return [
-        None if value is None else str(value).strip() or None for value in found.values(keyword)
-    ]
+    return list(map(_text_of, found.values(keyword)))
 
 
 def number(dataset: Dataset, keyword: str) -> float | None:

@@ -216,7 +216,7 @@ def _grouped(built: Mapping[str, Built]) -> dict[str, Built]:
     """Return slides by the names of their groups: one part of a path each."""
     found: dict[str, Built] = {}
     for name, each in built.items():
-        group = name.replace("/", "_").strip("._")
+        group = re.sub(r"[/\\]", "_", name).strip("._")  # zarr separates groups by either
         if group in ("", "zarr.json"):  # the latter is the name of metadata
             group = "slide"
         if group in found:
