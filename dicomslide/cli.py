@@ -463,12 +463,15 @@ def _store(options: argparse.Namespace) -> int:
 
 
 def _index(options: argparse.Namespace) -> int:
+    from dicomslide.slide.cohort_writer import check_writable
     from dicomslide.slide.collecting import open_slides
 
+    check_writable(options.index, overwrite=options.overwrite)  # the search may take hours
     slides = open_slides(_alone(options.slide))
     slides.save(options.index, overwrite=options.overwrite)
     _show_failures(slides.failures)
-    print(f"{options.index}: complete")
+    saved = sum(name not in slides.failures for name in slides)
+    print(f"{options.index}: has {saved} of {len(slides)} slides")
     return 1 if slides.failures else 0
 
 

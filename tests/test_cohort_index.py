@@ -471,7 +471,7 @@ def test_what_has_no_name_is_left_out_or_refused(folder, tmp_path):
 def test_an_index_is_written_whole_or_not_at_all(folder, index, monkeypatch):
     slides = dicomslide.open_slides(folder)
     before = index.read_bytes()
-    with pytest.raises(StoreExistsError, match=r"cohort.parquet exists; see `overwrite`"):
+    with pytest.raises(StoreExistsError, match=r"cohort.parquet exists; overwrite=True"):
         slides.save(index)
     with pytest.raises(ValueError, match=r"index: expected a path that ends with .parquet"):
         slides.save(index.with_name("index"))
@@ -660,9 +660,9 @@ def test_an_index_is_written_at_the_prompt(folder, tmp_path, capsys):
     broken.write_bytes((folder / "S-1" / "level-0.dcm").read_bytes()[:600])
     path = tmp_path / "i.parquet"
     assert main(["index", str(folder), str(path)]) == 0
-    assert capsys.readouterr().out == f"{path}: complete\n"
-    assert main(["index", str(folder), str(broken), str(path)]) == 1
-    assert "i.parquet exists" in capsys.readouterr().err
+    assert capsys.readouterr().out == f"{path}: has 3 of 3 slides\n"
+    assert main(["index", "absent", str(path)]) == 1  # before it is searched for
+    assert "i.parquet exists; overwrite=True (--overwrite)" in capsys.readouterr().err
     assert main(["index", "--overwrite", str(folder), str(broken), str(path)]) == 1
     assert "broken.dcm: its header" in capsys.readouterr().err
     assert main(["info", str(path)]) == 0

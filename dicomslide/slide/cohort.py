@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dicomslide.backends.net.redaction import public_url
 from dicomslide.contents.description import COLUMNS, row_of
 from dicomslide.display.progress import report_of
 from dicomslide.errors import NotSlideError
@@ -27,7 +26,7 @@ from dicomslide.slide.calls import (
     may_pass,
     outcomes,
 )
-from dicomslide.slide.cohort_index import IndexedMembers, check_installed, is_index
+from dicomslide.slide.cohort_index import IndexedMembers
 from dicomslide.slide.contact_sheet import ContactSheet
 from dicomslide.slide.selection import tests_of
 from dicomslide.slide.slide import Slide
@@ -470,9 +469,6 @@ class Cohort(Identified, ContactSheet, Mapping[str, Slide]):
         """
         from dicomslide.slide.cohort_writer import packed_slides, writing
 
-        if not is_index(path):
-            raise ValueError(f"{public_url(str(path))}: expected a path that ends with .parquet")
-        check_installed()
         report, total, done, saved = report_of(progress, "slides"), len(self), 0, 0
         names = iter(sorted(self))
         with writing(path, overwrite=overwrite) as (writer, folder):

@@ -10,6 +10,7 @@ import tempfile
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from dicomslide.backends.net.redaction import public_url
 from dicomslide.backends.net.storage_options import harmless_for, remembered
 from dicomslide.backends.objects.storage import ObjectReach, is_url
 from dicomslide.backends.records import folder_of, packed_source, relative
@@ -17,7 +18,7 @@ from dicomslide.contents.description import COLUMNS, STAIN, row_of
 from dicomslide.errors import ExportError, StoreExistsError
 from dicomslide.process import shared_folder
 from dicomslide.slide.batches import Batch, Failures, attempt
-from dicomslide.slide.cohort_index import KEY, VERSION
+from dicomslide.slide.cohort_index import KEY, VERSION, check_installed, is_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from dicomslide.contents.options import SlideOptions
     from dicomslide.slide.sorting import Openable
 
-__all__ = ["IndexWriter", "Row", "packed_slides", "writing"]
+__all__ = ["IndexWriter", "Row", "check_writable", "packed_slides", "writing"]
 
 GROUP_BYTES = 16 * 2**20
 """Bytes of headers after which a row group ends: all of it is read for one slide."""
@@ -158,41 +159,71 @@ class IndexWriter:
         self._writer.close()
 
 
+def check_writable(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Check what can be known before slides are searched for.
+
+    Raises
+    ------
+    ValueError
+        When the path has another suffix than that of an index.
+    ImportError
+        When pyarrow isn't installed.
+    StoreExistsError
+        When something is there, unless it is to be overwritten.
+    ExportError
+        When a server doesn't say whether an object is there.
+
+    """
+    if not is_index(path):
+        raise ValueError(f"{public_url(str(path))}: expected a path that ends with .parquet")
+    check_installed()
+    if overwrite:
+        return
+    place = _place_of(path)
+    is_there = os.path.lexists(place) if isinstance(place, str) else _do(place, "exists")
+    if is_there:
+        where = place if isinstance(place, str) else place.url
+        raise StoreExistsError(f"{where} exists; overwrite=True (--overwrite) replaces it")
+
+
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[tuple[IndexWriter, str]]:
     """Yield a writer, and the folder of the index; it is there once the ``with`` block ends.
 
     Raises
     ------
-    StoreExistsError
-        When something is there, unless it is to be overwritten.
+    ValueError, ImportError, StoreExistsError
+        See :func:`check_writable`.
     ExportError
         When an object can't be written.
 
     """
-    given = os.fspath(path)
-    if is_url(given):
-        reach = ObjectReach(remembered(given), harmless_for(given))
-        if not overwrite and _do(reach, "exists"):
-            raise _exists(reach.url)
+    check_writable(path, overwrite=overwrite)
+    place = _place_of(path)
+    if not isinstance(place, str):
         with tempfile.TemporaryDirectory() as folder:
             partial = os.path.join(folder, "index.parquet")
             with _closing(IndexWriter(partial)) as writer:
-                yield writer, folder_of(reach.url)
-            _do(reach, "put_file", partial)
+                yield writer, folder_of(place.url)
+            _do(place, "put_file", partial)
         return
-    where = os.path.abspath(os.path.expanduser(given))
-    if os.path.lexists(where) and not overwrite:
-        raise _exists(where)
-    partial = f"{where}.{uuid.uuid4().hex}.partial"
+    partial = f"{place}.{uuid.uuid4().hex}.partial"
     os.close(shared_folder.create(partial, exclusive=True))
     try:
         with _closing(IndexWriter(partial)) as writer:
-            yield writer, folder_of(where)
-        os.replace(partial, where)
+            yield writer, folder_of(place)
+        os.replace(partial, place)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
+
+
+def _place_of(path: str | os.PathLike[str]) -> ObjectReach | str:
+    """Return how an object is reached by its URL, or the absolute path of a file."""
+    given = os.fspath(path)
+    if is_url(given):
+        return ObjectReach(remembered(given), harmless_for(given))
+    return os.path.abspath(os.path.expanduser(given))
 
 
 @contextlib.contextmanager
@@ -213,7 +244,3 @@ def _do(reach: ObjectReach, method: str, *arguments: Any) -> Any:
     except Exception as error:  # each file system has error types of its own
         reason = reach.public(f"{type(error).__name__}: {error}")
         raise ExportError(f"{reach.url}: can't be written: {reason}") from None
-
-
-def _exists(where: str) -> StoreExistsError:
-    return StoreExistsError(f"{where} exists; see `overwrite`")
