@@ -354,6 +354,10 @@ def test_a_repository_opens_as_the_cohort_that_it_was_made_of(tmp_path):
         dicomslide.open_slides(tmp_path / "repo", stains=["x"])
     with pytest.raises(ValueError, match="storage_options are for URLs"):
         dicomslide.open_slides(tmp_path / "repo", storage_options={})
+    for opened in (dicomslide.open_slide, lambda path: dicomslide.open_slides([path])):
+        with pytest.raises(dicomslide.NotDicomError) as error:
+            opened(tmp_path / "repo")
+        assert "a repository of them, given by itself" in error.value.__notes__[0]
 
 
 def test_parts_of_an_image_open_as_one(tmp_path):

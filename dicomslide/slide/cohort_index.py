@@ -24,12 +24,13 @@ from dicomslide.backends.net.storage_options import (
     scope_of,
 )
 from dicomslide.backends.objects.remote import RemoteFile
+from dicomslide.backends.objects.repositories import is_repository
 from dicomslide.backends.objects.storage import is_url
 from dicomslide.backends.open import local_paths_and_urls
 from dicomslide.backends.part10.local import LocalFile
 from dicomslide.backends.records import folder_of, resolved, restored
 from dicomslide.contents.description import COLUMNS, STAIN
-from dicomslide.errors import CohortIndexError, DicomSlideError
+from dicomslide.errors import CohortIndexError, DicomSlideError, NotDicomError
 from dicomslide.header.blobs import raw_file_of
 from dicomslide.options import check_memory
 from dicomslide.process.forks import ForkLock
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from dicomslide.slide.slide import Slide
 
 __all__ = ["CONTENT", "KEY", "VERSION", "CohortIndex", "IndexedMembers", "check_installed",
-           "is_index"]  # fmt: skip
+           "hint_at_index", "is_index"]  # fmt: skip
 
 KEY, VERSION = b"dicomslide", 1
 """Key of the file's metadata that makes it an index, and the version that this package writes."""
@@ -80,6 +81,14 @@ def is_index(source: object) -> TypeGuard[str | os.PathLike[str]]:
         return False
     path = str(os.fspath(source))
     return path.partition("?")[0].lower().endswith(".parquet") and not os.path.isdir(path)
+
+
+def hint_at_index(error: NotDicomError, source: object) -> None:
+    """Add a note to an error about a source, if that is an index or a repository of slides."""
+    if is_index(source) or is_repository(source):
+        error.add_note(
+            "open_slides opens an index of slides, or a repository of them, given by itself"
+        )
 
 
 class _Fetched:

@@ -26,7 +26,7 @@ from dicomslide.errors import NotDicomError, NotSlideError
 from dicomslide.process.warn import once
 from dicomslide.slide.batches import Batch, Failures, attempt, in_threads, on_cluster
 from dicomslide.slide.cohort import Cohort
-from dicomslide.slide.cohort_index import CohortIndex, IndexedMembers, is_index
+from dicomslide.slide.cohort_index import CohortIndex, IndexedMembers, hint_at_index, is_index
 from dicomslide.slide.reading import paths_of, read_files, read_series, read_streams
 from dicomslide.slide.sorting import Instance, Member, sort_instances, split
 
@@ -193,7 +193,10 @@ def open_slides(
     if criteria.given:
         raise NotSlideError(f"{what}: no slide with this {', '.join(criteria.given)} is there")
     kind = "file" if store is None else "slide image"
-    raise NotDicomError(f"{what}: no DICOM {kind} is there")
+    error = NotDicomError(f"{what}: no DICOM {kind} is there")
+    for each in given:
+        hint_at_index(error, each)
+    raise error
 
 
 def _of_repository(source: Any, options: SlideOptions, storage_options: Any) -> Cohort:

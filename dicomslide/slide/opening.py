@@ -148,11 +148,9 @@ def open_slide(
         try:
             store = open_store(source, storage_options)
         except NotDicomError as error:
-            from dicomslide.backends.objects.repositories import is_repository
-            from dicomslide.slide.cohort_index import is_index
+            from dicomslide.slide.cohort_index import hint_at_index
 
-            if is_index(source) or is_repository(source):
-                error.add_note("open_slides opens an index of slides, or a repository of them")
+            hint_at_index(error, source)
             raise
     metadata = store.metadata
     if study_instance_uid is not None:

@@ -15,6 +15,7 @@ from dicomslide.backends.part10.streams import StreamSource
 from dicomslide.errors import NotDicomError
 from dicomslide.header import dicom
 from dicomslide.slide.batches import Batch, Failures, attempt, in_threads
+from dicomslide.slide.cohort_index import hint_at_index
 from dicomslide.slide.sorting import Instance
 
 if TYPE_CHECKING:
@@ -82,8 +83,9 @@ def read_files(paths: Sequence[Named]) -> Batch[list[Instance]]:
         with attempt(failures, path):
             try:
                 found.append(Instance.of(open_source(path)))
-            except NotDicomError:
+            except NotDicomError as error:
                 if is_named:
+                    hint_at_index(error, path)
                     raise
     return Batch(found, failures)
 
