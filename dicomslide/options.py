@@ -55,8 +55,8 @@ class Options:
 
     frame_cache_bytes: int = 256 * 2**20
     """Upper bound on the bytes of decoded frames that the process caches, over all images; 0 for
-    none. Frames of JPEG are cached where the border of a region cuts them, or when they are read
-    again; those that take longer to decode, always; native ones, never."""
+    none. Frames of JPEG are cached while there is room, or when they are read again; those that
+    take longer to decode, always; native ones, never."""
 
     memory_limit_bytes: int = dataclasses.field(default_factory=_physical_memory)
     """Upper bound on the bytes of an array; by default the machine's memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import subprocess
@@ -84,13 +85,12 @@ def test_tiles_in_raster_order_decode_each_frame_once(matrix, pixels, frames_rea
     assert len(frames_read) == len(set(frames_read))
 
 
-def test_a_window_that_moves_decodes_what_its_border_cuts_once(matrix, pixels, frames_read):
+def test_a_window_that_moves_decodes_each_frame_once(matrix, pixels, frames_read):
     for column in range(0, EDGE - 130, 16):
         np.testing.assert_array_equal(
             _read(matrix, 70, column, 130), pixels[70:200, column : column + 130]
         )
-    # of the two whole frames that come first, nobody knows yet that they are wanted again
-    assert len(frames_read) == len(set(frames_read)) + 2
+    assert len(frames_read) == len(set(frames_read))
 
 
 def test_whole_tiles_are_kept_when_they_are_wanted_again(matrix, pixels, frames_read):
@@ -104,6 +104,16 @@ def test_whole_tiles_are_kept_when_they_are_wanted_again(matrix, pixels, frames_
         assert len(frames_read) == (FRAMES if epoch < 2 else 0)
 
 
+def test_regions_of_whole_tiles_are_kept_while_there_is_room(matrix, pixels, frames_read):
+    with dicomslide.set_options(frame_cache_bytes=20 * FRAME):
+        for row, column in _squares(2 * TILE):  # of four frames each
+            _read(matrix, row, column, 2 * TILE)
+        assert _kept() == 20 * FRAME
+        frames_read.clear()
+        np.testing.assert_array_equal(_read(matrix, 0, 0, 2 * TILE), pixels[:128, :128])
+        assert frames_read == []
+
+
 def test_whole_tiles_by_their_index_are_kept_when_they_are_wanted_again(matrix, frames_read):
     first, kept = matrix[9], _kept()
     second = matrix[9]
@@ -114,8 +124,7 @@ def test_whole_tiles_by_their_index_are_kept_when_they_are_wanted_again(matrix, 
 
 
 def test_a_region_that_is_read_again_comes_from_memory(matrix, pixels, frames_read):
-    for _ in range(2):  # what the border cuts is kept at once, the rest the second time
-        _read(matrix, 20, 30, 300)
+    _read(matrix, 20, 30, 300)
     frames_read.clear()
     region = _read(matrix, 20, 30, 300)
     np.testing.assert_array_equal(region, pixels[20:320, 30:330])
@@ -132,8 +141,8 @@ def test_a_stream_keeps_nothing_and_lets_nothing_go(matrix, frames_read):
         matrix[...]
         list(matrix)
         matrix.to_dask(chunks=128).compute(scheduler="threads")
-        for row, column in _squares(TILE):
-            _read(matrix, row, column, TILE)
+        for index in range(FRAMES):
+            matrix[index]
         assert _kept() == kept
         frames_read.clear()
         _read(matrix, 100, 100, 60)
@@ -162,7 +171,7 @@ def test_a_cache_keeps_new_frames_only_while_some_are_wanted_again():
     def want(frame):
         if cache.get("image", [frame]):
             return True
-        if frame in cache.worth_caching("image", {frame}, 10, {frame}):
+        if frame in cache.worth_caching("image", {frame}, 10):
             cache.put("image", frame, bytes(10))
         return False
 
@@ -184,11 +193,13 @@ def test_frames_that_were_wanted_are_forgotten_with_their_scope():
     from dicomslide.process.budget import forget
 
     cache = FrameCache(lambda: 100, "frames of a test")
-    cache.worth_caching(("image", "scope of a test"), {1}, 10)
+    wanted = functools.partial(cache.worth_caching, nbytes=10, at_once=False)
+    wanted(("image", "scope of a test"), {1})
+    assert wanted(("image", "scope of a test"), {1}) == {1}
     forget("scope of a test")
-    assert cache.worth_caching(("image", "scope of a test"), {1}, 10) == set()
+    assert wanted(("image", "scope of a test"), {1}) == set()
     cache.clear()
-    assert cache.worth_caching("image", {1}, 10) == set()
+    assert wanted("image", {1}) == set()
     assert cache.worth_caching("image", {1, 2}, 101) == ()
 
 

@@ -81,14 +81,13 @@ class FrameCache(Member[tuple["Hashable", int], F]):
         return found
 
     def worth_caching(
-        self, image: Hashable, frames: Collection[int], nbytes: int, cut: Collection[int] = ()
+        self, image: Hashable, frames: Collection[int], nbytes: int, *, at_once: bool = True
     ) -> Collection[int]:
         """Return those frames that should be cached when they have been decoded.
 
-        They are those that were wanted before, as far back as a cache of this size would reach;
-        while there is room, those of which the neighbours of what is read will want the rest; and
-        all, while enough of what is wanted has been wanted before. A pass over new frames leaves
-        the cached ones where they are.
+        They are all, while there is room, or while enough of what is wanted has been wanted before;
+        otherwise those that were wanted before, as far back as a cache of this size would reach. A
+        pass over new frames leaves the cached ones where they are.
 
         Parameters
         ----------
@@ -98,8 +97,9 @@ class FrameCache(Member[tuple["Hashable", int], F]):
             Zero-based frames that aren't cached.
         nbytes : int
             Bytes of a decoded frame.
-        cut : collection of int, optional
-            Frames of which the border of the read leaves out a part.
+        at_once : bool, default: True
+            Whether room is a reason: of regions, which are looked at again and have neighbours that
+            share frames; not of single tiles, which passes take one after the other.
 
         """
         limit = self.max_bytes
@@ -117,7 +117,7 @@ class FrameCache(Member[tuple["Hashable", int], F]):
             if self._wanted_again > self._wanted * WORTHWHILE:
                 return frames
             has_room = self.nbytes + len(frames) * nbytes <= limit
-            return known.union(cut) if has_room else known
+            return frames if at_once and has_room else known
 
     def _count(self, wanted: int, wanted_again: int) -> None:
         self._wanted += wanted

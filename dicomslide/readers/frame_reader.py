@@ -109,7 +109,6 @@ class FrameReader:
         *,
         threads: int | None = None,
         keep: bool = True,
-        cut: Collection[int] = (),
     ) -> None:
         """Call ``use(i, pixels)`` for each frame, in several threads and in any order.
 
@@ -127,8 +126,6 @@ class FrameReader:
             option ``num_threads``.
         keep : bool, default: True
             Whether decoded frames may be cached for later reads.
-        cut : collection of int, optional
-            Frames of which the border of the region leaves out a part.
 
         Raises
         ------
@@ -136,7 +133,7 @@ class FrameReader:
             When a frame can't be read or decoded, unless bad frames are to be filled.
 
         """
-        plan = self._plan(frames, use, threads, keep, cut)
+        plan = self._plan(frames, use, threads, keep)
         if plan is None:
             return
         with helped(self._run, plan, calls=plan.helpers, pool_size=plan.pool_size):
@@ -154,7 +151,6 @@ class FrameReader:
         use: Callable[[int, Pixels | None], None],
         threads: int | None,
         keep: bool,
-        cut: Collection[int],
     ) -> _Plan | None:
         """Call `use` for absent and cached frames; return a plan of the others, None if none."""
         image = self._kept_as
@@ -175,7 +171,7 @@ class FrameReader:
         return _Plan(
             image=image,
             batches=Shared(self._batches(missing, step)),
-            kept=self._to_keep(image, [frame for _, frame in missing], cut) if keep else (),
+            kept=self._to_keep(image, [frame for _, frame in missing]) if keep else (),
             use=use,
             helpers=helpers,
             pool_size=threads - 1,
@@ -300,7 +296,7 @@ class FrameReader:
         tile = self._decode(frame, buffer)
         if tile is None:
             return None
-        if keep and self._to_keep(image, [frame]):
+        if keep and self._to_keep(image, [frame], at_once=False):
             if self._is_worth_keeping(buffer, tile):
                 self._cache.put(image, frame, tile, self._most)
             return tile.copy()
@@ -312,14 +308,14 @@ class FrameReader:
         return frames * self._tile_bytes > (limit // 4 if self._cache is _frames else limit)
 
     def _to_keep(
-        self, image: Hashable, frames: list[int], cut: Collection[int] = ()
+        self, image: Hashable, frames: list[int], *, at_once: bool = True
     ) -> Collection[int]:
         """Return the frames of one read that are worth caching."""
         most = self._most
         if most is not None:
             return set(frames[-most:]) if most else ()
         wanted = set(frames)
-        known = self._cache.worth_caching(image, wanted, self._tile_bytes, cut)
+        known = self._cache.worth_caching(image, wanted, self._tile_bytes, at_once=at_once)
         return wanted if self._caching == "always" else known
 
     def _is_worth_keeping(self, buffer: Buffer | None, tile: Pixels) -> bool:

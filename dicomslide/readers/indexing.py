@@ -91,17 +91,6 @@ class Axis:
                 target = np.flatnonzero(tiles == tile)
                 yield Piece(tile, wanted[target] - tile * size, target)
 
-    def cuts(self, size: int, length: int) -> list[int]:
-        """Return which of :meth:`pieces`, first or last, leaves out a part of its tile.
-
-        Only of neighbouring indices; `length` is that of the axis.
-        """
-        wanted = self.indices
-        if not isinstance(wanted, range) or wanted.step != 1 or not wanted:
-            return []
-        cuts = [0] if wanted.start % size else []
-        return [*cuts, -1] if wanted.stop % size and wanted.stop < length else cuts
-
 
 def _check_array(key: NDArray[Any], length: int) -> NDArray[np.int64]:
     if key.ndim != 1:

@@ -18,7 +18,7 @@ from dicomslide.readers.frame_reader import FrameReader, OnError
 from dicomslide.readers.indexing import Axis, Piece, points
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
     from typing import TypeAlias
 
     from numpy.typing import NDArray
@@ -253,7 +253,7 @@ class MatrixReader:
         shape = len(rows), len(columns), self.shape[2]
         what = f"{self.source.name}: a region of {shape[0]} × {shape[1]} pixels"
         check_memory(math.prod(shape) * self.dtype.itemsize, what)
-        frames, places, cut = self._meetings(rows, columns)
+        frames, places = self._meetings(rows, columns)
         turns = transpose or rows.reverse or columns.reverse
         slices = isinstance(rows.indices, range) and isinstance(columns.indices, range)
         is_tile = slices and len(frames) == 1 and shape == self._tile_shape
@@ -267,7 +267,7 @@ class MatrixReader:
             turned = _turned(memory, rows, columns)
             stored, out = (turned, memory) if contiguous else (memory, turned)
             place = self._placing(places, stored)
-            self.frames.visit(frames, place, threads=threads, keep=keep, cut=cut)
+            self.frames.visit(frames, place, threads=threads, keep=keep)
         return picked(out, (rows, columns, samples), transpose=transpose, contiguous=contiguous)
 
     def frames_within(self, key: Sequence[Any]) -> list[int]:
@@ -275,16 +275,11 @@ class MatrixReader:
         rows, columns, _ = (
             Axis.of(part, length) for part, length in zip(key, self.shape, strict=True)
         )
-        frames, _, _ = self._meetings(rows, columns)
+        frames, _ = self._meetings(rows, columns)
         return [frame for frame in frames if frame >= 0]
 
-    def _meetings(
-        self, rows: Axis, columns: Axis
-    ) -> tuple[list[int], list[Meeting], Collection[int]]:
-        """Return the frames of rows and columns, keys of the pixels of each, and cut frames.
-
-        The border of the region leaves out a part of the cut frames.
-        """
+    def _meetings(self, rows: Axis, columns: Axis) -> tuple[list[int], list[Meeting]]:
+        """Return the frames of rows and columns, and keys of the pixels of each."""
         grid = self.layout.grid
         down = list(rows.pieces(grid.tile_rows))
         right = list(columns.pieces(grid.tile_columns))
@@ -292,14 +287,8 @@ class MatrixReader:
             np.array([piece.tile for piece in down], np.int64) * grid.shape[1],
             np.array([piece.tile for piece in right], np.int64),
         )
-        frames = self.frames_of(tiles.ravel())
-        square = frames.reshape(tiles.shape)
-        cut: set[int] = set()
-        for at in rows.cuts(grid.tile_rows, grid.rows):
-            cut.update(square[at].tolist())
-        for at in columns.cuts(grid.tile_columns, grid.columns):
-            cut.update(square[:, at].tolist())
-        return frames.tolist(), [_meeting(r, c) for r in down for c in right], cut
+        frames = self.frames_of(tiles.ravel()).tolist()
+        return frames, [_meeting(r, c) for r in down for c in right]
 
     def _placing(self, places: list[Meeting], out: Pixels) -> Callable[[int, Pixels | None], None]:
         """Return a function that copies pixels of a frame to an array in stored orientation."""
@@ -394,7 +383,7 @@ class MatrixReader:
         last = min(offset[0] + size[0], self.shape[0]), min(offset[1] + size[1], self.shape[1])
         inside = max(0, last[0] - first[0]), max(0, last[1] - first[1])
         down, right = (Axis(range(*ends)) for ends in zip(first, last, strict=True))
-        frames, places, cut = self._meetings(down, right)
+        frames, places = self._meetings(down, right)
         if inside == size == self._tile_shape[:2] and len(frames) == 1:
             return self._owned(self.frames.single(frames[0]))  # no copy
         what = f"{self.source.name}: a region of {size[0]} × {size[1]} pixels"
@@ -404,7 +393,7 @@ class MatrixReader:
         if all(inside):
             top, left = first[0] - offset[0], first[1] - offset[1]
             stored = out[top : top + inside[0], left : left + inside[1]]
-            self.frames.visit(frames, self._placing(places, stored), cut=cut)
+            self.frames.visit(frames, self._placing(places, stored))
         return out
 
     def read_grid(self, grid: SlideGrid) -> Pixels:
@@ -439,8 +428,8 @@ class MatrixReader:
             top, left = int(np.argmax(in_rows)), int(np.argmax(in_columns))
             stored = out.swapaxes(0, 1) if grid.transpose else out
             inner = stored[top : top + len(down), left : left + len(right)]
-            frames, places, cut = self._meetings(down, right)
-            self.frames.visit(frames, self._placing(places, _turned(inner, down, right)), cut=cut)
+            frames, places = self._meetings(down, right)
+            self.frames.visit(frames, self._placing(places, _turned(inner, down, right)))
         return out
 
     @property

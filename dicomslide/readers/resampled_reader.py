@@ -16,7 +16,7 @@ from dicomslide.readers.matrix_reader import MatrixReader, picked, pixel_assignm
 from dicomslide.readers.reductions import Labels, Means, Sums, gathered, modes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Collection, Hashable, Sequence
 
     from numpy.typing import NDArray
 
@@ -230,32 +230,20 @@ class ResampledReader:
                     part = self.source.part(tile, (row.source, column.source))
                     of_box.add(row, column, part)
 
-        areas = {
-            tile: sum(_length(row.source) * _length(column.source) for _, row, column in of_tile)
-            for tile, of_tile in shares.items()
-        }
-        self._visit(areas, use, threads, keep)
+        self._visit(shares, use, threads, keep)
         for of_box in means:
             of_box.finish()
 
     def _visit(
         self,
-        areas: dict[int, int],
+        tiles: Collection[int],
         use: Callable[[int, Pixels | None], None],
         threads: int | None,
         keep: bool,
     ) -> None:
-        """Call `use` for tiles, of each of which so many pixels are wanted."""
-        frames = self.source.frames_of(np.fromiter(areas, np.int64)).tolist()
-        grid = self.source.layout.grid
-        cut: set[int] = set()
-        for (tile, area), frame in zip(areas.items(), frames, strict=True):
-            row, column = grid.position(tile)
-            height = min(grid.tile_rows, grid.rows - row * grid.tile_rows)
-            width = min(grid.tile_columns, grid.columns - column * grid.tile_columns)
-            if area < height * width:
-                cut.add(frame)
-        self.source.frames.visit(frames, use, threads=threads, keep=keep, cut=cut)
+        """Call `use` for tiles."""
+        frames = self.source.frames_of(np.fromiter(tiles, np.int64)).tolist()
+        self.source.frames.visit(frames, use, threads=threads, keep=keep)
 
     def _copies(self, boxes: Sequence[Box]) -> list[_Copy] | None:
         """Return boxes of stored pixels; None if one has pixels of another size, or many tiles."""
@@ -280,7 +268,6 @@ class ResampledReader:
         """Read boxes of stored pixels, which are neither added up nor rounded."""
         grid = self.source.layout.grid
         shares: dict[int, list[tuple[_Copy, Meeting]]] = {}
-        areas: dict[int, int] = {}
         for copy in copies:
             across = list(copy.columns.pieces(grid.tile_columns))
             for row in copy.rows.pieces(grid.tile_rows):
@@ -288,8 +275,6 @@ class ResampledReader:
                     tile = row.tile * grid.shape[1] + column.tile
                     meeting = (row.target, column.target), (row.source, column.source)
                     shares.setdefault(tile, []).append((copy, meeting))
-                    area = _length(row.source) * _length(column.source)
-                    areas[tile] = areas.get(tile, 0) + area
         in_order = list(shares.values())
 
         def use(at: int, tile: Pixels | None) -> None:
@@ -299,7 +284,7 @@ class ResampledReader:
                 else:
                     copy.assign(target, self.source.part(tile, source))
 
-        self._visit(areas, use, threads, keep)
+        self._visit(shares, use, threads, keep)
 
     def _tiles_of(self, box: Box) -> tuple[NDArray[np.int64], bool]:
         """Return the tiles of a box that have frames, and whether these are all of its tiles."""
@@ -386,10 +371,6 @@ class ResampledReader:
                 box.out[top + down.wanted[:, None], left + right.wanted, 0] = modes_of(
                     stored, down, right, background
                 )
-
-
-def _length(part: Any) -> int:
-    return int(part.stop - part.start)
 
 
 def _each_once(axis: Axis) -> tuple[NDArray[np.int64], NDArray[np.intp] | None]:
