@@ -58,7 +58,9 @@ def answer(reader: Reader, command: dict[str, Any]) -> dict[str, Any]:
             reader.forget()
         return measure(reader, operation, arguments)
     except Exception as error:
-        message = f"{type(error).__name__}: {error}".replace(reader.folder + os.sep, "")
+        message = f"{type(error).__name__}: {error}"
+        for folder in (reader.folder, os.path.dirname(reader.folder)):  # of this machine
+            message = message.replace(folder + os.sep, "")
         return {"error": message.splitlines()[0][:200]}
 
 

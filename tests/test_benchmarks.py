@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from benchmarks.report import BEGIN, END, README, report
 from benchmarks.run import Results, run
 from benchmarks.slides import SLIDES, camera_profile
 from benchmarks.tasks import Fresh
+from benchmarks.worker import answer
 from tests.support import orthanc
 
 ROOT = Path(__file__).parent.parent
@@ -75,6 +77,18 @@ def test_reason_of_a_missing_peer_stands_in_its_row() -> None:
     results.add(task, "openslide", {"error": "ModuleNotFoundError: No module named 'openslide'"})
     row = next(row for row in rows_of(report(results, SLIDES, 1)) if row[1] == "openslide")
     assert row[2] == "– (openslide: ModuleNotFoundError: No module named 'openslide')"
+
+
+def test_reasons_name_slides_without_the_folder_of_this_machine() -> None:
+    class Refusing:
+        folder = os.path.join(os.sep, "here", "jpeg-256 4096")
+
+        def open(self) -> None:
+            raise ValueError(f"{self.folder!r}: {os.path.join(self.folder, 'level-0.dcm')}")
+
+    found = answer(Refusing(), {"operation": "open", "arguments": {}})
+    assert found == {"error": "ValueError: 'jpeg-256 4096': level-0.dcm"}
+    assert not re.search(r"/tmp/|/home/|/root/", README.read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
