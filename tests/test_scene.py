@@ -284,6 +284,28 @@ def test_a_view_is_whole_though_the_cache_holds_less(tissue):
     np.testing.assert_array_equal(picture.pixels[..., :3], expected)
 
 
+@pytest.mark.parametrize("error", [FrameDecodeError, FrameReadError])
+def test_a_segmentation_that_is_not_read_leaves_the_slide(tissue, monkeypatch, error):
+    def read_frames(source, frames):
+        if source.path.endswith("seg.dcm"):
+            raise error("damaged")
+        return read(source, frames)
+
+    read = FileSource.read_frames
+    scene, box = Scene(tissue, ["segmentation"]), tissue.physical_bounds
+    dicomslide.clear_all()
+    with monkeypatch.context() as patch:
+        patch.setattr(FileSource, "read_frames", read_frames)
+        picture = scene.render(box, (320, 240))
+    assert picture.notes == ["segmentation: damaged"]
+    assert picture.is_lasting == (error is FrameDecodeError)
+    plain = Scene(tissue, ()).render(box, (320, 240))
+    np.testing.assert_array_equal(picture.pixels, plain.pixels)
+    again = scene.render(box, (320, 240))
+    assert again.is_lasting
+    assert (again.pixels != plain.pixels).any()
+
+
 def test_a_server_that_gives_no_frame_is_not_asked_for_all(tmp_path, failing, monkeypatch):
     monkeypatch.setattr("dicomslide.view.blocks.PATIENCE", 0)
     write_slide(tmp_path, shape=(512, 512), downsamples=(1,), tile_shape=(128, 128))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomslide.display.blend import LABEL_COLORS, blend, laid_over, robust_limits
-from dicomslide.errors import MetadataError
+from dicomslide.errors import FrameError, MetadataError
 from dicomslide.labelled.overlay import Labels, NumberMap, overlay_of
 from dicomslide.slide.overlays import layers_of
 from dicomslide.view.blocks import BlockCache, Levels, TooMuch, levels_of
@@ -311,6 +311,10 @@ class Scene:
             sampled = drawn.levels.sample(x, y, drawn.channels, cached=cached)
         except TooMuch:
             picture.notes.append(f"zoom in to see {drawn.name}")
+            return
+        except FrameError as error:  # the slide is shown without it
+            picture.notes.append(f"{drawn.name}: {error}")
+            picture.is_lasting = picture.is_lasting and not isinstance(error, OSError)
             return
         if sampled is None or not sampled.inside.any():
             return
