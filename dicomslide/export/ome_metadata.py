@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from dicomslide.export.images import ExportImage, ExportLevel
     from dicomslide.labelled.presentation import ChannelDisplay
 
-__all__ = ["VERSION", "channels", "focal_planes", "image_label", "label_color", "multiscales"]
+__all__ = ["VERSION", "channels", "focal_planes", "image_label", "label_color", "multiscales",
+           "places"]  # fmt: skip
 
 VERSION = "0.5"
 SAMPLES = {"r": ("red", "FF0000"), "g": ("green", "00FF00"), "b": ("blue", "0000FF")}
@@ -50,15 +51,21 @@ def multiscales(image: ExportImage) -> list[dict[str, Any]]:
 
 
 def _transformations(level: ExportLevel) -> list[dict[str, Any]]:
-    spacing = dict(zip(("y", "x"), level.raster.spacing, strict=True))
-    start = dict(zip(("y", "x"), level.raster.start, strict=True))
-    if "z" in level.array.dims:
-        spacing["z"], start["z"] = focal_planes(level.array)
+    spacing, start = places(level)
     dims = [str(dim) for dim in level.array.dims]
     return [
         {"type": "scale", "scale": [spacing.get(dim, 1.0) for dim in dims]},
         {"type": "translation", "translation": [start.get(dim, 0.0) for dim in dims]},
     ]
+
+
+def places(level: ExportLevel) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the distance between pixels and the centre of the first one, by spatial dim."""
+    spacing = dict(zip(("y", "x"), level.raster.spacing, strict=True))
+    start = dict(zip(("y", "x"), level.raster.start, strict=True))
+    if "z" in level.array.dims:
+        spacing["z"], start["z"] = focal_planes(level.array)
+    return spacing, start
 
 
 def focal_planes(array: xr.DataArray) -> tuple[float, float]:

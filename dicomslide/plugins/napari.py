@@ -144,10 +144,7 @@ def _placed(image: ExportImage) -> dict[str, Any]:
     """Return scale and translation, in mm where the position on the slide is known."""
     level = image.levels[0]
     dims = [dim for dim in image.dims if dim != "c"]
-    spacing = dict(zip("yx", level.raster.spacing, strict=True))
-    start = dict(zip("yx", level.raster.start, strict=True))
-    if "z" in dims:
-        spacing["z"], start["z"] = ome_metadata.focal_planes(level.array)
+    spacing, start = ome_metadata.places(level)
     unit = "pixel" if level.raster.to_slide is None else UNIT
     return {
         "scale": [spacing[dim] for dim in dims],
