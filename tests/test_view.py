@@ -15,6 +15,7 @@ import xarray as xr
 import dicomslide
 from dicomslide.backends.net import policy
 from dicomslide.testing import write_slide
+from dicomslide.view.scripts import PATIENCE
 from tests.support import range_server
 from tests.support.browser import FIGURE, SETTLED, Page, chromium, serving
 from tests.support.looked_at import write_markers, write_tissue
@@ -262,8 +263,15 @@ def test_a_page_says_that_its_program_has_ended(browser, command):
     page = Page(browser, url)
     lost = page.page.get_by_text("start the program again")
     assert lost.count() == 0
+    page.page.clock.install()
+    process.send_signal(signal.SIGSTOP)
+    page.page.mouse.move(400, 300)
+    page.page.mouse.wheel(0, -300)  # the program ends while a picture is waited for
+    page.page.wait_for_function("() => Bokeh.documents[0].get_model_by_name('asked')._busy")
     process.kill()
     lost.wait_for()
+    page.page.clock.fast_forward(2 * PATIENCE)
+    assert lost.count() == 1
 
 
 @pytest.mark.needs("aiohttp")

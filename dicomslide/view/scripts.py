@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["ANSWERED", "ASK", "COPY", "JUMP", "LOST", "POINT", "POINTED"]
 
 PATIENCE = 15_000
-"""Milliseconds after which a view that isn't answered is asked for again at the next change."""
+"""Milliseconds after which a view that isn't answered is said, and asked for at the next change."""
 
 ASK = """
 // asks for the view when ranges or the size of the figure change: one request at a time, the last
@@ -36,7 +36,7 @@ function ask() {
                 ratio: [window.devicePixelRatio || 1], n: [asked._count]}
   clearTimeout(asked._timer)
   asked._timer = setTimeout(() => {
-    lost.text = "No picture yet: the program that makes it is busy, or has ended."
+    lost.text ||= "No picture yet: the program that makes it is busy, or has ended."
   }, PATIENCE)
 }
 asked._ask = ask
