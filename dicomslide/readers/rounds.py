@@ -1,4 +1,4 @@
-"""Reads that coroutines ask for together: one round of requests, then one read after the other."""
+"""Reads that coroutines ask for together: one round of requests, then the reads."""
 
 from __future__ import annotations
 

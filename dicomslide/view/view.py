@@ -142,7 +142,7 @@ class SlideView:
 
         Returns
         -------
-        panel.Row
+        panel.FlexBox
             Figure and controls. Windows of one view share what is drawn and how it is shown.
 
         """
