@@ -12,6 +12,7 @@ import xarray as xr
 import dicomslide
 from dicomslide.errors import FrameReadError
 from dicomslide.testing import write_slide
+from tests.support import own_store
 from tests.support.optional import need
 from tests.support.range_server import serving
 
@@ -108,6 +109,16 @@ def test_frames_that_are_not_kept_are_not_fetched_ahead(folder, server):
     server.forget()
     found = asyncio.run(loaded(quadrants(dataset)))
     assert server.nbytes <= 1.5 * EDGE * EDGE * 3
+    np.testing.assert_array_equal(found[3].image, expected(folder, 1)[HALF:, HALF:])
+
+
+def test_a_store_of_another_package_reads_each_frame_once(folder, monkeypatch):
+    monkeypatch.setattr(own_store.Book, "frames_per_request", 8)
+    dataset = opened(dicomslide.open_slide(own_store.shelf_of(folder / "1")))
+    own_store.read.clear()
+    found = asyncio.run(loaded(quadrants(dataset)))
+    frames = [frame for _, _, of_call in own_store.read for frame in of_call]
+    assert sorted(frames) == list(range(64))
     np.testing.assert_array_equal(found[3].image, expected(folder, 1)[HALF:, HALF:])
 
 

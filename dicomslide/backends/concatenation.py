@@ -117,6 +117,11 @@ class ConcatenatedSource:
         each = [part.frames_per_request for part in self.parts]
         return min((most for most in each if most is not None), default=None)
 
+    @property
+    def keeps_frames(self) -> bool:
+        """Whether all parts keep received frames for a while."""
+        return all(getattr(part, "keeps_frames", False) for part in self.parts)
+
     def frame_positions(self) -> FramePositions | None:
         """Return the positions of the frames of all parts."""
         found = [part.frame_positions() for part in self.parts]

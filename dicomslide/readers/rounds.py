@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide.backends.base import layout_of
 from dicomslide.backends.batching import encoded_frames
-from dicomslide.backends.concatenation import ConcatenatedSource
-from dicomslide.backends.objects.remote import RemoteSource
 from dicomslide.backends.part10.source import Part10Source
 from dicomslide.process.parallel import start, together
 from dicomslide.readers.stacked_reader import StackedReader
@@ -116,7 +114,7 @@ def _batches(reads: Sequence[_Read]) -> Iterator[tuple[FrameSource, list[int]]]:
     room = float(SHARE)
     for source, found in wanted.values():
         most = source.frames_per_request
-        if most is None or not _is_kept(source):
+        if most is None or not getattr(source, "keeps_frames", False):
             continue
         fit = encoded_frames.frames_ahead(_frame_bytes(source))
         frames = sorted(found)[: int(room * fit)]
@@ -129,13 +127,6 @@ def _fetch(batch: tuple[FrameSource, list[int]]) -> None:
     source, frames = batch
     with contextlib.suppress(Exception):  # the read that needs the frame raises the error
         source.read_frames(frames)
-
-
-def _is_kept(source: FrameSource) -> bool:
-    """Whether received frames are kept for a while."""
-    if isinstance(source, ConcatenatedSource):
-        return all(map(_is_kept, source.parts))
-    return not isinstance(source, RemoteSource) or source.keeps_frames
 
 
 def _frame_bytes(source: FrameSource) -> int:

@@ -277,6 +277,11 @@ class DicomWebSource:
         return self._connection.instance(self.uids)
 
     @property
+    def keeps_frames(self) -> bool:
+        """Return True: received frames are cached."""
+        return True
+
+    @property
     def frames_per_request(self) -> int:
         """Upper bound on frames per request."""
         wished = encoded_frames.frames_per_request(pixel_format_of(self.metadata))
