@@ -8,7 +8,7 @@ import dataclasses
 import threading
 from typing import TYPE_CHECKING, Any
 
-from dicomslide.backends.base import layout_of
+from dicomslide.backends.base import kept_as, layout_of
 from dicomslide.backends.batching import encoded_frames
 from dicomslide.backends.part10.source import Part10Source
 from dicomslide.process.parallel import start, together
@@ -110,7 +110,7 @@ def _batches(reads: Sequence[_Read]) -> Iterator[tuple[FrameSource, list[int]]]:
         reader = read.array.reader
         if isinstance(reader, StackedReader):
             for source, frames in reader.frames_of(read.key):
-                wanted.setdefault(source.identity, (source, set()))[1].update(frames)
+                wanted.setdefault(kept_as(source), (source, set()))[1].update(frames)
     room = float(SHARE)
     for source, found in wanted.values():
         most = source.frames_per_request
