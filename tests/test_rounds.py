@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import dicomslide
-from dicomslide.errors import FrameReadError
+from dicomslide.errors import FrameReadError, SourceReadError
 from dicomslide.testing import write_slide
 from tests.support import own_store
 from tests.support.optional import need
@@ -136,6 +136,16 @@ def test_each_region_has_its_own_error(folder, server):
     assert "/1/" in str(failed[0])
     assert "/2/" in str(failed[4])
     assert empty.image.shape == (0, HALF, 3)
+
+
+def test_a_server_that_has_gone_with_all_headers_is_an_error_of_each(folder, server):
+    dataset = opened(f"{server.url}/1/level-0.dcm")
+    dicomslide.clear_all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "folder", folder / "nowhere")
+        loading = asyncio.wait_for(loaded(quadrants(dataset), return_exceptions=True), 30)
+        failed = asyncio.run(loading)
+    assert all(isinstance(each, (FrameReadError, SourceReadError)) for each in failed)
 
 
 def test_a_cancelled_read_leaves_the_others(folder, server):

@@ -108,25 +108,32 @@ def _batches(reads: Sequence[_Read]) -> Iterator[tuple[FrameSource, list[int]]]:
     wanted: dict[Hashable, tuple[FrameSource, set[int]]] = {}
     for read in reads:
         reader = read.array.reader
-        if isinstance(reader, StackedReader):
-            for source, frames in reader.frames_of(read.key):
-                wanted.setdefault(kept_as(source), (source, set()))[1].update(frames)
+        with _left_to_reads():
+            if isinstance(reader, StackedReader):
+                for source, frames in reader.frames_of(read.key):
+                    wanted.setdefault(kept_as(source), (source, set()))[1].update(frames)
     room = float(SHARE)
     for source, found in wanted.values():
-        most = source.frames_per_request
-        if most is None or not getattr(source, "keeps_frames", False):
-            continue
-        fit = encoded_frames.frames_ahead(_frame_bytes(source))
-        frames = sorted(found)[: int(room * fit)]
-        room -= len(frames) / max(1, fit)
-        for first in range(0, len(frames), most):
-            yield source, frames[first : first + most]
+        with _left_to_reads():
+            most = source.frames_per_request
+            if most is None or not getattr(source, "keeps_frames", False):
+                continue
+            fit = encoded_frames.frames_ahead(_frame_bytes(source))
+            frames = sorted(found)[: int(room * fit)]
+            room -= len(frames) / max(1, fit)
+            for first in range(0, len(frames), most):
+                yield source, frames[first : first + most]
 
 
 def _fetch(batch: tuple[FrameSource, list[int]]) -> None:
     source, frames = batch
-    with contextlib.suppress(Exception):  # the read that needs the frame raises the error
+    with _left_to_reads():
         source.read_frames(frames)
+
+
+def _left_to_reads() -> contextlib.AbstractContextManager[None]:
+    """Suppress errors, which the read that needs a header or a frame raises."""
+    return contextlib.suppress(Exception)
 
 
 def _frame_bytes(source: FrameSource) -> int:
