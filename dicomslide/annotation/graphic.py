@@ -136,7 +136,7 @@ def padded(
     counts = np.diff(offsets)
     new_counts = np.maximum(counts + closed, minimum)
     new_offsets = np.concatenate([[0], np.cumsum(new_counts)])
-    within = np.arange(new_offsets[-1]) - np.repeat(new_offsets[:-1], new_counts)
+    within = ranges(np.zeros_like(new_counts), new_counts)
     within[within >= np.repeat(counts, new_counts)] = 0
     return points[np.repeat(offsets[:-1], new_counts) + within], new_offsets
 
