@@ -391,11 +391,7 @@ def _parts(
 ) -> Parts:
     """Return the parts of a dataset of one variable on its own grid."""
     grid = Grid.of(stack.image, orientation, frame_of_reference_uid)
-    parts = Parts()
-    parts.add(grid.coords())
-    parts.add(stack.plane_coords(squeeze))
-    stack.add_to(parts, grid, data, squeeze, with_scanned=with_scanned)
-    return parts
+    return _assembled([stack], grid, data, squeeze, with_scanned)
 
 
 def _stacks_apart(slide: SlideContents, group: ChannelGroup) -> list[Stack]:

@@ -273,9 +273,9 @@ class Stack:
         data: Data,
         squeeze: bool,
         *,
-        has_planes: bool = True,
-        has_samples: bool = True,
-        with_scanned: bool = True,
+        has_planes: bool,
+        has_samples: bool,
+        with_scanned: bool,
     ) -> None:
         """Add the variable, and the coordinates of its channels, to the parts of a dataset.
 
