@@ -17,6 +17,7 @@ from dicomslide.testing import write_slide
 from dicomslide.view.blocks import BLOCK, Block, BlockCache, TooMuch, levels_of, rectangles
 from dicomslide.view.scene import BAD, Scene, positions
 from dicomslide.view.shapes import FEW, shapes_of
+from tests.support import derive
 from tests.support.fake_client import FakeClient
 from tests.support.looked_at import RAW, write_markers, write_tissue
 
@@ -304,6 +305,27 @@ def test_a_segmentation_that_is_not_read_leaves_the_slide(tissue, monkeypatch, e
     again = scene.render(box, (320, 240))
     assert again.is_lasting
     assert (again.pixels != plain.pixels).any()
+
+
+@pytest.mark.needs("highdicom")
+def test_a_map_that_is_not_read_leaves_the_slide(tmp_path, monkeypatch):
+    def read_frames(source, frames):
+        if source.path.endswith("map.dcm"):
+            raise FrameDecodeError("damaged")
+        return read(source, frames)
+
+    read = FileSource.read_frames
+    (file,) = write_slide(tmp_path, shape=(96, 96), downsamples=(1,), associated=False)
+    values = np.ones((96, 96, 1), np.float32)
+    derive.write_map(tmp_path / "map.dcm", file, values, [[derive.mapping("a")]])
+    monkeypatch.setattr(FileSource, "read_frames", read_frames)
+    slide = dicomslide.open_slide(tmp_path)
+    scene = Scene(slide)
+    (drawn,) = scene.overlays
+    drawn.visible = True
+    picture = scene.render(slide.physical_bounds, (96, 96))
+    assert picture.notes == [f"{drawn.name}: damaged"]
+    assert (picture.pixels[..., 3] == 255).all()
 
 
 def test_a_server_that_gives_no_frame_is_not_asked_for_all(tmp_path, failing, monkeypatch):

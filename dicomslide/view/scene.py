@@ -218,7 +218,7 @@ class Scene:
                 sampled = levels.sample(*positions(box, self._shape(box, SMALL)), [0])
                 assert sampled is not None
                 drawn.look = look.within(sampled.values[0][sampled.inside])
-            except TooMuch:
+            except (TooMuch, FrameError):
                 drawn.look = dataclasses.replace(look, limits=(0.0, 1.0))
         return drawn
 
