@@ -418,7 +418,16 @@ class RemoteSource(Part10Source):
         return not self.version.startswith(OF_HEAD) and self._file().is_current
 
     def restore_header(self, data: bytes, shared: Mapping[str, bytes]) -> None:
-        """Have the process keep the header: see :meth:`RemoteFile.known` for requests."""
+        """Have the process keep what :meth:`pack_header` returned, unless it keeps the header.
+
+        Requests and errors are those of :meth:`RemoteFile.known`.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            When it isn't such a result.
+
+        """
         _objects.get(self._key, lambda: RemoteFile.known(*self._known))
         self._instance(partial(unpack, data, shared))
 

@@ -104,7 +104,18 @@ class FileSource(Part10Source):
         return self.path, self.size, (self.mtime_ns, self.node, self.ctime_ns)
 
     def restore_header(self, data: bytes, shared: Mapping[str, bytes]) -> None:
-        """Have the process keep the header; the file is opened, and compared, but not read."""
+        """Have the process keep what :meth:`pack_header` returned, unless it keeps the header.
+
+        The file is opened, and compared, but not read.
+
+        Raises
+        ------
+        SourceNotFoundError, SourceChangedError
+            See :meth:`.LocalFile.known`.
+        KeyError, TypeError, ValueError
+            When it isn't such a result.
+
+        """
         _parsed(self._key, self._file, partial(unpack, data, shared))
 
     def _instance(self) -> ParsedFile:

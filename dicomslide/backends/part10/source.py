@@ -11,7 +11,7 @@ from dicomslide.errors import DicomSlideError
 from dicomslide.header import dicom
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Hashable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -127,17 +127,6 @@ class Part10Source(ABC):
     def pack_header(self, shared: dict[str, bytes]) -> bytes | None:
         """Return the header with what else a read needs: see :func:`.packed.pack`."""
         return pack(self._instance(), shared)
-
-    @abstractmethod
-    def restore_header(self, data: bytes, shared: Mapping[str, bytes]) -> None:
-        """Have the process keep what :meth:`pack_header` returned, unless it keeps the header.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError
-            When it isn't such a result.
-
-        """
 
     def byte_ranges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return where the bytes of each frame lie: the first one of each, and their number.

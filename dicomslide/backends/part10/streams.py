@@ -18,7 +18,7 @@ from dicomslide.process.forks import ForkLock
 from dicomslide.process.lazy import lazy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from dicomslide.header.blobs import Span
     from dicomslide.pixels.pixel_format import Buffer
@@ -192,9 +192,6 @@ class StreamSource(Part10Source):
 
     def _instance(self) -> ParsedFile:
         return self.stream.parsed
-
-    def restore_header(self, data: bytes, shared: Mapping[str, bytes]) -> None:
-        """Do nothing: it has its header."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise NotPicklableError(
