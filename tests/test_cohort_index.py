@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -339,9 +340,10 @@ def test_a_file_that_changed_since_is_noticed(tmp_path):
     assert "S-1" in slides.failures
 
 
-def test_an_index_is_moved_with_its_slides_and_not_alone(tmp_path):
+@pytest.mark.parametrize("named", [Path, Path.as_uri])
+def test_an_index_is_moved_with_its_slides_and_not_alone(tmp_path, named):
     folder = write(tmp_path / "before", 1)
-    dicomslide.open_slides(folder).save(folder / "i.parquet")
+    dicomslide.open_slides(folder).save(named(folder / "i.parquet"))
     shutil.move(folder, tmp_path / "after")
     slides = dicomslide.open_slides(tmp_path / "after" / "i.parquet")
     assert slides["S-1"].name == str(tmp_path / "after" / "S-1" / "level-0.dcm")

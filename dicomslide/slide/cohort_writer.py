@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from dicomslide.backends.net.redaction import public_url
 from dicomslide.backends.net.storage_options import harmless_for, remembered
-from dicomslide.backends.objects.storage import ObjectReach, is_url
+from dicomslide.backends.objects.storage import ObjectReach
+from dicomslide.backends.open import local_paths_and_urls
 from dicomslide.backends.records import folder_of, packed_source, relative
 from dicomslide.contents.description import COLUMNS, STAIN, row_of
 from dicomslide.errors import ExportError, StoreExistsError
@@ -220,10 +221,10 @@ def writing(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[tuple[
 
 def _place_of(path: str | os.PathLike[str]) -> ObjectReach | str:
     """Return how an object is reached by its URL, or the absolute path of a file."""
-    given = os.fspath(path)
-    if is_url(given):
-        return ObjectReach(remembered(given), harmless_for(given))
-    return os.path.abspath(os.path.expanduser(given))
+    local, urls = local_paths_and_urls(path)
+    if urls:
+        return ObjectReach(remembered(urls[0]), harmless_for(urls[0]))
+    return os.path.abspath(os.path.expanduser(os.fspath(local[0])))
 
 
 @contextlib.contextmanager
