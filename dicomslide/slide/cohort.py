@@ -65,10 +65,10 @@ class Cohort(Identified, ContactSheet, Mapping[str, Slide]):
     pyramid of a glass slide is a slide; if there are several, a number follows, from 0 (the
     largest): ``"S-1/pyramid-0"``. Slides are ordered by name.
 
-    A cohort is picklable and holds one or two kilobytes per slide, or none if :meth:`save` has
-    written an index of it. Each lookup opens a slide: its
-    headers are read unless the process has them cached, and errors are those of
-    :func:`open_slide`. :meth:`opened` skips slides that don't open.
+    A cohort is picklable and holds one or two kilobytes per slide; one that was opened from an
+    index, which :meth:`save` writes, has the path of that. Each lookup opens a slide: its headers
+    are read unless the process has them cached, and errors are those of :func:`open_slide`.
+    :meth:`opened` skips slides that don't open.
 
     Parameters
     ----------
