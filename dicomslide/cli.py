@@ -481,7 +481,9 @@ def _index(options: argparse.Namespace) -> int:
 def _virtualize(options: argparse.Namespace) -> int:
     from dicomslide.slide.collecting import open_slides
     from dicomslide.virtual import to_icechunk
+    from dicomslide.virtual.tree import check_installed
 
+    check_installed("icechunk", "virtualizarr")  # the search may take hours
     slides = open_slides(_alone(options.slide), align_levels=not options.as_stated)
     to_icechunk(
         slides,

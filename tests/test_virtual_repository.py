@@ -240,6 +240,12 @@ def test_the_command_line_takes_urls_of_repositories(tmp_path, capsys, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["slides"]
 
 
+def test_a_missing_package_is_named_before_slides_are_searched_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "virtualizarr", None)
+    assert main(["virtualize", "absent", str(tmp_path / "repo")]) == 1
+    assert "pip install 'dicomslide[virtual]'" in capsys.readouterr().err
+
+
 # -- changes and servers ---------------------------------------------------------------------------
 
 
