@@ -212,7 +212,7 @@ def test_workers_of_a_cluster_write_and_read_an_index(folder, tmp_path):
     assert dict(found) == {name: _mean(slide) for name, slide in slides.opened()}
 
 
-def test_an_index_of_many_row_groups_is_read_by_rows(folder, tmp_path, monkeypatch):
+def test_an_index_of_many_row_groups_is_read_by_rows(folder, tmp_path, monkeypatch, reads):
     from dicomslide.slide import cohort_writer
 
     monkeypatch.setattr(cohort_writer, "GROUP_ROWS", 1)
@@ -222,6 +222,16 @@ def test_an_index_of_many_row_groups_is_read_by_rows(folder, tmp_path, monkeypat
     slides = dicomslide.open_slides(path)
     for name, slide in slides.items():
         assert slide.container_identifier == name
+    part = slides.select(names=["S-3", "S-1"])
+    table = slides.to_pandas()
+    assert part.to_pandas().equals(table.loc[["S-1", "S-3"]])
+    assert len(slides.select([]).to_pandas()) == 0
+    reads.clear()
+    assert slides.select(["S-2"]).summaries() == {"S-2": table.to_dict("index")["S-2"]}
+    of_one = sum(length for *_, length in reads)
+    reads.clear()
+    slides.to_pandas()
+    assert 0 < of_one < sum(length for *_, length in reads) / 2  # of three row groups
     dicomslide.clear_all()
     part = slides.select(names=["S-2"])
     part.save(tmp_path / "part.parquet")

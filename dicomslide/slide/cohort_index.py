@@ -179,10 +179,23 @@ class _Table:
         """Row of each slide by name, in the order of rows."""
         return {name: row for row, name in enumerate(self.columns(["name"])["name"])}
 
-    def columns(self, names: Sequence[str]) -> dict[str, list[Any]]:
-        """Read whole columns."""
-        with self._reading(range(len(self.firsts) - 1), names):
-            table = self._parquet.read(columns=list(names), use_threads=False)
+    def groups_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of the row group of each row."""
+        return np.searchsorted(self.firsts, rows, "right") - 1
+
+    def columns(
+        self, names: Sequence[str], rows: NDArray[np.int64] | None = None
+    ) -> dict[str, list[Any]]:
+        """Read whole columns, or some rows of them; of the row groups that have these."""
+        rows = np.arange(self.num_rows) if rows is None else rows
+        of_rows = self.groups_of(rows)
+        groups, at = np.unique(of_rows, return_inverse=True)
+        counts = np.diff(self.firsts)[groups]
+        places = (np.cumsum(counts) - counts)[at] + rows - self.firsts[of_rows]
+        with self._reading(groups.tolist(), names):
+            table = self._parquet.read_row_groups(
+                groups.tolist(), columns=list(names), use_threads=False
+            ).take(places)
             return {name: table[name].to_pylist() for name in names}
 
     def group(self, number: int) -> _Group:
@@ -295,11 +308,11 @@ class CohortIndex:
             return RemoteFile.known(self.path, self.options, self.size, self.version)
         return LocalFile.known(self.path, self.size, int(self.version))
 
-    def columns(self, names: Iterable[str]) -> dict[str, list[Any]]:
-        """Return columns of the table of slides, and the lists of stains."""
+    def columns(self, names: Iterable[str], rows: NDArray[np.int64] | None) -> dict[str, list[Any]]:
+        """Return columns of the table of slides, and the lists of stains: of all or some rows."""
         names = list(names)
         stored = {STAIN if name == "stains" else name for name in names}
-        found = self.table().columns(sorted(stored))
+        found = self.table().columns(sorted(stored), rows)
         if "stains" in names:
             found["stains"] = [", ".join(each) or None for each in found[STAIN]]
         if "file" in names:
@@ -310,7 +323,7 @@ class CohortIndex:
     def instances(self, row: int) -> Iterator[tuple[str, bool, bytes | None, dict[str, bytes]]]:
         """Yield of each instance of a slide: record, whether it isn't needed, header, shared."""
         table = self.table()
-        number = int(np.searchsorted(table.firsts, row, "right")) - 1
+        number = int(table.groups_of(np.array(row)))
         group = _groups.get((*self._key, number), lambda: table.group(number))
         for each in group.instances[row - int(table.firsts[number])].as_py():
             yield each["source"], each["later"], each["header"], group.shared
@@ -414,6 +427,4 @@ class IndexedMembers(Mapping[str, IndexedMember]):
 
     def columns(self, names: Iterable[str]) -> dict[str, list[Any]]:
         """Return columns of the table of these slides."""
-        rows = self._places.values()
-        found = self._index.columns(names)
-        return {name: [values[row] for row in rows] for name, values in found.items()}
+        return self._index.columns(names, self._rows)
