@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dicomslide._version import __version__
 from dicomslide.display.tables import cohort_table, listed, table_of
 from dicomslide.errors import DicomSlideError, MetadataError, StorageRefusedError
-from dicomslide.options import get_options, set_options
+from dicomslide.options import set_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,8 +26,6 @@ __all__ = ["main"]
 
 MOST_CHANNELS = 50
 """Upper bound on the first channels that are printed; the last one follows."""
-FRAMES_OF_VIEWS = 32 << 20
-"""Upper bound on the bytes of decoded frames that are cached beside what views keep."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -407,8 +405,7 @@ def _view(options: argparse.Namespace) -> int:
 
         if not webbrowser.open(server.url):
             print("dicomslide: no browser was found: open the URL in one", file=sys.stderr)
-    # views keep what they show; what they read again are frames at the edges of it
-    with set_options(frame_cache_bytes=min(get_options().frame_cache_bytes, FRAMES_OF_VIEWS)):
+    with set_options(frame_cache_bytes=0):  # views keep what they show
         server.run()
     return 0
 
