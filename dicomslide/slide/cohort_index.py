@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from dicomslide.slide.selection import Test
     from dicomslide.slide.slide import Slide
 
-__all__ = ["CONTENT", "KEY", "VERSION", "CohortIndex", "IndexedMembers", "check_installed",
-           "hint_at_index", "is_index"]  # fmt: skip
+__all__ = ["TRAILER", "CohortIndex", "IndexedMembers", "check_installed", "hint_at_index",
+           "is_index", "schema", "seal_of"]  # fmt: skip
 
 KEY, VERSION = b"dicomslide", 1
 """Key of the file's metadata that makes it an index, and the version that this package writes."""
@@ -64,6 +64,13 @@ PER_SLIDE = 256
 MOST_GROUPS = 4
 """Upper bound on row groups that the process caches."""
 
+SEAL = b"dicomslide footer"
+"""Precedes the SHA-256 digest of the footer."""
+TRAILER = 8
+"""Bytes after the footer: its length, and ``PAR1``."""
+LAST = 2**16
+"""Bytes that pyarrow reads first."""
+
 
 def check_installed() -> None:
     """Raise an ImportError that names the extra if pyarrow isn't installed."""
@@ -73,6 +80,30 @@ def check_installed() -> None:
         raise ImportError(
             "an index of a cohort needs the package pyarrow: pip install 'dicomslide[parquet]'"
         ) from None
+
+
+def schema() -> Any:
+    """Return the columns of an index, as a schema of pyarrow."""
+    import pyarrow as pa
+
+    types = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+    instance = pa.struct([("source", pa.string()), ("later", pa.bool_()), ("header", pa.binary())])
+    value = pa.struct([("digest", pa.string()), ("value", pa.binary())])
+    return pa.schema(
+        [
+            ("name", pa.string()),
+            *((name, types[kind]) for name, kind in COLUMNS.items() if name != "stains"),
+            (STAIN, pa.list_(pa.string())),
+            ("instances", pa.list_(instance)),
+            ("shared", pa.list_(value)),
+        ],
+        {KEY: json.dumps({"version": VERSION})},
+    )
+
+
+def seal_of(footer: bytes) -> bytes:
+    """Return what lies between pages and footer: pages have checksums in Parquet, a footer none."""
+    return SEAL + hashlib.sha256(footer).digest()
 
 
 def is_index(source: object) -> TypeGuard[str | os.PathLike[str]]:
@@ -137,7 +168,7 @@ class _Table:
     Raises
     ------
     CohortIndexError
-        When it isn't an index, or one of another version.
+        When it isn't an index, or one of another version, or damaged.
 
     """
 
@@ -146,6 +177,7 @@ class _Table:
 
         self._blob = _Fetched(blob)
         self._lock = ForkLock()
+        self._check_footer()
         with self._errors():
             self._parquet = ParquetFile(raw_file_of(self._blob), page_checksum_verification=True)
             said = json.loads((self._parquet.metadata.metadata or {}).get(KEY, b"null"))
@@ -158,16 +190,38 @@ class _Table:
                 f" {VERSION}: make it anew by Cohort.save"
             )
         metadata = self._parquet.metadata
+        with self._errors():
+            self._check_columns()
         self._places: dict[str, list[int]] = {}
         for at in range(len(self._parquet.schema)):
             name = self._parquet.schema.column(at).path.partition(".")[0]
             self._places.setdefault(name, []).append(at)
-        if missing := {"name", STAIN, *COLUMNS, *CONTENT} - {"stains"} - self._places.keys():
-            names = ", ".join(sorted(missing))
-            raise CohortIndexError(f"{blob.name}: it lacks the columns {names}")
         counts = [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)]
         self.firsts = np.cumsum([0, *counts])
         self.nbytes: int = metadata.serialized_size + PER_SLIDE * self.num_rows
+
+    def _check_footer(self) -> None:
+        blob = self._blob
+        last = blob.read(max(0, blob.size - LAST), LAST)
+        length = int.from_bytes(last[-TRAILER:-4], "little")
+        start = blob.size - TRAILER - length
+        sealed = len(seal_of(b""))
+        if start < sealed:
+            return  # no Parquet file, as is said when it is opened
+        found, expected = blob.read(start - sealed, sealed), seal_of(blob.read(start, length))
+        if found.startswith(SEAL) and found != expected:
+            raise CohortIndexError(f"{blob.name}: it is damaged: its footer isn't as written")
+
+    def _check_columns(self) -> None:
+        found, expected = self._parquet.schema_arrow, schema()
+        if missing := set(expected.names) - set(found.names):
+            names = ", ".join(sorted(missing))
+            raise CohortIndexError(f"{self._blob.name}: it lacks the columns {names}")
+        for column in expected:
+            if (kind := found.field(column.name).type) != column.type:
+                raise CohortIndexError(
+                    f"{self._blob.name}: its column {column.name} is {kind}; expected {column.type}"
+                )
 
     @property
     def num_rows(self) -> int:

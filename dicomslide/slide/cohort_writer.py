@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import tempfile
 import uuid
@@ -19,7 +18,7 @@ from dicomslide.contents.description import COLUMNS, STAIN, row_of
 from dicomslide.errors import ExportError, StoreExistsError
 from dicomslide.process import shared_folder
 from dicomslide.slide.batches import Batch, Failures, attempt
-from dicomslide.slide.cohort_index import KEY, VERSION, check_installed, is_index
+from dicomslide.slide.cohort_index import TRAILER, check_installed, is_index, schema, seal_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -101,25 +100,10 @@ class IndexWriter:
     """
 
     def __init__(self, path: str) -> None:
-        import pyarrow as pa
         from pyarrow.parquet import ParquetWriter
 
-        types = {int: pa.int64(), float: pa.float64(), str: pa.string()}
-        plain = [(name, types[kind]) for name, kind in COLUMNS.items() if name != "stains"]
-        instance = pa.struct(
-            [("source", pa.string()), ("later", pa.bool_()), ("header", pa.binary())]
-        )
-        value = pa.struct([("digest", pa.string()), ("value", pa.binary())])
-        self._schema = pa.schema(
-            [
-                ("name", pa.string()),
-                *plain,
-                (STAIN, pa.list_(pa.string())),
-                ("instances", pa.list_(instance)),
-                ("shared", pa.list_(value)),
-            ],
-            {KEY: json.dumps({"version": VERSION})},
-        )
+        self._path = path
+        self._schema = schema()
         self._writer = ParquetWriter(
             path,
             self._schema,
@@ -128,7 +112,7 @@ class IndexWriter:
             use_dictionary=list(FEW),
             data_page_size=PAGE,
             write_page_checksum=True,
-            write_statistics=["name", *(name for name, _ in plain)],
+            write_statistics=["name", *(name for name in COLUMNS if name != "stains")],
         )
         self._rows: list[dict[str, Any]] = []
         self._nbytes = 0
@@ -158,6 +142,18 @@ class IndexWriter:
         if is_whole:
             self._end_group()
         self._writer.close()
+        if is_whole:
+            self._seal()
+
+    def _seal(self) -> None:
+        """Write the digest of the footer in front of it: see :func:`.cohort_index.seal_of`."""
+        with open(self._path, "r+b") as file:
+            file.seek(-TRAILER, os.SEEK_END)
+            length = int.from_bytes(file.read(4), "little")
+            start = file.seek(-TRAILER - length, os.SEEK_END)
+            rest = file.read()
+            file.seek(start)
+            file.write(seal_of(rest[:length]) + rest)
 
 
 def check_writable(path: str | os.PathLike[str], *, overwrite: bool) -> None:
