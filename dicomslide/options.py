@@ -56,13 +56,15 @@ class Options:
     frame_cache_bytes: int = 256 * 2**20
     """Upper bound on the bytes of decoded frames that the process caches, over all images; 0 for
     none. Frames of JPEG are cached while there is room, or when they are read again; those that
-    take longer to decode, always; native ones, never."""
+    take longer to decode, always; native ones, never. Frames that are decoded ahead of a read may
+    take an eighth of it in addition."""
 
     memory_limit_bytes: int = dataclasses.field(default_factory=_physical_memory)
     """Upper bound on the bytes of an array; by default the machine's memory."""
 
     num_threads: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
-    """Threads that decode the frames of one eager read."""
+    """Threads that decode the frames of one eager read. While regions follow one another in equal
+    steps, as tiles do, all but one decode the next; with a single one nothing is decoded ahead."""
 
     encoded_cache_bytes: int = 64 * 2**20
     """Upper bound on the bytes of frames, as they came from servers and buckets, that the process

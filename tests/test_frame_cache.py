@@ -19,49 +19,23 @@ from dicomslide.openslide import OpenSlideCache
 from dicomslide.process.budget import cached_bytes
 from dicomslide.process.frame_cache import RECENT, FrameCache
 from dicomslide.testing import write_slide
-
-EDGE, TILE = 512, 64
-FRAME = TILE * TILE * 3
-FRAMES = (EDGE // TILE) ** 2
+from tests.support import small_jpeg
+from tests.support.small_jpeg import EDGE, FRAME, FRAMES, TILE, matrix_of
 
 
 @pytest.fixture(scope="module")
 def jpeg_file(tmp_path_factory):
-    (path,) = write_slide(
-        tmp_path_factory.mktemp("jpeg"),
-        shape=(EDGE, EDGE),
-        downsamples=(1,),
-        tile_shape=(TILE, TILE),
-        associated=False,
-    )
-    return path
+    return small_jpeg.write(tmp_path_factory.mktemp("jpeg"))
 
 
 @pytest.fixture(scope="module")
 def pixels(jpeg_file):
-    """The whole level, decoded by pydicom's own way to frames and Pillow."""
-    pydicom = pytest.importorskip("pydicom")
-    import io
-
-    from PIL import Image
-    from pydicom.encaps import generate_frames
-
-    data = pydicom.dcmread(jpeg_file)
-    frames = generate_frames(data.PixelData, number_of_frames=FRAMES)
-    tiles = [np.asarray(Image.open(io.BytesIO(frame)).convert("RGB")) for frame in frames]
-    across = EDGE // TILE
-    rows = [np.concatenate(tiles[i * across : (i + 1) * across], 1) for i in range(across)]
-    return np.concatenate(rows)
+    return small_jpeg.decoded(jpeg_file)
 
 
 @pytest.fixture
 def matrix(jpeg_file):
-    return _matrix(jpeg_file)
-
-
-def _matrix(path, **options):
-    slide = dicomslide.open_slide(path, correct_color=False, **options)
-    return slide.get_volume_images()[0].get_total_pixel_matrix()
+    return matrix_of(jpeg_file)
 
 
 def _kept():
@@ -221,7 +195,7 @@ def test_frames_that_were_wanted_are_forgotten_with_their_scope():
 def test_whatever_is_read_is_right_and_within_the_bound(jpeg_file, pixels, most, reads):
     with dicomslide.set_options(frame_cache_bytes=most * FRAME):
         dicomslide.clear_all("decoded frames")
-        matrix = _matrix(jpeg_file)
+        matrix = matrix_of(jpeg_file)
         for row, column, rows, columns in reads:
             key = slice(row, row + rows), slice(column, column + columns)
             np.testing.assert_array_equal(matrix[key], pixels[key])
@@ -229,7 +203,7 @@ def test_whatever_is_read_is_right_and_within_the_bound(jpeg_file, pixels, most,
 
 
 def test_many_threads_stay_within_the_bound(jpeg_file, pixels):
-    matrix = _matrix(jpeg_file)
+    matrix = matrix_of(jpeg_file)
     bound = 9 * FRAME
     most = []
 
@@ -258,13 +232,13 @@ def test_a_file_that_changes_is_read_anew(tmp_path):
         )
         return path
 
-    matrix = _matrix(written("tissue"))
+    matrix = matrix_of(written("tissue"))
     before = [_read(matrix, 10, 10, 100) for _ in range(3)][-1]
     path = written("position")
-    after = _read(_matrix(path), 10, 10, 100)
+    after = _read(matrix_of(path), 10, 10, 100)
     assert not np.array_equal(before, after)
     with dicomslide.set_options(frame_cache_bytes=0):
-        np.testing.assert_array_equal(after, _read(_matrix(path), 10, 10, 100))
+        np.testing.assert_array_equal(after, _read(matrix_of(path), 10, 10, 100))
 
 
 def test_workers_have_the_bound_from_their_environment(jpeg_file):

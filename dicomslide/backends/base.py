@@ -227,6 +227,19 @@ class DistantSource(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadAheadSource(Protocol):
+    """Optional: a source whose frames may be read before they are asked for.
+
+    While a caller reads tiles row by row, other threads read and decode the next frames, also
+    between the calls.
+    """
+
+    def may_read_ahead(self) -> bool:
+        """Whether :meth:`FrameSource.read_frames` may be called at any time, by any thread."""
+        ...
+
+
 # -- stores ----------------------------------------------------------------------------------
 
 
@@ -333,6 +346,10 @@ def is_distant(source: object) -> TypeGuard[DistantSource]:
     return provides(source, DistantSource.unread_headers)
 
 
+def _is_read_ahead(source: object) -> TypeGuard[ReadAheadSource]:
+    return provides(source, ReadAheadSource.may_read_ahead)
+
+
 # -- functions for all sources ----------------------------------------------------------------
 
 
@@ -390,6 +407,11 @@ def drop_frame(source: FrameSource, index: int) -> None:
 def may_read_anew(source: FrameSource) -> bool:
     """Whether reading a frame of a source again may give other bytes."""
     return _is_rereadable(source) and source.may_read_anew()
+
+
+def may_read_ahead(source: FrameSource) -> bool:
+    """Whether frames of a source may be read before they are asked for."""
+    return _is_read_ahead(source) and source.may_read_ahead()
 
 
 def read_anew(source: FrameSource, index: int) -> Buffer | None:

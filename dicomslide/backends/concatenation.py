@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.backends.base import drop_frame, kept_as, may_read_anew, read_anew, unread_headers
+from dicomslide.backends.base import (
+    drop_frame,
+    kept_as,
+    may_read_ahead,
+    may_read_anew,
+    read_anew,
+    unread_headers,
+)
 from dicomslide.errors import FrameReadError, MetadataError
 from dicomslide.header import dicom
 from dicomslide.header.tiling import FramePositions
@@ -168,6 +175,10 @@ class ConcatenatedSource:
             for at, frame in zip(places, self.parts[part].read_frames(local), strict=True):
                 frames[at] = frame
         return frames
+
+    def may_read_ahead(self) -> bool:
+        """Whether frames of every part may be read before they are asked for."""
+        return all(map(may_read_ahead, self.parts))
 
     def may_read_anew(self) -> bool:
         """Whether reading a frame of any part again may give other bytes."""

@@ -33,11 +33,12 @@ V = TypeVar("V")
 KINDS = frozenset({
     "ICC profiles", "arranged slides", "bytes of objects read ahead", "colour tables",
     "colour transforms", "decoded frames", "decoded frames of tiles", "decoding threads",
-    "exported stores", "file systems", "filters of servers", "folders of clients", "headers",
-    "heads of objects", "indices of cohorts", "layouts", "objects", "open files", "open slides",
-    "parsed files", "places in archives", "received frames", "request batchers",
-    "requesting threads", "row groups of indices", "tiles of OpenSlide", "versions of objects",
-    "warnings of JPEG headers", "warnings of empty frames", "whole instances",
+    "exported stores", "file systems", "filters of servers", "folders of clients",
+    "frames decoded ahead", "headers", "heads of objects", "indices of cohorts", "layouts",
+    "objects", "open files", "open slides", "parsed files", "places in archives",
+    "received frames", "request batchers", "requesting threads", "row groups of indices",
+    "tiles of OpenSlide", "trails of boxes", "versions of objects", "warnings of JPEG headers",
+    "warnings of empty frames", "whole instances",
 })  # fmt: skip
 """Kinds of values that the package caches."""
 

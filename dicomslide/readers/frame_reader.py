@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dicomslide.backends.base import drop_frame, kept_as, may_read_anew, read_anew
+from dicomslide.backends.base import drop_frame, kept_as, may_read_ahead, may_read_anew, read_anew
 from dicomslide.errors import FrameError, FrameReadError, FrameWarning, MetadataError
 from dicomslide.options import get_options
 from dicomslide.pixels import DECODERS, decode_frame, scratch_memory, transfer_syntax_of
@@ -18,6 +18,7 @@ from dicomslide.process.parallel import is_exiting
 from dicomslide.process.registry import Registry
 from dicomslide.process.warn import warn
 from dicomslide.readers.pools import Shared, helped, submit_request
+from dicomslide.readers.read_ahead import AHEAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
@@ -138,6 +139,55 @@ class FrameReader:
             return
         with helped(self._run, plan, calls=plan.helpers, pool_size=plan.pool_size):
             self._run(plan)
+        for at, frame in plan.late:
+            use(at, self._late(plan.image, frame, is_kept=frame in plan.kept))
+
+    def steps_ahead(self, frames: int) -> int:
+        """Return the number of boxes, each of so many frames, that are worth decoding ahead.
+
+        It is 0 with a single thread, for sources other than files, and where decoded frames aren't
+        cached.
+        """
+        is_off = get_options().num_threads == 1 or not self._cache.max_bytes
+        if is_off or self._most is not None or not may_read_ahead(self._source):
+            return 0
+        return AHEAD.steps(frames, self._tile_bytes)
+
+    def look_ahead(self, frames: Sequence[int]) -> None:
+        """Have frames decoded by other threads, in the order in which they will be asked for.
+
+        Parameters
+        ----------
+        frames : sequence of int
+            Zero-based frames, −1 for an absent one. None: those of before won't be asked for.
+
+        """
+        image = self._kept_as
+        if not frames:
+            AHEAD.leave_out(image)
+            return
+        held = self._cache.get(image, frames, in_passing=True)
+        missing = [frame for frame in frames if frame >= 0 and frame not in held]
+        AHEAD.add(image, missing, self._tile_bytes, self._unasked)
+
+    def _unasked(self, frame: int) -> Pixels | None:
+        """Return the pixels of a frame; None where there is something to say about it."""
+        (buffer,) = self._source.read_frames([frame])
+        if not buffer:
+            return None
+        syntax = self._layout.transfer_syntax_uid
+        tile = decode_frame(buffer, self._stored_format, syntax, None, self._reduction)
+        return tile if tile.shape == self._layout.pixel_format.shape else None
+
+    def _late(self, image: Hashable, frame: int, *, is_kept: bool) -> Pixels | None:
+        """Return the pixels of a frame that another thread decodes."""
+        tile = AHEAD.wait(image, frame)
+        if tile is None:  # an error, which isn't known here
+            (buffer,) = self._fetch([frame])
+            return self._decode(frame, buffer)
+        if is_kept:
+            self._cache.put(image, frame, tile, self._most)
+        return tile
 
     @property
     def _kept_as(self) -> Hashable:
@@ -156,22 +206,31 @@ class FrameReader:
         image = self._kept_as
         keep = keep and (self._most is not None or not self._is_stream(len(frames)))
         held = self._cache.get(image, frames, in_passing=not keep)
-        missing = []
+        new = [frame for frame in frames if frame >= 0 and frame not in held]
+        kept = self._to_keep(image, new) if keep and new else ()
+        ready, running = AHEAD.take(image, new)
+        for frame, tile in ready.items():
+            if frame in kept:
+                self._cache.put(image, frame, tile, self._most)
+        held |= ready
+        missing: list[Wanted] = []
+        late: list[Wanted] = []
         for at, frame in enumerate(frames):
-            tile = held.get(frame)
-            if frame < 0 or tile is not None:
-                use(at, tile)
+            if frame < 0 or frame in held:
+                use(at, held.get(frame))
             else:
-                missing.append((at, frame))
-        if not missing:
+                (late if frame in running else missing).append((at, frame))
+        if not (missing or late):
             return None
         threads = get_options().num_threads if threads is None else threads
-        helpers = min(threads, len(missing)) - 1
-        step = min(BATCH, -(-len(missing) // (PARTS * (helpers + 1) if helpers else 1)))
+        # threads that decode ahead for longer than this read takes would help too late
+        helpers = 0 if AHEAD.is_busy_for(len(missing)) else max(0, min(threads, len(missing)) - 1)
+        step = -(-len(missing) // (PARTS * (helpers + 1) if helpers else 1))
         return _Plan(
             image=image,
-            batches=Shared(self._batches(missing, step)),
-            kept=self._to_keep(image, [frame for _, frame in missing]) if keep else (),
+            batches=Shared(self._batches(missing, min(BATCH, step or 1))),
+            late=late,
+            kept=kept,
             use=use,
             helpers=helpers,
             pool_size=threads - 1,
@@ -292,8 +351,10 @@ class FrameReader:
         tile = self._cache.get(image, (frame,), in_passing=not keep).get(frame)
         if tile is not None:
             return tile.copy()
-        (buffer,) = self._fetch([frame])
-        tile = self._decode(frame, buffer)
+        tile, buffer = AHEAD.wait(image, frame), None
+        if tile is None:
+            (buffer,) = self._fetch([frame])
+            tile = self._decode(frame, buffer)
         if tile is None:
             return None
         if keep and self._to_keep(image, [frame], at_once=False):
@@ -427,6 +488,8 @@ class _Plan:
     """Key of the image's frames in the cache."""
     batches: Shared[Batch]
     """Batches, each taken by one thread."""
+    late: list[Wanted]
+    """Frames that other threads are decoding."""
     kept: Collection[int]
     """Frames to be cached after decoding."""
     use: Callable[[int, Pixels | None], None]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomslide.backends.base import layout_of
+from dicomslide.backends.base import kept_as, layout_of
 from dicomslide.header.scaling import Scaling, scaling_of
 from dicomslide.options import allocated, check_memory
 from dicomslide.pixels import DECODERS, JPEG_BASELINE
@@ -16,6 +16,7 @@ from dicomslide.pixels.color import ColorTransform, color_transform
 from dicomslide.process.lazy import lazy, lazy_once
 from dicomslide.readers.frame_reader import FrameReader, OnError
 from dicomslide.readers.indexing import Axis, Piece, points
+from dicomslide.readers.trails import trail_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -257,6 +258,8 @@ class MatrixReader:
         turns = transpose or rows.reverse or columns.reverse
         slices = isinstance(rows.indices, range) and isinstance(columns.indices, range)
         is_tile = slices and len(frames) == 1 and shape == self._tile_shape
+        if keep and threads != 1:
+            self._look_ahead(rows.indices, columns.indices, len(frames))
         if is_tile and not (contiguous and turns):  # no copy
             out = _turned(self._owned(self.frames.single(frames[0], keep=keep)), rows, columns)
         else:
@@ -277,6 +280,28 @@ class MatrixReader:
         )
         frames, _ = self._meetings(rows, columns)
         return [frame for frame in frames if frame >= 0]
+
+    def _look_ahead(
+        self, rows: range | NDArray[np.int64], columns: range | NDArray[np.int64], frames: int
+    ) -> None:
+        """Have the frames decoded of boxes that are probably read after this one.
+
+        Parameters
+        ----------
+        rows, columns : range or numpy.ndarray
+            The box; nothing is foreseen after scattered ones.
+        frames : int
+            Number of frames that it touches.
+
+        """
+        if not (isinstance(rows, range) and isinstance(columns, range) and frames):
+            return
+        steps = self.frames.steps_ahead(frames)
+        if steps:
+            key = kept_as(self.source), self.channel_index, self.focal_plane_index
+            tiles = trail_of(key).follow(rows, columns, steps, self.layout.grid)
+            if tiles is not None:
+                self.frames.look_ahead(self.frames_of(tiles).tolist())
 
     def _meetings(self, rows: Axis, columns: Axis) -> tuple[list[int], list[Meeting]]:
         """Return the frames of rows and columns, and keys of the pixels of each."""
@@ -384,6 +409,8 @@ class MatrixReader:
         inside = max(0, last[0] - first[0]), max(0, last[1] - first[1])
         down, right = (Axis(range(*ends)) for ends in zip(first, last, strict=True))
         frames, places = self._meetings(down, right)
+        rows, columns = (range(at, at + n) for at, n in zip(offset, size, strict=True))
+        self._look_ahead(rows, columns, len(frames))
         if inside == size == self._tile_shape[:2] and len(frames) == 1:
             return self._owned(self.frames.single(frames[0]))  # no copy
         what = f"{self.source.name}: a region of {size[0]} × {size[1]} pixels"
@@ -429,6 +456,7 @@ class MatrixReader:
             stored = out.swapaxes(0, 1) if grid.transpose else out
             inner = stored[top : top + len(down), left : left + len(right)]
             frames, places = self._meetings(down, right)
+            self._look_ahead(down.indices, right.indices, len(frames))
             self.frames.visit(frames, self._placing(places, _turned(inner, down, right)))
         return out
 

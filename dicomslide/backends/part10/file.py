@@ -103,6 +103,10 @@ class FileSource(Part10Source):
     def _key(self) -> Key:
         return self.path, self.size, (self.mtime_ns, self.node, self.ctime_ns)
 
+    def may_read_ahead(self) -> bool:
+        """Whether frames may be read before they are asked for: the file is opened here."""
+        return True
+
     def restore_header(self, data: bytes, shared: Mapping[str, bytes]) -> None:
         """Have the process keep what :meth:`pack_header` returned, unless it keeps the header.
 

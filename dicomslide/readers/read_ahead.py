@@ -1,0 +1,193 @@
+"""Frames that other threads decode before they are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomslide.options import get_options
+from dicomslide.process.budget import has_part
+from dicomslide.process.frame_cache import FrameCache
+from dicomslide.process.parallel import is_exiting
+from dicomslide.readers.pools import submit_decoding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Hashable, Sequence
+    from typing import TypeAlias
+
+    from numpy.typing import NDArray
+
+    Pixels: TypeAlias = NDArray[Any]
+    Key: TypeAlias = tuple[Hashable, int]
+    """Key of an image in the cache, and a frame."""
+    Decode: TypeAlias = Callable[[int], Pixels | None]
+
+__all__ = ["AHEAD"]
+
+SHARE = 8
+"""Part of ``frame_cache_bytes`` that frames decoded ahead may take in addition, as a divisor."""
+MOST_FRAMES = 32
+"""Number of frames that boxes are foreseen for, about."""
+MOST_STEPS = 8
+"""Upper bound on the boxes that are foreseen."""
+RECENT = 64
+"""Number of calls for which an image has a share of the room."""
+
+
+class _Ahead(FrameCache[np.ndarray]):
+    """Frames that were decoded ahead, and those that threads of the decoding pool are to decode.
+
+    Each is taken out by the read that asks for it.
+    """
+
+    def _start(self) -> None:
+        super()._start()
+        self._lock = threading.RLock()  # finalizers may read slides
+        self._pending: OrderedDict[Key, Decode] = OrderedDict()
+        self._running: dict[Key, threading.Event] = {}
+        self._threads = 0
+        self._calls = 0
+        self._recent: OrderedDict[Hashable, int] = OrderedDict()
+        """Images of recent calls, each with its last."""
+
+    def steps(self, frames: int, nbytes: int) -> int:
+        """Return how many boxes of a number of frames are to be foreseen.
+
+        Parameters
+        ----------
+        frames : int
+            Frames that a box touches.
+        nbytes : int
+            Bytes of a decoded frame.
+
+        """
+        fits = 2 * frames * nbytes <= self.max_bytes
+        return min(MOST_STEPS, max(1, MOST_FRAMES // frames)) if fits else 0
+
+    def add(self, image: Hashable, frames: Sequence[int], nbytes: int, decode: Decode) -> None:
+        """Have frames decoded by other threads, as far as there is room for this image.
+
+        Images that are read in turn share the room: none is to displace what others wait for.
+
+        Parameters
+        ----------
+        image : hashable
+            Key of the image in the cache.
+        frames : sequence of int
+            Frames that aren't cached, in the order in which they will be asked for.
+        nbytes : int
+            Bytes of a decoded frame.
+        decode : callable
+            Returns the pixels of a frame, in memory of their own. None, or an error, leaves the
+            frame to whoever asks for it.
+
+        """
+        ready = self.get(image, frames, in_passing=True)
+        most = get_options().num_threads - 1
+        with self._lock:
+            self._calls += 1
+            self._recent[image] = self._calls
+            self._recent.move_to_end(image)
+            while next(iter(self._recent.values())) < self._calls - RECENT:
+                self._recent.popitem(last=False)
+            room = self.max_bytes // (2 * nbytes * len(self._recent))
+            known = self._pending.keys() | self._running.keys()
+            new = [key for f in frames if f not in ready and (key := (image, f)) not in known]
+            self._pending.update(dict.fromkeys(new[:room], decode))
+            calls = max(0, min(most - self._threads, len(self._pending)))
+            self._threads += calls
+        begun = submit_decoding(self._work, calls=calls, pool_size=most) if calls else []
+        if len(begun) < calls:
+            with self._lock:
+                self._threads -= calls - len(begun)
+
+    def leave_out(self, image: Hashable) -> None:
+        """Leave out the frames of an image that no thread has begun."""
+        if self._pending:
+            with self._lock:
+                for key in [key for key in list(self._pending) if key[0] == image]:
+                    del self._pending[key]
+
+    def forget(self, part: str) -> None:
+        """Forget the frames of images whose keys have a text among their parts."""
+        with self._lock:
+            for key in [key for key in list(self._pending) if has_part(key, part)]:
+                del self._pending[key]
+        super().forget(part)
+
+    def clear(self) -> None:
+        """Forget all frames, and which ones are to be decoded."""
+        with self._lock:
+            self._pending.clear()
+        super().clear()
+
+    def is_busy_for(self, frames: int) -> bool:
+        """Whether other threads are busy decoding ahead for longer than so many frames take."""
+        return bool(self._running) and len(self._pending) >= frames
+
+    def take(
+        self, image: Hashable, frames: Sequence[int]
+    ) -> tuple[dict[int, Pixels], Collection[int]]:
+        """Return the pixels of those frames that are decoded, and the frames that are just now.
+
+        Frames that no thread has begun are left to the caller.
+        """
+        running: set[int] = set()
+        if self._pending or self._running:
+            with self._lock:
+                for frame in frames:
+                    if (image, frame) in self._running:
+                        running.add(frame)
+                    else:
+                        self._pending.pop((image, frame), None)
+        return self._taken(image, [f for f in frames if f not in running]), running
+
+    def wait(self, image: Hashable, frame: int) -> Pixels | None:
+        """Return the pixels of a frame that is decoded, or just now: meanwhile, decode others.
+
+        None if no thread has begun it, or where that failed.
+        """
+        with self._lock:
+            self._pending.pop((image, frame), None)
+            event = self._running.get((image, frame))
+        while event is not None and not event.is_set() and self._decode_next():
+            pass
+        if event is not None:
+            event.wait()
+        return self._taken(image, [frame]).get(frame)
+
+    def _taken(self, image: Hashable, frames: Sequence[int]) -> dict[int, Pixels]:
+        found = self.get(image, frames, in_passing=True)
+        if found:
+            self.discard(image, found)
+        return found
+
+    def _work(self) -> None:
+        while self._decode_next(ends=True):
+            pass
+
+    def _decode_next(self, *, ends: bool = False) -> bool:
+        """Decode a frame; False if there is none: the thread ends, if it is one of the pool."""
+        with self._lock:
+            if not self._pending or is_exiting():
+                self._threads -= ends
+                return False
+            key, decode = self._pending.popitem(last=False)
+            done = self._running[key] = threading.Event()
+        image, frame = key
+        try:
+            with contextlib.suppress(Exception):  # whoever asks for the frame gets the error
+                if (tile := decode(frame)) is not None:
+                    self.put(image, frame, tile)
+        finally:
+            with self._lock:
+                self._running.pop(key, None)
+            done.set()
+        return True
+
+
+AHEAD = _Ahead(lambda: get_options().frame_cache_bytes // SHARE, "frames decoded ahead")
