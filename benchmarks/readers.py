@@ -52,6 +52,7 @@ READERS: dict[str, Callable[[str], Reader]] = {
     "dicomslide, 2 threads": functools.partial(Dicomslide, threads=2),
     "dicomslide, corrected, 1 thread": functools.partial(CorrectedDicomslide, threads=1),
     "dicomslide, no cache": DicomslideWithoutCache,
+    "dicomslide, no cache, 1 thread": functools.partial(DicomslideWithoutCache, threads=1),
     "dicomslide, no decoder, 1 thread": functools.partial(DicomslideWithoutDecoder, threads=1),
     "dicomslide, matrix": DicomslideByMatrix,
     "dicomslide, OpenSlide": OpenSlideOfDicomslide,

@@ -437,12 +437,6 @@ class DicomslideByMatrix(Dicomslide):
         self.regions(at, size)
 
 
-class CorrectedDicomslide(Dicomslide):
-    """dicomslide, with colours mapped to sRGB."""
-
-    corrected = True
-
-
 class DicomslideWithoutCache(Dicomslide):
     """dicomslide without a cache of decoded frames."""
 
@@ -451,6 +445,12 @@ class DicomslideWithoutCache(Dicomslide):
         import dicomslide
 
         dicomslide.set_options(frame_cache_bytes=0)
+
+
+class CorrectedDicomslide(DicomslideWithoutCache):
+    """dicomslide without a cache, with colours mapped to sRGB."""
+
+    corrected = True
 
 
 class DicomslideOnServer(DicomslideWithoutCache):

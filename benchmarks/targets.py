@@ -386,7 +386,8 @@ def _overhead() -> list[Target]:
     def correction(task: str, edge: int) -> Callable[[Results], Any]:
         def value(found: Results) -> Any:
             corrected, stored = (
-                found.values(task, f"dicomslide, {what}1 thread") for what in ("corrected, ", "")
+                found.values(task, f"dicomslide, {what}, 1 thread")
+                for what in ("corrected", "no cache")
             )
             transform = found.values("colour: transform of 2,048² pixels in frames", "highdicom")
             return (corrected - stored) / edge**2 / (transform[: len(stored)] / 2048**2)

@@ -346,7 +346,7 @@ WARM = (
             f"region of {size:,}²",
             "colour",
             "regions",
-            ("dicomslide, 1 thread", "dicomslide, corrected, 1 thread"),
+            ("dicomslide, no cache, 1 thread", "dicomslide, corrected, 1 thread"),
             _of(count, size),
             # LittleCMS sees each colour once: what is measured is all that follows
             prepare=(("all_tiles", {}),),
