@@ -10,7 +10,7 @@ from benchmarks.tasks import Draw, Fresh, Warm
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.run import Results
+    from benchmarks.results import Results
 
 __all__ = ["CHANNEL_TARGETS", "CHANNEL_TASKS"]
 

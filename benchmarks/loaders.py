@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import process
 
 if TYPE_CHECKING:
-    from benchmarks.reader import Reader
+    from collections.abc import Callable
 
 __all__ = ["BATCH", "TilesOfReader", "loaded"]
 
@@ -24,9 +24,11 @@ _before = 0.0
 class TilesOfReader:
     """Data set of squares of a slide, each by a call of a reader, which each process opens."""
 
-    def __init__(self, kind: type[Reader], folder: str, at: list[list[int]], size: int) -> None:
+    def __init__(
+        self, kind: Callable[[str], Any], folder: str, at: list[list[int]], size: int
+    ) -> None:
         self.kind, self.folder, self.at, self.size = kind, folder, at, size
-        self.reader: Reader | None = None
+        self.reader: Any = None
 
     def __len__(self) -> int:
         return len(self.at)

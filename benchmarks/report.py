@@ -16,7 +16,7 @@ from benchmarks.catalogue import PASSES, TARGETS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from benchmarks.run import Results
+    from benchmarks.results import Results
     from benchmarks.slides import Slide
 
 __all__ = ["report", "write"]

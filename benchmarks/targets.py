@@ -11,7 +11,7 @@ from benchmarks.tasks import BOTH_WSIDICOM, BUDGET
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.run import Results
+    from benchmarks.results import Results
 
 __all__ = ["TARGETS", "Target"]
 

@@ -14,7 +14,7 @@ from benchmarks.tasks import BOTH_WSIDICOM, Draw, Warm
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.run import Results
+    from benchmarks.results import Results
 
 __all__ = ["PASSES", "SLIDES", "TILE_TARGETS", "TILE_TASKS"]
 

@@ -11,7 +11,7 @@ from benchmarks.tiles import SLIDES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.run import Results
+    from benchmarks.results import Results
 
 __all__ = ["TRAINING_TARGETS", "TRAINING_TASKS"]
 

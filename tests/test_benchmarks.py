@@ -15,7 +15,8 @@ import pytest
 from benchmarks.catalogue import TARGETS, TASKS
 from benchmarks.limit import Decoder
 from benchmarks.report import BEGIN, END, README, report
-from benchmarks.run import Results, run
+from benchmarks.results import Results
+from benchmarks.run import run
 from benchmarks.slides import SLIDES, camera_profile
 from benchmarks.tasks import Fresh
 from benchmarks.worker import answer
