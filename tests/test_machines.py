@@ -145,10 +145,13 @@ class Caches(RuleBasedStateMachine):
                 self.model.move_to_end(key)
 
     @rule(image=IMAGES, frames=st.lists(KEYS))
-    def discard_frames(self, image, frames):
-        self.frames.discard(image, frames)
-        for frame in frames:
-            self.model.pop(("frames", image, frame), None)
+    def pop_frames(self, image, frames):
+        keys = [
+            key
+            for frame in dict.fromkeys(frames)
+            if (key := ("frames", image, frame)) in self.model
+        ]
+        assert self.frames.pop(image, frames) == {key[2]: self.model.pop(key) for key in keys}
 
     @rule(size=st.integers(0, 1200))
     def bound_frames(self, size):

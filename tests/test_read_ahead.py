@@ -24,7 +24,7 @@ from dicomslide.backends.part10.streams import StreamSource
 from dicomslide.errors import FrameDecodeError
 from dicomslide.header.tiling import TileGrid
 from dicomslide.process.budget import cached_bytes
-from dicomslide.readers.read_ahead import RECENT
+from dicomslide.readers.read_ahead import AHEAD, RECENT
 from dicomslide.readers.trails import Trail
 from tests.support import small_jpeg
 from tests.support.forks import in_child
@@ -101,6 +101,69 @@ def test_what_follows_boxes_in_a_row_is_decoded_meanwhile(matrix, pixels, reader
         _check(matrix, pixels, 0, column)
     assert readers == {}
     assert _ahead() == 0
+
+
+def test_the_end_of_a_row_leaves_none_of_it_out(matrix, pixels, monkeypatch):
+    original, gate = FileSource.read_frames, threading.Event()
+
+    def waiting(self, indices):
+        if threading.current_thread() is not threading.main_thread():
+            gate.wait(30)
+        return original(self, indices)
+
+    left_out = []
+    monkeypatch.setattr(FileSource, "read_frames", waiting)
+    monkeypatch.setattr(AHEAD, "leave_out", left_out.append)
+    with dicomslide.set_options(num_threads=2):
+        for column in range(0, EDGE, TILE):
+            if column == 3 * TILE:
+                left_out.clear()
+                gate.set()
+            _check(matrix, pixels, 0, column, TILE)
+    assert not left_out
+
+
+def test_readers_of_the_same_frame_own_their_pixels(matrix, pixels):
+    for column in (0, TILE, 2 * TILE):
+        _check(matrix, pixels, 0, column, TILE)
+    _until(lambda: _ahead() == 5)
+    barrier = threading.Barrier(8)
+
+    def read(_):
+        barrier.wait()
+        return matrix[:TILE, 3 * TILE : 4 * TILE]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(read, range(8)))
+    for number, region in enumerate(found):
+        np.testing.assert_array_equal(region, pixels[:TILE, 3 * TILE : 4 * TILE])
+        assert not any(np.shares_memory(region, other) for other in found[:number])
+    _check(matrix, pixels, 0, 3 * TILE - 8)
+
+
+def test_ctrl_c_in_a_read_that_decodes_for_others_leaves_nothing_begun(matrix, pixels, monkeypatch):
+    gate, begun, original = threading.Event(), threading.Event(), FileSource.read_frames
+
+    def interrupted(self, indices):
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            gate.wait(30)
+        elif list(indices) != [2]:
+            gate.set()
+            raise KeyboardInterrupt
+        return original(self, indices)
+
+    with dicomslide.set_options(num_threads=2):
+        for column in (0, TILE):
+            _check(matrix, pixels, 0, column, TILE)
+        monkeypatch.setattr(FileSource, "read_frames", interrupted)
+        _check(matrix, pixels, 0, 2 * TILE, TILE)
+        assert begun.wait(30)
+        with pytest.raises(KeyboardInterrupt):  # while another thread decodes frame 3
+            matrix[:TILE, 3 * TILE : 4 * TILE]
+        monkeypatch.setattr(FileSource, "read_frames", original)
+        for column in range(0, EDGE, TILE):
+            _check(matrix, pixels, 0, column, TILE)
 
 
 def test_the_next_row_of_boxes_goes_on_with_its_second(matrix, pixels, readers):
@@ -362,6 +425,7 @@ def test_tiles_that_follow_are_those_of_the_next_boxes(
             assert not tiles.size
             continue
         if tiles is not None:
+            assert tiles.size
             assert len(set(tiles.tolist())) == len(tiles)
             known |= set(tiles.tolist())
         assert known >= met(number + 1)

@@ -187,12 +187,14 @@ class FrameCache(Member[tuple["Hashable", int], F]):
             self._wanted, self._wanted_again = DOUBT, 0.0
         super().clear()
 
-    def discard(self, image: Hashable, frames: Iterable[int]) -> None:
-        """Forget some frames of an image."""
+    def pop(self, image: Hashable, frames: Iterable[int]) -> dict[int, F]:
+        """Return the cached ones among frames of an image, and forget them."""
         with BUDGET.lock:
-            found = [(image, frame) for frame in frames if (image, frame) in self._entries]
-            dropped = [self._drop(key) for key in dict.fromkeys(found)]
-        del dropped
+            return {
+                frame: self._drop((image, frame))
+                for frame in dict.fromkeys(frames)
+                if (image, frame) in self._entries
+            }
 
 
 def _nbytes(data: np.ndarray | bytes) -> int:

@@ -48,7 +48,8 @@ class _Ahead(FrameCache[np.ndarray]):
         super()._start()
         self._lock = threading.RLock()  # finalizers may read slides
         self._pending: OrderedDict[Key, Decode] = OrderedDict()
-        self._running: dict[Key, threading.Event] = {}
+        self._running: dict[Key, tuple[threading.Event, int]] = {}
+        """Event that is set at the end, and the thread, by frame."""
         self._threads = 0
         self._calls = 0
         self._recent: OrderedDict[Hashable, int] = OrderedDict()
@@ -140,11 +141,11 @@ class _Ahead(FrameCache[np.ndarray]):
         if self._pending or self._running:
             with self._lock:
                 for frame in frames:
-                    if (image, frame) in self._running:
+                    if self._done((image, frame)) is not None:
                         running.add(frame)
                     else:
                         self._pending.pop((image, frame), None)
-        return self._taken(image, [f for f in frames if f not in running]), running
+        return self.pop(image, [f for f in frames if f not in running]), running
 
     def wait(self, image: Hashable, frame: int) -> Pixels | None:
         """Return the pixels of a frame that is decoded, or just now: meanwhile, decode others.
@@ -153,18 +154,20 @@ class _Ahead(FrameCache[np.ndarray]):
         """
         with self._lock:
             self._pending.pop((image, frame), None)
-            event = self._running.get((image, frame))
-        while event is not None and not event.is_set() and self._decode_next():
-            pass
-        if event is not None:
-            event.wait()
-        return self._taken(image, [frame]).get(frame)
+            done = self._done((image, frame))
+        if done is not None:
+            while not done.is_set() and self._decode_next():
+                pass
+            done.wait()
+        return self.pop(image, [frame]).get(frame)
 
-    def _taken(self, image: Hashable, frames: Sequence[int]) -> dict[int, Pixels]:
-        found = self.get(image, frames, in_passing=True)
-        if found:
-            self.discard(image, found)
-        return found
+    def _done(self, key: Key) -> threading.Event | None:
+        """Return the event of a frame that another thread is decoding; None if none is.
+
+        A finalizer that reads may run in the thread that decodes.
+        """
+        done, thread = self._running.get(key, (None, 0))
+        return None if thread == threading.get_ident() else done
 
     def _work(self) -> None:
         while self._decode_next(ends=True):
@@ -172,21 +175,23 @@ class _Ahead(FrameCache[np.ndarray]):
 
     def _decode_next(self, *, ends: bool = False) -> bool:
         """Decode a frame; False if there is none: the thread ends, if it is one of the pool."""
-        with self._lock:
-            if not self._pending or is_exiting():
-                self._threads -= ends
-                return False
-            key, decode = self._pending.popitem(last=False)
-            done = self._running[key] = threading.Event()
-        image, frame = key
-        try:
+        done, key = threading.Event(), None
+        try:  # before anything is begun: Ctrl-C may come anywhere
+            with self._lock:
+                if not self._pending or is_exiting():
+                    self._threads -= ends
+                    return False
+                key, decode = self._pending.popitem(last=False)
+                self._running[key] = done, threading.get_ident()
+            image, frame = key
             with contextlib.suppress(Exception):  # whoever asks for the frame gets the error
                 if (tile := decode(frame)) is not None:
                     self.put(image, frame, tile)
         finally:
-            with self._lock:
-                self._running.pop(key, None)
             done.set()
+            if key is not None:
+                with self._lock:
+                    self._running.pop(key, None)
         return True
 
 

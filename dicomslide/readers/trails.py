@@ -53,7 +53,7 @@ class Trail:
         -------
         numpy.ndarray or None
             The tiles, in the order of the boxes, without those of boxes that were returned before.
-            None of them after a box that wasn't foreseen. None if there is nothing to say.
+            An empty array after a box that wasn't foreseen. None if there are no more.
 
         """
         (top, height), (left, width) = _extent(rows), _extent(columns)
@@ -79,7 +79,7 @@ class Trail:
             )
         )
         tiles = np.add.outer(down * grid.shape[1], right)
-        return (tiles if step[0] else tiles.T).ravel()
+        return (tiles if step[0] else tiles.T).ravel() if tiles.size else None
 
 
 def _extent(indices: range) -> tuple[int, int]:

@@ -81,7 +81,7 @@ def keep(image: tuple[Hashable, ...], frames: Mapping[int, bytes], *, scope: str
 
 def drop(image: tuple[Hashable, ...], frames: Sequence[int], *, scope: str = "") -> None:
     """Drop damaged frames from the cache in memory and on disk."""
-    _memory.discard(_here(scope, image), frames)
+    _memory.pop(_here(scope, image), frames)
     if (database := _on_disk()) is not None:
         database.drop(_name(image), frames)
 
