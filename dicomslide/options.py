@@ -63,8 +63,9 @@ class Options:
     """Upper bound on the bytes of an array; by default the machine's memory."""
 
     num_threads: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
-    """Threads that decode the frames of one eager read. While regions follow one another in equal
-    steps, as tiles do, all but one decode the next; with a single one nothing is decoded ahead."""
+    """Threads that decode the frames of one eager read. Where regions follow one another in equal
+    steps, as tiles do, the other threads decode those that follow; with 1, nothing is decoded
+    ahead."""
 
     encoded_cache_bytes: int = 64 * 2**20
     """Upper bound on the bytes of frames, as they came from servers and buckets, that the process

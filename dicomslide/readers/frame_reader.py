@@ -159,7 +159,8 @@ class FrameReader:
         Parameters
         ----------
         frames : sequence of int
-            Zero-based frames, −1 for an absent one. None: those of before won't be asked for.
+            Zero-based frames, −1 for an absent one. If it is empty, those of earlier calls won't be
+            asked for either.
 
         """
         image = self._kept_as
@@ -181,11 +182,13 @@ class FrameReader:
 
     def _late(self, image: Hashable, frame: int, *, is_kept: bool) -> Pixels | None:
         """Return the pixels of a frame that another thread decodes."""
-        tile = AHEAD.wait(image, frame)
-        if tile is None:  # an error, which isn't known here
+        tile, buffer = AHEAD.wait(image, frame), None
+        if tile is None:  # another read has taken it, or there was an error, which isn't known here
+            tile = self._cache.get(image, (frame,), in_passing=True).get(frame)
+        if tile is None:
             (buffer,) = self._fetch([frame])
-            return self._decode(frame, buffer)
-        if is_kept:
+            tile = self._decode(frame, buffer)
+        if is_kept and tile is not None and self._is_worth_keeping(buffer, tile):
             self._cache.put(image, frame, tile, self._most)
         return tile
 
@@ -208,7 +211,7 @@ class FrameReader:
         held = self._cache.get(image, frames, in_passing=not keep)
         new = [frame for frame in frames if frame >= 0 and frame not in held]
         kept = self._to_keep(image, new) if keep and new else ()
-        ready, running = AHEAD.take(image, new)
+        ready, running = AHEAD.take(image, new) if new else ({}, ())
         for frame, tile in ready.items():
             if frame in kept:
                 self._cache.put(image, frame, tile, self._most)

@@ -298,10 +298,11 @@ class MatrixReader:
             return
         steps = self.frames.steps_ahead(frames)
         if steps:
-            key = kept_as(self.source), self.channel_index, self.focal_plane_index
-            tiles = trail_of(key).follow(rows, columns, steps, self.layout.grid)
+            matrix = self.channel_index, self.focal_plane_index, self.reduction
+            trail = trail_of((kept_as(self.source), matrix))
+            tiles = trail.follow(rows, columns, steps, self.layout.grid)
             if tiles is not None:
-                self.frames.look_ahead(self.frames_of(tiles).tolist())
+                self.frames.look_ahead(self.frames_of(tiles).tolist() if tiles.size else ())
 
     def _meetings(self, rows: Axis, columns: Axis) -> tuple[list[int], list[Meeting]]:
         """Return the frames of rows and columns, and keys of the pixels of each."""

@@ -75,12 +75,12 @@ def submit_decoding(
 
 def collect(calling: list[Future[None]]) -> None:
     """Cancel calls that haven't begun, wait for the others, and raise the first error, if any."""
-    for future in calling:
-        future.cancel()  # the pool is busy with other reads, and no batch is left
-    wait(calling)
-    for future in calling:
-        if not future.cancelled():
-            future.result()
+    # the pool is busy with other reads, and no batch is left; `wait` would wait for those that are
+    # cancelled, too, until a thread takes them from the queue
+    begun = [future for future in calling if not future.cancel()]
+    wait(begun)
+    for future in begun:
+        future.result()
 
 
 @contextlib.contextmanager

@@ -51,9 +51,11 @@ class _Ahead(FrameCache[np.ndarray]):
         self._running: dict[Key, tuple[threading.Event, int]] = {}
         """Event that is set at the end, and the thread, by frame."""
         self._threads = 0
-        self._calls = 0
+        """Threads of the pool that decode ahead, or are about to."""
+        self._cleared = 0
+        self._turn = 0
         self._recent: OrderedDict[Hashable, int] = OrderedDict()
-        """Images of recent calls, each with its last."""
+        """Images of recent calls of :meth:`add`, each with its last."""
 
     def steps(self, frames: int, nbytes: int) -> int:
         """Return how many boxes of a number of frames are to be foreseen.
@@ -87,22 +89,25 @@ class _Ahead(FrameCache[np.ndarray]):
             frame to whoever asks for it.
 
         """
-        ready = self.get(image, frames, in_passing=True)
         most = get_options().num_threads - 1
         with self._lock:
-            self._calls += 1
-            self._recent[image] = self._calls
+            self._turn += 1
+            self._recent[image] = self._turn
             self._recent.move_to_end(image)
-            while next(iter(self._recent.values())) < self._calls - RECENT:
+            while next(iter(self._recent.values())) < self._turn - RECENT:
                 self._recent.popitem(last=False)
             room = self.max_bytes // (2 * nbytes * len(self._recent))
             known = self._pending.keys() | self._running.keys()
+            ready = self.get(image, frames, in_passing=True)
             new = [key for f in frames if f not in ready and (key := (image, f)) not in known]
             self._pending.update(dict.fromkeys(new[:room], decode))
             calls = max(0, min(most - self._threads, len(self._pending)))
             self._threads += calls
-        begun = submit_decoding(self._work, calls=calls, pool_size=most) if calls else []
-        if len(begun) < calls:
+        begun: list[Any] = []
+        try:
+            if calls:
+                begun = submit_decoding(self._work, calls=calls, pool_size=most)
+        finally:
             with self._lock:
                 self._threads -= calls - len(begun)
 
@@ -111,24 +116,25 @@ class _Ahead(FrameCache[np.ndarray]):
         if self._pending:
             with self._lock:
                 for key in [key for key in list(self._pending) if key[0] == image]:
-                    del self._pending[key]
+                    self._pending.pop(key, None)
 
     def forget(self, part: str) -> None:
         """Forget the frames of images whose keys have a text among their parts."""
         with self._lock:
             for key in [key for key in list(self._pending) if has_part(key, part)]:
-                del self._pending[key]
+                self._pending.pop(key, None)
         super().forget(part)
 
     def clear(self) -> None:
         """Forget all frames, and which ones are to be decoded."""
         with self._lock:
             self._pending.clear()
+            self._cleared += 1
         super().clear()
 
     def is_busy_for(self, frames: int) -> bool:
         """Whether other threads are busy decoding ahead for longer than so many frames take."""
-        return bool(self._running) and len(self._pending) >= frames
+        return bool(self._running) and len(self._pending) >= frames * self._threads
 
     def take(
         self, image: Hashable, frames: Sequence[int]
@@ -152,6 +158,8 @@ class _Ahead(FrameCache[np.ndarray]):
 
         None if no thread has begun it, or where that failed.
         """
+        if not (self._pending or self._running or self.nbytes):
+            return None
         with self._lock:
             self._pending.pop((image, frame), None)
             done = self._done((image, frame))
@@ -179,13 +187,15 @@ class _Ahead(FrameCache[np.ndarray]):
         try:  # before anything is begun: Ctrl-C may come anywhere
             with self._lock:
                 if not self._pending or is_exiting():
-                    self._threads -= ends
+                    self._threads = max(0, self._threads - ends)
                     return False
-                key, decode = self._pending.popitem(last=False)
+                key, decode = next(iter(self._pending.items()))
                 self._running[key] = done, threading.get_ident()
+                del self._pending[key]  # after: a look at both without the lock sees it
+                cleared = self._cleared
             image, frame = key
             with contextlib.suppress(Exception):  # whoever asks for the frame gets the error
-                if (tile := decode(frame)) is not None:
+                if (tile := decode(frame)) is not None and cleared == self._cleared:
                     self.put(image, frame, tile)
         finally:
             done.set()

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["Trail", "trail_of"]
 
 
+NONE = np.empty(0, np.int64)
+
+
 class Trail:
     """Boxes that are read one after the other, and the step from one to the next.
 
@@ -29,23 +32,24 @@ class Trail:
     """
 
     def __init__(self) -> None:
-        self._first = self._size = self._last_size = (0, 0)
-        self._step = (0, 0)
-        """Rows and columns, of which one is 0. It remains where another row of boxes begins."""
-        self._foreseen = 0
-        """Number of next boxes whose tiles were returned."""
+        self._first = self._size = self._step = (0, 0)
+        """The last box, and the rows and columns from the one before."""
+        self._window = self._foreseen = 0
+        """Number of boxes to foresee, and of next boxes whose tiles were returned."""
 
     def follow(
         self, rows: range, columns: range, steps: int, grid: TileGrid
     ) -> NDArray[np.int64] | None:
         """Note a box that is read, and return tiles of those that will follow.
 
+        After two equal steps one box is foreseen; the number doubles as long as they come.
+
         Parameters
         ----------
         rows, columns : range
             The box, which isn't empty, and may extend beyond the matrix.
         steps : int
-            Number of boxes to foresee.
+            Upper bound on the boxes to foresee.
         grid : TileGrid
             Tiles of the matrix.
 
@@ -56,23 +60,27 @@ class Trail:
             An empty array after a box that wasn't foreseen. None if there are no more.
 
         """
+        if abs(rows.step) > grid.tile_rows or abs(columns.step) > grid.tile_columns:
+            return None  # tiles are left out
         (top, height), (left, width) = _extent(rows), _extent(columns)
         first, size = (top, left), (height, width)
-        step = top - self._first[0], left - self._first[1]
-        goes_on = step == self._step != (0, 0) and size == self._size
-        sizes = self._size, self._last_size  # one that comes once is of a box cut by the border
-        self._first, self._last_size = first, size
-        if not goes_on:
-            if size in sizes and _touch(step, size):
-                self._step, self._size = step, size
-            self._foreseen = 0
-            return np.empty(0, np.int64)
-        self._foreseen = max(0, self._foreseen - 1)
-        if self._foreseen > steps // 2:
+        if (first, size) == (self._first, self._size):
             return None
-        began, self._foreseen = self._foreseen + 1, steps
+        step = top - self._first[0], left - self._first[1]
+        goes_on = size == self._size and step == self._step and _touch(step, size)
+        self._first, self._size, self._step = first, size, step
+        if not goes_on:
+            self._window = self._foreseen = 0
+            return NONE
+        self._foreseen = max(0, self._foreseen - 1)
+        if self._foreseen > self._window // 2:
+            return None
+        self._window = min(max(1, 2 * self._window), steps)
+        began, self._foreseen = self._foreseen + 1, self._window
+        if began > self._window:
+            return None
         down, right = (
-            _tiles(at + began * by, at + steps * by, length, of_tile, whole)
+            _tiles(at + began * by, at + self._window * by, length, of_tile, whole)
             for at, length, by, of_tile, whole in (
                 (top, height, step[0], grid.tile_rows, grid.rows),
                 (left, width, step[1], grid.tile_columns, grid.columns),
