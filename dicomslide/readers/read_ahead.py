@@ -53,6 +53,7 @@ class _Ahead(FrameCache[np.ndarray]):
         self._threads = 0
         """Threads of the pool that decode ahead, or are about to."""
         self._cleared = 0
+        """Number of calls of :meth:`clear`: what was under way is not kept after one."""
         self._turn = 0
         self._recent: OrderedDict[Hashable, int] = OrderedDict()
         """Images of recent calls of :meth:`add`, each with its last."""

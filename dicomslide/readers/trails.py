@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Trail", "trail_of"]
 
-
 NONE = np.empty(0, np.int64)
+"""No tiles."""
 
 
 class Trail:
@@ -57,7 +57,7 @@ class Trail:
         -------
         numpy.ndarray or None
             The tiles, in the order of the boxes, without those of boxes that were returned before.
-            An empty array after a box that wasn't foreseen. None if there are no more.
+            An empty array after a box that wasn't foreseen. None if there is nothing new.
 
         """
         if abs(rows.step) > grid.tile_rows or abs(columns.step) > grid.tile_columns:
