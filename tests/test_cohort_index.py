@@ -27,6 +27,7 @@ from dicomslide.errors import (
     SourceNotFoundError,
     StoreExistsError,
 )
+from dicomslide.slide.cohort_writer import packed_slides, writing
 from dicomslide.testing import write_slide
 from tests.support import derive, own_store
 from tests.support.bucket import bucket_of
@@ -592,6 +593,23 @@ def test_an_index_is_read_and_written_where_its_slides_are(folder):
         for slide in pickle.loads(pickle.dumps(again)).values():
             assert slide.get_image_region((0, 0), 0, (70, 90)).shape == (70, 90, 3)
         dicomslide.forget("s3://cohorts")
+
+
+@pytest.mark.needs("aiohttp")
+def test_a_large_footer_is_requested_once(folder, tmp_path, monkeypatch):
+    from tests.support.range_server import serving
+
+    monkeypatch.setattr("dicomslide.slide.cohort_writer.GROUP_ROWS", 1)
+    cohort = dicomslide.open_slides(folder)
+    members = [("S-1", cohort._members["S-1"])]
+    row = packed_slides(cohort._options, "", members).found["S-1"]
+    with writing(tmp_path / "cohort.parquet", overwrite=False) as (writer, _):
+        for number in range(200):
+            writer.add(f"S-{number}", row)
+    dicomslide.clear_all()
+    with serving(tmp_path) as server:
+        assert len(dicomslide.open_slides(f"{server.url}/cohort.parquet")) == 200
+        assert len(server.requests) == 3  # its head, its end, and the footer
 
 
 @pytest.mark.needs("aiohttp")

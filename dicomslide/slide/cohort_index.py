@@ -129,6 +129,30 @@ class _Fetched:
         self.name, self.size = blob.name, blob.size
         self._blob = blob
         self._parts: dict[int, Buffer] = {}
+        self._end = self.size, b""
+        """Offset of the end of the file that is kept, and its bytes."""
+
+    @contextlib.contextmanager
+    def footer(self) -> Iterator[tuple[bytes, bytes]]:
+        """Read the bytes before the footer, as many as a seal has, and the footer.
+
+        They are kept for a ``with`` block, and empty where there can be no such bytes.
+        """
+        sealed = len(seal_of(b""))
+        at = max(0, self.size - LAST)
+        end = self._blob.read(at, LAST)
+        start = self.size - TRAILER - int.from_bytes(end[-TRAILER:-4], "little")
+        if sealed <= start < at + sealed:
+            at = start - sealed
+            check_memory(self.size - at, f"{self.name}: the footer")
+            end = self._blob.read(at, self.size - at)
+        self._end = at, end
+        try:
+            before = start - sealed - at
+            found = end[before:-TRAILER] if start >= sealed else b""
+            yield found[:sealed], found[sealed:]
+        finally:
+            self._end = self.size, b""
 
     @contextlib.contextmanager
     def fetching(self, spans: Sequence[Span]) -> Iterator[None]:
@@ -143,7 +167,10 @@ class _Fetched:
     def read(self, offset: int, length: int) -> bytes:
         """Read bytes."""
         part = self._parts.get(offset, b"")
-        return bytes(part) if len(part) == length else self._blob.read(offset, length)
+        if len(part) == length:
+            return bytes(part)
+        at, end = self._end
+        return end[offset - at :][:length] if at <= offset else self._blob.read(offset, length)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -177,8 +204,9 @@ class _Table:
 
         self._blob = _Fetched(blob)
         self._lock = ForkLock()
-        self._check_footer()
-        with self._errors():
+        with self._blob.footer() as (seal, footer), self._errors():
+            if seal.startswith(SEAL) and seal != seal_of(footer):
+                raise CohortIndexError(f"{blob.name}: it is damaged: its footer isn't as written")
             self._parquet = ParquetFile(raw_file_of(self._blob), page_checksum_verification=True)
             said = json.loads((self._parquet.metadata.metadata or {}).get(KEY, b"null"))
         version = said.get("version") if isinstance(said, dict) else None
@@ -199,18 +227,6 @@ class _Table:
         counts = [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)]
         self.firsts = np.cumsum([0, *counts])
         self.nbytes: int = metadata.serialized_size + PER_SLIDE * self.num_rows
-
-    def _check_footer(self) -> None:
-        blob = self._blob
-        last = blob.read(max(0, blob.size - LAST), LAST)
-        length = int.from_bytes(last[-TRAILER:-4], "little")
-        start = blob.size - TRAILER - length
-        sealed = len(seal_of(b""))
-        if start < sealed:
-            return  # no Parquet file, as is said when it is opened
-        found, expected = blob.read(start - sealed, sealed), seal_of(blob.read(start, length))
-        if found.startswith(SEAL) and found != expected:
-            raise CohortIndexError(f"{blob.name}: it is damaged: its footer isn't as written")
 
     def _check_columns(self) -> None:
         found, expected = self._parquet.schema_arrow, schema()
