@@ -14,7 +14,7 @@ import pytest
 import dicomslide
 from dicomslide.backends.part10.file import FileSource
 from dicomslide.testing import write_slide
-from tests.support import optional, parts
+from tests.support import optional, parts, small_jpeg
 from tests.support.moto_bucket import serving_bucket
 from tests.support.parts import starts
 
@@ -116,6 +116,18 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no real slides: {SHARED} isn't there")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def small_jpeg_file(tmp_path_factory) -> Path:
+    """A level of JPEG frames of 64 × 64 pixels: see `tests.support.small_jpeg`."""
+    return small_jpeg.write(tmp_path_factory.mktemp("small-jpeg"))
+
+
+@pytest.fixture(scope="session")
+def jpeg_pixels(small_jpeg_file):
+    """Pixels of that level, by other decoders."""
+    return small_jpeg.decoded(small_jpeg_file)
 
 
 @pytest.fixture(scope="session")

@@ -19,23 +19,12 @@ from dicomslide.openslide import OpenSlideCache
 from dicomslide.process.budget import cached_bytes
 from dicomslide.process.frame_cache import RECENT, FrameCache
 from dicomslide.testing import write_slide
-from tests.support import small_jpeg
 from tests.support.small_jpeg import EDGE, FRAME, FRAMES, TILE, matrix_of
 
 
-@pytest.fixture(scope="module")
-def jpeg_file(tmp_path_factory):
-    return small_jpeg.write(tmp_path_factory.mktemp("jpeg"))
-
-
-@pytest.fixture(scope="module")
-def pixels(jpeg_file):
-    return small_jpeg.decoded(jpeg_file)
-
-
 @pytest.fixture
-def matrix(jpeg_file):
-    return matrix_of(jpeg_file)
+def matrix(small_jpeg_file):
+    return matrix_of(small_jpeg_file)
 
 
 def _kept():
@@ -51,40 +40,41 @@ def _read(matrix, row, column, size):
 
 
 @pytest.mark.parametrize("size", [40, 100, 112])
-def test_tiles_in_raster_order_decode_each_frame_once(matrix, pixels, frames_read, size):
+def test_tiles_in_raster_order_decode_each_frame_once(matrix, jpeg_pixels, frames_read, size):
     for row, column in _squares(size):
         np.testing.assert_array_equal(
-            _read(matrix, row, column, size), pixels[row : row + size, column : column + size]
+            _read(matrix, row, column, size), jpeg_pixels[row : row + size, column : column + size]
         )
     assert len(frames_read) == len(set(frames_read))
 
 
-def test_a_window_that_moves_decodes_each_frame_once(matrix, pixels, frames_read):
+def test_a_window_that_moves_decodes_each_frame_once(matrix, jpeg_pixels, frames_read):
     for column in range(0, EDGE - 130, 16):
         np.testing.assert_array_equal(
-            _read(matrix, 70, column, 130), pixels[70:200, column : column + 130]
+            _read(matrix, 70, column, 130), jpeg_pixels[70:200, column : column + 130]
         )
     assert len(frames_read) == len(set(frames_read))
 
 
-def test_whole_tiles_are_kept_when_they_are_wanted_again(matrix, pixels, frames_read):
+def test_whole_tiles_are_kept_when_they_are_wanted_again(matrix, jpeg_pixels, frames_read):
     for epoch, kept in enumerate((0, FRAMES * FRAME, FRAMES * FRAME)):
         frames_read.clear()
         for row, column in _squares(TILE):
             np.testing.assert_array_equal(
-                _read(matrix, row, column, TILE), pixels[row : row + TILE, column : column + TILE]
+                _read(matrix, row, column, TILE),
+                jpeg_pixels[row : row + TILE, column : column + TILE],
             )
         assert _kept() == kept
         assert len(frames_read) == (FRAMES if epoch < 2 else 0)
 
 
-def test_regions_of_whole_tiles_are_kept_while_there_is_room(matrix, pixels, frames_read):
+def test_regions_of_whole_tiles_are_kept_while_there_is_room(matrix, jpeg_pixels, frames_read):
     with dicomslide.set_options(frame_cache_bytes=20 * FRAME):
         for row, column in _squares(2 * TILE):  # of four frames each
             _read(matrix, row, column, 2 * TILE)
         assert _kept() == 20 * FRAME
         frames_read.clear()
-        np.testing.assert_array_equal(_read(matrix, 0, 0, 2 * TILE), pixels[:128, :128])
+        np.testing.assert_array_equal(_read(matrix, 0, 0, 2 * TILE), jpeg_pixels[:128, :128])
         assert frames_read == []
 
 
@@ -97,14 +87,14 @@ def test_whole_tiles_by_their_index_are_kept_when_they_are_wanted_again(matrix, 
     assert len(frames_read) == 2
 
 
-def test_a_region_that_is_read_again_comes_from_memory(matrix, pixels, frames_read):
+def test_a_region_that_is_read_again_comes_from_memory(matrix, jpeg_pixels, frames_read):
     _read(matrix, 20, 30, 300)
     frames_read.clear()
     region = _read(matrix, 20, 30, 300)
-    np.testing.assert_array_equal(region, pixels[20:320, 30:330])
+    np.testing.assert_array_equal(region, jpeg_pixels[20:320, 30:330])
     assert frames_read == []
     region[...] = 0
-    np.testing.assert_array_equal(_read(matrix, 20, 30, 300), pixels[20:320, 30:330])
+    np.testing.assert_array_equal(_read(matrix, 20, 30, 300), jpeg_pixels[20:320, 30:330])
 
 
 def test_a_stream_keeps_nothing_and_lets_nothing_go(matrix, frames_read):
@@ -192,18 +182,18 @@ def test_frames_that_were_wanted_are_forgotten_with_their_scope():
         max_size=12,
     ),
 )
-def test_whatever_is_read_is_right_and_within_the_bound(jpeg_file, pixels, most, reads):
+def test_whatever_is_read_is_right_and_within_the_bound(small_jpeg_file, jpeg_pixels, most, reads):
     with dicomslide.set_options(frame_cache_bytes=most * FRAME):
         dicomslide.clear_all("decoded frames")
-        matrix = matrix_of(jpeg_file)
+        matrix = matrix_of(small_jpeg_file)
         for row, column, rows, columns in reads:
             key = slice(row, row + rows), slice(column, column + columns)
-            np.testing.assert_array_equal(matrix[key], pixels[key])
+            np.testing.assert_array_equal(matrix[key], jpeg_pixels[key])
             assert _kept() <= most * FRAME
 
 
-def test_many_threads_stay_within_the_bound(jpeg_file, pixels):
-    matrix = matrix_of(jpeg_file)
+def test_many_threads_stay_within_the_bound(small_jpeg_file, jpeg_pixels):
+    matrix = matrix_of(small_jpeg_file)
     bound = 9 * FRAME
     most = []
 
@@ -211,7 +201,7 @@ def test_many_threads_stay_within_the_bound(jpeg_file, pixels):
         rng = np.random.default_rng(seed)
         for row, column in rng.integers(0, EDGE - 100, (20, 2)).tolist():
             np.testing.assert_array_equal(
-                _read(matrix, row, column, 100), pixels[row : row + 100, column : column + 100]
+                _read(matrix, row, column, 100), jpeg_pixels[row : row + 100, column : column + 100]
             )
             most.append(_kept())
 
@@ -241,7 +231,7 @@ def test_a_file_that_changes_is_read_anew(tmp_path):
         np.testing.assert_array_equal(after, _read(matrix_of(path), 10, 10, 100))
 
 
-def test_workers_have_the_bound_from_their_environment(jpeg_file):
+def test_workers_have_the_bound_from_their_environment(small_jpeg_file):
     code = """
 import sys, dicomslide
 from dicomslide.process.budget import cached_bytes
@@ -252,7 +242,7 @@ print(cached_bytes()["decoded frames"])
 """
     for value, expected in (("0", 0), (str(8 * FRAME), 8 * FRAME)):
         done = subprocess.run(
-            [sys.executable, "-c", code, str(jpeg_file)],
+            [sys.executable, "-c", code, str(small_jpeg_file)],
             env=os.environ | {"DICOMSLIDE_FRAME_CACHE_BYTES": value},
             capture_output=True,
             text=True,
@@ -261,8 +251,8 @@ print(cached_bytes()["decoded frames"])
         assert int(done.stdout) == expected
 
 
-def test_the_cache_of_openslide_is_used_as_the_process_uses_its_own(jpeg_file, frames_read):
-    with dicomslide.OpenSlide(jpeg_file) as slide:
+def test_the_cache_of_openslide_is_used_as_the_process_uses_its_own(small_jpeg_file, frames_read):
+    with dicomslide.OpenSlide(small_jpeg_file) as slide:
         cache = OpenSlideCache(10 * FRAME)
         slide.set_cache(cache)
         for _ in range(2):
