@@ -231,8 +231,8 @@ class DistantSource(Protocol):
 class ReadAheadSource(Protocol):
     """Optional: a source whose frames may be read before they are asked for.
 
-    While a caller reads tiles row by row, other threads read and decode the next frames, also
-    between the calls.
+    While a caller reads tiles row by row, other threads read and decode the next frames, one at a
+    time, also between the calls.
     """
 
     def may_read_ahead(self) -> bool:

@@ -31,7 +31,7 @@ __all__ = ["AHEAD"]
 SHARE = 8
 """Part of ``frame_cache_bytes`` that frames decoded ahead may take in addition, as a divisor."""
 MOST_FRAMES = 32
-"""Number of frames that boxes are foreseen for, about."""
+"""Approximate number of frames of the boxes that are foreseen."""
 MOST_STEPS = 8
 """Upper bound on the boxes that are foreseen."""
 RECENT = 64
@@ -114,16 +114,17 @@ class _Ahead(FrameCache[np.ndarray]):
 
     def leave_out(self, image: Hashable) -> None:
         """Leave out the frames of an image that no thread has begun."""
+        self._leave_out(lambda key: key[0] == image)
+
+    def _leave_out(self, is_meant: Callable[[Key], bool]) -> None:
         if self._pending:
             with self._lock:
-                for key in [key for key in list(self._pending) if key[0] == image]:
+                for key in list(filter(is_meant, list(self._pending))):
                     self._pending.pop(key, None)
 
     def forget(self, part: str) -> None:
         """Forget the frames of images whose keys have a text among their parts."""
-        with self._lock:
-            for key in [key for key in list(self._pending) if has_part(key, part)]:
-                self._pending.pop(key, None)
+        self._leave_out(lambda key: has_part(key, part))
         super().forget(part)
 
     def clear(self) -> None:
@@ -134,8 +135,8 @@ class _Ahead(FrameCache[np.ndarray]):
         super().clear()
 
     def is_busy_for(self, frames: int) -> bool:
-        """Whether other threads are busy decoding ahead for longer than so many frames take."""
-        return bool(self._running) and len(self._pending) >= frames * self._threads
+        """Whether threads of the pool decode ahead for longer than so many frames take."""
+        return self._threads > 0 and frames * self._threads <= len(self._pending)
 
     def take(
         self, image: Hashable, frames: Sequence[int]
